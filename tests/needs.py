@@ -1,0 +1,64 @@
+"""What a test needs beside Python: skipped by name where it is missing, a failure where CI requires it."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+
+import pytest
+
+DEBIAN_PACKAGES = {
+    "perl": "perl",
+    "danga": "libdanga-socket-perl",
+    "strace": "strace",
+    "curl": "curl",
+    "ab": "apache2-utils",
+    "wrk": "wrk",
+    "valgrind": "valgrind",
+    "gcc": "gcc",
+}
+"""Tool name -> the Debian package that brings it."""
+
+REQUIRED = os.environ.get("DANGA_RAW_REQUIRE_ORACLES") == "1"
+"""Set in CI, where a missing tool is a failure: a comparison that never ran proves nothing."""
+
+missing: set[str] = set()
+"""The tools that tests asked for and did not find in this run; the closing lines name them."""
+
+
+@cache
+def present(tool: str) -> bool:
+    """True if `tool` can be used here."""
+    if tool == "danga":
+        if shutil.which("perl") is None:
+            return False
+        probe = ["perl", "-MDanga::Socket", "-e", "1"]
+        return subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    if tool == "strace":
+        # ptrace may be forbidden where strace itself is installed.
+        if shutil.which("strace") is None:
+            return False
+        trial = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)
+        return trial.returncode == 0
+    return shutil.which(tool) is not None
+
+
+def need(*tools: str) -> None:
+    """Skip the running test unless all of `tools` are here; fail it where CI requires them."""
+    for tool in tools:
+        if not present(tool):
+            missing.add(tool)
+            if REQUIRED:
+                pytest.fail(f"{tool} is required here and is missing", pytrace=False)
+            pytest.skip(f"needs {tool}")
+
+
+def how_to_get() -> list[str]:
+    """The closing lines that tell how to get what was missing."""
+    if not missing:
+        return []
+    packages = " ".join(sorted(DEBIAN_PACKAGES.get(tool, tool) for tool in missing))
+    return [
+        f"Skipped what needs {', '.join(sorted(missing))}. On Debian:",
+        f"    apt-get install {packages}",
+    ]
