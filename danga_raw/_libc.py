@@ -1,0 +1,113 @@
+"""The one door to the C library: every call that the package can make goes through `libc`.
+
+`typestubs/libc.pyi` declares what stands behind the door, with the C prototypes as types. The type
+checker is shown that module, and the running program gets an object with the same names, so that
+each call site is checked before the program runs and not, by a converter for every argument, while
+it runs: an `epoll_wait` with `argtypes` costs twice one without. Hence the rule for what is passed:
+
+* a C int goes as a Python int, its range checked where it comes from a user, since ctypes truncates
+  without a word;
+* anything else (a pointer, a size_t) goes as a ctypes object, never as a bare int.
+
+Callers fetch a function from the door at each use. So whoever replaces an attribute (the audit in
+`trace.py`, another kernel in the tests) is seen at once and by everybody.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from operator import methodcaller
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    import libc as libc
+
+PLATFORM: Final = sys.platform.rstrip("0123456789")
+"""The kind of system: "linux", "darwin", "freebsd", "netbsd", "openbsd", "dragonfly", ..."""
+
+Fields: TypeAlias = tuple[tuple[str, str], ...]
+"""A C struct as its header declares it: the names of its fields and their C types, in order."""
+
+C_TYPES: Final[Mapping[str, type[ctypes._CDataType]]] = {
+    "short": ctypes.c_short,
+    "unsigned short": ctypes.c_ushort,
+    "int": ctypes.c_int,
+    "unsigned int": ctypes.c_uint,
+    "long": ctypes.c_long,
+    "unsigned long": ctypes.c_ulong,
+    "int64_t": ctypes.c_int64,
+    "uint32_t": ctypes.c_uint32,
+    "uint64_t": ctypes.c_uint64,
+    "uint64_t[4]": ctypes.c_uint64 * 4,
+    "intptr_t": ctypes.c_ssize_t,
+    "uintptr_t": ctypes.c_size_t,
+    "void *": ctypes.c_void_p,
+}
+"""The C types that occur in the structs of this package, as this platform has them."""
+
+
+def structure(name: str, fields: Fields, pack: int = 0) -> type[ctypes.Structure]:
+    """The ctypes type of a C struct; `pack` is that of `#pragma pack`, 0 for natural alignment."""
+    body: dict[str, object] = {"_fields_": [(field, C_TYPES[c]) for field, c in fields]}
+    if pack:
+        # Since 3.14 a packed ctypes struct must say that it is laid out so; earlier ones look away.
+        body |= {"_pack_": pack, "_layout_": "ms"}
+    return type(name, (ctypes.Structure,), body)
+
+
+def failure(call: str) -> OSError:
+    """The `OSError` for a foreign call that has just returned -1: its errno, and `call` as it was."""
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+class Door:
+    """Holds what `typestubs/libc.pyi` declares; a function that this platform lacks is absent."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        foreign: dict[str, Callable[..., object]] = {}
+        for name, symbols in FOREIGN.items():
+            for symbol in symbols:
+                if hasattr(library, symbol):
+                    foreign[name] = library[symbol]
+                    break
+        self.__dict__.update(foreign)
+        if fcntl := foreign.get("fcntl"):
+            # A variadic function has a calling convention of its own on some machines (arm64
+            # macOS), and ctypes takes it when it is told which arguments are the named ones.
+            fcntl.argtypes = (ctypes.c_int, ctypes.c_int)
+        # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
+        # and let the handle decode its own kind of address.
+        self.read = os.read
+        self.write = os.write
+        self.close = os.close
+        self.fstat = os.fstat
+        self.getrusage = resource.getrusage
+        self.clock_gettime = time.clock_gettime
+        self.getpeername = methodcaller("getpeername")
+        self.getsockname = methodcaller("getsockname")
+
+
+FOREIGN: Final[Mapping[str, tuple[str, ...]]] = {
+    "epoll_create1": ("epoll_create1",),
+    "epoll_ctl": ("epoll_ctl",),
+    "epoll_wait": ("epoll_wait",),
+    "kqueue": ("kqueue",),
+    # NetBSD renames a function when a struct it takes has changed, and keeps the plain name for
+    # binaries built before: `kevent` there is the version of 2009 and reads another layout.
+    "kevent": ("__kevent100", "__kevent50") if PLATFORM == "netbsd" else ("kevent",),
+    "poll": ("poll",),
+    "setsockopt": ("setsockopt",),
+    "fcntl": ("fcntl",),
+}
+"""Each foreign function and the symbols to look for, the newest first."""
+
+if not TYPE_CHECKING:
+    # CDLL(None) is the running program itself, which has libc in it: find_library would need a
+    # compiler or ldconfig, and minimal containers have neither.
+    libc = Door(ctypes.CDLL(None, use_errno=True))

@@ -1,0 +1,101 @@
+"""The system call surface of danga_raw on one page: all that the package can call, as C declares it.
+
+The upper part is called by ctypes in the C library. The lower part is Python's own wrapper of one
+call each, under the call's name. Nothing else of the package reaches the operating system.
+"""
+
+from collections.abc import Callable
+from ctypes import Array, Structure, c_int, c_size_t, c_uint, c_ulong
+from os import stat_result
+from resource import struct_rusage
+from typing import Protocol, TypeAlias
+
+from _ctypes import _CArgObject as Reference
+from _typeshed import ReadableBuffer
+
+SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
+
+class HasPeerName(Protocol):
+    def getpeername(self) -> SockAddr: ...
+
+class HasSockName(Protocol):
+    def getsockname(self) -> SockAddr: ...
+
+# --- by ctypes -----------------------------------------------------------------------------------
+
+def epoll_create1(flags: int, /) -> int:
+    """`int epoll_create1(int flags)`: a new epoll descriptor. epoll_create1(2), Linux 2.6.27."""
+
+def epoll_ctl(epfd: int, op: int, fd: int, event: Reference, /) -> int:
+    """`int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)`: epoll_ctl(2)."""
+
+def epoll_wait(epfd: int, events: Reference, maxevents: int, timeout: int, /) -> int:
+    """`int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout)`.
+
+    The number of ready descriptors, at most `maxevents`; `timeout` in milliseconds. epoll_wait(2).
+    """
+
+def kqueue() -> int:
+    """`int kqueue(void)`: a new kqueue descriptor, which a forked child doesn't have. kqueue(2)."""
+
+def kevent(
+    kq: int,
+    changelist: Array[Structure] | None,
+    nchanges: int | c_size_t,
+    eventlist: Array[Structure] | None,
+    nevents: int | c_size_t,
+    timeout: Reference | None,
+    /,
+) -> int:
+    """`int kevent(int kq, const struct kevent *changelist, int nchanges, struct kevent *eventlist,
+    int nevents, const struct timespec *timeout)`: kevent(2).
+
+    The counts are size_t on NetBSD.
+    """
+
+def poll(fds: Reference, nfds: c_ulong | c_uint, timeout: int, /) -> int:
+    """`int poll(struct pollfd *fds, nfds_t nfds, int timeout)`: poll(2).
+
+    nfds_t is unsigned long on Linux and unsigned int on the BSDs and macOS.
+    """
+
+def setsockopt(
+    sockfd: int, level: int, optname: int, optval: Reference, optlen: int, /
+) -> int:
+    """`int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen)`.
+
+    setsockopt(2), tcp(7).
+    """
+
+def fcntl(fd: int, op: int, arg: int, /) -> int:
+    """`int fcntl(int fd, int op, ...)`: fcntl(2), here always F_SETFD with an int."""
+
+# --- by Python's own wrappers, which raise OSError -------------------------------------------------
+
+def read(fd: int, count: int, /) -> bytes:
+    """`ssize_t read(int fd, void *buf, size_t count)`: read(2), by `os.read`; EINTR is retried."""
+
+def write(fd: int, buf: ReadableBuffer, /) -> int:
+    """`ssize_t write(int fd, const void *buf, size_t count)`: write(2), by `os.write`; EINTR is
+    retried."""
+
+def close(fd: int, /) -> None:
+    """`int close(int fd)`: close(2), by `os.close`."""
+
+def fstat(fd: int, /) -> stat_result:
+    """`int fstat(int fd, struct stat *statbuf)`: fstat(2), by `os.fstat`."""
+
+def getpeername(sock: HasPeerName, /) -> SockAddr:
+    """`int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen)`: getpeername(2), by
+    the handle's own method, which knows its address family."""
+
+def getsockname(sock: HasSockName, /) -> SockAddr:
+    """`int getsockname(int sockfd, struct sockaddr *addr, socklen_t *addrlen)`: getsockname(2), by
+    the handle's own method."""
+
+def getrusage(who: int, /) -> struct_rusage:
+    """`int getrusage(int who, struct rusage *usage)`: getrusage(2), by `resource.getrusage`."""
+
+def clock_gettime(clk_id: int, /) -> float:
+    """`int clock_gettime(clockid_t clk_id, struct timespec *tp)`, in seconds: clock_gettime(2), by
+    `time.clock_gettime`. The C library answers without entering the kernel (vdso(7))."""
