@@ -20,7 +20,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from operator import methodcaller
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -51,46 +51,21 @@ C_TYPES: Final[Mapping[str, type[ctypes._CDataType]]] = {
 """The C types that occur in the structs of this package, as this platform has them."""
 
 
-def structure(name: str, fields: Fields, pack: int = 0) -> type[ctypes.Structure]:
+def structure(
+    name: str, fields: Fields, *, pack: int = 0, base: type[ctypes.Structure] = ctypes.Structure
+) -> type[ctypes.Structure]:
     """The ctypes type of a C struct; `pack` is that of `#pragma pack`, 0 for natural alignment."""
     body: dict[str, object] = {"_fields_": [(field, C_TYPES[c]) for field, c in fields]}
     if pack:
         # Since 3.14 a packed ctypes struct must say that it is laid out so; earlier ones look away.
         body |= {"_pack_": pack, "_layout_": "ms"}
-    return type(name, (ctypes.Structure,), body)
+    return type(name, (base,), body)
 
 
 def failure(call: str) -> OSError:
     """The `OSError` for a foreign call that has just returned -1: its errno, and `call` as it was."""
     number = ctypes.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")
-
-
-class Door:
-    """Holds what `typestubs/libc.pyi` declares; a function that this platform lacks is absent."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        foreign: dict[str, Callable[..., object]] = {}
-        for name, symbols in FOREIGN.items():
-            for symbol in symbols:
-                if hasattr(library, symbol):
-                    foreign[name] = library[symbol]
-                    break
-        self.__dict__.update(foreign)
-        if fcntl := foreign.get("fcntl"):
-            # A variadic function has a calling convention of its own on some machines (arm64
-            # macOS), and ctypes takes it when it is told which arguments are the named ones.
-            fcntl.argtypes = (ctypes.c_int, ctypes.c_int)
-        # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
-        # and let the handle decode its own kind of address.
-        self.read = os.read
-        self.write = os.write
-        self.close = os.close
-        self.fstat = os.fstat
-        self.getrusage = resource.getrusage
-        self.clock_gettime = time.clock_gettime
-        self.getpeername = methodcaller("getpeername")
-        self.getsockname = methodcaller("getsockname")
 
 
 FOREIGN: Final[Mapping[str, tuple[str, ...]]] = {
@@ -106,6 +81,35 @@ FOREIGN: Final[Mapping[str, tuple[str, ...]]] = {
     "fcntl": ("fcntl",),
 }
 """Each foreign function and the symbols to look for, the newest first."""
+
+
+class Door:
+    """Holds what `typestubs/libc.pyi` declares; a function that this platform lacks is absent."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        foreign: dict[str, ctypes._NamedFuncPointer] = {}
+        for name, symbols in FOREIGN.items():
+            for symbol in symbols:
+                if hasattr(library, symbol):
+                    foreign[name] = getattr(library, symbol)
+                    break
+        self.__dict__.update(foreign)
+        if fcntl := foreign.get("fcntl"):
+            # A variadic function has a calling convention of its own on some machines (arm64
+            # macOS), and ctypes takes it when it is told which arguments are the named ones.
+            fcntl.argtypes = (ctypes.c_int, ctypes.c_int)
+        # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
+        # and let the handle decode its own kind of address.
+        self.read = os.read
+        self.write = os.write
+        self.close = os.close
+        self.fstat = os.fstat
+        self.getpid = os.getpid
+        self.getrusage = resource.getrusage
+        self.clock_gettime = time.clock_gettime
+        self.getpeername = methodcaller("getpeername")
+        self.getsockname = methodcaller("getsockname")
+
 
 if not TYPE_CHECKING:
     # CDLL(None) is the running program itself, which has libc in it: find_library would need a

@@ -29,7 +29,9 @@ def epoll_create1(flags: int, /) -> int:
 def epoll_ctl(epfd: int, op: int, fd: int, event: Reference, /) -> int:
     """`int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)`: epoll_ctl(2)."""
 
-def epoll_wait(epfd: int, events: Reference, maxevents: int, timeout: int, /) -> int:
+def epoll_wait(
+    epfd: int, events: Reference, maxevents: int, timeout: int | c_int, /
+) -> int:
     """`int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout)`.
 
     The number of ready descriptors, at most `maxevents`; `timeout` in milliseconds. epoll_wait(2).
@@ -92,6 +94,9 @@ def getpeername(sock: HasPeerName, /) -> SockAddr:
 def getsockname(sock: HasSockName, /) -> SockAddr:
     """`int getsockname(int sockfd, struct sockaddr *addr, socklen_t *addrlen)`: getsockname(2), by
     the handle's own method."""
+
+def getpid() -> int:
+    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; only a kqueue asks, which dies with a fork."""
 
 def getrusage(who: int, /) -> struct_rusage:
     """`int getrusage(int who, struct rusage *usage)`: getrusage(2), by `resource.getrusage`."""

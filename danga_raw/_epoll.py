@@ -1,0 +1,131 @@
+"""epoll(7): its struct, its constants, its calls, and a level-triggered poller over them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from ctypes import byref, c_int, c_uint32, sizeof
+from errno import EINTR
+from typing import Final
+
+from danga_raw._libc import Fields, failure, libc, structure
+
+EPOLLIN: Final = 0x001
+EPOLLOUT: Final = 0x004
+EPOLLERR: Final = 0x008
+EPOLLHUP: Final = 0x010
+
+EPOLL_CTL_ADD: Final = 1
+EPOLL_CTL_DEL: Final = 2
+EPOLL_CTL_MOD: Final = 3
+
+# The kernel defines EPOLL_CLOEXEC as O_CLOEXEC, which is 0x80000 but 0x400000 on sparc.
+EPOLL_CLOEXEC: Final[int] = os.O_CLOEXEC
+
+EPOLL_EVENT: Final[Fields] = (("events", "uint32_t"), ("data", "uint64_t"))
+"""struct epoll_event of <sys/epoll.h>; `data` is a union, of which the poller uses `u64`."""
+
+
+def packed(machine: str) -> bool:
+    """True where struct epoll_event is packed: on x86-64 and x32 only, so that a 32-bit program sees
+    the layout of i386 (EPOLL_PACKED in the kernel's eventpoll.h). `machine` is as uname(2) says."""
+    return machine == "x86_64"
+
+
+epoll_event: Final = structure("epoll_event", EPOLL_EVENT, pack=packed(os.uname().machine))
+
+MAX_EVENTS: Final = 1000
+"""The most events that one wait takes, as in the original."""
+
+_FOREVER: Final = c_int(-1)
+"""A timeout without end. ctypes converts a negative Python int by raising and clearing an exception,
+which costs 90 ns of a wait of 730."""
+
+
+def epoll_create1(flags: int) -> int:
+    """A new epoll descriptor. Raises `OSError` (EMFILE, ENFILE, ENOMEM). epoll_create1(2)."""
+    epfd = libc.epoll_create1(flags)
+    if epfd < 0:
+        raise failure(f"epoll_create1({flags:#x})")
+    return epfd
+
+
+class Epoll:
+    """The ready list of one epoll descriptor.
+
+    An event mask is that of poll(2), whose bits are epoll's own. The kernel reports EPOLLERR and
+    EPOLLHUP whether they are asked for or not.
+    """
+
+    __slots__ = ("_epfd", "_event", "_events", "_fds", "_states")
+
+    def __init__(self) -> None:
+        """epoll_create1(EPOLL_CLOEXEC). Raises `OSError` where no descriptor is to be had."""
+        self._epfd = epoll_create1(EPOLL_CLOEXEC)
+        self._event = epoll_event()
+        events = (epoll_event * MAX_EVENTS)()
+        self._events = byref(events)
+        # Events are decoded by columns, with no object made for a row: the buffer is seen as
+        # 32-bit words, and every so-many-th of them is a mask, or the low half of a u64 with a fd.
+        words = memoryview(events).cast("B").cast("I")
+        stride = sizeof(epoll_event) // sizeof(c_uint32)
+        offset = epoll_event.data.offset // sizeof(c_uint32)
+        low_half = 0 if sys.byteorder == "little" else 1
+        self._states = words[0::stride]
+        self._fds = words[offset + low_half :: stride]
+
+    def register(self, fd: int, events: int) -> None:
+        """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).
+
+        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EPERM for one
+        that can't be watched (a regular file), ENOSPC at /proc/sys/fs/epoll/max_user_watches.
+        """
+        self._ctl(EPOLL_CTL_ADD, fd, events)
+
+    def modify(self, fd: int, old: int, new: int) -> None:
+        """Watch `fd` for `new`, no longer for `old`: epoll_ctl(EPOLL_CTL_MOD).
+
+        Raises `OSError`: EBADF, ENOENT for a fd that is not watched.
+        """
+        self._ctl(EPOLL_CTL_MOD, fd, new)
+
+    def unregister(self, fd: int, events: int) -> None:
+        """Watch `fd` no longer: epoll_ctl(EPOLL_CTL_DEL). Raises as `modify` does."""
+        self._ctl(EPOLL_CTL_DEL, fd, events)
+
+    def _ctl(self, op: int, fd: int, events: int) -> None:
+        self._event.events = events
+        self._event.data = fd
+        if libc.epoll_ctl(self._epfd, op, fd, byref(self._event)) < 0:
+            verb = ("ADD", "DEL", "MOD")[op - EPOLL_CTL_ADD]
+            raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})")
+
+    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
+        """The (fd, event mask) of each ready descriptor, at most 1,000: epoll_wait(2).
+
+        Blocks for at most `timeout_ms` milliseconds, for ever where it is negative. A signal ends
+        the wait with nothing ready. Raises `OSError` (EBADF, EINVAL, ENOMEM).
+        """
+        count = libc.epoll_wait(
+            self._epfd, self._events, MAX_EVENTS, timeout_ms if timeout_ms >= 0 else _FOREVER
+        )
+        if count == 1:
+            # Half of the price of the general way below, and what an unhurried server mostly sees.
+            return ((self._fds[0], self._states[0]),)
+        if count > 0:
+            # Lists, because a handler that runs the loop again has the buffer overwritten.
+            return zip(self._fds[:count].tolist(), self._states[:count].tolist())
+        if count < 0:
+            error = failure(f"epoll_wait({self._epfd})")
+            if error.errno != EINTR:
+                raise error
+        return ()
+
+    def fileno(self) -> int:
+        """The epoll descriptor."""
+        return self._epfd
+
+    def close(self) -> None:
+        """close(2). A forked child that closes its copy leaves the parent's registrations alone."""
+        libc.close(self._epfd)

@@ -1,0 +1,327 @@
+"""kqueue(2): its struct on every platform, its constants, its calls, and a poller over them."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from ctypes import Structure, byref, c_size_t
+from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
+from fcntl import F_SETFD, FD_CLOEXEC
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
+
+from danga_raw._libc import PLATFORM, Fields, failure, libc, structure
+from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
+
+if TYPE_CHECKING:
+    from ctypes import Array
+
+    from _ctypes import _CArgObject as Reference
+
+    class Timespec(Structure):
+        tv_sec: int
+        tv_nsec: int
+
+_log: Final = logging.getLogger("danga_raw")
+
+# <sys/event.h>: these are the same on every platform.
+EV_ADD: Final = 0x0001
+EV_DELETE: Final = 0x0002
+EV_ENABLE: Final = 0x0004
+EV_DISABLE: Final = 0x0008
+EV_ERROR: Final = 0x4000
+EV_EOF: Final = 0x8000
+
+MAX_EVENTS: Final = 1000
+"""The most events that one wait takes, as in the original."""
+
+
+class Abi(NamedTuple):
+    """What one platform's <sys/event.h> declares differently from the others'."""
+
+    fields: Fields
+    """struct kevent."""
+    evfilt_read: int
+    evfilt_write: int
+    counts_are_size_t: bool
+    """True where `nchanges` and `nevents` of kevent(2) are size_t and not int."""
+
+
+def _kevent_fields(filter: str, flags: str, data: str) -> Fields:
+    return (
+        ("ident", "uintptr_t"),
+        ("filter", filter),
+        ("flags", flags),
+        ("fflags", "unsigned int"),
+        ("data", data),
+        ("udata", "void *"),
+    )
+
+
+_EXT: Final[Fields] = (("ext", "uint64_t[4]"),)
+_CLASSIC: Final = Abi(_kevent_fields("short", "unsigned short", "intptr_t"), -1, -2, False)
+_WIDE_DATA: Final = Abi(_kevent_fields("short", "unsigned short", "int64_t"), -1, -2, False)
+_NETBSD: Final = Abi(_kevent_fields("uint32_t", "uint32_t", "int64_t"), 0, 1, True)
+
+ABIS: Final[Mapping[str, Abi]] = {
+    "darwin": _CLASSIC,
+    "dragonfly": _CLASSIC,
+    "libkqueue": _CLASSIC,
+    "openbsd": _WIDE_DATA,
+    "freebsd": _WIDE_DATA._replace(fields=_WIDE_DATA.fields + _EXT),  # since FreeBSD 12
+    "netbsd": _NETBSD._replace(fields=_NETBSD.fields + _EXT),  # since NetBSD 10, __kevent100
+    "netbsd9": _NETBSD,  # before, __kevent50
+}
+"""The kqueue ABIs by the name of their platform. A binding that knew only the classic one read past
+its events from FreeBSD 12 on (rb-kqueue, pull request 19)."""
+
+
+class Kevent(Structure):
+    """What every platform's struct kevent has, in the order of EV_SET(2)'s arguments."""
+
+    if TYPE_CHECKING:
+        ident: int
+        filter: int
+        flags: int
+        fflags: int
+        data: int
+
+
+def abi(platform: str) -> Abi:
+    """The kqueue ABI of a platform. Raises `ValueError`, naming those that are known."""
+    try:
+        return ABIS[platform]
+    except KeyError:
+        known = ", ".join(sorted(ABIS))
+        raise ValueError(f"no kqueue layout for {platform!r}; known are {known}") from None
+
+
+def kevent_type(platform: str) -> type[Kevent]:
+    """struct kevent as `platform` lays it out, under the data model of the running program.
+
+    Raises `ValueError` for an unknown platform.
+    """
+    return cast(type[Kevent], structure("kevent", abi(platform).fields, base=Kevent))
+
+
+def timespec_fields(platform: str, machine: str) -> Fields:
+    """struct timespec: `tv_sec` has 64 bits on every kqueue platform but FreeBSD's i386; under
+    libkqueue it is the host's."""
+    is_long = platform == "libkqueue" or (platform == "freebsd" and machine == "i386")
+    return (("tv_sec", "long" if is_long else "int64_t"), ("tv_nsec", "long"))
+
+
+class KQueueLibrary(Protocol):
+    """What a kqueue poller stands on: the C library, libkqueue, or another kernel's entry points.
+
+    Both calls answer as C does: -1 for an error, with its number in `ctypes.get_errno()`. Where the
+    library has `fcntl` too, its kqueue is closed on exec.
+    """
+
+    @property
+    def kqueue(self) -> KqueueCall: ...
+    @property
+    def kevent(self) -> KeventCall: ...
+
+
+class KqueueCall(Protocol):
+    """`int kqueue(void)`"""
+
+    def __call__(self) -> int: ...
+
+
+class KeventCall(Protocol):
+    """`int kevent(int kq, const struct kevent *changelist, int nchanges, struct kevent *eventlist,
+    int nevents, const struct timespec *timeout)`"""
+
+    def __call__(
+        self,
+        kq: int,
+        changelist: Array[Kevent] | None,
+        nchanges: int | c_size_t,
+        eventlist: Array[Kevent] | None,
+        nevents: int | c_size_t,
+        timeout: Reference | None,
+        /,
+    ) -> int: ...
+
+
+def load_libkqueue(path: str) -> KQueueLibrary:
+    """The userspace libkqueue at `path`, whose layout is "libkqueue".
+
+    Raises `OSError` for a path that is no shared library with `kqueue` and `kevent` in it.
+    """
+    library = ctypes.CDLL(path, use_errno=True)
+    if not (hasattr(library, "kqueue") and hasattr(library, "kevent")):
+        raise OSError(f"{path}: this library has no kqueue and kevent")
+    return cast(KQueueLibrary, library)
+
+
+def system_platform() -> str | None:
+    """The name of this system's kqueue ABI; None where it has no kqueue."""
+    if not hasattr(libc, "kevent"):
+        return None
+    if getattr(libc.kevent, "__name__", "") == "__kevent50":
+        return "netbsd9"
+    return PLATFORM if PLATFORM in ABIS else None
+
+
+Change = tuple[int, int, int]
+"""(ident, filter, flags) of one entry of a change list."""
+
+
+class KQueue:
+    """The filters of one kqueue descriptor, with the verbs and the event masks of the other pollers.
+
+    A Socket has a read and a write filter, both added disabled and then switched on and off; a kqueue
+    reports nothing, not even a hang-up, for a descriptor whose filters are all disabled.
+    """
+
+    __slots__ = (
+        "_abi",
+        "_events",
+        "_kevent",
+        "_kevent_type",
+        "_kq",
+        "_pid",
+        "_platform",
+        "_timespec",
+        "_watched",
+    )
+
+    def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
+        """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) where the library has it.
+
+        `library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
+        without them, the C library's own. Raises `ValueError` for a platform that isn't known, and
+        `OSError` where there is no kqueue or no descriptor to be had.
+        """
+        name = platform if platform is not None else system_platform()
+        if name is None:
+            raise OSError(f"this system ({PLATFORM}) has no kqueue")
+        self._platform = name
+        self._abi = abi(name)
+        self._kevent_type = kevent_type(name)
+        self._events = (self._kevent_type * MAX_EVENTS)()
+        self._timespec = structure("timespec", timespec_fields(name, os.uname().machine))
+        calls = cast(KQueueLibrary, libc) if library is None else library
+        self._kevent = calls.kevent
+        self._watched: set[int] = set()
+        self._kq = calls.kqueue()
+        if self._kq < 0:
+            raise failure("kqueue()")
+        self._pid = libc.getpid()
+        if fcntl := getattr(calls, "fcntl", None):
+            fcntl(self._kq, F_SETFD, FD_CLOEXEC)
+
+    def register(self, fd: int, events: int) -> None:
+        """Watch `fd`: one kevent(2).
+
+        For POLLIN alone (an other fd) it gets the read filter alone. Any other mask (a Socket's) gives
+        it both filters, disabled where the mask does not have POLLIN or POLLOUT.
+
+        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EINVAL for one
+        that the filters don't take. What was added by then is taken back.
+        """
+        if fd in self._watched:
+            raise OSError(EEXIST, f"kevent(EV_ADD, fd {fd}): {os.strerror(EEXIST)}")
+        changes: list[Change] = []
+        for filter, wanted in (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT):
+            if events == POLLIN != wanted:
+                continue
+            changes.append((fd, filter, EV_ADD))
+            if not events & wanted:
+                # A change of its own: libkqueue leaves the filter armed when it is added and
+                # disabled in one.
+                changes.append((fd, filter, EV_DISABLE))
+        try:
+            self._apply(changes)
+        except OSError as error:
+            if error.errno != EPIPE:
+                self._remove(fd)
+                raise
+            # macOS says so for a pipe or socket whose other end is gone, has added the filter all
+            # the same, and reports the event (mio, issue 582). The changes behind it are still due.
+            for change in changes:
+                self._apply([change], EPIPE, ENOENT)
+        self._watched.add(fd)
+
+    def modify(self, fd: int, old: int, new: int) -> None:
+        """Switch the filters on or off in which `new` differs from `old`: a kevent(2) for each.
+
+        Raises `OSError`: EBADF, ENOENT for a fd that is not watched.
+        """
+        for filter, wanted in (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT):
+            if (old ^ new) & wanted:
+                self._apply([(fd, filter, EV_ENABLE if new & wanted else EV_DISABLE)])
+
+    def unregister(self, fd: int, events: int) -> None:
+        """Watch `fd` no longer: a kevent(2) for each filter.
+
+        A filter that isn't there, or a fd that is closed, is as good as unregistered.
+        """
+        self._watched.discard(fd)
+        self._remove(fd, read_only=events == POLLIN)
+
+    def _remove(self, fd: int, read_only: bool = False) -> None:
+        # One call each, as a change that fails keeps those behind it from being applied.
+        self._apply([(fd, self._abi.evfilt_read, EV_DELETE)], ENOENT, EBADF)
+        if not read_only:
+            self._apply([(fd, self._abi.evfilt_write, EV_DELETE)], ENOENT, EBADF)
+
+    def _apply(self, changes: Sequence[Change], *ignored: int) -> None:
+        """One kevent(2) that changes and does not wait; an errno in `ignored` is no failure."""
+        table = (self._kevent_type * len(changes))(*[self._kevent_type(*c) for c in changes])
+        if self._kevent(self._kq, table, self._count(len(changes)), None, self._count(0), None) < 0:
+            error = failure(f"kevent({self._kq}, fd {changes[0][0]})")
+            if error.errno not in ignored:
+                raise error
+
+    def _count(self, n: int) -> int | c_size_t:
+        return c_size_t(n) if self._abi.counts_are_size_t else n
+
+    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
+        """The (fd, event mask) of each filter that fired, at most 1,000: kevent(2).
+
+        A filter fires with POLLIN or POLLOUT; EV_EOF adds POLLERR if it comes with an error, else
+        POLLHUP. Both filters of a fd may be in one batch. Blocks for at most `timeout_ms`
+        milliseconds, for ever where it is negative. A signal ends the wait with nothing ready.
+        Raises `OSError`, also for an error that is reported about a fd; one that is merely gone is
+        dropped with a warning.
+        """
+        limit = None
+        if timeout_ms >= 0:
+            seconds, ms = divmod(timeout_ms, 1000)
+            limit = byref(self._timespec(seconds, ms * 1_000_000))
+        count = self._kevent(
+            self._kq, None, self._count(0), self._events, self._count(MAX_EVENTS), limit
+        )
+        if count < 0:
+            error = failure(f"kevent({self._kq})")
+            if error.errno != EINTR:
+                raise error
+        ready: list[tuple[int, int]] = []
+        for event in self._events[: max(count, 0)]:
+            fd = event.ident
+            if event.flags & EV_ERROR:
+                if event.data not in (EBADF, ENOENT):
+                    raise OSError(event.data, f"kevent(fd {fd}): {os.strerror(event.data)}")
+                _log.warning("kevent() found fd %d gone. removing.", fd)
+                self._watched.discard(fd)
+                continue
+            state = POLLIN if event.filter == self._abi.evfilt_read else POLLOUT
+            if event.flags & EV_EOF:
+                state |= POLLERR if event.fflags else POLLHUP
+            ready.append((fd, state))
+        return ready
+
+    def fileno(self) -> int:
+        """The kqueue descriptor."""
+        return self._kq
+
+    def close(self) -> None:
+        """close(2). In a forked child there is nothing to close: fork(2) leaves a kqueue behind, and
+        by now the number may be another's."""
+        if libc.getpid() == self._pid:
+            libc.close(self._kq)

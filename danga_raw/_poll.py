@@ -1,0 +1,129 @@
+"""poll(2): its struct, its constants, its call, and a poller over it with the verbs of the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from ctypes import byref, c_short, c_uint, c_ulong, memmove, sizeof
+from errno import EBADF, EEXIST, EINTR, ENOENT, EPERM
+from os import strerror
+from stat import S_ISDIR, S_ISREG
+from typing import Final
+
+from danga_raw._libc import PLATFORM, Fields, failure, libc, structure
+
+POLLIN: Final = 0x01
+POLLOUT: Final = 0x04
+POLLERR: Final = 0x08
+POLLHUP: Final = 0x10
+POLLNVAL: Final = 0x20
+
+POLLFD: Final[Fields] = (("fd", "int"), ("events", "short"), ("revents", "short"))
+"""struct pollfd of <poll.h>."""
+
+pollfd: Final = structure("pollfd", POLLFD)
+
+nfds_t: Final = c_ulong if PLATFORM == "linux" else c_uint
+
+_log: Final = logging.getLogger("danga_raw")
+
+
+class Poll:
+    """A table of struct pollfd, handed whole to poll(2) at each wait, whose cost is linear in it.
+
+    poll itself takes any number for a fd. So that a program fails alike on every backend, `register`
+    refuses what epoll_ctl(2) would, and a wait that finds a dead fd drops it.
+    """
+
+    __slots__ = ("_fds", "_revents", "_slot", "_table")
+
+    def __init__(self) -> None:
+        """Makes no system call."""
+        self._slot: dict[int, int] = {}  # fd -> where it stands in the table
+        self._fds: list[int] = []  # the fd of each used slot
+        self._make_table(16)
+
+    def _make_table(self, slots: int) -> None:
+        self._table = (pollfd * slots)()
+        halves = memoryview(self._table).cast("B").cast("h")
+        stride = sizeof(pollfd) // sizeof(c_short)
+        self._revents = halves[pollfd.revents.offset // sizeof(c_short) :: stride]
+
+    def register(self, fd: int, events: int) -> None:
+        """Watch `fd` for `events`: fstat(2), no call of poll's own.
+
+        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EPERM for a
+        regular file or a directory.
+        """
+        try:
+            mode = libc.fstat(fd).st_mode
+        except OSError as error:
+            raise _refusal(error.errno or EBADF, fd) from None
+        if fd in self._slot:
+            raise _refusal(EEXIST, fd)
+        if S_ISREG(mode) or S_ISDIR(mode):
+            raise _refusal(EPERM, fd)
+        slot = len(self._fds)
+        if slot == len(self._table):
+            full = self._table
+            self._make_table(2 * slot)
+            memmove(self._table, full, sizeof(full))
+        self._table[slot] = pollfd(fd, events, 0)
+        self._fds.append(fd)
+        self._slot[fd] = slot
+
+    def modify(self, fd: int, old: int, new: int) -> None:
+        """Watch `fd` for `new`, no longer for `old`. Makes no system call.
+
+        Raises `OSError` (ENOENT) for a fd that is not watched.
+        """
+        self._table[self._find(fd)].events = new
+
+    def unregister(self, fd: int, events: int) -> None:
+        """Watch `fd` no longer. Makes no system call; raises as `modify` does."""
+        slot = self._find(fd)
+        last = self._fds.pop()
+        del self._slot[fd]
+        if last != fd:
+            self._table[slot] = self._table[len(self._fds)]
+            self._fds[slot] = last
+            self._slot[last] = slot
+
+    def _find(self, fd: int) -> int:
+        try:
+            return self._slot[fd]
+        except KeyError:
+            raise _refusal(ENOENT, fd) from None
+
+    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
+        """The (fd, event mask) of each ready descriptor: poll(2).
+
+        Blocks for at most `timeout_ms` milliseconds, for ever where it is negative. A signal ends
+        the wait with nothing ready. Raises `OSError` (EINVAL, ENOMEM).
+        """
+        used = len(self._fds)
+        count = libc.poll(byref(self._table), nfds_t(used), max(timeout_ms, -1))
+        if count < 0:
+            error = failure(f"poll({used} fds)")
+            if error.errno != EINTR:
+                raise error
+        if count <= 0:
+            return ()
+        found = zip(self._fds, self._revents[:used].tolist())
+        ready = [(fd, state) for fd, state in found if state]
+        # A fd that was closed behind the loop's back would make every wait return at once.
+        for dead in [fd for fd, state in ready if state & POLLNVAL]:
+            _log.warning("poll() found fd %d closed. removing.", dead)
+            self.unregister(dead, POLLNVAL)
+        return [(fd, state) for fd, state in ready if not state & POLLNVAL]
+
+    def fileno(self) -> int:
+        """-1: poll has no descriptor of its own."""
+        return -1
+
+    def close(self) -> None:
+        """Makes no system call."""
+
+
+def _refusal(number: int, fd: int) -> OSError:
+    return OSError(number, f"poll(fd {fd}): {strerror(number)}")
