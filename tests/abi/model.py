@@ -1,0 +1,100 @@
+"""What the package declares, under the data model of a machine that this is not."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from unittest.mock import patch
+
+from danga_raw import _epoll, _kqueue, _libc, _poll
+from danga_raw._libc import Fields
+from tests.abi.probe import Answer, Facts
+from tests.abi.targets import Target
+
+EPOLL_NAMES = (
+    "EPOLL_CTL_ADD EPOLL_CTL_DEL EPOLL_CTL_MOD EPOLLIN EPOLLOUT EPOLLERR EPOLLHUP".split()
+)
+POLL_NAMES = "POLLIN POLLOUT POLLERR POLLHUP POLLNVAL".split()
+KQUEUE_NAMES = "EV_ADD EV_DELETE EV_ENABLE EV_DISABLE EV_EOF EV_ERROR".split()
+
+
+def room_on(name: str, platform: str) -> ModuleType:
+    """The package's module `name`, made anew as though this were `platform`."""
+    spec = importlib.util.find_spec(f"danga_raw.{name}")
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    module = importlib.util.module_from_spec(spec)
+    # The door asks `sys`, the rooms behind it ask the door.
+    with patch.object(sys, "platform", platform), patch.object(_libc, "PLATFORM", platform):
+        spec.loader.exec_module(module)
+    return module
+
+
+def layout(struct: str, fields: Fields, pack: int, types: Facts) -> Facts:
+    """Where C puts the fields of a struct: the rules of every ABI here, on the sizes in `types`."""
+    facts: dict[str, int] = {}
+    end, widest = 0, 1
+    for name, c_type in fields:
+        array = re.fullmatch(r"(.*)\[(\d+)\]", c_type)
+        item, count = (array[1], int(array[2])) if array else (c_type, 1)
+        alignment = min(pack or 16, types[f"alignof({item})"])
+        offset = -(-end // alignment) * alignment
+        size = types[f"sizeof({item})"] * count
+        end, widest = offset + size, max(widest, alignment)
+        facts[f"offsetof({struct}.{name})"] = offset
+        facts[f"sizeof({struct}.{name})"] = size
+        if not array and f"signed({item})" in types:
+            facts[f"signed({struct}.{name})"] = types[f"signed({item})"]
+    facts[f"sizeof({struct})"] = -(-end // widest) * widest
+    return facts
+
+
+def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
+    poll = room_on("_poll", target.platform)
+    yield from layout("pollfd", _poll.POLLFD, 0, types).items()
+    yield from ((name, getattr(_poll, name)) for name in POLL_NAMES)
+    nfds_t = {"c_uint": "unsigned int", "c_ulong": "unsigned long"}[poll.nfds_t.__name__]
+    yield f"nfds_t is {nfds_t}", 1
+
+    sockopt = room_on("_sockopt", target.platform)
+    if sockopt.CORK:
+        option, number = sockopt.CORK
+        yield option, number
+    yield "IPPROTO_TCP", sockopt.IPPROTO_TCP
+    # setsockopt(2) gets its optlen as a C int.
+    yield "sizeof(socklen_t)", types["sizeof(int)"]
+
+    if target.platform == "linux":
+        packed = _epoll.packed(target.machine)
+        yield from layout("epoll_event", _epoll.EPOLL_EVENT, packed, types).items()
+        yield from ((name, getattr(_epoll, name)) for name in EPOLL_NAMES)
+        # It is taken from Python, which has it from the same headers.
+        yield "EPOLL_CLOEXEC", types["O_CLOEXEC"]
+    else:
+        abi = _kqueue.abi(target.platform)
+        yield from layout("kevent", abi.fields, 0, types).items()
+        timespec = _kqueue.timespec_fields(target.platform, target.machine)
+        yield from layout("timespec", timespec, 0, types).items()
+        yield from ((name, getattr(_kqueue, name)) for name in KQUEUE_NAMES)
+        yield "EVFILT_READ", abi.evfilt_read
+        yield "EVFILT_WRITE", abi.evfilt_write
+        yield f"kevent counts are {'size_t' if abi.counts_are_size_t else 'int'}", 1
+
+
+def differences(target: Target, answer: Answer) -> list[str]:
+    """Where the package and the headers of `target` disagree, a line each."""
+    # The second field of struct epoll_event is a union, which has no sign; u64 is its widest member.
+    unsigned = {"signed(epoll_event.data)": 0}
+    facts = {**unsigned, **answer.facts}
+    lines = [
+        f"{target.triple}: {name} is {facts.get(name, 'absent')} in the headers "
+        f"and {value} in the package"
+        for name, value in _declared(target, facts)
+        if facts.get(name) != value
+    ]
+    if target.platform != "linux":
+        symbol = room_on("_libc", target.platform).FOREIGN["kevent"][0]
+        if symbol != answer.symbol:
+            lines.append(f"{target.triple}: kevent is {answer.symbol}, not {symbol}")
+    return lines
