@@ -1,5 +1,6 @@
 """What the package declares, under the data model of a machine that this is not."""
 
+import ctypes
 import importlib.util
 import re
 import sys
@@ -54,8 +55,10 @@ def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
     poll = room_on("_poll", target.platform)
     yield from layout("pollfd", _poll.POLLFD, 0, types).items()
     yield from ((name, getattr(_poll, name)) for name in POLL_NAMES)
-    nfds_t = {"c_uint": "unsigned int", "c_ulong": "unsigned long"}[poll.nfds_t.__name__]
-    yield f"nfds_t is {nfds_t}", 1
+    # Where int and long are the same, ctypes has one type for both, and the two can't be told apart.
+    if ctypes.sizeof(ctypes.c_uint) != ctypes.sizeof(ctypes.c_ulong):
+        nfds_t = {"c_uint": "unsigned int", "c_ulong": "unsigned long"}[poll.nfds_t.__name__]
+        yield f"nfds_t is {nfds_t}", 1
 
     sockopt = room_on("_sockopt", target.platform)
     if sockopt.CORK:
@@ -82,6 +85,11 @@ def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
         yield f"kevent counts are {'size_t' if abi.counts_are_size_t else 'int'}", 1
 
 
+def declared(target: Target, types: Facts) -> Facts:
+    """Every number that the package would use on `target`, whose C types are as `types` says."""
+    return dict(_declared(target, types))
+
+
 def differences(target: Target, answer: Answer) -> list[str]:
     """Where the package and the headers of `target` disagree, a line each."""
     # The second field of struct epoll_event is a union, which has no sign; u64 is its widest member.
@@ -90,7 +98,7 @@ def differences(target: Target, answer: Answer) -> list[str]:
     lines = [
         f"{target.triple}: {name} is {facts.get(name, 'absent')} in the headers "
         f"and {value} in the package"
-        for name, value in _declared(target, facts)
+        for name, value in declared(target, facts).items()
         if facts.get(name) != value
     ]
     if target.platform != "linux":

@@ -1,0 +1,227 @@
+"""Runs the tests on other machines' Pythons: `python -m tests.abi.foreign i386 s390x`.
+
+Debian's own python3 for each machine is unpacked into a scratch folder (nothing is installed in the
+system, which needs no foreign architecture for it) and runs under qemu's user mode, where the
+guest's structs are converted by qemu's own knowledge of the guest's ABI; i386 runs on the kernel
+itself where that can. pytest is that of the Python that runs this. It takes apt and the Debian
+package qemu-user-static.
+
+Tests marked `needs` stay out: perl, strace and the like are this machine's, not the other's.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+PACKAGES = ("python3-minimal", "libpython3-stdlib")
+
+PYTEST = ("_pytest", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest")
+"""pytest and what it needs, pure Python that runs there as it does here."""
+
+WRAPPER = "foreign-python3"
+
+
+class Machine(NamedTuple):
+    """A Debian architecture, and what runs its programs."""
+
+    qemu: str
+    triplet: str
+    """The folder of its libraries."""
+
+
+MACHINES = {
+    "i386": Machine("i386", "i386-linux-gnu"),
+    "arm64": Machine("aarch64", "aarch64-linux-gnu"),
+    "armhf": Machine("arm", "arm-linux-gnueabihf"),
+    "s390x": Machine("s390x", "s390x-linux-gnu"),
+    "ppc64el": Machine("ppc64le", "powerpc64le-linux-gnu"),
+}
+
+SMOKE = """
+import os, platform, socket, sys
+from ctypes import c_void_p, sizeof
+from danga_raw import Loop, Socket
+from danga_raw._epoll import epoll_event
+
+class Echo(Socket):
+    def event_read(self):
+        data = self.read(100)
+        if data is None:
+            self.close()
+            self.loop.stop()
+        elif data:
+            self.write(data)
+
+for backend in ("epoll", "poll"):
+    # A fd above 255 has more than one byte that could come out in the wrong order.
+    pairs = [socket.socketpair() for _ in range(150)]
+    here, there = pairs[-1]
+    here.setblocking(False)
+    with Loop(backend=backend) as loop:
+        echo = Echo(here, loop=loop)
+        echo.watch_read(True)
+        there.sendall(b"a byte and some more")
+        there.shutdown(socket.SHUT_WR)
+        loop.run()
+        answer = there.recv(100)
+    assert answer == b"a byte and some more", (backend, answer)
+    for pair in pairs:
+        for end in pair:
+            end.close()
+print(f"Python {platform.python_version()}, {os.uname().machine}, {sys.byteorder}-endian, "
+      f"{8 * sizeof(c_void_p)} bits, "
+      f"struct epoll_event {sizeof(epoll_event)} bytes")
+"""
+
+
+def fetch(architecture: str, scratch: Path) -> Path:
+    """Unpack Python for `architecture` under `scratch`, if it isn't there; its root folder."""
+    root = scratch / architecture
+    if (root / "complete").exists():
+        return root
+    shutil.rmtree(root, ignore_errors=True)
+    apt = root / "apt"
+    for folder in ("state/lists/partial", "cache/archives/partial", "etc"):
+        (apt / folder).mkdir(parents=True)
+    (apt / "status").touch()
+    # Only Debian's own main section: the system may have other sources, without these machines.
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (apt / "etc/sources.list").write_text(
+        f"deb [signed-by={keyring}] http://deb.debian.org/debian bookworm main\n"
+    )
+    options = {
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "",
+        "Acquire::Languages": "none",
+        "Dir::State": f"{apt}/state",
+        "Dir::State::status": f"{apt}/status",
+        "Dir::Cache": f"{apt}/cache",
+        "Dir::Etc::SourceList": f"{apt}/etc/sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::Etc::Preferences": "/dev/null",
+        "Dir::Etc::PreferencesParts": "/dev/null",
+    }
+    command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
+    install = ["install", "--yes", "--download-only", *PACKAGES]
+    for verb in (["update"], install):
+        done = subprocess.run(command + verb, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(f"apt-get {verb[0]} for {architecture}: {done.stderr.strip()}")
+    for package in sorted((apt / "cache/archives").glob("*.deb")):
+        subprocess.run(["dpkg-deb", "-x", package, root], check=True)
+    shutil.rmtree(apt)
+    for path in root.rglob("*"):
+        # An absolute link would lead out of the unpacked root: ppc64el's loader is one.
+        if path.is_symlink() and os.readlink(path).startswith("/"):
+            inside = os.path.relpath(f"{root}{os.readlink(path)}", path.parent)
+            path.unlink()
+            path.symlink_to(inside)
+    (root / "complete").touch()
+    return root
+
+
+def lend_pytest(scratch: Path) -> Path:
+    """A folder with this Python's pytest in it, and nothing else of its packages."""
+    folder = scratch / "pytest"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in PYTEST:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            origin = Path(spec.origin)
+            source = origin.parent if spec.submodule_search_locations else origin
+            (folder / source.name).symlink_to(source)
+    return folder
+
+
+def wrap(architecture: str, root: Path) -> tuple[Path, str]:
+    """A command that runs the unpacked Python and calls itself `sys.executable`; and what runs it.
+
+    Tests start further Pythons by `sys.executable`, which must come here too.
+    """
+    machine = MACHINES[architecture]
+    (python,) = root.glob("usr/bin/python3.??")
+    wrapper = python.with_name(WRAPPER)
+    folders = [root / stem / machine.triplet for stem in ("lib", "usr/lib")]
+    ways = []
+    if architecture == "i386":
+        library_path = ":".join(map(str, folders))
+        native = f"{root}/lib/ld-linux.so.2 --argv0 $0 --library-path {library_path}"
+        ways.append(("the kernel itself", native))
+    if qemu := shutil.which(f"qemu-{machine.qemu}-static"):
+        ways.append((f"qemu-{machine.qemu}", f"{qemu} -L {root} -0 $0"))
+    for name, way in ways:
+        wrapper.write_text(f'#!/bin/sh\nexec {way} {python} "$@"\n')
+        wrapper.chmod(0o755)
+        if subprocess.run([wrapper, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return wrapper, name
+    raise OSError(f"nothing here runs {architecture}: apt-get install qemu-user-static")
+
+
+def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
+    """The smoke test and `tests` on `architecture`: whether all is well, and a line about it."""
+    begin = time.monotonic()
+    try:
+        python, by = wrap(architecture, fetch(architecture, scratch))
+    except OSError as error:
+        return False, f"{architecture}: {error}"
+    empty = scratch / "empty"
+    empty.mkdir(exist_ok=True)
+    # With nothing in PATH, a test that asks for a tool inside itself skips it by name.
+    environment = {
+        "PATH": str(empty),
+        "HOME": str(empty),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": f"{ROOT}:{lend_pytest(scratch)}",
+    }
+    smoke = subprocess.run(
+        [python, "-c", SMOKE], env=environment, capture_output=True, text=True, check=False
+    )
+    if smoke.returncode:
+        return False, f"{architecture}: a byte through each backend: {smoke.stderr.strip()}"
+    line = f"{architecture} by {by}: {smoke.stdout.strip()}; an echo on epoll and on poll passed"
+    well = True
+    if tests:
+        print(f"--- {architecture}", flush=True)
+        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not needs", *tests]
+        done = subprocess.run(
+            pytest, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+        )
+        print(done.stdout, flush=True)
+        summary = re.findall(r"^(?:=+ )?(\d+ \w+.*?) in [\d.]+s", done.stdout, re.MULTILINE)
+        line += f"; tests: {summary[-1] if summary else f'ended with {done.returncode}'}"
+        well = done.returncode == 0
+    return well, f"{line} ({time.monotonic() - begin:.0f} s)"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.abi.foreign", description=__doc__)
+    parser.add_argument("machines", nargs="*", metavar="MACHINE", help="; ".join(MACHINES))
+    parser.add_argument("--tests", nargs="*", default=["tests"], metavar="PYTEST-ARGUMENT")
+    default = Path(tempfile.gettempdir()) / f"danga_raw-foreign-{os.getuid()}"
+    parser.add_argument("--scratch", type=Path, default=default, help="default: %(default)s")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.machines) - MACHINES.keys():
+        parser.error(f"{', '.join(unknown)}: not among {', '.join(MACHINES)}")
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    machines = arguments.machines or list(MACHINES)
+    results = [run(name, arguments.scratch.resolve(), arguments.tests) for name in machines]
+    print("\n".join(line for _, line in results))
+    return 0 if all(well for well, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A system with no compiler, no ldconfig and nothing in PATH: a minimal container, or musl.
+
+`ctypes.util.find_library` runs programs (ldconfig, gcc, ld, objdump) to find the C library, and finds
+none on musl. The package must come by its functions without it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ECHO = """
+import sys
+
+REFUSED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
+           "os.forkpty", "pty.spawn")
+
+def refuse(event, arguments):
+    if event in REFUSED:
+        raise RuntimeError(f"{event} {arguments}: there is nothing to run here")
+
+sys.addaudithook(refuse)
+
+import danga_raw
+
+assert "ctypes.util" not in sys.modules, "somebody may ask for find_library"
+
+import socket
+
+class Echo(danga_raw.Socket):
+    def event_read(self):
+        data = self.read(10)
+        if data is None:
+            self.close()
+            self.loop.stop()
+        elif data:
+            self.write(data)
+
+here, there = socket.socketpair()
+here.setblocking(False)
+with danga_raw.Loop(sys.argv[1]) as loop:
+    Echo(here, loop=loop).watch_read(True)
+    there.sendall(b"!")
+    there.shutdown(socket.SHUT_WR)
+    loop.run()
+    print(loop.backend, there.recv(10), there.recv(10))
+there.close()
+"""
+
+
+def backends() -> list[str]:
+    return ["epoll", "poll"] if sys.platform == "linux" else ["poll"]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_byte_is_echoed_where_no_program_can_be_run(backend: str, tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    if "LD_LIBRARY_PATH" in os.environ:  # for this Python itself, where it was built to need it
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", ECHO, backend],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout == f"{backend} b'!' b''\n"
+
+
+def test_the_guard_of_this_test_sees_find_library(tmp_path: Path) -> None:
+    guard = ECHO.partition("import danga_raw")[0]
+    # The program that find_library asks first on Linux and the one it falls back to both end here.
+    code = f"{guard}\nimport ctypes.util\nctypes.util.find_library('c')\n"
+    environment = {"PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    if sys.platform == "linux":
+        assert "there is nothing to run here" in done.stderr
