@@ -17,11 +17,8 @@ from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 if TYPE_CHECKING:
     from ctypes import Array
 
-    from _ctypes import _CArgObject as Reference
-
-    class Timespec(Structure):
-        tv_sec: int
-        tv_nsec: int
+    # What byref gives has no public name.
+    from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
 
 _log: Final = logging.getLogger("danga_raw")
 

@@ -33,7 +33,7 @@ PLATFORM: Final = sys.platform.rstrip("0123456789")
 Fields: TypeAlias = tuple[tuple[str, str], ...]
 """A C struct as its header declares it: the names of its fields and their C types, in order."""
 
-C_TYPES: Final[Mapping[str, type[ctypes._CDataType]]] = {
+C_TYPES: Final = {
     "short": ctypes.c_short,
     "unsigned short": ctypes.c_ushort,
     "int": ctypes.c_int,
@@ -87,17 +87,14 @@ class Door:
     """Holds what `typestubs/libc.pyi` declares; a function that this platform lacks is absent."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        foreign: dict[str, ctypes._NamedFuncPointer] = {}
+        # A variadic function has a calling convention of its own on some machines (arm64 macOS),
+        # and ctypes takes it when it is told which arguments are the named ones.
+        library.fcntl.argtypes = (ctypes.c_int, ctypes.c_int)
         for name, symbols in FOREIGN.items():
             for symbol in symbols:
                 if hasattr(library, symbol):
-                    foreign[name] = getattr(library, symbol)
+                    setattr(self, name, getattr(library, symbol))
                     break
-        self.__dict__.update(foreign)
-        if fcntl := foreign.get("fcntl"):
-            # A variadic function has a calling convention of its own on some machines (arm64
-            # macOS), and ctypes takes it when it is told which arguments are the named ones.
-            fcntl.argtypes = (ctypes.c_int, ctypes.c_int)
         # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
         # and let the handle decode its own kind of address.
         self.read = os.read

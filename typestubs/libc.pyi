@@ -4,22 +4,15 @@ The upper part is called by ctypes in the C library. The lower part is Python's 
 call each, under the call's name. Nothing else of the package reaches the operating system.
 """
 
-from collections.abc import Callable
 from ctypes import Array, Structure, c_int, c_size_t, c_uint, c_ulong
 from os import stat_result
 from resource import struct_rusage
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from _ctypes import _CArgObject as Reference
 from _typeshed import ReadableBuffer
 
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
-
-class HasPeerName(Protocol):
-    def getpeername(self) -> SockAddr: ...
-
-class HasSockName(Protocol):
-    def getsockname(self) -> SockAddr: ...
 
 # --- by ctypes -----------------------------------------------------------------------------------
 
@@ -87,11 +80,11 @@ def close(fd: int, /) -> None:
 def fstat(fd: int, /) -> stat_result:
     """`int fstat(int fd, struct stat *statbuf)`: fstat(2), by `os.fstat`."""
 
-def getpeername(sock: HasPeerName, /) -> SockAddr:
+def getpeername(sock: object, /) -> SockAddr:
     """`int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen)`: getpeername(2), by
     the handle's own method, which knows its address family."""
 
-def getsockname(sock: HasSockName, /) -> SockAddr:
+def getsockname(sock: object, /) -> SockAddr:
     """`int getsockname(int sockfd, struct sockaddr *addr, socklen_t *addrlen)`: getsockname(2), by
     the handle's own method."""
 

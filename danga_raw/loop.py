@@ -1,0 +1,514 @@
+"""The event loop: waits for events, runs timers, and hands each event to the object it is for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from operator import index
+from resource import RUSAGE_SELF
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+from _socket import socket as RawSocket
+from danga_raw._epoll import Epoll
+from danga_raw._kqueue import KQueue, load_libkqueue, system_platform
+from danga_raw._libc import libc
+from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT, Poll
+from danga_raw.timers import Timer, Timers
+
+_log: Final = logging.getLogger("danga_raw")
+
+_ERR_HUP: Final = POLLERR | POLLHUP
+_INT_MAX: Final = 0x7FFFFFFF
+
+
+class Handle(Protocol):
+    """What a descriptor is known by: a `socket.socket`, a file, or anything with these two."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> object: ...
+
+
+class Watched(Protocol):
+    """What a loop asks of an object whose descriptor it watches. `Socket` is one."""
+
+    fd: int | None
+    closed: bool
+    event_watch: int
+
+    def event_read(self) -> object: ...
+    def event_write(self) -> object: ...
+    def event_err(self) -> object: ...
+    def event_hup(self) -> object: ...
+    def close(self, reason: str | None = None, /) -> object: ...
+    def as_string(self) -> str: ...
+
+
+DescriptorMapping: TypeAlias = Mapping[int, Watched]
+OtherFdCallback: TypeAlias = Callable[[int], object]
+OtherFdMapping: TypeAlias = Mapping[int, OtherFdCallback]
+PostLoopCallback: TypeAlias = Callable[[DescriptorMapping, OtherFdMapping], object]
+ExceptionCallback: TypeAlias = Callable[[Watched | None, Exception], object]
+
+
+class Profile(NamedTuple):
+    """The cost of one kind of event so far."""
+
+    utime: float
+    """Seconds of user time."""
+    stime: float
+    """Seconds of system time."""
+    calls: int
+
+
+class Leaving:
+    """A descriptor on its way out, until the batch of events in which it left is over.
+
+    Until then its object stays in the map and its number can't be given out again, since the batch
+    may still hold an event for it.
+    """
+
+    __slots__ = ("fd", "obj", "sock")
+
+    def __init__(self, fd: int, obj: Watched | None, sock: Handle | None) -> None:
+        self.fd = fd
+        self.obj = obj
+        """Whose entry in the map is to go; None for an other fd."""
+        self.sock = sock
+        """The handle to close; None if it isn't ours to close."""
+
+
+def backends() -> list[str]:
+    """The names of the backends that this system has, the preferred one first."""
+    names = ["poll"]
+    if hasattr(libc, "epoll_create1"):
+        names.insert(0, "epoll")
+    if system_platform() is not None or "DANGA_RAW_LIBKQUEUE" in os.environ:
+        names.insert(0, "kqueue")
+    return names
+
+
+def _choose_backend(name: str | None) -> str:
+    there = backends()
+    wanted = name if name is not None else os.environ.get("DANGA_RAW_BACKEND") or there[0]
+    if wanted not in there:
+        raise ValueError(f"no backend {wanted!r} here; there are {', '.join(there)}")
+    return wanted
+
+
+class Loop:
+    """One event loop with its own poller. A process may have many, one a thread.
+
+    A loop belongs to the thread that runs it; nothing of it may be called from another but `stop`.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
+        """A loop on `backend`: "kqueue", "epoll" or "poll", as DANGA_RAW_BACKEND says where it is
+        None, or else the first of these that the system has. Makes no system call: the poller is
+        opened at its first use. Raises `ValueError` for a backend that isn't there.
+        """
+        self.backend: Final = _choose_backend(backend)
+        """The name of the mechanism in use."""
+        self.on_exception: ExceptionCallback | None = None
+        """Called with (object or None, exception) when a handler or callback raises: then the object
+        is closed and the loop goes on. While it is None, the exception leaves `run`."""
+        self._poller: Epoll | KQueue | Poll | None = None
+        self._timers = Timers()
+        self._timeout = -1
+        self._stopping = False
+        self._depth = 0  # how many calls of `run` are going on, one within the other
+        self._gone: set[int] = set()
+        """What left during an inner `run`: the batch of an outer one may still have events for it."""
+        self._other_fds: dict[int, OtherFdCallback] = {}
+        self._post_loop_callback: PostLoopCallback | None = None
+        self._profiling = False
+        self._profile: dict[str, Profile] = {}
+        # What `Socket` and the loop share.
+        self.sockets: dict[int, Watched] = {}
+        """The objects by their fd, those included that left in the present batch."""
+        self.leaving: deque[Leaving] = deque()
+        """What goes when the present batch is over, in order."""
+        self.pushed_back: dict[int, Watched] = {}
+        """The objects that have pushed-back data to read, by their fd."""
+        self.own_callbacks: dict[int, PostLoopCallback] = {}
+        """The post-loop callbacks of single objects, by their fd."""
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Wait for events and dispatch them, until a post-loop callback says false or `stop`.
+
+        A turn: the timers that are due; one wait for events; for each of them the object's
+        event_read, event_write, event_err and event_hup, as far as they are due and the object isn't
+        closed by then, or the callback of an other fd; event_read again while pushed-back data
+        waits; the deferred closes; the post-loop callbacks.
+
+        An exception of a handler leaves `run` unless there is an `on_exception`. Either way the
+        deferred closes are done, nothing else is lost, and the loop can be run again. Raises
+        `OSError` where the wait fails for another reason than a signal, which counts as a wait with
+        no events.
+
+        System calls: the wait of the backend, close(2) for the deferred closes, and what the
+        handlers make.
+        """
+        sockets = self.sockets
+        self._depth += 1
+        try:
+            while not self._stopping:
+                timeout = self._run_timers() if self._timers.heap else self._timeout
+                if timeout is None:
+                    break
+                for fd, state in (self._poller or self.poller()).wait(timeout):
+                    # An event may be for an object that an earlier one of this batch has closed.
+                    # That object is still in the map, and has nothing more to say.
+                    try:
+                        obj = sockets[fd]
+                    except KeyError:
+                        self._other_event(fd, state)
+                        continue
+                    try:
+                        if self._profiling:
+                            self._dispatch_profiled(obj, state)
+                        elif state == POLLIN:
+                            # The common case; spares four masks.
+                            if not obj.closed:
+                                obj.event_read()
+                        else:
+                            if state & POLLIN and not obj.closed:
+                                obj.event_read()
+                            if state & POLLOUT and not obj.closed:
+                                obj.event_write()
+                            if state & POLLERR and not obj.closed:
+                                obj.event_err()
+                            if state & POLLHUP and not obj.closed:
+                                obj.event_hup()
+                    except Exception as error:
+                        if not self._handled(error, obj):
+                            raise
+                if self.pushed_back:
+                    self._read_pushed_back()
+                if self.leaving:
+                    self._let_go()
+                if (self.own_callbacks or self._post_loop_callback) and not self._run_callbacks():
+                    break
+        finally:
+            self._stopping = False
+            self._let_go()
+            self._depth -= 1
+
+    def stop(self) -> None:
+        """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
+        `run` is going on, the next one returns at once. Doesn't wake a wait that has begun."""
+        self._stopping = True
+
+    def poller(self) -> Epoll | KQueue | Poll:
+        """The poller, opened at its first use: epoll_create1(2), or kqueue(2) and fcntl(2)."""
+        if self._poller is None:
+            if self.backend == "epoll":
+                self._poller = Epoll()
+            elif self.backend == "poll":
+                self._poller = Poll()
+            elif path := os.environ.get("DANGA_RAW_LIBKQUEUE"):
+                self._poller = KQueue(load_libkqueue(path), "libkqueue")
+            else:
+                self._poller = KQueue()
+        return self._poller
+
+    def _run_timers(self) -> int | None:
+        """Fire what is due; how long the wait may take, or None if a timer has stopped the loop."""
+        number = self._timers.added
+        while True:
+            try:
+                until_next = min(self._timers.run_due(number), _INT_MAX)
+                break
+            except Exception as error:
+                if not self._handled(error):
+                    raise
+        if self._stopping:
+            return None
+        if until_next < 0 or 0 <= self._timeout < until_next:
+            return self._timeout
+        return until_next
+
+    def _dispatch_profiled(self, obj: Watched, state: int) -> None:
+        """What `run` does with an event, with the cost of each handler noted."""
+        for event, item, handler in (
+            (POLLIN, "read", obj.event_read),
+            (POLLOUT, "write", obj.event_write),
+            (POLLERR, "err", obj.event_err),
+            (POLLHUP, "hup", obj.event_hup),
+        ):
+            if not state & event or obj.closed:
+                continue
+            item = f"{type(obj).__name__}-{item}"
+            before = libc.getrusage(RUSAGE_SELF)
+            handler()
+            after = libc.getrusage(RUSAGE_SELF)
+            utime, stime, calls = self._profile.get(item, (0.0, 0.0, 0))
+            self._profile[item] = Profile(
+                utime + after.ru_utime - before.ru_utime,
+                stime + after.ru_stime - before.ru_stime,
+                calls + 1,
+            )
+
+    def _other_event(self, fd: int, state: int) -> None:
+        """An event for a descriptor that no object has."""
+        if callback := self._other_fds.get(fd):
+            try:
+                callback(state)
+            except Exception as error:
+                if not self._handled(error):
+                    raise
+        elif fd not in self._gone and not any(entry.fd == fd for entry in self.leaving):
+            # Nobody can handle it, and as long as it is there every wait would return at once.
+            _log.warning(
+                "%s returned fd %d with state %d, of which nothing is known. removing.",
+                self.backend,
+                fd,
+                state,
+            )
+            try:
+                self.poller().unregister(fd, state)
+                libc.close(fd)
+            except OSError as error:
+                _log.warning("fd %d: %s", fd, error)
+
+    def _handled(self, error: Exception, obj: Watched | None = None) -> bool:
+        """True if `on_exception` took what a handler (of `obj`) or a callback raised."""
+        if self.on_exception is None:
+            return False
+        try:
+            self.on_exception(obj, error)
+        finally:
+            if obj is not None and not obj.closed:
+                obj.close("exception")
+        return True
+
+    def _read_pushed_back(self) -> None:
+        """event_read for objects with pushed-back data that watch for reading, until none is left."""
+        again = True
+        while again:
+            again = False
+            for fd in list(self.pushed_back):
+                # An event_read before this one may have closed it.
+                obj = self.pushed_back.get(fd)
+                if obj is None or not obj.event_watch & POLLIN:
+                    continue
+                again = True
+                try:
+                    obj.event_read()
+                except Exception as error:
+                    if not self._handled(error, obj):
+                        raise
+
+    def _let_go(self) -> None:
+        """Close what waits to be closed, and take from the map what has left: close(2) for each."""
+        while self.leaving:
+            entry = self.leaving[0]
+            sock = entry.sock
+            try:
+                if isinstance(sock, RawSocket):
+                    # Every socket can give up its descriptor, so that close(2) goes through the
+                    # door. A signal's handler may raise after any call but no later: what is to be
+                    # closed is forgotten in the step before close(2), not sooner and not later.
+                    sock.detach()
+                    entry.sock = None
+                    libc.close(entry.fd)
+                elif sock is not None:
+                    entry.sock = None
+                    sock.close()
+            except OSError as error:
+                # The descriptor is gone all the same (close(2), "Dealing with error returns").
+                _log.warning("close(fd %d): %s", entry.fd, error)
+            if entry.obj is not None and self.sockets.get(entry.fd) is entry.obj:
+                del self.sockets[entry.fd]
+            self.leaving.popleft()
+            if self._depth > 1:
+                self._gone.add(entry.fd)
+        if self._depth <= 1:
+            self._gone.clear()
+
+    def _run_callbacks(self) -> bool:
+        """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
+        for fd in list(self.own_callbacks):
+            if (own := self.own_callbacks.get(fd)) and not self._keep_running(
+                own, self.sockets.get(fd)
+            ):
+                return False
+        callback = self._post_loop_callback
+        return callback is None or self._keep_running(callback, None)
+
+    def _keep_running(self, callback: PostLoopCallback, obj: Watched | None) -> bool:
+        try:
+            return bool(callback(self.sockets, self._other_fds))
+        except Exception as error:
+            if not self._handled(error, obj):
+                raise
+            return True
+
+    # --- timers, timeout, callbacks -----------------------------------------------------------------
+
+    def add_timer(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Call `callback()` once, `seconds` from now, on the monotonic clock, never early.
+
+        Raises `TypeError` for a callback that can't be called, `ValueError` for a number of seconds
+        that is not finite. A negative one is due at once, and before those due later. Makes no
+        system call (clock_gettime needs none).
+        """
+        return self._timers.add(seconds, callback)
+
+    def set_loop_timeout(self, ms: int) -> int:
+        """Wait at most `ms` milliseconds for events; -1, as at first, for ever; 0 not at all.
+
+        So the original's code has it; its manual says it the other way round. Returns `ms`. Raises
+        `ValueError` below -1 and beyond a C int.
+        """
+        if not -1 <= index(ms) <= _INT_MAX:
+            raise ValueError(f"a loop timeout is -1 or 0 to {_INT_MAX} milliseconds, not {ms!r}")
+        self._timeout = ms
+        return ms
+
+    def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
+        """Call `callback(descriptor map, other fds)` after each batch; false ends `run`.
+
+        None takes it off. Raises `TypeError` for what can't be called.
+        """
+        if callback is not None and not callable(callback):
+            raise TypeError(f"a post-loop callback is a callable or None, not {callback!r}")
+        self._post_loop_callback = callback
+
+    # --- descriptors --------------------------------------------------------------------------------
+
+    @property
+    def descriptor_map(self) -> DescriptorMapping:
+        """The objects by their fd. A closed one stays until its batch is over."""
+        return self.sockets
+
+    @property
+    def watched_sockets(self) -> int:
+        """The number of objects in the descriptor map."""
+        return len(self.sockets)
+
+    @property
+    def to_close(self) -> list[Handle]:
+        """The raw sockets that wait to be closed, in order of closing."""
+        return [entry.sock for entry in self.leaving if entry.sock is not None]
+
+    @property
+    def other_fds(self) -> OtherFdMapping:
+        """The callbacks of the descriptors that no object has, by fd; each is called with the event
+        mask (POLLIN 1, POLLERR 8, POLLHUP 16) when its fd is readable.
+
+        Setting it replaces all, as `add_other_fds` adds them. Those left out are watched no longer,
+        and not closed.
+        """
+        return self._other_fds
+
+    @other_fds.setter
+    def other_fds(self, fds: OtherFdMapping) -> None:
+        kept = dict(fds)
+        self.add_other_fds(kept)
+        for fd in [fd for fd in self._other_fds if fd not in kept]:
+            del self._other_fds[fd]
+            self.leaving.append(Leaving(fd, None, None))
+            try:
+                self.poller().unregister(fd, POLLIN)
+            except OSError:
+                pass  # Closed by its owner, and so out of the poller already.
+
+    def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
+        """Watch descriptors for reading that no object has, each with its callback; returns all.
+
+        Registered at once: epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2). A new
+        callback for a fd that is watched takes no call. Raises `TypeError` for a callback that can't
+        be called and `OSError` for a fd that can't be watched; then none of `fds` is added.
+        """
+        for fd, callback in fds.items():
+            if not callable(callback):
+                raise TypeError(f"an other fd takes a callable, not {callback!r} (fd {fd})")
+        poller = self.poller()
+        added: list[int] = []
+        try:
+            for fd in fds:
+                if fd not in self._other_fds:
+                    poller.register(fd, POLLIN)
+                    added.append(fd)
+        except OSError:
+            for fd in added:
+                poller.unregister(fd, POLLIN)
+            raise
+        self._other_fds.update(fds)
+        return self._other_fds
+
+    # --- profiling ----------------------------------------------------------------------------------
+
+    @property
+    def profiling_data(self) -> Mapping[str, Profile]:
+        """The cost of the handlers so far, by class and event: "Client-read" and so on."""
+        return self._profile
+
+    def enable_profiling(self) -> bool:
+        """Note the cost of each handler from here on, beginning afresh: two getrusage(2) for each.
+        Returns True."""
+        self._profile.clear()
+        self._profiling = True
+        return True
+
+    def disable_profiling(self) -> None:
+        """Note the cost of handlers no longer; what was noted stays."""
+        self._profiling = False
+
+    @property
+    def have_epoll(self) -> bool:
+        """True if this loop waits by epoll."""
+        return self.backend == "epoll"
+
+    @property
+    def have_kqueue(self) -> bool:
+        """True if this loop waits by kqueue."""
+        return self.backend == "kqueue"
+
+    # --- ending -------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile.
+
+        What waits to be closed is closed, and so is the poller: close(2). The next use opens another.
+        In a forked child this leaves the parent's registrations alone, since no descriptor is
+        unregistered.
+        """
+        self._let_go()
+        # The batch in hand, if there is one, may have events for what is forgotten here.
+        self.leaving.extend(Leaving(fd, None, None) for fd in (*self.sockets, *self._other_fds))
+        self.sockets.clear()
+        self.pushed_back.clear()
+        self.own_callbacks.clear()
+        self._other_fds.clear()
+        self._timers.clear()
+        self._timeout = -1
+        self._post_loop_callback = None
+        self._profiling = False
+        self._profile.clear()
+        self.on_exception = None
+        if not self._depth:
+            self._stopping = False
+        poller, self._poller = self._poller, None
+        if poller is not None:
+            poller.close()
+
+    def close(self) -> None:
+        """As `reset`: a closed loop is as good as a new one."""
+        self.reset()
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
