@@ -30,6 +30,9 @@ PYTEST = ("_pytest", "iniconfig", "packaging", "pluggy", "py", "pygments", "pyte
 
 WRAPPER = "foreign-python3"
 
+HUNG = 300
+"""Seconds after which the smoke test, which takes one or two, is given up."""
+
 
 class Machine(NamedTuple):
     """A Debian architecture, and what runs its programs."""
@@ -187,11 +190,15 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": f"{ROOT}:{lend_pytest(scratch)}",
     }
-    smoke = subprocess.run(
-        [python, "-c", SMOKE], env=environment, capture_output=True, text=True, check=False
-    )
+    try:
+        smoke = subprocess.run(
+            [python, "-c", SMOKE], env=environment, capture_output=True, text=True, timeout=HUNG
+        )
+    except subprocess.TimeoutExpired:
+        # Events read from the wrong place are events of nobody, and the loop waits for ever.
+        return False, f"{architecture}: the loop never saw the end of its connection"
     if smoke.returncode:
-        return False, f"{architecture}: a byte through each backend: {smoke.stderr.strip()}"
+        return False, f"{architecture}: an echo on each backend: {smoke.stderr.strip()}"
     line = f"{architecture} by {by}: {smoke.stdout.strip()}; an echo on epoll and on poll passed"
     well = True
     if tests:

@@ -5,6 +5,7 @@ value as eight bytes, the highest first. So they read the same in an object file
 byte order.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -174,7 +175,10 @@ def run(target: Target, types: Iterable[str], scratch: Path) -> Answer:
     zig = [sys.executable, "-m", "ziglang", "cc", "-target", target.triple]
     # -w, because whether an unsigned -1 is below 1 is asked on purpose.
     flags = ["-g0", "-w", "-std=gnu11", "-c", str(code), "-o", str(image)]
-    done = subprocess.run(zig + flags, capture_output=True, text=True, check=False)
+    cache = {"ZIG_GLOBAL_CACHE_DIR": str(scratch / "cache")}
+    done = subprocess.run(
+        zig + flags, env={**os.environ, **cache}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         complaint = re.search(r"error: (.*)", done.stderr)
         return Answer({}, missing=complaint[1] if complaint else done.stderr[:80])
