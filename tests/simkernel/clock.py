@@ -1,0 +1,60 @@
+"""The clock of the simulated world, and what is going to happen in it.
+
+Time stands still while a program computes; only a wait moves it. So a run takes the same course on
+every machine, and an hour of simulated time costs nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import TypeVar
+
+from tests.simkernel.errors import SimError
+
+T = TypeVar("T")
+
+CALL_NS = 1_000
+"""What a wait that finds something at once takes: a program that polls in a circle must see the
+world go on."""
+
+
+class Clock:
+    """Monotonic nanoseconds, and a heap of the actions that are due at some of them."""
+
+    def __init__(self, start_ns: int = 1_000_000_000_000) -> None:
+        self.now_ns = start_ns
+        self._heap: list[tuple[int, int, Callable[[], object]]] = []
+        self._added = 0
+
+    def after(self, delay_ns: int, action: Callable[[], object]) -> int:
+        """Run `action` in `delay_ns` from now, during a wait; returns when that is."""
+        return self.at(self.now_ns + delay_ns, action)
+
+    def at(self, when_ns: int, action: Callable[[], object]) -> int:
+        """Run `action` at `when_ns`; actions of the same moment run in the order they were added."""
+        self._added += 1
+        heapq.heappush(self._heap, (when_ns, self._added, action))
+        return when_ns
+
+    def run_due(self) -> None:
+        """Run what is due by now."""
+        while self._heap and self._heap[0][0] <= self.now_ns:
+            heapq.heappop(self._heap)[2]()
+
+    def wait(self, ready: Callable[[], T], timeout_ns: int | None, what: str) -> T:
+        """Let time pass until `ready()` is true or the timeout is over; returns its last answer.
+
+        A wait for ever while nothing is going to happen is a failure: the program has hung.
+        """
+        self.now_ns += CALL_NS
+        deadline = None if timeout_ns is None else self.now_ns + timeout_ns
+        while True:
+            self.run_due()
+            answer = ready()
+            if answer or (deadline is not None and self.now_ns >= deadline):
+                return answer
+            coming = self._heap[0][0] if self._heap else None
+            if coming is None and deadline is None:
+                raise SimError(f"deadlock: {what} waits for ever, and nothing is going to happen")
+            self.now_ns = min(t for t in (coming, deadline) if t is not None)

@@ -1,0 +1,59 @@
+"""How a program comes to the simulated kernel: the package's door, and a library with kqueue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from danga_raw import _kqueue
+from danga_raw._libc import libc
+
+if TYPE_CHECKING:
+    from tests.simkernel.kernel import SimKernel
+
+COMMON = ("poll", "setsockopt", "fcntl", "read", "write", "close", "fstat", "clock_gettime",
+          "getrusage")  # fmt: skip
+EPOLL = ("epoll_create1", "epoll_ctl", "epoll_wait")
+KQUEUE = ("kqueue", "kevent")
+
+
+class Library:
+    """The kqueue calls of a kernel, as a C library hands them out."""
+
+    def __init__(self, kernel: SimKernel) -> None:
+        self.kqueue = kernel.kqueue
+        self.kevent = kernel.kevent
+        self.fcntl = kernel.fcntl
+
+
+@contextmanager
+def replaced(kernel: SimKernel) -> Iterator[None]:
+    """The door's attributes are the kernel's calls; what this kind of kernel lacks is absent."""
+    door: dict[str, Any] = vars(libc)
+    before = dict(door)
+    present = COMMON + (EPOLL if kernel.form == "linux" else KQUEUE)
+    for name in EPOLL + KQUEUE:
+        door.pop(name, None)
+    for name in present:
+        door[name] = getattr(kernel, name)
+    if kernel.platform == "netbsd9":
+        door["kevent"] = _named("__kevent50", kernel)
+    system = "netbsd" if kernel.platform == "netbsd9" else kernel.platform
+    try:
+        with patch.object(_kqueue, "PLATFORM", system):
+            yield
+    finally:
+        door.clear()
+        door.update(before)
+
+
+def _named(name: str, kernel: SimKernel) -> object:
+    """`kevent` under the symbol by which the package tells the older layout from the newer."""
+
+    def kevent(*arguments: Any) -> int:
+        return kernel.kevent(*arguments)
+
+    kevent.__name__ = name
+    return kevent

@@ -1,0 +1,249 @@
+"""kqueue(2) in its FreeBSD and its NetBSD form, with the structs of each platform read and written
+byte by byte."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Mapping
+from errno import EBADF, EINVAL, ENOENT, EPIPE
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tests.simkernel.errors import SimError
+from tests.simkernel.files import Filter, OpenFile, error
+from tests.simkernel.memory import c_int, item_size, memory
+
+if TYPE_CHECKING:
+    from tests.simkernel.kernel import SimKernel
+
+EV_ADD, EV_DELETE, EV_ENABLE, EV_DISABLE = 0x1, 0x2, 0x4, 0x8
+EV_ERROR, EV_EOF = 0x4000, 0x8000
+KNOWN: Final = EV_ADD | EV_DELETE | EV_ENABLE | EV_DISABLE
+
+Fields = tuple[int, int, int, int, int, int]
+"""ident, filter, flags, fflags, data, udata"""
+
+
+class Layout(NamedTuple):
+    """struct kevent on a 64-bit machine, as the platform's header has it."""
+
+    size: int
+    fields: struct.Struct
+    read: int
+    write: int
+    size_t_counts: bool
+
+
+_CLASSIC = Layout(32, struct.Struct("=QhHIqQ"), -1, -2, False)
+_NETBSD = Layout(40, struct.Struct("=QIII4xqQ"), 0, 1, True)
+LAYOUTS: Final[Mapping[str, Layout]] = {
+    "darwin": _CLASSIC,
+    "dragonfly": _CLASSIC,
+    "freebsd": _CLASSIC._replace(size=64),
+    "libkqueue": _CLASSIC,
+    "netbsd": _NETBSD._replace(size=72),
+    "netbsd9": _NETBSD,
+    "openbsd": _CLASSIC,
+}
+_TIMESPEC = struct.Struct("=qq")
+_POINTER_BITS = 8 * struct.calcsize("P")
+
+
+class Note:
+    """A filter on a descriptor, as one EV_ADD has made it."""
+
+    def __init__(self, file: OpenFile, write: bool, flags: int, udata: int) -> None:
+        self.file = file
+        self.write = write
+        self.enabled = not flags & EV_DISABLE
+        self.first_flags = flags
+        self.udata = udata
+
+
+class KQueue(OpenFile):
+    """A kqueue. A note belongs to a descriptor, and goes when that is closed, a dup
+    notwithstanding."""
+
+    mode = 0o600
+
+    def __init__(self, kernel: SimKernel) -> None:
+        if _POINTER_BITS != 64:
+            raise SimError("the layouts of struct kevent here are those of 64-bit machines")
+        super().__init__(kernel)
+        self.layout = LAYOUTS[kernel.platform]
+        self.netbsd = kernel.form == "netbsd"
+        self.notes: dict[tuple[int, int], Note] = {}
+
+    def __str__(self) -> str:
+        return "a kqueue"
+
+    def poll(self) -> int:
+        return 1 if self.ready() else 0
+
+    def filter(self, write: bool) -> Filter:
+        raise SimError("a kqueue in a kqueue")
+
+    # --- the one call --------------------------------------------------------------------------------
+
+    def kevent(
+        self,
+        changelist: object,
+        nchanges: object,
+        eventlist: object,
+        nevents: object,
+        timeout: object,
+    ) -> int:
+        """kevent(2). Raises `OSError`."""
+        changes = self._read_changes(changelist, self._count(nchanges, "nchanges"))
+        room = self._count(nevents, "nevents")
+        timeout_ns = self._timeout(timeout)
+        size = self.layout.size
+        view = memory(eventlist, room * size, "kevent: eventlist") if room else None
+        if view is not None:
+            self._check_size(eventlist, "eventlist")
+        self.kernel.note_changes(self, [change[:3] for change in changes])
+        told: list[Fields] = []
+        for change in changes:
+            if number := self._change(*change):
+                if len(told) == room:
+                    raise error(number)
+                told.append((change[0], change[1], EV_ERROR, change[3], number, change[5]))
+        if not told and room:
+            told = self.kernel.wait_ns(self.ready, timeout_ns, "kevent")
+            told = self.kernel.luck.shuffled(self._with_spurious(told))[:room]
+        for i, fields in enumerate(told):
+            assert view is not None
+            view[i * size : (i + 1) * size] = bytes(size)
+            self.layout.fields.pack_into(view, i * size, *fields)
+        return len(told)
+
+    def _count(self, value: object, what: str) -> int:
+        if self.layout.size_t_counts:
+            if not isinstance(value, ctypes.c_size_t):
+                raise SimError(f"kevent: {what} is {value!r}, and a size_t on this platform")
+            return value.value
+        count = c_int(value, f"kevent: {what}")
+        if count < 0:
+            raise error(EINVAL)
+        return count
+
+    def _check_size(self, array: object, what: str) -> bool:
+        size = item_size(array)
+        if size != self.layout.size:
+            if self.kernel.strict:
+                raise SimError(f"kevent: struct kevent in {what} has {size} bytes, "
+                               f"and {self.layout.size} on {self.kernel.platform}")  # fmt: skip
+            return False
+        return True
+
+    def _read_changes(self, changelist: object, count: int) -> list[Fields]:
+        if not count:
+            return []
+        if not self._check_size(changelist, "changelist"):
+            # FreeBSD's own kernel took a foreign layout for changes that mean nothing.
+            if self.netbsd:
+                raise error(EINVAL)
+            return []
+        view = memory(changelist, count * self.layout.size, "kevent: changelist")
+        unpack = self.layout.fields.unpack_from
+        return [unpack(view, i * self.layout.size) for i in range(count)]
+
+    def _timeout(self, pointer: object) -> int | None:
+        if pointer is None:
+            return None
+        view = memory(pointer, _TIMESPEC.size, "kevent: timeout")
+        if len(view) != _TIMESPEC.size:
+            raise SimError(f"kevent: struct timespec has {len(view)} bytes, not {_TIMESPEC.size}")
+        seconds, nanoseconds = _TIMESPEC.unpack(view)
+        if seconds < 0 or not 0 <= nanoseconds < 1_000_000_000:
+            if self.kernel.strict:
+                raise SimError(f"kevent: a timeout of {seconds} s and {nanoseconds} ns")
+            raise error(EINVAL)
+        return int(seconds) * 1_000_000_000 + int(nanoseconds)
+
+    # --- changes -------------------------------------------------------------------------------------
+
+    def _change(
+        self, ident: int, filter: int, flags: int, fflags: int, data: int, udata: int
+    ) -> int:
+        """Apply one change; returns its errno, 0 for none."""
+        if flags & ~KNOWN or not flags:
+            raise SimError(f"kevent: unknown flags {flags:#x} for fd {ident}")
+        if fflags or data:
+            raise SimError(f"kevent: fflags {fflags:#x} and data {data} in a change for fd {ident}")
+        if filter not in (self.layout.read, self.layout.write):
+            raise SimError(f"kevent: unknown filter {filter} for fd {ident}")
+        file = self.kernel.table.files.get(ident)
+        if file is None:
+            if self.kernel.strict and not flags & EV_DELETE:
+                raise SimError(f"kevent: descriptor {ident} is closed")
+            return EBADF
+        if not self.netbsd and flags & EV_ENABLE and flags & EV_DISABLE:
+            return EINVAL
+        note = self.notes.get((ident, filter))
+        if note is None:
+            if not flags & EV_ADD:
+                return ENOENT
+            if number := self.kernel.luck.failure("kevent", *self.kernel.NO_MEMORY):
+                return number
+            note = Note(file, filter == self.layout.write, flags, udata)
+            self.notes[(ident, filter)] = note
+            return EPIPE if self._says_epipe(note) else 0
+        if flags & EV_DELETE:
+            del self.notes[(ident, filter)]
+            return 0
+        if not self.netbsd or flags & EV_ADD:
+            note.udata = udata
+        if flags & EV_DISABLE:
+            note.enabled = False
+        if flags & EV_ENABLE:
+            note.enabled = True
+        return 0
+
+    def _says_epipe(self, note: Note) -> bool:
+        # macOS adds the filter and complains all the same (mio, issue 582).
+        return (
+            self.kernel.platform == "darwin"
+            and self.kernel.epipe_at_registration
+            and note.file.filter(True).eof
+        )
+
+    def forget(self, fd: int) -> None:
+        """The descriptor is closed."""
+        self.notes.pop((fd, self.layout.read), None)
+        self.notes.pop((fd, self.layout.write), None)
+
+    # --- events --------------------------------------------------------------------------------------
+
+    def ready(self) -> list[Fields]:
+        """An event for each enabled filter that fires."""
+        found: list[Fields] = []
+        for (ident, filter), note in self.notes.items():
+            if note.enabled:
+                seen = note.file.filter(note.write)
+                if seen.fires:
+                    flags = self._flags(note) | (EV_EOF if seen.eof else 0)
+                    found.append((ident, filter, flags, seen.fflags, seen.data, note.udata))
+        return found
+
+    def _flags(self, note: Note) -> int:
+        # NetBSD keeps what the first EV_ADD said, FreeBSD takes the verbs out.
+        return note.first_flags if self.netbsd else 0
+
+    def _with_spurious(self, told: list[Fields]) -> list[Fields]:
+        if self.notes and self.kernel.luck.noisy("spurious event"):
+            (ident, filter), note = self.kernel.luck.random.choice(list(self.notes.items()))
+            if note.enabled and (ident, filter) not in {event[:2] for event in told}:
+                told = [*told, (ident, filter, self._flags(note), 0, 1, note.udata)]
+        return told
+
+    def released(self) -> None:
+        self.notes.clear()
+        self.kernel.kqueues.remove(self)
+
+
+def as_kqueue(file: OpenFile) -> KQueue:
+    """`file`, if it is a kqueue. Raises `OSError` (EBADF)."""
+    if not isinstance(file, KQueue):
+        raise error(EBADF)
+    return file

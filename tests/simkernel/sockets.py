@@ -1,0 +1,287 @@
+"""Stream sockets, UNIX and TCP, and listeners.
+
+Each socket has an inbox. What the peer writes lies in it at once, so that the room is bounded from
+end to end, but only what has travelled can be read. Packets of one direction never overtake each
+other, and a reset is a packet too.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import deque
+from collections.abc import Callable
+from errno import (
+    EAGAIN,
+    ECONNABORTED,
+    ECONNREFUSED,
+    ECONNRESET,
+    EINVAL,
+    ENOTCONN,
+    EPIPE,
+)
+from typing import TYPE_CHECKING
+
+from tests.simkernel.files import POLLERR, POLLHUP, POLLIN, POLLOUT, Filter, OpenFile, error
+
+if TYPE_CHECKING:
+    from tests.simkernel.kernel import SimKernel
+
+SHUT_RD, SHUT_WR, SHUT_RDWR = 0, 1, 2
+CORK_NS = 200_000_000
+"""How long a corked socket holds back a partial segment at most; tcp(7)."""
+
+Address = tuple[str, int] | str
+
+
+class StreamSocket(OpenFile):
+    """One end of a connection."""
+
+    mode = stat.S_IFSOCK | 0o777
+
+    def __init__(
+        self, kernel: SimKernel, tcp: bool, capacity: int, name: Address, peer_name: Address
+    ) -> None:
+        super().__init__(kernel)
+        self.tcp = tcp
+        self.capacity = capacity
+        self.name = name
+        self.peer_name: Address | None = peer_name
+        self.peer: StreamSocket | None = None
+        self.inbox = bytearray()
+        self.arrived = 0  # how much of the inbox has travelled
+        self.low_water = kernel.luck.random.randint(1, capacity // 2) if kernel.luck.noise else 1
+        self.error = 0  # SO_ERROR
+        self.shut_read = False
+        self.shut_write = False
+        self.got_fin = False
+        self.dead = False  # the last descriptor is closed
+        self.corked = False
+        self._last_packet_ns = 0
+
+    def __str__(self) -> str:
+        return f"the {'TCP' if self.tcp else 'UNIX'} socket {self.name!r} of {self.peer_name!r}"
+
+    # --- what is ready -----------------------------------------------------------------------------
+
+    @property
+    def space(self) -> int:
+        """How much a write could take now."""
+        return self.peer.capacity - len(self.peer.inbox) if self.peer else self.capacity
+
+    def _has_room(self) -> bool:
+        return self.space >= (self.peer.low_water if self.peer else 1)
+
+    def poll(self) -> int:
+        mask = POLLIN if self.arrived or self.shut_read else 0
+        # The write side of TCP is ready once it is shut, that of UNIX only by its buffer.
+        if self._has_room() or (self.tcp and self.shut_write):
+            mask |= POLLOUT
+        if self.error:
+            mask |= POLLERR
+        if self.shut_read and self.shut_write:
+            mask |= POLLHUP
+        return mask
+
+    def filter(self, write: bool) -> Filter:
+        if write:
+            ready = self.shut_write or self.error or self._has_room()
+            return Filter(bool(ready), self.space, self.shut_write, self._fflags(self.shut_write))
+        ready = self.shut_read or self.error or self.arrived
+        return Filter(bool(ready), self.arrived, self.shut_read, self._fflags(self.shut_read))
+
+    def _fflags(self, eof: bool) -> int:
+        return self.error if eof else 0
+
+    # --- the calls ---------------------------------------------------------------------------------
+
+    def take_error(self) -> int:
+        """SO_ERROR, which is told once."""
+        number, self.error = self.error, 0
+        return number
+
+    def read(self, count: int) -> bytes:
+        while count and not self.arrived:
+            # A FIN that came before the reset hides it from a reader (SOCK_DONE).
+            if self.got_fin:
+                return b""
+            if self.error:
+                raise error(self.take_error())
+            if self.shut_read:
+                return b""
+            self.block(POLLIN)
+        count = self.kernel.luck.cut(min(count, self.arrived), "short read")
+        data = bytes(self.inbox[:count])
+        del self.inbox[:count]
+        self.arrived -= count
+        return data
+
+    def write(self, data: memoryview) -> int:
+        while True:
+            if self.tcp and self.error:
+                raise error(self.take_error())
+            if self.shut_write or self.peer is None:
+                raise error(EPIPE)
+            if not len(data):
+                return 0
+            if self.space:
+                break
+            self.block(POLLOUT)
+        count = self.kernel.luck.cut(min(len(data), self.space), "short write")
+        peer = self.peer
+        peer.inbox += data[:count]
+        self._send(lambda: peer.on_data(count), CORK_NS if self.corked else 0)
+        return count
+
+    def set_cork(self, on: bool) -> None:
+        """TCP_CORK: hold back what is written, for a while; off sends it."""
+        self.corked = on
+        if not on:
+            self._flush()
+
+    def _flush(self) -> None:
+        peer = self.peer
+        self._last_packet_ns = 0
+        if peer is not None and (held := len(peer.inbox) - peer.arrived):
+            self._send(lambda: peer.on_data(held))
+
+    def shutdown(self, how: int) -> None:
+        """shutdown(2). Raises `OSError`."""
+        if self.peer is None and self.tcp:
+            raise error(ENOTCONN)
+        if how in (SHUT_RD, SHUT_RDWR):
+            self.shut_read = True
+            if not self.tcp and self.peer:
+                self.peer.shut_write = True
+        if how in (SHUT_WR, SHUT_RDWR) and not self.shut_write:
+            self.shut_write = True
+            self._send_fin()
+
+    def _send_fin(self) -> None:
+        if peer := self.peer:
+            self._flush()
+            self._send(peer.on_fin)
+
+    def released(self) -> None:
+        unread = len(self.inbox) > 0
+        self.inbox.clear()
+        self.arrived = 0
+        self.dead = True
+        peer = self.peer
+        if peer is None:
+            return
+        if not self.tcp:
+            peer.shut_read = peer.shut_write = True
+            peer.error = ECONNRESET if unread else peer.error
+            peer.peer = None
+        elif unread and not (self.shut_write and self.got_fin):
+            self.send_reset()
+        elif not self.shut_write:
+            self._send_fin()
+        self.shut_write = self.shut_read = True
+
+    # --- what the network brings ---------------------------------------------------------------------
+
+    def _send(self, packet: Callable[[], None], held_ns: int = 0) -> None:
+        clock = self.kernel.clock
+        when = max(self._last_packet_ns, clock.now_ns + held_ns)
+        if self.tcp:
+            when += self.kernel.luck.delay_ns()
+        if when <= clock.now_ns:
+            packet()
+        else:
+            self._last_packet_ns = clock.at(when, packet)
+
+    def send_reset(self) -> None:
+        """Give the connection up."""
+        if peer := self.peer:
+            self.peer = None
+            self._send(peer.on_reset)
+
+    def on_data(self, count: int) -> None:
+        """`count` more bytes of the inbox have travelled."""
+        if self.dead:
+            # An orphan answers data with a reset.
+            self.inbox.clear()
+            self.send_reset()
+        else:
+            self.arrived = min(self.arrived + count, len(self.inbox))
+
+    def on_fin(self) -> None:
+        """The peer will send no more."""
+        if not self.dead:
+            self.arrived = len(self.inbox)
+            self.shut_read = self.got_fin = True
+
+    def on_reset(self) -> None:
+        """The peer has given the connection up."""
+        if not self.dead and not (self.shut_read and self.shut_write and self.got_fin):
+            # To a socket that has seen the FIN the reset says that nobody reads its data any more.
+            self.fail(EPIPE if self.got_fin else ECONNRESET)
+
+    def fail(self, number: int) -> None:
+        """The connection is gone, and SO_ERROR says why; what has arrived can still be read."""
+        self.error = number
+        self.shut_read = self.shut_write = True
+        del self.inbox[self.arrived :]
+        self.peer_name = None
+        if self.peer and self.peer.peer is self:
+            other, self.peer = self.peer, None
+            other.inbox[other.arrived :] = b""
+            if self.tcp:
+                self._send(other.on_reset)
+            else:
+                other.on_reset()
+        self.peer = None
+
+
+class Listener(OpenFile):
+    """A listening TCP socket."""
+
+    mode = stat.S_IFSOCK | 0o777
+
+    def __init__(self, kernel: SimKernel, name: Address) -> None:
+        super().__init__(kernel)
+        self.name = name
+        self.waiting: deque[StreamSocket] = deque()
+        self.dead = False
+
+    def __str__(self) -> str:
+        return f"the listener {self.name!r}"
+
+    def poll(self) -> int:
+        return POLLIN if self.waiting else 0
+
+    def filter(self, write: bool) -> Filter:
+        return Filter(False) if write else Filter(bool(self.waiting), len(self.waiting))
+
+    def read(self, count: int) -> bytes:
+        raise error(ENOTCONN)
+
+    def write(self, data: memoryview) -> int:
+        raise error(EPIPE)
+
+    def connected(self, socket: StreamSocket) -> None:
+        """A client has connected; `socket` is this side of it. Raises `OSError` (ECONNREFUSED)."""
+        if self.dead:
+            raise error(ECONNREFUSED)
+        self.waiting.append(socket)
+
+    def accept(self) -> StreamSocket:
+        """The oldest connection that waits. Raises `OSError` (EAGAIN, EINVAL, ECONNABORTED)."""
+        if self.dead:
+            raise error(EINVAL)
+        while not self.waiting:
+            self.block(POLLIN)
+        if number := self.kernel.luck.failure("accept", ECONNABORTED):
+            self.waiting.popleft().released()
+            raise error(number)
+        if self.kernel.luck.noisy("EAGAIN from accept") and self.nonblocking:
+            raise error(EAGAIN)
+        return self.waiting.popleft()
+
+    def released(self) -> None:
+        self.dead = True
+        while self.waiting:
+            socket = self.waiting.popleft()
+            socket.dead = True
+            socket.send_reset()
