@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "abi.md"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abi", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 on a difference")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if they differ")
     check = parser.parse_args().check
 
     try:
@@ -38,8 +38,8 @@ def main() -> int:
     print(f"zig {zig}: {compiled} of {len(TARGETS)} targets compiled, {len(wrong)} differences")
     if check:
         committed = PAGE.read_text() if PAGE.exists() else ""
-        names = ("docs/abi.md", "the headers")
-        wrong += difflib.unified_diff(committed.splitlines(), page.splitlines(), *names, lineterm="")
+        old, new = committed.splitlines(), page.splitlines()
+        wrong += difflib.unified_diff(old, new, "docs/abi.md", "the headers", lineterm="")
     else:
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(page)

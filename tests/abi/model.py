@@ -55,7 +55,7 @@ def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
     poll = room_on("_poll", target.platform)
     yield from layout("pollfd", _poll.POLLFD, 0, types).items()
     yield from ((name, getattr(_poll, name)) for name in POLL_NAMES)
-    # Where int and long are the same, ctypes has one type for both, and the two can't be told apart.
+    # Where int and long are the same, ctypes has one type for both: nothing tells them apart.
     if ctypes.sizeof(ctypes.c_uint) != ctypes.sizeof(ctypes.c_ulong):
         nfds_t = {"c_uint": "unsigned int", "c_ulong": "unsigned long"}[poll.nfds_t.__name__]
         yield f"nfds_t is {nfds_t}", 1
@@ -92,7 +92,7 @@ def declared(target: Target, types: Facts) -> Facts:
 
 def differences(target: Target, answer: Answer) -> list[str]:
     """Where the package and the headers of `target` disagree, a line each."""
-    # The second field of struct epoll_event is a union, which has no sign; u64 is its widest member.
+    # The second field of struct epoll_event is a union, which has no sign; the package uses u64.
     unsigned = {"signed(epoll_event.data)": 0}
     facts = {**unsigned, **answer.facts}
     lines = [

@@ -1,8 +1,8 @@
 """Asks a C compiler for numbers without running what it makes.
 
-The probe is one constant array. Each answer in it is nine bytes: whether there is an answer, and its
-value as eight bytes, the highest first. So they read the same in an object file of any format and
-byte order.
+The probe is one constant array. Each answer in it is nine bytes: whether there is an answer, and
+its value as eight bytes, the highest first. So they read the same in an object file of any format
+and byte order.
 """
 
 import os
@@ -61,6 +61,9 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
     "timespec": ("tv_sec", "tv_nsec"),
 }
 
+WHERE = {"epoll_event": "defined(__linux__)", "kevent": "!defined(__linux__)"}
+"""In C's preprocessor, the platforms that have a struct, where not all do."""
+
 ABSENT_FIELDS: Mapping[str, str] = {
     "ext": "defined(__FreeBSD__) || defined(__NetBSD__)",
 }
@@ -103,7 +106,7 @@ def _questions(types: Iterable[str]) -> tuple[str, list[tuple[str, str, str]]]:
         if not c_type.endswith("*"):
             asked.append(("1", f"signed({c_type})", f"({c_type})-1 < ({c_type})1"))
     for name, fields in STRUCTS.items():
-        where = {"epoll_event": "defined(__linux__)", "kevent": "!defined(__linux__)"}.get(name, "1")
+        where = WHERE.get(name, "1")
         asked.append((where, f"sizeof({name})", f"sizeof(struct {name})"))
         for field in fields:
             present = f"({where}) && ({ABSENT_FIELDS.get(field, '1')})"
@@ -126,7 +129,8 @@ def source(types: Iterable[str]) -> str:
     """The probe in C; `types` are those whose size and alignment are asked."""
     declarations, asked = _questions(types)
     lines = [HEADERS, declarations]
-    lines.append("extern const unsigned char danga_raw_abi[];\nconst unsigned char danga_raw_abi[] = {")
+    lines.append("extern const unsigned char danga_raw_abi[];")
+    lines.append("const unsigned char danga_raw_abi[] = {")
     lines.append(", ".join(str(byte) for byte in START) + ",")
     for condition, _, expression in asked:
         lines += [f"#if {condition}", f"ANSWER({expression})", "#else", "NO_ANSWER", "#endif"]

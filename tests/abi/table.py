@@ -90,7 +90,10 @@ def _choice(heading: str, question: str, *choices: str) -> Column:
     def write(answer: Answer) -> str:
         return next((c for c, name in names.items() if answer.facts.get(name)), ABSENT)
 
-    return Column(heading, write, lambda cell: [(name, int(c == cell)) for c, name in names.items()])
+    def read(cell: str) -> list[tuple[str, int]]:
+        return [(name, int(c == cell)) for c, name in names.items()]
+
+    return Column(heading, write, read)
 
 
 BYTE_ORDER = Column(
@@ -145,8 +148,8 @@ declares are worked out from these and its own lists of fields.""",
 `counts` is the type of `nchanges` and `nevents`, `symbol` the name by which the linker finds
 `kevent`: NetBSD gives the function a new one when the struct has changed.""",
     "Socket and descriptor constants": """\
-NetBSD's header has TCP_NOPUSH under `#ifdef notyet`, and its kernel refuses the number there. Linux's
-number for TCP_CORK is that of TCP_KEEPIDLE on NetBSD.""",
+NetBSD's header has TCP_NOPUSH under `#ifdef notyet`, and its kernel refuses the number. Linux's for
+TCP_CORK is that of TCP_KEEPIDLE there.""",
 }
 
 PREFACE = """\
