@@ -86,9 +86,9 @@ def data_model() -> dict[str, int]:
     facts: dict[str, int] = {"big-endian": int(sys.byteorder == "big")}
     for name in table.TYPES:
         if name in _libc.C_TYPES:
-            c_type = _libc.C_TYPES[name]
-            facts[f"sizeof({name})"] = ctypes.sizeof(c_type)
-            facts[f"alignof({name})"] = ctypes.alignment(c_type)
+            alone = _libc.structure("alone", (("v", name),))
+            facts[f"sizeof({name})"] = ctypes.sizeof(alone)
+            facts[f"alignof({name})"] = ctypes.alignment(alone)
     return facts
 
 
