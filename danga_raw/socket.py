@@ -652,7 +652,9 @@ def _block(data: Writable) -> Queued:
 
 
 def _piece(buf: object) -> bytes:
-    if isinstance(buf, (bytes, bytearray, memoryview)):
+    if isinstance(buf, memoryview):
+        return buf.tobytes()
+    if isinstance(buf, (bytes, bytearray)):
         return bytes(buf)
     _not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
