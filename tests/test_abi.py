@@ -3,6 +3,7 @@
 import ctypes
 import os
 import select
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from danga_raw import _epoll, _kqueue, _libc, _poll
-from tests.abi import model, table
+from tests.abi import model, probe, table
 from tests.abi.probe import Answer
 from tests.abi.targets import TARGETS
+from tests.needs import need
 
 PAGE = Path(__file__).parents[1] / "docs" / "abi.md"
 ANSWERS = table.parse(PAGE.read_text())
@@ -146,6 +148,27 @@ def test_the_kernel_fills_epoll_events_where_the_package_reads_them() -> None:
         for reader, writer in pipes:
             os.close(reader)
             os.close(writer)
+
+
+def test_the_headers_installed_here_say_what_the_table_says(tmp_path: Path) -> None:
+    need("gcc")
+    code, image = tmp_path / "probe.c", tmp_path / "probe.o"
+    code.write_text(probe.source(table.TYPES))
+    command = ["gcc", "-w", "-std=gnu11", "-c", str(code), "-o", str(image)]
+    subprocess.run(command, check=True)
+    mine = probe.read(image.read_bytes(), table.TYPES).facts.items()
+    assert any(ANSWERS[triple].facts.items() <= mine for triple in targets_like_this())
+
+
+def test_an_object_file_without_the_whole_probe_is_refused() -> None:
+    _, asked = probe.questions(["int"])
+    whole = probe.START + 9 * len(asked) * b"\0" + probe.END
+    assert probe.read(b"ELF" + whole + b"\0kevent\0", ["int"]) == Answer({}, "kevent")
+    for image in (b"", whole[:-1], whole[1:], whole + whole, whole.replace(b"\0", b"", 1)):
+        with pytest.raises(ValueError, match="not in the object file"):
+            probe.read(image, ["int"])
+    with pytest.raises(ValueError, match="which of"):
+        probe.read(whole + b"\0kevent\0__kevent50\0", ["int"])
 
 
 def constants(module: Any, prefix: str) -> dict[str, int]:

@@ -95,7 +95,7 @@ class Answer(NamedTuple):
     """Why there is no answer: zig's first complaint."""
 
 
-def _questions(types: Iterable[str]) -> tuple[str, list[tuple[str, str, str]]]:
+def questions(types: Iterable[str]) -> tuple[str, list[tuple[str, str, str]]]:
     """Declarations, and for each question the condition, the name and the C expression."""
     declarations = []
     asked: list[tuple[str, str, str]] = [(f"defined({m})", m, m) for m in MACROS]
@@ -127,7 +127,7 @@ def _questions(types: Iterable[str]) -> tuple[str, list[tuple[str, str, str]]]:
 
 def source(types: Iterable[str]) -> str:
     """The probe in C; `types` are those whose size and alignment are asked."""
-    declarations, asked = _questions(types)
+    declarations, asked = questions(types)
     lines = [HEADERS, declarations]
     lines.append("extern const unsigned char danga_raw_abi[];")
     lines.append("const unsigned char danga_raw_abi[] = {")
@@ -145,8 +145,9 @@ def source(types: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(image: bytes, types: Iterable[str]) -> Answer:
-    _, asked = _questions(types)
+def read(image: bytes, types: Iterable[str]) -> Answer:
+    """The answers in a compiled probe, which asked for the same `types`."""
+    _, asked = questions(types)
     begin, end = image.find(START), image.find(END)
     body = image[begin + len(START) : end]
     if begin < 0 or image.count(START) != 1 or len(body) != 9 * len(asked):
@@ -186,7 +187,7 @@ def run(target: Target, types: Iterable[str], scratch: Path) -> Answer:
     if done.returncode:
         complaint = re.search(r"error: (.*)", done.stderr)
         return Answer({}, missing=complaint[1] if complaint else done.stderr[:80])
-    answer = _read(image.read_bytes(), types)
+    answer = read(image.read_bytes(), types)
     if target.platform == "darwin":
         # There the linker's name of every C function has an underscore before it.
         return answer._replace(symbol=answer.symbol.removeprefix("_"))
