@@ -1,0 +1,248 @@
+"""The command line: `python3 -m danga_raw echo`, `info` and `trace`."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from types import FrameType
+from typing import Final, TypeAlias
+
+from danga_raw import Loop, Socket, _epoll, _kqueue, _poll, _sockopt
+from danga_raw.loop import backends
+
+Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
+Facts: TypeAlias = Mapping[str, Fact]
+
+_PAUSE: Final = 0.2
+"""Seconds without accepting after the system had no descriptor or no memory for a connection."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status. 2 and one line on stderr for what can't be done."""
+    parser = argparse.ArgumentParser(prog="danga_raw", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser("echo", help="send back whatever is received, until SIGTERM")
+    command.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
+    command.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
+    command = commands.add_parser("info", help="the backend, and the ABI in force")
+    command.add_argument("--json", action="store_true", help="as one JSON object")
+    command.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
+    arguments = parser.parse_args(argv)
+    try:
+        match arguments.command:
+            case "echo":
+                echo(arguments.host, arguments.port)
+            case _:
+                show(information() if arguments.abi is None else layouts(arguments.abi), arguments.json)
+    except (OSError, ValueError) as error:
+        print(f"danga_raw: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"a port is 0 to 65535, not {text!r}")
+    return int(text)
+
+
+# --- echo ---------------------------------------------------------------------------------------------
+
+
+class Echo(Socket):
+    """One connection of the echo server. Reads no faster than the other side takes its echo back."""
+
+    __slots__ = ("server",)
+
+    def __init__(self, sock: socket.socket, server: EchoServer) -> None:
+        super().__init__(sock, server.loop)
+        self.server = server
+        self.watch_read(True)
+
+    def event_read(self) -> None:
+        data = self.read(65536)
+        if data is None:
+            self.close("end")
+        elif data:
+            self.server.bytes += len(data)
+            if not self.write(data):
+                self.watch_read(False)
+
+    def event_write(self) -> None:
+        if self.write(None):
+            self.watch_read(True)
+
+    def event_err(self) -> None:
+        self.close("error")
+
+    def event_hup(self) -> None:
+        self.close("hang-up")
+
+
+class EchoServer:
+    """Accepts connections on one listener and counts what passes."""
+
+    def __init__(self, loop: Loop, listener: socket.socket) -> None:
+        self.loop = loop
+        self.listener = listener
+        self.connections = 0
+        self.bytes = 0
+        self.start()
+
+    def start(self) -> None:
+        self.loop.add_other_fds({self.listener.fileno(): self.accept})
+
+    def accept(self, state: int) -> None:
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                    continue  # That one is gone before it was accepted (accept(2), "Error handling").
+                # The listener stays readable: watching it now would be a busy loop.
+                fd = self.listener.fileno()
+                self.loop.other_fds = {k: v for k, v in self.loop.other_fds.items() if k != fd}
+                self.loop.add_timer(_PAUSE, self.start)
+                return
+            sock.setblocking(False)
+            self.connections += 1
+            Echo(sock, self)
+
+
+def echo(host: str, port: int) -> None:
+    """Echo every connection until SIGINT or SIGTERM, then print one line of totals."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reader, writer = socket.socketpair()
+    with Loop() as loop, socket.socket(family) as listener, reader, writer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        listener.listen(1024)
+        listener.setblocking(False)
+        server = EchoServer(loop, listener)
+        stop_on_signals(loop, reader, writer)
+        address, port = listener.getsockname()[:2]
+        print(f"listening on {address}:{port}", flush=True)
+        loop.run()
+        for connection in loop.descriptor_map.values():
+            connection.close("shutdown")
+        signal.set_wakeup_fd(-1)
+        print(f"{server.connections} connections, {server.bytes} bytes echoed", flush=True)
+
+
+def stop_on_signals(loop: Loop, reader: socket.socket, writer: socket.socket) -> None:
+    """Stop `loop` on SIGINT and SIGTERM.
+
+    Python runs the handler of a signal between two bytecodes. One that comes just before the wait
+    would be noticed only after it; so the signal also writes a byte into `writer`
+    (signal.set_wakeup_fd), and the wait watches `reader`.
+    """
+    reader.setblocking(False)
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.fileno())
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    loop.add_other_fds({reader.fileno(): lambda state: reader.recv(4096)})
+
+
+# --- info ---------------------------------------------------------------------------------------------
+
+
+def layout(struct: type[ctypes.Structure]) -> Facts:
+    """The size of a struct, and the offset and size of each field, in bytes."""
+    fields: dict[str, Fact] = {}
+    for name, *_ in struct._fields_:
+        field = getattr(struct, name)
+        fields[name] = {"offset": field.offset, "size": field.size}
+    return {"size": ctypes.sizeof(struct), "fields": fields}
+
+
+def _constants(module: object, *prefixes: str) -> Mapping[str, int]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.startswith(prefixes) and isinstance(value, int)
+    }
+
+
+def layouts(system: str) -> Facts:
+    """The structs and constants of one platform, "linux" or one with kqueue, under the data model of
+    the running program. Raises `ValueError` for one that isn't known."""
+    cork = _sockopt.CORK_OPTIONS.get(system)
+    options: dict[str, Fact] = {"IPPROTO_TCP": _sockopt.IPPROTO_TCP, **({cork[0]: cork[1]} if cork else {})}
+    poll: dict[str, Fact] = {"struct pollfd": layout(_poll.pollfd), **_constants(_poll, "POLL")}
+    if system == "linux":
+        struct = layout(_epoll.epoll_event)
+        constants = _constants(_epoll, "EPOLL")
+        return {"epoll": {"struct epoll_event": struct, **constants}, "poll": poll, "tcp": options}
+    known = {"linux", *_kqueue.ABIS}
+    if system not in known:
+        names = ", ".join(sorted(known))
+        raise ValueError(f"no layouts for the platform {system!r}; known are {names}")
+    abi = _kqueue.abi(system)
+    kqueue: dict[str, Fact] = {
+        "struct kevent": layout(_kqueue.kevent_type(system)),
+        "EVFILT_READ": abi.evfilt_read,
+        "EVFILT_WRITE": abi.evfilt_write,
+        **_constants(_kqueue, "EV_"),
+        "nchanges and nevents": "size_t" if abi.counts_are_size_t else "int",
+    }
+    return {"kqueue": kqueue, "poll": poll, "tcp": options}
+
+
+def information() -> Facts:
+    """What `info` prints: backend, libc, kernel, Python, and the ABI in force on each backend."""
+    uname = os.uname()
+    loop = Loop()
+    in_force: dict[str, Fact] = {}
+    if "epoll" in backends():
+        in_force |= layouts("linux")
+    if name := "libkqueue" if "DANGA_RAW_LIBKQUEUE" in os.environ else _kqueue.system_platform():
+        in_force |= layouts(name)
+    return {
+        "backend": loop.backend,
+        "backends": backends(),
+        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        "kernel": f"{uname.sysname} {uname.release} {uname.machine}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "pointer": f"{8 * ctypes.sizeof(ctypes.c_void_p)} bits, {sys.byteorder}-endian",
+        "abi": in_force,
+    }
+
+
+def show(facts: Facts, as_json: bool) -> None:
+    """Print `facts` as JSON, or a line for each fact."""
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+
+
+def _lines(facts: Facts) -> Iterator[str]:
+    for name, value in facts.items():
+        if isinstance(value, list):
+            yield f"{name}: {', '.join(value)}"
+        elif not isinstance(value, Mapping):
+            yield f"{name}: {value}"
+        elif any(isinstance(part, Mapping) for part in value.values()):
+            yield f"{name}:"
+            yield from (f"  {line}" for line in _lines(value))
+        else:
+            yield f"{name}: " + ", ".join(f"{key} {part}" for key, part in value.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
