@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""A server of static files over HTTP/1.1: GET and HEAD, keep-alive, pipelined requests.
+
+Read it from the bottom: main() makes a Server, which makes a Connection of each client, and
+Connection.talk() is the conversation with it from the first request to the last answer.
+"""
+
+import argparse
+import errno
+import mimetypes
+import os
+import re
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, suppress
+from email.utils import formatdate
+from http import HTTPStatus
+from io import BytesIO, FileIO
+from resource import RLIMIT_NOFILE, getrlimit
+from traceback import print_exception
+from urllib.parse import unquote_to_bytes
+
+# The package lies beside this folder: a bare checkout runs without being installed.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from danga_raw import Loop, Socket
+
+MAX_HEAD = 16 * 1024  # bytes of a request line and its header fields
+PIECE = 128 * 1024  # bytes of a file that may wait in the write queue
+STEPS_A_TURN = 64  # then the other connections get their turn
+HEAD_END = re.compile(rb"(?<=[^\r\n])\r?\n\r?\n")
+HEAD = re.compile(
+    rb"(?:\r\n)*(TOKEN) (?:http://[^/?# ]*)?(/[!->@-~]*)(?:\?[!-~]*)? HTTP/1\.(\d)"
+    rb"((?:\r\nTOKEN:[^\x00-\x08\x0a-\x1f\x7f]*)*)".replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
+)
+
+
+class Refused(Exception):
+    """A request that gets an error for an answer. The argument is the status."""
+
+
+def parse(head: bytes) -> tuple[bytes, dict[str, str], bool]:
+    """Path, fields and keep-alive of a request; strict, so that no proxy reads it otherwise."""
+    if len(head) > MAX_HEAD:
+        raise Refused(431 if b"\r\n" in head[:MAX_HEAD] else 414)
+    if not (request := HEAD.fullmatch(head)):
+        raise Refused(400)
+    method, target, minor, lines = request.groups()
+    if method not in (b"GET", b"HEAD"):
+        raise Refused(405)
+    fields: dict[str, str] = {}
+    for line in lines.decode("latin-1").split("\r\n")[1:]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    # A body is refused: it could be taken for the next request.
+    body = "transfer-encoding" in fields or fields.get("content-length", "0") != "0"
+    one_host = "," not in fields.get("host", "" if minor == b"0" else ",")
+    if body or not one_host or b"\0" in (path := unquote_to_bytes(target)):
+        raise Refused(400)
+    wishes = fields.get("connection", "").lower()
+    return path, fields, "close" not in wishes and (minor != b"0" or "keep-alive" in wishes)
+
+
+def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
+    """Open the file at `path` below a folder, or a folder's index.html: file and name.
+
+    It is walked name by name, following no symbolic link, so that none leads out of it. What
+    is neither file nor folder isn't opened at all: that might wake somebody, or wait for him.
+    """
+    names = [name for name in os.fsdecode(path).split("/") if name not in ("", ".")]
+    if path.endswith(b"/"):
+        names.append("index.html")
+    with ExitStack() as folders:
+        while (name := names.pop(0) if names else "index.html") != "..":
+            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            last = stat.S_ISREG(mode) and not names
+            kind = os.O_NONBLOCK if last else os.O_DIRECTORY
+            found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=folder)
+            if last:
+                return FileIO(found), name
+            folder = found
+            folders.callback(os.close, folder)
+    raise FileNotFoundError(errno.ENOENT, "it leads upwards")
+
+
+def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
+    """The answer to a request: its head, its body, how many bytes of that to send, keep-alive."""
+    body: FileIO | BytesIO
+    fields = {"Date": formatdate(usegmt=True)}
+    keep_alive = False
+    try:
+        path, asked, keep_alive = parse(head)
+        body, name = open_below(root, path)
+        info = os.fstat(body.fileno())
+        size, modified = info.st_size, formatdate(info.st_mtime, usegmt=True)
+        status = 304 if asked.get("if-modified-since") == modified else 200
+        kind, encoding = mimetypes.guess_type("/" + name)
+        kind = kind if kind and not encoding else "application/octet-stream"
+        fields |= {"Last-Modified": modified, "Content-Type": kind}
+    except (Refused, OSError) as error:
+        missing = 503 if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) else 404
+        status = error.args[0] if isinstance(error, Refused) else missing
+        body = BytesIO(f"{status} {HTTPStatus(status).phrase}\n".encode())
+        size = len(body.getvalue())
+        fields |= {"Allow": "GET, HEAD", "Content-Type": "text/plain"}
+    fields["Content-Length"] = str(size)
+    fields["Connection"] = "keep-alive" if keep_alive else "close"
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *map(": ".join, fields.items())]
+    if status == 304 or head.lstrip().startswith(b"HEAD "):
+        size = 0
+    return "\r\n".join([*lines, "", ""]).encode(), body, size, keep_alive
+
+
+class Connection(Socket):
+    """One client. It isn't read from while it is being answered, so nothing can pile up."""
+
+    __slots__ = ("server", "client", "inbox", "talking", "since")
+
+    def __init__(self, server: "Server", client: socket.socket) -> None:
+        super().__init__(client, server.loop)
+        self.server, self.client = server, client
+        self.inbox = b""  # what was read and isn't answered yet
+        self.talking = self.talk()
+        self.go_on()
+
+    def talk(self) -> Generator[bool, None, None]:
+        """The conversation. Yields False when it has said something, True to hear more."""
+        keep_alive = True
+        while keep_alive:
+            while not HEAD_END.search(self.inbox) and len(self.inbox) < MAX_HEAD + 4:
+                yield True
+            head, self.inbox, *_ = *HEAD_END.split(self.inbox, 1), b""
+            start, body, left, keep_alive = answer(head, self.server.root)
+            with body:
+                self.tcp_cork(True)
+                self.write(start)
+                yield False
+                while left and (piece := body.read(min(left, PIECE))):
+                    left -= len(piece)
+                    self.write(piece)
+                    yield False
+            if left:
+                return  # the file has shrunk, and its length is promised
+            self.tcp_cork(False)
+        # Closing with something unread would reset the connection, and the client might never see
+        # the answer. So say that it was the last, and wait for the client to close.
+        self.client.shutdown(socket.SHUT_WR)
+        while True:
+            self.inbox = b""
+            yield True
+
+    def go_on(self) -> None:
+        """Go on talking until it is the client's turn, or that of the other connections."""
+        self.since = time.monotonic()
+        hear = False
+        try:
+            for _ in range(STEPS_A_TURN):
+                hear = next(self.talking)
+                if hear or self.write_buf_size or self.closed:
+                    break
+        except (StopIteration, OSError):
+            self.close("nothing more to say")
+        self.watch_read(hear)
+        if self.closed:
+            self.talking.close()
+        elif self.write_buf_size:
+            self.write(self.go_on)  # is called when all before it has gone out
+        elif not hear:
+            self.loop.add_timer(0, self.go_on)
+
+    def event_read(self) -> None:
+        if (data := self.read(MAX_HEAD)) is None:
+            self.close("end")
+        else:
+            self.inbox += data
+            self.go_on()
+
+    def close(self, reason: str | None = None) -> None:
+        super().close(reason)
+        with suppress(ValueError):  # it is talking just now: go_on() will end it
+            self.talking.close()
+        self.loop.add_other_fds(self.server.door)  # there may be room again
+
+    event_err = event_hup = close
+
+
+class Server:
+    """The listening socket, and what all connections share."""
+
+    def __init__(self, loop: Loop, folder: str, host: str, port: int, timeout: float) -> None:
+        self.loop, self.timeout = loop, timeout
+        self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self.listener = socket.create_server((host, port), backlog=1024)
+        self.listener.setblocking(False)
+        self.door = {self.listener.fileno(): self.accept}
+        self.room = max(1, getrlimit(RLIMIT_NOFILE)[0] * 3 // 4 - 8)  # leaves some for the files
+        self.once_a_second()
+
+    def accept(self, state: int) -> None:
+        while self.loop.watched_sockets < self.room:
+            try:
+                client, _ = self.listener.accept()
+                client.setblocking(False)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                Connection(self, client)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    break
+        # No room: who comes now waits in the kernel until somebody leaves, or for a second.
+        self.loop.other_fds = {}
+
+    def once_a_second(self) -> None:
+        """Close the idle connections, and accept again."""
+        self.loop.add_timer(1, self.once_a_second)
+        latest = time.monotonic() - self.timeout
+        for connection in list(self.loop.descriptor_map.values()):
+            if isinstance(connection, Connection) and connection.since < latest:
+                connection.close("idle")
+        self.loop.add_other_fds(self.door)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve the files of a folder over HTTP.")
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds without progress")
+    options = parser.parse_args()
+    mimetypes.init()  # it reads files, which could fail later
+    with Loop() as loop:
+        try:
+            server = Server(loop, options.folder, options.host, options.port, options.timeout)
+        except (OSError, OverflowError) as error:
+            parser.exit(2, f"httpd.py: {error}\n")
+        loop.on_exception = lambda _, error: print_exception(error)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: loop.stop())
+        print("listening on http://%s:%d/" % server.listener.getsockname(), flush=True)
+        loop.run()
+
+
+if __name__ == "__main__":
+    main()
