@@ -1,0 +1,50 @@
+"""Much data to a fast reader: seconds, so only their ratio within a round is held to anything."""
+
+import statistics
+import subprocess
+
+from benchmarks.processes import HERE, PYTHON, environment
+from benchmarks.table import Bench, Figures, Group, Row, Step
+
+PROGRAM = [PYTHON, str(HERE / "programs" / "stream.py")]
+BLOCKS_IN_A_GIB = 4096
+
+
+def plan(bench: Bench) -> list[Step]:
+    env = environment(bench.package)
+    blocks = str(bench.count(BLOCKS_IN_A_GIB, BLOCKS_IN_A_GIB // 16))
+    rounds = bench.count(9, 3)
+    ratios = []
+
+    def seconds(how: str) -> float:
+        command = [*PROGRAM, how, blocks]
+        return float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+
+    def step(number: int) -> Step:
+        def measure(figures: Figures) -> None:
+            # Turn and turn about, so that neither is always the one that runs second.
+            if number % 2:
+                package, blocking = seconds("package"), seconds("blocking")
+            else:
+                blocking, package = seconds("blocking"), seconds("package")
+            ratios.append(blocking / package)
+            figures["stream"] = statistics.median(ratios)
+
+        return Step(f"1 GiB through write() and through sendall, round {number}", measure)
+
+    return [step(number) for number in range(1, rounds + 1)]
+
+
+GROUP = Group(
+    "stream",
+    "1 GiB through write(), against a blocking sendall",
+    (
+        Row(
+            "throughput, 1 GiB through write() to a reader that drains, over blocking sendall",
+            "stream",
+            must=0.95,
+            at_least=True,
+        ),
+    ),
+    plan,
+)

@@ -1,0 +1,76 @@
+"""Timers: a cost that hardly grows with how many wait, and memory that comes back."""
+
+import subprocess
+
+from benchmarks import instructions
+from benchmarks.processes import HERE, PYTHON, environment
+from benchmarks.table import Bench, Figures, Group, Row, Step
+
+PROGRAM = [PYTHON, str(HERE / "programs" / "timers.py")]
+FEW, MANY = 1000, 100_000
+
+
+def plan(bench: Bench) -> list[Step]:
+    env = environment(bench.package)
+    many = bench.count(MANY, 10_000)
+
+    def counted(what: str, pending: int, count: int) -> int:
+        return instructions.of_program([*PROGRAM, what, str(pending), str(count)], env)
+
+    def fire(key: str, pending: int) -> Step:
+        def measure(figures: Figures) -> None:
+            figures[f"timers.fire.{key}"] = instructions.of_each(
+                lambda count: counted("fire", pending, count), 500, 2500
+            )
+
+        return Step(f"a timer added and fired, {pending:,} pending", measure)
+
+    def cancel(key: str, pending: int) -> Step:
+        def measure(figures: Figures) -> None:
+            figures[f"timers.cancel.{key}"] = instructions.of_each(
+                lambda count: counted("cancel", pending, count), 0, pending
+            )
+
+        return Step(f"cancelling {pending:,} timers", measure)
+
+    def memory(figures: Figures) -> None:
+        command = [*PROGRAM, "memory", str(many)]
+        done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
+        full, held = map(int, done.stdout.split())
+        figures["timers.memory"] = full / many
+        figures["timers.held"] = 100 * held / full
+
+    return [
+        fire("few", FEW),
+        fire("many", many),
+        cancel("few", FEW),
+        cancel("many", many),
+        Step("memory of cancelled timers", memory),
+    ]
+
+
+GROUP = Group(
+    "timers",
+    f"timers with {MANY:,} pending, against {FEW:,}",
+    (
+        Row(
+            f"a timer added and fired, {MANY:,} pending in random order, over {FEW:,}",
+            "timers.fire.many",
+            "timers.fire.few",
+            must=2,
+        ),
+        Row(
+            f"a cancel, when all of {MANY:,} go, over all of {FEW:,}",
+            "timers.cancel.many",
+            "timers.cancel.few",
+            must=2,
+        ),
+        Row(
+            f"memory still held when all of {MANY:,} timers are cancelled",
+            "timers.held",
+            must=5,
+            unit="%",
+        ),
+    ),
+    plan,
+)

@@ -1,0 +1,92 @@
+"""Starting what is measured: one processor, one environment, and an end that is always reached."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PYTHON = sys.executable
+
+
+def environment(package: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a measured program sees: the package that is on trial, and no chance in its hashes."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DANGA_RAW_")}
+    return kept | {
+        "PYTHONPATH": f"{package}{os.pathsep}{ROOT}",
+        "PYTHONHASHSEED": "0",
+        "PERL_HASH_SEED": "0",
+        **(more or {}),
+    }
+
+
+def give_way(pid: int) -> None:
+    """Put a server on our own processor, where waking up does not push us off it.
+
+    A server that wakes at the first of 32 requests would find one event, then 31, or 5 and 27, as
+    chance has it. As a batch process on the processor of its client it runs when the client
+    waits, and finds all 32.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        one = {min(os.sched_getaffinity(0))}
+        os.sched_setaffinity(0, one)
+        os.sched_setaffinity(pid, one)
+        os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+
+
+@contextmanager
+def spread() -> Iterator[None]:
+    """Undo, at the end, what `give_way` did to this process."""
+    before = os.sched_getaffinity(0)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@dataclass
+class Server:
+    """A server that has told us its port."""
+
+    pid: int
+    port: int
+
+
+@contextmanager
+def running(
+    command: Sequence[str], env: Mapping[str, str], one_processor: bool = False
+) -> Iterator[Server]:
+    """Start a server, which prints its port first; it is ended by SIGTERM when the block is."""
+    with spread():
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            if one_processor:
+                give_way(process.pid)
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"{command[-1]} did not start: {process.communicate()[1]}")
+            yield Server(process.pid, int(line))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+
+
+def memory(pid: int, field: str) -> int:
+    """A size from the kernel's account of a process, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} for process {pid}")

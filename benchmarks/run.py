@@ -1,0 +1,107 @@
+"""Everything the docs say about speed, measured side by side in one go.
+
+    python benchmarks/run.py                  all of it: the table, results.json, the plots
+    python benchmarks/run.py requests timers  only these groups of rows: the table, no files
+    python benchmarks/run.py --quick          smaller counts, no files: that it works, roughly
+    python benchmarks/run.py --docs           docs/performance.md again from results.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+# The folder of this file is on the path when it is run; its modules are found from the root.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks import docs
+from benchmarks.groups import cpu, idle, memory, queue, requests, startup, stream, timers
+from benchmarks.peers import left_out
+from benchmarks.processes import HERE, ROOT
+from benchmarks.progress import Progress
+from benchmarks.table import Bench, Group, as_text, lines, measure
+
+GROUPS: dict[str, Group] = {
+    module.GROUP.name: module.GROUP
+    for module in (requests, cpu, memory, startup, timers, stream, idle, queue)
+}
+RESULTS = HERE / "results.json"
+
+
+def machine() -> dict[str, str]:
+    """Where the figures come from."""
+    versions = {}
+    for package in "uvloop", "gevent":
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            pass
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}, {platform.machine()}",
+        "processors": str(os.cpu_count()),
+        **versions,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="groups of rows; all if none")
+    parser.add_argument("--list", action="store_true", help="say what the groups are")
+    parser.add_argument("--quick", action="store_true", help="smaller counts")
+    parser.add_argument("--docs", action="store_true", help="only write the docs again")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument(
+        "--package",
+        type=Path,
+        default=ROOT,
+        metavar="FOLDER",
+        help="measure the danga_raw in this folder instead (writes no docs)",
+    )
+    chosen = parser.parse_args()
+    unknown = [name for name in chosen.names if name not in GROUPS]
+    if unknown:
+        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+    return chosen
+
+
+def main() -> int:
+    chosen = arguments()
+    if chosen.list:
+        for group in GROUPS.values():
+            print(f"{group.name:10} {group.what}")
+        return 0
+    if chosen.docs:
+        docs.write(json.loads(RESULTS.read_text()))
+        return 0
+    groups = [group for group in GROUPS.values() if group.name in (chosen.names or GROUPS)]
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(chosen.package.resolve(), Path(scratch), chosen.quick)
+        figures = measure(groups, bench, Progress())
+    table = lines(groups, figures)
+    results = {
+        "machine": machine(),
+        "left out": left_out(),
+        "table": table,
+        "figures": figures,
+    }
+    print(as_text(table))
+    for title, remedy in left_out().items():
+        print(f"left out: {title} ({remedy})")
+    text = json.dumps(results, indent=1) + "\n"
+    if chosen.json:
+        chosen.json.write_text(text)
+    if not (chosen.names or chosen.quick) and bench.package == ROOT:
+        RESULTS.write_text(text)
+        docs.write(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

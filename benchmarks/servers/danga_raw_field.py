@@ -1,0 +1,20 @@
+"""The package, with a subclass that has one field of its own, as real ones do: for the memory."""
+
+import socket
+
+from benchmarks.servers.danga_raw_server import Connection, serve
+
+
+class Counted(Connection):
+    __slots__ = ("requests",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.requests = 0
+
+    def event_read(self) -> None:
+        self.requests += 1
+        super().event_read()
+
+
+serve(Counted)
