@@ -32,10 +32,10 @@ from danga_raw import Loop, Socket
 MAX_HEAD = 16 * 1024  # bytes of a request line and its header fields
 PIECE = 128 * 1024  # bytes of a file that may wait in the write queue
 STEPS_A_TURN = 64  # then the other connections get their turn
-HEAD_END = re.compile(rb"(?<=[^\r\n])\r?\n\r?\n")
+HEAD_END = re.compile(rb"\n\r?\n")
 HEAD = re.compile(
-    rb"(?:\r\n)*(TOKEN) (?:http://[^/?# ]*)?(/[!->@-~]*)(?:\?[!-~]*)? HTTP/1\.(\d)"
-    rb"((?:\r\nTOKEN:[^\x00-\x08\x0a-\x1f\x7f]*)*)".replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
+    rb"(TOKEN) (?:http://[^/?# ]*)?(/[!->@-~]*)(?:\?[!-~]*)? HTTP/1\.(\d)\r"
+    rb"((?:\nTOKEN:[^\x00-\x08\x0a-\x1f\x7f]*\r)*)".replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
 )
 
 
@@ -53,9 +53,9 @@ def parse(head: bytes) -> tuple[bytes, dict[str, str], bool]:
     if method not in (b"GET", b"HEAD"):
         raise Refused(405)
     fields: dict[str, str] = {}
-    for line in lines.decode("latin-1").split("\r\n")[1:]:
+    for line in lines.decode("latin-1").split("\n")[1:]:
         name, _, value = line.partition(":")
-        name, value = name.lower(), value.strip(" \t")
+        name, value = name.lower(), value.strip(" \t\r")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     # A body is refused: it could be taken for the next request.
     body = "transfer-encoding" in fields or fields.get("content-length", "0") != "0"
@@ -73,8 +73,7 @@ def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
     is neither file nor folder isn't opened at all: that might wake somebody, or wait for him.
     """
     names = [name for name in os.fsdecode(path).split("/") if name not in ("", ".")]
-    if path.endswith(b"/"):
-        names.append("index.html")
+    names += ["index.html"] if path.endswith(b"/") else []
     with ExitStack() as folders:
         while (name := names.pop(0) if names else "index.html") != "..":
             mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
@@ -108,10 +107,9 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
         body = BytesIO(f"{status} {HTTPStatus(status).phrase}\n".encode())
         size = len(body.getvalue())
         fields |= {"Allow": "GET, HEAD", "Content-Type": "text/plain"}
-    fields["Content-Length"] = str(size)
-    fields["Connection"] = "keep-alive" if keep_alive else "close"
+    fields |= {"Content-Length": str(size), "Connection": "keep-alive" if keep_alive else "close"}
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *map(": ".join, fields.items())]
-    if status == 304 or head.lstrip().startswith(b"HEAD "):
+    if status == 304 or head.startswith(b"HEAD "):
         size = 0
     return "\r\n".join([*lines, "", ""]).encode(), body, size, keep_alive
 
@@ -132,7 +130,10 @@ class Connection(Socket):
         """The conversation. Yields False when it has said something, True to hear more."""
         keep_alive = True
         while keep_alive:
-            while not HEAD_END.search(self.inbox) and len(self.inbox) < MAX_HEAD + 4:
+            while True:
+                self.inbox = self.inbox.lstrip(b"\r\n")
+                if HEAD_END.search(self.inbox) or len(self.inbox) > MAX_HEAD + 2:
+                    break
                 yield True
             head, self.inbox, *_ = *HEAD_END.split(self.inbox, 1), b""
             start, body, left, keep_alive = answer(head, self.server.root)
@@ -219,10 +220,9 @@ class Server:
     def once_a_second(self) -> None:
         """Close the idle connections, and accept again."""
         self.loop.add_timer(1, self.once_a_second)
-        latest = time.monotonic() - self.timeout
-        for connection in list(self.loop.descriptor_map.values()):
-            if isinstance(connection, Connection) and connection.since < latest:
-                connection.close("idle")
+        for each in list(self.loop.descriptor_map.values()):
+            if isinstance(each, Connection) and each.since < time.monotonic() - self.timeout:
+                each.close("idle")
         self.loop.add_other_fds(self.door)
 
 
