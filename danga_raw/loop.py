@@ -160,6 +160,7 @@ class Loop:
                 timeout = self._run_timers() if self._timers.heap else self._timeout
                 if timeout is None:
                     break
+                profiling = self._profiling
                 for fd, state in (self._poller or self.poller()).wait(timeout):
                     # An event may be for an object that an earlier one of this batch has closed.
                     # That object is still in the map, and has nothing more to say.
@@ -169,7 +170,7 @@ class Loop:
                         self._other_event(fd, state)
                         continue
                     try:
-                        if self._profiling:
+                        if profiling:
                             self._dispatch_profiled(obj, state)
                         elif state == POLLIN:
                             # The common case; spares four masks.

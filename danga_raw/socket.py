@@ -202,15 +202,14 @@ class Socket:
             return True
         if not isinstance(data, bytes) or self.write_buf or self.writer_func is not None:
             return self._write_in_turn(data)
-        # Here goes nearly every write. It is what `_write_queue` does, for this one case.
+        # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
+        # nothing queued there is no watch of our own to drop.
         try:
             written = libc.write(fd, data)
         except OSError as error:
             return self._write_failed(error, data)
         if written != len(data):
             return self._write_fell_short(written, data)
-        if self.write_set_watch:
-            self._unwatch_write()
         return True
 
     def _write_in_turn(self, data: Writable) -> bool:

@@ -4,7 +4,7 @@ The upper part is called by ctypes in the C library. The lower part is Python's 
 call each, under the call's name. Nothing else of the package reaches the operating system.
 """
 
-from ctypes import Array, Structure, c_int, c_size_t, c_uint, c_ulong
+from ctypes import Array, Structure, c_size_t, c_uint, c_ulong
 from os import stat_result
 from resource import struct_rusage
 from typing import TypeAlias
@@ -22,9 +22,7 @@ def epoll_create1(flags: int, /) -> int:
 def epoll_ctl(epfd: int, op: int, fd: int, event: Reference, /) -> int:
     """`int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)`: epoll_ctl(2)."""
 
-def epoll_wait(
-    epfd: int, events: Reference, maxevents: int, timeout: int | c_int, /
-) -> int:
+def epoll_wait(epfd: int, events: Reference, maxevents: int, timeout: int, /) -> int:
     """`int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout)`.
 
     The number of ready descriptors, at most `maxevents`; `timeout` in milliseconds. epoll_wait(2).
