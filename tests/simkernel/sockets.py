@@ -101,8 +101,8 @@ class StreamSocket(OpenFile):
 
     def read(self, count: int) -> bytes:
         while count and not self.arrived:
-            # A FIN that came before the reset hides it from a reader (SOCK_DONE).
-            if self.got_fin:
+            # On TCP, a FIN that came before the reset hides it from a reader (SOCK_DONE).
+            if self.got_fin and self.tcp:
                 return b""
             if self.error:
                 raise error(self.take_error())
@@ -146,7 +146,7 @@ class StreamSocket(OpenFile):
 
     def shutdown(self, how: int) -> None:
         """shutdown(2). Raises `OSError`."""
-        if self.peer is None and self.tcp:
+        if self.tcp and (self.peer is None or (self.shut_write and self.got_fin)):
             raise error(ENOTCONN)
         if how in (SHUT_RD, SHUT_RDWR):
             self.shut_read = True
@@ -255,7 +255,9 @@ class Listener(OpenFile):
         return Filter(False) if write else Filter(bool(self.waiting), len(self.waiting))
 
     def read(self, count: int) -> bytes:
-        raise error(ENOTCONN)
+        if count:
+            raise error(ENOTCONN)
+        return b""
 
     def write(self, data: memoryview) -> int:
         raise error(EPIPE)
