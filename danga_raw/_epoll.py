@@ -9,7 +9,7 @@ from ctypes import byref, c_uint32, sizeof
 from errno import EINTR
 from typing import Final
 
-from danga_raw._libc import Fields, failure, libc, structure
+from danga_raw._libc import Fields, check_fd, failure, libc, structure
 
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
@@ -81,6 +81,7 @@ class Epoll:
         Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EPERM for one
         that can't be watched (a regular file), ENOSPC at /proc/sys/fs/epoll/max_user_watches.
         """
+        check_fd(fd, "epoll_ctl")
         self._ctl(EPOLL_CTL_ADD, fd, events)
 
     def modify(self, fd: int, old: int, new: int) -> None:

@@ -11,7 +11,7 @@ from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
 from fcntl import F_SETFD, FD_CLOEXEC
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
-from danga_raw._libc import PLATFORM, Fields, failure, libc, structure
+from danga_raw._libc import PLATFORM, Fields, check_fd, failure, libc, structure
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 
 if TYPE_CHECKING:
@@ -221,6 +221,7 @@ class KQueue:
         Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EINVAL for one
         that the filters don't take. What was added by then is taken back.
         """
+        check_fd(fd, "kevent")
         if fd in self._watched:
             raise OSError(EEXIST, f"kevent(EV_ADD, fd {fd}): {os.strerror(EEXIST)}")
         changes: list[Change] = []

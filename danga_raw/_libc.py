@@ -16,6 +16,7 @@ Callers fetch a function from the door at each use. So whoever replaces an attri
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import sys
@@ -60,6 +61,12 @@ def structure(
         # Since 3.14 a packed ctypes struct must say that it is laid out so; earlier ones look away.
         body |= {"_pack_": pack, "_layout_": "ms"}
     return type(name, (base,), body)
+
+
+def check_fd(fd: int, call: str) -> None:
+    """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""
+    if not 0 <= fd <= 0x7FFFFFFF:
+        raise OSError(errno.EBADF, f"{call}(fd {fd}): {os.strerror(errno.EBADF)}")
 
 
 def failure(call: str) -> OSError:

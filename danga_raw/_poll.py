@@ -10,7 +10,7 @@ from os import strerror
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
-from danga_raw._libc import PLATFORM, Fields, failure, libc, structure
+from danga_raw._libc import PLATFORM, Fields, check_fd, failure, libc, structure
 
 POLLIN: Final = 0x01
 POLLOUT: Final = 0x04
@@ -55,6 +55,7 @@ class Poll:
         Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EPERM for a
         regular file or a directory.
         """
+        check_fd(fd, "poll")
         try:
             mode = libc.fstat(fd).st_mode
         except OSError as error:

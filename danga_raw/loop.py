@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from operator import index
 from resource import RUSAGE_SELF
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from _socket import socket as RawSocket
 from danga_raw._epoll import Epoll
@@ -51,6 +51,7 @@ OtherFdCallback: TypeAlias = Callable[[int], object]
 OtherFdMapping: TypeAlias = Mapping[int, OtherFdCallback]
 PostLoopCallback: TypeAlias = Callable[[DescriptorMapping, OtherFdMapping], object]
 ExceptionCallback: TypeAlias = Callable[[Watched | None, Exception], object]
+Callback = TypeVar("Callback")
 
 
 class Profile(NamedTuple):
@@ -70,10 +71,12 @@ class Leaving:
     may still hold an event for it.
     """
 
-    __slots__ = ("fd", "obj", "sock")
+    __slots__ = ("fd", "is_open", "obj", "sock")
 
     def __init__(self, fd: int, obj: Watched | None, sock: Handle | None) -> None:
         self.fd = fd
+        self.is_open = False
+        """True once `sock` was found to be still open."""
         self.obj = obj
         """Whose entry in the map is to go; None for an other fd."""
         self.sock = sock
@@ -98,6 +101,12 @@ def _choose_backend(name: str | None) -> str:
     return wanted
 
 
+def callable_or_none(what: str, callback: Callback | None) -> Callback | None:
+    if callback is not None and not callable(callback):
+        raise TypeError(f"{what} is a callable or None, not {callback!r}")
+    return callback
+
+
 class Loop:
     """One event loop with its own poller. A process may have many, one a thread.
 
@@ -111,9 +120,7 @@ class Loop:
         """
         self.backend: Final = _choose_backend(backend)
         """The name of the mechanism in use."""
-        self.on_exception: ExceptionCallback | None = None
-        """Called with (object or None, exception) when a handler or callback raises: then the object
-        is closed and the loop goes on. While it is None, the exception leaves `run`."""
+        self._on_exception: ExceptionCallback | None = None
         self._poller: Epoll | KQueue | Poll | None = None
         self._timers = Timers()
         self._timeout = -1
@@ -160,6 +167,8 @@ class Loop:
                 timeout = self._run_timers() if self._timers.heap else self._timeout
                 if timeout is None:
                     break
+                if self.pushed_back and self._has_pushed_back():
+                    timeout = 0
                 profiling = self._profiling
                 for fd, state in (self._poller or self.poller()).wait(timeout):
                     # An event may be for an object that an earlier one of this batch has closed.
@@ -167,6 +176,8 @@ class Loop:
                     try:
                         obj = sockets[fd]
                     except KeyError:
+                        obj = None
+                    if obj is None:
                         self._other_event(fd, state)
                         continue
                     try:
@@ -192,12 +203,15 @@ class Loop:
                     self._read_pushed_back()
                 if self.leaving:
                     self._let_go()
-                if (self.own_callbacks or self._post_loop_callback) and not self._run_callbacks():
-                    break
+                if self.own_callbacks or self._post_loop_callback is not None:
+                    if not self._run_callbacks():
+                        break
         finally:
             self._stopping = False
-            self._let_go()
-            self._depth -= 1
+            try:
+                self._let_go()
+            finally:
+                self._depth -= 1
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
@@ -256,7 +270,8 @@ class Loop:
 
     def _other_event(self, fd: int, state: int) -> None:
         """An event for a descriptor that no object has."""
-        if callback := self._other_fds.get(fd):
+        callback = self._other_fds.get(fd)
+        if callback is not None:
             try:
                 callback(state)
             except Exception as error:
@@ -278,14 +293,19 @@ class Loop:
 
     def _handled(self, error: Exception, obj: Watched | None = None) -> bool:
         """True if `on_exception` took what a handler (of `obj`) or a callback raised."""
-        if self.on_exception is None:
+        if self._on_exception is None:
             return False
         try:
-            self.on_exception(obj, error)
+            self._on_exception(obj, error)
         finally:
             if obj is not None and not obj.closed:
                 obj.close("exception")
         return True
+
+    def _has_pushed_back(self) -> bool:
+        """True if pushed-back data waits for an object that watches for reading: pushed back by a
+        timer, before `run`, or in a batch that an exception cut short."""
+        return any(obj.event_watch & POLLIN for obj in self.pushed_back.values())
 
     def _read_pushed_back(self) -> None:
         """event_read for objects with pushed-back data that watch for reading, until none is left."""
@@ -310,13 +330,17 @@ class Loop:
             entry = self.leaving[0]
             sock = entry.sock
             try:
-                if isinstance(sock, RawSocket):
-                    # Every socket can give up its descriptor, so that close(2) goes through the
-                    # door. A signal's handler may raise after any call but no later: what is to be
-                    # closed is forgotten in the step before close(2), not sooner and not later.
+                if isinstance(sock, RawSocket) and type(sock).close.__module__ == "socket":
+                    # A socket can give up its descriptor, and then close(2) goes through the door,
+                    # where the audit sees it. If its owner has closed it behind our back, there is
+                    # nothing to close: the number may be another's by now. A signal's handler may
+                    # raise after any of these calls, and the next to come here goes on from there.
+                    if sock.fileno() == entry.fd:
+                        entry.is_open = True
                     sock.detach()
                     entry.sock = None
-                    libc.close(entry.fd)
+                    if entry.is_open:
+                        libc.close(entry.fd)
                 elif sock is not None:
                     entry.sock = None
                     sock.close()
@@ -334,9 +358,8 @@ class Loop:
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
         for fd in list(self.own_callbacks):
-            if (own := self.own_callbacks.get(fd)) and not self._keep_running(
-                own, self.sockets.get(fd)
-            ):
+            own = self.own_callbacks.get(fd)
+            if own is not None and not self._keep_running(own, self.sockets.get(fd)):
                 return False
         callback = self._post_loop_callback
         return callback is None or self._keep_running(callback, None)
@@ -366,7 +389,8 @@ class Loop:
         So the original's code has it; its manual says it the other way round. Returns `ms`. Raises
         `ValueError` below -1 and beyond a C int.
         """
-        if not -1 <= index(ms) <= _INT_MAX:
+        ms = index(ms)
+        if not -1 <= ms <= _INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {_INT_MAX} milliseconds, not {ms!r}")
         self._timeout = ms
         return ms
@@ -376,9 +400,18 @@ class Loop:
 
         None takes it off. Raises `TypeError` for what can't be called.
         """
-        if callback is not None and not callable(callback):
-            raise TypeError(f"a post-loop callback is a callable or None, not {callback!r}")
-        self._post_loop_callback = callback
+        self._post_loop_callback = callable_or_none("a post-loop callback", callback)
+
+    @property
+    def on_exception(self) -> ExceptionCallback | None:
+        """Called with (object or None, exception) when a handler or a callback raises. Then the
+        object is closed, with the reason "exception", and the loop goes on. While it is None, the
+        exception leaves `run`. Raises `TypeError` when set to what can't be called."""
+        return self._on_exception
+
+    @on_exception.setter
+    def on_exception(self, callback: ExceptionCallback | None) -> None:
+        self._on_exception = callable_or_none("on_exception", callback)
 
     # --- descriptors --------------------------------------------------------------------------------
 
@@ -414,6 +447,8 @@ class Loop:
         for fd in [fd for fd in self._other_fds if fd not in kept]:
             del self._other_fds[fd]
             self.leaving.append(Leaving(fd, None, None))
+            if fd in self.sockets:
+                continue  # Closed by its owner; the number is an object's now.
             try:
                 self.poller().unregister(fd, POLLIN)
             except OSError:
@@ -429,6 +464,7 @@ class Loop:
         for fd, callback in fds.items():
             if not callable(callback):
                 raise TypeError(f"an other fd takes a callable, not {callback!r} (fd {fd})")
+            index(fd)
         poller = self.poller()
         added: list[int] = []
         try:
@@ -480,9 +516,10 @@ class Loop:
         In a forked child this leaves the parent's registrations alone, since no descriptor is
         unregistered.
         """
-        self._let_go()
         # The batch in hand, if there is one, may have events for what is forgotten here.
-        self.leaving.extend(Leaving(fd, None, None) for fd in (*self.sockets, *self._other_fds))
+        gone = {*self.sockets, *self._other_fds, *(entry.fd for entry in self.leaving)}
+        self._let_go()
+        self.leaving.extend(Leaving(fd, None, None) for fd in gone)
         self.sockets.clear()
         self.pushed_back.clear()
         self.own_callbacks.clear()
@@ -492,7 +529,7 @@ class Loop:
         self._post_loop_callback = None
         self._profiling = False
         self._profile.clear()
-        self.on_exception = None
+        self._on_exception = None
         if not self._depth:
             self._stopping = False
         poller, self._poller = self._poller, None

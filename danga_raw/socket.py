@@ -21,6 +21,7 @@ from danga_raw.loop import (
     PostLoopCallback,
     Profile,
     Watched,
+    callable_or_none,
 )
 from danga_raw.timers import Timer
 
@@ -239,7 +240,7 @@ class Socket:
                 written = self._write_once(block, count, offset)
             except OSError as error:
                 return self._write_failed(error, None if new is None else block)
-            if written != count:
+            if written != count or self.closed:
                 return self._write_fell_short(written, None if new is None else block)
             if new is None:
                 self.write_buf_offset = 0
@@ -267,6 +268,8 @@ class Socket:
 
     def _write_failed(self, error: OSError, new: Block | None) -> bool:
         """What becomes of a write that failed; `new` is its block if that is not in the queue."""
+        if self.closed:
+            return True
         if not isinstance(error, BlockingIOError):
             self.close(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
             return False
@@ -277,6 +280,8 @@ class Socket:
 
     def _write_fell_short(self, written: int, new: Block | None) -> bool:
         """What becomes of a block of which only the first `written` bytes went out."""
+        if self.closed:  # By the writer function, or out of a signal's handler.
+            return True
         if new is not None:
             self._queue(new)
         self.write_buf_offset += written
@@ -308,9 +313,7 @@ class Socket:
         would block it raises BlockingIOError; any other OSError closes the object. Raises
         `TypeError` for what can't be called.
         """
-        if func is not None and not callable(func):
-            raise TypeError(f"a writer function is a callable or None, not {func!r}")
-        self.writer_func = func
+        self.writer_func = callable_or_none("a writer function", func)
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -517,8 +520,7 @@ class Socket:
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
-        if callback is not None and not callable(callback):
-            raise TypeError(f"a post-loop callback is a callable or None, not {callback!r}")
+        callback = callable_or_none("a post-loop callback", callback)
         if self.fd is None:
             return
         if callback is None:
