@@ -34,8 +34,8 @@ PIECE = 128 * 1024  # bytes of a file that may wait in the write queue
 STEPS_A_TURN = 64  # then the other connections get their turn
 HEAD_END = re.compile(rb"\n\r?\n")
 HEAD = re.compile(
-    rb"(TOKEN) (?:http://[^/?# ]*)?(/[!->@-~]*)(?:\?[!-~]*)? HTTP/1\.(\d)\r"
-    rb"((?:\nTOKEN:[^\x00-\x08\x0a-\x1f\x7f]*\r)*)".replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
+    rb"(TOKEN) (?:http://[^/?# ]*)?(/[^\0- #?\x7f-\xff]*)(?:\?[^\0- #\x7f-\xff]*)? HTTP/1\.(\d)\r"
+    rb"((?:\nTOKEN:[^\0-\x08\x0a-\x1f\x7f]*\r)*)".replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
 )
 
 

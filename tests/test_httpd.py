@@ -1,0 +1,651 @@
+"""examples/httpd.py, told over loopback what real and hostile clients tell a server."""
+
+import email.utils
+import filecmp
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import (
+    PATIENCE,
+    Answer,
+    Server,
+    answers,
+    failing,
+    read_answer,
+    read_to_end,
+    serving,
+    split,
+)
+
+BIG = 200 * 1024 * 1024
+LITTLE_MEMORY = 8 * 1024 * 1024
+"""What the server's memory may grow by, whatever it sends."""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to serve, beside a secret that mustn't be."""
+    outside = tmp_path_factory.mktemp("httpd")
+    (outside / "secret.txt").write_text("SECRET\n")
+    root = outside / "files"
+    (root / "sub").mkdir(parents=True)
+    (root / "bare").mkdir()
+    (root / "index.html").write_text("<p>front</p>\n")
+    (root / "hello.txt").write_text("hello\n")
+    (root / "empty.txt").write_text("")
+    (root / "sub" / "index.html").write_text("<p>sub</p>\n")
+    (root / "a b%é.txt").write_text("odd name\n")
+    (root / "back\\slash.txt").write_text("a name as any other\n")
+    (root / "packed.tar.gz").write_bytes(b"\x1f\x8b")
+    (root / "middle.bin").write_bytes(random.Random(1).randbytes(3_000_000))
+    with (root / "big.bin").open("wb") as big:
+        big.truncate(BIG)
+    (root / "out.txt").symlink_to(outside / "secret.txt")
+    (root / "up").symlink_to(outside)
+    os.mkfifo(root / "fifo")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(root / "door"))
+    return root
+
+
+@pytest.fixture(scope="module", params=["epoll", "poll"])
+def server(request: pytest.FixtureRequest, tree: Path) -> Iterator[Server]:
+    with serving("httpd.py", str(tree), "--port", "0", backend=request.param) as running:
+        yield running
+
+
+def get(path: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
+    lines = [f"{method} {path} HTTP/{version}", "Host: here", *fields, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def ask(server: Server, *requests: bytes, heads: tuple[int, ...] = ()) -> list[Answer]:
+    return answers(server.talk(b"".join(requests)), heads)
+
+
+def undated(data: bytes) -> bytes:
+    return re.sub(rb"\r\nDate: [^\r]*", b"", data)
+
+
+# --- what is served -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/hello.txt", "text/plain", b"hello\n"),
+        ("/hello.txt?a=b%00", "text/plain", b"hello\n"),
+        ("//./hello.txt", "text/plain", b"hello\n"),
+        ("/%68ello.txt", "text/plain", b"hello\n"),
+        ("http://elsewhere/hello.txt", "text/plain", b"hello\n"),
+        ("/empty.txt", "text/plain", b""),
+        ("/", "text/html", b"<p>front</p>\n"),
+        ("/.", "text/html", b"<p>front</p>\n"),
+        ("/sub", "text/html", b"<p>sub</p>\n"),
+        ("/sub/", "text/html", b"<p>sub</p>\n"),
+        ("/a%20b%25%C3%A9.txt", "text/plain", b"odd name\n"),
+        ("/back%5Cslash.txt", "text/plain", b"a name as any other\n"),
+        ("/packed.tar.gz", "application/octet-stream", b"\x1f\x8b"),
+    ],
+)
+def test_a_file_is_served(server: Server, path: str, kind: str, body: bytes) -> None:
+    (answer,) = ask(server, get(path))
+    assert (answer.status, answer.body) == (200, body)
+    assert answer.fields["content-type"] == kind
+    assert answer.fields["connection"] == "keep-alive"
+    assert email.utils.parsedate(answer.fields["date"])
+
+
+def test_head_gets_the_head_of_get(server: Server) -> None:
+    for path in ("/hello.txt", "/middle.bin", "/nothing"):
+        head, got, after = ask(
+            server, get(path, method="HEAD"), get(path), get("/hello.txt"), heads=(0,)
+        )
+        assert (head.status, head.body) == (got.status, b"")
+        assert int(head.fields["content-length"]) == len(got.body) > 0
+        assert after.body == b"hello\n"
+        for fields in (head.fields, got.fields):
+            del fields["date"]
+        assert head.fields == got.fields
+
+
+def test_what_has_not_changed_is_not_sent_again(server: Server, tree: Path) -> None:
+    (first,) = ask(server, get("/hello.txt"))
+    modified = first.fields["last-modified"]
+    assert email.utils.parsedate_to_datetime(modified).timestamp() == int(
+        (tree / "hello.txt").stat().st_mtime
+    )
+    again, other, odd = ask(
+        server,
+        get("/hello.txt", f"If-Modified-Since: {modified}"),
+        get("/hello.txt", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT"),
+        get("/hello.txt", "If-Modified-Since: the day before yesterday"),
+    )
+    assert (again.status, again.body) == (304, b"")
+    assert (other.status, other.body) == (200, b"hello\n")
+    assert odd.status == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "fields", "stays"),
+    [
+        ("1.1", [], True),
+        ("1.1", ["Connection: Keep-Alive"], True),
+        ("1.1", ["Connection: close"], False),
+        ("1.1", ["connection:\tte ,  CLOSE "], False),
+        ("1.0", [], False),
+        ("1.0", ["Connection: Keep-Alive"], True),
+        ("1.0", ["Connection: close"], False),
+    ],
+)
+def test_a_connection_stays_as_long_as_its_client_wants(
+    server: Server, version: str, fields: list[str], stays: bool
+) -> None:
+    with server.connect() as client:
+        client.sendall(get("/hello.txt", *fields, version=version) + get("/empty.txt"))
+        first = read_answer(client)
+        assert (first.status, first.body) == (200, b"hello\n")
+        assert first.fields["connection"] == ("keep-alive" if stays else "close")
+        if stays:
+            assert read_answer(client).status == 200
+        else:
+            assert client.recv(1) == b""
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+GOOD = "GET /hello.txt HTTP/1.1\r\nHost: here\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        ("\0\1\2\3\r\n\r\n", 400),
+        ("GET /hello.txt\r\n\r\n", 400),
+        ("GET  /hello.txt HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("GET /hello.txt HTTP/1.1 \r\nHost: here\r\n\r\n", 400),
+        (" GET /hello.txt HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("GET hello.txt HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("GET /hel\xe9.txt HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("GET /#part HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("GET /?#part HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("GET /hello.txt%00.html HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("OPTIONS * HTTP/1.1\r\nHost: here\r\n\r\n", 400),
+        ("GET /hello.txt HTTP/2.0\r\nHost: here\r\n\r\n", 400),
+        ("GET /hello.txt HTTP/0.9\r\nHost: here\r\n\r\n", 400),
+        ("GET /hello.txt HTTP/1.1\r\n\r\n", 400),
+        (GOOD + "Host: there\r\n\r\n", 400),
+        (GOOD + "No colon\r\n\r\n", 400),
+        (GOOD + "Space : 1\r\n\r\n", 400),
+        (GOOD + "Folded: 1\r\n 2\r\n\r\n", 400),
+        (GOOD + ": nameless\r\n\r\n", 400),
+        (GOOD + "Bell: \a\r\n\r\n", 400),
+        (GOOD + "Return: a\rb\r\n\r\n", 400),
+        (GOOD + "Feed: a\nb\r\n\r\n", 400),
+        (GOOD.replace("\r", "") + "\n", 400),
+        ("POST /hello.txt HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n", 405),
+        ("get /hello.txt HTTP/1.1\r\nHost: here\r\n\r\n", 405),
+        (f"GET /{'a' * 20_000} HTTP/1.1\r\nHost: here\r\n\r\n", 414),
+        ("a" * 20_000, 414),
+        (GOOD + f"Long: {'a' * 20_000}\r\n\r\n", 431),
+        (GOOD + "Many: 1\r\n" * 3_000, 431),
+    ],
+)
+def test_a_bad_request_is_answered_and_ends_the_connection(
+    server: Server, request_text: str, status: int
+) -> None:
+    request = request_text.encode("latin-1")
+    for pieces in ([request], split(request, random.Random(len(request)), 50)):
+        (answer,) = answers(server.talk(*pieces, get("/hello.txt")))
+        assert answer.status == status
+        assert answer.fields["connection"] == "close"
+        if status == 405:
+            assert answer.fields["allow"] == "GET, HEAD"
+
+
+def test_a_head_may_be_as_long_as_it_says(server: Server) -> None:
+    """16 KiB to the byte, however they come."""
+    room = 16 * 1024 - len(GOOD + "Long: \r")
+    fits, too_long = (f"{GOOD}Long: {'a' * n}\r\n\r\n".encode() for n in (room, room + 1))
+    for cuts in (0, 1, 200):
+        chooser = random.Random(cuts)
+        (answer,) = answers(server.talk(*split(fits, chooser, cuts)))
+        assert answer.status == 200
+        (answer,) = answers(server.talk(*split(too_long, chooser, cuts)))
+        assert answer.status == 431
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["Content-Length: 34"],
+        ["Content-Length: +34"],
+        ["Content-Length: 0", "Content-Length: 34"],
+        ["Content-Length: 0, 0"],
+        ["Content-Length: -1"],
+        ["Content-Length:"],
+        ["Transfer-Encoding: chunked"],
+        ["Transfer-Encoding: identity"],
+        ["transfer-encoding:\tchunked", "Content-Length: 0"],
+    ],
+)
+def test_a_body_is_never_taken_for_a_request(server: Server, fields: list[str]) -> None:
+    for method in ("GET", "HEAD", "POST"):
+        said = server.talk(get("/empty.txt", *fields, method=method) + get("/hello.txt"))
+        assert said.count(b"HTTP/1.1 ") == 1
+        assert said.startswith(b"HTTP/1.1 40")
+        assert b"hello" not in said
+
+
+def test_an_answer_is_not_lost_to_a_client_that_is_still_sending(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(get("/hello.txt", "Content-Length: 9999999", method="POST"))
+        for _ in range(40):
+            client.sendall(b"x" * 65536)
+        assert read_answer(client).status == 405
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../secret.txt",
+        "/sub/../../secret.txt",
+        "/sub/../hello.txt",
+        "/%2e%2e/secret.txt",
+        "/%2E%2E%2Fsecret.txt",
+        "/..%2fsecret.txt",
+        "/..%5csecret.txt",
+        "/..\\secret.txt",
+        "/%252e%252e/secret.txt",
+        "/.../secret.txt",
+        "/..;/secret.txt",
+        "//../secret.txt",
+        "/./.././secret.txt",
+        "/%c0%ae%c0%ae/secret.txt",
+        "/up/secret.txt",
+        "/up/files/hello.txt",
+        "/out.txt",
+        "{outside}/secret.txt",
+        "/{outside}/secret.txt",
+        "/etc/passwd",
+        "/..",
+        "/up",
+        "/fifo",
+        "/fifo/x",
+        "/door",
+        "/bare",
+        "/bare/",
+        "/hello.txt/",
+        "/hello.txt/x",
+        "/nothing",
+        "/" + "a" * 300,
+        "/a" * 4000,
+        "/hello.txt%00",
+        "/%00",
+        "/out.txt%00/../hello.txt",
+    ],
+)
+def test_nothing_outside_the_folder_is_reached(server: Server, tree: Path, path: str) -> None:
+    (answer,) = ask(server, get(path.format(outside=tree.parent)))
+    assert answer.status in (404, 400)
+    assert b"SECRET" not in answer.body and b"root:" not in answer.body
+
+
+@pytest.mark.needs("strace")
+def test_what_is_not_a_file_is_not_opened(tree: Path, tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+    tracer = ("strace", "-o", str(log), "-e", "trace=openat,open")
+    with serving("httpd.py", str(tree), "--port", "0", wrapper=tracer) as server:
+        strace = server.process.pid
+        children = Path(f"/proc/{strace}/task/{strace}/children").read_text().split()
+        try:
+            asked = ask(server, get("/fifo"), get("/out.txt"), get("/hello.txt"))
+            assert [answer.status for answer in asked] == [404, 404, 200]
+        finally:
+            for child in children:
+                os.kill(int(child), signal.SIGTERM)
+            assert server.process.wait(PATIENCE) == 0
+    calls = log.read_text().splitlines()
+    assert any('"hello.txt"' in call for call in calls)
+    # As a folder it can't be opened, and the kernel says so before it has touched it.
+    for call in calls:
+        if '"fifo"' in call or '"out.txt"' in call:
+            assert "O_DIRECTORY" in call and call.endswith("ENOTDIR (Not a directory)")
+
+
+# --- pipelining and odd splits ------------------------------------------------------------------
+
+
+def test_pipelined_requests_are_answered_in_order(server: Server, tree: Path) -> None:
+    middle = (tree / "middle.bin").read_bytes()
+    bodies = [
+        answer.body
+        for answer in ask(
+            server,
+            get("/hello.txt"),
+            get("/middle.bin"),
+            get("/empty.txt"),
+            b"\r\n",
+            get("/middle.bin"),
+            get("/nothing"),
+            get("/hello.txt"),
+            get("/sub", "Connection: close"),
+            get("/hello.txt"),
+        )
+    ]
+    expected = [b"hello\n", middle, b"", middle, b"404 Not Found\n", b"hello\n", b"<p>sub</p>\n"]
+    assert bodies == expected
+
+
+def test_how_requests_are_split_makes_no_difference(server: Server) -> None:
+    requests = b"".join(
+        [
+            get("/hello.txt", "X-Long: " + "a" * 500),
+            b"\r\n\r\n",
+            get("/sub", method="HEAD"),
+            get("/nothing"),
+            get("/", version="1.0"),
+            get("/hello.txt"),
+        ]
+    )
+    at_once = undated(server.talk(requests))
+    assert [a.status for a in answers(at_once, heads=(1,))] == [200, 200, 404, 200]
+    one_by_one = [requests[i : i + 1] for i in range(len(requests))]
+    assert undated(server.talk(*one_by_one)) == at_once
+    for seed in range(20):
+        pieces = split(requests, random.Random(seed), 6)
+        assert undated(server.talk(*pieces)) == at_once, seed
+
+
+def test_a_client_that_pipelines_and_does_not_read_is_not_read_from(tree: Path) -> None:
+    """The server takes in little, and answers everything once it is read."""
+    with serving("httpd.py", str(tree), "--port", "0") as server:
+        assert ask(server, get("/middle.bin"))[0].status == 200
+        before = server.peak_memory()
+        request = get("/middle.bin", "X: " + "x" * 1000)
+        with server.connect() as client:
+            client.setblocking(False)
+            sent = 0
+            # The buffers of loopback take some megabytes, and the server next to nothing.
+            while sent < 100_000 * len(request):
+                try:
+                    sent += client.send(request[sent % len(request) :])
+                except BlockingIOError:
+                    break
+            assert sent < 100_000 * len(request)
+            client.settimeout(PATIENCE)
+            for _ in range(20):
+                assert len(read_answer(client).body) == 3_000_000
+        assert server.peak_memory() - before < LITTLE_MEMORY
+        assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
+# --- big files and slow clients -----------------------------------------------------------------
+
+
+def test_a_slow_reader_of_a_big_file_costs_no_memory(server: Server) -> None:
+    ask(server, get("/middle.bin"))
+    before = server.peak_memory()
+    with server.connect(receive_buffer=8192) as client:
+        client.sendall(get("/big.bin", "Connection: close"))
+        assert read_answer(client, body=False).fields["content-length"] == str(BIG)
+        # Others are served meanwhile.
+        assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+        total = 0
+        buffer = bytearray(1 << 20)
+        while count := client.recv_into(buffer):
+            total += count
+        assert total == BIG
+    assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(
+    server: Server, tree: Path
+) -> None:
+    shrinking = tree / "shrinking.bin"
+    with shrinking.open("wb") as file:
+        file.truncate(BIG)
+    with server.connect(receive_buffer=8192) as client:
+        client.sendall(get("/shrinking.bin") + get("/hello.txt"))
+        assert read_answer(client, body=False).fields["content-length"] == str(BIG)
+        os.truncate(shrinking, 1000)
+        assert 0 < len(read_to_end(client)) < BIG
+    assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
+def test_an_idle_connection_is_closed(tree: Path) -> None:
+    with serving("httpd.py", str(tree), "--port", "0", "--timeout", "0.3") as server:
+        with server.connect() as silent, server.connect() as halfway, server.connect() as deaf:
+            halfway.sendall(b"GET /hello")
+            deaf.sendall(get("/big.bin"))
+            assert silent.recv(1) == b""
+            assert halfway.recv(1) == b""
+            with pytest.raises(AssertionError, match="hung up"):
+                read_answer(deaf)
+
+
+# --- real clients -------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("curl")
+def test_curl_gets_every_file_as_it_is(tree: Path, tmp_path: Path) -> None:
+    root, copies = tmp_path / "root", tmp_path / "copies"
+    root.mkdir()
+    copies.mkdir()
+    chooser = random.Random(7)
+    with (root / "big").open("wb") as big:
+        for _ in range(BIG >> 20):
+            big.write(chooser.randbytes(1 << 20))
+    for number in range(1000):
+        (root / f"{number}").write_bytes(chooser.randbytes(chooser.randrange(20_000)))
+    names = sorted(path.name for path in root.iterdir())
+    with serving("httpd.py", str(root), "--port", "0") as server:
+        wanted = tmp_path / "wanted"
+        wanted.write_text(
+            "".join(
+                f'url = "http://127.0.0.1:{server.port}/{name}"\noutput = "{copies / name}"\n'
+                for name in names
+            )
+        )
+        before = server.peak_memory()
+        subprocess.run(
+            ["curl", "-sS", "--fail", "--parallel", "--parallel-max", "64", "-K", str(wanted)],
+            check=True,
+            capture_output=True,
+        )
+        assert server.peak_memory() - before < 2 * LITTLE_MEMORY
+    assert filecmp.cmpfiles(root, copies, names, shallow=False) == (names, [], [])
+
+
+@pytest.mark.needs("ab")
+def test_ab_sees_no_failed_request(server: Server) -> None:
+    url = f"http://127.0.0.1:{server.port}/hello.txt"
+    for options, count in ((["-k"], 5000), ([], 1000)):
+        report = subprocess.run(
+            ["ab", "-q", *options, "-c", "64", "-n", str(count), url],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        assert re.search(rf"Complete requests: +{count}\n", report)
+        assert re.search(r"Failed requests: +0\n", report)
+        assert "Non-2xx" not in report
+        assert not options or re.search(rf"Keep-Alive requests: +{count}\n", report)
+
+
+# --- hostile input ------------------------------------------------------------------------------
+
+
+def garbled(chooser: random.Random) -> bytes:
+    """Requests with some of their bytes wrong, doubled or gone; or no request at all."""
+    if chooser.random() < 0.2:
+        return chooser.randbytes(chooser.randrange(1, 3000))
+    paths = ["/hello.txt", "/sub", "/../secret.txt", "/%2e%2e/secret.txt", "/out.txt", "/fifo", "/"]
+    fields = ["Content-Length: 5", "Connection: close", "X: " + "y" * 300, "Host: b", "Range: 1"]
+    data = bytearray()
+    for _ in range(chooser.randrange(1, 6)):
+        some = chooser.sample(fields, chooser.randrange(3))
+        data += get(chooser.choice(paths), *some, method=chooser.choice(["GET", "HEAD", "PUT"]))
+    for _ in range(chooser.randrange(6)):
+        at = chooser.randrange(len(data))
+        odd = chooser.choice([b"", b"\r", b"\n", b"\0", b":", b" ", b"%", b"\xff", b"\r\n\r\n"])
+        data[at : at + chooser.randrange(3)] = odd
+    return bytes(data) or b"x"
+
+
+def test_no_input_ends_the_server_and_no_split_changes_what_it_says(server: Server) -> None:
+    for seed in range(300):
+        chooser = random.Random(seed)
+        data = garbled(chooser)
+        said = undated(server.talk(data))
+        assert b"SECRET" not in said, seed
+        assert said == undated(server.talk(*split(data, chooser, chooser.randrange(1, 12)))), seed
+    assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
+def test_clients_that_vanish_do_no_harm(server: Server) -> None:
+    for seed in range(100):
+        chooser = random.Random(seed)
+        with server.connect() as client:
+            client.sendall(get("/middle.bin") * chooser.randrange(1, 4))
+            if chooser.random() < 0.5:
+                client.recv(chooser.randrange(1, 100_000))
+            if chooser.random() < 0.5:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
+# --- the descriptor table full ------------------------------------------------------------------
+
+
+def rests(server: Server) -> None:
+    """Fail if the server is busy while there is nothing that it could do."""
+    before = server.cpu_seconds()
+    time.sleep(2)
+    assert server.cpu_seconds() - before < 0.3
+
+
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_at_the_limit_who_is_connected_is_served_and_others_wait(tree: Path, backend: str) -> None:
+    limit, room = 32, 16
+    with serving(
+        "httpd.py", str(tree), "--port", "0", backend=backend, descriptors=limit
+    ) as server:
+        clients = [server.connect() for _ in range(limit + 8)]
+        try:
+            for client in clients:
+                client.sendall(get("/hello.txt"))
+            for client in clients[:room]:
+                assert read_answer(client).body == b"hello\n"
+            rests(server)
+            for client in clients[:room]:
+                client.sendall(get("/middle.bin"))
+            for client in clients[:room]:
+                assert len(read_answer(client).body) == 3_000_000
+            for client in clients[room:]:
+                client.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    client.recv(1)
+                client.settimeout(PATIENCE)
+            for leaves, comes in zip(clients, clients[room:]):
+                leaves.close()
+                assert read_answer(comes).body == b"hello\n"
+        finally:
+            for client in clients:
+                client.close()
+        assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_with_no_descriptor_left_the_server_waits_for_one(tree: Path, backend: str) -> None:
+    limit = 64
+    with serving(
+        "httpd.py", str(tree), "--port", "0", backend=backend, descriptors=limit
+    ) as server:
+        clients: list[socket.socket] = []
+        statuses: list[int] = []
+        try:
+            # Every one that gets the file holds two descriptors; the last may find one only.
+            while server.descriptors() < limit:
+                clients.append(server.connect(receive_buffer=8192))
+                clients[-1].sendall(get("/big.bin"))
+                statuses.append(read_answer(clients[-1], body=statuses.count(503) > 0).status)
+            assert statuses.count(200) >= 25
+            assert statuses.count(503) <= 1
+            with server.connect() as late:
+                late.sendall(get("/hello.txt"))
+                rests(server)
+                late.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    late.recv(1)
+                late.settimeout(PATIENCE)
+                clients.pop(0).close()
+                assert read_answer(late).status == 200
+        finally:
+            for client in clients:
+                client.close()
+        assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
+def test_a_file_that_finds_no_descriptor_is_unavailable_for_now(tree: Path) -> None:
+    limit, room = 32, 16
+    with serving("httpd.py", str(tree), "--port", "0", descriptors=limit) as server:
+        clients = [server.connect(receive_buffer=8192) for _ in range(room)]
+        try:
+            statuses = []
+            for client in clients:
+                client.sendall(get("/big.bin"))
+                statuses.append(read_answer(client, body=False).status)
+            assert statuses == [200] * 10 + [503] * 6
+            clients[0].close()
+            # The connection is kept, and the same client is served when it asks later.
+            while read_later(clients[-1]) == 503:
+                pass
+        finally:
+            for client in clients:
+                client.close()
+
+
+def read_later(client: socket.socket) -> int:
+    leftover = b"503 Service Unavailable\n"
+    while leftover:
+        leftover = leftover[len(client.recv(len(leftover))) :]
+    client.sendall(get("/hello.txt"))
+    return read_answer(client, body=False).status
+
+
+# --- starting and ending ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_quietly(tree: Path, number: int) -> None:
+    with serving("httpd.py", str(tree), "--port", "0") as server, server.connect() as client:
+        assert server.greeting == f"listening on http://127.0.0.1:{server.port}/"
+        client.sendall(get("/big.bin"))
+        read_answer(client, body=False)
+        assert server.stop(number) == 0
+
+
+def test_what_it_cannot_serve_is_said_in_one_line(tree: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, reason in (
+            ([str(tree / "missing")], "No such file"),
+            ([str(tree / "hello.txt")], "Not a directory"),
+            ([str(tree), "--port", port], "Address already in use"),
+            ([str(tree), "--port", "70000"], "port must be 0-65535"),
+        ):
+            code, complaint = failing("httpd.py", *arguments)
+            assert code == 2
+            assert complaint.startswith("httpd.py: ") and reason in complaint
+            assert complaint.count("\n") == 1
