@@ -1,0 +1,256 @@
+"""examples/ddlockd.py, told over loopback what good and hostile clients tell it."""
+
+import contextlib
+import random
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients import PATIENCE, Server, failing, read_to_end, serving, split
+
+OK = b"OK \r\n"
+TAKEN = b"ERR taken "
+LITTLE_MEMORY = 8 * 1024 * 1024
+
+
+@pytest.fixture(scope="module", params=["epoll", "poll"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with serving("ddlockd.py", "0", backend=request.param) as running:
+        yield running
+
+
+class Client:
+    """A client that reads an answer for each line, as the original's does."""
+
+    def __init__(self, server: Server) -> None:
+        self.sock = server.connect()
+        self.stream = self.sock.makefile("rb")
+
+    def ask(self, line: bytes) -> bytes:
+        self.sock.sendall(line)
+        return self.stream.readline()
+
+    def locks(self, count: int) -> list[bytes]:
+        """The answer to "locks", which is to name `count` of them."""
+        assert self.ask(b"locks\r\n") == b"LOCKS:\n"
+        return [self.stream.readline() for _ in range(count)]
+
+    def leave(self) -> None:
+        self.stream.close()
+        self.sock.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
+def test_only_one_has_a_lock_and_only_the_holder_releases_it(server: Server) -> None:
+    with Client(server) as one, Client(server) as other:
+        assert one.ask(b"trylock lock=a\r\n") == OK
+        assert other.ask(b"trylock lock=a\r\n").startswith(TAKEN)
+        assert one.ask(b"trylock lock=a\r\n").startswith(TAKEN)
+        assert other.ask(b"trylock lock=b\r\n") == OK
+        assert other.ask(b"releaselock lock=a\r\n").startswith(b"ERR didnthave ")
+        assert one.ask(b"releaselock lock=a\r\n") == OK
+        assert one.ask(b"releaselock lock=a\r\n").startswith(b"ERR didnthave ")
+        assert other.ask(b"trylock lock=a\r\n") == OK
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_lock_dies_with_its_connection(server: Server, reset: bool) -> None:
+    with Client(server) as heir:
+        with Client(server) as holder:
+            assert holder.ask(b"trylock lock=mortal\r\n") == OK
+            if reset:
+                holder.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        # The kernel tells the server of the end when it likes.
+        deadline = time.monotonic() + PATIENCE
+        while (said := heir.ask(b"trylock lock=mortal\r\n")) != OK:
+            assert said.startswith(TAKEN) and time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        (b"noop\r\n", OK),
+        (b"noop\n", OK),
+        (b"NoOp\r\n", OK),
+        (b"noop whatever=1\r\n", OK),
+        (b"TRYLOCK lock=case\r\n", OK),
+        (b"trylock other=1&lock=second&more=2\r\n", OK),
+        (b"trylock   lock=spaces\n", OK),
+        (b"trylock\r\n", b"ERR empty_lock "),
+        (b"trylock lock\r\n", b"ERR empty_lock "),
+        (b"trylock lock=\r\n", b"ERR empty_lock "),
+        (b"trylock Lock=a\r\n", b"ERR empty_lock "),
+        (b"releaselock\r\n", b"ERR empty_lock "),
+        (b"releaselock lock=never\r\n", b"ERR didnthave "),
+        (b"\r\n", b"ERR unknown_command "),
+        (b"\n", b"ERR unknown_command "),
+        (b" noop\r\n", b"ERR unknown_command "),
+        (b"trylocklock=a\r\n", b"ERR unknown_command "),
+        (b"close\r\n", b"ERR unknown_command "),
+        (b"__init__\r\n", b"ERR unknown_command "),
+        (b"\xff\xfe\0\r\n", b"ERR unknown_command "),
+    ],
+)
+def test_a_line_has_its_answer(server: Server, line: bytes, answer: bytes) -> None:
+    with Client(server) as client:
+        said = client.ask(line)
+        assert said.startswith(answer) and said.endswith(b"\r\n")
+        if said != OK:
+            # ERR, the code, and a text in one word, as it is URL-encoded.
+            assert re.fullmatch(rb"ERR \w+ [\w%+]+\r\n", said)
+        assert client.ask(b"noop\r\n") == OK
+
+
+def test_names_are_url_encoded(server: Server) -> None:
+    with Client(server) as one, Client(server) as other:
+        assert one.ask(b"trylock lock=a+b%26c%3D%e9\r\n") == OK
+        assert other.ask(b"trylock lock=%61%20b%26c=\xe9\r\n").startswith(TAKEN)
+        assert other.ask(b"trylock lock=a%2Bb\r\n") == OK
+
+
+def test_locks_names_every_lock_and_its_holder() -> None:
+    with serving("ddlockd.py", "0") as server, Client(server) as one, Client(server) as other:
+        assert one.locks(0) == []
+        assert one.ask(b"trylock lock=the+second\r\n") == OK
+        assert other.ask(b"trylock lock=first\r\n") == OK
+        # A name can't pass for a line of its own.
+        assert other.ask(b"trylock lock=x%0D%0A++false+%3D+me\r\n") == OK
+        ports = [client.sock.getsockname()[1] for client in (one, other)]
+        assert one.locks(3) == [
+            b"  first = Client(R): open to 127.0.0.1:%d\n" % ports[1],
+            b"  the second = Client(R): open to 127.0.0.1:%d\n" % ports[0],
+            b"  x%%0D%%0A  false = me = Client(R): open to 127.0.0.1:%d\n" % ports[1],
+        ]
+
+
+def test_all_lines_of_a_packet_are_answered_however_they_are_split(server: Server) -> None:
+    dialogue = [
+        (b"trylock lock=s\r\n", b"OK "),
+        (b"noop\n", b"OK "),
+        (b"locked\n", b"ERR unknown_command "),
+        (b"trylock lock=s\r\n", b"ERR taken "),
+        (b"releaselock lock=s\n", b"OK "),
+        (b"bogus\r\n", b"ERR unknown_command "),
+        (b"noop\r\n", b"OK "),
+    ]
+    lines = b"".join(line for line, _ in dialogue)
+    packets = [[lines], [bytes([byte]) for byte in lines]]
+    packets += [split(lines, random.Random(seed), 8) for seed in range(20)]
+    for pieces in packets:
+        with Client(server) as client:
+            client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in pieces:
+                client.sock.sendall(piece)
+            for line, answer in dialogue:
+                assert client.stream.readline().startswith(answer), (line, pieces)
+
+
+def test_a_line_without_an_end_closes_the_connection(server: Server) -> None:
+    with Client(server) as client:
+        assert client.ask(b"trylock lock=" + b"a" * 60_000 + b"\r\n") == OK
+        # It may be gone, and say so, before everything is sent.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sock.sendall(b"trylock lock=" + b"a" * 70_000)
+            assert read_to_end(client.sock) == b""
+    with Client(server) as client:
+        assert client.ask(b"noop\r\n") == OK
+
+
+def test_a_client_that_does_not_read_is_not_read_from() -> None:
+    with serving("ddlockd.py", "0") as server, Client(server) as client:
+        assert client.ask(b"trylock lock=" + b"a" * 50_000 + b"\r\n") == OK
+        assert len(client.locks(1)[0]) > 50_000
+        before = server.peak_memory()
+        client.sock.setblocking(False)
+        sent = 0
+        # The buffers of loopback take some megabytes, and the server next to nothing.
+        with contextlib.suppress(BlockingIOError):
+            while sent < 100_000_000:
+                sent += client.sock.send(b"locks\r\n" * 1000)
+        assert sent < 100_000_000
+        client.sock.settimeout(PATIENCE)
+        for _ in range(200):
+            assert client.stream.readline() == b"LOCKS:\n"
+            assert len(client.stream.readline()) > 50_000
+        assert server.peak_memory() - before < LITTLE_MEMORY
+        with Client(server) as other:
+            assert other.ask(b"noop\r\n") == OK
+
+
+def test_no_input_ends_the_server(server: Server) -> None:
+    words = [b"trylock", b"releaselock", b"locks", b"noop", b" ", b"lock=", b"&", b"=", b"%", b"+"]
+    words += [b"%41", b"%zz", b"\r", b"\n", b"\r\n", b"\0", b"\xff", b"a", b"close", b"_release"]
+    for seed in range(300):
+        chooser = random.Random(seed)
+        data = b"".join(chooser.choices(words, k=chooser.randrange(1, 200)))
+        if chooser.random() < 0.2:
+            data = chooser.randbytes(chooser.randrange(1, 5000))
+        with server.connect() as client:
+            for piece in split(data, chooser, chooser.randrange(8)):
+                client.sendall(piece)
+            if chooser.random() < 0.5:
+                client.shutdown(socket.SHUT_WR)
+                read_to_end(client)
+    with Client(server) as after:
+        assert after.ask(b"noop\r\n") == OK
+
+
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -> None:
+    limit = 24
+    with serving("ddlockd.py", "0", backend=backend, descriptors=limit) as server:
+        room = limit - server.descriptors()
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(server)) for _ in range(room + 8)]
+            inside, outside = clients[:room], clients[room:]
+            for number, client in enumerate(inside):
+                assert client.ask(b"trylock lock=%d\r\n" % number) == OK
+            for client in outside:
+                client.sock.sendall(b"trylock lock=0\r\n")
+            before = server.cpu_seconds()
+            time.sleep(2)
+            assert server.cpu_seconds() - before < 0.3
+            for client in inside:
+                assert client.ask(b"noop\r\n") == OK
+            for client in outside:
+                client.sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    client.sock.recv(1)
+                client.sock.settimeout(PATIENCE)
+            # The last lock goes first, so that lock 0 is free for the last to ask only.
+            for leaves, comes in zip(reversed(inside), outside):
+                leaves.leave()
+                assert comes.stream.readline().startswith(TAKEN)
+        with Client(server) as after:
+            assert after.ask(b"noop\r\n") == OK
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_quietly(number: int) -> None:
+    with serving("ddlockd.py", "0") as server, Client(server) as client:
+        assert server.greeting == f"listening on 127.0.0.1:{server.port}"
+        assert client.ask(b"noop\r\n") == OK
+        assert server.stop(number) == -number
+
+
+def test_what_it_cannot_serve_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for argument, reason in (
+            (port, "Address already in use"),
+            ("70000", "port must be 0-65535"),
+            ("door", "invalid literal"),
+        ):
+            code, complaint = failing("ddlockd.py", argument)
+            assert code == 2
+            assert complaint.startswith("ddlockd.py: ") and reason in complaint
+            assert complaint.count("\n") == 1
