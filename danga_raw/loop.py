@@ -447,7 +447,8 @@ class Loop:
         for fd in [fd for fd in self._other_fds if fd not in kept]:
             del self._other_fds[fd]
             self.leaving.append(Leaving(fd, None, None))
-            if fd in self.sockets:
+            obj = self.sockets.get(fd)
+            if obj is not None and not obj.closed:
                 continue  # Closed by its owner; the number is an object's now.
             try:
                 self.poller().unregister(fd, POLLIN)
