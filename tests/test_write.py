@@ -1,0 +1,728 @@
+"""Writing: what goes out at once, what is queued, and what becomes of the queue."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import random
+import tracemalloc
+from collections import deque
+from collections.abc import Callable
+from errno import ECONNRESET, EIO, EPIPE
+from functools import partial
+
+import pytest
+
+from danga_raw._libc import libc
+from danga_raw.socket import Writable
+from tests.world import OUT, Noted, Thing, World, drain, fill, only
+
+BIG = bytes(range(256)) * 16384
+"""More than any socket's buffer takes."""
+
+
+class Blocking:
+    """A writer function that takes as much as it is told to, and then blocks."""
+
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
+        self.taken = bytearray()
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, data: bytes | memoryview, count: int, offset: int) -> int:
+        self.asked.append((count, offset))
+        if self.room == 0:
+            raise BlockingIOError
+        n = min(count, self.room)
+        self.room -= n
+        self.taken += data[offset : offset + n]
+        return n
+
+
+def test_what_fits_goes_out_at_once_in_one_call(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        assert obj.write(b"hello") is True
+    assert calls == [("write", obj.fd, b"hello")]
+    assert drain(two) == b"hello"
+    assert not obj.write_buf and obj.write_buf_size == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytearray(b"abcdef"),
+        memoryview(b"abcdef"),
+        memoryview(b"xxabcdefxx")[2:8],
+        memoryview(b"abcdef").cast("B", (2, 3)),
+        memoryview(b"abcdef").cast("H"),
+        memoryview((ctypes.c_char * 6).from_buffer_copy(b"abcdef")),
+    ],
+    ids=["bytearray", "memoryview", "slice", "two dimensions", "wider items", "ctypes"],
+)
+def test_any_buffer_is_written_byte_for_byte(
+    world: World, data: bytearray | memoryview
+) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    assert obj.write(data) is True
+    writer = Blocking()
+    obj.set_writer_func(writer)
+    assert obj.write(data) is False
+    assert obj.write_buf_size == 6
+    obj.set_writer_func(None)
+    assert obj.write(None) is True
+    assert drain(two) == b"abcdefabcdef"
+
+
+@pytest.mark.parametrize("empty", [b"", bytearray(), memoryview(b"")], ids=["", "array", "view"])
+def test_an_empty_string_is_a_write_of_no_bytes(
+    world: World, empty: bytes | bytearray | memoryview
+) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        assert obj.write(empty) is True
+    assert calls == [("write", obj.fd, b"")]
+    assert not obj.write_buf
+
+
+def test_an_empty_view_of_two_dimensions_is_a_write_of_no_bytes(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    view = memoryview((ctypes.c_char * 0 * 3)())
+    with world.calls() as calls:
+        assert obj.write(view) is True
+    assert calls == [("write", obj.fd, b"")]
+
+
+def test_a_partial_write_queues_the_rest_and_tries_no_second_time(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        assert obj.write(BIG) is False
+    assert len(only(calls, "write")) == 1
+    assert only(calls, "modify") == [("modify", obj.fd, 56, 56 | OUT)]
+    out = obj.write_buf_offset
+    assert 0 < out < len(BIG)
+    assert obj.write_buf_size == len(BIG) - out
+    assert obj.write_set_watch
+    got = bytearray()
+
+    def more() -> bool:
+        got.extend(drain(two))
+        return len(got) == len(BIG)
+
+    world.until(more)
+    assert got == BIG
+    world.turn()
+    assert not obj.write_buf and obj.write_buf_size == 0 and obj.write_buf_offset == 0
+    assert not obj.event_watch & OUT and not obj.write_set_watch
+
+
+def test_a_write_that_would_block_queues_all_and_resumes(world: World) -> None:
+    one, two = world.socketpair()
+    filled = fill(one)
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        assert obj.write(b"later") is False
+    assert only(calls, "write", "modify") == [
+        ("write", obj.fd, b"later"),
+        ("modify", obj.fd, 56, 56 | OUT),
+    ]
+    assert list(obj.write_buf) == [b"later"] and obj.write_buf_size == 5
+    world.turn()
+    assert obj.events == []
+    assert len(drain(two)) == filled
+    with world.calls() as calls:
+        world.turn()
+    assert obj.events == ["write"]
+    assert only(calls, "write", "modify") == [
+        ("write", obj.fd, b"later"),
+        ("modify", obj.fd, 56 | OUT, 56),
+    ]
+    assert drain(two) == b"later"
+    world.turn()
+    assert obj.events == ["write"]
+
+
+def test_on_incomplete_write_is_for_partial_writes_only(world: World) -> None:
+    class Counting(Noted):
+        incomplete = 0
+
+        def on_incomplete_write(self) -> None:
+            self.incomplete += 1
+            super().on_incomplete_write()
+
+    one, _ = world.socketpair()
+    obj = Counting(one, world.loop)
+    assert obj.write(BIG) is False
+    assert obj.incomplete == 1
+    fill(one)
+    assert obj.write(None) is False
+    assert obj.incomplete == 1
+    assert obj.event_watch & OUT
+
+
+def test_an_on_incomplete_write_of_ones_own_decides_about_the_watch(world: World) -> None:
+    class Patient(Noted):
+        def on_incomplete_write(self) -> None:
+            pass
+
+    one, _ = world.socketpair()
+    obj = Patient(one, world.loop)
+    with world.calls() as calls:
+        assert obj.write(BIG) is False
+    assert only(calls, "modify") == []
+    assert not obj.write_set_watch
+
+
+def test_the_watch_is_dropped_after_every_block_and_begun_again(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    fd = obj.fd
+    obj.write(b"1")
+    obj.write(b"22")
+    seen: list[bool] = []
+    obj.write(lambda: seen.append(obj.write_set_watch))
+    obj.write(BIG)
+    assert obj.write_buf_size == 1 + 2 + 1 + len(BIG)
+    drain(two)
+    with world.calls() as calls:
+        assert obj.write(None) is False
+    kinds = [call if call[0] == "modify" else call[0] for call in only(calls, "write", "modify")]
+    assert kinds == [
+        "write",
+        ("modify", fd, 56 | OUT, 56),
+        "write",
+        "write",
+        ("modify", fd, 56, 56 | OUT),
+    ]
+    assert seen == [False]
+
+
+def test_a_watch_that_the_subclass_began_is_left_to_it(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    obj.watch_write(True)
+    with world.calls() as calls:
+        assert obj.write(b"x") is False
+        assert not obj.write_set_watch
+        drain(two)
+        assert obj.write(None) is True
+    assert only(calls, "modify") == []
+    assert obj.event_watch & OUT
+    obj.watch_write(False)
+    assert not obj.event_watch & OUT
+
+
+def test_watch_write_while_queued_takes_the_watch_over(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    assert obj.write(b"x") is False
+    obj.watch_write(True)
+    assert not obj.write_set_watch
+    drain(two)
+    assert obj.write(None) is True
+    assert obj.event_watch & OUT
+
+
+def test_a_callable_runs_at_once_when_nothing_is_queued(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    ran: list[int] = []
+    with world.calls() as calls:
+        assert obj.write(lambda: ran.append(1)) is True
+    assert ran == [1] and calls == []
+
+
+def test_a_callable_runs_when_what_was_queued_before_it_has_gone(world: World) -> None:
+    one, two = world.socketpair()
+    filled = fill(one)
+    obj = Noted(one, world.loop)
+    seen: list[tuple[bytes, int]] = []
+    obj.write(b"first")
+    assert obj.write(lambda: seen.append((drain(two), obj.write_buf_size))) is False
+    assert obj.write(b"second") is False
+    assert obj.write_buf_size == 5 + 1 + 6
+    assert seen == []
+    assert len(drain(two)) == filled
+    assert obj.write(None) is True
+    assert seen == [(b"first", 6)]
+    assert drain(two) == b"second"
+
+
+def test_a_callable_may_write_and_that_goes_to_the_end_of_the_queue(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    obj.write(b"1")
+    obj.write(lambda: obj.write(b"3"))
+    obj.write(b"2")
+    obj.write(lambda: obj.write(lambda: obj.write(b"4")))
+    drain(two)
+    assert obj.write(None) is True
+    assert drain(two) == b"1234"
+
+
+def test_a_callable_may_write_when_nothing_else_waits(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    assert obj.write(lambda: obj.write(b"x")) is True
+    assert drain(two) == b"x"
+    assert obj.write(lambda: obj.write(BIG)) is False
+    assert obj.write_buf_size > 0 and obj.write_set_watch
+
+
+def test_a_callable_that_writes_more_than_goes_out_blocks_what_follows(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    obj.write(b"1")
+    obj.write(lambda: obj.write(BIG))
+    obj.write(b"2")
+    got = bytearray()
+
+    def all_there() -> bool:
+        got.extend(drain(two))
+        return not obj.write_buf
+
+    drain(two)
+    assert obj.write(None) is False
+    world.until(all_there)
+    got += drain(two)
+    assert got == b"12" + BIG
+
+
+def test_none_writes_what_is_queued(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        assert obj.write(None) is True
+    assert calls == []
+    fill(one)
+    assert obj.write(b"x") is False
+    assert obj.write(None) is False
+    drain(two)
+    assert obj.write(None) is True
+    assert drain(two) == b"x"
+
+
+def test_the_rest_of_the_queue_survives_a_callable_that_raises(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    ran: list[str] = []
+
+    def dies() -> None:
+        ran.append("dies")
+        raise KeyError("dies")
+
+    for piece in (b"1", dies, b"2", lambda: ran.append("lives"), b"3"):
+        obj.write(piece)
+    drain(two)
+    with pytest.raises(KeyError):
+        obj.write(None)
+    assert drain(two) == b"1"
+    assert obj.write_buf_size == 3 and not obj.closed
+    assert obj.write(None) is True
+    assert drain(two) == b"23"
+    assert ran == ["dies", "lives"]
+
+
+def test_a_raising_callable_is_not_run_again_when_nothing_was_queued(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    with pytest.raises(ZeroDivisionError):
+        obj.write(lambda: 1 // 0)
+    assert not obj.write_buf and obj.write_buf_size == 0
+    assert obj.write(None) is True
+
+
+def test_a_callable_may_close_the_object(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    obj.write(b"1")
+    obj.write(obj.close)
+    obj.write(b"never")
+    drain(two)
+    assert obj.write(None) is True
+    assert obj.closed and not obj.write_buf and obj.write_buf_size == 0
+    world.loop.reset()
+    assert drain(two) == b"1"
+
+
+def test_a_callable_may_steal_the_socket(world: World) -> None:
+    one, two = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    stolen: list[object] = []
+    obj.write(b"1")
+    obj.write(lambda: stolen.append(obj.steal_socket()))
+    obj.write(b"never")
+    drain(two)
+    assert obj.write(None) is True
+    assert stolen == [one]
+    world.loop.reset()
+    assert drain(two) == b"1"
+    one.send(b"alive")
+    assert drain(two) == b"alive"
+
+
+def test_writing_to_a_closed_object_does_nothing_and_says_true(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.close()
+    ran: list[int] = []
+    with world.calls() as calls:
+        assert obj.write(b"x") is True
+        assert obj.write(lambda: ran.append(1)) is True
+        assert obj.write(None) is True
+    assert calls == [] and ran == []
+
+
+def test_close_drops_what_is_queued(world: World) -> None:
+    one, two = world.socketpair()
+    filled = fill(one)
+    obj = Noted(one, world.loop)
+    ran: list[int] = []
+    obj.write(b"x")
+    obj.write(lambda: ran.append(1))
+    obj.close()
+    assert not obj.write_buf and obj.write_buf_size == 0 and obj.write_buf_offset == 0
+    world.loop.reset()
+    assert len(drain(two)) == filled and ran == []
+
+
+class _Reasons(Noted):
+    def __init__(self, sock: Thing, world: World) -> None:
+        super().__init__(sock, world.loop)
+        self.reasons: list[str | None] = []
+
+    def close(self, reason: str | None = None) -> None:
+        self.reasons.append(reason)
+        super().close(reason)
+
+
+def test_epipe_closes_by_the_subclasss_own_close(world: World) -> None:
+    one, two = world.socketpair()
+    obj = _Reasons(one, world)
+    two.close()
+    assert obj.write(b"x") is False
+    assert obj.reasons == ["EPIPE"] and obj.closed
+
+
+def test_a_reset_closes_with_econnreset(world: World) -> None:
+    obj = _Reasons(world.reset_by_peer(), world)
+    assert obj.write(b"x") is False
+    assert obj.reasons == ["ECONNRESET"] and obj.closed
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(EPIPE, "EPIPE"), (ECONNRESET, "ECONNRESET"), (EIO, "write_error")]
+)
+@pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
+def test_a_failing_write_closes_with_its_reason(
+    world: World, number: int, reason: str, queued: bool
+) -> None:
+    def fails(data: object, count: int, offset: int) -> int:
+        raise OSError(number, "no more")
+
+    one, _ = world.socketpair()
+    obj = _Reasons(one, world)
+    if queued:
+        obj.set_writer_func(Blocking())
+        assert obj.write(b"a") is False
+    obj.set_writer_func(fails)
+    assert obj.write(None if queued else b"a") is False
+    assert obj.reasons == [reason] and obj.closed and not obj.write_buf
+
+
+def test_a_failing_write_of_the_door_closes_with_write_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(fd: int, data: object) -> int:
+        raise OSError(EIO, os.strerror(EIO))
+
+    one, _ = world.socketpair()
+    obj = _Reasons(one, world)
+    monkeypatch.setattr(libc, "write", fails)
+    assert obj.write(b"a") is False
+    assert obj.reasons == ["write_error"]
+
+
+def test_a_failing_write_to_an_object_that_puts_its_close_off(world: World) -> None:
+    class Reluctant(Noted):
+        __slots__ = ("wanted",)
+
+        def close(self, reason: str | None = None) -> None:
+            self.wanted = reason
+
+        def really(self) -> None:
+            super().close(self.wanted)
+
+    one, two = world.socketpair()
+    obj = Reluctant(one, world.loop)
+    two.close()
+    assert obj.write(b"x") is False
+    assert obj.wanted == "EPIPE" and not obj.closed and not obj.write_buf
+    obj.really()
+    assert obj.closed
+
+
+# --- writer functions -------------------------------------------------------------------------------
+
+
+def test_a_writer_function_gets_data_count_and_offset(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    writer = Blocking(4)
+    obj.set_writer_func(writer)
+    data = b"0123456789"
+    with world.calls() as calls:
+        assert obj.write(data) is False
+        writer.room = 3
+        assert obj.write(None) is False
+        writer.room = 100
+        assert obj.write(None) is True
+    assert writer.asked == [(10, 0), (6, 4), (3, 7)]
+    assert writer.taken == data
+    assert only(calls, "write") == []
+
+
+def test_a_writer_function_is_given_the_very_block(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    given: list[object] = []
+
+    def writer(data: object, count: int, offset: int) -> int:
+        given.append(data)
+        return count
+
+    obj.set_writer_func(writer)
+    block = b"the block"
+    obj.write(block)
+    assert given[0] is block
+
+
+def test_a_writer_function_that_would_block_queues(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.set_writer_func(Blocking())
+    assert obj.write(b"abc") is False
+    assert obj.write_buf_size == 3 and obj.write_set_watch and obj.event_watch & OUT
+
+
+@pytest.mark.parametrize("answer", [-1, 4], ids=["less than none", "more than all"])
+def test_a_writer_function_that_says_the_impossible_is_told_so(world: World, answer: int) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.set_writer_func(lambda data, count, offset: answer)
+    with pytest.raises(ValueError, match="writer function"):
+        obj.write(b"abc")
+
+
+def test_a_writer_function_that_raises_lets_that_through_and_keeps_the_queue(world: World) -> None:
+    def dies(data: object, count: int, offset: int) -> int:
+        raise KeyError
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.set_writer_func(Blocking())
+    obj.write(b"abc")
+    obj.set_writer_func(dies)
+    with pytest.raises(KeyError):
+        obj.write(None)
+    obj.set_writer_func(None)
+    assert obj.write(None) is True
+    assert drain(two) == b"abc"
+
+
+@pytest.mark.parametrize("answer", [0, 1, 3], ids=["nothing", "a part", "all"])
+@pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
+def test_a_writer_function_may_close_the_object(world: World, answer: int, queued: bool) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    if queued:
+        obj.set_writer_func(Blocking())
+        obj.write(b"abc")
+        obj.write(b"def")
+
+    def closes(data: object, count: int, offset: int) -> int:
+        obj.close("from the writer")
+        return answer
+
+    obj.set_writer_func(closes)
+    obj.write(None if queued else b"abc")
+    assert obj.closed and not obj.write_buf and obj.write_buf_size == 0
+    assert obj.events == ["close from the writer"]
+
+
+def test_a_writer_function_may_close_the_object_and_raise(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+
+    def closes(data: object, count: int, offset: int) -> int:
+        obj.close()
+        raise BlockingIOError
+
+    obj.set_writer_func(closes)
+    obj.write(b"abc")
+    assert obj.closed and not obj.write_buf and obj.write_buf_size == 0
+
+
+# --- no copies --------------------------------------------------------------------------------------
+
+
+def test_queued_bytes_are_the_object_that_was_given(world: World) -> None:
+    one, _ = world.socketpair()
+    fill(one)
+    obj = Noted(one, world.loop)
+    data = b"this one"
+    obj.write(data)
+    assert obj.write_buf[0] is data
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_queued_data_is_not_copied(world: World, kind: Callable[[bytes], Writable]) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    data = kind(BIG)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        obj.write(data)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(20):
+            obj.write(data)
+        assert tracemalloc.get_traced_memory()[1] - before < len(BIG) // 8
+        if not world.simulated:
+            # A write that goes on in the middle of a block copies nothing either.
+            drain(two)
+            gc.collect()
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            obj.write(None)
+            assert tracemalloc.get_traced_memory()[1] - before < len(BIG) // 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_bytearray_is_free_again_once_it_is_out(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    data = bytearray(b"abc")
+    obj.write(data)
+    data.append(1)
+    fill(one)
+    obj.write(data)
+    with pytest.raises(BufferError):
+        data.append(2)
+    drain(two)
+    obj.write(None)
+    data.append(2)
+
+
+# --- against a model --------------------------------------------------------------------------------
+
+
+class Model:
+    """What the manual and the original say of `write`, over a pipe with so much room."""
+
+    def __init__(self) -> None:
+        self.room = 0
+        self.out = bytearray()
+        self.queue: deque[bytes | int] = deque()
+        self.offset = 0
+        self.ran: list[int] = []
+        self.watching = False
+
+    def size(self) -> int:
+        return sum(1 if isinstance(e, int) else len(e) for e in self.queue) - self.offset
+
+    def write(self, new: bytes | int | None) -> bool:
+        if new is not None and self.queue:
+            self.queue.append(new)
+            return False
+        if isinstance(new, int):
+            self.ran.append(new)
+            return True
+        if new is not None:
+            self.queue.append(new)
+        while self.queue:
+            first = self.queue[0]
+            if isinstance(first, int):
+                self.queue.popleft()
+                self.ran.append(first)
+                continue
+            count = len(first) - self.offset
+            taken = min(count, self.room)
+            self.room -= taken
+            self.out += first[self.offset : self.offset + taken]
+            if taken < count:
+                self.offset += taken
+                self.watching = True
+                return False
+            self.queue.popleft()
+            self.offset = 0
+            self.watching = False
+        return True
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_writes_agree_with_the_model(world: World, seed: int) -> None:
+    dice = random.Random(seed)
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    writer = Blocking()
+    obj.set_writer_func(writer)
+    model = Model()
+    ran: list[int] = []
+    for step in range(200):
+        room = dice.choice((0, 0, 1, 5, 30))
+        writer.room += room
+        model.room += room
+        kind = dice.randrange(4)
+        if kind == 0:
+            assert obj.write(None) is model.write(None)
+        elif kind == 1:
+            assert obj.write(partial(ran.append, step)) is model.write(step)
+        else:
+            data = dice.randbytes(dice.randrange(1, 12))
+            form = dice.choice((bytes, bytearray, memoryview))
+            assert obj.write(form(data)) is model.write(data)
+        assert writer.taken == model.out and ran == model.ran
+        assert obj.write_buf_size == model.size()
+        assert obj.write_buf_offset == model.offset
+        assert len(obj.write_buf) == len(model.queue)
+        assert bool(obj.event_watch & OUT) is model.watching is obj.write_set_watch
+
+
+def test_many_pieces_through_a_real_buffer_arrive_in_order(world: World) -> None:
+    dice = random.Random(4)
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    sent, got = bytearray(), bytearray()
+    marks: list[int] = []
+    for number in range(300):
+        piece = dice.randbytes(dice.choice((0, 1, 100, 30_000)))
+        sent += piece
+        obj.write(piece)
+        obj.write(partial(marks.append, number))
+
+    def done() -> bool:
+        got.extend(drain(two))
+        return not obj.write_buf
+
+    world.until(done)
+    got += drain(two)
+    assert got == sent
+    assert marks == list(range(300))
+    assert not obj.event_watch & OUT

@@ -1,0 +1,420 @@
+"""The kernels that the behaviour tests run on: the machine's own, by each of its backends, and the
+simulated ones.
+
+A test takes the fixture `world` and makes its loops, sockets and pipes by it. So the same test runs
+on real epoll and poll, on their simulation, and on the kqueue of every platform that has one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import NamedTuple, Protocol
+
+import pytest
+
+from danga_raw import Loop, Socket
+from danga_raw._epoll import Epoll
+from danga_raw._kqueue import KQueue
+from danga_raw._libc import libc
+from danga_raw._poll import Poll
+from danga_raw.loop import backends
+from tests.simkernel import SimKernel
+
+IN, OUT, ERR, HUP = 1, 4, 8, 16
+
+PATIENCE = float(os.environ.get("DANGA_RAW_PATIENCE", "60"))
+"""After so many seconds a test is taken to hang. Nothing else in these tests looks at a clock."""
+
+POLLERS = {"epoll": Epoll, "poll": Poll, "kqueue": KQueue}
+
+
+class Thing(Protocol):
+    """A handle of any of the kernels."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> object: ...
+    def detach(self) -> int: ...
+    def recv(self, count: int, /) -> bytes: ...
+    def send(self, data: bytes, /) -> int: ...
+    def shutdown(self, how: int, /) -> object: ...
+    def setblocking(self, on: bool, /) -> object: ...
+
+
+class Descriptor:
+    """A real descriptor that is no socket, with the verbs of one."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self.detach())
+
+    def detach(self) -> int:
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def recv(self, count: int) -> bytes:
+        return os.read(self._fd, count)
+
+    def send(self, data: bytes) -> int:
+        return os.write(self._fd, data)
+
+    def shutdown(self, how: int) -> None:
+        raise NotImplementedError
+
+    def setblocking(self, on: bool) -> None:
+        os.set_blocking(self._fd, on)
+
+
+Call = tuple[object, ...]
+"""The name of a call and its arguments."""
+
+
+class Kind(NamedTuple):
+    """One of the kernels."""
+
+    backend: str
+    platform: str | None = None
+    """The platform to simulate; None for the machine's own kernel."""
+
+    def __str__(self) -> str:
+        return f"{self.backend}-sim-{self.platform}" if self.platform else self.backend
+
+
+REAL = [Kind(name) for name in backends()]
+SIMULATED = [
+    Kind("epoll", "linux"),
+    Kind("poll", "linux"),
+    *(
+        Kind("kqueue", platform)
+        for platform in ("freebsd", "netbsd", "netbsd9", "openbsd", "dragonfly", "darwin")
+    ),
+]
+WORLDS = REAL + SIMULATED
+
+real_only = pytest.mark.parametrize("world", REAL, indirect=True, ids=str)
+"""For tests of what no simulated kernel has: processes, signals, threads, address families."""
+
+readiness_only = pytest.mark.parametrize(
+    "world", [kind for kind in WORLDS if kind.backend != "kqueue"], indirect=True, ids=str
+)
+"""For tests of what no kqueue tells: one mask for all events of a descriptor, hang-ups unasked."""
+
+epoll_only = pytest.mark.parametrize(
+    "world", [kind for kind in WORLDS if kind.backend == "epoll"], indirect=True, ids=str
+)
+"""For tests that count the changes of interest, which are calls of their own only here."""
+
+
+class World:
+    """One kernel and what a test has made on it, all of which is closed when the test is over."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.backend = kind.backend
+        self.simulated = kind.platform is not None
+        self.stack = ExitStack()
+        self._loop: Loop | None = None
+
+    # --- loops ------------------------------------------------------------------------------------
+
+    def new_loop(self) -> Loop:
+        """A new loop."""
+        loop = Loop(self.backend)
+        self.stack.callback(loop.close)
+        return loop
+
+    @property
+    def loop(self) -> Loop:
+        """A loop, the same at each use."""
+        if self._loop is None:
+            self._loop = self.new_loop()
+        return self._loop
+
+    def default_loop(self) -> Loop:
+        """A new loop for the class methods of `Socket`."""
+        loop = self.new_loop()
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr("danga_raw.socket._default_loop", loop)
+        return loop
+
+    def turn(self, loop: Loop | None = None) -> None:
+        """One turn of the loop for what is ready now."""
+        loop = loop or self.loop
+        loop.set_loop_timeout(0)
+        loop.set_post_loop_callback(lambda *_: False)
+        loop.run()
+        loop.set_post_loop_callback(None)
+        loop.set_loop_timeout(-1)
+
+    def until(self, condition: Callable[[], object], loop: Loop | None = None) -> None:
+        """Turns of the loop until the condition holds, at once or after one of them."""
+        loop = loop or self.loop
+        if condition():
+            return
+        loop.set_post_loop_callback(lambda *_: not condition())
+        loop.run()
+        loop.set_post_loop_callback(None)
+
+    # --- descriptors ------------------------------------------------------------------------------
+
+    def socketpair(self, tcp: bool = False) -> tuple[Thing, Thing]:
+        """Two connected sockets that don't block."""
+        raise NotImplementedError
+
+    def pipe(self) -> tuple[Thing, Thing]:
+        """The read end and the write end of a pipe, which don't block."""
+        raise NotImplementedError
+
+    def file(self) -> Thing:
+        """A regular file."""
+        raise NotImplementedError
+
+    def open_fds(self) -> set[int]:
+        """All descriptors that are open."""
+        raise NotImplementedError
+
+    def is_open(self, fd: int) -> bool:
+        return fd in self.open_fds()
+
+    def reset_by_peer(self) -> Thing:
+        """A TCP socket whose other side has given the connection up."""
+        raise NotImplementedError
+
+    def lenient(self) -> None:
+        """Let the package use dead descriptors, and have it told EBADF."""
+
+    def _kept(self, *things: Thing) -> None:
+        for thing in things:
+            self.stack.callback(thing.close)
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def calls(self) -> Iterator[list[Call]]:
+        """The calls of the package from here on: the poller's verbs, and read, write, close and
+        setsockopt at the door."""
+        made: list[Call] = []
+        with pytest.MonkeyPatch.context() as patch:
+            poller = POLLERS[self.backend]
+            for verb in ("register", "modify", "unregister", "wait"):
+                patch.setattr(poller, verb, _noting(made, verb, getattr(poller, verb), skip=1))
+            for name in ("read", "write", "close", "setsockopt"):
+                patch.setattr(libc, name, _noting(made, name, getattr(libc, name)))
+            yield made
+
+
+def _noting(
+    made: list[Call], name: str, call: Callable[..., object], skip: int = 0
+) -> Callable[..., object]:
+    def noted(*arguments: object) -> object:
+        told = arguments[skip:]
+        if name == "setsockopt":
+            told = told[:3]
+        made.append((name, *(bytes(a) if isinstance(a, memoryview) else a for a in told)))
+        return call(*arguments)
+
+    return noted
+
+
+def only(calls: list[Call], *names: str) -> list[Call]:
+    """The calls of these names."""
+    return [call for call in calls if call[0] in names]
+
+
+class RealWorld(World):
+    """The machine's own kernel."""
+
+    def socketpair(self, tcp: bool = False) -> tuple[Thing, Thing]:
+        one, two = self._tcp() if tcp else socket.socketpair()
+        for end in (one, two):
+            end.setblocking(False)
+        self._kept(one, two)
+        return one, two
+
+    def _tcp(self) -> tuple[socket.socket, socket.socket]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            one = socket.create_connection(listener.getsockname())
+            return one, listener.accept()[0]
+
+    def pipe(self) -> tuple[Thing, Thing]:
+        ends = [Descriptor(fd) for fd in os.pipe()]
+        for end in ends:
+            end.setblocking(False)
+        self._kept(*ends)
+        return ends[0], ends[1]
+
+    def file(self) -> Thing:
+        file = Descriptor(os.open(__file__, os.O_RDONLY))
+        self._kept(file)
+        return file
+
+    def open_fds(self) -> set[int]:
+        directory = os.open("/dev/fd", os.O_RDONLY)
+        try:
+            return {int(name) for name in os.listdir(directory)} - {directory}
+        finally:
+            os.close(directory)
+
+    def reset_by_peer(self) -> Thing:
+        one, two = self._tcp()
+        one.setblocking(False)
+        self._kept(one)
+        two.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        two.close()
+        return one
+
+
+class SimulatedWorld(World):
+    """A simulated kernel."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(kind)
+        self.kernel = SimKernel(0, platform=kind.platform)
+        self.stack.enter_context(self.kernel.installed())
+
+    def socketpair(self, tcp: bool = False) -> tuple[Thing, Thing]:
+        one, two = self.kernel.socketpair(tcp)
+        for end in (one, two):
+            end.setblocking(False)
+        self._kept(one, two)
+        return one, two
+
+    def pipe(self) -> tuple[Thing, Thing]:
+        one, two = self.kernel.pipe()
+        for end in (one, two):
+            end.setblocking(False)
+        self._kept(one, two)
+        return one, two
+
+    def file(self) -> Thing:
+        file = self.kernel.file()
+        self._kept(file)
+        return file
+
+    def open_fds(self) -> set[int]:
+        return set(self.kernel.table.files)
+
+    def reset_by_peer(self) -> Thing:
+        one, two = self.kernel.socketpair(tcp=True)
+        one.setblocking(False)
+        self._kept(one)
+        two.reset()
+        return one
+
+    def lenient(self) -> None:
+        self.kernel.strict = False
+
+
+@contextmanager
+def world_of(kind: Kind) -> Iterator[World]:
+    """The world of a kind. At the end everything made by it is closed, and nothing else is open
+    that wasn't before."""
+    world = SimulatedWorld(kind) if kind.platform else RealWorld(kind)
+    with no_hanging():
+        before = world.open_fds()
+        with world.stack:
+            yield world
+        assert world.open_fds() == before
+
+
+@contextmanager
+def no_hanging() -> Iterator[None]:
+    """Raise where a test would never end."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"this goes on for more than {PATIENCE} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def drain(thing: Thing) -> bytes:
+    """All that can be read from `thing` now."""
+    pieces = []
+    try:
+        while piece := thing.recv(1 << 20):
+            pieces.append(piece)
+    except BlockingIOError:
+        pass
+    return b"".join(pieces)
+
+
+def fill(thing: Thing) -> int:
+    """Write until not one byte more is taken; returns how much it was."""
+    total = 0
+    for size in (65536, 1):
+        try:
+            while True:
+                total += thing.send(bytes(size))
+        except BlockingIOError:
+            pass
+    return total
+
+
+class Noted(Socket):
+    """Notes its events in `events`, and what it has read in `got`.
+
+    An event for which it was given an action (`read=`, `write=`, `err=`, `hup=`) does only that;
+    otherwise it reads what is there, writes what is queued, and closes at the end of all.
+    """
+
+    __slots__ = ("events", "got", "on")
+
+    def __init__(
+        self,
+        sock: Thing,
+        loop: Loop,
+        *,
+        events: list[str] | None = None,
+        **on: Callable[[Noted], object],
+    ) -> None:
+        super().__init__(sock, loop)
+        self.events = [] if events is None else events
+        self.got = bytearray()
+        self.on = on
+
+    def _event(self, event: str, usual: Callable[[], object]) -> None:
+        self.events.append(event)
+        if action := self.on.get(event):
+            action(self)
+        else:
+            usual()
+
+    def take(self) -> None:
+        data = self.read(1 << 20)
+        if data is None:
+            self.close("end")
+        else:
+            self.got += data
+
+    def event_read(self) -> None:
+        self._event("read", self.take)
+
+    def event_write(self) -> None:
+        self._event("write", super().event_write)
+
+    def event_err(self) -> None:
+        self._event("err", self.close)
+
+    def event_hup(self) -> None:
+        self._event("hup", self.close)
+
+    def close(self, reason: str | None = None) -> None:
+        if not self.closed:
+            self.events.append(f"close {reason}")
+        super().close(reason)
