@@ -104,12 +104,12 @@ class Table:
         self.closed: set[int] = set()
         """Numbers that were once open and are free now."""
 
-    def free(self) -> int:
-        """The number that the next file gets. Raises `OSError` (EMFILE)."""
+    def free(self, count: int = 1) -> int:
+        """The number that the next file gets. Raises `OSError` (EMFILE) unless `count` are free."""
         fd = self.first
         while fd in self.files:
             fd += 1
-        if fd >= self.limit:
+        if fd >= self.limit or len(self.files) + count > self.limit - self.first:
             raise error(EMFILE)
         return fd
 

@@ -52,7 +52,7 @@ class Handle:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self.closes += 1
-            self.kernel.close(fd)
+            self.kernel.release(fd)
 
     def detach(self) -> int:
         """The descriptor, which isn't this handle's any more."""

@@ -95,6 +95,7 @@ class SimKernel:
 
     def socketpair(self, tcp: bool = False) -> tuple[handles.Handle, handles.Handle]:
         """Two connected blocking sockets, as socketpair(2) makes them, or with TCP's manners."""
+        self.table.free(2)
         one, two = self._connection("", "") if not tcp else self._connection(*self._addresses())
         one.tcp = two.tcp = tcp
         return handles.Handle(self, self.open(one)), handles.Handle(self, self.open(two))
@@ -116,6 +117,7 @@ class SimKernel:
 
     def pipe(self) -> tuple[handles.Handle, handles.Handle]:
         """The read end and the write end of a blocking pipe."""
+        self.table.free(2)
         buffer = bytearray()
         capacity = max(self._capacity(), PIPE_BUF) if self.luck.noise else self.capacity
         ends = [PipeEnd(self, buffer, capacity, writes) for writes in (False, True)]
@@ -138,9 +140,9 @@ class SimKernel:
             raise error(ECONNREFUSED)
         self._ports += 1
         near, far = self._connection(("127.0.0.1", self._ports), file.name)
-        handle = handles.Handle(self, self.open(near))
+        self.table.free()
         file.connected(far)
-        return handle
+        return handles.Handle(self, self.open(near))
 
     def dup(self, fd: int) -> int:
         """dup(2). Raises `OSError`."""
@@ -196,6 +198,12 @@ class SimKernel:
 
     def close(self, fd: int, /) -> None:
         """close(2), as `os.close`. The number is free, whatever the answer."""
+        self.release(fd)
+        if number := self.luck.failure("close", EIO):
+            raise error(number)
+
+    def release(self, fd: int) -> None:
+        """close(2), which never fails on an open descriptor."""
         self.steps += 1
         self.get(fd, "close")
         for kq in self.kqueues:
@@ -206,8 +214,6 @@ class SimKernel:
                 epoll.forget(number, file)
             file.watchers.clear()
             file.released()
-        if number := self.luck.failure("close", EIO):
-            raise error(number)
 
     def fstat(self, fd: int, /) -> os.stat_result:
         """fstat(2), as `os.fstat`; only the mode means anything."""

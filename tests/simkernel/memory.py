@@ -31,11 +31,11 @@ def item_size(array: object) -> int:
 
 
 def c_int(value: object, what: str) -> int:
-    """A C int as ctypes takes it without a prototype: a Python int in range, or a c_int."""
+    """A C int as ctypes takes it without a prototype: a Python int of 32 bits, or a c_int."""
     if isinstance(value, ctypes.c_int):
         return value.value
     if not isinstance(value, int):
         raise SimError(f"{what} is {value!r}, which is no C int")
-    if not -(2**31) <= value < 2**31:
+    if not -(2**31) <= value < 2**32:
         raise SimError(f"{what} is {value}, which a C int can't hold")
-    return value
+    return ctypes.c_int(value).value

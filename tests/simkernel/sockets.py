@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SHUT_RD, SHUT_WR, SHUT_RDWR = 0, 1, 2
 CORK_NS = 200_000_000
 """How long a corked socket holds back a partial segment at most; tcp(7)."""
+SEGMENT = 1448
 
 Address = tuple[str, int] | str
 
@@ -50,6 +51,7 @@ class StreamSocket(OpenFile):
         self.inbox = bytearray()
         self.arrived = 0  # how much of the inbox has travelled
         self.low_water = kernel.luck.random.randint(1, capacity // 2) if kernel.luck.noise else 1
+        self.taken = 0  # how many bytes writes have been accepted for, ever
         self.error = 0  # SO_ERROR
         self.shut_read = False
         self.shut_write = False
@@ -129,7 +131,13 @@ class StreamSocket(OpenFile):
         count = self.kernel.luck.cut(min(len(data), self.space), "short write")
         peer = self.peer
         peer.inbox += data[:count]
-        self._send(lambda: peer.on_data(count), CORK_NS if self.corked else 0)
+        self.taken += count
+        # A segment is no larger than half of what the other side has room for.
+        held = self.corked and len(peer.inbox) - peer.arrived < min(SEGMENT, peer.capacity // 2)
+        if self.corked and not held:
+            self._flush()
+        else:
+            self._send(lambda: peer.on_data(count), CORK_NS if held else 0)
         return count
 
     def set_cork(self, on: bool) -> None:
