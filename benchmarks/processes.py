@@ -15,8 +15,13 @@ PYTHON = sys.executable
 
 
 def environment(package: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a measured program sees: the package that is on trial, and no chance in its hashes."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DANGA_RAW_")}
+    """What a measured program sees: the package that is on trial, no chance in its hashes, and none
+    of the caller's own wishes (PYTHONDONTWRITEBYTECODE would have each import compile)."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DANGA_RAW_", "PYTHON"))
+    }
     return kept | {
         "PYTHONPATH": f"{package}{os.pathsep}{ROOT}",
         "PYTHONHASHSEED": "0",

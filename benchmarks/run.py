@@ -92,6 +92,8 @@ def main() -> int:
         "figures": figures,
     }
     print(as_text(table))
+    if chosen.quick:
+        print("quick: smaller counts than the rows name, and more noise in their figures")
     for title, remedy in left_out().items():
         print(f"left out: {title} ({remedy})")
     text = json.dumps(results, indent=1) + "\n"

@@ -3,6 +3,7 @@
 import statistics
 import subprocess
 
+from benchmarks import instructions
 from benchmarks.peers import PEERS
 from benchmarks.processes import PYTHON, environment, memory, running
 from benchmarks.table import Bench, Figures, Group, Row, Step
@@ -30,6 +31,7 @@ def plan(bench: Bench) -> list[Step]:
 
     def importing(figures: Figures) -> None:
         command = [PYTHON, "-c", IMPORT]
+        subprocess.run(command, env=env, capture_output=True, check=True)  # compiles what is new
         seconds = [
             float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
             for _ in range(bench.count(60, 10))
@@ -38,7 +40,18 @@ def plan(bench: Bench) -> list[Step]:
         figures["startup.import"] = min(seconds) * 1000
         figures["startup.import.median"] = statistics.median(seconds) * 1000
 
-    return [Step("resident memory", resident), Step("import time", importing)]
+    def counting(figures: Figures) -> None:
+        bare, whole = (
+            instructions.of_program([PYTHON, "-c", f"import ctypes, socket{more}"], env)
+            for more in ("", ", danga_raw")
+        )
+        figures["startup.import.instructions"] = (whole - bare) / 1e6
+
+    return [
+        Step("resident memory", resident),
+        Step("import time", importing),
+        Step("instructions of the import", counting),
+    ]
 
 
 GROUP = Group(
@@ -58,6 +71,11 @@ GROUP = Group(
             must=5,
             aim=3,
             unit="ms",
+        ),
+        Row(
+            "instructions of the import over a bare Python",
+            "startup.import.instructions",
+            unit="million",
         ),
     ),
     plan,
