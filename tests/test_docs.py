@@ -1,0 +1,308 @@
+"""The pages: each block of code in them runs, each link leads somewhere, each name is explained."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import itertools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import danga_raw
+from danga_raw import Loop, Socket
+from tests.needs import need
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_CODE = [ROOT / "README.md", ROOT / "docs" / "manual.md", ROOT / "docs" / "porting.md"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+PATIENCE = 60
+"""Seconds after which a conversation counts as stuck; none of them takes one."""
+
+
+class Block(NamedTuple):
+    """A fenced block of a page; the comment before it, `<!-- test: HOW -->`, says how it is tried."""
+
+    page: str
+    line: int
+    language: str
+    how: str
+    text: str
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    comment = how = language = ""
+    start, inside, lines = 0, False, list[str]()
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if inside and line == "```":
+            yield Block(page.name, start, language, how, "\n".join(lines) + "\n")
+            inside, comment = False, ""
+        elif inside:
+            lines.append(line)
+        elif line.startswith("```"):
+            language, how, start, inside, lines = line[3:], comment, number, True, []
+        elif match := re.fullmatch(r"<!-- test: (.*) -->", line):
+            comment = match[1]
+        elif line.strip():
+            comment = ""
+
+
+BLOCKS = [block for page in WITH_CODE for block in blocks_of(page)]
+
+
+def where(block: Block) -> str:
+    return f"{block.page}:{block.line} {block.how or 'unmarked'}"
+
+
+def blocks(*languages: str, how: str = "") -> list[Block]:
+    return [b for b in BLOCKS if b.language in languages and how in ("", b.how)]
+
+
+# --- conversations with the servers of the pages -------------------------------------------------
+
+
+@contextmanager
+def serving(command: list[str]) -> Iterator[tuple[str, int]]:
+    """The address of the server that `command` starts, which it prints with the port at the end."""
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            said = process.stdout.readline()
+            assert said, process.stderr.read()
+            yield "127.0.0.1", int(said.split()[-1])
+            assert process.poll() is None, process.stderr.read()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+        assert process.stderr.read() == ""
+
+
+def receive(client: socket.socket, count: int) -> bytes:
+    """`count` bytes, or fewer where the other side closes before."""
+    got = bytearray()
+    while len(got) < count and (data := client.recv(count - len(got))):
+        got += data
+    return bytes(got)
+
+
+def talk_echo(address: tuple[str, int]) -> None:
+    """Two clients at once, more than the kernel's buffers hold, and the end."""
+    with (
+        socket.create_connection(address, PATIENCE) as one,
+        socket.create_connection(address, PATIENCE) as two,
+    ):
+        two.sendall(b"hello\n")
+        assert receive(two, 6) == b"hello\n"
+        payload = os.urandom(1 << 16) * 256
+        sender = threading.Thread(target=one.sendall, args=(payload,))
+        sender.start()
+        assert receive(one, len(payload)) == payload
+        sender.join()
+        two.shutdown(socket.SHUT_WR)
+        assert two.recv(1) == b""
+
+
+def talk_lines(address: tuple[str, int]) -> None:
+    """Lines in upper case, however they are cut, until one says quit."""
+    with (
+        socket.create_connection(address, PATIENCE) as one,
+        socket.create_connection(address, PATIENCE) as two,
+    ):
+        one.sendall(b"fir")
+        two.sendall(b"other\r\n")
+        assert receive(two, 7) == b"OTHER\r\n"
+        one.sendall(b"st\r\nsecond\r\nthi")
+        assert receive(one, 15) == b"FIRST\r\nSECOND\r\n"
+        one.sendall(b"rd\r\nquit\r\n")
+        assert receive(one, 100) == b"THIRD\r\n"
+        two.shutdown(socket.SHUT_WR)
+        assert two.recv(1) == b""
+
+
+CONVERSATIONS: dict[str, Callable[[tuple[str, int]], None]] = {
+    "echo": talk_echo,
+    "lines": talk_lines,
+}
+
+
+def servers(language: str) -> list[Block]:
+    return [block for block in blocks(language) if block.how in CONVERSATIONS]
+
+
+# --- the blocks ----------------------------------------------------------------------------------
+
+
+def test_every_block_says_how_it_is_tried() -> None:
+    for block in BLOCKS:
+        known = {"runs", "stops on SIGTERM", "calls of echo", "table", *CONVERSATIONS}
+        assert block.language in ("python", "perl", "text"), where(block)
+        assert block.how in known, where(block)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=where)
+def test_python_block_compiles_and_is_typed_throughout(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns is not None, f"{where(block)}: {node.name}"
+
+
+@pytest.mark.parametrize("block", blocks("python", how="runs"), ids=where)
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_python_block_runs_to_its_end(block: Block, backend: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", block.text],
+        env={**ENVIRONMENT, "DANGA_RAW_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("block", blocks("python", how="stops on SIGTERM"), ids=where)
+def test_python_block_stops_on_sigterm(block: Block) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", block.text], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "stopped\n"
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("block", servers("python"), ids=where)
+def test_python_block_serves(block: Block) -> None:
+    if "import asynchat" in block.text and importlib.util.find_spec("asynchat") is None:
+        pytest.skip("this Python has no asyncore any more")
+    with serving([sys.executable, "-W", "ignore", "-c", block.text]) as address:
+        CONVERSATIONS[block.how](address)
+
+
+@pytest.mark.parametrize("block", blocks("perl"), ids=where)
+def test_perl_block_compiles(block: Block, tmp_path: Path) -> None:
+    need("danga")
+    program = tmp_path / "block.pl"
+    program.write_text(block.text)
+    run = subprocess.run(["perl", "-c", program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, f"{program} syntax OK\n")
+
+
+@pytest.mark.parametrize("block", servers("perl"), ids=where)
+def test_perl_block_serves(block: Block) -> None:
+    need("danga")
+    with serving(["perl", "-e", block.text]) as address:
+        CONVERSATIONS[block.how](address)
+
+
+def test_the_servers_to_compare_are_both_there() -> None:
+    lines = [block for block in BLOCKS if (block.page, block.how) == ("porting.md", "lines")]
+    both = [(block.language, "asynchat" in block.text) for block in lines]
+    assert sorted(both) == [("perl", False), ("python", False), ("python", False), ("python", True)]
+
+
+# --- README --------------------------------------------------------------------------------------
+
+
+def test_readme_server_has_25_lines() -> None:
+    (server,) = (b for b in BLOCKS if b.page == "README.md" and b.how == "echo")
+    assert server.text.count("\n") == 25
+
+
+def test_readme_shows_the_calls_that_strace_shows(tmp_path: Path) -> None:
+    need("strace")
+    (server,) = (b for b in BLOCKS if b.page == "README.md" and b.how == "echo")
+    (calls,) = (b for b in BLOCKS if b.how == "calls of echo")
+    log = tmp_path / "calls"
+    program = tmp_path / "server.py"
+    program.write_text(server.text)
+    strace = ["strace", "-o", str(log), "-I", "2", "-e", "trace=epoll_ctl,epoll_wait,read,write"]
+    environment = {**ENVIRONMENT, "DANGA_RAW_BACKEND": "epoll"}
+    with subprocess.Popen(
+        [*strace, sys.executable, program], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[-1])
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(b"hello\n")
+            assert receive(client, 6) == b"hello\n"
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
+    seen = re.sub(r"\) +=", ") =", log.read_text())
+    assert calls.text in seen
+
+
+# --- links and names -----------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    found: set[str] = set()
+    for line in re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S).splitlines():
+        if match := re.match(r"#+ (.*)", line):
+            anchor = re.sub(r"[^\w\- ]", "", match[1].lower()).replace(" ", "-")
+            names = itertools.chain([anchor], (f"{anchor}-{n}" for n in itertools.count(1)))
+            found.add(next(name for name in names if name not in found))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+def public(owner: type) -> list[str]:
+    """The public names of a class, with those of its instances that it documents as attributes."""
+    return [name for name in dir(owner) if not name.startswith("_")]
+
+
+MANUAL = (ROOT / "docs" / "manual.md").read_text()
+
+
+@pytest.mark.parametrize("name", danga_raw.__all__)
+def test_manual_has_a_heading_for_every_public_name(name: str) -> None:
+    assert re.search(rf"^## {name}$", MANUAL, re.M)
+
+
+@pytest.mark.parametrize("owner", [Socket, Loop, danga_raw.Timer], ids=lambda owner: owner.__name__)
+def test_manual_names_every_verb(owner: type) -> None:
+    headline = rf"[*`|][^\n]*\b{{}}\b"
+    missing = [name for name in public(owner) if not re.search(headline.format(name), MANUAL)]
+    assert missing == []
+
+
+def test_manual_names_every_environment_variable() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "danga_raw").glob("*.py"))
+    for variable in set(re.findall(r"\bDANGA_RAW_[A-Z]+\b", sources)):
+        assert f"| `{variable}` |" in MANUAL
+
+
+def test_verbs_of_the_manual_exist() -> None:
+    for owner, names in {
+        Socket: re.findall(r"Socket\.(\w+)\(", MANUAL),
+        Loop: re.findall(r"\bloop\.(\w+)\(", MANUAL),
+    }.items():
+        assert names
+        assert [name for name in names if not hasattr(owner, name)] == []
