@@ -23,8 +23,21 @@ def total(out: str) -> int:
     return int(found[-1])
 
 
+_run_before: set[str] = set()
+
+
+def first_time(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """True once for each program: its first run may compile what it imports, and must not count."""
+    key = f"{command} {env.get('PYTHONPATH')}"
+    new = key not in _run_before
+    _run_before.add(key)
+    return new
+
+
 def of_program(command: Sequence[str], env: Mapping[str, str]) -> int:
     """The instructions of a program that ends by itself."""
+    if first_time(command, env):
+        subprocess.run(command, env=env, capture_output=True)
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/callgrind.out"
         done = subprocess.run(valgrind(out) + list(command), env=env, capture_output=True)
@@ -37,6 +50,9 @@ def of_server(
     command: Sequence[str], env: Mapping[str, str], load: Callable[[Server], None]
 ) -> int:
     """The instructions of a server from its start to its end after the load."""
+    if first_time(command, env):
+        with running(command, env):
+            pass
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/callgrind.out"
         with running(valgrind(out) + list(command), env, one_processor=True) as server:
