@@ -128,7 +128,7 @@ class KQueue(OpenFile):
         return count
 
     def _check_size(self, array: object, what: str) -> bool:
-        size = item_size(array)
+        size = item_size(array, f"kevent: {what}")
         if size != self.layout.size:
             if self.kernel.strict:
                 raise SimError(f"kevent: struct kevent in {what} has {size} bytes, "

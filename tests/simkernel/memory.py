@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import cast
+from typing import Any, cast
 
 from tests.simkernel.errors import SimError
 
@@ -11,23 +11,26 @@ Buffer = bytes | bytearray | memoryview
 _REFERENCE = type(ctypes.byref(ctypes.c_int()))
 
 
-def memory(pointer: object, need: int, what: str) -> memoryview:
-    """The bytes that `pointer` (an array, or what `byref` gives) points to, `need` of them or more."""
+def _target(pointer: object, what: str) -> object:
     target = getattr(pointer, "_obj") if isinstance(pointer, _REFERENCE) else pointer
     if not isinstance(target, (ctypes.Array, ctypes.Structure, ctypes._SimpleCData)):
         raise SimError(f"{what}: {pointer!r} is no pointer")
-    view = memoryview(target).cast("B")
+    return target
+
+
+def memory(pointer: object, need: int, what: str) -> memoryview:
+    """The bytes that `pointer` (an array, or what `byref` gives) points to, `need` of them or more."""
+    view = memoryview(cast("ctypes.Array[Any]", _target(pointer, what))).cast("B")
     if len(view) < need:
         raise SimError(f"{what}: {need} bytes are used of a buffer that has {len(view)}")
     return view
 
 
-def item_size(array: object) -> int:
-    """sizeof of one element of a ctypes array or of what a reference points to."""
-    target = getattr(array, "_obj") if isinstance(array, _REFERENCE) else array
-    if isinstance(target, ctypes.Array):
-        return ctypes.sizeof(cast("type[ctypes.Structure]", type(target)._type_))
-    return ctypes.sizeof(cast(ctypes.Structure, target))
+def item_size(pointer: object, what: str) -> int:
+    """sizeof of what a pointer points to, of one element if that is an array."""
+    target = _target(pointer, what)
+    kind = type(target)._type_ if isinstance(target, ctypes.Array) else type(target)
+    return ctypes.sizeof(cast("type[ctypes.Structure]", kind))
 
 
 def c_int(value: object, what: str) -> int:

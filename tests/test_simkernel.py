@@ -1,0 +1,431 @@
+"""The simulated kernel itself: what real kernels were seen to do with kqueue, row by row, and how it
+treats a program that misuses it. (What Linux does is in test_simkernel_truth.py.)"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from ctypes import byref, c_int, c_size_t, c_ulong
+from errno import EBADF, ECONNRESET, EINVAL, EMFILE, ENOENT, EPIPE
+from typing import Any
+
+import pytest
+
+from danga_raw._epoll import Epoll, epoll_event
+from danga_raw._kqueue import KQueue, kevent_type
+from danga_raw._libc import libc
+from danga_raw._poll import POLLIN, POLLOUT, Poll, pollfd
+from tests.simkernel import LAYOUTS, Handle, SimError, SimKernel
+from tests.simkernel.kqueue import EV_ADD, EV_DELETE, EV_DISABLE, EV_ENABLE, EV_EOF, EV_ERROR
+from tests.simkernel.sockets import SHUT_WR
+
+lp64 = pytest.mark.skipif(sys.maxsize < 2**32, reason="its kqueue has the layouts of LP64")
+
+Event = tuple[int, int, int, int, int, int]
+"""ident, filter, flags, fflags, data, udata"""
+
+
+class Bench:
+    """A kqueue driven by hand: structs packed and unpacked by the simulator's own description."""
+
+    def __init__(self, form: str, strict: bool = True) -> None:
+        self.kernel = SimKernel(platform=form, strict=strict)
+        self.layout = LAYOUTS[form]
+        self.size_t = c_size_t if self.layout.size_t_counts else int
+        self.element = kevent_type(form)
+        self.kq = self.kernel.kqueue()
+        self.read = self.layout.read
+        self.write = self.layout.write
+
+    def changes(self, *changes: tuple[int, ...]) -> Any:
+        """An array of (ident, filter, flags[, udata])."""
+        array = (self.element * len(changes))()
+        view = memoryview(array).cast("B")
+        for i, (ident, filter, flags, *udata) in enumerate(changes):
+            fields = (ident, filter, flags, 0, 0, *(udata or [0]))
+            self.layout.fields.pack_into(view, i * self.layout.size, *fields)
+        return array
+
+    def call(self, *changes: tuple[int, ...], room: int = 0, timeout: Any = None) -> int:
+        """kevent(2); the events are in `told`, the errno in `errno`."""
+        events = (self.element * max(room, 1))()
+        count = self.kernel.kevent(
+            self.kq,
+            self.changes(*changes) if changes else None,
+            self.size_t(len(changes)),
+            events if room else None,
+            self.size_t(room),
+            timeout if timeout is not None else timespec(0),
+        )
+        self.errno = ctypes.get_errno() if count < 0 else 0
+        view = memoryview(events).cast("B")
+        unpack = self.layout.fields.unpack_from
+        self.told: list[Event] = [unpack(view, i * self.layout.size) for i in range(max(count, 0))]
+        return count
+
+    def events(self) -> list[Event]:
+        """What is ready now."""
+        self.call(room=10)
+        return self.told
+
+
+def timespec(seconds: int, nanoseconds: int = 0) -> Any:
+    """A reference to a struct timespec."""
+    return byref((ctypes.c_int64 * 2)(seconds, nanoseconds))
+
+
+@pytest.fixture(params=["freebsd", "netbsd"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    return Bench(request.param)
+
+
+def netbsd(bench: Bench) -> bool:
+    return bench.kernel.form == "netbsd"
+
+
+@lp64
+class TestWhatTheKernelsDo:
+    def test_a_change_in_a_foreign_layout_is_ignored_by_freebsd_and_refused_by_netbsd(
+        self, bench: Bench
+    ) -> None:
+        lax = Bench(bench.kernel.platform, strict=False)
+        one, _ = lax.kernel.socketpair()
+        array = (kevent_type("darwin") * 1)()
+        struct.pack_into("=QhHIqQ", array, 0, one.fileno(), -1, EV_ADD, 0, 0, 0)
+        count = lax.kernel.kevent(lax.kq, array, lax.size_t(1), None, lax.size_t(0), timespec(0))
+        assert (count, ctypes.get_errno() if count else 0) == ((-1, EINVAL) if netbsd(lax) else (0, 0))
+        assert lax.call((one.fileno(), lax.read, EV_ENABLE)) == -1
+        assert lax.errno == ENOENT
+
+    def test_flags_of_an_event_are_empty_on_freebsd_and_the_first_add_on_netbsd(
+        self, bench: Bench
+    ) -> None:
+        one, two = bench.kernel.socketpair()
+        two.send(b"x")
+        fd = one.fileno()
+        bench.call((fd, bench.read, EV_ADD))
+        assert bench.events() == [(fd, bench.read, 1 if netbsd(bench) else 0, 0, 1, 0)]
+        bench.call((fd, bench.read, EV_DELETE))
+        bench.call((fd, bench.read, EV_ADD | EV_DISABLE))
+        assert bench.events() == []
+        bench.call((fd, bench.read, EV_ENABLE))
+        assert bench.events() == [(fd, bench.read, 9 if netbsd(bench) else 0, 0, 1, 0)]
+
+    def test_a_closing_peer_is_eof_with_the_unread_bytes_and_again_after_each_read(
+        self, bench: Bench
+    ) -> None:
+        one, two = bench.kernel.socketpair(tcp=True)
+        bench.call((one.fileno(), bench.read, EV_ADD))
+        two.send(b"abc")
+        two.close()
+        for left in (3, 1, 0, 0):
+            [(_, _, flags, fflags, data, _)] = bench.events()
+            assert (flags & EV_EOF, fflags, data) == (EV_EOF, 0, left)
+            one.recv(2)
+
+    def test_a_bare_fin_is_nothing_to_a_tcp_write_filter_and_eof_to_a_unix_one(
+        self, bench: Bench
+    ) -> None:
+        for tcp in (True, False):
+            one, two = bench.kernel.socketpair(tcp)
+            bench.call((one.fileno(), bench.write, EV_ADD))
+            two.close()
+            [(_, _, flags, *_)] = bench.events()
+            assert flags & EV_EOF == (0 if tcp else EV_EOF)
+            one.close()
+
+    def test_a_closed_reader_is_eof_to_the_write_filter_of_a_pipe(self, bench: Bench) -> None:
+        reader, writer = bench.kernel.pipe()
+        bench.call((writer.fileno(), bench.write, EV_ADD))
+        reader.close()
+        [(_, _, flags, *_)] = bench.events()
+        assert flags & EV_EOF
+
+    def test_a_reset_is_eof_with_econnreset_on_both_filters_until_the_error_is_taken(
+        self, bench: Bench
+    ) -> None:
+        one, two = bench.kernel.socketpair(tcp=True)
+        two.send(b"abc")
+        two.reset()
+        fd = one.fileno()
+        bench.call((fd, bench.read, EV_ADD), (fd, bench.write, EV_ADD))
+        told = {event[1]: event for event in bench.events()}
+        assert all(e[2] & EV_EOF and e[3] == ECONNRESET for e in told.values()) and len(told) == 2
+        assert told[bench.read][4] == 3
+        assert one.take_error() == ECONNRESET
+        assert all(e[2] & EV_EOF and e[3] == 0 for e in bench.events())
+
+    def test_nothing_is_told_while_both_filters_are_disabled(self, bench: Bench) -> None:
+        for end in (Handle.close, Handle.reset):
+            one, two = bench.kernel.socketpair(tcp=True)
+            fd = one.fileno()
+            for filter in (bench.read, bench.write):
+                bench.call((fd, filter, EV_ADD), (fd, filter, EV_DISABLE))
+            end(two)
+            assert bench.events() == []
+            bench.call((fd, bench.read, EV_ENABLE))
+            assert [event[1] for event in bench.events()] == [bench.read]
+            one.close()
+
+    def test_adding_a_disabled_filter_again_leaves_it_disabled(self, bench: Bench) -> None:
+        one, _ = bench.kernel.socketpair()
+        fd = one.fileno()
+        bench.call((fd, bench.write, EV_ADD), (fd, bench.write, EV_DISABLE))
+        bench.call((fd, bench.write, EV_ADD))
+        assert bench.events() == []
+
+    def test_enable_with_disable_is_refused_by_freebsd_alone(self, bench: Bench) -> None:
+        one, _ = bench.kernel.socketpair()
+        bench.call((one.fileno(), bench.read, EV_ADD))
+        count = bench.call((one.fileno(), bench.read, EV_ENABLE | EV_DISABLE))
+        assert (count, bench.errno) == ((0, 0) if netbsd(bench) else (-1, EINVAL))
+
+    def test_udata_of_a_later_change_is_taken_by_freebsd_and_not_by_netbsd(
+        self, bench: Bench
+    ) -> None:
+        one, two = bench.kernel.socketpair()
+        two.send(b"x")
+        fd = one.fileno()
+        bench.call((fd, bench.read, EV_ADD, 7))
+        bench.call((fd, bench.read, EV_DISABLE, 8), (fd, bench.read, EV_ENABLE, 9))
+        assert bench.events()[0][5] == (7 if netbsd(bench) else 9)
+
+    def test_a_change_for_an_absent_filter_is_enoent_and_ebadf_once_closed(
+        self, bench: Bench
+    ) -> None:
+        one, _ = bench.kernel.socketpair()
+        fd = one.fileno()
+        assert (bench.call((fd, bench.read, EV_DELETE)), bench.errno) == (-1, ENOENT)
+        one.close()
+        assert (bench.call((fd, bench.read, EV_DELETE)), bench.errno) == (-1, EBADF)
+
+    def test_without_room_a_failing_change_keeps_the_later_ones_from_being_applied(
+        self, bench: Bench
+    ) -> None:
+        one, _ = bench.kernel.socketpair()
+        fd = one.fileno()
+        changes = ((fd, bench.write, EV_ENABLE), (fd, bench.write, EV_ADD))
+        assert (bench.call(*changes), bench.errno) == (-1, ENOENT)
+        assert bench.events() == []
+
+    def test_with_room_a_failing_change_is_told_and_the_later_ones_are_applied(
+        self, bench: Bench
+    ) -> None:
+        one, _ = bench.kernel.socketpair()
+        fd = one.fileno()
+        bench.call((fd, bench.write, EV_ENABLE), (fd, bench.write, EV_ADD), room=5)
+        assert bench.told == [(fd, bench.write, EV_ERROR, 0, ENOENT, 0)]
+        assert [event[:2] for event in bench.events()] == [(fd, bench.write)]
+
+    def test_closing_a_descriptor_takes_its_filters_from_every_kqueue_a_dup_notwithstanding(
+        self, bench: Bench
+    ) -> None:
+        one, two = bench.kernel.socketpair()
+        first, bench.kq = bench.kq, bench.kernel.kqueue()
+        for kq in (first, bench.kq):
+            bench.kq = kq
+            bench.call((one.fileno(), bench.read, EV_ADD))
+        dup = one.dup()
+        two.send(b"x")
+        assert bench.events()
+        one.close()
+        for kq in (first, bench.kq):
+            bench.kq = kq
+            assert bench.events() == []
+        assert dup.recv(1) == b"x"
+
+    def test_a_timeout_that_is_no_time_is_refused(self, bench: Bench) -> None:
+        lax = Bench(bench.kernel.platform, strict=False)
+        for wrong in (timespec(-1), timespec(0, 10**9)):
+            assert (lax.call(room=1, timeout=wrong), lax.errno) == (-1, EINVAL)
+
+    def test_macos_adds_the_filter_and_says_epipe_where_the_other_end_is_gone(self) -> None:
+        bench = Bench("darwin")
+        bench.kernel.epipe_at_registration = True
+        reader, writer = bench.kernel.pipe()
+        reader.close()
+        fd = writer.fileno()
+        assert (bench.call((fd, bench.write, EV_ADD)), bench.errno) == (-1, EPIPE)
+        assert [event[0] for event in bench.events()] == [fd]
+
+
+class TestStrictness:
+    @pytest.fixture
+    def kernel(self) -> Iterator[SimKernel]:
+        kernel = SimKernel()
+        with kernel.installed():
+            yield kernel
+
+    def test_a_closed_descriptor_used(self, kernel: SimKernel) -> None:
+        one, _ = kernel.socketpair()
+        fd = one.fileno()
+        one.close()
+        uses: list[Callable[[], object]] = [
+            lambda: libc.read(fd, 1),
+            lambda: libc.write(fd, b""),
+            lambda: libc.close(fd),
+            lambda: libc.fstat(fd),
+            lambda: libc.setsockopt(fd, 6, 3, byref(c_int(1)), 4),
+            lambda: libc.epoll_wait(fd, byref((epoll_event * 1)()), 1, 0),
+            lambda: libc.poll(byref((pollfd * 1)(pollfd(fd, 1, 0))), c_ulong(1), 0),
+        ]
+        for use in uses:
+            with pytest.raises(SimError, match="closed"):
+                use()
+
+    def test_a_buffer_that_is_too_small(self, kernel: SimKernel) -> None:
+        epfd = libc.epoll_create1(0x80000)
+        with pytest.raises(SimError, match="24 bytes are used of a buffer that has 12|32 .* 16"):
+            libc.epoll_wait(epfd, byref(epoll_event()), 2, 0)
+        with pytest.raises(SimError, match="16 bytes are used of a buffer that has 8"):
+            libc.poll(byref((pollfd * 1)()), c_ulong(2), 0)
+
+    def test_a_struct_of_the_wrong_size(self, kernel: SimKernel) -> None:
+        epfd = libc.epoll_create1(0x80000)
+        one, _ = kernel.socketpair()
+        with pytest.raises(SimError, match="bytes"):
+            libc.epoll_ctl(epfd, 1, one.fileno(), byref((c_int * 9)()))
+
+    def test_unknown_numbers(self, kernel: SimKernel) -> None:
+        epfd = libc.epoll_create1(0x80000)
+        one, _ = kernel.socketpair()
+        uses: list[Callable[[], object]] = [
+            lambda: libc.epoll_create1(1),
+            lambda: libc.epoll_ctl(epfd, 9, one.fileno(), byref(epoll_event())),
+            lambda: libc.epoll_ctl(epfd, 1, one.fileno(), byref(epoll_event(events=0x4000))),
+            lambda: libc.setsockopt(one.fileno(), 6, 99, byref(c_int(1)), 4),
+            lambda: libc.fcntl(one.fileno(), 77, 1),
+            lambda: libc.poll(byref((pollfd * 1)(pollfd(3, 0x400, 0))), c_ulong(1), 0),
+            lambda: libc.poll(byref((pollfd * 1)()), 1, 0),  # type: ignore[arg-type]
+        ]
+        for use in uses:
+            with pytest.raises(SimError):
+                use()
+
+    @lp64
+    @pytest.mark.parametrize("platform", LAYOUTS)
+    def test_what_kevent_is_handed(self, platform: str) -> None:
+        bench = Bench(platform)
+        one, _ = bench.kernel.socketpair()
+        fd = one.fileno()
+        wrong_size = kevent_type("netbsd" if platform == "freebsd" else "freebsd")
+        wrong_count = 1 if bench.layout.size_t_counts else c_size_t(1)
+        one_event = (bench.element * 1)()
+        n = bench.size_t
+        kevent = bench.kernel.kevent
+        uses: list[Callable[[], object]] = [
+            lambda: bench.call((fd, bench.read, 0x1000)),
+            lambda: bench.call((fd, 5, EV_ADD)),
+            lambda: bench.call((99, bench.read, EV_ADD)),
+            lambda: bench.call(room=1, timeout=timespec(0, 10**9)),
+            lambda: kevent(bench.kq, (wrong_size * 1)(), n(1), None, n(0), None),
+            lambda: kevent(bench.kq, None, n(0), one_event, n(2), timespec(0)),
+            lambda: kevent(bench.kq, None, n(0), one_event, wrong_count, timespec(0)),
+            lambda: kevent(bench.kq, None, n(0), one_event, n(1), byref(c_int(0))),
+            lambda: kevent(bench.kq, 1234, n(1), None, n(0), None),
+        ]
+        for use in uses:
+            with pytest.raises(SimError):
+                use()
+
+    def test_a_wait_that_nothing_can_end(self, kernel: SimKernel) -> None:
+        with pytest.raises(SimError, match="deadlock"):
+            Poll().wait(-1)
+        one, _ = kernel.socketpair()
+        with pytest.raises(SimError, match="deadlock"):
+            one.recv(1)
+
+
+class TestTheWorld:
+    def test_the_clock_moves_only_when_somebody_waits(self) -> None:
+        kernel = SimKernel()
+        with kernel.installed():
+            poller = Epoll()
+            one, two = kernel.socketpair()
+            poller.register(one.fileno(), POLLIN)
+            kernel.clock.after(30_000_000, lambda: two.send(b"x"))
+            before = libc.clock_gettime(1)
+            assert libc.clock_gettime(1) == before
+            assert list(poller.wait(10)) == []
+            assert libc.clock_gettime(1) - before == pytest.approx(0.010, abs=1e-5)
+            assert list(poller.wait(-1)) == [(one.fileno(), POLLIN)]
+            assert libc.clock_gettime(1) - before == pytest.approx(0.030, abs=1e-5)
+
+    def test_the_door_is_as_before_afterwards(self) -> None:
+        before = dict(vars(libc))
+        for platform in (None, *LAYOUTS):
+            with SimKernel(platform=platform).installed():
+                assert vars(libc) != before
+                assert hasattr(libc, "epoll_wait") == (platform is None)
+            assert vars(libc) == before
+
+    def test_one_seed_decides_everything(self) -> None:
+        def course(seed: int) -> list[object]:
+            kernel = SimKernel(seed, noise=0.5, harm=0.1)
+            seen: list[object] = []
+            one, two = kernel.socketpair(tcp=True)
+            one.setblocking(False)
+            for i in range(100):
+                try:
+                    seen.append(kernel.write(one.fileno(), bytes(i)))
+                    seen.append(two.recv(100))
+                except OSError as error:
+                    seen.append(error.errno)
+                except SimError:
+                    seen.append("deadlock")
+            return seen
+
+        assert course(1) == course(1) != course(2)
+
+    def test_the_lowest_free_number_comes_next_up_to_the_limit(self) -> None:
+        kernel = SimKernel(first_fd=0, limit=4)
+        handles = [*kernel.socketpair(), *kernel.pipe()]
+        assert [handle.fileno() for handle in handles] == [0, 1, 2, 3]
+        handles[1].close()
+        with pytest.raises(OSError) as full:
+            kernel.pipe()
+        assert full.value.errno == EMFILE
+        assert kernel.dup(0) == 1
+
+    def test_a_corked_socket_holds_back_what_is_less_than_a_segment(self) -> None:
+        kernel = SimKernel()
+        one, two = kernel.socketpair(tcp=True)
+        two.setblocking(False)
+        on = byref(c_int(1))
+        kernel.setsockopt(one.fileno(), 6, 3, on, 4)
+        one.send(b"held")
+        with pytest.raises(BlockingIOError):
+            two.recv(10)
+        kernel.setsockopt(one.fileno(), 6, 3, byref(c_int(0)), 4)
+        assert two.recv(10) == b"held"
+
+    def test_a_listener_that_closes_resets_who_waits(self) -> None:
+        kernel = SimKernel()
+        listener = kernel.listener()
+        client = kernel.connect(listener)
+        listener.close()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+    @lp64
+    def test_the_library_serves_a_poller_of_its_own(self) -> None:
+        kernel = SimKernel(platform="openbsd")
+        with kernel.installed():
+            poller = KQueue(kernel.library, "openbsd")
+            one, _ = kernel.socketpair()
+            poller.register(one.fileno(), POLLOUT)
+            assert list(poller.wait(-1)) == [(one.fileno(), POLLOUT)]
+            fd = one.fileno()
+            assert kernel.changes == [
+                [(fd, -1, EV_ADD), (fd, -1, EV_DISABLE), (fd, -2, EV_ADD)]
+            ]
+
+
+def test_a_shut_write_side_still_reads() -> None:
+    one, two = SimKernel().socketpair(tcp=True)
+    one.shutdown(SHUT_WR)
+    assert two.recv(1) == b""
+    two.send(b"late")
+    assert one.recv(4) == b"late"

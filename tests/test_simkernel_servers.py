@@ -1,0 +1,151 @@
+"""Random servers on the simulated kernel, and proof that what is asked of them can fail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from heapq import heappop
+
+import pytest
+
+from danga_raw import _epoll
+from danga_raw.loop import Leaving, Loop
+from danga_raw.socket import Socket
+from danga_raw.timers import Timer, Timers
+from tests.simkernel.__main__ import Failure, attempt, main, run_all
+from tests.simkernel.servers import BACKENDS, Backend, World
+
+WORLDS = 20
+
+
+@pytest.mark.parametrize("seed", range(WORLDS))
+def test_a_world_of_random_servers_keeps_every_promise_with_the_same_bytes_on_every_backend(
+    seed: int,
+) -> None:
+    told, fine = run_all(BACKENDS, seed, 16)
+    assert fine, told
+
+
+def test_one_seed_repeats_a_run_to_the_last_call() -> None:
+    assert World(3, "epoll").run() == World(3, "epoll").run() != World(4, "epoll").run()
+
+
+def test_the_command_tells_the_seed_the_calls_and_the_faults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--seed", "5", "--connections", "40", "--backend", "kqueue-netbsd"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("seed 5\nkqueue-netbsd ")
+    assert "calls" in out and "faults survived" in out
+    assert "100%" in err
+
+
+def never_unwatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Socket, "_unwatch_write", lambda self: None)
+
+
+def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Socket, "_watch_write_for_now", lambda self: None)
+
+
+def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Socket._write_once
+    monkeypatch.setattr(
+        Socket, "_write_once", lambda self, block, count, offset: original(self, block, count, 0)
+    )
+
+
+def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Socket.push_back_read
+
+    def push_back_read(self: Socket, buf: bytes) -> None:
+        if len(buf) % 7:
+            original(self, buf)
+
+    monkeypatch.setattr(Socket, "push_back_read", push_back_read)
+
+
+def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Socket._leave
+
+    def leave(self: Socket, leaving: Leaving) -> None:
+        original(self, leaving)
+        self.loop._let_go()
+
+    monkeypatch.setattr(Socket, "_leave", leave)
+
+
+def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop._let_go
+
+    def let_go(self: Loop) -> None:
+        self.leaving.reverse()
+        original(self)
+
+    monkeypatch.setattr(Loop, "_let_go", let_go)
+
+
+def stay_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_epoll.Epoll, "unregister", lambda self, fd, events: None)
+
+
+def fire_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Timers.add
+    monkeypatch.setattr(
+        Timers, "add", lambda self, seconds, callback: original(self, seconds - 0.001, callback)
+    )
+
+
+def ignore_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Timer, "cancel", lambda self: None)
+
+
+def lose_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Timers.run_due
+
+    def run_due(self: Timers, number: int) -> int:
+        if len(self.heap) > 2:
+            heappop(self.heap)
+        return original(self, number)
+
+    monkeypatch.setattr(Timers, "run_due", run_due)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        (never_unwatch, "nobody asked for it"),
+        (never_watch, "isn't watched"),
+        (forget_the_offset, "received what was not written"),
+        (drop_a_piece, "read what was not sent"),
+        (close_at_once, "closes of its batch"),
+        (close_backwards, "out of order"),
+        (stay_registered, "the kernel watches"),
+        (fire_early, "fired early"),
+        (ignore_cancel, "cancelled timer|timers in the heap"),
+        (lose_a_timer, "timers in the heap"),
+    ],
+)
+def test_a_fault_in_the_package_is_found(
+    sabotage: Callable[[pytest.MonkeyPatch], None],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sabotage(monkeypatch)
+    results = [attempt(seed, "epoll", 16) for seed in range(6)]
+    found = [result.trace for result in results if isinstance(result, Failure)]
+    assert any(re.search(complaint, trace) for trace in found), found
+
+
+def test_a_failure_tells_the_shortest_prefix_that_repeats_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never_unwatch(monkeypatch)
+    backend: Backend = "poll"
+    assert main(["--seed", "1", "--connections", "64", "--backend", backend]) == 1
+    repeat = capsys.readouterr().out.rpartition("repeat: python -m tests.simkernel ")[2].split()
+    assert main(repeat) == 1
+    fewer = [*repeat]
+    at = fewer.index("--connections") + 1
+    fewer[at] = str(int(fewer[at]) - 1)
+    assert main(fewer) == 0
