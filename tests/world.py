@@ -150,11 +150,14 @@ class World:
     def turn(self, loop: Loop | None = None) -> None:
         """One turn of the loop for what is ready now."""
         loop = loop or self.loop
+        timeout, callback = loop._timeout, loop._post_loop_callback
         loop.set_loop_timeout(0)
         loop.set_post_loop_callback(lambda *_: False)
-        loop.run()
-        loop.set_post_loop_callback(None)
-        loop.set_loop_timeout(-1)
+        try:
+            loop.run()
+        finally:
+            loop.set_post_loop_callback(callback)
+            loop.set_loop_timeout(timeout)
 
     def until(self, condition: Callable[[], object], loop: Loop | None = None) -> None:
         """Turns of the loop until the condition holds, at once or after one of them."""
@@ -162,8 +165,10 @@ class World:
         if condition():
             return
         loop.set_post_loop_callback(lambda *_: not condition())
-        loop.run()
-        loop.set_post_loop_callback(None)
+        try:
+            loop.run()
+        finally:
+            loop.set_post_loop_callback(None)
 
     # --- descriptors ------------------------------------------------------------------------------
 
@@ -259,11 +264,15 @@ class RealWorld(World):
         return file
 
     def open_fds(self) -> set[int]:
-        directory = os.open("/dev/fd", os.O_RDONLY)
+        # The listing has a descriptor of its own in it, which is closed by then.
+        return {fd for fd in map(int, os.listdir("/dev/fd")) if self.is_open(fd)}
+
+    def is_open(self, fd: int) -> bool:
         try:
-            return {int(name) for name in os.listdir(directory)} - {directory}
-        finally:
-            os.close(directory)
+            os.fstat(fd)
+        except OSError:
+            return False
+        return True
 
     def reset_by_peer(self) -> Thing:
         one, two = self._tcp()

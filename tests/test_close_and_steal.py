@@ -1,0 +1,537 @@
+"""Closing and stealing: when a descriptor is really closed, and who hears of what until then."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import weakref
+from errno import EIO
+
+import pytest
+
+from danga_raw import Handle, Loop, Socket
+from danga_raw._libc import libc
+from tests.world import Noted, Thing, World, drain, only, real_only
+
+
+def ready(world: World, count: int, **on: object) -> tuple[list[Noted], list[Thing], list[str]]:
+    """Objects with something to read, in one log, and their other ends."""
+    events: list[str] = []
+    objects, others = [], []
+    for _ in range(count):
+        one, two = world.socketpair()
+        two.send(b"x")
+        obj = Noted(one, world.loop, events=events)
+        obj.on.update(on)  # type: ignore[arg-type]
+        obj.watch_read(True)
+        objects.append(obj)
+        others.append(two)
+    return objects, others, events
+
+
+def test_close_leaves_the_poller_at_once_and_closes_after_the_batch(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+
+    def act(obj: Noted) -> None:
+        obj.close("done")
+        assert world.is_open(fd)
+        assert world.loop.to_close == [one]
+        assert world.loop.descriptor_map == {fd: obj}
+        assert obj.closed and obj.sock is None and obj.fd is None
+
+    obj = Noted(one, world.loop, read=act)
+    obj.watch_read(True)
+    _.send(b"x")
+    with world.calls() as calls:
+        world.turn()
+    assert obj.events == ["read", "close done"]
+    assert only(calls, "unregister") == [("unregister", fd, 57)]
+    assert not world.is_open(fd)
+    assert world.loop.to_close == [] and world.loop.descriptor_map == {}
+
+
+@real_only
+def test_close_is_one_close_of_the_kernel(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    Noted(one, world.loop).close()
+    with world.calls() as calls:
+        world.turn()
+    assert only(calls, "close") == [("close", fd)]
+
+
+def test_to_close_lists_the_sockets_in_order_of_closing(world: World) -> None:
+    handles = [world.socketpair()[0] for _ in range(4)]
+    objects = [Noted(handle, world.loop) for handle in handles]
+    for n in (2, 0, 3, 1):
+        objects[n].close()
+    objects[1].close()
+    assert world.loop.to_close == [handles[2], handles[0], handles[3], handles[1]]
+    world.turn()
+    assert world.loop.to_close == []
+
+
+def test_a_closed_fd_keeps_its_number_until_the_batch_is_over(world: World) -> None:
+    (obj,), _, _ = ready(world, 1)
+    fd = obj.fd
+    numbers: list[int] = []
+
+    def act(obj: Noted) -> None:
+        obj.close()
+        numbers.extend(thing.fileno() for thing in world.socketpair())
+
+    obj.on["read"] = act
+    world.turn()
+    assert fd not in numbers
+
+
+def test_objects_closing_each_other_in_one_batch(world: World) -> None:
+    objects, _, events = ready(world, 5)
+
+    def act(obj: Noted) -> None:
+        for other in objects:
+            if other is not obj:
+                other.close("by another")
+
+    for obj in objects:
+        obj.on["read"] = act
+    world.turn()
+    assert events == ["read", *["close by another"] * 4]
+    assert sum(not obj.closed for obj in objects) == 1
+    assert world.loop.watched_sockets == 1
+
+
+def test_an_object_closed_by_its_own_event_read_hears_no_more(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop, read=lambda obj: obj.close("in read"))
+    obj.watch_read(True)
+    obj.watch_write(True)
+    two.send(b"x")
+    two.close()
+    world.turn()
+    world.turn()
+    # Where reading and writing are events of their own the write may come first.
+    assert [event for event in obj.events if event != "write"] == ["read", "close in read"]
+    assert obj.events[-1] == "close in read"
+
+
+def test_closing_twice_does_nothing(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Socket(one, world.loop)
+    with world.calls() as calls:
+        obj.close()
+        obj.close()
+        assert obj.steal_socket() is None
+    assert len(only(calls, "unregister")) == 1
+    world.turn()
+    obj.close()
+    assert world.loop.to_close == []
+
+
+def test_a_close_outside_the_loop_waits_for_the_next_batch(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    Noted(one, world.loop).close()
+    assert world.is_open(fd)
+    world.turn()
+    assert not world.is_open(fd)
+
+
+def test_a_close_in_a_post_loop_callback_waits_for_the_next_batch(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    obj = Noted(one, world.loop)
+    seen: list[bool] = []
+
+    def after(sockets: object, others: object) -> bool:
+        if not obj.closed:
+            obj.close()
+        seen.append(world.is_open(fd))
+        return len(seen) < 2
+
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(after)
+    world.loop.run()
+    assert seen == [True, False]
+
+
+def test_reset_closes_what_still_waits(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    Noted(one, world.loop).close()
+    world.loop.reset()
+    assert not world.is_open(fd)
+
+
+def test_leaving_the_loop_as_a_context_manager_closes_what_still_waits(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    with Loop(world.backend) as loop:
+        Noted(one, loop).close()
+        assert world.is_open(fd)
+    assert not world.is_open(fd)
+
+
+def test_close_uncorks(world: World) -> None:
+    one, two = world.socketpair(tcp=True)
+    obj = Noted(one, world.loop)
+    obj.tcp_cork(True)
+    corked = obj.corked
+    fd = one.fileno()
+    with world.calls() as calls:
+        obj.close()
+    # NetBSD and the like refuse the option.
+    names = [call[0] for call in calls]
+    assert names == (["setsockopt", "unregister"] if corked else ["unregister"])
+    assert calls[-1][1] == fd and not obj.corked
+
+
+def test_a_close_that_puts_itself_off(world: World) -> None:
+    class Lingering(Noted):
+        __slots__ = ()
+
+        def close(self, reason: str | None = None) -> None:
+            if not self.write_buf:
+                super().close(reason)
+            else:
+                self.write(super().close)
+
+    one, two = world.socketpair()
+    obj = Lingering(one, world.loop)
+    big = bytes(1 << 22)
+    obj.write(big)
+    obj.close("asked")
+    assert not obj.closed
+    got = bytearray()
+
+    def gone() -> bool:
+        got.extend(drain(two))
+        return obj.closed
+
+    world.until(gone)
+    assert len(got) == len(big)
+
+
+def test_a_close_override_may_be_called_from_the_inside_of_another(world: World) -> None:
+    class Pair(Noted):
+        partner: Pair | None = None
+
+        def close(self, reason: str | None = None) -> None:
+            if not self.closed:
+                super().close(reason)
+                if self.partner:
+                    self.partner.close("partner")
+
+    one, two = world.socketpair()
+    a, b = Pair(one, world.loop), Pair(two, world.loop)
+    a.partner, b.partner = b, a
+    a.close("first")
+    assert a.events == ["close first"] and b.events == ["close partner"]
+    world.turn()
+    assert world.loop.watched_sockets == 0
+
+
+def test_a_handle_closed_by_its_owner_is_not_closed_again(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    fd = one.fileno()
+    one.close()
+    other, another = world.socketpair()
+    assert fd in (other.fileno(), another.fileno())
+    obj.close()
+    world.loop.reset()
+    assert world.is_open(fd)
+    capfd.readouterr()
+
+
+def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
+    world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.lenient()
+    one, two = world.socketpair()
+    old = Noted(one, world.loop)
+    fd = one.fileno()
+    one.close()
+    world.turn()  # poll must notice first
+    caplog.clear()
+    three, four = world.socketpair()
+    handle, peer = (three, four) if three.fileno() == fd else (four, three)
+    if world.backend == "kqueue":
+        pytest.skip("a kqueue hears nothing of a closed descriptor, and says EEXIST")
+    new = Noted(handle, world.loop)
+    assert f"fd {fd} was closed behind the back of Noted" in caplog.text
+    new.watch_read(True)
+    old.close()
+    world.turn()
+    peer.send(b"x")
+    world.until(lambda: new.got)
+    assert world.loop.descriptor_map == {fd: new}
+    capfd.readouterr()
+
+
+def test_a_failing_close_is_warned_about_and_the_rest_is_closed(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Bad:
+        def __init__(self, thing: Thing) -> None:
+            self.thing = thing
+
+        def fileno(self) -> int:
+            return self.thing.fileno()
+
+        def close(self) -> None:
+            self.thing.close()
+            raise OSError(EIO, "bad disk")
+
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    fds = one.fileno(), three.fileno()
+    bad, good = Socket(Bad(one), world.loop), Noted(three, world.loop)
+    bad.close()
+    good.close()
+    with caplog.at_level(logging.WARNING):
+        world.turn()
+    assert f"close(fd {fds[0]})" in caplog.text
+    assert not world.is_open(fds[0]) and not world.is_open(fds[1])
+    assert world.loop.watched_sockets == 0
+
+
+@real_only
+def test_a_close_that_fails_at_the_door_is_warned_about(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = libc.close
+
+    def fails(fd: int) -> None:
+        close(fd)
+        raise OSError(EIO, "bad disk")
+
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(libc, "close", fails)
+        world.turn()
+    assert "bad disk" in caplog.text and world.loop.watched_sockets == 0
+
+
+def test_a_handle_whose_close_raises_leaves_the_loop_usable(world: World) -> None:
+    class Broken:
+        def __init__(self, thing: Thing) -> None:
+            self.thing = thing
+
+        def fileno(self) -> int:
+            return self.thing.fileno()
+
+        def close(self) -> None:
+            self.thing.close()
+            raise ValueError("broken")
+
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    fd = three.fileno()
+    Socket(Broken(one), world.loop).close()
+    Noted(three, world.loop).close()
+    with pytest.raises(ValueError, match="broken"):
+        world.turn()
+    world.turn()
+    assert not world.is_open(fd) and world.loop.watched_sockets == 0
+    # Not within a run any more: a stop is forgotten by a reset.
+    world.loop.stop()
+    world.loop.reset()
+    ran: list[int] = []
+    world.loop.add_timer(0, lambda: ran.append(1))
+    world.turn()
+    assert ran == [1]
+
+
+@real_only
+def test_the_own_close_of_a_socket_class_is_called(world: World) -> None:
+    closed: list[int] = []
+
+    class Own(socket.socket):
+        def close(self) -> None:
+            closed.append(self.fileno())
+            super().close()
+
+    one, two = world.socketpair()
+    own = Own(fileno=one.detach())
+    fd = own.fileno()
+    Socket(own, world.loop).close()
+    world.turn()
+    assert closed == [fd] and not world.is_open(fd)
+
+
+@real_only
+def test_a_bare_socket_of_the_c_module_is_closed(world: World) -> None:
+    from _socket import socket as bare
+
+    one, two = world.socketpair()
+    sock = bare(fileno=one.detach())
+    fd = sock.fileno()
+    Socket(sock, world.loop).close()
+    world.turn()
+    assert not world.is_open(fd) and sock.fileno() == -1
+
+
+def test_a_closed_object_is_let_go(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.SetPostLoopCallback(lambda *_: True)
+    obj.push_back_read(b"x")
+    obj.write(obj.event_write)
+    class Weak(Noted):
+        __slots__ = ("__weakref__",)
+
+    two, _ = world.socketpair()
+    weak = Weak(two, world.loop)
+    reference = weakref.ref(weak)
+    weak.close()
+    obj.close()
+    del weak, obj
+    world.turn()
+    gc.collect()
+    assert reference() is None
+
+
+# --- stealing ---------------------------------------------------------------------------------------
+
+
+def test_steal_gives_the_socket_off_the_poller_and_open(world: World) -> None:
+    one, two = world.socketpair()
+    fd = one.fileno()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    with world.calls() as calls:
+        stolen = obj.steal_socket()
+    assert stolen is one and calls == [("unregister", fd, 57)]
+    assert obj.closed and obj.sock is None and obj.fd is None
+    assert world.loop.to_close == []
+    two.send(b"x")
+    world.turn()
+    assert obj.events == [] and world.is_open(fd) and one.recv(10) == b"x"
+    assert world.loop.descriptor_map == {}
+
+
+def test_steal_does_not_call_close(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.steal_socket()
+    assert obj.events == []
+    assert obj.steal_socket() is None
+
+
+def test_a_stolen_socket_can_be_wrapped_again_within_the_batch(world: World) -> None:
+    one, two = world.socketpair()
+    second: list[Noted] = []
+
+    def act(obj: Noted) -> None:
+        assert obj.read(1) == b"a"
+        sock = obj.steal_socket()
+        assert sock is one
+        second.append(Noted(one, world.loop))
+        second[0].watch_read(True)
+
+    first = Noted(one, world.loop, read=act)
+    first.watch_read(True)
+    two.send(b"abc")
+    world.turn()
+    world.turn()
+    assert first.events == ["read"] and second[0].got == b"bc"
+    assert world.loop.descriptor_map == {one.fileno(): second[0]}
+    second[0].close()
+    world.turn()
+    assert world.loop.descriptor_map == {}
+
+
+def test_a_socket_stolen_and_wrapped_by_another_handler_of_the_batch(world: World) -> None:
+    objects, others, events = ready(world, 2)
+    wrapped: list[Noted] = []
+
+    def act(obj: Noted) -> None:
+        victim = next(o for o in objects if o is not obj)
+        handle = victim.steal_socket()
+        assert handle is not None
+        wrapped.append(Noted(handle, world.loop))  # type: ignore[arg-type]
+        wrapped[0].watch_read(True)
+
+    for obj in objects:
+        obj.on["read"] = act
+    world.turn()
+    world.until(lambda: wrapped[0].got)
+    assert wrapped[0].got == b"x" and not wrapped[0].closed
+    assert events.count("read") >= 1
+    assert world.loop.watched_sockets == 2
+
+
+def test_a_stolen_socket_can_go_to_another_loop(world: World) -> None:
+    one, two = world.socketpair()
+    other = world.new_loop()
+    obj = Noted(one, world.loop)
+    obj.steal_socket()
+    moved = Noted(one, other)
+    moved.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    world.turn(other)
+    assert moved.got == b"x"
+
+
+def test_stealing_drops_what_is_queued_and_uncorks(world: World) -> None:
+    one, two = world.socketpair(tcp=True)
+    obj = Noted(one, world.loop)
+    obj.tcp_cork(True)
+    obj.set_writer_func(_blocks)
+    obj.write(b"never")
+    corked = obj.corked
+    with world.calls() as calls:
+        obj.steal_socket()
+    assert len(only(calls, "setsockopt")) == corked
+    assert not obj.write_buf and obj.write_buf_size == 0
+
+
+def _blocks(data: object, count: int, offset: int) -> int:
+    raise BlockingIOError
+
+
+def test_the_close_of_one_does_not_reach_what_is_wrapped_after_a_steal(world: World) -> None:
+    one, two = world.socketpair()
+    first = Noted(one, world.loop)
+    first.steal_socket()
+    second = Noted(one, world.loop)
+    first.close()
+    world.turn()
+    assert world.is_open(one.fileno()) and not second.closed
+    assert isinstance(second.sock, type(one))
+
+
+def test_a_handle_with_only_fileno_and_close_will_do(world: World) -> None:
+    class Least:
+        def __init__(self, thing: Thing) -> None:
+            self.thing = thing
+
+        def fileno(self) -> int:
+            return self.thing.fileno()
+
+        def close(self) -> None:
+            self.thing.close()
+
+    one, two = world.pipe()
+    handle: Handle = Least(one)
+    fd = one.fileno()
+    obj = Noted(handle, world.loop)  # type: ignore[arg-type]
+    obj.watch_read(True)
+    two.send(b"through a pipe")
+    world.until(lambda: obj.got)
+    assert obj.got == b"through a pipe"
+    assert obj.peer_ip_string() is None and obj.local_ip_string() is None
+    assert obj.as_string() == "Noted(R): open"
+    two.close()
+    world.until(lambda: obj.closed)
+    world.turn()
+    assert not world.is_open(fd)

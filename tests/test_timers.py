@@ -1,0 +1,451 @@
+"""Timers: their order, their deadlines, how long the loop waits for them, and what cancelling frees."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import time
+import weakref
+from collections.abc import Iterator
+from errno import EINTR
+from functools import partial
+
+import pytest
+
+from danga_raw import Loop, Timer
+from danga_raw._libc import libc
+from tests.world import Noted, World, real_only
+
+
+class FakeTime:
+    """A clock that stands still but for the waits, and what these were given."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.waits: list[int] = []
+        patch.setattr(libc, "clock_gettime", self.clock_gettime)
+        patch.setattr(libc, "epoll_wait", self.epoll_wait)
+        patch.setattr(libc, "poll", self.poll)
+
+    def clock_gettime(self, clock: int) -> float:
+        assert clock == time.CLOCK_MONOTONIC
+        return self.now
+
+    def epoll_wait(self, epfd: int, events: object, most: int, timeout: int) -> int:
+        return self.poll(events, most, timeout)
+
+    def poll(self, fds: object, count: object, timeout: int) -> int:
+        ms = ctypes.c_int(timeout).value
+        self.waits.append(ms)
+        if ms < 0:
+            # Nothing would ever happen: as a signal.
+            ctypes.set_errno(EINTR)
+            return -1
+        self.now += ms / 1000
+        return 0
+
+
+@pytest.fixture
+def fake(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTime]:
+    yield FakeTime(monkeypatch)
+
+
+@real_only
+def test_a_timer_fires_once_at_its_time(world: World, fake: FakeTime) -> None:
+    fired: list[float] = []
+    world.loop.add_timer(0.25, lambda: fired.append(fake.now))
+    world.loop.add_timer(1, world.loop.stop)
+    world.loop.run()
+    assert len(fired) == 1 and 1000.25 <= fired[0] < 1000.252
+
+
+@real_only
+@pytest.mark.parametrize(
+    ("seconds", "ms"),
+    [(0.25, 251), (2**-14, 1), (2**-7, 8), (0.125, 126), (1, 1001), (0.0625, 63), (60.5, 60501)],
+)
+def test_the_wait_is_rounded_up_past_the_deadline(
+    world: World, fake: FakeTime, seconds: float, ms: int
+) -> None:
+    fake.now = 1024.0
+    world.loop.add_timer(seconds, world.loop.stop)
+    world.loop.run()
+    assert fake.waits == [ms]
+
+
+@real_only
+def test_the_wait_for_a_distant_timer_is_no_longer_than_a_c_int(
+    world: World, fake: FakeTime
+) -> None:
+    world.loop.add_timer(1e300, lambda: None)
+    world.turn()
+    world.loop.add_timer(0.25, world.loop.stop)
+    world.loop.run()
+    world.loop.set_post_loop_callback(lambda *_: False)
+    world.loop.run()
+    assert fake.waits == [0, 251, 2**31 - 1]
+
+
+@real_only
+@pytest.mark.parametrize(
+    ("loop_timeout", "timer", "wait"),
+    [(-1, None, -1), (0, None, 0), (70, None, 70), (-1, 0.25, 251), (0, 0.25, 0), (70, 0.25, 70),
+     (70, 0.0625, 63), (2**31 - 1, 0.25, 251), (-1, -5.0, 0), (70, -5.0, 0)],
+)  # fmt: skip
+def test_the_wait_is_the_lesser_of_loop_timeout_and_next_timer(
+    world: World, fake: FakeTime, loop_timeout: int, timer: float | None, wait: int
+) -> None:
+    fake.now = 1024.0
+    loop = world.loop
+    assert loop.set_loop_timeout(loop_timeout) == loop_timeout
+    if timer is not None and timer > 0:
+        loop.add_timer(timer, lambda: None)
+    elif timer is not None:
+        # Added by a timer, so that it is due when the wait comes.
+        loop.add_timer(0, lambda: loop.add_timer(timer, lambda: None))
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    assert fake.waits == [wait]
+
+
+@real_only
+def test_the_default_is_to_wait_for_ever(world: World, fake: FakeTime) -> None:
+    world.loop.set_post_loop_callback(lambda *_: False)
+    world.loop.run()
+    assert fake.waits == [-1]
+
+
+@real_only
+def test_a_timer_that_takes_long_shortens_the_wait_for_the_next(
+    world: World, fake: FakeTime
+) -> None:
+    fake.now = 1024.0
+
+    def slow() -> None:
+        fake.now += 0.5
+
+    world.loop.add_timer(0, slow)
+    world.loop.add_timer(0.75, world.loop.stop)
+    world.loop.run()
+    assert fake.waits == [251]
+
+
+@real_only
+def test_a_timer_never_fires_early(world: World, fake: FakeTime) -> None:
+    dice = random.Random(1)
+    loop = world.loop
+    late: list[float] = []
+
+    def add(seconds: float) -> None:
+        due = fake.now + seconds
+        loop.add_timer(seconds, lambda: late.append(fake.now - due))
+
+    for _ in range(300):
+        add(dice.uniform(0, 3))
+    loop.add_timer(4, loop.stop)
+    loop.run()
+    assert len(late) == 300
+    assert all(0 <= x < 0.0021 for x in late)
+    assert all(wait > 0 for wait in fake.waits)
+
+
+def test_timers_fire_in_order_of_deadline_and_equal_ones_in_order_of_adding(world: World) -> None:
+    dice = random.Random(2)
+    fired: list[tuple[float, int]] = []
+    loop = world.loop
+    now = libc.clock_gettime(time.CLOCK_MONOTONIC)
+    with pytest.MonkeyPatch.context() as patch:
+        # All are added in the same moment.
+        patch.setattr(libc, "clock_gettime", lambda clock: now)
+        wanted = []
+        for number in range(500):
+            seconds = dice.choice((-1.0, -0.5, 0.0, 0.001, 0.002, 0.003))
+            wanted.append((seconds, number))
+            loop.add_timer(seconds, partial(fired.append, (seconds, number)))
+        loop.add_timer(0.004, loop.stop)
+    loop.run()
+    assert fired == sorted(wanted)
+
+
+def test_timers_run_before_the_wait_and_post_loop_callbacks_after(world: World) -> None:
+    order: list[str] = []
+    one, two = world.socketpair()
+    two.send(b"x")
+    obj = Noted(one, world.loop, read=lambda obj: order.append("read"))
+    obj.watch_read(True)
+
+    def after(sockets: object, others: object) -> bool:
+        order.append("callback")
+        return False
+
+    world.loop.set_post_loop_callback(after)
+    world.loop.add_timer(0, lambda: order.append("timer"))
+    world.loop.run()
+    assert order == ["timer", "read", "callback"]
+
+
+def test_a_callback_is_given_no_argument(world: World) -> None:
+    given: list[tuple[object, ...]] = []
+    world.loop.add_timer(0, lambda *arguments: given.append(arguments))
+    world.turn()
+    assert given == [()]
+
+
+def test_stop_in_a_timer_ends_the_loop_before_it_waits_again(world: World) -> None:
+    world.loop.add_timer(0, world.loop.stop)
+    with world.calls() as calls:
+        world.loop.run()
+    assert calls == []
+
+
+def test_all_that_is_due_fires_though_the_first_stops_the_loop(world: World) -> None:
+    fired: list[int] = []
+    world.loop.add_timer(0, world.loop.stop)
+    world.loop.add_timer(0, lambda: fired.append(1))
+    world.loop.run()
+    assert fired == [1]
+
+
+def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
+    loop = world.loop
+    fired: list[int] = []
+    turns: list[int] = []
+
+    def again() -> None:
+        fired.append(len(turns))
+        loop.add_timer(0, again)
+
+    loop.add_timer(0, again)
+    def after(sockets: object, others: object) -> bool:
+        turns.append(1)
+        return len(turns) < 4
+
+    loop.set_post_loop_callback(after)
+    loop.run()
+    assert fired == [0, 1, 2, 3]
+
+
+def test_a_timer_can_cancel_one_that_is_due_in_the_same_turn(world: World) -> None:
+    fired: list[str] = []
+    loop = world.loop
+    timers: list[Timer] = []
+    loop.add_timer(-2, lambda: timers[0].cancel())
+    timers.append(loop.add_timer(-1, lambda: fired.append("cancelled")))
+    loop.add_timer(0, lambda: fired.append("last"))
+    world.turn()
+    assert fired == ["last"]
+
+
+def test_cancel_in_the_callback_itself_and_after_it_and_twice_does_nothing(world: World) -> None:
+    loop = world.loop
+    fired: list[str] = []
+    timers: list[Timer] = []
+
+    def own() -> None:
+        timers[0].cancel()
+        fired.append("own")
+
+    timers.append(loop.add_timer(0, own))
+    world.turn()
+    timers[0].cancel()
+    timers[0].cancel()
+    loop.add_timer(0, lambda: fired.append("other"))
+    world.turn()
+    assert fired == ["own", "other"]
+
+
+def test_a_cancelled_timer_never_fires_and_nothing_waits_for_it(world: World) -> None:
+    fired: list[int] = []
+    loop = world.loop
+    timer = loop.add_timer(0.001, lambda: fired.append(1))
+    timer.cancel()
+    with world.calls() as calls:
+        loop.add_timer(0.002, loop.stop)
+        loop.run()
+    assert fired == []
+    assert sum(call[0] == "wait" for call in calls) == 1
+
+
+def test_cancel_lets_go_of_the_callback_at_once(world: World) -> None:
+    class Thing:
+        def method(self) -> None: ...
+
+    thing = Thing()
+    gone = weakref.ref(thing)
+    timer = world.loop.add_timer(3600, thing.method)
+    del thing
+    assert gone() is not None
+    timer.cancel()
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_fired_timer_lets_go_of_its_callback(world: World) -> None:
+    class Thing:
+        def method(self) -> None: ...
+
+    thing = Thing()
+    gone = weakref.ref(thing)
+    timer = world.loop.add_timer(0, thing.method)
+    del thing
+    world.turn()
+    gc.collect()
+    assert gone() is None
+    timer.cancel()
+
+
+def test_timers_cancelled_and_added_again_for_ever_take_bounded_room(world: World) -> None:
+    timers = world.loop._timers
+    alive = [world.loop.add_timer(3600, print) for _ in range(50)]
+    for _ in range(10_000):
+        alive.pop(0).cancel()
+        alive.append(world.loop.add_timer(3600, print))
+    assert len(timers.heap) < 400
+
+
+@real_only
+def test_a_hundred_thousand_timers_fire_in_order(world: World) -> None:
+    dice = random.Random(3)
+    loop = world.loop
+    fired: list[int] = []
+    order = list(range(100_000))
+    dice.shuffle(order)
+    now = libc.clock_gettime(time.CLOCK_MONOTONIC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libc, "clock_gettime", lambda clock: now)
+        timers = [loop.add_timer(n / 1e9 - 1, partial(fired.append, n)) for n in order]
+    for timer in timers[::2]:
+        timer.cancel()
+    loop.add_timer(0, loop.stop)
+    loop.run()
+    assert fired == sorted(order[1::2])
+
+
+def test_adding_timers_takes_little_more_for_each_the_more_there_are(world: World) -> None:
+    class Counted(float):
+        compared = 0
+
+        def __lt__(self, other: float) -> bool:
+            Counted.compared += 1
+            return float(self) < other
+
+        def __add__(self, other: float) -> Counted:
+            return Counted(float(self) + other)
+
+    dice = random.Random(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libc, "clock_gettime", lambda clock: Counted(1000.0))
+        for _ in range(20_000):
+            world.loop.add_timer(dice.random(), print)
+    # A list kept in order by search from the front would have compared 100 million times.
+    assert Counted.compared < 20 * 20_000
+
+
+def test_an_exception_in_a_timer_leaves_the_rest_for_the_next_run(world: World) -> None:
+    fired: list[str] = []
+    loop = world.loop
+
+    def dies() -> None:
+        fired.append("dies")
+        raise KeyError
+
+    loop.add_timer(-2, dies)
+    loop.add_timer(-1, lambda: fired.append("second"))
+    with pytest.raises(KeyError):
+        loop.run()
+    assert fired == ["dies"]
+    world.turn()
+    assert fired == ["dies", "second"]
+
+
+def test_on_exception_is_told_of_a_timer_and_the_others_fire_in_the_same_turn(
+    world: World,
+) -> None:
+    fired: list[str] = []
+    told: list[tuple[object, type[Exception]]] = []
+    loop = world.loop
+    loop.on_exception = lambda obj, error: told.append((obj, type(error)))
+
+    def dies() -> None:
+        raise KeyError
+
+    loop.add_timer(-2, dies)
+    loop.add_timer(-1, lambda: fired.append("second"))
+    loop.add_timer(0, loop.stop)
+    loop.run()
+    assert told == [(None, KeyError)] and fired == ["second"]
+
+
+def test_reset_in_a_timer_forgets_the_others(world: World) -> None:
+    fired: list[int] = []
+    loop = world.loop
+
+    def reset() -> None:
+        loop.reset()
+        loop.stop()
+
+    loop.add_timer(-2, reset)
+    timer = loop.add_timer(-1, lambda: fired.append(1))
+    loop.run()
+    timer.cancel()
+    loop.add_timer(0, loop.stop)
+    loop.run()
+    assert fired == []
+
+
+def test_many_timers_cancelled_by_a_timer_while_it_fires(world: World) -> None:
+    loop = world.loop
+    fired: list[int] = []
+    timers: list[Timer] = []
+
+    def cancel_most() -> None:
+        for timer in timers[:-1]:
+            timer.cancel()
+
+    loop.add_timer(-2, cancel_most)
+    for number in range(1000):
+        timers.append(loop.add_timer(-1, partial(fired.append, number)))
+    loop.add_timer(0, loop.stop)
+    loop.run()
+    assert fired == [999]
+
+
+def test_a_timer_may_close_and_add_objects(world: World) -> None:
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    loop = world.loop
+    obj = Noted(one, loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    four.send(b"y")
+    later: list[Noted] = []
+
+    def swap() -> None:
+        obj.close()
+        later.append(Noted(three, loop))
+        later[0].watch_read(True)
+
+    loop.add_timer(0, swap)
+    world.turn()
+    assert obj.events == ["close None"] and later[0].got == b"y"
+
+
+def test_a_loop_with_neither_timers_nor_descriptors_ends_by_its_timeout(world: World) -> None:
+    loop: Loop = world.loop
+    loop.set_loop_timeout(1)
+    loop.set_post_loop_callback(lambda *_: False)
+    with world.calls() as calls:
+        loop.run()
+    assert calls == [("wait", 1)]
+
+
+def test_with_nothing_to_watch_the_loop_waits_for_its_timers_and_does_not_spin(
+    world: World,
+) -> None:
+    loop = world.loop
+    loop.add_timer(0.002, lambda: None)
+    loop.add_timer(0.02, loop.stop)
+    with world.calls() as calls:
+        loop.run()
+    assert len(calls) <= 4  # one a timer, and the machine may wake a wait a little early
