@@ -129,6 +129,43 @@ DIFFERENCES: dict[str, list[Difference]] = {
             here=("epoll_create close-on-exec = epoll",),
         ),
     ],
+    "empty_behind_callable": [
+        Difference(
+            "with nothing but empty strings queued the original writes past them, and dies of a "
+            "negative length if that is partial; here they keep their place",
+            here=(
+                "# s write 0",
+                "# s state queued=2 watch=56 closed=0 corked=0",
+                "# s state offset=0 size=7 set_watch=0",
+                'write(fd1, "", 0) = 0',
+            ),
+        ),
+        Difference(
+            "the same empty string",
+            original=(
+                "# s write 1",
+                "# s state queued=1 watch=56 closed=0 corked=0",
+                "# s state offset=0 size=0 set_watch=0",
+                'write(fd1, "", 0) = 0',
+            ),
+        ),
+    ],
+    "watch_write_overridden": [
+        Difference(
+            "the original takes a watch that write() began for the class's own where the class "
+            "overrides watch_write, and never drops it; here it is dropped",
+            here=(
+                "# s watch_write 0",
+                "epoll_ctl(epoll, EPOLL_CTL_MOD, fd1, {events=EPOLLERR|EPOLLHUP|EPOLLNVAL, "
+                "data={u32=fd1, u64=fd1}}) = 0",
+            ),
+        ),
+        Difference(
+            "the same watch",
+            original=(_ready("fd1").replace("EPOLLIN", "EPOLLOUT"), "# s event_write"),
+            here=(_NOTHING,),
+        ),
+    ],
     "timer_cancelled_alone": [
         Difference(
             "a timer that is cancelled is not waited for",

@@ -8,10 +8,10 @@ story {
     my $any = Teller->new((pair())[0], "any");
     my $timer = sub { Danga::Socket->AddTimer(shift, sub { note("fired") }) };
     $timer->(0.0041);
-    batches(sub { clock(0.05) },                        # 4.05 ms before
+    batches(sub { clock(0.05) },
             sub { clock(0.75) },
-            sub { clock(3.2) },                         # 0.1 ms before
-            sub { clock(0.2); $timer->(0.005) },        # fired; exactly 5 ms before
+            sub { clock(3.2) },
+            sub { clock(0.2); $timer->(0.005) },
             sub { clock(0.5); Danga::Socket->SetLoopTimeout(2) },
             sub { Danga::Socket->SetLoopTimeout(50) },
             sub { Danga::Socket->SetLoopTimeout(0) },
