@@ -45,6 +45,10 @@ class Client(Socket):
         super().__init__(sock)
         self.read_buf = b""
         self.locks: set[str] = set()
+        try:
+            self.watch_read(True)
+        except OSError:
+            self.close("nobody would hear it")
 
     def event_read(self) -> None:
         data = self.read(8192)
@@ -142,10 +146,7 @@ def accept(state: int) -> None:
         try:
             csock, _ = server.accept()
             csock.setblocking(False)
-            csock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # So that the locks of a machine that has died are free some day.
-            csock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            Client(csock).watch_read(True)
+            Client(csock)
         except BlockingIOError:
             return
         except ConnectionAbortedError:
@@ -164,6 +165,9 @@ def main() -> None:
         server.bind(("127.0.0.1", int(port)))
         server.listen(1024)
         server.setblocking(False)
+        # What the clients' sockets inherit. Keepalive frees the locks of a machine that has died.
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     except (OSError, OverflowError, ValueError) as error:
         sys.stderr.write(f"ddlockd.py: port {port}: {error}\n")
         sys.exit(2)

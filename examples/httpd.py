@@ -164,9 +164,9 @@ class Connection(Socket):
                 hear = next(self.talking)
                 if hear or self.write_buf_size or self.closed:
                     break
+            self.watch_read(hear)
         except (StopIteration, OSError):
             self.close("nothing more to say")
-        self.watch_read(hear)
         if self.closed:
             self.talking.close()
         elif self.write_buf_size:
@@ -198,6 +198,7 @@ class Server:
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self.listener = socket.create_server((host, port), backlog=1024)
         self.listener.setblocking(False)
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients inherit it
         self.door = {self.listener.fileno(): self.accept}
         self.room = max(1, getrlimit(RLIMIT_NOFILE)[0] * 3 // 4 - 8)  # leaves some for the files
         self.once_a_second()
@@ -207,7 +208,6 @@ class Server:
             try:
                 client, _ = self.listener.accept()
                 client.setblocking(False)
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 Connection(self, client)
             except BlockingIOError:
                 return
