@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 from ctypes import byref, c_uint32, sizeof
 from errno import EINTR
-from typing import Final
 
 from danga_raw._libc import Fields, check_fd, failure, libc, structure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Final
 
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004

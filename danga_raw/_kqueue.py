@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from ctypes import Structure, byref, c_size_t
@@ -12,6 +11,7 @@ from fcntl import F_SETFD, FD_CLOEXEC
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 from danga_raw._libc import PLATFORM, Fields, check_fd, failure, libc, structure
+from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     # What byref gives has no public name.
     from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
-
-_log: Final = logging.getLogger("danga_raw")
 
 # <sys/event.h>: these are the same on every platform.
 EV_ADD: Final = 0x0001
@@ -305,7 +303,7 @@ class KQueue:
             if event.flags & EV_ERROR:
                 if event.data not in (EBADF, ENOENT):
                     raise OSError(event.data, f"kevent(fd {fd}): {os.strerror(event.data)}")
-                _log.warning("kevent() found fd %d gone. removing.", fd)
+                warn("kevent() found fd %d gone. removing.", fd)
                 self._watched.discard(fd)
                 continue
             state = POLLIN if event.filter == self._abi.evfilt_read else POLLOUT

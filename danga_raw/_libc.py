@@ -21,11 +21,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from operator import methodcaller
-from typing import TYPE_CHECKING, Final, TypeAlias
 
+# Not from typing, which costs more to import than all of this package (see types.py).
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Final, TypeAlias
+
     import libc as libc
 
 PLATFORM: Final = sys.platform.rstrip("0123456789")

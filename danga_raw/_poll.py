@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
 from ctypes import byref, c_short, c_uint, c_ulong, memmove, sizeof
 from errno import EBADF, EEXIST, EINTR, ENOENT, EPERM
 from os import strerror
 from stat import S_ISDIR, S_ISREG
-from typing import Final
 
 from danga_raw._libc import PLATFORM, Fields, check_fd, failure, libc, structure
+from danga_raw._log import warn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Final
 
 POLLIN: Final = 0x01
 POLLOUT: Final = 0x04
@@ -24,8 +27,6 @@ POLLFD: Final[Fields] = (("fd", "int"), ("events", "short"), ("revents", "short"
 pollfd: Final = structure("pollfd", POLLFD)
 
 nfds_t: Final = c_ulong if PLATFORM == "linux" else c_uint
-
-_log: Final = logging.getLogger("danga_raw")
 
 
 class Poll:
@@ -114,7 +115,7 @@ class Poll:
         ready = [(fd, state) for fd, state in found if state]
         # A fd that was closed behind the loop's back would make every wait return at once.
         for dead in [fd for fd, state in ready if state & POLLNVAL]:
-            _log.warning("poll() found fd %d closed. removing.", dead)
+            warn("poll() found fd %d closed. removing.", dead)
             self.unregister(dead, POLLNVAL)
         return [(fd, state) for fd, state in ready if not state & POLLNVAL]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ctypes import byref, c_int, sizeof
 from errno import EINVAL, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP
-from typing import Final
 
 from danga_raw._libc import PLATFORM, failure, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Final
 
 IPPROTO_TCP: Final = 6
 

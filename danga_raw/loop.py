@@ -2,66 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
 from operator import index
 from resource import RUSAGE_SELF
-from types import TracebackType
-from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from _socket import socket as RawSocket
 from danga_raw._epoll import Epoll
-from danga_raw._kqueue import KQueue, load_libkqueue, system_platform
 from danga_raw._libc import libc
+from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT, Poll
 from danga_raw.timers import Timer, Timers
 
-_log: Final = logging.getLogger("danga_raw")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Final, TypeVar
 
-_ERR_HUP: Final = POLLERR | POLLHUP
+    from danga_raw._kqueue import KQueue
+    from danga_raw.types import (
+        DescriptorMapping,
+        ExceptionCallback,
+        Handle,
+        OtherFdCallback,
+        OtherFdMapping,
+        PostLoopCallback,
+        ProfilingData,
+        Watched,
+    )
+
+    Callback = TypeVar("Callback")
+
 _INT_MAX: Final = 0x7FFFFFFF
-
-
-class Handle(Protocol):
-    """What a descriptor is known by: a `socket.socket`, a file, or anything with these two."""
-
-    def fileno(self) -> int: ...
-    def close(self) -> object: ...
-
-
-class Watched(Protocol):
-    """What a loop asks of an object whose descriptor it watches. `Socket` is one."""
-
-    fd: int | None
-    closed: bool
-    event_watch: int
-
-    def event_read(self) -> object: ...
-    def event_write(self) -> object: ...
-    def event_err(self) -> object: ...
-    def event_hup(self) -> object: ...
-    def close(self, reason: str | None = None, /) -> object: ...
-    def as_string(self) -> str: ...
-
-
-DescriptorMapping: TypeAlias = Mapping[int, Watched]
-OtherFdCallback: TypeAlias = Callable[[int], object]
-OtherFdMapping: TypeAlias = Mapping[int, OtherFdCallback]
-PostLoopCallback: TypeAlias = Callable[[DescriptorMapping, OtherFdMapping], object]
-ExceptionCallback: TypeAlias = Callable[[Watched | None, Exception], object]
-Callback = TypeVar("Callback")
-
-
-class Profile(NamedTuple):
-    """The cost of one kind of event so far."""
-
-    utime: float
-    """Seconds of user time."""
-    stime: float
-    """Seconds of system time."""
-    calls: int
 
 
 class Leaving:
@@ -88,7 +61,7 @@ def backends() -> list[str]:
     names = ["poll"]
     if hasattr(libc, "epoll_create1"):
         names.insert(0, "epoll")
-    if system_platform() is not None or "DANGA_RAW_LIBKQUEUE" in os.environ:
+    if hasattr(libc, "kqueue") or "DANGA_RAW_LIBKQUEUE" in os.environ:
         names.insert(0, "kqueue")
     return names
 
@@ -131,7 +104,7 @@ class Loop:
         self._other_fds: dict[int, OtherFdCallback] = {}
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
-        self._profile: dict[str, Profile] = {}
+        self._profile: dict[str, tuple[float, float, int]] = {}
         # What `Socket` and the loop share.
         self.sockets: dict[int, Watched] = {}
         """The objects by their fd, those included that left in the present batch."""
@@ -225,10 +198,12 @@ class Loop:
                 self._poller = Epoll()
             elif self.backend == "poll":
                 self._poller = Poll()
-            elif path := os.environ.get("DANGA_RAW_LIBKQUEUE"):
-                self._poller = KQueue(load_libkqueue(path), "libkqueue")
             else:
-                self._poller = KQueue()
+                # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
+                from danga_raw._kqueue import KQueue, load_libkqueue
+
+                path = os.environ.get("DANGA_RAW_LIBKQUEUE")
+                self._poller = KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
         return self._poller
 
     def _run_timers(self) -> int | None:
@@ -262,11 +237,9 @@ class Loop:
             handler()
             after = libc.getrusage(RUSAGE_SELF)
             utime, stime, calls = self._profile.get(item, (0.0, 0.0, 0))
-            self._profile[item] = Profile(
-                utime + after.ru_utime - before.ru_utime,
-                stime + after.ru_stime - before.ru_stime,
-                calls + 1,
-            )
+            utime += after.ru_utime - before.ru_utime
+            stime += after.ru_stime - before.ru_stime
+            self._profile[item] = (utime, stime, calls + 1)
 
     def _other_event(self, fd: int, state: int) -> None:
         """An event for a descriptor that no object has."""
@@ -279,7 +252,7 @@ class Loop:
                     raise
         elif fd not in self._gone and not any(entry.fd == fd for entry in self.leaving):
             # Nobody can handle it, and as long as it is there every wait would return at once.
-            _log.warning(
+            warn(
                 "%s returned fd %d with state %d, of which nothing is known. removing.",
                 self.backend,
                 fd,
@@ -289,7 +262,7 @@ class Loop:
                 self.poller().unregister(fd, state)
                 libc.close(fd)
             except OSError as error:
-                _log.warning("fd %d: %s", fd, error)
+                warn("fd %d: %s", fd, error)
 
     def _handled(self, error: Exception, obj: Watched | None = None) -> bool:
         """True if `on_exception` took what a handler (of `obj`) or a callback raised."""
@@ -346,7 +319,7 @@ class Loop:
                     sock.close()
             except OSError as error:
                 # The descriptor is gone all the same (close(2), "Dealing with error returns").
-                _log.warning("close(fd %d): %s", entry.fd, error)
+                warn("close(fd %d): %s", entry.fd, error)
             if entry.obj is not None and self.sockets.get(entry.fd) is entry.obj:
                 del self.sockets[entry.fd]
             self.leaving.popleft()
@@ -483,8 +456,9 @@ class Loop:
     # --- profiling ----------------------------------------------------------------------------------
 
     @property
-    def profiling_data(self) -> Mapping[str, Profile]:
-        """The cost of the handlers so far, by class and event: "Client-read" and so on."""
+    def profiling_data(self) -> ProfilingData:
+        """The cost of the handlers so far, by class and event: "Client-read" and so on -> (seconds of
+        user time, seconds of system time, number of calls)."""
         return self._profile
 
     def enable_profiling(self) -> bool:
@@ -535,7 +509,10 @@ class Loop:
             self._stopping = False
         poller, self._poller = self._poller, None
         if poller is not None:
-            poller.close()
+            try:
+                poller.close()
+            except OSError as error:
+                warn("close(%s): %s", self.backend, error)
 
     def close(self) -> None:
         """As `reset`: a closed loop is as good as a new one."""

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
 from errno import EBADF, ECONNRESET, EPIPE
-from typing import ClassVar, Final, NamedTuple, NoReturn, TypeAlias, cast
 
 from danga_raw._libc import libc
+from danga_raw._log import debug, warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
-from danga_raw.loop import (
-    Handle,
-    Leaving,
-    Loop,
-    OtherFdMapping,
-    PostLoopCallback,
-    Profile,
-    Watched,
-    callable_or_none,
-)
-from danga_raw.timers import Timer
+from danga_raw.loop import Leaving, Loop, callable_or_none
 
-_log: Final = logging.getLogger("danga_raw")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import ClassVar, Final, NoReturn
+
+    from danga_raw.timers import Timer
+    from danga_raw.types import (
+        Block,
+        DescriptorMapping,
+        Handle,
+        OtherFdMapping,
+        PostLoopCallback,
+        ProfilingData,
+        Queued,
+        Writable,
+        WriterFunc,
+    )
 
 MAX_READ: Final = 1_048_576
 """The most bytes that one read(2) asks for, as in the original."""
-
-Block: TypeAlias = bytes | memoryview
-"""What data is on its way out; it is never copied."""
-
-Queued: TypeAlias = Block | Callable[[], object]
-"""What may wait in the write queue."""
-
-Writable: TypeAlias = bytes | bytearray | memoryview | Callable[[], object] | None
-"""What `write` takes."""
-
-WriterFunc: TypeAlias = Callable[[Block, int, int], int]
-"""Writes `data[offset:offset + count]`, given as (data, count, offset). Returns how many bytes it
-wrote, raises BlockingIOError where it would block and any other OSError where it failed."""
 
 # Queues are seldom needed and costly in numbers, so an object gets its own when it first has
 # something to put in, and until then shares one that takes nothing.
@@ -130,7 +120,7 @@ class Socket:
         self.loop.poller().register(fd, self.event_watch)
         before = self.loop.sockets.get(fd)
         if before is not None and not before.closed:
-            _log.warning("fd %d was closed behind the back of %s", fd, before.as_string())
+            warn("fd %d was closed behind the back of %s", fd, before.as_string())
         self.loop.sockets[fd] = self
 
     # --- reading and writing ----------------------------------------------------------------------
@@ -202,7 +192,7 @@ class Socket:
         if fd is None:
             return True
         if not isinstance(data, bytes) or self.write_buf or self.writer_func is not None:
-            return self._write_in_turn(data)
+            return self._write_in_turn(fd, data)
         # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
         # nothing queued there is no watch of our own to drop.
         try:
@@ -213,14 +203,14 @@ class Socket:
             return self._write_fell_short(written, data)
         return True
 
-    def _write_in_turn(self, data: Writable) -> bool:
+    def _write_in_turn(self, fd: int, data: Writable) -> bool:
         new = None if data is None else _block(data)
         if new is not None and self.write_buf:
             self._queue(new)
             return False
-        return self._write_queue(new)
+        return self._write_queue(fd, new)
 
-    def _write_queue(self, new: Queued | None) -> bool:
+    def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then what is queued, until that is refused."""
         while True:
             if new is None and not self.write_buf:
@@ -232,12 +222,18 @@ class Socket:
                     self.write_buf_size -= 1
                     self.write_buf.popleft()
                 new = None
-                block()
+                try:
+                    block()
+                except BaseException:
+                    # What is queued behind it still has to go out.
+                    if self.write_buf:
+                        self._watch_write_for_now()
+                    raise
                 continue
             offset = self.write_buf_offset
             count = len(block) - offset
             try:
-                written = self._write_once(block, count, offset)
+                written = self._write_once(fd, block, count, offset)
             except OSError as error:
                 return self._write_failed(error, None if new is None else block)
             if written != count or self.closed:
@@ -251,10 +247,9 @@ class Socket:
             if new is not None:
                 return True
 
-    def _write_once(self, block: Block, count: int, offset: int) -> int:
+    def _write_once(self, fd: int, block: Block, count: int, offset: int) -> int:
         if self.writer_func is None:
-            rest = memoryview(block)[offset:] if offset else block
-            return libc.write(cast(int, self.fd), rest)
+            return libc.write(fd, memoryview(block)[offset:] if offset else block)
         written = self.writer_func(block, count, offset)
         if not 0 <= written <= count:
             raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
@@ -358,7 +353,7 @@ class Socket:
         except OSError as error:
             if error.errno != EBADF:
                 raise
-            _log.warning("%s", error)
+            warn("%s", error)
             self.close("tcp_cork_failed")
 
     # --- ending -----------------------------------------------------------------------------------
@@ -372,7 +367,7 @@ class Socket:
         of `with loop`. Closing twice does nothing.
         """
         if self.fd is not None and not self.closed:
-            _log.debug("closing fd %d (%s)", self.fd, reason)
+            debug("closing fd %d (%s)", self.fd, reason)
             self._leave(Leaving(self.fd, self, self.sock))
 
     def steal_socket(self) -> Handle | None:
@@ -397,7 +392,7 @@ class Socket:
             # Sends what is held back, in case that was forgotten.
             self.tcp_cork(False)
         except OSError as error:
-            _log.warning("%s", error)
+            warn("%s", error)
         # A loop that was reset since knows nothing of this object.
         if self.loop.sockets.get(fd) is self:
             try:
@@ -501,6 +496,8 @@ class Socket:
 
     def dump_error(self, message: str) -> None:
         """Print `message`, this object and the calls that led here to standard error."""
+        import traceback  # seldom needed, and dear to import
+
         calls = [
             f"\t{frame.filename}:{frame.lineno} called {frame.name}\n"
             for frame in reversed(traceback.extract_stack()[:-1])
@@ -559,7 +556,7 @@ class Socket:
         return default_loop().watched_sockets
 
     @classmethod
-    def DescriptorMap(cls) -> Mapping[int, Watched]:
+    def DescriptorMap(cls) -> DescriptorMapping:
         """`Loop.descriptor_map`."""
         return default_loop().descriptor_map
 
@@ -601,7 +598,7 @@ class Socket:
         default_loop().disable_profiling()
 
     @classmethod
-    def ProfilingData(cls) -> Mapping[str, Profile]:
+    def ProfilingData(cls) -> ProfilingData:
         """`Loop.profiling_data`."""
         return default_loop().profiling_data
 
@@ -612,11 +609,14 @@ class Socket:
         sys.stderr.write(f">>> {text % args if args else text}\n")
 
 
-class _Address(NamedTuple):
+class _Address:
     """One side's IP address and port, kept once the kernel has told them."""
 
-    ip: str | None
-    port: int | None
+    __slots__ = ("ip", "port")
+
+    def __init__(self, ip: str | None, port: int | None) -> None:
+        self.ip = ip
+        self.port = port
 
     def with_port(self) -> str | None:
         if self.ip is None:

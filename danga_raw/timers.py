@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from time import CLOCK_MONOTONIC
-from typing import Final
 
 from danga_raw._libc import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
 
 _FEW: Final = 64
 """Up to here spent timers are not worth clearing out."""
