@@ -1,0 +1,476 @@
+"""One system call as a record, and as the line that strace 6.1 prints for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from ctypes import Array, Structure, addressof
+from functools import lru_cache
+from resource import struct_rusage
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
+
+from danga_raw._epoll import EPOLL_CTL_DEL, epoll_event
+from danga_raw._kqueue import Kevent
+from danga_raw._libc import PLATFORM
+from danga_raw._sockopt import CORK_OPTIONS, IPPROTO_TCP
+
+if TYPE_CHECKING:
+    from libc import SockAddr
+
+_MOST: Final = 32
+"""How many bytes of a string and members of a list strace prints."""
+
+# --- bits and their names ---------------------------------------------------------------------------
+
+
+def _bits(prefix: str, names: str) -> Mapping[int, str]:
+    """The names of bits from the lowest up; a dash is one without a name."""
+    return {1 << i: prefix + name for i, name in enumerate(names.split()) if name != "-"}
+
+
+_EPOLL: Final = _bits(
+    "EPOLL",
+    "IN PRI OUT ERR HUP NVAL RDNORM RDBAND WRNORM WRBAND MSG - - RDHUP "
+    "- - - - - - - - - - - - - - EXCLUSIVE WAKEUP ONESHOT ET",
+)
+_POLL: Final = _bits(
+    "POLL", "IN PRI OUT ERR HUP NVAL RDNORM RDBAND WRNORM WRBAND MSG - REMOVE RDHUP - _BUSY_LOOP"
+)
+_KEVENT: Final = _bits(
+    "EV_", "ADD DELETE ENABLE DISABLE ONESHOT CLEAR - - - - - - - - ERROR EOF"
+)
+_CLOEXEC: Final = {os.O_CLOEXEC: "EPOLL_CLOEXEC"}
+_MODES: Final = {
+    **{stat.S_ISUID: "S_ISUID", stat.S_ISGID: "S_ISGID", stat.S_ISVTX: "S_ISVTX"},
+    **{value: name for name, value in vars(stat).items() if re.fullmatch("S_IF[A-Z]+", name)},
+}
+_OPERATIONS: Final = {1: "EPOLL_CTL_ADD", 2: "EPOLL_CTL_DEL", 3: "EPOLL_CTL_MOD"}
+_LEVELS: Final = {IPPROTO_TCP: "SOL_TCP" if PLATFORM == "linux" else "IPPROTO_TCP"}
+_OPTIONS: Final = {n: name for name, n in [CORK_OPTIONS.get(PLATFORM, ("", -1))]}
+# NetBSD counts its filters from 0 up; elsewhere no filter has such a number.
+_FILTERS: Final = {-1: "EVFILT_READ", -2: "EVFILT_WRITE", 0: "EVFILT_READ", 1: "EVFILT_WRITE"}
+
+# Of names that share a number, the one that the kernel itself uses.
+_KERNELS_OWN: Final = ("EAGAIN", "EDEADLK", "EOPNOTSUPP")
+_ERRORS: Final = {
+    **errno.errorcode,
+    **{number: name for name, number in vars(errno).items() if name in _KERNELS_OWN},
+}
+
+
+@lru_cache(256)
+def _epoll_events(mask: int) -> str:
+    return _flags(mask, _EPOLL, "EPOLL???")
+
+
+@lru_cache(256)
+def _poll_events(mask: int) -> str:
+    return _flags(mask & 0xFFFF, _POLL, "POLL???")
+
+
+def _flags(value: int, names: Mapping[int, str], unknown: str) -> str:
+    found = [name for bit, name in names.items() if value & bit]
+    rest = value & ~sum(names)
+    if rest:
+        found.append(f"{rest:#x}" if found else f"{rest:#x} /* {unknown} */")
+    return "|".join(found) or "0"
+
+
+def _named(value: int, names: Mapping[int, str], unknown: str) -> str:
+    return names.get(value) or f"{value:#x} /* {unknown} */"
+
+
+_ESCAPES: Final = dict(zip(b'\t\n\v\f\r"\\', "tnvfr\"\\"))
+_PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*")
+
+
+def quoted(data: bytes) -> str:
+    """`data` as strace quotes it: an octal escape is as short as what follows allows."""
+    if _PLAIN.fullmatch(data):
+        return f'"{data.decode("ascii")}"'
+    text: list[str] = []
+    for byte, following in zip(data, data[1:] + b" "):
+        if byte in _ESCAPES:
+            text.append(f"\\{_ESCAPES[byte]}")
+        elif 32 <= byte < 127:
+            text.append(chr(byte))
+        else:
+            text.append(f"\\{byte:03o}" if following in b"01234567" else f"\\{byte:o}")
+    return f'"{"".join(text)}"'
+
+
+# --- what stands for a C argument -------------------------------------------------------------------
+
+
+class Pointer(NamedTuple):
+    """An address that the kernel was given, where it took nothing from there and put nothing in."""
+
+    address: int | None
+    """None if it is not known, since Python made the buffer."""
+
+    def __str__(self) -> str:
+        return "0x..." if self.address is None else f"{self.address:#x}"
+
+
+class Event(NamedTuple):
+    """struct epoll_event."""
+
+    events: int
+    data: int
+
+    def __str__(self) -> str:
+        u32 = self.data & 0xFFFFFFFF if sys.byteorder == "little" else self.data >> 32
+        return f"{{events={_epoll_events(self.events)}, data={{u32={u32}, u64={self.data}}}}}"
+
+
+class PollFd(NamedTuple):
+    """struct pollfd, as it is after the call."""
+
+    fd: int
+    events: int
+    revents: int
+
+    def __str__(self) -> str:
+        return f"{{fd={self.fd}, events={_poll_events(self.events)}}}"
+
+    def returned(self) -> str:
+        """As it stands in the result."""
+        return f"{{fd={self.fd}, revents={_poll_events(self.revents)}}}"
+
+
+class KernelEvent(NamedTuple):
+    """struct kevent, under the field names that FreeBSD's kdump(1) prints."""
+
+    ident: int
+    filter: int
+    flags: int
+    fflags: int
+    data: int
+
+    def __str__(self) -> str:
+        return (
+            f"{{ident={self.ident}, filter={_named(self.filter, _FILTERS, 'EVFILT_???')}, "
+            f"flags={_flags(self.flags, _KEVENT, 'EV_???')}, "
+            f"fflags={_flags(self.fflags, {}, 'NOTE_???')}, data={self.data}, udata=NULL}}"
+        )
+
+
+class Timespec(NamedTuple):
+    """struct timespec."""
+
+    tv_sec: int
+    tv_nsec: int
+
+    def __str__(self) -> str:
+        return f"{{tv_sec={self.tv_sec}, tv_nsec={self.tv_nsec}}}"
+
+
+class Address(NamedTuple):
+    """struct sockaddr, as Python tells it."""
+
+    address: SockAddr
+
+    def __str__(self) -> str:
+        match self.address:
+            case (str(ip), int(port)):
+                return f'{{sa_family=AF_INET, sin_port=htons({port}), sin_addr=inet_addr("{ip}")}}'
+            case (str(ip), int(port), int(flow), int(number)):
+                ip, _, interface = ip.partition("%")
+                scope = f'if_nametoindex("{interface}")' if interface else number
+                return (
+                    f"{{sa_family=AF_INET6, sin6_port=htons({port}), sin6_flowinfo=htonl({flow}), "
+                    f'inet_pton(AF_INET6, "{ip}", &sin6_addr), sin6_scope_id={scope}}}'
+                )
+            case path:
+                name = self.path(path)
+                abstract = name.startswith(b"\0")
+                text = "@" * abstract + quoted(name[abstract:])
+                return f"{{sa_family=AF_UNIX{f', sun_path={text}' if name else ''}}}"
+
+    @staticmethod
+    def path(address: object) -> bytes:
+        """The path of a UNIX address."""
+        return address if isinstance(address, bytes) else os.fsencode(cast(str, address))
+
+
+class Length(NamedTuple):
+    """The size of an address: the room there was, and what it took."""
+
+    room: int
+    used: int
+
+    def __str__(self) -> str:
+        return f"[{self.room}]" if self.used == self.room else f"[{self.room} => {self.used}]"
+
+
+Value: TypeAlias = (
+    int
+    | str
+    | bytes
+    | Pointer
+    | Event
+    | Timespec
+    | Address
+    | Length
+    | os.stat_result
+    | struct_rusage
+    | tuple[Event, ...]
+    | tuple[PollFd, ...]
+    | tuple[KernelEvent, ...]
+    | None
+)
+"""An argument of a call: immutable, and as it was when the call returned."""
+
+
+def _text(value: Value) -> str:
+    """`value` in strace's words, where its type says all."""
+    match value:
+        case None:
+            return "NULL"
+        case bytes():
+            return quoted(value[:_MOST]) + ("..." if len(value) > _MOST else "")
+        case str():
+            return quoted(os.fsencode(value))
+        case int() | Event() | Pointer() | Timespec() | Address() | Length():
+            return str(value)
+        case os.stat_result():
+            return _stat(value)
+        case struct_rusage():
+            user, system = (round(t * 1_000_000) for t in (value.ru_utime, value.ru_stime))
+            return f"{{ru_utime={_timeval(user)}, ru_stime={_timeval(system)}, ...}}"
+        case _:
+            return _list([str(member) for member in value[: _MOST + 1]])
+
+
+def _list(members: list[str]) -> str:
+    return f"[{', '.join([*members[:_MOST], '...'] if len(members) > _MOST else members)}]"
+
+
+def _timeval(microseconds: int) -> str:
+    return f"{{tv_sec={microseconds // 1_000_000}, tv_usec={microseconds % 1_000_000}}}"
+
+
+def _stat(info: os.stat_result) -> str:
+    mode = info.st_mode
+    kind = [_MODES[stat.S_IFMT(mode)]] if stat.S_IFMT(mode) in _MODES else []
+    kind += [_MODES[bit] for bit in (stat.S_ISUID, stat.S_ISGID, stat.S_ISVTX) if mode & bit]
+    what = f"st_size={info.st_size}"
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        what = f"st_rdev=makedev({os.major(info.st_rdev):#x}, {os.minor(info.st_rdev):#x})"
+    return f"{{st_mode={'|'.join([*kind, f'0{mode & 0o777:03o}'])}, {what}, ...}}"
+
+
+# --- a record -----------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One system call."""
+
+    name: str
+    """The name under which strace knows it."""
+    args: tuple[Value, ...]
+    """The arguments, with what the kernel wrote into them."""
+    result: int
+    """What it returned; -1 where it failed."""
+    errno: int
+    """The number of the error; 0 where there was none."""
+    time: float
+    """When it returned, in seconds since the epoch."""
+
+    @property
+    def decoded(self) -> tuple[str, ...]:
+        """The arguments as strace prints them."""
+        forms = _FORMS.get(self.name, {})
+        return tuple(forms.get(i, _text)(value) for i, value in enumerate(self.args))
+
+    @property
+    def error(self) -> str | None:
+        """The name of the error, as "EAGAIN"; None where there was none."""
+        return _ERRORS.get(self.errno, f"ERRNO_{self.errno}") if self.errno else None
+
+    def line(self, prefix: str = "") -> str:
+        """The line that strace prints, behind a prefix that counts for its column."""
+        outcome = str(self.result)
+        if self.error is not None:
+            outcome += f" {self.error} ({os.strerror(self.errno)})"
+        elif self.name == "poll":
+            ready = [e.returned() for e in cast(tuple[PollFd, ...], self.args[0]) if e.revents]
+            outcome += f" ({_list(ready) if self.result else 'Timeout'})"
+        head = f"{prefix}{self.name}({', '.join(self.decoded)}) "
+        return f"{head:<40}= {outcome}"
+
+    def __str__(self) -> str:
+        return self.line()
+
+
+_Form: TypeAlias = Callable[[Value], str]
+
+
+def _set_of(names: Mapping[int, str], unknown: str) -> _Form:
+    return lambda value: _flags(cast(int, value), names, unknown)
+
+
+def _one_of(names: Mapping[int, str], unknown: str) -> _Form:
+    return lambda value: _named(cast(int, value), names, unknown)
+
+
+def _boxed(value: Value) -> str:
+    return f"[{value!r}]"
+
+
+_FSTATAT: Final = "newfstatat"
+_AT_EMPTY_PATH: Final = 0x1000
+
+_FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {
+    "epoll_create1": {0: _set_of(_CLOEXEC, "EPOLL_???")},
+    "epoll_ctl": {1: _one_of(_OPERATIONS, "EPOLL_CTL_???")},
+    "setsockopt": {1: _one_of(_LEVELS, "SOL_???"), 2: _one_of(_OPTIONS, "TCP_???"), 3: _boxed},
+    "fcntl": {1: _one_of({2: "F_SETFD"}, "F_???"), 2: _set_of({1: "FD_CLOEXEC"}, "FD_???")},
+    "getrusage": {0: _one_of({0: "RUSAGE_SELF"}, "RUSAGE_???")},
+    _FSTATAT: {3: _set_of({_AT_EMPTY_PATH: "AT_EMPTY_PATH"}, "AT_???")},
+}
+"""By call and position: how an argument is printed whose type does not say it."""
+
+
+# --- taking what a call was given ---------------------------------------------------------------------
+
+Given: TypeAlias = tuple[object, ...]
+
+_EVENT: Final = Struct("=IQ" if epoll_event.data.offset == 4 else "=I4xQ")
+_POLLFD: Final = Struct("=ihh")
+
+
+def _int(value: object) -> int:
+    """A C integer, given as a Python int or a ctypes object."""
+    return value if isinstance(value, int) else cast(int, getattr(value, "value"))
+
+
+def _target(reference: object) -> Structure:
+    """What `byref` refers to."""
+    return cast(Structure, getattr(reference, "_obj"))
+
+
+def _bytes(reference: object, size: int) -> memoryview:
+    return memoryview(_target(reference)).cast("B")[:size]
+
+
+def _ints(given: Given, result: object) -> tuple[Value, ...]:
+    return tuple(map(_int, given))
+
+
+def _epoll_ctl(given: Given, result: object) -> tuple[Value, ...]:
+    epfd, op, fd, reference = given
+    event = _target(reference)
+    ignored = op == EPOLL_CTL_DEL
+    value = Pointer(addressof(event)) if ignored else Event(event.events, event.data)
+    return (_int(epfd), _int(op), _int(fd), value)
+
+
+def _epoll_wait(given: Given, result: object) -> tuple[Value, ...]:
+    epfd, reference, most, timeout = given
+    if (count := _int(result)) < 0:
+        return (_int(epfd), Pointer(addressof(_target(reference))), _int(most), _int(timeout))
+    rows = _EVENT.iter_unpack(_bytes(reference, count * _EVENT.size))
+    return (_int(epfd), tuple(map(Event._make, rows)), _int(most), _int(timeout))
+
+
+def _poll(given: Given, result: object) -> tuple[Value, ...]:
+    reference, count, timeout = given
+    rows = _POLLFD.iter_unpack(_bytes(reference, _int(count) * _POLLFD.size))
+    return (tuple(map(PollFd._make, rows)), _int(count), _int(timeout))
+
+
+def _kevent(given: Given, result: object) -> tuple[Value, ...]:
+    kq, changes, n_changes, events, room, limit = given
+    told: Value = _kevents(events, _int(result))
+    if events is not None and _int(result) < 0:
+        told = Pointer(addressof(cast(Structure, events)))
+    timeout = None
+    if limit is not None:
+        timeout = Timespec(_target(limit).tv_sec, _target(limit).tv_nsec)
+    changed = _kevents(changes, _int(n_changes))
+    return (_int(kq), changed, _int(n_changes), told, _int(room), timeout)
+
+
+def _kevents(array: object, count: int) -> tuple[KernelEvent, ...] | None:
+    if array is None:
+        return None
+    entries = cast("Array[Kevent]", array)[: max(count, 0)]
+    return tuple(KernelEvent(e.ident, e.filter, e.flags, e.fflags, e.data) for e in entries)
+
+
+def _setsockopt(given: Given, result: object) -> tuple[Value, ...]:
+    fd, level, option, value, size = given
+    return (_int(fd), _int(level), _int(option), _int(_target(value)), _int(size))
+
+
+def _read(given: Given, result: object) -> tuple[Value, ...]:
+    fd, count = given
+    return (_int(fd), Pointer(None) if result is None else cast(bytes, result), _int(count))
+
+
+def _write(given: Given, result: object) -> tuple[Value, ...]:
+    fd, data = given
+    kept = bytes(cast(bytes, data))  # of bytes, that is the very same object
+    return (_int(fd), kept, len(kept))
+
+
+def _fstat(given: Given, result: object) -> tuple[Value, ...]:
+    fd = _int(given[0])
+    info = Pointer(None) if result is None else cast(os.stat_result, result)
+    return (fd, "", info, _AT_EMPTY_PATH) if FSTAT == _FSTATAT else (fd, info)
+
+
+def _getrusage(given: Given, result: object) -> tuple[Value, ...]:
+    return (_int(given[0]), cast(struct_rusage, result))
+
+
+def _name(given: Given, result: object) -> tuple[Value, ...]:
+    """getpeername and getsockname; Python makes as much room as an address of the family takes."""
+    handle = given[0]
+    fd = cast(Callable[[], int], getattr(handle, "fileno"))()
+    family = getattr(handle, "family", 0)
+    room = {2: 16, 1: 110 if PLATFORM == "linux" else 106}.get(family, 28)
+    if result is None:
+        return (fd, Pointer(None), Length(room, room))
+    used = room
+    if isinstance(result, (str, bytes)):
+        path = Address.path(result)
+        used = 2 + len(path) + (path[:1] not in (b"", b"\0"))
+    return (fd, Address(cast("SockAddr", result)), Length(room, used))
+
+
+def _fstat_name() -> str:
+    """What the C library's fstat asks of the kernel: newfstatat in glibc 2.33 to 2.38, else fstat."""
+    if PLATFORM == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names:
+        version = re.findall(r"\d+", os.confstr("CS_GNU_LIBC_VERSION") or "")
+        if [2, 33] <= [int(part) for part in version[:2]] < [2, 39]:
+            return _FSTATAT
+    return "fstat"
+
+
+FSTAT: Final = _fstat_name()
+
+Taking: TypeAlias = Callable[[Given, object], tuple[Value, ...]]
+
+CALLS: Final[Mapping[str, tuple[str, Taking]]] = {
+    **{name: (name, _ints) for name in ("epoll_create1", "kqueue", "fcntl", "close", "getpid")},
+    "epoll_ctl": ("epoll_ctl", _epoll_ctl),
+    "epoll_wait": ("epoll_wait", _epoll_wait),
+    "poll": ("poll", _poll),
+    "kevent": ("kevent", _kevent),
+    "setsockopt": ("setsockopt", _setsockopt),
+    "read": ("read", _read),
+    "write": ("write", _write),
+    "fstat": (FSTAT, _fstat),
+    "getpeername": ("getpeername", _name),
+    "getsockname": ("getsockname", _name),
+    "getrusage": ("getrusage", _getrusage),
+}
+"""Each function of the door that is a system call: the name strace has for it, and what takes its
+arguments, given those and what Python got back (None for an exception)."""

@@ -1,0 +1,236 @@
+"""The package's own trace against strace's, of one and the same run, line for line.
+
+From strace's text is dropped what the package did not make, by three rules and no look at the other
+text: what came before the trace was on; what the program announced as its own (`announced.py`); and
+what is about descriptors that no loop watches. The rest must be the package's lines. Two things are
+put in the package's words, both stated in `in_its_words`; one is left out, stated in `retried`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from danga_raw._strace import CALLS
+from tests.announced import ANNOUNCEMENTS
+from tests.clients import PATIENCE, read_to_end
+from tests.needs import REQUIRED, need
+
+pytestmark = pytest.mark.needs("strace")
+
+ROOT = Path(__file__).parent.parent
+SCENARIOS = Path(__file__).parent / "scenarios"
+NAMES = sorted(path.stem for path in SCENARIOS.glob("*.pl"))
+TRACED = ",".join(f"?{name}" for name, _ in CALLS.values() if name not in ("kqueue", "kevent"))
+
+compared: dict[str, int] = {}
+"""How many lines of each kind of run were the same."""
+
+
+# --- the rules ----------------------------------------------------------------------------------------
+
+_CALL = re.compile(r"(\w+)\((-?\d+)?")
+_ADDED = re.compile(r"epoll_ctl\(\d+, EPOLL_CTL_ADD, (\d+), .* = 0$")
+_MODE = re.compile(r'newfstatat\((\d+), "", \{st_mode=(S_IFSOCK|S_IFIFO|S_IFCHR)')
+
+
+def packages_lines(text: str) -> list[str]:
+    """The lines of a trace of strace's that the package has made."""
+    pollers: set[int] = set()
+    watched: set[int] = set()
+    kept: list[str] = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        if re.match(r"fcntl\(\d+, F_DUPFD_CLOEXEC, \d+\)", line):
+            break  # The trace has its descriptor, and goes on.
+    for line in lines:
+        match = _CALL.match(line)
+        if match is None or line.endswith("= ?"):
+            continue  # A signal, an end, or a call that the end cut off.
+        name, fd = match[1], int(match[2] or -1)
+        line = in_its_words(line)
+        if name == "write" and fd == ANNOUNCEMENTS:
+            next(lines, None)
+        elif name in ("epoll_create1", "poll", "getrusage"):
+            kept.append(line)
+            if name == "epoll_create1" and (made := re.search(r"= (\d+)$", line)):
+                pollers.add(int(made[1]))
+        elif name in ("epoll_ctl", "epoll_wait"):
+            if fd in pollers:
+                kept.append(line)
+            if added := _ADDED.match(line):
+                watched.add(int(added[1]))
+        elif name == "newfstatat":
+            # The poll backend's look at what it is to watch, which is no regular file.
+            if mode := _MODE.match(line):
+                kept.append(line)
+                watched.add(int(mode[1]))
+        elif name == "setsockopt":
+            if fd in watched and "TCP_CORK" in line:
+                kept.append(line)
+        elif fd in watched | pollers:
+            if not retried(line):
+                kept.append(line)
+            if name == "close":
+                watched.discard(fd)
+                pollers.discard(fd)
+    return kept
+
+
+def in_its_words(line: str) -> str:
+    """strace says who failed a call, and what poll(2) answers to the C library when it is interrupted;
+    the program sees an error, and EINTR."""
+    line = line.removesuffix(" (INJECTED)")
+    return line.replace(
+        "= ? ERESTART_RESTARTBLOCK (Interrupted by signal)", "= -1 EINTR (Interrupted system call)"
+    )
+
+
+def retried(line: str) -> bool:
+    """os.read and os.write make a call again that was interrupted (PEP 475), and tell nobody."""
+    return line.startswith(("read(", "write(")) and "= -1 EINTR (" in line
+
+
+_UNKNOWN = re.compile(r'^((?:read|newfstatat|getpeername|getsockname)\(\d+, (?:"", )?)0x[0-9a-f.]+')
+
+
+def addressless(line: str) -> str:
+    """An address in a buffer that Python made: all that may differ, and the column behind it."""
+    if _UNKNOWN.match(line):
+        line = re.sub(r" +=", " =", _UNKNOWN.sub(r"\1ADDRESS", line))
+    return line
+
+
+def compare(kind: str, theirs: str, own: str, cut_off: bool = False) -> list[str]:
+    """Fail at the first line in which the two differ. A deadly signal may come between a call and
+    its line: then strace has one more."""
+    expected = [addressless(line) for line in packages_lines(theirs)]
+    found = [addressless(line) for line in own.splitlines()]
+    for number, (here, there) in enumerate(zip(found, expected)):
+        assert here == there, f"{kind}: line {number} of {len(found)} and {len(expected)}"
+    missing, surplus = expected[len(found) :], found[len(expected) :]
+    assert not surplus, f"{kind}: {surplus}"
+    assert len(missing) <= cut_off, f"{kind}: {missing}"
+    compared[kind] = compared.get(kind, 0) + len(found)
+    return found
+
+
+# --- running under both -------------------------------------------------------------------------------
+
+
+def command(folder: Path, argv: Sequence[str], inject: Sequence[str] = ()) -> list[str]:
+    options = [word for expression in inject for word in ("-e", f"inject={expression}")]
+    strace = ["strace", "-qq", "-o", str(folder / "theirs"), "-e", f"trace={TRACED}", *options]
+    trace = [sys.executable, "-m", "danga_raw", "trace", "-o", str(folder / "own")]
+    return [*strace, *trace, str(ROOT / "tests" / "announced.py"), *argv]
+
+
+def environment(backend: str = "epoll") -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DANGA_RAW_")}
+    # Where the reads of the interpreter are counted, it must make the same in every run.
+    more = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    return {**kept, **more, "DANGA_RAW_BACKEND": backend}
+
+
+def both(
+    folder: Path, *argv: str, inject: Sequence[str] = (), backend: str = "epoll"
+) -> tuple[str, str]:
+    """strace's text and the package's of a program that ends by itself."""
+    done = subprocess.run(
+        command(folder, argv, inject),
+        env=environment(backend),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    theirs, own = folder / "theirs", folder / "own"
+    assert own.exists(), done.stderr.decode()
+    return theirs.read_text(), own.read_text()
+
+
+@contextmanager
+def served(folder: Path, backend: str, *argv: str) -> Iterator[int]:
+    """The port of a server that runs under both, and is ended by SIGTERM."""
+    with subprocess.Popen(
+        command(folder, argv),
+        env=environment(backend),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as strace:
+        try:
+            assert strace.stdout is not None
+            greeting = strace.stdout.readline().strip().rstrip("/")
+            assert greeting.startswith("listening on ")
+            yield int(greeting.rpartition(":")[2])
+            children = Path(f"/proc/{strace.pid}/task/{strace.pid}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGTERM)
+            strace.wait(PATIENCE)
+        finally:
+            if strace.poll() is None:
+                os.killpg(strace.pid, signal.SIGKILL)
+
+
+# --- what is run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scenario_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
+    source = (SCENARIOS / f"{name}.pl").read_text()
+    inject = re.findall(r"^# inject (\S+)$", source, re.MULTILINE)
+    theirs, own = both(tmp_path, str(SCENARIOS / f"{name}.py"), inject=inject)
+    lines = compare("scenarios", theirs, own)
+    assert lines[0].startswith("epoll_create1(EPOLL_CLOEXEC)")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scenario_on_poll_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
+    theirs, own = both(tmp_path, str(SCENARIOS / f"{name}.py"), backend="poll")
+    compare("scenarios on poll", theirs, own)
+
+
+@pytest.mark.needs("ab", "curl")
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_the_file_server_under_load_is_traced_as_by_strace(backend: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "small").write_bytes(b"a small file\n")
+    (tree / "large").write_bytes(bytes(range(256)) * 4096)
+    requests = "1200" if REQUIRED else "300"
+    server = str(ROOT / "examples" / "httpd.py")
+    with served(tmp_path, backend, server, "--port", "0", str(tree)) as port:
+        url = f"http://127.0.0.1:{port}"
+        for options in (["-k", "-c", "40"], ["-c", "8"]):
+            load = ["ab", "-q", *options, "-n", requests, f"{url}/small"]
+            subprocess.run(load, stdout=subprocess.DEVNULL, timeout=PATIENCE, check=True)
+        curl = ["curl", "-s", f"{url}/large", f"{url}/none", "-I", f"{url}/small"]
+        subprocess.run(curl, stdout=subprocess.DEVNULL, timeout=PATIENCE, check=True)
+    theirs, own = (tmp_path / name for name in ("theirs", "own"))
+    lines = compare(f"httpd on {backend}", theirs.read_text(), own.read_text(), cut_off=True)
+    assert any(line.startswith("write(") for line in lines)
+
+
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_the_lock_server_under_load_is_traced_as_by_strace(backend: str, tmp_path: Path) -> None:
+    import socket
+
+    with served(tmp_path, backend, str(ROOT / "examples" / "ddlockd.py"), "0") as port:
+        for turn in range(40 if REQUIRED else 10):
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                for number in range(5):
+                    lock = f"lock={turn}-{number}"
+                    client.sendall(f"trylock {lock}\r\n\u00e9 \x01\r\nreleaselock {lock}\r\n".encode())
+                client.shutdown(socket.SHUT_WR)
+                assert read_to_end(client).count(b"OK") == 10
+    theirs, own = (tmp_path / name for name in ("theirs", "own"))
+    compare(f"ddlockd on {backend}", theirs.read_text(), own.read_text(), cut_off=True)
