@@ -33,6 +33,12 @@ WRAPPER = "foreign-python3"
 HUNG = 300
 """Seconds after which the smoke test, which takes one or two, is given up."""
 
+HUNG_TESTS = 3600
+"""Seconds after which the tests, which take some minutes under qemu, are given up."""
+
+SUITES = "not kqueue-sim"
+"""The suites that run on this machine's kernel: the simulated kqueues run on no other machine's."""
+
 
 class Machine(NamedTuple):
     """A Debian architecture, and what runs its programs."""
@@ -145,7 +151,9 @@ def lend_pytest(scratch: Path) -> Path:
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)
             source = origin.parent if spec.submodule_search_locations else origin
-            (folder / source.name).symlink_to(source)
+            metadata = source.parent.glob(f"{name}-*.dist-info")  # pytest asks for pluggy's
+            for path in (source, *metadata):
+                (folder / path.name).symlink_to(path)
     return folder
 
 
@@ -203,23 +211,35 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
     well = True
     if tests:
         print(f"--- {architecture}", flush=True)
-        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not needs", *tests]
-        done = subprocess.run(
-            pytest, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-        )
-        print(done.stdout, flush=True)
-        summary = re.findall(r"^(?:=+ )?(\d+ \w+.*?) in [\d.]+s", done.stdout, re.MULTILINE)
-        line += f"; tests: {summary[-1] if summary else f'ended with {done.returncode}'}"
-        well = done.returncode == 0
+        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not needs"]
+        log = scratch / f"{architecture}.log"
+        with log.open("w") as output:
+            try:
+                well = not subprocess.run(
+                    [*pytest, "-k", SUITES, *tests],
+                    env=environment,
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=HUNG_TESTS,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                well = False
+        told = log.read_text(errors="replace")
+        print(told, flush=True)
+        summary = re.findall(r"^(?:=+ )?(\d+ \w+.*?) in [\d.]+s", told, re.MULTILINE)
+        line += f"; tests: {summary[-1] if summary else 'did not come to their end'}"
     return well, f"{line} ({time.monotonic() - begin:.0f} s)"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abi.foreign", description=__doc__)
     parser.add_argument("machines", nargs="*", metavar="MACHINE", help="; ".join(MACHINES))
-    parser.add_argument("--tests", nargs="*", default=["tests"], metavar="PYTEST-ARGUMENT")
     default = Path(tempfile.gettempdir()) / f"danga_raw-foreign-{os.getuid()}"
     parser.add_argument("--scratch", type=Path, default=default, help="default: %(default)s")
+    what = "the rest goes to pytest: which tests to run, and how (default: all)"
+    parser.add_argument("--tests", nargs=argparse.REMAINDER, default=["tests"], help=what)
     arguments = parser.parse_args()
     if unknown := set(arguments.machines) - MACHINES.keys():
         parser.error(f"{', '.join(unknown)}: not among {', '.join(MACHINES)}")
