@@ -3,7 +3,8 @@
 Each pair in `scenarios/` tells one story, in Perl on Danga::Socket and in Python on this package.
 Both run under strace, and their calls on the story's descriptors are compared call for call,
 arguments and results included, along with the notes the stories make of what they see. What may
-differ stands in `DIFFERENCES`, line by line, and has to differ in just that way.
+differ stands in `DIFFERENCES`, line by line, and has to differ in just that way; what is found to
+differ and isn't settled stands in `OPEN`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ def _ready(fd: str) -> str:
 
 def _again(fd: str) -> str:
     return _add(fd).replace("= 0", "= -1 EEXIST")
+
+
+def _mod(events: str) -> str:
+    event = f"{{events={events}EPOLLERR|EPOLLHUP|EPOLLNVAL, data={{u32=fd1, u64=fd1}}}}"
+    return f"epoll_ctl(epoll, EPOLL_CTL_MOD, fd1, {event}) = 0"
 
 
 _NOTHING = "epoll_wait(epoll, [], 1000, 0) = 0"
@@ -119,6 +125,24 @@ DIFFERENCES: dict[str, list[Difference]] = {
         )
     ],
     "reset": [Difference("a reset closes what still waits for it", here=("close(fd3) = 0",))],
+    "timer_cancelled_alone": [
+        Difference(
+            "a timer that is cancelled is not waited for",
+            original=("epoll_wait(epoll, [], 1000, 5) = 0",),
+            here=("epoll_wait(epoll, [], 1000, 20) = 0",),
+        )
+    ],
+    "timer_slow": [
+        Difference(
+            "the clock is read again after timers ran, so that the wait ends at the deadline",
+            original=("epoll_wait(epoll, [], 1000, 11) = 0",),
+            here=("epoll_wait(epoll, [], 1000, 7) = 0",),
+        )
+    ],
+}
+"""Scenario -> all that differs in it on purpose, in order."""
+
+OPEN: dict[str, list[Difference]] = {
     "have_epoll": [
         Difference(
             "the poller is made when there is something to watch, not by asking which it would be",
@@ -156,8 +180,7 @@ DIFFERENCES: dict[str, list[Difference]] = {
             "overrides watch_write, and never drops it; here it is dropped",
             here=(
                 "# s watch_write 0",
-                "epoll_ctl(epoll, EPOLL_CTL_MOD, fd1, {events=EPOLLERR|EPOLLHUP|EPOLLNVAL, "
-                "data={u32=fd1, u64=fd1}}) = 0",
+                _mod(""),
             ),
         ),
         Difference(
@@ -165,20 +188,6 @@ DIFFERENCES: dict[str, list[Difference]] = {
             original=(_ready("fd1").replace("EPOLLIN", "EPOLLOUT"), "# s event_write"),
             here=(_NOTHING,),
         ),
-    ],
-    "timer_cancelled_alone": [
-        Difference(
-            "a timer that is cancelled is not waited for",
-            original=("epoll_wait(epoll, [], 1000, 5) = 0",),
-            here=("epoll_wait(epoll, [], 1000, 20) = 0",),
-        )
-    ],
-    "timer_slow": [
-        Difference(
-            "the clock is read again after timers ran, so that the wait ends at the deadline",
-            original=("epoll_wait(epoll, [], 1000, 11) = 0",),
-            here=("epoll_wait(epoll, [], 1000, 7) = 0",),
-        )
     ],
     "timer_overdue": [
         Difference(
@@ -188,8 +197,27 @@ DIFFERENCES: dict[str, list[Difference]] = {
         ),
         Difference("the same turn", original=("# batch 2", _NOTHING)),
     ],
+    "callable_dies": [
+        Difference(
+            "what is queued behind a callable that died is watched for; the original leaves it "
+            "until something else kicks the queue",
+            here=(_mod("EPOLLOUT|"),),
+        ),
+        Difference(
+            "the same watch",
+            original=(
+                "# s state queued=1 watch=56 closed=0 corked=0",
+                "# s state offset=0 size=8 set_watch=0",
+            ),
+            here=(
+                "# s state queued=1 watch=60 closed=0 corked=0",
+                "# s state offset=0 size=8 set_watch=1",
+            ),
+        ),
+        Difference("the same watch dropped", here=(_mod(""),)),
+    ],
 }
-"""Scenario -> all that differs in it, in order."""
+"""Scenario -> differences that nobody has settled yet: no failures, but no passes either."""
 
 REAL_CLOCK = {"timer_real_clock": (3_500_000, 3_600_001)}
 """Scenario -> the waits, in milliseconds, that are one and the same: they hang on the machine's
@@ -204,6 +232,11 @@ def differences(original: Sequence[str], here: Sequence[str]) -> list[tuple[list
         for kind, a, b, c, d in matcher.get_opcodes()
         if kind != "equal"
     ]
+
+
+def pairs(declared: Sequence[Difference]) -> list[tuple[list[str], list[str]]]:
+    """The same of differences that are known."""
+    return [(list(one.original), list(one.here)) for one in declared]
 
 
 def alike(lines: Sequence[str], name: str) -> list[str]:
@@ -243,8 +276,10 @@ def test_same_calls_as_the_original(name: str) -> None:
     original = alike(told(name, "perl"), name)
     here = alike(told(name, "python"), name)
     assert "epoll_create close-on-exec = epoll" in original
-    declared = [(list(d.original), list(d.here)) for d in DIFFERENCES.get(name, [])]
-    if differences(original, here) != declared:
+    found = differences(original, here)
+    if name in OPEN and found == pairs(OPEN[name]):
+        pytest.xfail(OPEN[name][0].why)
+    if found != pairs(DIFFERENCES.get(name, [])):
         shown = difflib.unified_diff(original, here, "the original", "here", lineterm="")
         pytest.fail("\n".join(line[:160] for line in shown) or "a declared difference is gone")
 
@@ -253,7 +288,8 @@ def test_each_scenario_has_both_sides() -> None:
     python = {path.stem for path in SCENARIOS.glob("*.py")} - {"story"}
     assert python == set(NAMES)
     assert len(NAMES) >= 18
-    assert set(DIFFERENCES) | set(REAL_CLOCK) <= set(NAMES)
+    assert set(DIFFERENCES) | set(OPEN) | set(REAL_CLOCK) <= set(NAMES)
+    assert not set(DIFFERENCES) & set(OPEN)
 
 
 def test_a_difference_is_found_wherever_it_is() -> None:
