@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from ctypes import byref, c_ulong
+from ctypes import byref, c_int, c_ulong
 from errno import errorcode
+from fcntl import ioctl
 from random import Random
+from termios import FIONREAD
 from typing import Protocol
 
 import pytest
@@ -21,6 +23,7 @@ from danga_raw._epoll import Epoll
 from danga_raw._libc import failure, libc
 from danga_raw._poll import pollfd
 from tests.simkernel import Handle, SimKernel
+from tests.simkernel.sockets import StreamSocket
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the truth held against is Linux")
 
@@ -51,6 +54,7 @@ class World(Protocol):
     def file(self) -> Sequence[int]: ...
     def dup(self, fd: int) -> int: ...
     def shutdown(self, fd: int, how: int) -> None: ...
+    def unread(self, fd: int) -> int: ...
 
 
 class Simulated:
@@ -88,6 +92,11 @@ class Simulated:
         self.kernel.get(fd, "shutdown")
         Handle(self.kernel, fd).shutdown(how)
 
+    def unread(self, fd: int) -> int:
+        file = self.kernel.table.files[fd]
+        assert isinstance(file, StreamSocket)
+        return file.arrived
+
 
 class Real:
     """The kernel that runs this test."""
@@ -121,6 +130,9 @@ class Real:
     def shutdown(self, fd: int, how: int) -> None:
         if _shutdown(fd, how) < 0:
             raise failure("shutdown")
+
+    def unread(self, fd: int) -> int:
+        return c_int.from_buffer_copy(ioctl(fd, FIONREAD, bytes(4))).value
 
 
 def program(seed: int) -> list[Step]:
@@ -187,7 +199,7 @@ class Run:
         return libc.write(fd, b"x" * number)
 
     def read(self, which: int, fd: int, number: int) -> Result:
-        return libc.read(fd, number)
+        return f"{len(libc.read(fd, number))} bytes"
 
     def fill(self, which: int, fd: int, number: int) -> Result:
         """Write until there is no more room, look, and empty it again: how much fits is each
@@ -246,10 +258,15 @@ class Run:
         return sorted(self.poller.wait(1 if number == 5 else 0))
 
     def masks(self) -> Result:
-        """What poll(2) says of every descriptor that there ever was."""
+        """What poll(2) says of every descriptor that there ever was, and what TCP has to read."""
         table = (pollfd * len(self.fds))(*[pollfd(fd, 5, 0) for fd in self.fds])
         count = libc.poll(byref(table), c_ulong(len(self.fds)), 0)
-        return count, [entry.revents for entry in table]
+        unread = [
+            self.world.unread(self.fds[which])
+            for which in sorted(self.open)
+            if self.kinds[which] == "tcp"
+        ]
+        return count, [entry.revents for entry in table], unread
 
     def finish(self) -> None:
         """Close what is open."""

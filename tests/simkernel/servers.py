@@ -21,9 +21,10 @@ from typing import Final, Literal, NamedTuple
 
 from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
-from danga_raw.loop import DescriptorMapping, Loop, OtherFdMapping, Watched
-from danga_raw.socket import Block, Socket
+from danga_raw.loop import Loop
+from danga_raw.socket import Socket
 from danga_raw.timers import Timer
+from danga_raw.types import Block, DescriptorMapping, OtherFdMapping, Watched
 from tests.simkernel.epoll import as_epoll
 from tests.simkernel.files import POLLIN, POLLOUT
 from tests.simkernel.handles import Handle
@@ -33,6 +34,12 @@ from tests.simkernel.sockets import SHUT_WR, StreamSocket
 
 Backend = Literal["epoll", "poll", "kqueue-freebsd", "kqueue-netbsd"]
 BACKENDS: Final[tuple[Backend, ...]] = ("epoll", "poll", "kqueue-freebsd", "kqueue-netbsd")
+_PLATFORMS: Final = {
+    "epoll": ("linux",),
+    "poll": ("linux",),
+    "kqueue-freebsd": ("freebsd", "darwin", "dragonfly", "openbsd", "libkqueue"),
+    "kqueue-netbsd": ("netbsd", "netbsd9"),
+}
 WORLD_SIZE: Final = 16
 """How many connections a world has."""
 
@@ -159,6 +166,12 @@ class Connection:
         """How many bytes the kernel has accepted."""
         assert self.handle is not None and isinstance(self.handle.file, StreamSocket)
         return self.handle.file.taken
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the client has shut its side at least."""
+        assert self.handle is not None and isinstance(self.handle.file, StreamSocket)
+        return self.handle.file.shut_read
 
     def wrap(self) -> None:
         """A new object for the handle, on any loop."""
@@ -351,6 +364,11 @@ class Connection:
 
         self._write_callable(obj, boom)
 
+    def act_run(self, obj: Peer, number: int) -> None:
+        # A handler may run a loop, its own among them.
+        if number % 4 == 0:
+            self.world.run_within(self.world.loops[number % len(self.world.loops)])
+
     def act_spawn(self, obj: Peer, number: int) -> None:
         self.world.spawn()
 
@@ -362,7 +380,7 @@ _CALM_ACTS: Final = (
 )  # fmt: skip
 _WILD_ACTS: Final = (
     *_CALM_ACTS, "act_close", "act_close_other", "act_late_write", "act_writing_callable",
-    "act_closing_callable", "act_raising_callable", "act_spawn",
+    "act_closing_callable", "act_raising_callable", "act_spawn", "act_run",
 )  # fmt: skip
 
 
@@ -403,6 +421,7 @@ class Peer(Socket):
 
     def event_hup(self) -> None:
         self.conn.world.entered(self)
+        self.conn.world.require(self.conn.hung_up, "a hang-up of another")
         # kqueue calls the end of what the client sends a hang-up. Only a wild client hangs up.
         if self.conn.world.wild:
             self.close("hup")
@@ -563,7 +582,12 @@ class Tap:
         self.sent = 0
         self.received = 0
         self.watched = True
-        self.loop.add_other_fds({self.read_end.fileno(): self.event})
+        try:
+            self.loop.add_other_fds({self.read_end.fileno(): self.event})
+        except OSError:
+            self.read_end.close()
+            self.write_end.close()
+            raise
         self.tick()
 
     def tick(self) -> None:
@@ -620,19 +644,19 @@ class World:
         noise = dice.choice((0.02, 0.1, 0.3))
         harm = dice.choice((0.0, 0.005, 0.02)) if self.wild else 0.0
         limit = dice.choice((15, 30, 1000)) if self.wild else 1000
-        form = {"kqueue-freebsd": "freebsd", "kqueue-netbsd": "netbsd"}.get(backend, "linux")
-        assert form in ("linux", "freebsd", "netbsd")
         self.kernel = SimKernel(
             seed,
-            form,  # type: ignore[arg-type]
+            platform=Random(f"platform {seed}").choice(_PLATFORMS[backend]),
             noise=noise,
             harm=harm,
             limit=limit,
             first_fd=dice.choice((0, 3)),
         )
+        self.kernel.epipe_at_registration = True
         self.backend = backend.partition("-")[0]
-        self.turns = dice.choice((1, 5, 1000))
         self.loops_wanted = dice.choice((1, 1, 2))
+        # One loop has to let go for the other to run.
+        self.turns = dice.choice((1, 5, 1000 if self.loops_wanted == 1 else 20))
         self.taps_wanted = dice.randrange(3)
         self.wanted = connections
         self.loops: list[Loop] = []
@@ -675,6 +699,19 @@ class World:
         faults = sum(self.kernel.luck.dealt.values())
         received = [bytes(conn.client.received) for conn in self.connections]
         return Report(received, self.kernel.steps, faults, not self.wild)
+
+    def run_within(self, loop: Loop) -> None:
+        """One turn of a loop, from within a handler of one."""
+        before, self.turns_left = self.turns_left, 1
+        try:
+            loop.run()
+        except Boom:
+            self._turn(loop)
+        except OSError as error:
+            self.tolerate(error)
+            self._turn(loop)
+        finally:
+            self.turns_left = before
 
     @contextmanager
     def _warnings_seen(self) -> Iterator[None]:
