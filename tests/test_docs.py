@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import itertools
 import os
@@ -19,7 +20,8 @@ from typing import NamedTuple
 import pytest
 
 import danga_raw
-from danga_raw import Loop, Socket
+from danga_raw import Loop, Socket, Timer
+from danga_raw.trace import Trace
 from tests.needs import need
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,9 +160,9 @@ def test_python_blocks_are_typed_throughout(tmp_path: Path) -> None:
         if "import asynchat" not in block.text:  # which a type checker of today doesn't know
             programs.append(tmp_path / f"{block.page.removesuffix('.md')}_{block.line}.py")
             programs[-1].write_text(block.text)
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", tmp_path]
+    options = ["--strict", "--config-file=", f"--cache-dir={tmp_path}"]
     run = subprocess.run(
-        [*mypy, *programs],
+        [sys.executable, "-m", "mypy", *options, *map(str, programs)],
         env={**ENVIRONMENT, "MYPYPATH": f"{ROOT / 'typestubs'}:{ROOT}"},
         capture_output=True,
         text=True,
@@ -303,11 +305,19 @@ def test_manual_has_a_heading_for_every_public_name(name: str) -> None:
     assert re.search(rf"^## {name}$", MANUAL, re.M)
 
 
-@pytest.mark.parametrize("owner", [Socket, Loop, danga_raw.Timer], ids=lambda owner: owner.__name__)
+@pytest.mark.parametrize("owner", [Socket, Loop, Timer, Trace], ids=lambda owner: owner.__name__)
 def test_manual_names_every_verb(owner: type) -> None:
     said = r"[`.]{}\b"
     missing = [name for name in public(owner) if not re.search(said.format(name), MANUAL)]
     assert missing == []
+
+
+def test_manual_names_every_type() -> None:
+    defined = ast.parse((ROOT / "danga_raw" / "types.py").read_text()).body
+    names = {node.name for node in defined if isinstance(node, ast.ClassDef)}
+    aliases = [node.target for node in defined if isinstance(node, ast.AnnAssign)]
+    names |= {alias.id for alias in aliases if isinstance(alias, ast.Name)}
+    assert [name for name in names if f"`{name}`" not in MANUAL] == []
 
 
 def test_manual_names_every_environment_variable() -> None:
