@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NamedTuple, Protocol
@@ -390,12 +390,13 @@ class Noted(Socket):
         loop: Loop,
         *,
         events: list[str] | None = None,
+        actions: Mapping[str, Callable[[Noted], object]] | None = None,
         **on: Callable[[Noted], object],
     ) -> None:
         super().__init__(sock, loop)
         self.events = [] if events is None else events
         self.got = bytearray()
-        self.on = on
+        self.on = {**(actions or {}), **on}
 
     def _event(self, event: str, usual: Callable[[], object]) -> None:
         self.events.append(event)

@@ -1,0 +1,313 @@
+"""What is refused, with which words, and that nothing has changed by it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EBADF, EEXIST, EPERM
+from typing import Any
+
+import pytest
+
+from danga_raw import Loop, Socket
+from tests.world import IN, Noted, World, drain, only
+
+NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
+
+
+def state(loop: Loop) -> tuple[object, ...]:
+    """All that a loop knows."""
+    return (
+        dict(loop.descriptor_map),
+        dict(loop.other_fds),
+        list(loop.to_close),
+        len(loop._timers.heap),
+        loop._timeout,
+        loop._post_loop_callback,
+        dict(loop.own_callbacks),
+        dict(loop.pushed_back),
+        loop.on_exception,
+        loop._stopping,
+    )
+
+
+def fields(obj: Socket) -> tuple[object, ...]:
+    """All that an object knows."""
+    return (
+        obj.sock, obj.fd, obj.closed, obj.corked, obj.event_watch, obj.writer_func,
+        list(obj.write_buf), obj.write_buf_offset, obj.write_buf_size, obj.write_set_watch,
+        list(obj.read_push_back),
+    )  # fmt: skip
+
+
+@contextmanager
+def unchanged(world: World, *objects: Socket) -> Iterator[None]:
+    """Inside, something is refused, and the loop, the objects and the poller are as before."""
+    before = state(world.loop), [fields(obj) for obj in objects]
+    with world.calls() as calls:
+        yield
+    assert (state(world.loop), [fields(obj) for obj in objects]) == before
+    assert [call for call in calls if call[0] != "register"] in ([], [*only(calls, "unregister")])
+    world.turn()
+
+
+@pytest.fixture
+def obj(world: World) -> Noted:
+    one, two = world.socketpair()
+    two.send(b"there")
+    return Noted(one, world.loop)
+
+
+# --- what goes through an object --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queue", [False, True], ids=["idle", "queue"])
+@pytest.mark.parametrize("data", ["text", 5, [b"x"], object(), 1.5, {}], ids=repr)
+def test_write_takes_only_bytes_callables_and_none(
+    world: World, obj: Noted, queue: bool, data: Any
+) -> None:
+    if queue:
+        obj.set_writer_func(_blocks)
+        obj.write(b"queued")
+    with unchanged(world, obj), pytest.raises(TypeError) as caught:
+        obj.write(data)
+    message = str(caught.value)
+    assert "bytes, a bytearray, a memoryview, a callable or None" in message
+    assert type(data).__name__ in message
+    assert ("encode" in message) is isinstance(data, str)
+
+
+def _blocks(data: object, count: int, offset: int) -> int:
+    raise BlockingIOError
+
+
+def test_write_refuses_a_view_with_gaps(world: World, obj: Noted) -> None:
+    with unchanged(world, obj), pytest.raises(TypeError, match="contiguous"):
+        obj.write(memoryview(b"abcdef")[::2])
+
+
+@pytest.mark.parametrize("count", [0, -1, -(1 << 70)])
+@pytest.mark.parametrize("pushed", [False, True])
+def test_read_wants_a_number_from_one_up(
+    world: World, obj: Noted, count: int, pushed: bool
+) -> None:
+    if pushed:
+        obj.push_back_read(b"x")
+    with unchanged(world, obj), pytest.raises(ValueError, match="read.*1"):
+        obj.read(count)
+
+
+@pytest.mark.parametrize("count", ["1", None, b"1"])
+def test_read_wants_a_number(world: World, obj: Noted, count: Any) -> None:
+    with unchanged(world, obj), pytest.raises(TypeError):
+        obj.read(count)
+
+
+@pytest.mark.parametrize("piece", ["text", 5, None, [1, 2], object()], ids=repr)
+def test_push_back_takes_only_bytes(world: World, obj: Noted, piece: Any) -> None:
+    with unchanged(world, obj), pytest.raises(TypeError) as caught:
+        obj.push_back_read(piece)
+    assert "push_back_read takes bytes" in str(caught.value)
+
+
+# --- callbacks that can't be called -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", NOT_CALLABLE, ids=repr)
+@pytest.mark.parametrize(
+    "setter",
+    [
+        lambda world, obj, x: world.loop.add_timer(1, x),
+        lambda world, obj, x: world.loop.set_post_loop_callback(x),
+        lambda world, obj, x: world.loop.add_other_fds({0: x}),
+        lambda world, obj, x: setattr(world.loop, "other_fds", {0: x}),
+        lambda world, obj, x: setattr(world.loop, "on_exception", x),
+        lambda world, obj, x: obj.set_writer_func(x),
+        lambda world, obj, x: obj.SetPostLoopCallback(x),
+    ],
+    ids=["add_timer", "set_post_loop_callback", "add_other_fds", "other_fds", "on_exception",
+         "set_writer_func", "SetPostLoopCallback"],
+)  # fmt: skip
+def test_a_callback_that_cannot_be_called_is_refused_when_it_is_set(
+    world: World, obj: Noted, setter: Callable[[World, Noted, object], object], wrong: object
+) -> None:
+    with unchanged(world, obj), pytest.raises(TypeError, match="callable"):
+        setter(world, obj, wrong)
+
+
+@pytest.mark.parametrize("verb", ["AddTimer", "AddOtherFds", "OtherFds", "SetPostLoopCallback"])
+def test_the_class_methods_refuse_it_too(world: World, verb: str) -> None:
+    world.default_loop()
+    arguments: dict[str, tuple[Any, ...]] = {
+        "AddTimer": (1, "x"),
+        "AddOtherFds": ({0: "x"},),
+        "OtherFds": ({0: "x"},),
+        "SetPostLoopCallback": ("x",),
+    }
+    with pytest.raises(TypeError, match="callable"):
+        getattr(Socket, verb)(*arguments[verb])
+    assert Socket.OtherFds() == {}
+
+
+@pytest.mark.parametrize("wrong", [None, 5])
+def test_timers_and_other_fds_want_a_callback(world: World, wrong: Any) -> None:
+    with unchanged(world):
+        with pytest.raises(TypeError, match="callable"):
+            world.loop.add_timer(1, wrong)
+        with pytest.raises(TypeError, match="callable"):
+            world.loop.add_other_fds({0: wrong})
+
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ms", [-2, -(2**31), 2**31, 2**32 - 1, 2**64])
+def test_a_loop_timeout_beyond_a_c_int_is_refused(world: World, ms: int) -> None:
+    with unchanged(world), pytest.raises(ValueError, match=f"loop timeout.*{ms}"):
+        world.loop.set_loop_timeout(ms)
+
+
+@pytest.mark.parametrize("ms", [1.5, "1", None, math.nan])
+def test_a_loop_timeout_is_a_whole_number(world: World, ms: Any) -> None:
+    with unchanged(world), pytest.raises(TypeError):
+        world.loop.set_loop_timeout(ms)
+
+
+def test_a_loop_timeout_may_be_anything_that_is_a_whole_number(world: World) -> None:
+    class Five:
+        def __index__(self) -> int:
+            return 5
+
+    five: Any = Five()
+    assert world.loop.set_loop_timeout(five) == 5
+    world.loop.set_post_loop_callback(lambda *_: False)
+    with world.calls() as calls:
+        world.loop.run()
+    assert calls == [("wait", 5)]
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf])
+def test_a_timer_wants_a_finite_number_of_seconds(world: World, seconds: float) -> None:
+    with unchanged(world), pytest.raises(ValueError, match=f"finite.*{seconds}"):
+        world.loop.add_timer(seconds, print)
+
+
+@pytest.mark.parametrize("seconds", ["1", None])
+def test_a_timer_wants_a_number(world: World, seconds: Any) -> None:
+    with unchanged(world), pytest.raises(TypeError):
+        world.loop.add_timer(seconds, print)
+
+
+# --- descriptors ------------------------------------------------------------------------------------
+
+
+def check(error: OSError, number: int, fd: int, world: World) -> None:
+    """The error names the call, the descriptor and the reason."""
+    call = {"epoll": "epoll_ctl", "poll": "poll", "kqueue": "kevent"}[world.backend]
+    assert error.errno == number
+    message = str(error)
+    assert call in message and f"fd {fd}" in message and os.strerror(number) in message
+
+
+def test_a_dead_fd_is_refused(world: World, obj: Noted) -> None:
+    world.lenient()
+    one, two = world.socketpair()
+    fd = one.fileno()
+
+    class Dead:
+        def fileno(self) -> int:
+            return fd
+
+        def close(self) -> None: ...
+
+    one.close()
+    with unchanged(world, obj):
+        with pytest.raises(OSError) as caught:
+            Socket(Dead(), world.loop)
+        check(caught.value, EBADF, fd, world)
+        with pytest.raises(OSError) as caught:
+            world.loop.add_other_fds({fd: print})
+        check(caught.value, EBADF, fd, world)
+        with pytest.raises(OSError):
+            world.loop.other_fds = {fd: print}
+    # The number is as good as any once it is alive.
+    other, another = world.socketpair()
+    thing, peer = (other, another) if other.fileno() == fd else (another, other)
+    assert thing.fileno() == fd
+    new = Noted(thing, world.loop)
+    new.watch_read(True)
+    peer.send(b"x")
+    world.until(lambda: new.got)
+
+
+def test_a_closed_socket_is_refused(world: World) -> None:
+    one, _ = world.socketpair()
+    one.close()
+    with unchanged(world), pytest.raises(OSError) as caught:
+        Socket(one, world.loop)
+    check(caught.value, EBADF, -1, world)
+
+
+@pytest.mark.parametrize("fd", [-1, -5, 2**31, 2**32 + 1, 2**64])
+def test_a_number_that_no_descriptor_can_have_is_refused(world: World, fd: int) -> None:
+    with unchanged(world), pytest.raises(OSError) as caught:
+        world.loop.add_other_fds({fd: print})
+    check(caught.value, EBADF, fd, world)
+
+
+def test_a_number_that_would_be_cut_down_to_a_live_one_is_refused(
+    world: World, obj: Noted
+) -> None:
+    one, two = world.socketpair()
+    with unchanged(world, obj), pytest.raises(OSError):
+        world.loop.add_other_fds({2**32 + one.fileno(): print})
+    world.loop.add_other_fds({one.fileno(): print})
+
+
+def test_the_same_fd_twice_is_refused(world: World, obj: Noted) -> None:
+    assert obj.sock is not None and obj.fd is not None
+    with unchanged(world, obj):
+        with pytest.raises(OSError) as caught:
+            Noted(obj.sock, world.loop)  # type: ignore[arg-type]
+        check(caught.value, EEXIST, obj.fd, world)
+        with pytest.raises(OSError) as caught:
+            world.loop.add_other_fds({obj.fd: print})
+        check(caught.value, EEXIST, obj.fd, world)
+    obj.watch_read(True)
+    world.until(lambda: obj.got)
+    assert obj.got == b"there"
+
+
+def test_a_regular_file_is_refused(world: World, obj: Noted) -> None:
+    if world.backend == "kqueue":
+        pytest.skip("a kqueue takes regular files")
+    file = world.file()
+    with unchanged(world, obj):
+        with pytest.raises(OSError) as caught:
+            Socket(file, world.loop)
+        check(caught.value, EPERM, file.fileno(), world)
+        with pytest.raises(OSError) as caught:
+            world.loop.add_other_fds({file.fileno(): print})
+        check(caught.value, EPERM, file.fileno(), world)
+    assert world.is_open(file.fileno())
+
+
+@pytest.mark.parametrize("key", ["x", None, 1.5])
+def test_other_fds_are_numbers(world: World, key: Any) -> None:
+    one, two = world.socketpair()
+    two.send(b"x")
+    good: list[int] = []
+    with unchanged(world), pytest.raises(TypeError):
+        world.loop.add_other_fds({one.fileno(): good.append, key: print})
+    assert good == [] and world.is_open(one.fileno())
+    world.loop.add_other_fds({one.fileno(): good.append})
+    world.turn()
+    assert good == [IN] and drain(one) == b"x"
+
+
+def test_what_is_no_handle_is_refused(world: World) -> None:
+    wrong: Any = 5
+    with unchanged(world), pytest.raises(AttributeError):
+        Socket(wrong, world.loop)

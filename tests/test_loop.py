@@ -1,0 +1,1241 @@
+"""The loop: its turns, how it ends, what exceptions, signals, forks and threads do to it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from errno import EINTR, EINVAL
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from danga_raw import Loop, Socket
+from danga_raw._libc import libc
+from danga_raw.loop import backends
+from tests.world import (
+    ERR,
+    HUP,
+    IN,
+    OUT,
+    POLLERS,
+    Noted,
+    Thing,
+    World,
+    drain,
+    only,
+    readiness_only,
+    real_only,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+QUIET: Mapping[str, Callable[[Noted], object]] = {
+    event: lambda obj: None for event in ("read", "write", "err", "hup")
+}
+
+
+def batch(world: World, *events: tuple[int, int]) -> pytest.MonkeyPatch:
+    """The next wait tells just these events, the later ones what they find."""
+    patch = world.stack.enter_context(pytest.MonkeyPatch.context())
+    poller = POLLERS[world.backend]
+    wait: Callable[..., object] = getattr(poller, "wait")  # noqa: B009
+    told: list[int] = []
+
+    def once(self: object, timeout: int) -> object:
+        if told:
+            return wait(self, timeout)
+        told.append(1)
+        return list(events)
+
+    patch.setattr(poller, "wait", once)
+    return patch
+
+
+def fd_of(obj: Socket) -> int:
+    assert obj.fd is not None
+    return obj.fd
+
+
+# --- the order of things ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+def test_events_of_one_fd_come_as_read_write_err_hup(world: World, profiling: bool) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop, actions=QUIET)
+    if profiling:
+        world.loop.enable_profiling()
+    batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
+    world.turn()
+    assert obj.events == ["read", "write", "err", "hup"]
+
+
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+@pytest.mark.parametrize("closer", ["read", "write", "err", "hup"])
+def test_an_event_is_not_for_an_object_closed_by_one_before(
+    world: World, closer: str, profiling: bool
+) -> None:
+    one, _ = world.socketpair()
+    actions = {**QUIET, closer: lambda obj: obj.close("closer")}
+    obj = Noted(one, world.loop, actions=actions)
+    if profiling:
+        world.loop.enable_profiling()
+    batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
+    world.turn()
+    order = ["read", "write", "err", "hup"]
+    assert obj.events == [*order[: order.index(closer) + 1], "close closer"]
+
+
+@pytest.mark.parametrize("mask", [IN, OUT, ERR, HUP, IN | HUP])
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+def test_an_event_is_not_for_an_object_closed_by_another_of_the_batch(
+    world: World, mask: int, profiling: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    one, _ = world.socketpair()
+    three, _ = world.socketpair()
+    first = Noted(one, world.loop, events=events, read=lambda obj: second.close("by first"))
+    second = Noted(three, world.loop, events=events)
+    if profiling:
+        world.loop.enable_profiling()
+    batch(world, (fd_of(first), IN), (fd_of(second), mask))
+    world.turn()
+    assert events == ["read", "close by first"] and caplog.text == ""
+
+
+def test_events_come_in_the_order_in_which_the_poller_tells_them(world: World) -> None:
+    order: list[int] = []
+    objects: list[Noted] = []
+    for number in range(5):
+        one, _ = world.socketpair()
+        objects.append(
+            Noted(one, world.loop, read=lambda obj: order.append(objects.index(obj)))
+        )
+    batch(world, *((fd_of(objects[n]), IN) for n in (3, 0, 4, 1, 2)))
+    world.turn()
+    assert order == [3, 0, 4, 1, 2]
+
+
+def test_a_hang_up_is_told_without_being_asked_for(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    two.close()
+    world.until(lambda: obj.closed)
+    assert obj.events in (["read", "close end"], ["hup", "close None"])
+
+
+@readiness_only
+def test_a_hang_up_comes_to_an_object_that_watches_nothing(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    two.close()
+    world.until(lambda: obj.closed)
+    assert obj.events == ["hup", "close None"]
+
+
+def test_a_reset_connection_is_told(world: World) -> None:
+    obj = Noted(world.reset_by_peer(), world.loop)
+    obj.watch_read(True)
+    world.until(lambda: obj.closed)
+    assert "read" in obj.events
+
+
+def test_batches_of_many_are_all_handled(world: World) -> None:
+    objects, peers = [], []
+    for _ in range(200):
+        one, two = world.socketpair()
+        objects.append(Noted(one, world.loop))
+        objects[-1].watch_read(True)
+        peers.append(two)
+        two.send(b"x")
+    world.until(lambda: all(obj.got for obj in objects))
+    assert all(obj.events == ["read"] for obj in objects)
+    assert world.loop.watched_sockets == 200
+
+
+# --- post-loop callbacks ----------------------------------------------------------------------------
+
+
+def test_the_post_loop_callback_gets_both_maps_and_false_ends_the_loop(world: World) -> None:
+    one, _ = world.socketpair()
+    two, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+
+    def other(state: int) -> None: ...
+
+    world.loop.add_other_fds({two.fileno(): other})
+    given: list[tuple[object, object]] = []
+
+    def after(sockets: object, others: object) -> int:
+        given.append((sockets, others))
+        return len(given) < 3
+
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(after)
+    world.loop.run()
+    assert given == [({one.fileno(): obj}, {two.fileno(): other})] * 3
+
+
+@pytest.mark.parametrize("false", [False, 0, None, "", []], ids=repr)
+def test_anything_false_ends_the_loop(world: World, false: object) -> None:
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(lambda *_: false)
+    world.loop.run()
+
+
+def test_callbacks_of_objects_come_first_and_false_skips_the_rest(world: World) -> None:
+    order: list[str] = []
+    answers = {"a": True, "b": True, "global": True}
+    turns: list[int] = []
+
+    def callback(name: str) -> Callable[[object, object], bool]:
+        def after(sockets: object, others: object) -> bool:
+            order.append(name)
+            return answers[name]
+
+        return after
+
+    objects = {}
+    for name in "ab":
+        objects[name] = Noted(world.socketpair()[0], world.loop)
+        objects[name].SetPostLoopCallback(callback(name))
+    loop = world.loop
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(callback("global"))
+    loop.add_timer(0, lambda: turns.append(1))
+    answers["global"] = False
+    loop.run()
+    assert order == ["a", "b", "global"]
+    order.clear()
+    answers["b"] = False
+    loop.run()
+    assert order == ["a", "b"]
+    order.clear()
+    answers["a"] = False
+    loop.run()
+    assert order == ["a"]
+    objects["a"].SetPostLoopCallback(None)
+    order.clear()
+    loop.run()
+    assert order == ["b"]
+
+
+def test_the_callback_of_an_object_goes_with_it(world: World) -> None:
+    order: list[str] = []
+    for end in ("close", "steal_socket"):
+        obj = Noted(world.socketpair()[0], world.loop)
+        obj.SetPostLoopCallback(lambda *_: order.append("never"))
+        getattr(obj, end)()
+        obj.SetPostLoopCallback(lambda *_: order.append("never"))
+    world.turn()
+    assert order == [] and not world.loop.own_callbacks
+
+
+def test_a_callback_may_close_the_object_whose_turn_is_next(world: World) -> None:
+    order: list[str] = []
+    a = Noted(world.socketpair()[0], world.loop)
+    b = Noted(world.socketpair()[0], world.loop)
+
+    def closes(sockets: object, others: object) -> bool:
+        order.append("a")
+        b.close()
+        return True
+
+    a.SetPostLoopCallback(closes)
+    b.SetPostLoopCallback(lambda *_: order.append("b"))
+    world.turn()
+    assert order == ["a"]
+
+
+def test_a_callback_may_set_callbacks(world: World) -> None:
+    order: list[str] = []
+    a = Noted(world.socketpair()[0], world.loop)
+    b = Noted(world.socketpair()[0], world.loop)
+
+    def sets(sockets: object, others: object) -> bool:
+        order.append("a")
+        b.SetPostLoopCallback(ends)
+        a.SetPostLoopCallback(None)
+        return True
+
+    def ends(sockets: object, others: object) -> bool:
+        order.append("b")
+        return False
+
+    a.SetPostLoopCallback(sets)
+    world.loop.set_loop_timeout(0)
+    world.loop.run()
+    assert order == ["a", "b"]
+
+
+def test_a_callback_that_is_false_itself_is_called_all_the_same(world: World) -> None:
+    class Falsy:
+        calls = 0
+
+        def __len__(self) -> int:
+            return 0
+
+        def __call__(self, sockets: object, others: object) -> bool:
+            self.calls += 1
+            return False
+
+    own, overall = Falsy(), Falsy()
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(overall)
+    world.loop.run()
+    obj = Noted(world.socketpair()[0], world.loop)
+    obj.SetPostLoopCallback(own)
+    world.loop.run()
+    assert (own.calls, overall.calls) == (1, 1)
+
+
+def test_callbacks_run_after_the_closes(world: World) -> None:
+    one, two = world.socketpair()
+    fd = one.fileno()
+    obj = Noted(one, world.loop, read=lambda obj: obj.close())
+    obj.watch_read(True)
+    two.send(b"x")
+    seen: list[bool] = []
+
+    def after(sockets: object, others: object) -> bool:
+        seen.append(world.is_open(fd))
+        return False
+
+    world.loop.set_post_loop_callback(after)
+    world.loop.run()
+    assert seen == [False]
+
+
+def test_the_class_sets_the_default_loops_callback_and_an_object_its_own(world: World) -> None:
+    loop = world.default_loop()
+    order: list[str] = []
+
+    def ends(name: str) -> Callable[[object, object], bool]:
+        def after(sockets: object, others: object) -> bool:
+            order.append(name)
+            return name != "class"
+
+        return after
+
+    obj = Noted(world.socketpair()[0], loop)
+    Noted.SetPostLoopCallback(ends("class"))
+    obj.SetPostLoopCallback(ends("object"))
+    loop.set_loop_timeout(0)
+    Socket.EventLoop()
+    assert order == ["object", "class"]
+    Socket.SetPostLoopCallback(None)
+    loop.add_timer(0, loop.stop)
+    loop.run()
+    assert order == ["object", "class"]
+
+
+# --- stopping ---------------------------------------------------------------------------------------
+
+
+def test_stop_in_a_handler_ends_the_loop_after_the_batch(world: World) -> None:
+    events: list[str] = []
+    for _ in range(3):
+        one, two = world.socketpair()
+        two.send(b"x")
+        Noted(one, world.loop, events=events, read=lambda obj: obj.loop.stop()).watch_read(True)
+    called: list[int] = []
+    world.loop.set_post_loop_callback(lambda *_: called.append(1) or True)  # type: ignore[func-returns-value]
+    world.loop.run()
+    assert events == ["read"] * 3 and called == [1]
+
+
+def test_stop_in_a_post_loop_callback_ends_the_loop(world: World) -> None:
+    turns: list[int] = []
+
+    def after(sockets: object, others: object) -> bool:
+        turns.append(1)
+        world.loop.stop()
+        return True
+
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(after)
+    world.loop.run()
+    assert turns == [1]
+
+
+def test_stop_before_run_ends_it_at_once_and_that_one_only(world: World) -> None:
+    fired: list[int] = []
+    world.loop.stop()
+    world.loop.add_timer(0, lambda: fired.append(1))
+    with world.calls() as calls:
+        world.loop.run()
+    assert calls == [] and fired == []
+    world.turn()
+    assert fired == [1]
+
+
+def test_a_stop_is_forgotten_by_reset(world: World) -> None:
+    world.loop.stop()
+    world.loop.reset()
+    fired: list[int] = []
+    world.loop.add_timer(0, lambda: fired.append(1))
+    world.turn()
+    assert fired == [1]
+
+
+def test_a_stop_ends_the_innermost_run(world: World) -> None:
+    order: list[str] = []
+    loop = world.loop
+
+    def nested() -> None:
+        order.append("in")
+        loop.add_timer(0, loop.stop)
+        loop.run()
+        order.append("out")
+
+    loop.add_timer(0, nested)
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    assert order == ["in", "out"]
+
+
+# --- a run within a run -----------------------------------------------------------------------------
+
+
+def test_a_handler_may_run_the_loop_until_something_has_come(world: World) -> None:
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    inner = Noted(three, world.loop)
+    inner.watch_read(True)
+
+    def waits(obj: Noted) -> None:
+        obj.take()
+        four.send(b"answer")
+        while not inner.got:
+            world.turn()
+        obj.got += inner.got
+
+    outer = Noted(one, world.loop, read=waits)
+    outer.watch_read(True)
+    two.send(b"question ")
+    world.turn()
+    assert outer.got == b"question answer"
+
+
+def test_what_an_inner_run_closed_is_not_unknown_to_the_outer(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+
+    def closes(obj: Noted) -> None:
+        second.close()
+        world.turn()
+
+    first = Noted(one, world.loop, read=closes)
+    second = Noted(three, world.loop)
+    fd = fd_of(second)
+    batch(world, (fd_of(first), IN), (fd, IN))
+    with world.calls() as calls:
+        world.turn()
+    assert caplog.text == "" and len(only(calls, "unregister")) == 1
+    assert not world.is_open(fd)
+
+
+def test_an_event_of_an_outer_batch_is_not_for_who_got_the_number_in_an_inner_run(
+    world: World,
+) -> None:
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    fd = three.fileno()
+    newcomers: list[Noted] = []
+
+    def closes(obj: Noted) -> None:
+        second.close()
+        world.turn()
+        for thing in world.socketpair():
+            if thing.fileno() == fd:
+                newcomers.append(Noted(thing, world.loop))
+
+    first = Noted(one, world.loop, read=closes)
+    second = Noted(three, world.loop)
+    batch(world, (fd_of(first), IN), (fd, HUP))
+    world.turn()
+    assert len(newcomers) == 1
+    assert newcomers[0].events == [] and not newcomers[0].closed
+
+
+def test_an_exception_in_an_inner_run_goes_up_through_the_outer(world: World) -> None:
+    loop = world.loop
+
+    def dies() -> None:
+        raise KeyError("inner")
+
+    def nested() -> None:
+        loop.add_timer(0, dies)
+        loop.run()
+
+    loop.add_timer(0, nested)
+    with pytest.raises(KeyError, match="inner"):
+        loop.run()
+    world.turn()
+
+
+# --- exceptions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", ["read", "write", "err", "hup"])
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+def test_an_exception_leaves_run_with_the_closes_done_and_nothing_lost(
+    world: World, event: str, profiling: bool
+) -> None:
+    def dies(obj: Noted) -> None:
+        closed.close()
+        raise ZeroDivisionError
+
+    closed = Noted(world.socketpair()[0], world.loop)
+    fd = fd_of(closed)
+    one, _ = world.socketpair()
+    three, four = world.socketpair()
+    obj = Noted(one, world.loop, actions={event: dies})
+    last = Noted(three, world.loop)
+    last.watch_read(True)
+    four.send(b"x")
+    if profiling:
+        world.loop.enable_profiling()
+    mask = {"read": IN, "write": OUT, "err": ERR, "hup": HUP}[event]
+    batch(world, (fd_of(obj), mask), (fd_of(last), IN))
+    with pytest.raises(ZeroDivisionError):
+        world.loop.run()
+    assert not world.is_open(fd) and not obj.closed
+    assert last.events == []
+    world.turn()
+    assert last.got == b"x"
+
+
+@pytest.mark.parametrize("event", ["read", "write", "err", "hup"])
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+def test_on_exception_gets_both_closes_the_object_and_the_batch_goes_on(
+    world: World, event: str, profiling: bool
+) -> None:
+    told: list[tuple[object, Exception, bool]] = []
+    error = ZeroDivisionError()
+
+    def dies(obj: Noted) -> None:
+        raise error
+
+    one, _ = world.socketpair()
+    three, four = world.socketpair()
+    fd = one.fileno()
+    obj = Noted(one, world.loop, actions={event: dies})
+    last = Noted(three, world.loop)
+    last.watch_read(True)
+    four.send(b"x")
+    if profiling:
+        world.loop.enable_profiling()
+    world.loop.on_exception = lambda o, e: told.append((o, e, obj.closed))
+    mask = {"read": IN, "write": OUT, "err": ERR, "hup": HUP}[event]
+    batch(world, (fd_of(obj), mask), (fd_of(last), IN))
+    world.turn()
+    assert told == [(obj, error, False)]
+    assert obj.events == [event, "close exception"] and last.got == b"x"
+    assert not world.is_open(fd)
+
+
+def test_on_exception_and_an_object_that_closed_itself(world: World) -> None:
+    def dies(obj: Noted) -> None:
+        obj.close("first")
+        raise KeyError
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop, read=dies)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.loop.on_exception = lambda o, e: None
+    world.turn()
+    assert obj.events == ["read", "close first"]
+
+
+def test_on_exception_is_told_of_a_queued_callable(world: World) -> None:
+    told: list[object] = []
+
+    def dies() -> None:
+        raise KeyError
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    while obj.write(bytes(65536)):
+        pass
+    obj.write(dies)
+    world.loop.on_exception = lambda o, e: told.append(o)
+
+    def drained() -> object:
+        drain(two)
+        return told
+
+    world.until(drained)
+    assert told == [obj] and obj.closed
+
+
+def test_on_exception_is_told_of_pushed_back_reads_and_of_post_loop_callbacks(
+    world: World,
+) -> None:
+    told: list[tuple[object, str]] = []
+
+    def act(obj: Noted) -> None:
+        if obj.read(10) == b"x":
+            obj.push_back_read(b"y")
+        else:
+            raise KeyError("read")
+
+    def callback(name: str) -> Callable[[object, object], object]:
+        def after(sockets: object, others: object) -> object:
+            raise KeyError(name)
+
+        return after
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop, read=act)
+    obj.watch_read(True)
+    two.send(b"x")
+    three, _ = world.socketpair()
+    own = Noted(three, world.loop)
+    own.SetPostLoopCallback(callback("own"))
+    loop = world.loop
+    loop.on_exception = lambda o, e: told.append((o, str(e)))
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(callback("global"))
+    loop.add_timer(0.002, loop.stop)
+    loop.run()
+    assert told[:3] == [(obj, "'read'"), (own, "'own'"), (None, "'global'")]
+    assert obj.closed and own.closed
+    assert set(told[3:]) <= {(None, "'global'")}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool) -> None:
+    def dies(sockets: object, others: object) -> object:
+        raise KeyError
+
+    obj = Noted(world.socketpair()[0], world.loop)
+    (obj.SetPostLoopCallback if own else world.loop.set_post_loop_callback)(dies)
+    world.loop.set_loop_timeout(0)
+    with pytest.raises(KeyError):
+        world.loop.run()
+    (obj.SetPostLoopCallback if own else world.loop.set_post_loop_callback)(None)
+    assert not obj.closed
+    world.turn()
+
+
+def test_an_exception_in_on_exception_leaves_run_and_the_object_is_closed(world: World) -> None:
+    def dies(obj: object, error: Exception) -> None:
+        raise LookupError from error
+
+    def first(obj: Noted) -> None:
+        raise KeyError
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop, read=first)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.loop.on_exception = dies
+    with pytest.raises(LookupError):
+        world.loop.run()
+    assert obj.closed and world.loop.watched_sockets == 0
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_on_exception_is_not_for_what_ends_the_program(
+    world: World, kind: type[BaseException]
+) -> None:
+    def dies(obj: Noted) -> None:
+        raise kind
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop, read=dies)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.loop.on_exception = lambda o, e: None
+    with pytest.raises(kind):
+        world.loop.run()
+    assert not obj.closed
+
+
+def test_an_event_that_a_class_lacks_names_class_and_event(world: World) -> None:
+    class Bare(Socket):
+        pass
+
+    one, two = world.socketpair()
+    obj = Bare(one, world.loop)
+    for event in ("event_read", "event_err", "event_hup"):
+        with pytest.raises(NotImplementedError, match=f"Bare.*{event}"):
+            getattr(obj, event)()
+    obj.watch_read(True)
+    two.send(b"x")
+    with pytest.raises(NotImplementedError, match="Bare has no event_read"):
+        world.loop.run()
+
+
+# --- the wait fails ---------------------------------------------------------------------------------
+
+WAITS = {"epoll": "epoll_wait", "poll": "poll", "kqueue": "kevent"}
+
+
+def failing_wait(world: World, number: int) -> pytest.MonkeyPatch:
+    """The next wait of the backend fails."""
+    patch = world.stack.enter_context(pytest.MonkeyPatch.context())
+    call = getattr(libc, WAITS[world.backend])
+    failed: list[int] = []
+
+    def fails(*arguments: object) -> object:
+        if failed or (world.backend == "kqueue" and arguments[1] is not None):
+            return call(*arguments)
+        failed.append(1)
+        ctypes.set_errno(number)
+        return -1
+
+    # By the name of the function an older NetBSD is known.
+    fails.__name__ = getattr(call, "__name__", "")
+    patch.setattr(libc, WAITS[world.backend], fails)
+    return patch
+
+
+def test_a_signal_during_the_wait_is_an_empty_batch(world: World) -> None:
+    turns: list[int] = []
+
+    def after(sockets: object, others: object) -> bool:
+        turns.append(1)
+        return False
+
+    failing_wait(world, EINTR)
+    world.loop.set_post_loop_callback(after)
+    world.loop.run()
+    assert turns == [1]
+
+
+def test_any_other_failure_of_the_wait_is_raised(world: World) -> None:
+    failing_wait(world, EINVAL)
+    called: list[int] = []
+    world.loop.set_post_loop_callback(lambda *_: called.append(1))
+    with pytest.raises(OSError, match=WAITS[world.backend].split("_")[0]) as caught:
+        world.loop.run()
+    assert caught.value.errno == EINVAL and called == []
+    world.loop.reset()
+    world.turn()
+
+
+@real_only
+def test_a_signals_handler_has_run_when_the_callbacks_do(world: World) -> None:
+    order: list[str] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        order.append("handler")
+
+    def after(sockets: object, others: object) -> bool:
+        order.append("callback")
+        return "handler" not in order
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        # The signal comes when the wait has begun, or before, and then to no harm: a callback
+        # has the next one sent.
+        me = threading.get_ident()
+        sender = Repeating(lambda: signal.pthread_kill(me, signal.SIGUSR1))
+        with sender:
+            world.loop.set_post_loop_callback(after)
+            world.loop.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert order[-1] == "callback" and "handler" in order
+
+
+class Repeating:
+    """Does something again and again in a thread of its own until the block is over: a signal that
+    comes before the wait begins doesn't end it."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action = action
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._over.wait(0.01):
+            self._action()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@real_only
+def test_stop_in_a_signals_handler_ends_the_loop(world: World) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
+        world.loop.stop()
+
+    me = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with Repeating(lambda: signal.pthread_kill(me, signal.SIGUSR1)):
+            world.loop.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@real_only
+def test_an_exception_out_of_a_signals_handler_leaves_run_with_the_closes_done(
+    world: World,
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    raised: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if not raised:
+            raised.append(1)
+            raise Stop
+
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    obj = Noted(one, world.loop)
+    world.loop.add_timer(0, obj.close)
+    me = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with Repeating(lambda: signal.pthread_kill(me, signal.SIGUSR1)):
+            with pytest.raises(Stop):
+                world.loop.run()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    world.turn()
+    assert not world.is_open(fd)
+
+
+# --- several loops ----------------------------------------------------------------------------------
+
+
+def test_two_loops_know_nothing_of_each_other(world: World) -> None:
+    first, second = world.new_loop(), world.new_loop()
+    one, two = world.socketpair()
+    a, b = Noted(one, first), Noted(two, second)
+    for obj in (a, b):
+        obj.watch_read(True)
+    a.write(b"to b")
+    world.turn(first)
+    assert b.got == b"" and a.events == []
+    world.turn(second)
+    assert b.got == b"to b"
+    assert first.descriptor_map == {one.fileno(): a}
+    assert second.descriptor_map == {two.fileno(): b}
+    first.reset()
+    assert second.watched_sockets == 1
+    b.write(b"back")
+    assert one.recv(10) == b"back"
+
+
+@real_only
+def test_a_loop_a_thread(world: World) -> None:
+    def ping_pong(result: list[int]) -> None:
+        with Loop(world.backend) as loop:
+            one, two = world.socketpair()
+
+            class Player(Noted):
+                def event_read(self) -> None:
+                    self.take()
+                    if len(self.got) >= 500:
+                        loop.stop()
+                    self.write(b"x")
+
+            a, b = Player(one, loop), Player(two, loop)
+            a.watch_read(True)
+            b.watch_read(True)
+            a.write(b"x")
+            loop.run()
+            result.append(len(a.got) + len(b.got))
+            a.close()
+            b.close()
+
+    results: list[list[int]] = [[] for _ in range(4)]
+    threads = [threading.Thread(target=ping_pong, args=(result,)) for result in results]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[999]] * 4
+
+
+# --- reset, close, context manager ------------------------------------------------------------------
+
+
+def test_reset_makes_the_loop_as_new(world: World) -> None:
+    loop = world.loop
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    obj = Noted(one, loop)
+    obj.watch_read(True)
+    obj.push_back_read(b"pushed")
+    obj.SetPostLoopCallback(lambda *_: fired.append("own"))
+    fired: list[str] = []
+    loop.add_other_fds({three.fileno(): lambda state: fired.append("other")})
+    loop.add_timer(0, lambda: fired.append("timer"))
+    loop.set_loop_timeout(5)
+    loop.set_post_loop_callback(lambda *_: fired.append("callback"))
+    loop.on_exception = lambda o, e: None
+    loop.enable_profiling()
+    two.send(b"x")
+    four.send(b"x")
+    poller = loop.poller().fileno()
+    loop.reset()
+    assert poller == -1 or not world.is_open(poller)
+    assert loop.watched_sockets == 0 and loop.descriptor_map == {} and loop.other_fds == {}
+    assert loop.to_close == [] and loop.profiling_data == {} and loop.on_exception is None
+    with world.calls() as calls:
+        loop.add_timer(0, loop.stop)
+        loop.run()
+    assert calls == [] and fired == []
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.add_timer(0, lambda: loop.add_timer(0.001, lambda: None))
+    with world.calls() as calls:
+        loop.run()
+    assert fired == [] and only(calls, "wait") != [("wait", 5)]
+    assert world.is_open(one.fileno()) and world.is_open(three.fileno())
+    # The descriptors can be watched again.
+    again = Noted(one, loop)
+    again.watch_read(True)
+    world.turn()
+    assert again.got == b"x"
+    # The old object knows nothing of it.
+    assert obj.events == []
+
+
+def test_reset_unregisters_nothing(world: World) -> None:
+    Noted(world.socketpair()[0], world.loop)
+    world.loop.add_other_fds({world.socketpair()[0].fileno(): lambda state: None})
+    with world.calls() as calls:
+        world.loop.reset()
+    assert only(calls, "unregister", "modify", "register") == []
+
+
+def test_an_object_from_before_a_reset_can_be_closed(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    obj = Noted(one, world.loop)
+    world.loop.reset()
+    with world.calls() as calls:
+        obj.close()
+        assert only(calls, "unregister") == []
+    world.turn()
+    assert not world.is_open(fd)
+
+
+@pytest.mark.parametrize("close_first", [False, True], ids=["open", "closed in the batch"])
+def test_reset_in_a_handler_ends_the_batch_in_peace(
+    world: World, close_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[str] = []
+    objects: list[Noted] = []
+    things = [world.socketpair() for _ in range(3)]
+
+    def act(obj: Noted) -> None:
+        if close_first:
+            for each in objects:
+                each.close("reset")
+        world.loop.reset()
+        world.loop.stop()
+
+    for one, two in things:
+        objects.append(Noted(one, world.loop, events=events, read=act))
+        objects[-1].watch_read(True)
+        two.send(b"x")
+    fds = [one.fileno() for one, two in things]
+    world.loop.add_other_fds({things[0][1].fileno(): lambda state: events.append("other")})
+    with world.calls() as calls:
+        world.loop.run()
+    assert events.count("read") == 1 and caplog.text == ""
+    assert only(calls, "unregister") == [
+        ("unregister", fd, 57) for fd in (fds if close_first else [])
+    ]
+    assert [world.is_open(fd) for fd in fds] == [not close_first] * 3
+
+
+def test_a_closed_loop_can_be_used_again(world: World) -> None:
+    loop = world.loop
+    loop.close()
+    loop.close()
+    one, two = world.socketpair()
+    obj = Noted(one, loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert obj.got == b"x"
+
+
+def test_the_context_manager_closes_the_poller_even_after_an_exception(world: World) -> None:
+    with pytest.raises(KeyError):
+        with Loop(world.backend) as loop:
+            fd = loop.poller().fileno()
+            raise KeyError
+    assert fd == -1 or not world.is_open(fd)
+
+
+def test_a_new_loop_makes_no_descriptor_until_it_is_used(world: World) -> None:
+    before = world.open_fds()
+    loop = world.new_loop()
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.add_timer(1, print)
+    assert world.open_fds() == before
+    loop.run()
+    assert len(world.open_fds() - before) == (0 if world.backend == "poll" else 1)
+
+
+# --- fork -------------------------------------------------------------------------------------------
+
+
+@real_only
+def test_after_a_fork_reset_leaves_the_parents_registrations_alone(world: World) -> None:
+    loop = world.loop
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    obj = Noted(one, loop)
+    obj.watch_read(True)
+    hit: list[int] = []
+    loop.add_other_fds({three.fileno(): lambda state: hit.append(len(drain(three)))})
+    read_end, write_end = world.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            loop.reset()
+            mine = Noted(one, loop)
+            mine.watch_read(True)
+            two.send(b"x")
+            world.until(lambda: mine.got)
+            mine.close()
+            obj.close()
+            loop.reset()
+            write_end.send(bytes(mine.got))
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0) == (child, 0)
+    assert read_end.recv(10) == b"x"
+    assert obj.got == b""
+    two.send(b"for the parent")
+    four.send(b"!")
+    world.until(lambda: obj.got and hit)
+    assert obj.got == b"for the parent" and hit == [1]
+
+
+# --- backends ---------------------------------------------------------------------------------------
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program on the package in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        check=False,
+    )
+
+
+def test_the_backend_that_was_asked_for_is_used(world: World) -> None:
+    loop = world.loop
+    assert loop.backend == world.backend
+    assert isinstance(loop.poller(), POLLERS[world.backend])
+    assert loop.have_epoll is (world.backend == "epoll")
+    assert loop.have_kqueue is (world.backend == "kqueue")
+
+
+def test_the_preferred_backend_is_kqueue_then_epoll_then_poll(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DANGA_RAW_BACKEND", raising=False)
+    monkeypatch.delenv("DANGA_RAW_LIBKQUEUE", raising=False)
+    names = backends()
+    assert names == [name for name in ("kqueue", "epoll", "poll") if name in names]
+    assert world.backend in names
+    assert Loop().backend == names[0]
+
+
+def test_the_environment_forces_a_backend(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANGA_RAW_BACKEND", world.backend)
+    assert Loop().backend == world.backend
+    monkeypatch.setenv("DANGA_RAW_BACKEND", "")
+    assert Loop().backend == backends()[0]
+    monkeypatch.setenv("DANGA_RAW_BACKEND", "select")
+    assert Loop(world.backend).backend == world.backend
+    with pytest.raises(ValueError, match="no backend 'select' here; there are .*poll"):
+        Loop()
+
+
+@pytest.mark.parametrize("name", ["select", "EPOLL", " poll", "kqueue "])
+def test_an_unknown_backend_is_refused_with_the_names_of_those_there_are(
+    world: World, name: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        Loop(name)
+    assert repr(name) in str(caught.value)
+    for there in backends():
+        assert there in str(caught.value)
+
+
+def test_a_backend_that_is_not_of_this_system_is_refused(world: World) -> None:
+    absent = "epoll" if "epoll" not in backends() else "kqueue"
+    with pytest.raises(ValueError, match=f"no backend '{absent}' here"):
+        Loop(absent)
+
+
+def test_the_default_loop_takes_the_backend_of_the_environment() -> None:
+    code = "import danga_raw; print(danga_raw.default_loop().backend, danga_raw.Socket.HaveEpoll())"
+    assert run(code, DANGA_RAW_BACKEND="poll").stdout == "poll False\n"
+
+
+def test_importing_the_package_makes_no_descriptor_and_does_not_import_socket() -> None:
+    code = """
+import os, sys
+made = []
+def audit(event, arguments):
+    if event.startswith("socket.") or event == "select":
+        made.append(event)
+sys.addaudithook(audit)
+pipe = os.pipe()
+os.close(pipe[0]); os.close(pipe[1])
+import danga_raw
+assert not {"socket", "selectors", "select", "asyncio", "ssl"} & set(sys.modules), sys.modules
+again = os.pipe()
+assert again == pipe, (again, pipe)
+assert made == [], made
+"""
+    result = run(code)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# --- fd 0 -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("other", [False, True], ids=["object", "other fd"])
+def test_fd_0_is_a_descriptor_like_any_other(backend: str, other: bool) -> None:
+    code = """
+import os, socket, sys
+import danga_raw
+here, there = socket.socketpair()
+os.dup2(here.fileno(), 0)
+here.close()
+zero = socket.socket(fileno=0)
+zero.setblocking(False)
+there.send(b"to zero")
+got = []
+class Zero(danga_raw.Socket):
+    def event_read(self):
+        got.append(self.read(100))
+        self.push_back_read(b"again") if len(got) == 1 else self.close()
+        self.tcp_cork(True)
+loop = danga_raw.Loop(sys.argv[1])
+if sys.argv[2] == "1":
+    loop.add_other_fds({0: lambda state: got.append(os.read(0, 100))})
+else:
+    obj = Zero(zero, loop)
+    obj.SetPostLoopCallback(lambda sockets, others: got.append("own") or True)
+    obj.watch_read(True)
+    assert obj.write(b"from zero") is True and loop.descriptor_map == {0: obj}
+loop.set_post_loop_callback(lambda sockets, others: False)
+loop.run()
+print(got)
+if sys.argv[2] == "1":
+    loop.other_fds = {}
+    zero.close()
+else:
+    print(there.recv(100), there.recv(100), obj.closed, loop.watched_sockets)
+loop.close()
+there.close()
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, backend, str(int(other))],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.stderr == ""
+    wanted = "[b'to zero']\n" if other else "[b'to zero', b'again']\nb'from zero' b'' True 0\n"
+    assert result.stdout == wanted
+
+
+# --- profiling --------------------------------------------------------------------------------------
+
+
+def test_profiling_counts_each_handler_by_class_and_event(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        def __init__(self, utime: float, stime: float) -> None:
+            self.ru_utime = utime
+            self.ru_stime = stime
+
+    calls: list[int] = []
+
+    def getrusage(who: int) -> Usage:
+        calls.append(who)
+        return Usage(0.5 * len(calls), 0.25 * len(calls))
+
+    monkeypatch.setattr(libc, "getrusage", getrusage)
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop, actions=QUIET)
+    assert world.loop.enable_profiling() is True
+    for mask in (IN, IN | OUT, IN | OUT | ERR | HUP):
+        with batch(world, (fd_of(obj), mask)).context():
+            world.turn()
+    data = world.loop.profiling_data
+    assert data == {
+        "Noted-read": (1.5, 0.75, 3),
+        "Noted-write": (1.0, 0.5, 2),
+        "Noted-err": (0.5, 0.25, 1),
+        "Noted-hup": (0.5, 0.25, 1),
+    }
+    assert len(calls) == 14
+    world.loop.disable_profiling()
+    with batch(world, (fd_of(obj), IN)).context():
+        world.turn()
+    assert world.loop.profiling_data["Noted-read"] == (1.5, 0.75, 3) and len(calls) == 14
+    world.loop.enable_profiling()
+    assert world.loop.profiling_data == {}
+
+
+def test_profiling_can_be_switched_in_a_handler(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop, read=lambda obj: obj.loop.enable_profiling())
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    world.turn()
+    assert obj.events == ["read", "read"] and "Noted-read" in world.loop.profiling_data
+
+
+def test_nothing_is_profiled_unless_asked(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert obj.got == b"x" and world.loop.profiling_data == {}
+
+
+def test_things_are_what_the_fixture_says(world: World) -> None:
+    one: Thing
+    one, two = world.socketpair()
+    assert world.is_open(one.fileno()) and not world.is_open(999_999)
+    assert drain(two) == b""

@@ -1,0 +1,436 @@
+"""The object itself: its attributes, corking, addresses, and what it says about itself."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from ctypes import c_int
+from errno import EBADF, EINVAL, EIO, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP
+from typing import Any
+
+import pytest
+
+from danga_raw import Loop, Socket, default_loop
+from danga_raw._libc import libc
+from tests.world import ERR, HUP, IN, Noted, Thing, World, drain, only, real_only
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_CORK")
+
+
+def test_a_new_object_is_as_the_original_makes_it(world: World) -> None:
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    with world.calls() as calls:
+        obj = Socket(one, world.loop)
+    assert calls == [("register", fd, ERR | HUP | 32)]
+    assert obj.sock is one and obj.fd == fd and obj.loop is world.loop
+    assert obj.closed is False and obj.corked is False
+    assert obj.event_watch == ERR | HUP | 32
+    assert not obj.write_buf and obj.write_buf_offset == 0 and obj.write_buf_size == 0
+    assert obj.write_set_watch is False and not obj.read_push_back
+    assert obj.writer_func is None
+    assert obj.peer_ip is None and obj.peer_port is None
+    assert obj.local_ip is None and obj.local_port is None
+    assert world.loop.descriptor_map == {fd: obj} and world.loop.watched_sockets == 1
+
+
+def test_an_object_goes_on_the_default_loop_unless_told_otherwise(world: World) -> None:
+    loop = world.default_loop()
+    assert default_loop() is loop
+    one, two = world.socketpair()
+    assert Socket(one).loop is loop
+    other = world.new_loop()
+    assert Socket(two, loop=other).loop is other
+    assert loop.watched_sockets == other.watched_sockets == 1
+
+
+def test_a_subclass_may_have_slots_and_then_has_no_dict(world: World) -> None:
+    class Slotted(Socket):
+        __slots__ = ("mine",)
+
+    obj = Slotted(world.socketpair()[0], world.loop)
+    obj.mine = 1
+    assert obj.mine == 1 and not hasattr(obj, "__dict__")
+    with pytest.raises(AttributeError):
+        obj.other = 2  # type: ignore[attr-defined]
+
+
+def test_a_subclass_with_an_init_of_its_own_calls_up(world: World) -> None:
+    class Mine(Socket):
+        def __init__(self, sock: Thing, loop: Loop, name: str) -> None:
+            super().__init__(sock, loop)
+            self.name = name
+
+    assert Mine(world.socketpair()[0], world.loop, "x").name == "x"
+
+
+def test_objects_have_queues_of_their_own(world: World) -> None:
+    a, b = (Noted(thing, world.loop) for thing in world.socketpair())
+    a.push_back_read(b"x")
+    while a.write(bytes(65536)):
+        pass
+    assert not b.read_push_back and not b.write_buf and b.write_buf_size == 0
+    c = Noted(world.socketpair()[0], world.loop)
+    assert not c.read_push_back and not c.write_buf
+
+
+def test_event_write_writes_what_is_queued(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Socket(one, world.loop)
+
+    def blocks(data: object, count: int, offset: int) -> int:
+        raise BlockingIOError
+
+    obj.set_writer_func(blocks)
+    obj.write(b"queued")
+    obj.set_writer_func(None)
+    obj.event_write()
+    assert drain(two) == b"queued"
+
+
+# --- corking ----------------------------------------------------------------------------------------
+
+
+@real_only
+@linux_only
+def test_tcp_cork_sets_the_option_once_and_takes_it_off(world: World) -> None:
+    one, _ = world.socketpair(tcp=True)
+    assert isinstance(one, socket.socket)
+
+    def option() -> int:
+        assert isinstance(one, socket.socket)
+        return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        obj.tcp_cork(True)
+        obj.tcp_cork(True)
+        assert obj.corked is True and option() == 1
+        obj.tcp_cork(False)
+        obj.tcp_cork(False)
+    assert not obj.corked and option() == 0
+    assert len(calls) == 2
+
+
+@real_only
+@linux_only
+def test_corked_data_waits_for_the_cork_to_go(world: World) -> None:
+    one, two = world.socketpair(tcp=True)
+    obj = Noted(one, world.loop)
+    obj.tcp_cork(True)
+    obj.write(b"header ")
+    obj.write(b"body")
+    obj.tcp_cork(False)
+    peer = Noted(two, world.loop)
+    peer.watch_read(True)
+    world.until(lambda: len(peer.got) == 11)
+    assert peer.events == ["read"]
+
+
+@real_only
+def test_corking_a_socketpair_is_refused_and_tried_again_each_time(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        for _unused in range(3):
+            obj.tcp_cork(True)
+            assert obj.corked is False
+        obj.tcp_cork(False)
+    assert len(only(calls, "setsockopt")) == 3 and not obj.closed
+
+
+@real_only
+def test_corking_a_pipe_is_no_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    one, _ = world.pipe()
+    obj = Noted(one, world.loop)
+    obj.tcp_cork(True)
+    assert not obj.corked and not obj.closed and caplog.text == ""
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """setsockopt fails with this errno, and notes the value that it was given."""
+    import ctypes
+
+    values: list[int] = []
+
+    def setsockopt(fd: int, level: int, option: int, value: Any, size: int) -> int:
+        on = value._obj
+        assert isinstance(on, c_int)
+        values.append(on.value)
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(libc, "setsockopt", setsockopt)
+    return values
+
+
+@pytest.mark.parametrize("number", [ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, EINVAL])
+def test_a_kind_of_descriptor_that_cannot_be_corked_is_left_alone(
+    world: World, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = refusing(monkeypatch, number)
+    obj = Noted(world.socketpair()[0], world.loop)
+    obj.tcp_cork(True)
+    obj.tcp_cork(True)
+    assert not obj.closed and not obj.corked and caplog.text == ""
+    assert values in ([1, 1], [])  # no call where the platform has no such option
+
+
+@linux_only
+@real_only
+def test_corking_a_dead_descriptor_warns_and_closes(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing(monkeypatch, EBADF)
+    obj = Noted(world.socketpair()[0], world.loop)
+    with caplog.at_level(logging.WARNING, "danga_raw"):
+        obj.tcp_cork(True)
+    assert obj.events == ["close tcp_cork_failed"]
+    assert "setsockopt" in caplog.text and "Bad file descriptor" in caplog.text
+
+
+@linux_only
+@real_only
+def test_another_failure_to_cork_is_raised(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, EIO)
+    obj = Noted(world.socketpair()[0], world.loop)
+    with pytest.raises(OSError, match="setsockopt.*TCP_CORK") as caught:
+        obj.tcp_cork(True)
+    assert caught.value.errno == EIO and not obj.closed and not obj.corked
+
+
+@linux_only
+@real_only
+def test_a_close_goes_on_where_uncorking_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = world.socketpair(tcp=True)
+    fd = one.fileno()
+    obj = Noted(one, world.loop)
+    obj.tcp_cork(True)
+    with monkeypatch.context() as patch:
+        refusing(patch, EIO)
+        obj.close()
+    world.turn()
+    assert obj.closed and not world.is_open(fd) and "setsockopt" in caplog.text
+
+
+# --- addresses --------------------------------------------------------------------------------------
+
+
+def tcp(family: socket.AddressFamily, host: str) -> tuple[socket.socket, socket.socket]:
+    with socket.create_server((host, 0), family=family) as listener:
+        one = socket.create_connection(listener.getsockname()[:2])
+        return one, listener.accept()[0]
+
+
+@real_only
+def test_the_addresses_of_an_ipv4_socket(world: World) -> None:
+    one, two = tcp(socket.AF_INET, "127.0.0.1")
+    with one, two:
+        obj = Noted(one, world.loop)
+        here, there = one.getsockname()[1], two.getsockname()[1]
+        assert obj.peer_ip_string() == obj.local_ip_string() == "127.0.0.1"
+        assert obj.peer_addr_string() == f"127.0.0.1:{there}"
+        assert obj.local_addr_string() == f"127.0.0.1:{here}"
+        assert (obj.peer_ip, obj.peer_port) == ("127.0.0.1", there)
+        assert (obj.local_ip, obj.local_port) == ("127.0.0.1", here)
+        assert obj.as_string() == f"Noted(): open to 127.0.0.1:{there}"
+        obj.close()
+        world.loop.reset()
+
+
+@real_only
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_the_addresses_of_an_ipv6_socket_stand_in_brackets(world: World) -> None:
+    try:
+        one, two = tcp(socket.AF_INET6, "::1")
+    except OSError:
+        pytest.skip("needs IPv6 on the loopback")
+    with one, two:
+        obj = Noted(one, world.loop)
+        assert obj.peer_ip_string() == obj.local_ip_string() == "::1"
+        assert obj.peer_addr_string() == f"[::1]:{two.getsockname()[1]}"
+        assert obj.local_addr_string() == f"[::1]:{one.getsockname()[1]}"
+        obj.watch_read(True)
+        assert obj.as_string() == f"Noted(R): open to [::1]:{two.getsockname()[1]}"
+        obj.close()
+        world.loop.reset()
+
+
+def test_the_scope_of_an_ipv6_address_is_left_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libc, "getpeername", lambda sock: ("fe80::1%eth0", 80, 0, 2))
+    obj = Noted(world.socketpair()[0], world.loop)
+    assert obj.peer_ip_string() == "fe80::1" and obj.peer_addr_string() == "[fe80::1]:80"
+
+
+@pytest.mark.parametrize("answer", ["", b"\0name", "/run/x", (1, 2), ("eth0", 1, 2, 3, b"")])
+def test_an_address_without_ip_and_port_is_none(
+    world: World, answer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for call in ("getpeername", "getsockname"):
+        monkeypatch.setattr(libc, call, lambda sock: answer)
+    obj = Noted(world.socketpair()[0], world.loop)
+    assert obj.peer_ip_string() is None and obj.peer_addr_string() is None
+    assert obj.local_ip_string() is None and obj.local_addr_string() is None
+    assert obj.as_string() == "Noted(): open"
+
+
+def test_a_unix_socket_has_no_address(world: World) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+    assert obj.peer_ip_string() is None and obj.peer_addr_string() is None
+    assert obj.local_ip_string() is None and obj.local_addr_string() is None
+    assert obj.as_string() == "Noted(): open"
+
+
+@real_only
+def test_a_named_unix_socket_has_no_address_either(world: World, tmp_path: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        client.connect(str(tmp_path / "s"))
+        obj = Noted(client, world.loop)
+        assert obj.peer_addr_string() is None and obj.as_string() == "Noted(): open"
+        obj.close()
+        world.loop.reset()
+
+
+@real_only
+def test_the_peer_is_asked_for_until_it_answers_and_then_remembered(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        asked: list[object] = []
+        getpeername = libc.getpeername
+
+        def counted(sock: object) -> Any:
+            asked.append(sock)
+            return getpeername(sock)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(libc, "getpeername", counted)
+            obj = Noted(client, world.loop)
+            assert obj.peer_ip_string() is None and obj.as_string() == "Noted(): open"
+            client.connect(listener.getsockname())
+            port = listener.getsockname()[1]
+            assert obj.peer_addr_string() == f"127.0.0.1:{port}"
+            count = len(asked)
+            assert obj.peer_ip_string() == "127.0.0.1" and obj.peer_port == port
+            assert obj.as_string().endswith(f" to 127.0.0.1:{port}")
+            assert len(asked) == count
+        accepted, _ = listener.accept()
+        accepted.close()
+        assert obj.peer_addr_string() == f"127.0.0.1:{port}"
+        obj.close()
+        assert obj.peer_addr_string() is None and obj.local_addr_string() is None
+        assert obj.as_string() == "Noted(): closed"
+        world.loop.reset()
+
+
+def test_as_string_tells_what_is_watched_and_whether_it_is_open(world: World) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+    said = [obj.as_string()]
+    obj.watch_read(True)
+    said.append(obj.as_string())
+    obj.watch_write(True)
+    said.append(obj.as_string())
+    obj.watch_read(False)
+    said.append(obj.as_string())
+    obj.close()
+    said.append(obj.as_string())
+    assert said == [
+        "Noted(): open",
+        "Noted(R): open",
+        "Noted(RW): open",
+        "Noted(W): open",
+        "Noted(W): closed",
+    ]
+
+
+# --- messages ---------------------------------------------------------------------------------------
+
+
+def test_debug_messages_go_to_standard_error(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+    obj.debugmsg("plain 100%")
+    obj.debugmsg("number %d of %s\n", 3, "x")
+    Socket.DebugMsg("class %05.1f", 2.25)
+    Noted.DebugMsg("a line end\n")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == ">>> plain 100%\n>>> number 3 of x\n>>> class 002.2\n>>> a line end\n"
+
+
+def test_dump_error_prints_the_message_the_object_and_the_calls(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inner(obj: Socket) -> None:
+        obj.dump_error("what went wrong")
+
+    def outer(obj: Socket) -> None:
+        inner(obj)
+
+    obj = Noted(world.socketpair()[0], world.loop)
+    outer(obj)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and lines[0] == "ERROR: what went wrong"
+    assert "Noted object" in lines[1] and lines[1].endswith(" = Noted(): open")
+    callers = [line.rsplit(" called ", 1)[1] for line in lines[2:]]
+    assert callers[:3] == ["inner", "outer", sys._getframe().f_code.co_name]
+    assert lines[2].startswith(f"\t{__file__}:")
+
+
+def test_a_failure_to_unregister_is_dumped_and_the_close_goes_on(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    obj = Noted(one, world.loop)
+    world.loop.poller().unregister(fd, obj.event_watch)
+    obj.close()
+    world.turn()
+    assert obj.closed and not world.is_open(fd)
+    err = capsys.readouterr().err
+    # On a kqueue a filter that is gone already is as good as removed.
+    assert ("ERROR: " in err and "Noted(): closed" in err) == (world.backend != "kqueue")
+
+
+def test_warnings_reach_standard_error_where_nothing_is_configured() -> None:
+    from tests.test_loop import run
+
+    code = """
+import os, danga_raw
+loop = danga_raw.Loop("poll")
+here, there = os.pipe()
+loop.poller().register(here, 1)
+os.write(there, b"x")
+loop.set_post_loop_callback(lambda *_: False)
+loop.run()
+"""
+    result = run(code)
+    assert result.returncode == 0
+    assert "of which nothing is known. removing." in result.stderr
+
+
+def test_a_close_tells_its_reason_to_the_debugging_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+    fd = obj.fd
+    with caplog.at_level(logging.DEBUG, "danga_raw"):
+        obj.close("my reason")
+    assert f"fd {fd}" in caplog.text and "my reason" in caplog.text
+
+
+def test_reading_events_of_the_mask_are_those_of_poll(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    assert obj.event_watch & IN
