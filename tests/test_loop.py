@@ -19,6 +19,7 @@ import pytest
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw.loop import backends
+from tests.test_bad_input import state
 from tests.world import (
     ERR,
     HUP,
@@ -896,7 +897,8 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
     loop.reset()
     assert poller == -1 or not world.is_open(poller)
     assert loop.watched_sockets == 0 and loop.descriptor_map == {} and loop.other_fds == {}
-    assert loop.to_close == [] and loop.profiling_data == {} and loop.on_exception is None
+    assert loop.to_close == [] and loop.profiling_data == {}
+    assert state(loop) == state(world.new_loop())
     with world.calls() as calls:
         loop.add_timer(0, loop.stop)
         loop.run()

@@ -1,0 +1,98 @@
+"""The package as a thing to install or to copy: one folder, nothing to build, nothing beside it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import danga_raw
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def test_nothing_is_needed_at_run_time() -> None:
+    assert re.search(r"^dependencies = \[\]$", PYPROJECT, re.MULTILINE)
+    assert re.search(r'^requires-python = ">=3\.10"$', PYPROJECT, re.MULTILINE)
+
+
+def test_the_licence_is_that_of_the_original() -> None:
+    assert 'license = "Artistic-1.0-Perl OR GPL-1.0-or-later"' in PYPROJECT
+    text = (ROOT / "LICENSE").read_text()
+    assert "Artistic" in text and "GNU GENERAL PUBLIC LICENSE" in text.upper()
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert danga_raw.__file__
+    assert (Path(danga_raw.__file__).parent / "py.typed").exists()
+    assert 'danga_raw = ["py.typed"]' in PYPROJECT
+
+
+def test_the_changelog_knows_the_version() -> None:
+    version = re.search(r'^version = "(.*)"$', PYPROJECT, re.MULTILINE)
+    assert version and version.group(1) in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_folder_alone_can_be_copied_and_used(tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "danga_raw", tmp_path / "danga_raw", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import danga_raw
+assert danga_raw.__file__.startswith(sys.argv[1]), danga_raw.__file__
+read_end, write_end = os.pipe()
+got = []
+with danga_raw.Loop() as loop:
+    loop.add_other_fds({read_end: lambda state: got.append(os.read(read_end, 10)) or loop.stop()})
+    os.write(write_end, b"alone")
+    loop.run()
+print(got)
+"""
+    # -I: no environment, no site folder of the user; -S: no installed packages.
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-W", "error", "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.stderr) == ("[b'alone']\n", "")
+
+
+def test_nothing_but_the_standard_library_is_loaded() -> None:
+    code = """
+import sys
+import danga_raw
+loop = danga_raw.Loop()
+loop.poller()
+loop.close()
+outside = [name for name in sys.modules
+           if name.split(".")[0] not in sys.stdlib_module_names | {"danga_raw", "__main__"}]
+print(outside)
+"""
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})" + code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", danga_raw.__all__)
+def test_what_is_named_can_be_imported(name: str) -> None:
+    assert getattr(importlib.import_module("danga_raw"), name) is not None
+
+
+def test_the_sources_have_no_line_beyond_the_measure() -> None:
+    for path in [*(ROOT / "danga_raw").glob("*.py"), ROOT / "typestubs" / "libc.pyi"]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) <= 100, f"{path.name}:{number}"
+            assert "\t" not in line or "\\t" in line, f"{path.name}:{number}"
