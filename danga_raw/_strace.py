@@ -15,11 +15,11 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 from danga_raw._epoll import EPOLL_CTL_DEL, epoll_event
-from danga_raw._kqueue import Kevent
 from danga_raw._libc import PLATFORM
 from danga_raw._sockopt import CORK_OPTIONS, IPPROTO_TCP
 
 if TYPE_CHECKING:
+    from danga_raw._kqueue import Kevent
     from libc import SockAddr
 
 _MOST: Final = 32
@@ -346,8 +346,10 @@ _POLLFD: Final = Struct("=ihh")
 
 
 def _int(value: object) -> int:
-    """A C integer, given as a Python int or a ctypes object."""
-    return value if isinstance(value, int) else cast(int, getattr(value, "value"))
+    """A C integer, given as a ctypes object or, if it is an int, as a Python int of the same bits."""
+    if isinstance(value, int):
+        return value if value <= 0x7FFFFFFF else value - 0x100000000
+    return cast(int, getattr(value, "value"))
 
 
 def _target(reference: object) -> Structure:

@@ -2,9 +2,10 @@
 
     announced.py PROGRAM [ARG ...]
 
-Before every os.read, os.write, os.close and os.fstat of the program, and before a socket closes
-itself, there is a write(2) to a descriptor that is never open. A trace of the process then tells
-those calls from the package's, which go by the package's own references and are not announced.
+Before every os.read, os.write, os.close and os.fstat of the program, and before a socket closes itself
+or is asked for its addresses, there is a write(2) to a descriptor that is never open. A trace of the process then tells
+those calls from the package's, which are not announced: it has references of its own, and where it
+asks a socket it is known as the one that asks.
 """
 
 import os
@@ -26,8 +27,9 @@ _write = os.write
 
 def announcing(call: Callable[P, R]) -> Callable[P, R]:
     def announced(*args: P.args, **kwargs: P.kwargs) -> R:
-        with suppress(OSError):
-            _write(ANNOUNCEMENTS, b"theirs")
+        if not sys._getframe(1).f_globals["__name__"].startswith("danga_raw."):
+            with suppress(OSError):
+                _write(ANNOUNCEMENTS, b"theirs")
         return call(*args, **kwargs)
 
     return announced
@@ -43,6 +45,8 @@ def main() -> None:
         (announcing(real_close) if self.fileno() >= 0 else real_close)(self)
 
     setattr(socket.socket, "_real_close", close)
+    for name in ("getpeername", "getsockname"):
+        setattr(socket.socket, name, announcing(getattr(socket.socket, name)))
     del sys.argv[0]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     runpy.run_path(sys.argv[0], run_name="__main__")

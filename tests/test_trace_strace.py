@@ -39,49 +39,59 @@ compared: dict[str, int] = {}
 
 _CALL = re.compile(r"(\w+)\((-?\d+)?")
 _ADDED = re.compile(r"epoll_ctl\(\d+, EPOLL_CTL_ADD, (\d+), .* = 0$")
+_CLOSED = re.compile(r"close\((\d+)\) += 0$")
 _MODE = re.compile(r'newfstatat\((\d+), "", \{st_mode=(S_IFSOCK|S_IFIFO|S_IFCHR)')
 
 
-def packages_lines(text: str) -> list[str]:
-    """The lines of a trace of strace's that the package has made."""
-    pollers: set[int] = set()
+def packages_lines(text: str) -> list[tuple[int, str]]:
+    """The calls in a trace of strace's that the package has made: where they stand, and the lines."""
+    pollers: dict[int, int | None] = {}  # by number: where its creation stands, until it is used
     watched: set[int] = set()
-    kept: list[str] = []
-    lines = iter(text.splitlines())
-    for line in lines:
+    dead: set[int] = set()  # closed by the program, of which a loop need not know
+    kept: list[tuple[int, str]] = []
+    lines = enumerate(text.splitlines())
+    for _, line in lines:
         if re.match(r"fcntl\(\d+, F_DUPFD_CLOEXEC, \d+\)", line):
             break  # The trace has its descriptor, and goes on.
-    for line in lines:
+    for at, line in lines:
         match = _CALL.match(line)
         if match is None or line.endswith("= ?"):
             continue  # A signal, an end, or a call that the end cut off.
         name, fd = match[1], int(match[2] or -1)
         line = in_its_words(line)
         if name == "write" and fd == ANNOUNCEMENTS:
-            next(lines, None)
+            if closed := _CLOSED.match(next(lines, (0, ""))[1]):
+                watched.discard(int(closed[1]))
+                dead.add(int(closed[1]))
         elif name in ("epoll_create1", "poll", "getrusage"):
-            kept.append(line)
+            kept.append((at, line))
             if name == "epoll_create1" and (made := re.search(r"= (\d+)$", line)):
-                pollers.add(int(made[1]))
+                pollers[int(made[1])] = len(kept) - 1
         elif name in ("epoll_ctl", "epoll_wait"):
             if fd in pollers:
-                kept.append(line)
+                kept.append((at, line))
+                pollers[fd] = None
             if added := _ADDED.match(line):
                 watched.add(int(added[1]))
         elif name == "newfstatat":
             # The poll backend's look at what it is to watch, which is no regular file.
             if mode := _MODE.match(line):
-                kept.append(line)
+                kept.append((at, line))
                 watched.add(int(mode[1]))
         elif name == "setsockopt":
-            if fd in watched and "TCP_CORK" in line:
-                kept.append(line)
-        elif fd in watched | pollers:
+            if (fd in watched or fd in dead) and "TCP_CORK" in line:
+                kept.append((at, line))
+        elif name == "close" and fd in pollers:
+            created = pollers.pop(fd)
+            if created is None:
+                kept.append((at, line))
+            else:
+                del kept[created]  # Lib/selectors.py makes one at its import, to see if it can.
+        elif fd in watched or fd in dead and "= -1 EBADF (" in line:
             if not retried(line):
-                kept.append(line)
+                kept.append((at, line))
             if name == "close":
                 watched.discard(fd)
-                pollers.discard(fd)
     return kept
 
 
@@ -112,7 +122,7 @@ def addressless(line: str) -> str:
 def compare(kind: str, theirs: str, own: str, cut_off: bool = False) -> list[str]:
     """Fail at the first line in which the two differ. A deadly signal may come between a call and
     its line: then strace has one more."""
-    expected = [addressless(line) for line in packages_lines(theirs)]
+    expected = [addressless(line) for _, line in packages_lines(theirs)]
     found = [addressless(line) for line in own.splitlines()]
     for number, (here, there) in enumerate(zip(found, expected)):
         assert here == there, f"{kind}: line {number} of {len(found)} and {len(expected)}"
@@ -195,7 +205,10 @@ def test_a_scenario_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_scenario_on_poll_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
-    theirs, own = both(tmp_path, str(SCENARIOS / f"{name}.py"), backend="poll")
+    source = (SCENARIOS / f"{name}.pl").read_text()
+    inject = re.findall(r"^# inject epoll_wait:(\S+)$", source, re.MULTILINE)
+    inject = [f"poll:{expression}" for expression in inject]
+    theirs, own = both(tmp_path, str(SCENARIOS / f"{name}.py"), inject=inject, backend="poll")
     compare("scenarios on poll", theirs, own)
 
 
@@ -234,3 +247,112 @@ def test_the_lock_server_under_load_is_traced_as_by_strace(backend: str, tmp_pat
                 assert read_to_end(client).count(b"OK") == 10
     theirs, own = (tmp_path / name for name in ("theirs", "own"))
     compare(f"ddlockd on {backend}", theirs.read_text(), own.read_text(), cut_off=True)
+
+
+PUMP = """
+import os, socket, sys
+from danga_raw import Loop, Socket
+
+class Echo(Socket):
+    def event_read(self):
+        data = self.read(100)
+        if data is None:
+            self.close("end")
+        elif data:
+            self.write(data)
+
+    def event_err(self):
+        self.close("error")
+
+    event_hup = event_err
+
+with Loop() as loop:
+    pairs = [socket.socketpair() for _ in range(20)]
+    for near, far in pairs:
+        near.setblocking(False)
+        far.setblocking(False)
+        try:
+            Echo(near, loop).watch_read(True)
+        except OSError as error:
+            sys.stderr.write(f"{error}\\n")
+    rounds = 0
+
+    def again(*_):
+        global rounds
+        for near, far in pairs:
+            try:
+                far.send(b"round %d" % rounds)
+                far.recv(100)
+            except OSError:
+                pass
+        rounds += 1
+        return rounds < int(sys.argv[1]) and loop.watched_sockets
+
+    loop.set_post_loop_callback(again)
+    again()
+    try:
+        loop.run()
+    except OSError as error:
+        sys.stderr.write(f"{error}\\n")
+    for obj in list(loop.descriptor_map.values()):
+        obj.tcp_cork(True)
+        obj.as_string()
+        obj.close()
+os._exit(0)
+"""
+"""Echoes what comes over 20 pairs of sockets; the rounds are the one argument."""
+
+FAILURES = [
+    *((name, error) for name in ("epoll_wait", "poll") for error in ("EINTR", "ENOMEM", "EBADF")),
+    *(("read", error) for error in ("EINTR", "EAGAIN", "ECONNRESET", "ENOMEM")),
+    *(("write", error) for error in ("EINTR", "EAGAIN", "ECONNRESET", "ENOMEM", "EPIPE")),
+    *(("epoll_ctl", error) for error in ("ENOMEM", "ENOSPC")),
+    ("close", "EIO"),
+    ("setsockopt", "ENOPROTOOPT"),
+]
+
+
+@pytest.mark.parametrize(("name", "error"), FAILURES)
+def test_a_failing_call_is_traced_as_by_strace(name: str, error: str, tmp_path: Path) -> None:
+    pump = tmp_path / "pump.py"
+    pump.write_text(PUMP)
+    backend = "poll" if name == "poll" else "epoll"
+    calm, own = both(tmp_path, str(pump), "5", backend=backend)
+    compare("undisturbed", calm, own)
+    lines = calm.splitlines()
+    places = [
+        sum(other.startswith(f"{name}(") for other in lines[: at + 1])
+        for at, line in packages_lines(calm)
+        if line.startswith(f"{name}(")
+    ]
+    for place in {places[0], places[len(places) // 2], places[-1]}:
+        inject = f"{name}:error={error}:when={place}"
+        theirs, own = both(tmp_path, str(pump), "5", inject=[inject], backend=backend)
+        assert theirs.count("(INJECTED)") == 1
+        found = compare("failures", theirs, own)
+        seen = any(f"= -1 {error} (" in line for line in found if line.startswith(f"{name}("))
+        assert seen is not (error == "EINTR" and name in ("read", "write"))
+
+
+def test_a_long_run_is_traced_as_by_strace(tmp_path: Path) -> None:
+    pump = tmp_path / "pump.py"
+    pump.write_text(PUMP)
+    for backend in ("epoll", "poll"):
+        theirs, own = both(tmp_path, str(pump), "60" if REQUIRED else "10", backend=backend)
+        compare(f"a long run on {backend}", theirs, own)
+
+
+def test_a_wait_with_more_events_than_strace_prints(tmp_path: Path) -> None:
+    pump = tmp_path / "pump.py"
+    pump.write_text(PUMP.replace("range(20)", "range(50)"))
+    for backend in ("epoll", "poll"):
+        lines = compare("many events", *both(tmp_path, str(pump), "3", backend=backend))
+        assert any(", ...]" in line for line in lines)
+
+
+def test_enough_was_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    # It stands last in this file, and so sees what the tests before it have compared.
+    with capsys.disabled():
+        print(f"\ntrace and strace: {sum(compared.values())} lines, none different: {compared}")
+    if REQUIRED:
+        assert sum(compared.values()) >= 10_000
