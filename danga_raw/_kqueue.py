@@ -10,7 +10,7 @@ from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
 from fcntl import F_SETFD, FD_CLOEXEC
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
-from danga_raw._libc import PLATFORM, Fields, check_fd, failure, libc, structure
+from danga_raw._libc import Fields, check_fd, failure, libc, structure
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 
@@ -159,7 +159,7 @@ def system_platform() -> str | None:
         return None
     if getattr(libc.kevent, "__name__", "") == "__kevent50":
         return "netbsd9"
-    return PLATFORM if PLATFORM in ABIS else None
+    return libc.platform if libc.platform in ABIS else None
 
 
 Change = tuple[int, int, int]
@@ -194,7 +194,7 @@ class KQueue:
         """
         name = platform if platform is not None else system_platform()
         if name is None:
-            raise OSError(f"this system ({PLATFORM}) has no kqueue")
+            raise OSError(f"this system ({libc.platform}) has no kqueue")
         self._platform = name
         self._abi = abi(name)
         self._kevent_type = kevent_type(name)

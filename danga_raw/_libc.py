@@ -10,7 +10,8 @@ it runs: an `epoll_wait` with `argtypes` costs twice one without. Hence the rule
 * anything else (a pointer, a size_t) goes as a ctypes object, never as a bare int.
 
 Callers fetch a function from the door at each use. So whoever replaces an attribute (the audit in
-`trace.py`, another kernel in the tests) is seen at once and by everybody.
+`trace.py`, another kernel in the tests) is seen at once and by everybody. `libc.platform` says whose
+numbers and layouts the calls behind the door take.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Door:
     """Holds what `typestubs/libc.pyi` declares; a function that this platform lacks is absent."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.platform = PLATFORM
         # A variadic function has a calling convention of its own on some machines (arm64 macOS),
         # and ctypes takes it when it is told which arguments are the named ones.
         library.fcntl.argtypes = (ctypes.c_int, ctypes.c_int)

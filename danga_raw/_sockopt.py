@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import byref, c_int, sizeof
 from errno import EINVAL, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP
 
-from danga_raw._libc import PLATFORM, failure, libc
+from danga_raw._libc import failure, libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,18 +19,15 @@ CORK_OPTIONS: Final[Mapping[str, tuple[str, int]]] = {
     "darwin": ("TCP_NOPUSH", 4),
     "dragonfly": ("TCP_NOPUSH", 4),
     "freebsd": ("TCP_NOPUSH", 4),
-    "netbsd": ("TCP_NOPUSH", 4),
     "openbsd": ("TCP_NOPUSH", 0x10),
 }
 """The option of each platform that has one, read off its own <netinet/tcp.h>. A number is never
-used on another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting that would succeed."""
-
-CORK: Final = CORK_OPTIONS.get(PLATFORM)
-"""The option of this platform, or None where there is none."""
+used on another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting that would succeed. NetBSD
+has none: TCP_NOPUSH stands in its header under `#ifdef notyet`, and its kernel refuses the number."""
 
 NO_CORK_HERE: Final = frozenset({EINVAL, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP})
-"""What setsockopt(2) answers for a descriptor that can't be corked: a datagram socket on FreeBSD,
-TCP_NOPUSH on NetBSD, a pipe, a UNIX socket. Nothing is wrong then; nothing is corked either."""
+"""What setsockopt(2) answers for a descriptor that can't be corked: a datagram socket on FreeBSD or
+on Linux, a pipe, a UNIX socket. Nothing is wrong then; nothing is corked either."""
 
 
 def set_cork(fd: int, on: bool) -> bool:
@@ -40,9 +37,9 @@ def set_cork(fd: int, on: bool) -> bool:
     Raises `OSError` for any other answer (EBADF). What clearing the option sends, and when, differs
     by platform: docs/platforms.md.
     """
-    if CORK is None:
+    if libc.platform not in CORK_OPTIONS:
         return False
-    name, number = CORK
+    name, number = CORK_OPTIONS[libc.platform]
     if libc.setsockopt(fd, IPPROTO_TCP, number, byref(c_int(on)), sizeof(c_int)) < 0:
         error = failure(f"setsockopt(fd {fd}, IPPROTO_TCP, {name}, {int(on)})")
         if error.errno not in NO_CORK_HERE:

@@ -74,6 +74,11 @@ def _choose_backend(name: str | None) -> str:
     return wanted
 
 
+def _closes_as_usual(kind: type[RawSocket]) -> bool:
+    """True unless a class of sockets has a close() of its own, which then is called."""
+    return getattr(kind.close, "__module__", "socket") == "socket"
+
+
 def callable_or_none(what: str, callback: Callback | None) -> Callback | None:
     if callback is not None and not callable(callback):
         raise TypeError(f"{what} is a callable or None, not {callback!r}")
@@ -99,8 +104,10 @@ class Loop:
         self._timeout = -1
         self._stopping = False
         self._depth = 0  # how many calls of `run` are going on, one within the other
-        self._gone: set[int] = set()
-        """What left during an inner `run`: the batch of an outer one may still have events for it."""
+        self._round = 0
+        """Goes up when numbers that a batch still has events for may have been given out again: by a
+        `run` within a handler, or a `reset`. The rest of such a batch is dropped, and what it said is
+        said again by the next wait."""
         self._other_fds: dict[int, OtherFdCallback] = {}
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
@@ -143,7 +150,10 @@ class Loop:
                 if self.pushed_back and self._has_pushed_back():
                     timeout = 0
                 profiling = self._profiling
+                round = self._round
                 for fd, state in (self._poller or self.poller()).wait(timeout):
+                    if self._round != round:
+                        break
                     # An event may be for an object that an earlier one of this batch has closed.
                     # That object is still in the map, and has nothing more to say.
                     try:
@@ -250,7 +260,7 @@ class Loop:
             except Exception as error:
                 if not self._handled(error):
                     raise
-        elif fd not in self._gone and not any(entry.fd == fd for entry in self.leaving):
+        elif not any(entry.fd == fd for entry in self.leaving):
             # Nobody can handle it, and as long as it is there every wait would return at once.
             warn(
                 "%s returned fd %d with state %d, of which nothing is known. removing.",
@@ -303,7 +313,7 @@ class Loop:
             entry = self.leaving[0]
             sock = entry.sock
             try:
-                if isinstance(sock, RawSocket) and type(sock).close.__module__ == "socket":
+                if isinstance(sock, RawSocket) and _closes_as_usual(type(sock)):
                     # A socket can give up its descriptor, and then close(2) goes through the door,
                     # where the audit sees it. If its owner has closed it behind our back, there is
                     # nothing to close: the number may be another's by now. A signal's handler may
@@ -324,9 +334,7 @@ class Loop:
                 del self.sockets[entry.fd]
             self.leaving.popleft()
             if self._depth > 1:
-                self._gone.add(entry.fd)
-        if self._depth <= 1:
-            self._gone.clear()
+                self._round += 1
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
@@ -491,10 +499,8 @@ class Loop:
         In a forked child this leaves the parent's registrations alone, since no descriptor is
         unregistered.
         """
-        # The batch in hand, if there is one, may have events for what is forgotten here.
-        gone = {*self.sockets, *self._other_fds, *(entry.fd for entry in self.leaving)}
         self._let_go()
-        self.leaving.extend(Leaving(fd, None, None) for fd in gone)
+        self._round += 1
         self.sockets.clear()
         self.pushed_back.clear()
         self.own_callbacks.clear()

@@ -214,6 +214,8 @@ class Socket:
         """Write `new`, before which nothing is queued, then what is queued, until that is refused."""
         while True:
             if new is None and not self.write_buf:
+                if self.write_set_watch:  # Begun for callables behind one that raised.
+                    self._unwatch_write()
                 return True
             block = new if new is not None else self.write_buf[0]
             if callable(block):

@@ -3,8 +3,7 @@
 Each pair in `scenarios/` tells one story, in Perl on Danga::Socket and in Python on this package.
 Both run under strace, and their calls on the story's descriptors are compared call for call,
 arguments and results included, along with the notes the stories make of what they see. What may
-differ stands in `DIFFERENCES`, line by line, and has to differ in just that way; what is found to
-differ and isn't settled stands in `OPEN`.
+differ stands in `DIFFERENCES`, line by line, and has to differ in just that way.
 """
 
 from __future__ import annotations
@@ -139,10 +138,6 @@ DIFFERENCES: dict[str, list[Difference]] = {
             here=("epoll_wait(epoll, [], 1000, 7) = 0",),
         )
     ],
-}
-"""Scenario -> all that differs in it on purpose, in order."""
-
-OPEN: dict[str, list[Difference]] = {
     "have_epoll": [
         Difference(
             "the poller is made when there is something to watch, not by asking which it would be",
@@ -217,7 +212,7 @@ OPEN: dict[str, list[Difference]] = {
         Difference("the same watch dropped", here=(_mod(""),)),
     ],
 }
-"""Scenario -> differences that nobody has settled yet: no failures, but no passes either."""
+"""Scenario -> all that differs in it on purpose, in order."""
 
 REAL_CLOCK = {"timer_real_clock": (3_500_000, 3_600_001)}
 """Scenario -> the waits, in milliseconds, that are one and the same: they hang on the machine's
@@ -277,8 +272,6 @@ def test_same_calls_as_the_original(name: str) -> None:
     here = alike(told(name, "python"), name)
     assert "epoll_create close-on-exec = epoll" in original
     found = differences(original, here)
-    if name in OPEN and found == pairs(OPEN[name]):
-        pytest.xfail(OPEN[name][0].why)
     if found != pairs(DIFFERENCES.get(name, [])):
         shown = difflib.unified_diff(original, here, "the original", "here", lineterm="")
         pytest.fail("\n".join(line[:160] for line in shown) or "a declared difference is gone")
@@ -288,8 +281,7 @@ def test_each_scenario_has_both_sides() -> None:
     python = {path.stem for path in SCENARIOS.glob("*.py")} - {"story"}
     assert python == set(NAMES)
     assert len(NAMES) >= 18
-    assert set(DIFFERENCES) | set(OPEN) | set(REAL_CLOCK) <= set(NAMES)
-    assert not set(DIFFERENCES) & set(OPEN)
+    assert set(DIFFERENCES) | set(REAL_CLOCK) <= set(NAMES)
 
 
 def test_a_difference_is_found_wherever_it_is() -> None:

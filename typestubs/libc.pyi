@@ -12,6 +12,9 @@ from typing import TypeAlias
 from _ctypes import _CArgObject as Reference
 from _typeshed import ReadableBuffer
 
+platform: str
+"""Whose constants and layouts these calls take: "linux", "freebsd", "netbsd", "darwin", ..."""
+
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
 # --- by ctypes -----------------------------------------------------------------------------------

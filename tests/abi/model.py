@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from unittest.mock import patch
 
-from danga_raw import _epoll, _kqueue, _libc, _poll
+from danga_raw import _epoll, _kqueue, _libc, _poll, _sockopt
 from danga_raw._libc import Fields
 from tests.abi.probe import Answer, Facts
 from tests.abi.targets import Target
@@ -60,11 +60,10 @@ def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
         nfds_t = {"c_uint": "unsigned int", "c_ulong": "unsigned long"}[poll.nfds_t.__name__]
         yield f"nfds_t is {nfds_t}", 1
 
-    sockopt = room_on("_sockopt", target.platform)
-    if sockopt.CORK:
-        option, number = sockopt.CORK
+    if target.platform in _sockopt.CORK_OPTIONS:
+        option, number = _sockopt.CORK_OPTIONS[target.platform]
         yield option, number
-    yield "IPPROTO_TCP", sockopt.IPPROTO_TCP
+    yield "IPPROTO_TCP", _sockopt.IPPROTO_TCP
     # setsockopt(2) gets its optlen as a C int.
     yield "sizeof(socklen_t)", types["sizeof(int)"]
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
-from danga_raw import _kqueue
 from danga_raw._libc import libc
 
 if TYPE_CHECKING:
@@ -40,10 +38,9 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
         door[name] = getattr(kernel, name)
     if kernel.platform == "netbsd9":
         door["kevent"] = _named("__kevent50", kernel)
-    system = "netbsd" if kernel.platform == "netbsd9" else kernel.platform
+    door["platform"] = "netbsd" if kernel.platform == "netbsd9" else kernel.platform
     try:
-        with patch.object(_kqueue, "PLATFORM", system):
-            yield
+        yield
     finally:
         door.clear()
         door.update(before)

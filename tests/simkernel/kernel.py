@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
-from errno import EAGAIN, EINVAL, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, EPIPE, ETIMEDOUT
+from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPIPE, ETIMEDOUT
 from resource import struct_rusage
 from typing import Literal, TypeVar
 
@@ -31,7 +31,9 @@ Change = tuple[int, int, int]
 
 F_SETFD, FD_CLOEXEC = 2, 1
 EPOLL_CLOEXEC = os.O_CLOEXEC
-IPPROTO_TCP, TCP_CORK, TCP_NOPUSH = 6, 3, 4
+IPPROTO_TCP = 6
+CORK_OPTION = {"linux": 3, "freebsd": 4, "darwin": 4, "dragonfly": 4, "openbsd": 0x10}
+"""TCP_CORK or TCP_NOPUSH, where it is defined; libkqueue stands on Linux."""
 
 
 class SimKernel:
@@ -306,7 +308,7 @@ class SimKernel:
 
     def setsockopt(self, fd: int, level: int, option: int, value: object, size: int, /) -> int:
         """setsockopt(2), for TCP_CORK and TCP_NOPUSH."""
-        if level != IPPROTO_TCP or option not in (TCP_CORK, TCP_NOPUSH) or size != 4:
+        if (level, option, size) != (IPPROTO_TCP, CORK_OPTION.get(self.platform), 4):
             raise SimError(f"setsockopt: level {level}, option {option}, {size} bytes")
         on = memory(value, 4, "setsockopt: optval")
 
@@ -317,8 +319,8 @@ class SimKernel:
             if isinstance(file, StreamSocket):
                 if not file.tcp:
                     raise error(EOPNOTSUPP)
-                if self.form == "netbsd":
-                    raise error(ENOPROTOOPT)
+                if number := self.luck.failure("setsockopt", ENOBUFS):
+                    raise error(number)
                 file.set_cork(any(on))
             return 0
 
