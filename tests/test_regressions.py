@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from danga_raw._poll import POLLOUT
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from tests.simkernel import Handle, SimKernel
@@ -39,12 +40,13 @@ def run_dry(loop: Loop, peer: Handle) -> bytes:
             return got
 
 
+def raiser() -> None:
+    """A callable that fails."""
+    raise ZeroDivisionError
+
+
 def test_what_is_queued_behind_a_callable_that_raises_still_goes_out(kernel: SimKernel) -> None:
     """python -m tests.simkernel --seed 7 --connections 12 --backend epoll"""
-
-    def raiser() -> None:
-        raise ZeroDivisionError
-
     loop = Loop()
     near, peer = kernel.socketpair()
     near.setblocking(False)
@@ -56,4 +58,26 @@ def test_what_is_queued_behind_a_callable_that_raises_still_goes_out(kernel: Sim
         run_dry(loop, peer)
     assert run_dry(loop, peer).endswith(b"tail")
     assert not sender.write_buf
+    loop.close()
+
+
+@pytest.mark.parametrize("last", [raiser, lambda: None])
+def test_callables_behind_one_that_raises_leave_no_watch_for_writing(
+    kernel: SimKernel, last: Callable[[], object]
+) -> None:
+    """python -m tests.simkernel --seed 61 --connections 16 --backend poll"""
+    loop = Loop()
+    near, peer = kernel.socketpair()
+    near.setblocking(False)
+    sender = Sender(near, loop)
+    sender.write(bytes(150))
+    sender.write(raiser)
+    sender.write(last)
+    for _ in range(3):
+        try:
+            run_dry(loop, peer)
+        except ZeroDivisionError:
+            pass
+    assert not sender.write_buf
+    assert not sender.event_watch & POLLOUT
     loop.close()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EIO, EMFILE, ENFILE, ENOMEM, ENOSPC
+from errno import EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
 from random import Random
 from typing import Final, Literal, NamedTuple
 
@@ -49,7 +49,7 @@ _PATIENCE: Final = 2_000 * _MS
 """How long a client waits for a sign of life. Nothing on the way takes longer, unless it is lost."""
 _LATE: Final = 3 * _MS
 _BYTES: Final = Random("bytes").randbytes(1 << 16)
-_NO_ROOM: Final = (EMFILE, ENFILE, ENOMEM, ENOSPC)
+_NO_ROOM: Final = (EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC)
 
 
 class Broken(AssertionError):
