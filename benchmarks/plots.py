@@ -38,6 +38,9 @@ def draw(figures: Mapping[str, float], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file, (key, title) in PLOTS.items():
         shown = [peer for peer in PEERS.values() if f"{key}.{peer.name}" in figures]
+        if not shown:
+            continue
+        shown.sort(key=lambda peer: figures[f"{key}.{peer.name}"])
         values = [figures[f"{key}.{peer.name}"] for peer in shown]
         colours = [OURS if peer.name == "danga_raw" else THEIRS for peer in shown]
         plot, axes = pyplot.subplots(figsize=(8, 0.42 * len(shown) + 0.8))

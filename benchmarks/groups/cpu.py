@@ -21,7 +21,7 @@ def user_seconds(pid: int) -> float:
 
 def under_wrk(bench: Bench, peer: Peer) -> tuple[float, float]:
     """Microseconds of user CPU a request, and requests a second."""
-    seconds = bench.count(3, 1)
+    seconds = bench.count(2, 1)
     with running(peer.command(bench.scratch), environment(bench.package)) as server:
         url = f"http://127.0.0.1:{server.port}/"
         before = user_seconds(server.pid)

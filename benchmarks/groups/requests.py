@@ -19,7 +19,7 @@ def a_request(bench: Bench, peer: Peer, connections: int) -> float:
             peer.command(bench.scratch), environment(bench.package), load
         )
 
-    fewer, more = bench.count(640, 640), bench.count(5120, 1920)
+    fewer, more = bench.count(640, 640), bench.count(3840, 1920)
     rounds = instructions.of_each(served, fewer // connections, more // connections)
     return rounds / connections
 
