@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         OtherFdCallback,
         OtherFdMapping,
         PostLoopCallback,
-        ProfilingData,
+        ProfileMapping,
         Watched,
     )
 
@@ -464,7 +464,7 @@ class Loop:
     # --- profiling ----------------------------------------------------------------------------------
 
     @property
-    def profiling_data(self) -> ProfilingData:
+    def profiling_data(self) -> ProfileMapping:
         """The cost of the handlers so far, by class and event: "Client-read" and so on -> (seconds of
         user time, seconds of system time, number of calls)."""
         return self._profile

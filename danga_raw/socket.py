@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Handle,
         OtherFdMapping,
         PostLoopCallback,
-        ProfilingData,
+        ProfileMapping,
         Queued,
         Writable,
         WriterFunc,
@@ -600,7 +600,7 @@ class Socket:
         default_loop().disable_profiling()
 
     @classmethod
-    def ProfilingData(cls) -> ProfilingData:
+    def ProfilingData(cls) -> ProfileMapping:
         """`Loop.profiling_data`."""
         return default_loop().profiling_data
 

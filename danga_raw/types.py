@@ -47,7 +47,7 @@ PostLoopCallback: TypeAlias = Callable[[DescriptorMapping, OtherFdMapping], obje
 ExceptionCallback: TypeAlias = Callable[[Watched | None, Exception], object]
 """Called with the object whose handler raised, if it was an object's, and the exception."""
 
-ProfilingData: TypeAlias = Mapping[str, tuple[float, float, int]]
+ProfileMapping: TypeAlias = Mapping[str, tuple[float, float, int]]
 """Class and event -> (seconds of user time, seconds of system time, number of calls)."""
 
 Block: TypeAlias = bytes | memoryview
