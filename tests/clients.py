@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,6 +121,31 @@ def read_to_end(client: socket.socket) -> bytes:
     while piece := client.recv(1 << 16):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+FLOOD = 64 * 1024 * 1024
+"""More than all buffers between a client and a server hold."""
+
+TURNS = 1000
+"""A server that reads on has made room for the client by then: the kernel opens the window late."""
+
+
+def flood(client: socket.socket, data: bytes, others: Callable[[], object]) -> int:
+    """Send `data` over and over without reading, until no more is taken; how many bytes were.
+
+    `others` makes the server answer somebody else, so that it has had its turns in between.
+    """
+    client.setblocking(False)
+    sent = refused = 0
+    while sent < FLOOD and refused < TURNS:
+        try:
+            sent += client.send(data[sent % len(data) :])
+            refused = 0
+        except BlockingIOError:
+            refused += 1
+            others()
+    client.settimeout(PATIENCE)
+    return sent
 
 
 def split(data: bytes, chooser: random.Random, cuts: int) -> list[bytes]:
