@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from danga_raw._poll import POLLOUT
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from tests.simkernel import Handle, SimKernel
+
+LP64 = sys.maxsize > 2**32
+"""The simulated kqueue has the layouts of 64-bit machines."""
+BACKENDS = ["epoll", "poll", *(["kqueue freebsd", "kqueue netbsd"] if LP64 else [])]
 
 
 class Sender(Socket):
@@ -81,3 +86,54 @@ def test_callables_behind_one_that_raises_leave_no_watch_for_writing(
     assert not sender.write_buf
     assert not sender.event_watch & POLLOUT
     loop.close()
+
+
+class Reader(Socket):
+    """An object that notes what it is told, and does `first` when it can read."""
+
+    def __init__(self, handle: Handle, loop: Loop, first: Callable[[], None]) -> None:
+        super().__init__(handle, loop)
+        self.first: Callable[[], None] | None = first
+        self.told: list[str] = []
+        self.watch_read(True)
+
+    def event_read(self) -> None:
+        self.told.append("read")
+        self.read(100)
+        if self.first:
+            first, self.first = self.first, None
+            first()
+
+    def event_hup(self) -> None:
+        self.told.append("hup")
+        self.close("hup")
+
+
+@pytest.mark.parametrize("platform", BACKENDS)
+def test_a_run_within_a_handler_leaves_no_event_for_a_number_that_came_back(platform: str) -> None:
+    """python -m tests.simkernel --seed 11 --connections 16 --backend kqueue-freebsd"""
+    backend, _, form = platform.partition(" ")
+    kernel = SimKernel(platform=form or None)
+    made: list[Reader] = []
+    with kernel.installed(), Loop(backend) as loop:
+        loop.set_loop_timeout(0)
+        loop.set_post_loop_callback(lambda sockets, others: False)
+        near, peer = kernel.socketpair()
+        doomed, doomed_peer = kernel.socketpair()
+
+        def run_within() -> None:
+            number = doomed_object.fd
+            doomed_object.close()
+            loop.run()
+            new = kernel.socketpair()[0]
+            new.setblocking(False)
+            made.append(Reader(new, loop, lambda: None))
+            assert made[0].fd == number
+
+        Reader(near, loop, run_within)
+        doomed_object = Reader(doomed, loop, lambda: None)
+        peer.send(b"x")
+        doomed_peer.close()
+        loop.run()
+        assert made[0].told == []
+        assert not made[0].closed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from heapq import heappop
 
@@ -16,13 +17,15 @@ from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.servers import BACKENDS, Backend, World
 
 WORLDS = 20
+HERE = BACKENDS if sys.maxsize > 2**32 else BACKENDS[:2]
+"""The simulated kqueue has the layouts of 64-bit machines."""
 
 
 @pytest.mark.parametrize("seed", range(WORLDS))
 def test_a_world_of_random_servers_keeps_every_promise_with_the_same_bytes_on_every_backend(
     seed: int,
 ) -> None:
-    told, fine = run_all(BACKENDS, seed, 16)
+    told, fine = run_all(HERE, seed, 16)
     assert fine, told
 
 
@@ -33,9 +36,9 @@ def test_one_seed_repeats_a_run_to_the_last_call() -> None:
 def test_the_command_tells_the_seed_the_calls_and_the_faults(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["--seed", "5", "--connections", "40", "--backend", "kqueue-netbsd"]) == 0
+    assert main(["--seed", "5", "--connections", "40", "--backend", HERE[-1]]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("seed 5\nkqueue-netbsd ")
+    assert out.startswith(f"seed 5\n{HERE[-1]} ")
     assert "calls" in out and "faults survived" in out
     assert "100%" in err
 

@@ -150,6 +150,8 @@ class Connection:
         """How many callables wait in the queue."""
         self.want_write = False
         self.boom = False
+        self.callable_raised = False
+        """From then on the object may be watched for what was queued behind, till the next event."""
         self.ended = False
 
     # --- the server's side ----------------------------------------------------------------------------
@@ -360,6 +362,7 @@ class Connection:
 
     def act_raising_callable(self, obj: Peer, number: int) -> None:
         def boom() -> None:
+            self.callable_raised = True
             raise Boom
 
         self._write_callable(obj, boom)
@@ -408,6 +411,7 @@ class Peer(Socket):
 
     def event_write(self) -> None:
         self.conn.world.entered(self)
+        self.conn.callable_raised = False
         self.write(None)
         self.conn.world.left(self)
         if self.conn.want_write and not self.closed and self.conn.dice.random() < 0.5:
@@ -844,7 +848,7 @@ class World:
         if not obj.event_watch & POLLOUT:
             if obj.write_buf:
                 raise Broken("an object with a queue isn't watched")
-        elif not obj.write_buf and not conn.want_write:
+        elif not obj.write_buf and not conn.want_write and not conn.callable_raised:
             raise Broken("an object is watched for writing, and nobody asked for it")
 
     def check(self, loop: Loop) -> None:
