@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MOST: Final = 32
 """How many bytes of a string and members of a list strace prints."""
 
-# --- bits and their names ---------------------------------------------------------------------------
+# --- bits and their names -----------------------------------------------------------------------
 
 
 def _bits(prefix: str, names: str) -> Mapping[int, str]:
@@ -104,7 +104,7 @@ def quoted(data: bytes) -> str:
     return f'"{"".join(text)}"'
 
 
-# --- what stands for a C argument -------------------------------------------------------------------
+# --- what stands for a C argument ---------------------------------------------------------------
 
 
 class Pointer(NamedTuple):
@@ -265,7 +265,7 @@ def _stat(info: os.stat_result) -> str:
     return f"{{st_mode={'|'.join([*kind, f'0{mode & 0o777:03o}'])}, {what}, ...}}"
 
 
-# --- a record -----------------------------------------------------------------------------------------
+# --- a record -----------------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
@@ -337,7 +337,7 @@ _FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {
 """By call and position: how an argument is printed whose type does not say it."""
 
 
-# --- taking what a call was given ---------------------------------------------------------------------
+# --- taking what a call was given ---------------------------------------------------------------
 
 Given: TypeAlias = tuple[object, ...]
 
@@ -346,7 +346,7 @@ _POLLFD: Final = Struct("=ihh")
 
 
 def _int(value: object) -> int:
-    """A C integer, given as a ctypes object or, if it is an int, as a Python int of the same bits."""
+    """A C integer, given as a ctypes object; an int may come as a Python int of the same bits."""
     if isinstance(value, int):
         return value if value <= 0x7FFFFFFF else value - 0x100000000
     return cast(int, getattr(value, "value"))
@@ -448,7 +448,7 @@ def _name(given: Given, result: object) -> tuple[Value, ...]:
 
 
 def _fstat_name() -> str:
-    """What the C library's fstat asks of the kernel: newfstatat in glibc 2.33 to 2.38, else fstat."""
+    """What the C library's fstat calls: newfstatat in glibc 2.33 to 2.38, and else fstat."""
     if PLATFORM == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names:
         version = re.findall(r"\d+", os.confstr("CS_GNU_LIBC_VERSION") or "")
         if [2, 33] <= [int(part) for part in version[:2]] < [2, 39]:

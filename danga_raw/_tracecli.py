@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
             source = file.read()
         write = _writer(where)
     except (OSError, ValueError) as error:
-        text = f"{error.filename or 'standard error'}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        text = str(error)
+        if isinstance(error, OSError):
+            text = f"{error.filename or 'standard error'}: {error.strerror}"
         print(f"danga_raw trace: {text}", file=sys.stderr)
         return 2
     trace = Trace(_sink(arguments, names, write))
@@ -130,19 +132,20 @@ def _sink(
 
 
 def _table(calls: Counter[str], errors: Counter[str]) -> str:
-    """Those columns of strace's -c that can be filled: what time the kernel took is not seen here."""
+    """Those columns of strace's -c that can be filled: the kernel's time is not seen here."""
     if not calls:
         return ""
     rows = [(number, errors[name], name) for name, number in calls.most_common()]
     rule = f"{'':->9} {'':->9} {'':->16}"
     total = (sum(calls.values()), sum(errors.values()), "total")
     lines = [f"{number:9} {failed or '':>9} {name}" for number, failed, name in [*rows, total]]
-    return "\n".join([f"{'calls':>9} {'errors':>9} syscall", rule, *lines[:-1], rule, lines[-1], ""])
+    title = f"{'calls':>9} {'errors':>9} syscall"
+    return "\n".join([title, rule, *lines[:-1], rule, lines[-1], ""])
 
 
 def _run_program(program: str, source: bytes, argv: list[str]) -> int:
-    """What `python PROGRAM ARG` does. Returns 1 after an exception; SystemExit and KeyboardInterrupt
-    go on to the interpreter, which ends by them in its own way."""
+    """What `python PROGRAM ARG` does. Returns 1 after an exception; SystemExit and
+    KeyboardInterrupt go on to the interpreter, which ends by them in its own way."""
     main = ModuleType("__main__")
     main.__dict__.update(
         __builtins__=__builtins__,

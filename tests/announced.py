@@ -2,10 +2,10 @@
 
     announced.py PROGRAM [ARG ...]
 
-Before every os.read, os.write, os.close and os.fstat of the program, and before a socket closes itself
-or is asked for its addresses, there is a write(2) to a descriptor that is never open. A trace of the process then tells
-those calls from the package's, which are not announced: it has references of its own, and where it
-asks a socket it is known as the one that asks.
+Before every os.read, os.write, os.close and os.fstat of the program, and before a socket closes
+itself or is asked for its addresses, there is a write(2) to a descriptor that is never open. A
+trace of the process then tells those calls from the package's, which are not announced: it has
+references of its own, and where it asks a socket it is known as the one that asks.
 """
 
 import os

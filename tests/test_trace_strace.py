@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ compared: dict[str, int] = {}
 """How many lines of each kind of run were the same."""
 
 
-# --- the rules ----------------------------------------------------------------------------------------
+# --- the rules ----------------------------------------------------------------------------------
 
 _CALL = re.compile(r"(\w+)\((-?\d+)?")
 _ADDED = re.compile(r"epoll_ctl\(\d+, EPOLL_CTL_ADD, (\d+), .* = 0$")
@@ -44,7 +45,7 @@ _MODE = re.compile(r'newfstatat\((\d+), "", \{st_mode=(S_IFSOCK|S_IFIFO|S_IFCHR)
 
 
 def packages_lines(text: str) -> list[tuple[int, str]]:
-    """The calls in a trace of strace's that the package has made: where they stand, and the lines."""
+    """The package's calls in a trace of strace's: where they stand, and their lines."""
     pollers: dict[int, int | None] = {}  # by number: where its creation stands, until it is used
     watched: set[int] = set()
     dead: set[int] = set()  # closed by the program, of which a loop need not know
@@ -96,8 +97,8 @@ def packages_lines(text: str) -> list[tuple[int, str]]:
 
 
 def in_its_words(line: str) -> str:
-    """strace says who failed a call, and what poll(2) answers to the C library when it is interrupted;
-    the program sees an error, and EINTR."""
+    """strace says who failed a call, and what poll(2) answers inside when it is interrupted; the
+    program sees an error, and EINTR."""
     line = line.removesuffix(" (INJECTED)")
     return line.replace(
         "= ? ERESTART_RESTARTBLOCK (Interrupted by signal)", "= -1 EINTR (Interrupted system call)"
@@ -133,7 +134,7 @@ def compare(kind: str, theirs: str, own: str, cut_off: bool = False) -> list[str
     return found
 
 
-# --- running under both -------------------------------------------------------------------------------
+# --- running under both -------------------------------------------------------------------------
 
 
 def command(folder: Path, argv: Sequence[str], inject: Sequence[str] = ()) -> list[str]:
@@ -191,7 +192,7 @@ def served(folder: Path, backend: str, *argv: str) -> Iterator[int]:
                 os.killpg(strace.pid, signal.SIGKILL)
 
 
-# --- what is run --------------------------------------------------------------------------------------
+# --- what is run --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -235,14 +236,13 @@ def test_the_file_server_under_load_is_traced_as_by_strace(backend: str, tmp_pat
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
 def test_the_lock_server_under_load_is_traced_as_by_strace(backend: str, tmp_path: Path) -> None:
-    import socket
-
     with served(tmp_path, backend, str(ROOT / "examples" / "ddlockd.py"), "0") as port:
         for turn in range(40 if REQUIRED else 10):
             with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
                 for number in range(5):
                     lock = f"lock={turn}-{number}"
-                    client.sendall(f"trylock {lock}\r\n\u00e9 \x01\r\nreleaselock {lock}\r\n".encode())
+                    lines = f"trylock {lock}\r\n\u00e9 \x01\r\nreleaselock {lock}\r\n"
+                    client.sendall(lines.encode())
                 client.shutdown(socket.SHUT_WR)
                 assert read_to_end(client).count(b"OK") == 10
     theirs, own = (tmp_path / name for name in ("theirs", "own"))

@@ -1,0 +1,505 @@
+"""The audit as a library: what is recorded, and that nothing of it is left when it is off."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from _ctypes import CFuncPtr
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.instructions import of_program
+from benchmarks.processes import environment
+from danga_raw import Loop, Socket
+from danga_raw._libc import libc
+from danga_raw._strace import CALLS, Event, KernelEvent, Length, Pointer, PollFd, Timespec, quoted
+from danga_raw.trace import Call, Trace
+from tests.simkernel import SimKernel
+
+ROOT = Path(__file__).parent.parent
+
+
+class Taker(Socket):
+    """Reads what comes, and closes at the end."""
+
+    __slots__ = ("got",)
+
+    def __init__(self, sock: socket.socket, loop: Loop) -> None:
+        super().__init__(sock, loop)
+        self.got = b""
+        self.watch_read(True)
+
+    def event_read(self) -> None:
+        data = self.read(100)
+        if data is None:
+            self.close("end")
+        else:
+            self.got += data
+
+    def event_hup(self) -> None:
+        self.close("hang-up")
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        yield near, far
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    with Loop("epoll") as loop:
+        loop.set_post_loop_callback(lambda *_: False)
+        loop.set_loop_timeout(0)
+        yield loop
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """However a test ends: the door is as it was, the very same objects."""
+    before = dict(vars(libc))
+    yield
+    after = vars(libc)
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert all(f.errcheck is None for f in after.values() if isinstance(f, CFuncPtr))
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def names(calls: list[Call]) -> list[str]:
+    return [call.name for call in calls]
+
+
+# --- what is recorded ---------------------------------------------------------------------------
+
+
+def test_calls_are_recorded_in_order_with_their_arguments(pair: Pair, loop: Loop) -> None:
+    near, far = pair
+    before = time.time()
+    with Trace() as calls:
+        taker = Taker(near, loop)
+        far.send(b"hello")
+        loop.run()
+        taker.write(bytearray(b"answer"))
+    fd, epfd = near.fileno(), loop.poller().fileno()
+    create, add, mod, wait, read, write = calls
+    assert create[:4] == ("epoll_create1", (os.O_CLOEXEC,), epfd, 0)
+    assert add[:4] == ("epoll_ctl", (epfd, 1, fd, Event(0x38, fd)), 0, 0)
+    assert mod[:4] == ("epoll_ctl", (epfd, 3, fd, Event(0x39, fd)), 0, 0)
+    assert wait[:4] == ("epoll_wait", (epfd, (Event(1, fd),), 1000, 0), 1, 0)
+    assert read[:4] == ("read", (fd, b"hello", 100), 5, 0)
+    assert write[:4] == ("write", (fd, b"answer", 6), 6, 0)
+    assert before <= create.time <= write.time <= time.time()
+    assert str(read) == f'read({fd}, "hello", 100)'.ljust(40) + "= 5"
+
+
+def test_a_failing_call_has_its_error_and_the_caller_its_errno(pair: Pair, loop: Loop) -> None:
+    near, _ = pair
+    taker = Taker(near, loop)
+    with Trace() as calls:
+        assert taker.read(10) == b""
+        with pytest.raises(FileExistsError) as caught:
+            Socket(near, loop)
+        taker.tcp_cork(True)
+    read, add, cork = calls
+    assert caught.value.errno == errno.EEXIST
+    assert (read.result, read.errno, read.error) == (-1, errno.EAGAIN, "EAGAIN")
+    assert read.args[1] == Pointer(None)
+    assert (add.result, add.error) == (-1, "EEXIST")
+    # A number with two names in Python.
+    assert cork.line().endswith("= -1 EOPNOTSUPP (Operation not supported)")
+    assert taker.fd is not None and not taker.corked
+
+
+def test_a_record_does_not_change(pair: Pair, loop: Loop) -> None:
+    near, far = pair
+    taker = Taker(near, loop)
+    buffer = bytearray(b"first")
+    with Trace() as calls:
+        taker.write(memoryview(buffer))
+        buffer[:] = b"other"
+        far.send(b"x")
+        loop.run()
+        loop.run()
+    assert calls[0].args[1] == b"first"
+    wait, read, empty = calls[1:]
+    assert wait.args[1] == (Event(1, near.fileno()),)
+    assert empty.args[1] == ()
+    with pytest.raises(AttributeError):
+        setattr(read, "result", 0)
+    assert hash(wait)
+
+
+def test_the_clock_is_no_system_call(loop: Loop) -> None:
+    with Trace() as calls:
+        loop.add_timer(0, loop.stop)
+        loop.run()
+    assert names(calls) == []
+
+
+def test_all_loops_and_threads_are_traced(pair: Pair) -> None:
+    near, far = pair
+    with Trace() as calls:
+
+        def other() -> None:
+            with Loop("poll") as loop:
+                Taker(near, loop)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        with Loop("epoll") as loop:
+            far.setblocking(False)
+            Taker(far, loop)
+    assert names(calls)[1:] == ["epoll_create1", "epoll_ctl", "epoll_ctl", "close"]
+    assert calls[0].args[0] == near.fileno() or near.fileno() == -1
+
+
+def test_the_simulated_kqueue_gives_the_same_records() -> None:
+    for platform, read, write in [("freebsd", -1, -2), ("netbsd", 0, 1), ("netbsd9", 0, 1)]:
+        kernel = SimKernel(0, platform=platform)
+        with kernel.installed(), Trace() as calls, Loop("kqueue") as loop:
+            near, far = kernel.socketpair()
+            near.setblocking(False)
+
+            class Reader(Socket):
+                def event_read(self) -> None:
+                    self.read(10)
+
+            reader = Reader(near, loop)
+            reader.watch_read(True)
+            far.send(b"abc")
+            loop.set_loop_timeout(1500)
+            loop.set_post_loop_callback(lambda *_: False)
+            loop.run()
+            reader.close()
+            loop.reset()
+        fd, kq = 3, 5
+        table = (
+            KernelEvent(fd, read, 1, 0, 0),
+            KernelEvent(fd, read, 8, 0, 0),
+            KernelEvent(fd, write, 1, 0, 0),
+            KernelEvent(fd, write, 8, 0, 0),
+        )
+        told = calls[5].args[3]
+        assert isinstance(told, tuple) and isinstance(told[0], KernelEvent)
+        lines = [str(call) for call in calls]
+        if platform == "freebsd":
+            assert lines[5] == (
+                "kevent(5, NULL, 0, [{ident=3, filter=EVFILT_READ, flags=0, fflags=0, data=3, "
+                "udata=NULL}], 1000, {tv_sec=1, tv_nsec=500000000}) = 1"
+            )
+        assert [call[:3] for call in calls] == [
+            ("kqueue", (), kq),
+            ("getpid", (), os.getpid()),
+            ("fcntl", (kq, 2, 1), 0),
+            ("kevent", (kq, table, 4, None, 0, None), 0),
+            ("kevent", (kq, (KernelEvent(fd, read, 4, 0, 0),), 1, None, 0, None), 0),
+            ("kevent", (kq, None, 0, told, 1000, Timespec(1, 500_000_000)), 1),
+            ("read", (fd, b"abc", 10), 3),
+            ("kevent", (kq, (KernelEvent(fd, read, 2, 0, 0),), 1, None, 0, None), 0),
+            ("kevent", (kq, (KernelEvent(fd, write, 2, 0, 0),), 1, None, 0, None), 0),
+            ("getpid", (), os.getpid()),
+            ("close", (kq,), 0),
+        ]
+        assert (told[0].ident, told[0].filter, told[0].data) == (fd, read, 3)
+
+
+def test_what_no_text_of_strace_shows() -> None:
+    change = KernelEvent(3, -1, 0x4041, 54, -7)
+    assert str(change) == (
+        "{ident=3, filter=EVFILT_READ, flags=EV_ADD|EV_ERROR|0x40, "
+        "fflags=0x36 /* NOTE_??? */, data=-7, udata=NULL}"
+    )
+    assert str(Length(28, 28)) == "[28]"
+    assert str(PollFd(3, 1, 0)) == "{fd=3, events=POLLIN}"
+    assert quoted(bytes(range(256))).count("\\") == 33 + 2 + 129
+    call = Call("read", (3, Pointer(None), 5), -1, 4095, 0.0)
+    assert "= -1 ERRNO_4095 (" in str(call)
+
+
+# --- on and off ---------------------------------------------------------------------------------
+
+
+def test_a_trace_starts_and_stops_in_a_running_loop(pair: Pair) -> None:
+    near, far = pair
+    trace = Trace()
+    turns: list[bool] = []
+
+    def turn(*_: object) -> bool:
+        turns.append(trace.on)
+        if len(turns) == 2:
+            trace.start()
+        if len(turns) == 4:
+            trace.stop()
+        far.send(b"x")
+        return len(turns) < 6
+
+    with Loop("epoll") as loop:
+        taker = Taker(near, loop)
+        loop.set_post_loop_callback(turn)
+        far.send(b"x")
+        loop.run()
+        assert turns == [False, False, True, True, False, False]
+        assert names(trace.calls) == ["epoll_wait", "read"] * 2
+        assert taker.got == b"x" * 6
+
+
+def test_starting_and_stopping_twice_is_no_error() -> None:
+    trace = Trace()
+    trace.stop()
+    trace.start()
+    trace.start()
+    trace.stop()
+    assert not trace.on
+    trace.stop()
+
+
+def test_of_several_traces_each_gets_every_call(pair: Pair, loop: Loop) -> None:
+    near, _ = pair
+    streamed: list[Call] = []
+    with Trace() as outer:
+        taker = Taker(near, loop)
+        inner = Trace(streamed.append)
+        with inner as gathered:
+            taker.read(1)
+        taker.read(2)
+        inner.start()
+        first, second = Trace(), Trace()
+        first.start()
+        second.start()
+        first.stop()
+        taker.read(3)
+        second.stop()
+        inner.stop()
+    assert gathered == []
+    assert streamed == [outer[3], outer[5]]
+    assert second.calls == [outer[5]]
+    assert first.calls == []
+    assert names(outer) == ["epoll_create1", "epoll_ctl", "epoll_ctl", "read", "read", "read"]
+
+
+def test_what_replaced_the_door_meanwhile_stays() -> None:
+    before = libc.getpid
+    with Trace():
+        vars(libc)["getpid"] = other = lambda: 5
+    assert libc.getpid is other
+    vars(libc)["getpid"] = before
+
+
+def test_an_error_leaves_the_trace_off(pair: Pair, loop: Loop) -> None:
+    trace = Trace()
+    with pytest.raises(ZeroDivisionError), trace:
+        1 / 0
+    assert not trace.on
+
+
+# --- sinks --------------------------------------------------------------------------------------
+
+
+def test_a_sink_is_a_callable() -> None:
+    with pytest.raises(TypeError, match="takes a callable or None, not 5"):
+        Trace(5)  # type: ignore[arg-type]
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_sink_that_raises_takes_its_trace_off_and_leaves_the_loop_whole(
+    number: int, pair: Pair
+) -> None:
+    near, far = pair
+    seen: list[Call] = []
+
+    def sink(call: Call) -> None:
+        seen.append(call)
+        if len(seen) > number:
+            raise Boom
+
+    with Loop("epoll") as loop, Trace() as calls:
+        loop.set_post_loop_callback(lambda *_: False)
+        taker = Taker(near, loop)
+        far.send(b"a")
+        trace = Trace(sink)
+        trace.start()
+        raised = 0
+        for step in (loop.run, lambda: taker.write(b"b"), lambda: far.send(b"c"), loop.run,
+                     lambda: taker.watch_write(True), lambda: taker.watch_write(False),
+                     taker.close, loop.run):  # fmt: skip
+            loop.set_loop_timeout(0)
+            try:
+                step()
+            except Boom:
+                raised += 1
+                assert not trace.on
+        loop.run()
+        # What happened is what happened; another trace has all of it, and nobody was closed twice.
+        assert raised == (number < len(calls) and number < 8)
+        assert len(seen) == number + 1
+        assert loop.watched_sockets == 0
+        assert names(calls).count("close") == 1
+    assert near.fileno() == -1
+
+
+def test_an_os_error_of_a_sink_is_not_taken_for_the_calls_own(pair: Pair, loop: Loop) -> None:
+    near, _ = pair
+    taker = Taker(near, loop)
+
+    def full(call: Call) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Trace(full), pytest.raises(RuntimeError, match="No space left") as caught:
+        taker.write(b"abc")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert taker.fd is not None and not taker.closed
+
+
+def test_what_a_sink_has_the_package_call_is_not_traced(pair: Pair, loop: Loop) -> None:
+    near, far = pair
+    far.setblocking(False)
+    taker, other = Taker(near, loop), Taker(far, loop)
+    with Trace() as all_calls, Trace(lambda call: other.write(b"!")):
+        taker.write(b"abc")
+    assert names(all_calls) == ["write"]
+    assert near.recv(10) == b"!"
+
+
+def test_a_sink_may_change_errno(pair: Pair, loop: Loop) -> None:
+    near, _ = pair
+    Taker(near, loop)
+
+    def fail_otherwise(call: Call) -> None:
+        assert libc.fcntl(-1, 2, 0) == -1
+
+    with Trace(fail_otherwise), pytest.raises(FileExistsError):
+        Socket(near, loop)
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+def microseconds_a_call(kind: str, rounds: int = 20_000) -> float:
+    """What a trace adds to a call, over the calls of a turn that reads and writes."""
+
+    def elapsed(trace: Trace | None) -> float:
+        near, far = socket.socketpair()
+        with near, far, Loop("epoll") as loop:
+            near.setblocking(False)
+            taker = Taker(near, loop)
+            loop.set_post_loop_callback(lambda *_: False)
+            if trace is not None:
+                trace.start()
+            begun = time.perf_counter()
+            for _ in range(rounds):
+                far.send(b"a request")
+                loop.run()
+                taker.write(b"an answer")
+                far.recv(100)
+            taken = time.perf_counter() - begun
+            if trace is not None:
+                trace.stop()
+        return taken
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    sinks = {
+        "gathered": None,
+        "printed": lambda call: os.write(null, (call.line() + "\n").encode()),
+        "as JSON": lambda call: os.write(null, json.dumps([call.name, call.decoded]).encode()),
+    }
+    try:
+        differences = [elapsed(Trace(sinks[kind])) - elapsed(None) for _ in range(3)]
+    finally:
+        os.close(null)
+    return min(differences) / (3 * rounds) * 1e6
+
+
+COST = """
+import socket, sys
+from danga_raw import Loop, Socket
+from danga_raw.trace import Trace
+if sys.argv[1] == "was on":
+    with Trace():
+        pass
+near, far = socket.socketpair()
+near.setblocking(False)
+class Taker(Socket):
+    def event_read(self):
+        self.write(self.read(100))
+with Loop("epoll") as loop:
+    Taker(near, loop).watch_read(True)
+    loop.set_post_loop_callback(lambda *_: False)
+    for _ in range(int(sys.argv[2])):
+        far.send(b"x")
+        loop.run()
+        far.recv(10)
+"""
+
+
+@pytest.mark.needs("valgrind")
+def test_a_trace_that_is_off_costs_no_instruction(capsys: pytest.CaptureFixture[str]) -> None:
+    each: dict[str, float] = {}
+    of_program([sys.executable, "-c", COST, "was on", "0"], environment(ROOT))  # compiles
+    for how in ("never on", "was on"):
+        few, many = (
+            of_program([sys.executable, "-c", COST, how, str(n)], environment(ROOT))
+            for n in (200, 1200)
+        )
+        each[how] = (many - few) / 1000
+    with capsys.disabled():
+        print(f"\ninstructions a turn, by whether a trace was on before: {each}")
+    assert each["was on"] == pytest.approx(each["never on"], rel=0.01)
+
+
+# --- what importing costs -----------------------------------------------------------------------
+
+IMPORT = """
+import os, sys
+before = set(os.listdir("/proc/self/fd"))
+import danga_raw, danga_raw.trace
+assert set(os.listdir("/proc/self/fd")) == before
+assert len(os.listdir("/proc/self/task")) == 1
+new = set(sys.modules) - set(had)
+assert not {"socket", "selectors", "threading", "asyncio"} & new, new
+"""
+
+
+def test_importing_makes_no_descriptor_and_no_thread() -> None:
+    code = "import sys; had = list(sys.modules)\n" + IMPORT
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.needs("strace")
+def test_importing_makes_none_in_passing_either(tmp_path: Path) -> None:
+    out = tmp_path / "calls"
+    births = (
+        "epoll_create epoll_create1 socket socketpair pipe pipe2 eventfd2 clone clone3 fork vfork"
+    ).split()
+    traced = "trace=" + ",".join(f"?{name}" for name in births)
+    options = ["-f", "-qq", "-o", str(out), "-e", traced]
+    program = [sys.executable, "-c", "import danga_raw, danga_raw.trace"]
+    subprocess.run(["strace", *options, *program], cwd=ROOT, check=True)
+    assert out.read_text() == ""
+
+
+def test_every_call_of_the_door_but_the_clock_is_traced() -> None:
+    functions = {name for name, value in vars(libc).items() if callable(value)}
+    assert functions - set(CALLS) == {"clock_gettime"}
+
+
+if __name__ == "__main__":
+    for kind in ("gathered", "printed", "as JSON"):
+        print(f"{kind}: {microseconds_a_call(kind):.2f} microseconds a call")
