@@ -11,11 +11,10 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from types import FrameType
 from typing import Final, TypeAlias
 
-from danga_raw import Loop, Socket, _epoll, _kqueue, _poll, _sockopt
+from danga_raw import Loop, Socket, _epoll, _kqueue, _poll, _sockopt, _tracecli
 from danga_raw.loop import backends
 
 Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
@@ -35,13 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("info", help="the backend, and the ABI in force")
     command.add_argument("--json", action="store_true", help="as one JSON object")
     command.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
+    _tracecli.add_arguments(commands.add_parser("trace", help="run a program and print its calls"))
     arguments = parser.parse_args(argv)
     try:
         match arguments.command:
             case "echo":
                 echo(arguments.host, arguments.port)
-            case _:
+            case "info":
                 show(information() if arguments.abi is None else layouts(arguments.abi), arguments.json)
+            case _:
+                return _tracecli.run(arguments)
     except (OSError, ValueError) as error:
         print(f"danga_raw: {error}", file=sys.stderr)
         return 2
@@ -84,7 +86,7 @@ class Echo(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        self.close("hang-up")
+        self.event_read()  # What came before the hang-up is still to be read.
 
 
 class EchoServer:
@@ -106,10 +108,11 @@ class EchoServer:
                 sock, _ = self.listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno not in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-                    continue  # That one is gone before it was accepted (accept(2), "Error handling").
-                # The listener stays readable: watching it now would be a busy loop.
+            except ConnectionAbortedError:
+                continue
+            except OSError:
+                # No descriptor or no memory is to be had, and the listener stays readable: to watch
+                # it now would be a busy loop.
                 fd = self.listener.fileno()
                 self.loop.other_fds = {k: v for k, v in self.loop.other_fds.items() if k != fd}
                 self.loop.add_timer(_PAUSE, self.start)
@@ -211,10 +214,10 @@ def information() -> Facts:
     uname = os.uname()
     loop = Loop()
     in_force: dict[str, Fact] = {}
-    if "epoll" in backends():
-        in_force |= layouts("linux")
-    if name := "libkqueue" if "DANGA_RAW_LIBKQUEUE" in os.environ else _kqueue.system_platform():
-        in_force |= layouts(name)
+    if "DANGA_RAW_LIBKQUEUE" in os.environ:
+        in_force["kqueue"] = layouts("libkqueue")["kqueue"]
+    if system := "linux" if "epoll" in backends() else _kqueue.system_platform():
+        in_force |= layouts(system)
     return {
         "backend": loop.backend,
         "backends": backends(),

@@ -32,8 +32,8 @@ nfds_t: Final = c_ulong if PLATFORM == "linux" else c_uint
 class Poll:
     """A table of struct pollfd, handed whole to poll(2) at each wait, whose cost is linear in it.
 
-    poll itself takes any number for a fd. So that a program fails alike on every backend, `register`
-    refuses what epoll_ctl(2) would, and a wait that finds a dead fd drops it.
+    poll itself takes any number for a fd. So that a program fails as it does on epoll, `register`
+    refuses a dead fd, a fd that is there, and a regular file; and a wait that finds a dead fd drops it.
     """
 
     __slots__ = ("_fds", "_revents", "_slot", "_table")
