@@ -147,9 +147,12 @@ def load_libkqueue(path: str) -> KQueueLibrary:
 
     Raises `OSError` for a path that is no shared library with `kqueue` and `kevent` in it.
     """
-    library = ctypes.CDLL(path, use_errno=True)
+    try:
+        library = ctypes.CDLL(path, use_errno=True)
+    except OSError as error:
+        raise OSError(f"no libkqueue to be loaded: {error}") from None
     if not (hasattr(library, "kqueue") and hasattr(library, "kevent")):
-        raise OSError(f"{path}: this library has no kqueue and kevent")
+        raise OSError(f"no libkqueue to be loaded: {path}: it has no kqueue and kevent")
     return cast(KQueueLibrary, library)
 
 
