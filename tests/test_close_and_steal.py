@@ -10,8 +10,9 @@ from errno import EIO
 
 import pytest
 
-from danga_raw import Handle, Loop, Socket
+from danga_raw import Loop, Socket
 from danga_raw._libc import libc
+from danga_raw.types import Handle
 from tests.world import Noted, Thing, World, drain, only, real_only
 
 
