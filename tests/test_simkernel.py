@@ -1,5 +1,5 @@
-"""The simulated kernel itself: what real kernels were seen to do with kqueue, row by row, and how it
-treats a program that misuses it. (What Linux does is in test_simkernel_truth.py.)"""
+"""The simulated kernel itself: what real kernels were seen to do with kqueue, row by row, and how
+it treats a program that misuses it. (What Linux does is in test_simkernel_truth.py.)"""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ class TestWhatTheKernelsDo:
         array = (kevent_type("darwin") * 1)()
         struct.pack_into("=QhHIqQ", array, 0, one.fileno(), -1, EV_ADD, 0, 0, 0)
         count = lax.kernel.kevent(lax.kq, array, lax.size_t(1), None, lax.size_t(0), timespec(0))
-        assert (count, ctypes.get_errno() if count else 0) == ((-1, EINVAL) if netbsd(lax) else (0, 0))
+        assert (count, ctypes.get_errno() if count else 0) == (
+            (-1, EINVAL) if netbsd(lax) else (0, 0)
+        )
         assert lax.call((one.fileno(), lax.read, EV_ENABLE)) == -1
         assert lax.errno == ENOENT
 
@@ -418,9 +420,7 @@ class TestTheWorld:
             poller.register(one.fileno(), POLLOUT)
             assert list(poller.wait(-1)) == [(one.fileno(), POLLOUT)]
             fd = one.fileno()
-            assert kernel.changes == [
-                [(fd, -1, EV_ADD), (fd, -1, EV_DISABLE), (fd, -2, EV_ADD)]
-            ]
+            assert kernel.changes == [[(fd, -1, EV_ADD), (fd, -1, EV_DISABLE), (fd, -2, EV_ADD)]]
 
 
 def test_a_shut_write_side_still_reads() -> None:

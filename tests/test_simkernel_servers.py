@@ -54,7 +54,9 @@ def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Socket._write_once
     monkeypatch.setattr(
-        Socket, "_write_once", lambda self, fd, block, count, offset: original(self, fd, block, count, 0)
+        Socket,
+        "_write_once",
+        lambda self, fd, block, count, offset: original(self, fd, block, count, 0),
     )
 
 

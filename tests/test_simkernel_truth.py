@@ -278,8 +278,8 @@ class Run:
 def run(world: World, steps: list[Step], expected: list[Told] | None = None) -> list[Told]:
     """What each step gave.
 
-    Where the masks are not as `expected`, a packet may still be on its way: they are asked for until
-    they agree, or SETTLE is over.
+    Where the masks are not as `expected`, a packet may still be on its way: they are asked for
+    until they agree, or SETTLE is over.
     """
     told: list[Told] = []
     with world.installed():

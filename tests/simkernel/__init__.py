@@ -9,9 +9,9 @@
         Socket(one)
         ...
 
-Its clock moves only when somebody waits, and its decisions come from the seed alone. It is strict: a
-struct of the wrong size, an unknown flag, a closed descriptor used, a count of the wrong C type, a
-buffer that is too small, a wait that nothing can end raise `SimError`, which is no `OSError`.
+Its clock moves only when somebody waits, and its decisions come from the seed alone. It is strict:
+a struct of the wrong size, an unknown flag, a closed descriptor used, a count of the wrong C type,
+a buffer that is too small, a wait that nothing can end raise `SimError`, which is no `OSError`.
 """
 
 from tests.simkernel.errors import SimError as SimError

@@ -32,7 +32,7 @@ class Clock:
         return self.at(self.now_ns + delay_ns, action)
 
     def at(self, when_ns: int, action: Callable[[], object]) -> int:
-        """Run `action` at `when_ns`; actions of the same moment run in the order they were added."""
+        """Run `action` at `when_ns`; those of one moment run in the order of adding."""
         self._added += 1
         heapq.heappush(self._heap, (when_ns, self._added, action))
         return when_ns

@@ -8,7 +8,16 @@ from errno import EEXIST, EINVAL, ENOENT, EPERM
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simkernel.errors import SimError
-from tests.simkernel.files import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, Filter, OpenFile, error
+from tests.simkernel.files import (
+    POLLERR,
+    POLLHUP,
+    POLLIN,
+    POLLNVAL,
+    POLLOUT,
+    Filter,
+    OpenFile,
+    error,
+)
 from tests.simkernel.memory import memory
 
 if TYPE_CHECKING:
@@ -75,7 +84,9 @@ class Epoll(OpenFile):
             raise SimError(f"epoll_ctl: unknown op {op}")
         view = memory(pointer, LAYOUT.size, "epoll_ctl: struct epoll_event")
         if len(view) != LAYOUT.size:
-            raise SimError(f"epoll_ctl: struct epoll_event has {len(view)} bytes, not {LAYOUT.size}")
+            raise SimError(
+                f"epoll_ctl: struct epoll_event has {len(view)} bytes, not {LAYOUT.size}"
+            )
         events = int(_MASK.unpack_from(view, 0)[0])
         data = int(_DATA.unpack_from(view, LAYOUT.data)[0])
         if events & ~KNOWN:

@@ -35,7 +35,7 @@ class Filter(NamedTuple):
 
 
 class OpenFile:
-    """An open file description: what `dup` shares, and what lives until its last descriptor closes."""
+    """An open file description: what `dup` shares, and what lives until the last of them closes."""
 
     mode = stat.S_IFREG | 0o600
     pollable = True

@@ -89,7 +89,7 @@ class SimKernel:
         with door.replaced(self):
             yield self
 
-    # --- making descriptors ---------------------------------------------------------------------------
+    # --- making descriptors -----------------------------------------------------------------------
 
     def open(self, file: OpenFile) -> int:
         """A new descriptor for `file`. Raises `OSError` (EMFILE)."""
@@ -154,7 +154,7 @@ class SimKernel:
         """The open file of a descriptor. Raises `OSError` (EBADF)."""
         return self.table.get(c_int(fd, f"{call}: fd"), self.strict, call)
 
-    # --- waiting --------------------------------------------------------------------------------------
+    # --- waiting ----------------------------------------------------------------------------------
 
     def wait(self, ready: Callable[[], T], timeout_ms: int, what: str) -> T:
         """Block until `ready()` is true, `timeout_ms` as of poll(2). Raises `OSError`."""
@@ -168,7 +168,7 @@ class SimKernel:
             raise error(EINTR)
         return self.clock.wait(ready, timeout_ns, what)
 
-    # --- the calls that raise -------------------------------------------------------------------------
+    # --- the calls that raise ---------------------------------------------------------------------
 
     def read(self, fd: int, count: int, /) -> bytes:
         """read(2), as `os.read`."""
@@ -232,7 +232,7 @@ class SimKernel:
         """getrusage(2), as `resource.getrusage`: a user's microsecond for each call made."""
         return struct_rusage((self.steps / 1e6, *[0.0], *[0] * 14))
 
-    # --- the calls that answer as C does ----------------------------------------------------------------
+    # --- the calls that answer as C does ----------------------------------------------------------
 
     def _c(self, body: Callable[[], int]) -> int:
         """The answer of `body`, or -1 with errno set."""
@@ -294,7 +294,14 @@ class SimKernel:
         return self._c(body)
 
     def kevent(
-        self, kq: int, changes: object, nchanges: object, events: object, room: object, limit: object, /
+        self,
+        kq: int,
+        changes: object,
+        nchanges: object,
+        events: object,
+        room: object,
+        limit: object,
+        /,
     ) -> int:
         """kevent(2)"""
         return self._c(

@@ -83,7 +83,7 @@ class KQueue(OpenFile):
     def filter(self, write: bool) -> Filter:
         raise SimError("a kqueue in a kqueue")
 
-    # --- the one call --------------------------------------------------------------------------------
+    # --- the one call -----------------------------------------------------------------------------
 
     def kevent(
         self,
@@ -161,7 +161,7 @@ class KQueue(OpenFile):
             raise error(EINVAL)
         return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
-    # --- changes -------------------------------------------------------------------------------------
+    # --- changes ----------------------------------------------------------------------------------
 
     def _change(
         self, ident: int, filter: int, flags: int, fflags: int, data: int, udata: int
@@ -213,7 +213,7 @@ class KQueue(OpenFile):
         self.notes.pop((fd, self.layout.read), None)
         self.notes.pop((fd, self.layout.write), None)
 
-    # --- events --------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------
 
     def ready(self) -> list[Fields]:
         """An event for each enabled filter that fires."""

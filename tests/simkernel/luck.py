@@ -40,7 +40,7 @@ class Luck:
         return 0
 
     def cut(self, most: int, what: str) -> int:
-        """How much of a transfer of `most` bytes is done: all of it, or noisily less, at least 1."""
+        """How much of a transfer of `most` bytes is done: all, or noisily less, at least 1."""
         if most > 1 and self.noisy(what):
             return self.random.randrange(1, most)
         return most

@@ -19,7 +19,7 @@ def _target(pointer: object, what: str) -> object:
 
 
 def memory(pointer: object, need: int, what: str) -> memoryview:
-    """The bytes that `pointer` (an array, or what `byref` gives) points to, `need` of them or more."""
+    """The bytes behind `pointer` (an array, or what `byref` gives), `need` of them or more."""
     view = memoryview(cast("ctypes.Array[Any]", _target(pointer, what))).cast("B")
     if len(view) < need:
         raise SimError(f"{what}: {need} bytes are used of a buffer that has {len(view)}")

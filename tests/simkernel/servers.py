@@ -1,13 +1,13 @@
 """Random servers: programs of `Socket` objects on the simulated kernel, and what must hold of them.
 
-One seed makes one world: a kernel, one or two loops, listeners, pipes, and some connections, each with
-a client that sends, reads and goes, and a server object that takes what it gets apart into frames and
-does something at the end of each. What that is comes from the seed and the number of the connection
-alone, so that the first connections of a world do the same however many there are.
+One seed makes one world: a kernel, one or two loops, listeners, pipes, and some connections, each
+with a client that sends, reads and goes, and a server object that takes what it gets apart into
+frames and does something at the end of each. What that is comes from the seed and the number of the
+connection alone, so that the first connections of a world do the same however many there are.
 
-There are two kinds of worlds. In a calm one the kernel only disturbs, and each connection's bytes are
-the same on every backend. In a wild one calls fail, connections are reset, and objects raise, close
-each other and write when it suits them.
+There are two kinds of worlds. In a calm one the kernel only disturbs, and each connection's bytes
+are the same on every backend. In a wild one calls fail, connections are reset, and objects raise,
+close each other and write when it suits them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
+from functools import partial
 from random import Random
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer
-from danga_raw.types import Block, DescriptorMapping, OtherFdMapping, Watched
+from danga_raw.types import Block, DescriptorMapping, OtherFdMapping, PostLoopCallback, Watched
 from tests.simkernel.epoll import as_epoll
 from tests.simkernel.files import POLLIN, POLLOUT
 from tests.simkernel.handles import Handle
@@ -43,10 +44,12 @@ _PLATFORMS: Final = {
 WORLD_SIZE: Final = 16
 """How many connections a world has."""
 
+T = TypeVar("T")
+
 _MS: Final = 1_000_000
 _MASK: Final = POLLIN | POLLOUT
 _PATIENCE: Final = 2_000 * _MS
-"""How long a client waits for a sign of life. Nothing on the way takes longer, unless it is lost."""
+"""How long a client waits for a sign of life. Nothing takes longer, unless it is lost."""
 _LATE: Final = 3 * _MS
 _BYTES: Final = Random("bytes").randbytes(1 << 16)
 _NO_ROOM: Final = (EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC)
@@ -81,7 +84,9 @@ def close_anyhow(handle: Handle) -> None:
 class TimerModel:
     """A timer as it should behave."""
 
-    def __init__(self, world: World, loop: Loop, seconds: float, action: Callable[[], object]) -> None:
+    def __init__(
+        self, world: World, loop: Loop, seconds: float, action: Callable[[], object]
+    ) -> None:
         self.world = world
         self.loop = loop
         self.action = action
@@ -131,7 +136,7 @@ class ServerHandle(Handle):
 
 
 class Connection:
-    """What belongs to one connection, whatever objects are wrapped around it one after the other."""
+    """What belongs to one connection, whatever objects are wrapped around it in turn."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -151,10 +156,10 @@ class Connection:
         self.want_write = False
         self.boom = False
         self.callable_raised = False
-        """From then on the object may be watched for what was queued behind, till the next event."""
+        """From then on it may be watched for what was queued behind, till the next event."""
         self.ended = False
 
-    # --- the server's side ----------------------------------------------------------------------------
+    # --- the server's side ------------------------------------------------------------------------
 
     def open(self, handle: Handle) -> None:
         """The server's side is there."""
@@ -242,14 +247,15 @@ class Connection:
         def run() -> None:
             self.callables -= 1
             self.world.require(
-                obj.closed or self.taken >= before, "a callable ran before what was queued before it"
+                obj.closed or self.taken >= before,
+                "a callable ran before what was queued before it",
             )
             action()
 
         self.callables += 1
         obj.write(run)
 
-    # --- what it does at the end of a frame: the same whenever it happens -------------------------------
+    # --- what it does at the end of a frame: the same whenever it happens -------------------------
 
     def act_bytes(self, obj: Peer, number: int) -> None:
         self._write(obj, self._bytes(number))
@@ -334,7 +340,7 @@ class Connection:
     def act_raise(self, obj: Peer, number: int) -> None:
         self.boom = not self.world.closes_on_exception or self.world.wild
 
-    # --- the same, for wild worlds only -----------------------------------------------------------------
+    # --- the same, for wild worlds only -----------------------------------------------------------
 
     def act_close(self, obj: Peer, number: int) -> None:
         if number % 3 == 0:
@@ -683,7 +689,7 @@ class World:
         """An injected fault, which only a wild world has."""
         self.require(self.wild and error.errno in _NO_ROOM, f"unexpected: {error!r}")
 
-    # --- a run ----------------------------------------------------------------------------------------
+    # --- a run ------------------------------------------------------------------------------------
 
     def run(self) -> Report:
         """Let everything happen. Raises `Broken` or `SimError`."""
@@ -731,25 +737,24 @@ class World:
         for _ in range(self.loops_wanted):
             loop = Loop(self.backend)
             loop.set_loop_timeout(20 if self.loops_wanted == 1 else 2)
-            loop.set_post_loop_callback(lambda sockets, others, loop=loop: self._turn(loop))  # type: ignore[misc]
+            loop.set_post_loop_callback(self._turn_of(loop))
             if self.closes_on_exception:
                 loop.on_exception = self._on_exception
             self.to_close[loop] = []
             self.loops.append(loop)
-            self._insist(lambda loop=loop: loop.poller())  # type: ignore[misc]
+            self._insist(loop.poller)
             handle = self.kernel.listener()
             handle.setblocking(False)
-            self._insist(lambda: self.acceptors.append(Acceptor(self, handle, loop)))
+            self.acceptors.append(self._insist(partial(Acceptor, self, handle, loop)))
         for number in range(self.taps_wanted):
-            self._insist(lambda: self.taps.append(Tap(self, number)))
+            self.taps.append(self._insist(partial(Tap, self, number)))
         for _ in range(self.wanted):
             self.spawn()
 
-    def _insist(self, action: Callable[[], object]) -> None:
+    def _insist(self, action: Callable[[], T]) -> T:
         for _ in range(100):
             try:
-                action()
-                return
+                return action()
             except OSError as error:
                 self.tolerate(error)
         raise Broken("a call failed a hundred times")
@@ -767,6 +772,9 @@ class World:
             and not self.timers
             and all(not tap.watched for tap in self.taps)
         )
+
+    def _turn_of(self, loop: Loop) -> PostLoopCallback:
+        return lambda sockets, others: self._turn(loop)
 
     def _turn(self, loop: Loop) -> bool:
         self.closes_began.discard(loop)
@@ -793,14 +801,14 @@ class World:
                 )
                 self.require(
                     conn.consumed == len(conn.client.sent),
-                    f"connection {conn.number} read {conn.consumed} of {len(conn.client.sent)} bytes",
+                    f"connection {conn.number} read {conn.consumed} bytes of those sent",
                 )
 
     def _on_exception(self, obj: Watched | None, error: Exception) -> None:
         if not isinstance(error, (Boom, OSError)):
             raise error
 
-    # --- what the objects tell ------------------------------------------------------------------------
+    # --- what the objects tell --------------------------------------------------------------------
 
     def in_handler(self, loop: Loop) -> None:
         """A handler begins."""
@@ -831,7 +839,7 @@ class World:
         self.require(bool(self.to_close[loop]), "a handle was closed that nobody had closed")
         self.require(self.to_close[loop].pop(0) is handle, "handles were closed out of order")
 
-    # --- what must hold -------------------------------------------------------------------------------
+    # --- what must hold ---------------------------------------------------------------------------
 
     def check_object(self, obj: Peer) -> None:
         """What must hold of an object whenever none of its methods is running."""

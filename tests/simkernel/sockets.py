@@ -63,7 +63,7 @@ class StreamSocket(OpenFile):
     def __str__(self) -> str:
         return f"the {'TCP' if self.tcp else 'UNIX'} socket {self.name!r} of {self.peer_name!r}"
 
-    # --- what is ready -----------------------------------------------------------------------------
+    # --- what is ready ----------------------------------------------------------------------------
 
     @property
     def space(self) -> int:
@@ -94,7 +94,7 @@ class StreamSocket(OpenFile):
     def _fflags(self, eof: bool) -> int:
         return self.error if eof else 0
 
-    # --- the calls ---------------------------------------------------------------------------------
+    # --- the calls --------------------------------------------------------------------------------
 
     def take_error(self) -> int:
         """SO_ERROR, which is told once."""
@@ -187,7 +187,7 @@ class StreamSocket(OpenFile):
             self._send_fin()
         self.shut_write = self.shut_read = True
 
-    # --- what the network brings ---------------------------------------------------------------------
+    # --- what the network brings ------------------------------------------------------------------
 
     def _send(self, packet: Callable[[], None], held_ns: int = 0) -> None:
         clock = self.kernel.clock
