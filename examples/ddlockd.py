@@ -137,7 +137,7 @@ class Client(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        self.close("hang-up")
+        self.event_read()
 
 
 def accept(state: int) -> None:

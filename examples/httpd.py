@@ -21,11 +21,9 @@ from email.utils import formatdate
 from http import HTTPStatus
 from io import BytesIO, FileIO
 from resource import RLIMIT_NOFILE, getrlimit
-from traceback import print_exception
 from urllib.parse import unquote_to_bytes
 
-# The package lies beside this folder: a bare checkout runs without being installed.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # bare checkout
 
 from danga_raw import Loop, Socket
 
@@ -82,8 +80,7 @@ def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
             found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=folder)
             if last:
                 return FileIO(found), name
-            folder = found
-            folders.callback(os.close, folder)
+            folders.callback(os.close, folder := found)
     raise FileNotFoundError(errno.ENOENT, "it leads upwards")
 
 
@@ -187,7 +184,10 @@ class Connection(Socket):
             self.talking.close()
         self.loop.add_other_fds(self.server.door)  # there may be room again
 
-    event_err = event_hup = close
+    def event_hup(self) -> None:
+        pass  # Reading or writing tells it too; on kqueue, who is half closed comes here as well.
+
+    event_err = close
 
 
 class Server:
@@ -239,7 +239,7 @@ def main() -> None:
             server = Server(loop, options.folder, options.host, options.port, options.timeout)
         except (OSError, OverflowError) as error:
             parser.exit(2, f"httpd.py: {error}\n")
-        loop.on_exception = lambda _, error: print_exception(error)
+        loop.on_exception = lambda _, error: sys.excepthook(type(error), error, error.__traceback__)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: loop.stop())
         print("listening on http://%s:%d/" % server.listener.getsockname(), flush=True)
