@@ -14,7 +14,7 @@ from danga_raw.loop import Leaving, Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
-from tests.simkernel.servers import BACKENDS, Backend, World
+from tests.simkernel.world import BACKENDS, Backend, World
 
 WORLDS = 20
 HERE = BACKENDS if sys.maxsize > 2**32 else BACKENDS[:2]

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from random import SystemRandom
 from typing import NamedTuple
 
-from tests.simkernel.servers import BACKENDS, WORLD_SIZE, Backend, Report, World
+from tests.simkernel.world import BACKENDS, WORLD_SIZE, Backend, Report, World
 
 BAR = 40
 

@@ -1,0 +1,173 @@
+"""The other side of a random world: clients, and pipes that somebody writes to."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from tests.simkernel.handles import Handle
+from tests.simkernel.rules import BYTES, MS, Broken, close_anyhow
+from tests.simkernel.sockets import SHUT_WR
+
+if TYPE_CHECKING:
+    from tests.simkernel.servers import Connection
+    from tests.simkernel.world import World
+
+_PATIENCE: Final = 2_000 * MS
+"""How long a client waits for a sign of life. Nothing takes longer, unless it is lost."""
+
+
+class Client:
+    """The other end of a connection. It acts whenever the loop waits."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+        script = conn.script
+        start = script.randrange(1 << 14)
+        self.sent = BYTES[start : start + script.randint(0, 600)]
+        """All that it is going to send."""
+        self.done = 0
+        self.received = bytearray()
+        self.handle: Handle | None = None
+        self.shut = False
+        self.over = False
+        self.deadline = 0
+
+    def connect(self) -> None:
+        """Open the connection: by a listener, or as a pair."""
+        world = self.conn.world
+        kernel = world.kernel
+        self.lives()
+        try:
+            kind = self.conn.script.randrange(3)
+            if kind == 0:
+                acceptor = self.conn.dice.choice(world.acceptors)
+                assert isinstance(acceptor.sock, Handle)
+                self.handle = kernel.connect(acceptor.sock)
+                acceptor.waiting.append(self.conn)
+            else:
+                self.handle, far = kernel.socketpair(tcp=kind == 1)
+                self.conn.open(far)
+        except OSError as error:
+            world.tolerate(error)
+            self.over = self.handle is None
+            return
+        self.handle.setblocking(False)
+        self.next_tick()
+
+    def lives(self) -> None:
+        """Something has come or gone."""
+        self.deadline = self.conn.world.kernel.clock.now_ns + _PATIENCE
+
+    def next_tick(self) -> None:
+        self.conn.world.kernel.clock.after(self.conn.dice.randrange(50_000, 3 * MS), self.tick)
+
+    def tick(self) -> None:
+        """Send a little, read a little, and sometimes go."""
+        world = self.conn.world
+        assert self.handle is not None
+        dice = self.conn.dice
+        if world.wild and dice.random() < 0.02:
+            self.go(dice.random() < 0.5)
+            return
+        try:
+            if self.done < len(self.sent):
+                self.done += self.handle.send(
+                    self.sent[self.done : self.done + dice.randrange(1, 300)]
+                )
+                self.lives()
+            elif not self.shut:
+                self.shut = True
+                self.handle.shutdown(SHUT_WR)
+        except BlockingIOError:
+            pass
+        except OSError:
+            world.require(world.wild, f"connection {self.conn.number} could not send")
+        try:
+            if not self.read(dice.choice((10, 200, 5000, 50000))):
+                self.go()
+                return
+        except BlockingIOError:
+            pass
+        except OSError:
+            world.require(world.wild, f"connection {self.conn.number} could not read")
+            self.go()
+            return
+        if world.kernel.clock.now_ns > self.deadline:
+            raise Broken(
+                f"connection {self.conn.number} waits in vain, with {len(self.received)} bytes of "
+                f"{len(self.conn.out)} received and {self.conn.consumed} of {len(self.sent)} read"
+            )
+        self.next_tick()
+
+    def read(self, count: int) -> bytes:
+        assert self.handle is not None
+        data = self.handle.recv(count)
+        at = len(self.received)
+        self.received += data
+        self.lives()
+        if self.conn.out[at : len(self.received)] != data:
+            raise Broken(f"connection {self.conn.number} received what was not written at {at}")
+        return data
+
+    def go(self, reset: bool = False) -> None:
+        """Close."""
+        assert self.handle is not None
+        self.over = True
+        if reset:
+            self.handle.reset()
+        else:
+            self.handle.close()
+
+
+class Tap:
+    """A pipe whose read end is an other fd of a loop."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.dice = Random(f"tap {world.seed} {number}")
+        self.loop = self.dice.choice(world.loops)
+        self.read_end, self.write_end = world.kernel.pipe()
+        self.read_end.setblocking(False)
+        self.write_end.setblocking(False)
+        self.left = self.dice.randint(1, 300)
+        self.sent = 0
+        self.received = 0
+        self.watched = True
+        try:
+            self.loop.add_other_fds({self.read_end.fileno(): self.event})
+        except OSError:
+            self.read_end.close()
+            self.write_end.close()
+            raise
+        self.tick()
+
+    def tick(self) -> None:
+        """Write a little; at the end, close."""
+        count = min(self.left, self.dice.randint(1, 50))
+        if count == 0:
+            self.write_end.close()
+            return
+        self.write_end.send(BYTES[self.sent : self.sent + count])
+        self.sent += count
+        self.left -= count
+        self.world.kernel.clock.after(self.dice.randrange(MS), self.tick)
+
+    def event(self, state: int) -> None:
+        """What the loop calls."""
+        self.world.require(self.watched, "an other fd that was taken off got an event")
+        self.world.in_handler(self.loop)
+        try:
+            data = self.read_end.recv(self.dice.randint(1, 60))
+        except BlockingIOError:
+            return
+        self.world.require(
+            BYTES[self.received : self.received + len(data)] == data, "a pipe's bytes are mixed up"
+        )
+        self.received += len(data)
+        if not data:
+            self.world.require(self.received == self.sent, "a pipe's bytes are lost")
+            self.watched = False
+            fd = self.read_end.fileno()
+            self.loop.other_fds = {k: v for k, v in self.loop.other_fds.items() if k != fd}
+            close_anyhow(self.read_end)

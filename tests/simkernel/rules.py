@@ -1,0 +1,93 @@
+"""What the random servers' programs and their worlds share: failures, and things that know how they
+should behave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EIO
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from danga_raw.loop import Loop
+from danga_raw.timers import Timer
+from tests.simkernel.files import POLLIN, POLLOUT
+from tests.simkernel.handles import Handle
+
+if TYPE_CHECKING:
+    from tests.simkernel.world import World
+
+MS: Final = 1_000_000
+MASK: Final = POLLIN | POLLOUT
+LATE: Final = 3 * MS
+BYTES: Final = Random("bytes").randbytes(1 << 16)
+"""What everybody sends pieces of."""
+
+
+class Broken(AssertionError):
+    """What must always hold does not."""
+
+
+class Boom(Exception):
+    """What a handler raises for the sake of it."""
+
+
+def close_anyhow(handle: Handle) -> None:
+    """close(2), which frees the descriptor even where it fails."""
+    try:
+        handle.close()
+    except OSError:
+        pass
+
+
+class TimerModel:
+    """A timer as it should behave."""
+
+    def __init__(
+        self, world: World, loop: Loop, seconds: float, action: Callable[[], object]
+    ) -> None:
+        self.world = world
+        self.loop = loop
+        self.action = action
+        self.cancelled = False
+        self.fired = False
+        self.number = world.timers_made = world.timers_made + 1
+        self.deadline = world.kernel.clock_gettime(1) + seconds
+        self.timer: Timer = loop.add_timer(seconds, self.fire)
+        world.timers.add(self)
+
+    def fire(self) -> None:
+        """What the loop calls."""
+        now = self.world.kernel.clock_gettime(1)
+        late = self.world.kernel.clock.now_ns - self.deadline * 1e9
+        self.world.require(not self.fired, "a timer fired twice")
+        self.world.require(not self.cancelled, "a cancelled timer fired")
+        self.world.require(self.deadline <= now, "a timer fired early")
+        self.world.require(len(self.world.loops) > 1 or late < LATE, "a timer fired late")
+        last = self.world.last_timer.get(self.loop, (0.0, 0))
+        self.world.require(last < (self.deadline, self.number), "timers fired out of order")
+        self.world.last_timer[self.loop] = (self.deadline, self.number)
+        self.fired = True
+        self.world.timers.discard(self)
+        self.action()
+
+    def cancel(self) -> None:
+        """`Timer.cancel`"""
+        if not self.fired:
+            self.cancelled = True
+            self.world.timers.discard(self)
+        self.timer.cancel()
+
+
+class ServerHandle(Handle):
+    """The server's side of a connection; sees when the loop closes it."""
+
+    world: World
+    loop: Loop | None = None
+
+    def close(self) -> None:
+        """close(2)"""
+        if self.loop is not None:
+            self.world.closing(self.loop, self)
+        super().close()
+        if number := self.kernel.luck.failure("close", EIO):
+            raise OSError(number, "injected")

@@ -1,0 +1,335 @@
+"""Random worlds: programs of `Socket` objects on the simulated kernel, and what must hold of them.
+
+One seed makes one world: a kernel, one or two loops, listeners, pipes, and some connections, each
+with a client that sends, reads and goes, and a server object.
+
+There are two kinds of worlds. In a calm one the kernel only disturbs, and each connection's bytes
+are the same on every backend. In a wild one calls fail, connections are reset, and objects raise,
+close each other and write when it suits them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
+from functools import partial
+from random import Random
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from danga_raw._epoll import Epoll as EpollPoller
+from danga_raw._poll import Poll as PollPoller
+from danga_raw.loop import Loop
+from danga_raw.types import PostLoopCallback, Watched
+from tests.simkernel.clients import Tap
+from tests.simkernel.epoll import as_epoll
+from tests.simkernel.files import POLLIN, POLLOUT
+from tests.simkernel.handles import Handle
+from tests.simkernel.kernel import SimKernel
+from tests.simkernel.kqueue import as_kqueue
+from tests.simkernel.rules import MASK, MS, Boom, Broken, TimerModel
+from tests.simkernel.servers import Acceptor, Connection, Peer
+
+Backend = Literal["epoll", "poll", "kqueue-freebsd", "kqueue-netbsd"]
+BACKENDS: Final[tuple[Backend, ...]] = ("epoll", "poll", "kqueue-freebsd", "kqueue-netbsd")
+_PLATFORMS: Final = {
+    "epoll": ("linux",),
+    "poll": ("linux",),
+    "kqueue-freebsd": ("freebsd", "darwin", "dragonfly", "openbsd", "libkqueue"),
+    "kqueue-netbsd": ("netbsd", "netbsd9"),
+}
+WORLD_SIZE: Final = 16
+"""How many connections a world has."""
+_NO_ROOM: Final = (EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC)
+
+T = TypeVar("T")
+
+
+class Report(NamedTuple):
+    """What a world came to."""
+
+    received: list[bytes]
+    """What each client got, in order of the connections."""
+    steps: int
+    faults: int
+    calm: bool
+
+
+class Warnings(logging.Handler):
+    """Sees what the package warns of, which is nothing in a calm world."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self.world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Fail if the world is calm."""
+        self.world.require(self.world.wild, f"warned: {record.getMessage()}")
+
+
+class World:
+    """One seed's world."""
+
+    def __init__(self, seed: int, backend: Backend, connections: int = WORLD_SIZE) -> None:
+        self.seed = seed
+        dice = Random(f"world {seed}")
+        self.wild = dice.random() < 0.7
+        self.closes_on_exception = self.wild and dice.random() < 0.5
+        noise = dice.choice((0.02, 0.1, 0.3))
+        harm = dice.choice((0.0, 0.005, 0.02)) if self.wild else 0.0
+        limit = dice.choice((15, 30, 1000)) if self.wild else 1000
+        self.kernel = SimKernel(
+            seed,
+            platform=Random(f"platform {seed}").choice(_PLATFORMS[backend]),
+            noise=noise,
+            harm=harm,
+            limit=limit,
+            first_fd=dice.choice((0, 3)),
+        )
+        self.kernel.epipe_at_registration = True
+        self.backend = backend.partition("-")[0]
+        self.loops_wanted = dice.choice((1, 1, 2))
+        # One loop has to let go for the other to run.
+        self.turns = dice.choice((1, 5, 1000 if self.loops_wanted == 1 else 20))
+        self.taps_wanted = dice.randrange(3)
+        self.wanted = connections
+        self.loops: list[Loop] = []
+        self.acceptors: list[Acceptor] = []
+        self.connections: list[Connection] = []
+        self.taps: list[Tap] = []
+        self.timers: set[TimerModel] = set()
+        self.timers_made = 0
+        self.last_timer: dict[Loop, tuple[float, int]] = {}
+        self.to_close: dict[Loop, list[Handle]] = {}
+        self.closes_began: set[Loop] = set()
+        self.turns_left = 0
+
+    def require(self, holds: bool, what: str) -> None:
+        """Fail unless `holds`."""
+        if not holds:
+            raise Broken(what)
+
+    def tolerate(self, error: OSError) -> None:
+        """An injected fault, which only a wild world has."""
+        self.require(self.wild and error.errno in _NO_ROOM, f"unexpected: {error!r}")
+
+    # --- a run ------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Let everything happen. Raises `Broken` or `SimError`."""
+        with self.kernel.installed(), self._warnings_seen():
+            self._set_up()
+            while not self._finished():
+                for loop in self.loops:
+                    self.turns_left = self.turns
+                    try:
+                        loop.run()
+                    except Boom:
+                        self._turn(loop)
+                    except OSError as error:
+                        self.tolerate(error)
+                        self._turn(loop)
+            self._tear_down()
+        faults = sum(self.kernel.luck.dealt.values())
+        received = [bytes(conn.client.received) for conn in self.connections]
+        return Report(received, self.kernel.steps, faults, not self.wild)
+
+    def run_within(self, loop: Loop) -> None:
+        """One turn of a loop, from within a handler of one."""
+        before, self.turns_left = self.turns_left, 1
+        try:
+            loop.run()
+        except Boom:
+            self._turn(loop)
+        except OSError as error:
+            self.tolerate(error)
+            self._turn(loop)
+        finally:
+            self.turns_left = before
+
+    @contextmanager
+    def _warnings_seen(self) -> Iterator[None]:
+        log = logging.getLogger("danga_raw")
+        handler = Warnings(self)
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+
+    def _set_up(self) -> None:
+        for _ in range(self.loops_wanted):
+            loop = Loop(self.backend)
+            loop.set_loop_timeout(20 if self.loops_wanted == 1 else 2)
+            loop.set_post_loop_callback(self._turn_of(loop))
+            if self.closes_on_exception:
+                loop.on_exception = self._on_exception
+            self.to_close[loop] = []
+            self.loops.append(loop)
+            self._insist(loop.poller)
+            handle = self.kernel.listener()
+            handle.setblocking(False)
+            self.acceptors.append(self._insist(partial(Acceptor, self, handle, loop)))
+        for number in range(self.taps_wanted):
+            self.taps.append(self._insist(partial(Tap, self, number)))
+        for _ in range(self.wanted):
+            self.spawn()
+
+    def _insist(self, action: Callable[[], T]) -> T:
+        for _ in range(100):
+            try:
+                return action()
+            except OSError as error:
+                self.tolerate(error)
+        raise Broken("a call failed a hundred times")
+
+    def spawn(self) -> None:
+        """One more connection, soon."""
+        if len(self.connections) < self.wanted + 4:
+            conn = Connection(self, len(self.connections))
+            self.connections.append(conn)
+            self.kernel.clock.after(conn.dice.randrange(20 * MS), conn.client.connect)
+
+    def _finished(self) -> bool:
+        return (
+            all(conn.client.over and not conn.obj for conn in self.connections)
+            and not self.timers
+            and all(not tap.watched for tap in self.taps)
+        )
+
+    def _turn_of(self, loop: Loop) -> PostLoopCallback:
+        return lambda sockets, others: self._turn(loop)
+
+    def _turn(self, loop: Loop) -> bool:
+        self.closes_began.discard(loop)
+        self.last_timer.pop(loop, None)
+        self.check(loop)
+        self.turns_left -= 1
+        return self.turns_left > 0 and not self._finished()
+
+    def _tear_down(self) -> None:
+        for acceptor in self.acceptors:
+            acceptor.close()
+        for loop in self.loops:
+            try:
+                loop.close()
+            except OSError as error:
+                self.require(self.wild and error.errno == EIO, f"unexpected: {error!r}")
+        for tap in self.taps:
+            tap.write_end.close()
+        self.require(not self.kernel.table.files, f"left open: {self.kernel.table.files}")
+        if not self.wild:
+            for conn in self.connections:
+                self.require(
+                    conn.client.received == conn.out, f"connection {conn.number} lost its end"
+                )
+                self.require(
+                    conn.consumed == len(conn.client.sent),
+                    f"connection {conn.number} read {conn.consumed} bytes of those sent",
+                )
+
+    def _on_exception(self, obj: Watched | None, error: Exception) -> None:
+        if not isinstance(error, (Boom, OSError)):
+            raise error
+
+    # --- what the objects tell --------------------------------------------------------------------
+
+    def in_handler(self, loop: Loop) -> None:
+        """A handler begins."""
+        if loop in self.closes_began:
+            raise Broken("a handler ran after the closes of its batch")
+
+    def entered(self, obj: Peer) -> None:
+        """A handler of `obj` begins."""
+        if obj.closed:
+            raise Broken("a handler ran on a closed object")
+        if obj.conn.obj is not obj:
+            raise Broken("a handler ran on an object that was replaced")
+        self.in_handler(obj.loop)
+
+    def left(self, obj: Peer) -> None:
+        """A handler of `obj` is done."""
+        self.check_object(obj)
+
+    def will_close(self, obj: Peer) -> None:
+        """`obj` is being closed."""
+        assert obj.conn.handle is not None
+        self.to_close[obj.loop].append(obj.conn.handle)
+        obj.conn.obj = None
+
+    def closing(self, loop: Loop, handle: Handle) -> None:
+        """The loop calls close(2) for `handle`."""
+        self.closes_began.add(loop)
+        self.require(bool(self.to_close[loop]), "a handle was closed that nobody had closed")
+        self.require(self.to_close[loop].pop(0) is handle, "handles were closed out of order")
+
+    # --- what must hold ---------------------------------------------------------------------------
+
+    def check_object(self, obj: Peer) -> None:
+        """What must hold of an object whenever none of its methods is running."""
+        conn = obj.conn
+        if obj.closed:
+            if obj.write_buf or obj.read_push_back or obj.write_buf_size:
+                raise Broken("a closed object has a queue")
+            if obj.fd is not None or obj.sock is not None:
+                raise Broken("a closed object has a descriptor")
+            return
+        queued = len(conn.out) - conn.taken + conn.callables
+        if obj.write_buf_size != queued:
+            raise Broken(f"write_buf_size is {obj.write_buf_size}, and {queued} are queued")
+        if not obj.event_watch & POLLOUT:
+            if obj.write_buf:
+                raise Broken("an object with a queue isn't watched")
+        elif not obj.write_buf and not conn.want_write and not conn.callable_raised:
+            raise Broken("an object is watched for writing, and nobody asked for it")
+
+    def check(self, loop: Loop) -> None:
+        """What must hold after each turn."""
+        asked = {}
+        for conn in self.connections:
+            obj = conn.obj
+            if obj is not None and obj.loop is loop:
+                self.check_object(obj)
+                assert obj.fd is not None
+                asked[obj.fd] = obj.event_watch & MASK
+        for acceptor in self.acceptors:
+            if acceptor.loop is loop:
+                assert acceptor.fd is not None
+                asked[acceptor.fd] = acceptor.event_watch & MASK
+        mapped = loop.sockets.keys()
+        if mapped != asked.keys():
+            leaving = {entry.fd for entry in loop.leaving}
+            if mapped - leaving != asked.keys() - leaving:
+                raise Broken(f"the map has {sorted(mapped)}, and {sorted(asked)} are open")
+        if not loop.pushed_back.keys() <= asked.keys():
+            raise Broken("pushed-back data outlives its object")
+        if not loop.own_callbacks.keys() <= asked.keys():
+            raise Broken("a callback outlives its object")
+        if len(self.to_close[loop]) != len(loop.leaving):
+            raise Broken("the closes that wait are not those asked for")
+        for tap in self.taps:
+            if tap.watched and tap.loop is loop:
+                asked[tap.read_end.fileno()] = POLLIN
+        watched = self.watched(loop)
+        if watched != asked:
+            raise Broken(f"the kernel watches {watched}, and asked for is {asked}")
+        heaped = sum(1 for entry in loop._timers.heap if entry[2].callback is not None)
+        asked_for = sum(1 for timer in self.timers if timer.loop is loop)
+        if heaped != asked_for:
+            raise Broken(f"{heaped} timers in the heap, {asked_for} asked for")
+
+    def watched(self, loop: Loop) -> dict[int, int]:
+        """What the kernel watches for `loop`."""
+        poller = loop.poller()
+        if isinstance(poller, PollPoller):
+            return {fd: poller._table[slot].events & MASK for fd, slot in poller._slot.items()}
+        file = self.kernel.table.files[poller.fileno()]
+        if isinstance(poller, EpollPoller):
+            entries = as_epoll(file).entries
+            return {fd: entry.events & MASK for (fd, _), entry in entries.items()}
+        found: dict[int, int] = {}
+        for (fd, _), note in as_kqueue(file).notes.items():
+            bit = (POLLOUT if note.write else POLLIN) if note.enabled else 0
+            found[fd] = found.get(fd, 0) | bit
+        return found
