@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import builtins
 import json
 import os
 import resource
@@ -148,7 +149,7 @@ def _run_program(program: str, source: bytes, argv: list[str]) -> int:
     KeyboardInterrupt go on to the interpreter, which ends by them in its own way."""
     main = ModuleType("__main__")
     main.__dict__.update(
-        __builtins__=__builtins__,
+        __builtins__=builtins,
         __cached__=None,
         __file__=program,
         __loader__=SourceFileLoader("__main__", program),

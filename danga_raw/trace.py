@@ -2,13 +2,13 @@
 
 While a trace is on, each foreign function has an `errcheck`, which everybody who holds the function
 feels, and the door's Python functions are replaced by ones that report. When it goes off, nothing
-is left of either. So a trace costs nothing while it is off, and can begin and end in a running loop.
+is left of either. So a trace costs nothing while it is off, and can begin and end while a loop runs.
 
 What can't be seen from here: clock_gettime, which the C library answers without the kernel
-(vdso(7)); that `os.read` or `os.write` was interrupted and made again (PEP 475); the address of a buffer that
-Python made, which is printed as 0x...; a call out of which a signal's handler raised an exception;
-and a `close` that a handle which is no socket does by itself. Lines are those of x86-64, where the
-kernel has all these calls under the names of the C functions.
+(vdso(7)); that `os.read` or `os.write` was interrupted and made again (PEP 475); the address of a
+buffer that Python made, which is printed as 0x...; a call out of which a signal's handler raised an
+exception; and a `close` that a handle which is no socket does by itself. Lines are those of x86-64,
+where the kernel has all these calls under the names of the C functions.
 """
 
 from __future__ import annotations
@@ -142,9 +142,9 @@ def _reporting(name: str, real: _Function) -> _Function:
             _report(name, given, None, -1, error.errno or 0)
             raise
         number = get_errno()
-        returned = len(result) if isinstance(result, bytes) else result
-        if not isinstance(returned, int):
-            returned = 0
+        returned = result if isinstance(result, int) else 0
+        if name == "read":
+            returned = len(cast(bytes, result))
         try:
             _report(name, given, result, returned, number if as_c and returned < 0 else 0)
         finally:
