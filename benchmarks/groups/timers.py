@@ -34,10 +34,10 @@ def plan(bench: Bench) -> list[Step]:
         return Step(f"cancelling {pending:,} timers", measure)
 
     def memory(figures: Figures) -> None:
-        command = [*PROGRAM, "memory", str(many)]
+        command = [*PROGRAM, "memory", str(MANY)]
         done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
         full, held = map(int, done.stdout.split())
-        figures["timers.memory"] = full / many
+        figures["timers.memory"] = full / MANY
         figures["timers.held"] = 100 * held / full
 
     return [
