@@ -60,7 +60,7 @@ def obj(world: World) -> Noted:
     return Noted(one, world.loop)
 
 
-# --- what goes through an object --------------------------------------------------------------------
+# --- what goes through an object ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queue", [False, True], ids=["idle", "queue"])
@@ -112,7 +112,7 @@ def test_push_back_takes_only_bytes(world: World, obj: Noted, piece: Any) -> Non
     assert "push_back_read takes bytes" in str(caught.value)
 
 
-# --- callbacks that can't be called -----------------------------------------------------------------
+# --- callbacks that can't be called ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", NOT_CALLABLE, ids=repr)
@@ -160,7 +160,7 @@ def test_timers_and_other_fds_want_a_callback(world: World, wrong: Any) -> None:
             world.loop.add_other_fds({0: wrong})
 
 
-# --- numbers ----------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ms", [-2, -(2**31), 2**31, 2**32 - 1, 2**64])
@@ -200,7 +200,7 @@ def test_a_timer_wants_a_number(world: World, seconds: Any) -> None:
         world.loop.add_timer(seconds, print)
 
 
-# --- descriptors ------------------------------------------------------------------------------------
+# --- descriptors ----------------------------------------------------------------------------------
 
 
 def check(error: OSError, number: int, fd: int, world: World) -> None:

@@ -65,7 +65,7 @@ def fd_of(obj: Socket) -> int:
     return obj.fd
 
 
-# --- the order of things ----------------------------------------------------------------------------
+# --- the order of things --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
@@ -163,7 +163,7 @@ def test_batches_of_many_are_all_handled(world: World) -> None:
     assert world.loop.watched_sockets == 200
 
 
-# --- post-loop callbacks ----------------------------------------------------------------------------
+# --- post-loop callbacks --------------------------------------------------------------------------
 
 
 def test_the_post_loop_callback_gets_both_maps_and_false_ends_the_loop(world: World) -> None:
@@ -339,7 +339,7 @@ def test_the_class_sets_the_default_loops_callback_and_an_object_its_own(world: 
     assert order == ["object", "class"]
 
 
-# --- stopping ---------------------------------------------------------------------------------------
+# --- stopping -------------------------------------------------------------------------------------
 
 
 def test_stop_in_a_handler_ends_the_loop_after_the_batch(world: World) -> None:
@@ -349,7 +349,12 @@ def test_stop_in_a_handler_ends_the_loop_after_the_batch(world: World) -> None:
         two.send(b"x")
         Noted(one, world.loop, events=events, read=lambda obj: obj.loop.stop()).watch_read(True)
     called: list[int] = []
-    world.loop.set_post_loop_callback(lambda *_: called.append(1) or True)  # type: ignore[func-returns-value]
+
+    def after(sockets: object, others: object) -> bool:
+        called.append(1)
+        return True
+
+    world.loop.set_post_loop_callback(after)
     world.loop.run()
     assert events == ["read"] * 3 and called == [1]
 
@@ -405,7 +410,7 @@ def test_a_stop_ends_the_innermost_run(world: World) -> None:
     assert order == ["in", "out"]
 
 
-# --- a run within a run -----------------------------------------------------------------------------
+# --- a run within a run ---------------------------------------------------------------------------
 
 
 def test_a_handler_may_run_the_loop_until_something_has_come(world: World) -> None:
@@ -487,7 +492,7 @@ def test_an_exception_in_an_inner_run_goes_up_through_the_outer(world: World) ->
     world.turn()
 
 
-# --- exceptions -------------------------------------------------------------------------------------
+# --- exceptions -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("event", ["read", "write", "err", "hup"])
@@ -682,7 +687,7 @@ def test_an_event_that_a_class_lacks_names_class_and_event(world: World) -> None
         world.loop.run()
 
 
-# --- the wait fails ---------------------------------------------------------------------------------
+# --- the wait fails -------------------------------------------------------------------------------
 
 WAITS = {"epoll": "epoll_wait", "poll": "poll", "kqueue": "kevent"}
 
@@ -820,7 +825,7 @@ def test_an_exception_out_of_a_signals_handler_leaves_run_with_the_closes_done(
     assert not world.is_open(fd)
 
 
-# --- several loops ----------------------------------------------------------------------------------
+# --- several loops --------------------------------------------------------------------------------
 
 
 def test_two_loops_know_nothing_of_each_other(world: World) -> None:
@@ -873,7 +878,7 @@ def test_a_loop_a_thread(world: World) -> None:
     assert results == [[999]] * 4
 
 
-# --- reset, close, context manager ------------------------------------------------------------------
+# --- reset, close, context manager ----------------------------------------------------------------
 
 
 def test_reset_makes_the_loop_as_new(world: World) -> None:
@@ -999,7 +1004,7 @@ def test_a_new_loop_makes_no_descriptor_until_it_is_used(world: World) -> None:
     assert len(world.open_fds() - before) == (0 if world.backend == "poll" else 1)
 
 
-# --- fork -------------------------------------------------------------------------------------------
+# --- fork -----------------------------------------------------------------------------------------
 
 
 @real_only
@@ -1039,7 +1044,7 @@ def test_after_a_fork_reset_leaves_the_parents_registrations_alone(world: World)
     assert obj.got == b"for the parent" and hit == [1]
 
 
-# --- backends ---------------------------------------------------------------------------------------
+# --- backends -------------------------------------------------------------------------------------
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -1125,7 +1130,7 @@ assert made == [], made
     assert (result.returncode, result.stderr) == (0, "")
 
 
-# --- fd 0 -------------------------------------------------------------------------------------------
+# --- fd 0 -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -1177,7 +1182,7 @@ there.close()
     assert result.stdout == wanted
 
 
-# --- profiling --------------------------------------------------------------------------------------
+# --- profiling ------------------------------------------------------------------------------------
 
 
 def test_profiling_counts_each_handler_by_class_and_event(

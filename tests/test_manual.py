@@ -14,8 +14,8 @@ from danga_raw import Loop, Socket, Timer, default_loop
 from tests.world import IN, Noted, World, drain
 
 CLASS_METHODS = (
-    "Reset HaveEpoll HaveKQueue WatchedSockets EnableProfiling DisableProfiling ProfilingData ToClose "
-    "OtherFds AddOtherFds SetLoopTimeout DebugMsg AddTimer DescriptorMap EventLoop "
+    "Reset HaveEpoll HaveKQueue WatchedSockets EnableProfiling DisableProfiling ProfilingData "
+    "ToClose OtherFds AddOtherFds SetLoopTimeout DebugMsg AddTimer DescriptorMap EventLoop "
     "SetPostLoopCallback"
 ).split()
 OBJECT_METHODS = (
@@ -24,8 +24,8 @@ OBJECT_METHODS = (
     "peer_addr_string local_ip_string local_addr_string as_string on_incomplete_write"
 ).split()
 FIELDS = (
-    "sock fd write_buf write_buf_offset write_buf_size write_set_watch read_push_back closed corked "
-    "event_watch peer_ip peer_port local_ip local_port writer_func"
+    "sock fd write_buf write_buf_offset write_buf_size write_set_watch read_push_back closed "
+    "corked event_watch peer_ip peer_port local_ip local_port writer_func"
 ).split()
 LOOP = (
     "run stop reset close add_timer set_loop_timeout set_post_loop_callback add_other_fds "
@@ -117,7 +117,7 @@ def test_no_class_method_is_hidden_by_an_alias_of_its_own_name() -> None:
             assert all(str(value) != name for value in annotations.values()), (method, name)
 
 
-# --- the class methods at work ----------------------------------------------------------------------
+# --- the class methods at work --------------------------------------------------------------------
 
 
 def test_the_class_methods_act_on_the_default_loop(world: World) -> None:

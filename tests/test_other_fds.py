@@ -302,7 +302,7 @@ def test_a_listener_is_accepted_from(world: World) -> None:
     assert [bytes(obj.got) for obj in made] == [b"hello"] * 3
 
 
-# --- descriptors that nobody knows ------------------------------------------------------------------
+# --- descriptors that nobody knows ----------------------------------------------------------------
 
 
 def test_an_unknown_fd_is_warned_about_removed_and_closed(

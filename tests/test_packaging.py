@@ -89,10 +89,3 @@ print(outside)
 @pytest.mark.parametrize("name", danga_raw.__all__)
 def test_what_is_named_can_be_imported(name: str) -> None:
     assert getattr(importlib.import_module("danga_raw"), name) is not None
-
-
-def test_the_sources_have_no_line_beyond_the_measure() -> None:
-    for path in [*(ROOT / "danga_raw").glob("*.py"), ROOT / "typestubs" / "libc.pyi"]:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            assert len(line) <= 100, f"{path.name}:{number}"
-            assert "\t" not in line or "\\t" in line, f"{path.name}:{number}"

@@ -57,7 +57,7 @@ def test_read_of_a_closed_object_is_none_and_makes_no_call(world: World) -> None
     assert calls == []
 
 
-# --- push-back --------------------------------------------------------------------------------------
+# --- push-back ------------------------------------------------------------------------------------
 
 
 def test_what_was_pushed_back_comes_first_and_without_a_call(world: World) -> None:
@@ -304,7 +304,7 @@ def test_an_exception_in_a_pushed_back_read_leaves_the_others_theirs(world: Worl
     world.until(lambda: sum(len(obj.got) for obj in objects) == 2)
 
 
-# --- watching ---------------------------------------------------------------------------------------
+# --- watching -------------------------------------------------------------------------------------
 
 
 def test_events_come_only_while_watched(world: World) -> None:

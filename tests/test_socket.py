@@ -90,7 +90,7 @@ def test_event_write_writes_what_is_queued(world: World) -> None:
     assert drain(two) == b"queued"
 
 
-# --- corking ----------------------------------------------------------------------------------------
+# --- corking --------------------------------------------------------------------------------------
 
 
 @real_only
@@ -220,7 +220,7 @@ def test_a_close_goes_on_where_uncorking_fails(
     assert obj.closed and not world.is_open(fd) and "setsockopt" in caplog.text
 
 
-# --- addresses --------------------------------------------------------------------------------------
+# --- addresses ------------------------------------------------------------------------------------
 
 
 def tcp(family: socket.AddressFamily, host: str) -> tuple[socket.socket, socket.socket]:
@@ -352,7 +352,7 @@ def test_as_string_tells_what_is_watched_and_whether_it_is_open(world: World) ->
     ]
 
 
-# --- messages ---------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def test_debug_messages_go_to_standard_error(

@@ -1,4 +1,4 @@
-"""Timers: their order, their deadlines, how long the loop waits for them, and what cancelling frees."""
+"""Timers: their order, their deadlines, how long the loop waits for them, what cancelling frees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from danga_raw import Loop, Timer
 from danga_raw._libc import libc
-from tests.world import Noted, World, real_only
+from tests.world import REAL, Noted, World, real_only
 
 
 class FakeTime:
@@ -304,7 +304,7 @@ def test_timers_cancelled_and_added_again_for_ever_take_bounded_room(world: Worl
     assert len(timers.heap) < 400
 
 
-@real_only
+@pytest.mark.parametrize("world", REAL[:1], indirect=True, ids=str)
 def test_a_hundred_thousand_timers_fire_in_order(world: World) -> None:
     dice = random.Random(3)
     loop = world.loop

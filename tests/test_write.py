@@ -475,7 +475,7 @@ def test_a_failing_write_to_an_object_that_puts_its_close_off(world: World) -> N
     assert obj.closed
 
 
-# --- writer functions -------------------------------------------------------------------------------
+# --- writer functions -----------------------------------------------------------------------------
 
 
 def test_a_writer_function_gets_data_count_and_offset(world: World) -> None:
@@ -576,7 +576,7 @@ def test_a_writer_function_may_close_the_object_and_raise(world: World) -> None:
     assert obj.closed and not obj.write_buf and obj.write_buf_size == 0
 
 
-# --- no copies --------------------------------------------------------------------------------------
+# --- no copies ------------------------------------------------------------------------------------
 
 
 def test_queued_bytes_are_the_object_that_was_given(world: World) -> None:
@@ -627,7 +627,7 @@ def test_a_bytearray_is_free_again_once_it_is_out(world: World) -> None:
     data.append(2)
 
 
-# --- against a model --------------------------------------------------------------------------------
+# --- against a model ------------------------------------------------------------------------------
 
 
 class Model:
