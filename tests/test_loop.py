@@ -993,6 +993,12 @@ def test_the_context_manager_closes_the_poller_even_after_an_exception(world: Wo
     assert fd == -1 or not world.is_open(fd)
 
 
+@real_only
+def test_a_program_run_by_this_one_does_not_get_the_poller(world: World) -> None:
+    fd = world.loop.poller().fileno()
+    assert fd == -1 or not os.get_inheritable(fd)
+
+
 def test_a_new_loop_makes_no_descriptor_until_it_is_used(world: World) -> None:
     before = world.open_fds()
     loop = world.new_loop()
