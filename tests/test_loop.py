@@ -25,6 +25,7 @@ from tests.world import (
     HUP,
     IN,
     OUT,
+    PATIENCE,
     POLLERS,
     Noted,
     Thing,
@@ -1061,6 +1062,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         check=False,
+        timeout=PATIENCE,
     )
 
 
@@ -1182,6 +1184,7 @@ there.close()
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         check=False,
+        timeout=PATIENCE,
     )
     assert result.stderr == ""
     wanted = "[b'to zero']\n" if other else "[b'to zero', b'again']\nb'from zero' b'' True 0\n"

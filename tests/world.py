@@ -336,12 +336,16 @@ def world_of(kind: Kind) -> Iterator[World]:
         assert world.open_fds() == before
 
 
+class Hangs(BaseException):
+    """A test would never end. No handler of exceptions takes it."""
+
+
 @contextmanager
 def no_hanging() -> Iterator[None]:
     """Raise where a test would never end."""
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"this goes on for more than {PATIENCE} seconds")
+        raise Hangs(f"this goes on for more than {PATIENCE} seconds")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
