@@ -78,7 +78,7 @@ def run_all(backends: Sequence[Backend], seed: int, connections: int) -> tuple[s
     calm: dict[int, bytes] = {}
     for backend in backends:
         progress = Progress(backend, connections)
-        done = steps = faults = worlds = 0
+        done = opened = steps = faults = worlds = 0
         all_bytes = blake2b(digest_size=8)
         began = time.monotonic()
         while done < connections:
@@ -97,13 +97,14 @@ def run_all(backends: Sequence[Backend], seed: int, connections: int) -> tuple[s
                         False,
                     )
             worlds += 1
-            done += len(result.received)
+            done += size
+            opened += len(result.received)
             steps += result.steps
             faults += result.faults
-            progress.show(min(done, connections), steps, faults)
+            progress.show(done, steps, faults)
         seconds = time.monotonic() - began
         lines.append(
-            f"{backend:14} {done:,} connections, {steps:,} calls, {faults:,} faults survived, "
+            f"{backend:14} {opened:,} connections, {steps:,} calls, {faults:,} faults survived, "
             f"{worlds:,} worlds, {seconds:.0f} s, bytes {all_bytes.hexdigest()}"
         )
     return "\n".join(lines), True

@@ -138,6 +138,8 @@ class World:
     def run_within(self, loop: Loop) -> None:
         """One turn of a loop, from within a handler of one."""
         before, self.turns_left = self.turns_left, 1
+        # Handlers may have added timers that are due before those that fired in this turn.
+        self.last_timer.pop(loop, None)
         try:
             loop.run()
         except Boom:
