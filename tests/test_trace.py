@@ -403,13 +403,13 @@ def microseconds_a_call(kind: str, rounds: int = 20_000) -> float:
             loop.set_post_loop_callback(lambda *_: False)
             if trace is not None:
                 trace.start()
-            begun = time.perf_counter()
+            begun = time.process_time()
             for _ in range(rounds):
                 far.send(b"a request")
                 loop.run()
                 taker.write(b"an answer")
                 far.recv(100)
-            taken = time.perf_counter() - begun
+            taken = time.process_time() - begun
             if trace is not None:
                 trace.stop()
         return taken

@@ -164,7 +164,7 @@ def both(
         check=False,
     )
     theirs, own = folder / "theirs", folder / "own"
-    assert own.exists(), done.stderr.decode()
+    assert done.returncode == 0, done.stderr.decode()
     return theirs.read_text(), own.read_text()
 
 
