@@ -143,6 +143,7 @@ def test_a_record_does_not_change(pair: Pair, loop: Loop) -> None:
 
 
 def test_the_clock_is_no_system_call(loop: Loop) -> None:
+    loop.poller()
     with Trace() as calls:
         loop.add_timer(0, loop.stop)
         loop.run()
