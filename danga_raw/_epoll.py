@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
+    from danga_raw.types import Batch
+
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
@@ -61,11 +63,12 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_epfd", "_event", "_events", "_fds", "_states")
+    __slots__ = ("_epfd", "_event", "_events", "_fds", "_states", "batch")
 
     def __init__(self) -> None:
         """epoll_create1(EPOLL_CLOEXEC). Raises `OSError` where no descriptor is to be had."""
         self._epfd = epoll_create1(EPOLL_CLOEXEC)
+        self.batch: Batch = []
         self._event = epoll_event()
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
@@ -119,7 +122,8 @@ class Epoll:
             return ((self._fds[0], self._states[0]),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
-            return zip(self._fds[:count].tolist(), self._states[:count].tolist())
+            self.batch = fds = self._fds[:count].tolist()
+            return zip(fds, self._states[:count].tolist())
         if count < 0:
             error = failure(f"epoll_wait({self._epfd})")
             if error.errno != EINTR:

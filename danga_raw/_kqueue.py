@@ -17,6 +17,8 @@ from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 if TYPE_CHECKING:
     from ctypes import Array
 
+    from danga_raw.types import Batch
+
     # What byref gives has no public name.
     from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
 
@@ -186,6 +188,7 @@ class KQueue:
         "_platform",
         "_timespec",
         "_watched",
+        "batch",
     )
 
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
@@ -206,6 +209,7 @@ class KQueue:
         calls = cast(KQueueLibrary, libc) if library is None else library
         self._kevent = calls.kevent
         self._watched: set[int] = set()
+        self.batch: Batch = []
         self._kq = calls.kqueue()
         if self._kq < 0:
             raise failure("kqueue()")
@@ -313,6 +317,7 @@ class KQueue:
             if event.flags & EV_EOF:
                 state |= POLLERR if event.fflags else POLLHUP
             ready.append((fd, state))
+        self.batch = ready
         return ready
 
     def fileno(self) -> int:

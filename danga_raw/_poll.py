@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
+    from danga_raw.types import Batch
+
 POLLIN: Final = 0x01
 POLLOUT: Final = 0x04
 POLLERR: Final = 0x08
@@ -36,10 +38,11 @@ class Poll:
     refuses a dead fd, a fd that is there, and a regular file; and a wait that finds a dead fd drops it.
     """
 
-    __slots__ = ("_fds", "_revents", "_slot", "_table")
+    __slots__ = ("_fds", "_revents", "_slot", "_table", "batch")
 
     def __init__(self) -> None:
         """Makes no system call."""
+        self.batch: Batch = []
         self._slot: dict[int, int] = {}  # fd -> where it stands in the table
         self._fds: list[int] = []  # the fd of each used slot
         self._make_table(16)
@@ -117,7 +120,8 @@ class Poll:
         for dead in [fd for fd, state in ready if state & POLLNVAL]:
             warn("poll() found fd %d closed. removing.", dead)
             self.unregister(dead, POLLNVAL)
-        return [(fd, state) for fd, state in ready if not state & POLLNVAL]
+        self.batch = alive = [(fd, state) for fd, state in ready if not state & POLLNVAL]
+        return alive
 
     def fileno(self) -> int:
         """-1: poll has no descriptor of its own."""

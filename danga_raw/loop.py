@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Final, TypeVar
 
-    from danga_raw._kqueue import KQueue
     from danga_raw.types import (
+        Batch,
         DescriptorMapping,
         ExceptionCallback,
         Handle,
         OtherFdCallback,
         OtherFdMapping,
         PostLoopCallback,
+        Poller,
         ProfileMapping,
         Watched,
     )
@@ -99,15 +100,14 @@ class Loop:
         self.backend: Final = _choose_backend(backend)
         """The name of the mechanism in use."""
         self._on_exception: ExceptionCallback | None = None
-        self._poller: Epoll | KQueue | Poll | None = None
+        self._poller: Poller | None = None
         self._timers = Timers()
         self._timeout = -1
         self._stopping = False
-        self._depth = 0  # how many calls of `run` are going on, one within the other
-        self._round = 0
-        """Goes up when numbers that a batch still has events for may have been given out again: by a
-        `run` within a handler, or a `reset`. The rest of such a batch is dropped, and what it said is
-        said again by the next wait."""
+        self._outer: list[Batch] = []
+        """For each call of `run` that is going on, the batch that was in hand when it began: what is
+        left of it is dropped when numbers of which it speaks may have been given out again. Events
+        are level-triggered, so the next wait says again what is still true."""
         self._other_fds: dict[int, OtherFdCallback] = {}
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
@@ -141,7 +141,7 @@ class Loop:
         handlers make.
         """
         sockets = self.sockets
-        self._depth += 1
+        self._outer.append(self.poller().batch)
         try:
             while not self._stopping:
                 timeout = self._run_timers() if self._timers.heap else self._timeout
@@ -149,39 +149,26 @@ class Loop:
                     break
                 if self.pushed_back and self._has_pushed_back():
                     timeout = 0
-                profiling = self._profiling
-                round = self._round
+                # What nearly all events are. To be told by one comparison spares them four masks.
+                common = -1 if self._profiling else POLLIN
                 for fd, state in (self._poller or self.poller()).wait(timeout):
-                    if self._round != round:
-                        break
-                    # An event may be for an object that an earlier one of this batch has closed.
-                    # That object is still in the map, and has nothing more to say.
                     try:
                         obj = sockets[fd]
                     except KeyError:
-                        obj = None
-                    if obj is None:
-                        self._other_event(fd, state)
+                        pass
+                    else:
+                        # The object may have been closed by an earlier event of this batch. Then it
+                        # is still in the map, and has nothing more to say.
+                        try:
+                            if state != common:
+                                self._dispatch(obj, state)
+                            elif not obj.closed:
+                                obj.event_read()
+                        except Exception as error:
+                            if not self._handled(error, obj):
+                                raise
                         continue
-                    try:
-                        if profiling:
-                            self._dispatch_profiled(obj, state)
-                        elif state == POLLIN:
-                            # The common case; spares four masks.
-                            if not obj.closed:
-                                obj.event_read()
-                        else:
-                            if state & POLLIN and not obj.closed:
-                                obj.event_read()
-                            if state & POLLOUT and not obj.closed:
-                                obj.event_write()
-                            if state & POLLERR and not obj.closed:
-                                obj.event_err()
-                            if state & POLLHUP and not obj.closed:
-                                obj.event_hup()
-                    except Exception as error:
-                        if not self._handled(error, obj):
-                            raise
+                    self._other_event(fd, state)
                 if self.pushed_back:
                     self._read_pushed_back()
                 if self.leaving:
@@ -194,14 +181,14 @@ class Loop:
             try:
                 self._let_go()
             finally:
-                self._depth -= 1
+                self._outer.pop()
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
         `run` is going on, the next one returns at once. Doesn't wake a wait that has begun."""
         self._stopping = True
 
-    def poller(self) -> Epoll | KQueue | Poll:
+    def poller(self) -> Poller:
         """The poller, opened at its first use: epoll_create1(2), or kqueue(2) and fcntl(2)."""
         if self._poller is None:
             if self.backend == "epoll":
@@ -232,8 +219,22 @@ class Loop:
             return self._timeout
         return until_next
 
+    def _dispatch(self, obj: Watched, state: int) -> None:
+        """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
+        if self._profiling:
+            self._dispatch_profiled(obj, state)
+            return
+        if state & POLLIN and not obj.closed:
+            obj.event_read()
+        if state & POLLOUT and not obj.closed:
+            obj.event_write()
+        if state & POLLERR and not obj.closed:
+            obj.event_err()
+        if state & POLLHUP and not obj.closed:
+            obj.event_hup()
+
     def _dispatch_profiled(self, obj: Watched, state: int) -> None:
-        """What `run` does with an event, with the cost of each handler noted."""
+        """The same, with the cost of each handler noted."""
         for event, item, handler in (
             (POLLIN, "read", obj.event_read),
             (POLLOUT, "write", obj.event_write),
@@ -333,8 +334,8 @@ class Loop:
             if entry.obj is not None and self.sockets.get(entry.fd) is entry.obj:
                 del self.sockets[entry.fd]
             self.leaving.popleft()
-            if self._depth > 1:
-                self._round += 1
+            for batch in self._outer:
+                batch.clear()
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
@@ -500,7 +501,8 @@ class Loop:
         unregistered.
         """
         self._let_go()
-        self._round += 1
+        for batch in self._outer:
+            batch.clear()
         self.sockets.clear()
         self.pushed_back.clear()
         self.own_callbacks.clear()
@@ -511,10 +513,11 @@ class Loop:
         self._profiling = False
         self._profile.clear()
         self._on_exception = None
-        if not self._depth:
+        if not self._outer:
             self._stopping = False
         poller, self._poller = self._poller, None
         if poller is not None:
+            poller.batch.clear()
             try:
                 poller.close()
             except OSError as error:

@@ -6,7 +6,7 @@ import. So modules here set `TYPE_CHECKING = False` themselves, which type check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeAlias
 
 
@@ -30,6 +30,23 @@ class Watched(Protocol):
     def event_hup(self) -> object: ...
     def close(self, reason: str | None = None, /) -> object: ...
     def as_string(self) -> str: ...
+
+
+Batch: TypeAlias = list[int] | list[tuple[int, int]]
+"""What the last wait found. The loop goes through it, and may drop the rest by `clear()`."""
+
+
+class Poller(Protocol):
+    """One mechanism to wait for events. An event mask is that of poll(2) on all of them."""
+
+    batch: Batch
+
+    def register(self, fd: int, events: int) -> None: ...
+    def modify(self, fd: int, old: int, new: int) -> None: ...
+    def unregister(self, fd: int, events: int) -> None: ...
+    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 
 DescriptorMapping: TypeAlias = Mapping[int, Watched]

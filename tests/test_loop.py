@@ -19,6 +19,7 @@ import pytest
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw.loop import backends
+from danga_raw.types import Poller
 from tests.test_bad_input import state
 from tests.world import (
     ERR,
@@ -51,11 +52,12 @@ def batch(world: World, *events: tuple[int, int]) -> pytest.MonkeyPatch:
     wait: Callable[..., object] = getattr(poller, "wait")  # noqa: B009
     told: list[int] = []
 
-    def once(self: object, timeout: int) -> object:
+    def once(self: Poller, timeout: int) -> object:
         if told:
             return wait(self, timeout)
         told.append(1)
-        return list(events)
+        self.batch = list(events)
+        return self.batch
 
     patch.setattr(poller, "wait", once)
     return patch
@@ -475,6 +477,36 @@ def test_an_event_of_an_outer_batch_is_not_for_who_got_the_number_in_an_inner_ru
     world.turn()
     assert len(newcomers) == 1
     assert newcomers[0].events == [] and not newcomers[0].closed
+
+
+def test_an_event_of_an_outer_batch_is_dropped_by_a_second_inner_run_too(world: World) -> None:
+    newcomers: list[Noted] = []
+    objects: list[Noted] = []
+
+    def act(obj: Noted) -> None:
+        other = objects[obj is objects[0]]
+        fd = fd_of(other)
+        for each in objects:
+            each.watch_read(False)
+        for _ in range(2):
+            one, two = world.socketpair()
+            two.send(b"y")
+            Noted(one, world.loop).watch_read(True)
+        world.turn()  # has a batch of its own, and closes nothing
+        other.close()
+        world.turn()
+        for thing in world.socketpair():
+            if thing.fileno() == fd:
+                newcomers.append(Noted(thing, world.loop))
+
+    for _ in range(2):
+        one, two = world.socketpair()
+        two.send(b"x")
+        objects.append(Noted(one, world.loop, read=act))
+    for obj in objects:
+        obj.watch_read(True)
+    world.turn()
+    assert len(newcomers) == 1 and newcomers[0].events == []
 
 
 def test_an_exception_in_an_inner_run_goes_up_through_the_outer(world: World) -> None:
