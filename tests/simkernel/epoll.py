@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from errno import EEXIST, EINVAL, ENOENT, EPERM
+from errno import EEXIST, EINVAL, ENOENT
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simkernel.errors import SimError
@@ -69,9 +69,7 @@ class Epoll(OpenFile):
         raise SimError("an epoll in a kqueue")
 
     def control(self, op: int, fd: int, file: OpenFile, pointer: object) -> None:
-        """epoll_ctl(2) on an open `file`. Raises `OSError`."""
-        if not file.pollable:
-            raise error(EPERM)
+        """epoll_ctl(2) on an open and pollable `file`. Raises `OSError`."""
         if file is self:
             raise error(EINVAL)
         key = (fd, file)

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
-from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPIPE, ETIMEDOUT
+from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT
 from resource import struct_rusage
 from typing import Literal, TypeVar
 
 from tests.simkernel import door, handles
 from tests.simkernel import poll as poll_call
 from tests.simkernel.clock import Clock
+from tests.simkernel.epoll import ADD as EPOLL_CTL_ADD
 from tests.simkernel.epoll import Epoll, as_epoll
 from tests.simkernel.errors import SimError
 from tests.simkernel.files import OpenFile, RegularFile, Table, error
@@ -259,10 +260,10 @@ class SimKernel:
 
         def body() -> int:
             poller, file = self.get(epfd, "epoll_ctl"), self.get(fd, "epoll_ctl")
-            if op == 1 and (number := self.luck.failure("epoll_ctl", ENOMEM, ENOSPC)):
+            if op == EPOLL_CTL_ADD and (number := self.luck.failure("epoll_ctl", ENOMEM, ENOSPC)):
                 raise error(number)
             if not file.pollable:
-                raise error(1)
+                raise error(EPERM)
             as_epoll(poller).control(c_int(op, "epoll_ctl: op"), fd, file, event)
             return 0
 
