@@ -48,14 +48,6 @@ _FOREVER: Final = 0xFFFFFFFF
 Python int by raising and clearing an exception, which costs 90 ns of a wait of 730."""
 
 
-def epoll_create1(flags: int) -> int:
-    """A new epoll descriptor. Raises `OSError` (EMFILE, ENFILE, ENOMEM). epoll_create1(2)."""
-    epfd = libc.epoll_create1(flags)
-    if epfd < 0:
-        raise failure(f"epoll_create1({flags:#x})")
-    return epfd
-
-
 class Epoll:
     """The ready list of one epoll descriptor.
 
@@ -66,8 +58,10 @@ class Epoll:
     __slots__ = ("_epfd", "_event", "_events", "_fds", "_states", "batch")
 
     def __init__(self) -> None:
-        """epoll_create1(EPOLL_CLOEXEC). Raises `OSError` where no descriptor is to be had."""
-        self._epfd = epoll_create1(EPOLL_CLOEXEC)
+        """epoll_create1(EPOLL_CLOEXEC). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        self._epfd = libc.epoll_create1(EPOLL_CLOEXEC)
+        if self._epfd < 0:
+            raise failure("epoll_create1(EPOLL_CLOEXEC)")
         self.batch: Batch = []
         self._event = epoll_event()
         events = (epoll_event * MAX_EVENTS)()

@@ -155,7 +155,7 @@ class Socket:
             pieces[0] = view[bytecount:]
             return bytes(view[:bytecount])
         pieces.popleft()
-        if not pieces:
+        if not pieces and self.loop.pushed_back.get(fd) is self:
             del self.loop.pushed_back[fd]
         return bytes(first)
 
