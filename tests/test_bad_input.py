@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from danga_raw import Loop, Socket
-from tests.world import IN, Noted, World, drain, only
+from tests.world import IN, Noted, World, drain, only, readiness_only
 
 NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
 
@@ -280,9 +280,8 @@ def test_the_same_fd_twice_is_refused(world: World, obj: Noted) -> None:
     assert obj.got == b"there"
 
 
+@readiness_only
 def test_a_regular_file_is_refused(world: World, obj: Noted) -> None:
-    if world.backend == "kqueue":
-        pytest.skip("a kqueue takes regular files")
     file = world.file()
     with unchanged(world, obj):
         with pytest.raises(OSError) as caught:

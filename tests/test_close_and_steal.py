@@ -13,7 +13,7 @@ import pytest
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw.types import Handle
-from tests.world import Noted, Thing, World, drain, only, real_only
+from tests.world import Noted, Thing, World, drain, only, readiness_only, real_only
 
 
 def ready(world: World, count: int, **on: object) -> tuple[list[Noted], list[Thing], list[str]]:
@@ -251,6 +251,7 @@ def test_a_handle_closed_by_its_owner_is_not_closed_again(
     capfd.readouterr()
 
 
+@readiness_only
 def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
     world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,8 +264,6 @@ def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
     caplog.clear()
     three, four = world.socketpair()
     handle, peer = (three, four) if three.fileno() == fd else (four, three)
-    if world.backend == "kqueue":
-        pytest.skip("a kqueue hears nothing of a closed descriptor, and says EEXIST")
     new = Noted(handle, world.loop)
     assert f"fd {fd} was closed behind the back of Noted" in caplog.text
     new.watch_read(True)

@@ -107,12 +107,7 @@ real_only = pytest.mark.parametrize("world", REAL, indirect=True, ids=str)
 readiness_only = pytest.mark.parametrize(
     "world", [kind for kind in WORLDS if kind.backend != "kqueue"], indirect=True, ids=str
 )
-"""For tests of what no kqueue tells: one mask for all events of a descriptor, hang-ups unasked."""
-
-epoll_only = pytest.mark.parametrize(
-    "world", [kind for kind in WORLDS if kind.backend == "epoll"], indirect=True, ids=str
-)
-"""For tests that count the changes of interest, which are calls of their own only here."""
+"""For tests of what no kqueue does: tell a hang-up unasked, refuse a file, notice a dead number."""
 
 
 class World:
