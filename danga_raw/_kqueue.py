@@ -180,8 +180,8 @@ class KQueue:
 
     __slots__ = (
         "_abi",
+        "_calls",
         "_events",
-        "_kevent",
         "_kevent_type",
         "_kq",
         "_pid",
@@ -207,7 +207,7 @@ class KQueue:
         self._events = (self._kevent_type * MAX_EVENTS)()
         self._timespec = structure("timespec", timespec_fields(name, os.uname().machine))
         calls = cast(KQueueLibrary, libc) if library is None else library
-        self._kevent = calls.kevent
+        self._calls = calls
         self._watched: set[int] = set()
         self.batch: Batch = []
         self._kq = calls.kqueue()
@@ -276,7 +276,7 @@ class KQueue:
     def _apply(self, changes: Sequence[Change], *ignored: int) -> None:
         """One kevent(2) that changes and does not wait; an errno in `ignored` is no failure."""
         table = (self._kevent_type * len(changes))(*[self._kevent_type(*c) for c in changes])
-        if self._kevent(self._kq, table, self._count(len(changes)), None, self._count(0), None) < 0:
+        if self._calls.kevent(self._kq, table, self._count(len(changes)), None, self._count(0), None) < 0:
             error = failure(f"kevent({self._kq}, fd {changes[0][0]})")
             if error.errno not in ignored:
                 raise error
@@ -297,7 +297,7 @@ class KQueue:
         if timeout_ms >= 0:
             seconds, ms = divmod(timeout_ms, 1000)
             limit = byref(self._timespec(seconds, ms * 1_000_000))
-        count = self._kevent(
+        count = self._calls.kevent(
             self._kq, None, self._count(0), self._events, self._count(MAX_EVENTS), limit
         )
         if count < 0:
