@@ -1,4 +1,4 @@
-"""Danga::Socket, the Perl event loop and socket base class, on ctypes calls to libc and nothing else.
+"""Danga::Socket, the Perl event loop and socket base class, on ctypes calls to libc alone.
 
 `Socket` is the class to inherit from, in the manual's own spelling; `Loop` is the event loop in
 Python's. `danga_raw.types` has what annotations need, `danga_raw.trace` the audit.

@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
             case "echo":
                 echo(arguments.host, arguments.port)
             case "info":
-                show(information() if arguments.abi is None else layouts(arguments.abi), arguments.json)
+                facts = information() if arguments.abi is None else layouts(arguments.abi)
+                show(facts, arguments.json)
             case _:
                 return _tracecli.run(arguments)
     except (OSError, ValueError) as error:
@@ -56,11 +57,11 @@ def _port(text: str) -> int:
     return int(text)
 
 
-# --- echo ---------------------------------------------------------------------------------------------
+# --- echo -----------------------------------------------------------------------------------------
 
 
 class Echo(Socket):
-    """One connection of the echo server. Reads no faster than the other side takes its echo back."""
+    """One connection of the echo server. Reads no faster than the other side takes its echo."""
 
     __slots__ = ("server",)
 
@@ -164,7 +165,7 @@ def stop_on_signals(loop: Loop, reader: socket.socket, writer: socket.socket) ->
     loop.add_other_fds({reader.fileno(): lambda state: reader.recv(4096)})
 
 
-# --- info ---------------------------------------------------------------------------------------------
+# --- info -----------------------------------------------------------------------------------------
 
 
 def layout(struct: type[ctypes.Structure]) -> Facts:
@@ -185,10 +186,13 @@ def _constants(module: object, *prefixes: str) -> Mapping[str, int]:
 
 
 def layouts(system: str) -> Facts:
-    """The structs and constants of one platform, "linux" or one with kqueue, under the data model of
-    the running program. Raises `ValueError` for one that isn't known."""
+    """The structs and constants of one platform, "linux" or one with kqueue, under the data model
+    of the running program. Raises `ValueError` for one that isn't known."""
     cork = _sockopt.CORK_OPTIONS.get(system)
-    options: dict[str, Fact] = {"IPPROTO_TCP": _sockopt.IPPROTO_TCP, **({cork[0]: cork[1]} if cork else {})}
+    options: dict[str, Fact] = {"IPPROTO_TCP": _sockopt.IPPROTO_TCP}
+    if cork is not None:
+        name, number = cork
+        options[name] = number
     poll: dict[str, Fact] = {"struct pollfd": layout(_poll.pollfd), **_constants(_poll, "POLL")}
     if system == "linux":
         struct = layout(_epoll.epoll_event)

@@ -33,8 +33,9 @@ EPOLL_EVENT: Final[Fields] = (("events", "uint32_t"), ("data", "uint64_t"))
 
 
 def packed(machine: str) -> bool:
-    """True where struct epoll_event is packed: on x86-64 and x32 only, so that a 32-bit program sees
-    the layout of i386 (EPOLL_PACKED in the kernel's eventpoll.h). `machine` is as uname(2) says."""
+    """True where struct epoll_event is packed: on x86-64 and x32 only, so that a 32-bit program
+    sees the layout of i386 (EPOLL_PACKED in the kernel's eventpoll.h). `machine` is as uname(2)
+    says."""
     return machine == "x86_64"
 
 

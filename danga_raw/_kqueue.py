@@ -172,10 +172,10 @@ Change = tuple[int, int, int]
 
 
 class KQueue:
-    """The filters of one kqueue descriptor, with the verbs and the event masks of the other pollers.
+    """The filters of one kqueue descriptor, with the verbs and event masks of the other pollers.
 
-    A Socket has a read and a write filter, both added disabled and then switched on and off; a kqueue
-    reports nothing, not even a hang-up, for a descriptor whose filters are all disabled.
+    A Socket has a read and a write filter, both added disabled and then switched on and off; a
+    kqueue reports nothing, not even a hang-up, for a descriptor whose filters are all disabled.
     """
 
     __slots__ = (
@@ -220,11 +220,11 @@ class KQueue:
     def register(self, fd: int, events: int) -> None:
         """Watch `fd`: one kevent(2).
 
-        For POLLIN alone (an other fd) it gets the read filter alone. Any other mask (a Socket's) gives
-        it both filters, disabled where the mask does not have POLLIN or POLLOUT.
+        For POLLIN alone (an other fd) it gets the read filter alone. Any other mask (a Socket's)
+        gives it both filters, disabled where the mask does not have POLLIN or POLLOUT.
 
-        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EINVAL for one
-        that the filters don't take. What was added by then is taken back.
+        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EINVAL for
+        one that the filters don't take. What was added by then is taken back.
         """
         check_fd(fd, "kevent")
         if fd in self._watched:
@@ -276,7 +276,8 @@ class KQueue:
     def _apply(self, changes: Sequence[Change], *ignored: int) -> None:
         """One kevent(2) that changes and does not wait; an errno in `ignored` is no failure."""
         table = (self._kevent_type * len(changes))(*[self._kevent_type(*c) for c in changes])
-        if self._calls.kevent(self._kq, table, self._count(len(changes)), None, self._count(0), None) < 0:
+        kevent = self._calls.kevent
+        if kevent(self._kq, table, self._count(len(changes)), None, self._count(0), None) < 0:
             error = failure(f"kevent({self._kq}, fd {changes[0][0]})")
             if error.errno not in ignored:
                 raise error
@@ -325,7 +326,7 @@ class KQueue:
         return self._kq
 
     def close(self) -> None:
-        """close(2). In a forked child there is nothing to close: fork(2) leaves a kqueue behind, and
-        by now the number may be another's."""
+        """close(2). In a forked child there is nothing to close: fork(2) leaves a kqueue behind,
+        and by now the number may be another's."""
         if libc.getpid() == self._pid:
             libc.close(self._kq)

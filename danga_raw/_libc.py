@@ -10,8 +10,8 @@ it runs: an `epoll_wait` with `argtypes` costs twice one without. Hence the rule
 * anything else (a pointer, a size_t) goes as a ctypes object, never as a bare int.
 
 Callers fetch a function from the door at each use. So whoever replaces an attribute (the audit in
-`trace.py`, another kernel in the tests) is seen at once and by everybody. `libc.platform` says whose
-numbers and layouts the calls behind the door take.
+`trace.py`, another kernel in the tests) is seen at once and by everybody. `libc.platform` says
+whose numbers and layouts the calls behind the door take.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def check_fd(fd: int, call: str) -> None:
 
 
 def failure(call: str) -> OSError:
-    """The `OSError` for a foreign call that has just returned -1: its errno, and `call` as it was."""
+    """The `OSError` for a foreign call that has just returned -1; `call` is how it was called."""
     number = ctypes.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")
 

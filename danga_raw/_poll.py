@@ -1,4 +1,4 @@
-"""poll(2): its struct, its constants, its call, and a poller over it with the verbs of the others."""
+"""poll(2): its struct, its constants, its call, and a poller with the verbs of the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Poll:
     """A table of struct pollfd, handed whole to poll(2) at each wait, whose cost is linear in it.
 
     poll itself takes any number for a fd. So that a program fails as it does on epoll, `register`
-    refuses a dead fd, a fd that is there, and a regular file; and a wait that finds a dead fd drops it.
+    refuses a dead fd, one that is there, and a regular file; a wait that finds a dead fd drops it.
     """
 
     __slots__ = ("_fds", "_revents", "_slot", "_table", "batch")

@@ -22,8 +22,9 @@ CORK_OPTIONS: Final[Mapping[str, tuple[str, int]]] = {
     "openbsd": ("TCP_NOPUSH", 0x10),
 }
 """The option of each platform that has one, read off its own <netinet/tcp.h>. A number is never
-used on another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting that would succeed. NetBSD
-has none: TCP_NOPUSH stands in its header under `#ifdef notyet`, and its kernel refuses the number."""
+used on another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting that would succeed.
+NetBSD has none: TCP_NOPUSH stands in its header under `#ifdef notyet`, and its kernel refuses the
+number."""
 
 NO_CORK_HERE: Final = frozenset({EINVAL, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP})
 """What setsockopt(2) answers for a descriptor that can't be corked: a datagram socket on FreeBSD or

@@ -105,9 +105,9 @@ class Loop:
         self._timeout = -1
         self._stopping = False
         self._outer: list[Batch] = []
-        """For each call of `run` that is going on, the batch that was in hand when it began: what is
-        left of it is dropped when numbers of which it speaks may have been given out again. Events
-        are level-triggered, so the next wait says again what is still true."""
+        """For each call of `run` that is going on, the batch that was in hand when it began: what
+        is left of it is dropped when numbers of which it speaks may have been given out again.
+        Events are level-triggered, so the next wait says again what is still true."""
         self._other_fds: dict[int, OtherFdCallback] = {}
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
@@ -128,9 +128,9 @@ class Loop:
         """Wait for events and dispatch them, until a post-loop callback says false or `stop`.
 
         A turn: the timers that are due; one wait for events; for each of them the object's
-        event_read, event_write, event_err and event_hup, as far as they are due and the object isn't
-        closed by then, or the callback of an other fd; event_read again while pushed-back data
-        waits; the deferred closes; the post-loop callbacks.
+        event_read, event_write, event_err and event_hup, as far as they are due and the object
+        isn't closed by then, or the callback of an other fd; event_read again while pushed-back
+        data waits; the deferred closes; the post-loop callbacks.
 
         An exception of a handler leaves `run` unless there is an `on_exception`. Either way the
         deferred closes are done, nothing else is lost, and the loop can be run again. Raises
@@ -141,7 +141,7 @@ class Loop:
         handlers make.
         """
         sockets = self.sockets
-        self._outer.append(self.poller().batch)
+        self._outer.append([] if self._poller is None else self._poller.batch)
         try:
             while not self._stopping:
                 timeout = self._run_timers() if self._timers.heap else self._timeout
@@ -181,7 +181,9 @@ class Loop:
             try:
                 self._let_go()
             finally:
-                self._outer.pop()
+                batch = self._outer.pop()
+                if self._poller is not None:
+                    self._poller.batch = batch
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
@@ -292,7 +294,7 @@ class Loop:
         return any(obj.event_watch & POLLIN for obj in self.pushed_back.values())
 
     def _read_pushed_back(self) -> None:
-        """event_read for objects with pushed-back data that watch for reading, until none is left."""
+        """event_read for who has pushed-back data and watches for reading, until none is left."""
         again = True
         while again:
             again = False
@@ -354,7 +356,7 @@ class Loop:
                 raise
             return True
 
-    # --- timers, timeout, callbacks -----------------------------------------------------------------
+    # --- timers, timeout, callbacks ---------------------------------------------------------------
 
     def add_timer(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call `callback()` once, `seconds` from now, on the monotonic clock, never early.
@@ -395,7 +397,7 @@ class Loop:
     def on_exception(self, callback: ExceptionCallback | None) -> None:
         self._on_exception = callable_or_none("on_exception", callback)
 
-    # --- descriptors --------------------------------------------------------------------------------
+    # --- descriptors ------------------------------------------------------------------------------
 
     @property
     def descriptor_map(self) -> DescriptorMapping:
@@ -441,8 +443,8 @@ class Loop:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
 
         Registered at once: epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2). A new
-        callback for a fd that is watched takes no call. Raises `TypeError` for a callback that can't
-        be called and `OSError` for a fd that can't be watched; then none of `fds` is added.
+        callback for a fd that is watched takes no call. Raises `TypeError` for a callback that
+        can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added.
         """
         for fd, callback in fds.items():
             if not callable(callback):
@@ -462,12 +464,12 @@ class Loop:
         self._other_fds.update(fds)
         return self._other_fds
 
-    # --- profiling ----------------------------------------------------------------------------------
+    # --- profiling --------------------------------------------------------------------------------
 
     @property
     def profiling_data(self) -> ProfileMapping:
-        """The cost of the handlers so far, by class and event: "Client-read" and so on -> (seconds of
-        user time, seconds of system time, number of calls)."""
+        """The cost of the handlers so far, by class and event: "Client-read" and so on -> (seconds
+        of user time, seconds of system time, number of calls)."""
         return self._profile
 
     def enable_profiling(self) -> bool:
@@ -491,14 +493,14 @@ class Loop:
         """True if this loop waits by kqueue."""
         return self.backend == "kqueue"
 
-    # --- ending -------------------------------------------------------------------------------------
+    # --- ending -----------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile.
 
-        What waits to be closed is closed, and so is the poller: close(2). The next use opens another.
-        In a forked child this leaves the parent's registrations alone, since no descriptor is
-        unregistered.
+        What waits to be closed is closed, and so is the poller: close(2). The next use opens
+        another. In a forked child this leaves the parent's registrations alone, since no descriptor
+        is unregistered.
         """
         self._let_go()
         for batch in self._outer:

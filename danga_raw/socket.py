@@ -1,4 +1,4 @@
-"""The object that Danga::Socket's manual describes: a socket whose events a loop hands to methods."""
+"""The object of Danga::Socket's manual: a socket whose events a loop hands to its methods."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def default_loop() -> Loop:
 
 
 class _PostLoopCallbackSetter:
-    """`SetPostLoopCallback`: on the class it sets the loop's callback, on an object the object's."""
+    """`SetPostLoopCallback`: it sets the loop's on the class, and on an object the object's."""
 
     def __get__(
         self, obj: Socket | None, owner: type[Socket]
@@ -85,11 +85,11 @@ class Socket:
     )
 
     def __init__(self, sock: Handle, loop: Loop | None = None) -> None:
-        """Watch `sock` on `loop`, or on the default loop; for no events yet but errors and hang-ups.
+        """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups.
 
         Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD, EV_DISABLE) for both filters or, on poll,
-        fstat(2). Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be watched,
-        and leaves the loop as it was.
+        fstat(2). Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be
+        watched, and leaves the loop as it was.
         """
         fd = sock.fileno()
         self.sock: Handle | None = sock
@@ -176,13 +176,13 @@ class Socket:
         self.read_push_back.append(piece)
 
     def write(self, data: Writable) -> bool:
-        """Write `data`, or queue it behind what is queued; a callable is run in its turn; None writes
-        what is queued. True if everything went out, False if something waits.
+        """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
+        writes what is queued. True if everything went out, False if something waits.
 
-        Calls write(2), or the writer function, for each block until one is not taken whole. Then the
-        object watches for writability (one epoll_ctl or kevent), and for no longer than it needs to.
-        Data is not copied: what is queued must not be changed. A callable that raises is not run
-        again, and what is queued behind it stays.
+        Calls write(2), or the writer function, for each block until one is not taken whole. Then
+        the object watches for writability (one epoll_ctl or kevent), and for no longer than it
+        needs to. Data is not copied: what is queued must not be changed. A callable that raises is
+        not run again, and what is queued behind it stays.
 
         A failing write closes the object by its `close` with the reason "EPIPE", "ECONNRESET" or
         "write_error", and returns False. On a closed object nothing happens, and it returns True.
@@ -211,7 +211,7 @@ class Socket:
         return self._write_queue(fd, new)
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
-        """Write `new`, before which nothing is queued, then what is queued, until that is refused."""
+        """Write `new`, before which nothing is queued, then the queue, until that is refused."""
         while True:
             if new is None and not self.write_buf:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
@@ -323,7 +323,8 @@ class Socket:
         self._watch(POLLIN, on)
 
     def watch_write(self, on: bool) -> None:
-        """Have `event_write` called when there is room to write, or no longer; calls as `watch_read`.
+        """Have `event_write` called when there is room to write, or no longer; calls as
+        `watch_read`.
 
         Not needed for `write`, which watches while something is queued. Whoever calls this with a
         true value keeps the watch until calling it with a false one.
@@ -343,9 +344,9 @@ class Socket:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
         BSDs and macOS; no call if that is the state already.
 
-        A descriptor that can't be corked is left alone, and `corked` stays False. A dead one (EBADF)
-        is warned about and closed with the reason "tcp_cork_failed"; any other failure is raised as
-        `OSError`. What uncorking sends, and when, differs by platform: docs/platforms.md.
+        A descriptor that can't be corked is left alone, and `corked` stays False. A dead one
+        (EBADF) is warned about and closed with the reason "tcp_cork_failed"; any other failure is
+        raised as `OSError`. What uncorking sends, and when, differs by platform: docs/platforms.md.
         """
         if self.fd is None or bool(on) == self.corked:
             return
@@ -365,16 +366,16 @@ class Socket:
 
         Uncorks it, and takes it from the poller: epoll_ctl(EPOLL_CTL_DEL), or kevent(EV_DELETE) for
         each filter. What is queued is dropped. close(2) comes after the batch, so that the number
-        can't be another's while the batch may have an event for it: in `run`, `reset`, or at the end
-        of `with loop`. Closing twice does nothing.
+        can't be another's while the batch may have an event for it: in `run`, `reset`, or at the
+        end of `with loop`. Closing twice does nothing.
         """
         if self.fd is not None and not self.closed:
             debug("closing fd %d (%s)", self.fd, reason)
             self._leave(Leaving(self.fd, self, self.sock))
 
     def steal_socket(self) -> Handle | None:
-        """Close the object but not its socket, which is returned, off the poller (the calls are those
-        of `close`) and free to be wrapped again at once. None if the object is closed."""
+        """Close the object but not its socket, which is returned, off the poller (the calls are
+        those of `close`) and free to be wrapped again at once. None if the object is closed."""
         if self.fd is None or self.closed:
             return None
         stolen = self.sock
@@ -510,12 +511,12 @@ class Socket:
         """Print `message % args` to standard error, behind ">>> "."""
         Socket.DebugMsg(message, *args)
 
-    # --- the loop, in the manual's words ------------------------------------------------------------
+    # --- the loop, in the manual's words ----------------------------------------------------------
 
     SetPostLoopCallback: ClassVar[_PostLoopCallbackSetter] = _PostLoopCallbackSetter()
     """Call a callback with (descriptor map, other fds) after each batch; a false answer ends the
-    loop. On the class it sets the one of the default loop, on an object that object's own, which goes
-    with it. None takes it off."""
+    loop. On the class it sets the one of the default loop, on an object that object's own, which
+    goes with it. None takes it off."""
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""

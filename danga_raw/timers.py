@@ -1,4 +1,4 @@
-"""Timers: a heap of deadlines on the monotonic clock, from which a cancelled one is dropped lazily."""
+"""Timers: a heap of deadlines on the monotonic clock, with those cancelled dropped lazily."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Timer:
 
 
 class Timers:
-    """The timers of one loop, in order of deadline; equal deadlines in the order they were added."""
+    """The timers of one loop, in order of deadline; equal ones in the order they were added."""
 
     __slots__ = ("_spent", "added", "heap")
 
@@ -60,7 +60,7 @@ class Timers:
         return timer
 
     def run_due(self, number: int) -> int:
-        """Fire what is due of the timers before the `number`th; the milliseconds to the next, or -1.
+        """Fire what is due of the timers before the `number`th; the ms to the next one, or -1.
 
         Those that a callback adds wait for another call, or one that always adds itself again would
         keep the loop from everything else. The time is rounded up to a whole millisecond past the

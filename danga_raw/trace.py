@@ -2,7 +2,7 @@
 
 While a trace is on, each foreign function has an `errcheck`, which everybody who holds the function
 feels, and the door's Python functions are replaced by ones that report. When it goes off, nothing
-is left of either. So a trace costs nothing while it is off, and can begin and end while a loop runs.
+is left of either. So a trace costs nothing while off, and can begin and end while a loop runs.
 
 What can't be seen from here: clock_gettime, which the C library answers without the kernel
 (vdso(7)); that `os.read` or `os.write` was interrupted and made again (PEP 475); the address of a

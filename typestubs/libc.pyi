@@ -1,4 +1,4 @@
-"""The system call surface of danga_raw on one page: all that the package can call, as C declares it.
+"""The system call surface of danga_raw on one page: all that it can call, as C declares it.
 
 The upper part is called by ctypes in the C library. The lower part is Python's own wrapper of one
 call each, under the call's name. Nothing else of the package reaches the operating system.
@@ -66,7 +66,7 @@ def setsockopt(
 def fcntl(fd: int, op: int, arg: int, /) -> int:
     """`int fcntl(int fd, int op, ...)`: fcntl(2), here always F_SETFD with an int."""
 
-# --- by Python's own wrappers, which raise OSError -------------------------------------------------
+# --- by Python's own wrappers, which raise OSError ------------------------------------------------
 
 def read(fd: int, count: int, /) -> bytes:
     """`ssize_t read(int fd, void *buf, size_t count)`: read(2), by `os.read`; EINTR is retried."""
@@ -90,7 +90,7 @@ def getsockname(sock: object, /) -> SockAddr:
     the handle's own method."""
 
 def getpid() -> int:
-    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; only a kqueue asks, which dies with a fork."""
+    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; asked for a kqueue, which forks lose."""
 
 def getrusage(who: int, /) -> struct_rusage:
     """`int getrusage(int who, struct rusage *usage)`: getrusage(2), by `resource.getrusage`."""
