@@ -1,0 +1,325 @@
+"""A short story on one loop that touches nearly all of the package, to be interrupted anywhere.
+
+Each part of it may be cut short by an exception and is not begun again. `Story.go_on` runs the loop
+to the end all the same, and `Story.check` says what was lost, doubled or leaked.
+"""
+
+from __future__ import annotations
+
+import dis
+import linecache
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING
+
+import danga_raw
+from danga_raw import Loop, Socket
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
+
+PACKAGE = str(Path(danga_raw.__file__).parent)
+
+TOKEN = 8
+"""Bytes of a token, which is a number. What is written consists of them."""
+
+
+def tokens(first: int, count: int) -> bytes:
+    return b"".join(b"%07d " % number for number in range(first, first + count))
+
+
+class Reader(Socket):
+    """Takes tokens in, a few at a time, and pushes one back now and then."""
+
+    __slots__ = ("got", "story")
+
+    def __init__(self, sock: socket.socket, story: Story) -> None:
+        self.got = b""
+        self.story = story
+        super().__init__(sock, story.loop)
+
+    def event_read(self) -> None:
+        self.story.reads += 1
+        if self.story.reads > 10_000:
+            raise AssertionError("it is called to read for ever")
+        data = self.read(3 * TOKEN)
+        if data is None:
+            self.close("end")
+        else:
+            self.got += data
+
+    def event_err(self) -> None:
+        self.close("error")
+
+    def event_hup(self) -> None:
+        self.close("hang-up")
+
+
+class Writer(Reader):
+    """Writes more than there is room for, in pieces and with a callable between them."""
+
+    def put(self, first: int, count: int) -> None:
+        data = tokens(first, count)
+        self.story.begun.append((first, count))
+        if self.fd is not None:
+            self.write(data)
+            self.story.written.append((first, count))
+
+
+class Story:
+    """The story, told once."""
+
+    def __init__(self, backend: str) -> None:
+        self.loop = Loop(backend)
+        self.begun: list[tuple[int, int]] = []
+        """What was given to `write`: first token and how many."""
+        self.written: list[tuple[int, int]] = []
+        """The same, where `write` has returned."""
+        self.fired: Counter[str] = Counter()
+        self.complaints: list[str] = []
+        self.arrived = b""
+        self.reads = 0
+        self.before = os.listdir("/proc/self/fd")
+        self.pairs = [socket.socketpair() for _ in range(4)]
+        for end in [end for pair in self.pairs for end in pair]:
+            end.setblocking(False)
+        self.pairs[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        self.objects: list[Reader] = []
+        self.listening: list[Reader] = []
+        """Those whose `watch_read` has returned."""
+        self.steps: list[Callable[[], None]] = [
+            self.set_up, self.write, self.talk, self.timers, self.close_one, self.steal, self.end,
+        ]  # fmt: skip
+        self.stolen: object = None
+
+    # The steps, each begun once. The package makes a call in each of their lines.
+
+    def set_up(self) -> None:
+        for near, _ in self.pairs:
+            self.objects.append(Writer(near, self))
+            self.objects[-1].watch_read(True)
+            self.listening.append(self.objects[-1])
+
+    def write(self) -> None:
+        for each in self.objects[:1]:
+            assert isinstance(each, Writer)
+            each.put(0, 1200)
+            each.put(1200, 1)
+            each.write(lambda: self.fire("queued"))
+            each.put(1201, 2)
+
+    def talk(self) -> None:
+        for _, far in self.pairs[1:]:
+            far.send(tokens(0, 4))
+        for each in self.objects[1:2]:
+            each.push_back_read(b"pushed 1")
+            each.push_back_read(b"pushed 2")
+
+    def timers(self) -> None:
+        self.loop.add_timer(-1, lambda: self.fire("timer 1"))
+        self.loop.add_timer(-1, lambda: self.fire("timer 2"))
+        self.loop.add_timer(60, lambda: self.fire("never")).cancel()
+
+    def close_one(self) -> None:
+        for each in self.objects[2:3]:
+            each.close("over")
+
+    def steal(self) -> None:
+        for each in self.objects[3:4]:
+            self.stolen = each.steal_socket()
+
+    def end(self) -> None:
+        pass
+
+    def fire(self, name: str) -> None:
+        self.fired[name] += 1
+
+    # Telling it.
+
+    def turn(self, *_: object) -> bool:
+        """After each batch: the far end of the writer reads, and the next step is taken."""
+        try:
+            self.arrived += self.pairs[0][1].recv(1 << 16)
+        except BlockingIOError:
+            pass
+        if self.steps:
+            self.steps.pop(0)()
+        return bool(self.steps)
+
+    def go_on(self) -> None:
+        """Run the loop until the steps are done; again, as long as something is queued."""
+        self.loop.set_loop_timeout(0)
+        self.loop.set_post_loop_callback(self.turn)
+        for _ in range(100):
+            self.loop.run()
+            idle = not self.steps and not any(each.write_buf for each in self.objects)
+            if idle and not self.loop.leaving and not self.loop.pushed_back:
+                break
+
+    def ending(self) -> list[str]:
+        """Go on to the end; what is wrong with it."""
+        try:
+            self.go_on()
+            self.check()
+        except Exception as error:
+            self.complaints.append(repr(error))
+        finally:
+            for end in [end for pair in self.pairs for end in pair]:
+                end.close()
+        return self.complaints
+
+    def check(self) -> None:
+        """End the story, and complain of what is wrong with it."""
+        wrong = self.complaints
+        loop = self.loop
+        if loop.leaving or self.steps:
+            wrong.append("it does not come to its end")
+        for each in self.objects:
+            fd = each.fd
+            if each.closed != (fd is None) or (fd is not None and loop.sockets.get(fd) is not each):
+                wrong.append(f"half closed: {each.closed} {each.fd}")
+        live = [each for each in self.objects if not each.closed]
+        if any(not each.event_watch & 1 for each in live if each in self.listening):
+            wrong.append("a watch was lost")
+        self.check_bytes()
+        for name, count in self.fired.items():
+            if count != 1 or name == "never":
+                wrong.append(f"{name} fired {count} times")
+        for each in live:
+            each.close("the end")
+        loop.close()
+        if loop.sockets or loop.leaving or loop._timers.heap:
+            wrong.append("something is left in the loop")
+        for end in [end for pair in self.pairs for end in pair]:
+            end.close()
+        if after := set(os.listdir("/proc/self/fd")) - set(self.before):
+            wrong.append(f"descriptors are left: {after}")
+
+    def check_bytes(self) -> None:
+        """All that `write` took has arrived once and in order."""
+        arrived = [int(self.arrived[at : at + TOKEN]) for at in range(0, len(self.arrived), TOKEN)]
+        first = [number for first, count in self.written for number in range(first, first + count)]
+        possible = [n for first, count in self.begun for n in range(first, first + count)]
+        if arrived != sorted(set(arrived)) or not set(first) <= set(arrived) <= set(possible):
+            self.complaints.append(f"{len(first)} tokens written, {len(arrived)} arrived")
+
+
+class Complaints(logging.Handler):
+    """Hears the package's warnings: a descriptor closed twice, one that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+BOUNDARIES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
+"""Instructions at whose end CPython looks for signals (ceval.c, CHECK_EVAL_BREAKER), by how their
+names begin. Behind no other can a handler run."""
+
+
+@cache
+def instructions(code: CodeType) -> Mapping[int, str]:
+    return {each.offset: each.opname for each in dis.get_instructions(code)}
+
+
+def place(code: CodeType, number: int) -> str:
+    return f"{code.co_name}: {linecache.getline(code.co_filename, number).strip()}"
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt at the `at`th place of the package where a signal's handler may run."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.count = 0
+        self.where: str | None = None
+        """The function and the line at which it was raised."""
+        self._before: dict[FrameType, int] = {}
+
+    def trace(self, frame: FrameType, event: str, arg: object) -> TraceFunction | None:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self.step
+
+    def step(self, frame: FrameType, event: str, arg: object) -> TraceFunction:
+        if event == "return":
+            self._before.pop(frame, None)
+        if event != "opcode":
+            return self.step
+        before = self._before.get(frame)
+        self._before[frame] = frame.f_lasti
+        name = "RESUME" if before is None else instructions(frame.f_code)[before]
+        if name.startswith(BOUNDARIES):
+            if self.count == self.at:
+                self._before.clear()
+                self.where = place(frame.f_code, frame.f_lineno)
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            self.count += 1
+        return self.step
+
+
+@contextmanager
+def complaints() -> Iterator[list[str]]:
+    """The package's warnings: a descriptor closed twice, one that nobody knows."""
+    heard = Complaints()
+    logger = logging.getLogger("danga_raw")
+    logger.addHandler(heard)
+    logger.propagate = False
+    try:
+        yield heard.heard
+    finally:
+        logger.removeHandler(heard)
+        logger.propagate = True
+
+
+def interrupted(at: int, backend: str) -> tuple[Interrupter, list[str]]:
+    """Tell the story, interrupted at the `at`th place; what came of it."""
+    interrupter = Interrupter(at)
+    with complaints() as heard:
+        story = Story(backend)
+        sys.settrace(interrupter.trace)
+        try:
+            story.go_on()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        return interrupter, story.ending() + heard
+
+
+def interrupted_by_signal(seconds: float, backend: str) -> tuple[str, list[str]]:
+    """Tell the story, interrupted by a signal so many seconds from its start. Where that was, empty
+    if it was nowhere in the package; and what came of it."""
+    where = ""
+    with complaints() as heard:
+        story = Story(backend)
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            story.go_on()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt as error:
+            at = error.__traceback__
+            while at is not None:
+                code = at.tb_frame.f_code
+                where = place(code, at.tb_lineno) if code.co_filename.startswith(PACKAGE) else ""
+                at = at.tb_next
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        return where, story.ending() + heard

@@ -1,0 +1,166 @@
+"""A fork within a handler, and loops in several threads."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+from functools import partial
+
+import pytest
+
+from danga_raw import Loop, Socket
+
+BACKENDS = ["epoll", "poll"]
+
+LOOPS = 4
+CONNECTIONS = 200
+ROUNDS = 20
+
+
+class Echo(Socket):
+    """Sends back what comes."""
+
+    __slots__ = ()
+
+    def event_read(self) -> None:
+        data = self.read(4096)
+        if data is None:
+            self.close("end")
+        elif data:
+            self.write(data)
+
+    def event_err(self) -> None:
+        self.close("error")
+
+    event_hup = event_err
+
+
+def echo_on(loop: Loop) -> tuple[Echo, socket.socket]:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.settimeout(60)
+    echo = Echo(near, loop)
+    echo.watch_read(True)
+    return echo, far
+
+
+class Forker(Echo):
+    """Forks when something comes; the child serves a connection of its own on the loop."""
+
+    __slots__ = ("child",)
+
+    def event_read(self) -> None:
+        data = self.read(4096)
+        if not data:
+            self.close("end")
+            return
+        self.child = os.fork()
+        if not self.child:
+            status = 1
+            try:
+                status = self.in_child()
+            finally:
+                os._exit(status)
+        self.write(data)
+
+    def in_child(self) -> int:
+        """Forget the parent's, serve one connection, then end; 0 if it was served."""
+        loop = self.loop
+        loop.reset()
+        _, far = echo_on(loop)
+        far.sendall(b"in the child")
+        loop.set_post_loop_callback(lambda *_: False)
+        loop.set_loop_timeout(60_000)
+        loop.run()
+        return 0 if far.recv(100) == b"in the child" and loop.watched_sockets == 1 else 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_child_that_resets_the_loop_leaves_the_parents_registrations(backend: str) -> None:
+    with Loop(backend) as loop:
+        echo, far = echo_on(loop)
+        near, forks = socket.socketpair()
+        near.setblocking(False)
+        forker = Forker(near, loop)
+        forker.watch_read(True)
+        loop.set_post_loop_callback(lambda *_: False)
+        with far, forks:
+            forks.sendall(b"fork")
+            loop.run()
+            assert forks.recv(100) == b"fork"
+            _, status = os.waitpid(forker.child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+            # The child has reset its loop and ended; the parent hears all that it heard before.
+            far.sendall(b"x")
+            loop.run()
+            assert far.recv(100) == b"x"
+        while loop.watched_sockets:
+            loop.run()
+        assert echo.closed and forker.closed
+
+
+def serve(backend: str, seed: int, done: list[str]) -> None:
+    """One thread: hundreds of connections on a loop, and rounds of bytes through each of them."""
+    chooser = random.Random(seed)
+    with Loop(backend) as loop:
+        pairs = [echo_on(loop) for _ in range(CONNECTIONS)]
+        fired: list[int] = []
+        for number in range(100):
+            loop.add_timer(number / 10_000, partial(fired.append, number))
+        sent = {far: b"" for _, far in pairs}
+        got = {far: b"" for _, far in pairs}
+        rounds = 0
+
+        def turn(*_: object) -> bool:
+            nonlocal rounds
+            for far in got:
+                far.setblocking(False)
+                try:
+                    got[far] += far.recv(1 << 16)
+                except BlockingIOError:
+                    pass
+            if rounds < ROUNDS:
+                rounds += 1
+                for far in got:
+                    data = chooser.randbytes(chooser.randint(1, 200))
+                    sent[far] += data
+                    far.send(data)
+            return rounds < ROUNDS or got != sent or len(fired) < 100
+
+        loop.set_post_loop_callback(turn)
+        loop.set_loop_timeout(1)
+        loop.run()
+        assert fired == list(range(100))
+        for echo, far in pairs:
+            assert not echo.closed
+            echo.close("end")
+            far.close()
+    done.append(threading.current_thread().name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_loops_in_threads_do_not_disturb_each_other(backend: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    done: list[str] = []
+    threads = [
+        threading.Thread(target=serve, args=(backend, seed, done), name=str(seed))
+        for seed in range(LOOPS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == ["0", "1", "2", "3"]
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_loop_is_stopped_from_another_thread() -> None:
+    with Loop() as loop:
+        loop.set_loop_timeout(10)
+        stopper = threading.Timer(0.05, loop.stop)
+        stopper.start()
+        loop.run()
+        stopper.join()
