@@ -43,8 +43,13 @@ def main(argv: list[str] | None = None) -> int:
             case "info":
                 facts = information() if arguments.abi is None else layouts(arguments.abi)
                 show(facts, arguments.json)
+                sys.stdout.flush()
             case _:
                 return _tracecli.run(arguments)
+    except BrokenPipeError:
+        # Who read our output has enough of it; the interpreter must not try to flush the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError) as error:
         print(f"danga_raw: {error}", file=sys.stderr)
         return 2
@@ -67,7 +72,7 @@ class Echo(Socket):
 
     def __init__(self, sock: socket.socket, server: EchoServer) -> None:
         super().__init__(sock, server.loop)
-        self.server = server
+        self.server: EchoServer = server
         self.watch_read(True)
 
     def event_read(self) -> None:
@@ -94,10 +99,10 @@ class EchoServer:
     """Accepts connections on one listener and counts what passes."""
 
     def __init__(self, loop: Loop, listener: socket.socket) -> None:
-        self.loop = loop
-        self.listener = listener
-        self.connections = 0
-        self.bytes = 0
+        self.loop: Loop = loop
+        self.listener: socket.socket = listener
+        self.connections: int = 0
+        self.bytes: int = 0
         self.start()
 
     def start(self) -> None:

@@ -48,12 +48,12 @@ class Leaving:
     __slots__ = ("fd", "is_open", "obj", "sock")
 
     def __init__(self, fd: int, obj: Watched | None, sock: Handle | None) -> None:
-        self.fd = fd
-        self.is_open = False
+        self.fd: int = fd
+        self.is_open: bool = False
         """True once `sock` was found to be still open."""
-        self.obj = obj
+        self.obj: Watched | None = obj
         """Whose entry in the map is to go; None for an other fd."""
-        self.sock = sock
+        self.sock: Handle | None = sock
         """The handle to close; None if it isn't ours to close."""
 
 

@@ -98,19 +98,19 @@ class Socket:
         """Its descriptor; None once closed or stolen."""
         self.loop: Final = loop if loop is not None else default_loop()
         """The loop that watches it."""
-        self.closed = False
+        self.closed: bool = False
         """True from `close` or `steal_socket` on."""
-        self.corked = False
+        self.corked: bool = False
         """True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`."""
         self.event_watch: int = POLLERR | POLLHUP | POLLNVAL
         """The mask of the events that it is watched for."""
         self.writer_func: WriterFunc | None = None
         """Called instead of write(2); see `set_writer_func`."""
-        self.write_buf_offset = 0
+        self.write_buf_offset: int = 0
         """How much of the first queued block is out already."""
-        self.write_buf_size = 0
+        self.write_buf_size: int = 0
         """How many bytes are queued; a callable counts as one."""
-        self.write_set_watch = False
+        self.write_set_watch: bool = False
         """True while it is watched for writability on account of `write`, not of a subclass."""
         self.write_buf: deque[Queued] = _NO_QUEUE
         """What is queued for writing."""

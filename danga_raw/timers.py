@@ -41,7 +41,7 @@ class Timers:
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Timer]] = []
         self._spent = 0  # how many of the heap have no callback any more
-        self.added = 0
+        self.added: int = 0
         """How many timers there ever were, and so the number of the next."""
 
     def add(self, seconds: float, callback: Callable[[], object]) -> Timer:
