@@ -137,3 +137,28 @@ def test_a_run_within_a_handler_leaves_no_event_for_a_number_that_came_back(plat
         loop.run()
         assert made[0].told == []
         assert not made[0].closed
+
+
+@pytest.mark.parametrize("platform", BACKENDS)
+def test_a_second_run_within_a_handler_leaves_no_event_for_what_it_closed(platform: str) -> None:
+    """python -m tests.simkernel --seed 2002643 --connections 16 --backend epoll"""
+    backend, _, form = platform.partition(" ")
+    kernel = SimKernel(platform=form or None)
+    with kernel.installed(), Loop(backend) as loop:
+        loop.set_loop_timeout(0)
+        loop.set_post_loop_callback(lambda sockets, others: False)
+        near, peer = kernel.socketpair()
+        doomed, doomed_peer = kernel.socketpair()
+
+        def run_within() -> None:
+            loop.run()
+            doomed_object.close()
+            loop.run()
+
+        Reader(near, loop, run_within)
+        doomed_object = Reader(doomed, loop, lambda: None)
+        peer.send(b"x")
+        doomed_peer.send(b"x")
+        # The kernel is strict: a call on a number that is closed would end the test.
+        loop.run()
+        assert doomed_object.told == ["read"]
