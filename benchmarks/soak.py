@@ -59,7 +59,7 @@ class Sample:
 
 
 def serve(arguments: list[str]) -> None:
-    """The example server in this process, unchanged; on SIGUSR1 it prints its timers and objects."""
+    """The example server in this process; SIGUSR1 has it print its timers and objects."""
     from danga_raw import Loop
 
     loops: list[Loop] = []

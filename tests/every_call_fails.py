@@ -49,17 +49,18 @@ TRIES: Final = 3
 before the call that was to fail."""
 
 DEAD: Final = frozenset({"dead_descriptor", "dead_descriptor_watched"})
-"""Stories that close a descriptor behind the back of its socket. Cut short, they leave a close(2) to be
-made for a number that may be another's by then, as with any Python socket that this is done to."""
+"""Stories that close a descriptor behind the back of its socket. Cut short, they leave a close(2)
+to be made for a number that may be another's by then, as with any Python socket."""
 
 MORE_WAITS: Final = 20
-"""So many waits more than if nothing fails are a spin: a server that pauses makes one or two a second."""
+"""So many waits more than if nothing fails are a spin: a pausing server makes one or two a
+second."""
 
 DEAF: Final = 3
 """So many waits in a row that report events and are followed by nothing are a spin."""
 
 
-# --- what may come of which error -------------------------------------------------------------------
+# --- what may come of which error -----------------------------------------------------------------
 
 RETRIED: Final = "retried"
 """The call is made again: by Python at once (EINTR), or by the loop when its time has come."""
@@ -89,7 +90,7 @@ ERRORS: Final[dict[str, Outcomes]] = {
     "epoll_ctl DEL": each_of("EBADF EINVAL ENOENT ENOMEM", WARNED, IGNORED),
     # epoll_wait(2), ERRORS.
     "epoll_wait": each_of("EBADF EFAULT EINVAL", RAISED) | each_of("EINTR", RETRIED),
-    # read(2), ERRORS (but EISDIR); recv(2); tcp(7). os.read makes the call again after EINTR (PEP 475).
+    # read(2), ERRORS (but EISDIR); recv(2); tcp(7). os.read tries again after EINTR (PEP 475).
     "read": each_of(
         "EBADF EFAULT EINVAL EIO ECONNREFUSED ECONNRESET ENOMEM ENOTCONN ETIMEDOUT", TOLD
     )
@@ -116,10 +117,10 @@ ERRORS: Final[dict[str, Outcomes]] = {
         RETRIED,
     ),
 }
-"""Each call, each error that its manual page lists for it, and the outcomes of which one must be."""
+"""Each call, each error that its manual page lists for it, and the outcomes it may have."""
 
 
-# --- which calls are the package's ------------------------------------------------------------------
+# --- which calls are the package's ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ class Own:
 
 
 def own_calls(calls: Sequence[Call], accepts: bool = False) -> list[Own]:
-    """The package's calls: those about descriptors that were made in this trace, and not announced by
-    the program as its own. With `accepts` those of accept4 as well, which the servers make."""
+    """The package's calls: those about descriptors that were made in this trace, and not announced
+    by the program as its own. With `accepts` those of accept4 as well, which the servers make."""
     counts: Counter[str] = Counter()
     names: dict[int, str] = {}
     borrowed: set[int] = set()
@@ -187,7 +188,7 @@ def kind_of(call: Call) -> str:
             return name
 
 
-# --- what came of it ----------------------------------------------------------------------------------
+# --- what came of it ------------------------------------------------------------------------------
 
 
 class Fault(Exception):
@@ -221,10 +222,8 @@ def came_true(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Cal
             return any(re.match(rf"raised$|died yes$|raised .*\b{name}\(", text) for text in notes)
         case "warned":
             name = failed.kind.partition(" ")[0]
-            return any(
-                call.name == "write" and call.fd == 2 and re.search(rf"{name}|^\"fd \d+: ", call.args[1])
-                for call in calls[failed.at + 1 :]
-            )
+            said = [c.args[1] for c in calls[failed.at :] if c.name == "write" and c.fd == 2]
+            return any(re.search(rf"{name}|^\"fd \d+: ", text) for text in said)
         case _:
             return True
 
@@ -251,7 +250,7 @@ def ends(own: Sequence[Own]) -> Counter[tuple[str, str]]:
     )
 
 
-# --- the runs ---------------------------------------------------------------------------------------
+# --- the runs -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,8 @@ class Run:
     error: str
 
     def __str__(self) -> str:
-        return f"{self.story}: {self.own.kind} {self.own.number} on {self.own.fd} fails: {self.error}"
+        own = self.own
+        return f"{self.story}: {own.kind} {own.number} on {own.fd} fails: {self.error}"
 
     @property
     def injection(self) -> str:
@@ -360,7 +360,8 @@ class ServerStage:
                     fault = f"a connection made afterwards is not served: {error!r}"
                 strace.send_signal(signal.SIGINT)
                 strace.communicate()
-            lines = [line for line in trace.read().splitlines() if not line.endswith("<detached ...>")]
+            lines = trace.read().splitlines()
+        lines = [line for line in lines if not line.endswith("<detached ...>")]
         if fault or server.poll() is not None:
             self._end(name)
             raise StraceError("\n".join([fault, f"exit status {server.poll()}", *lines[-15:]]))
@@ -531,8 +532,8 @@ def clean_runs(names: Iterable[str]) -> dict[str, Told]:
 
 
 def runs_of(clean: dict[str, Told]) -> list[Run]:
-    """All runs there are. Not among them: servers whose wait fails other than by a signal. They end,
-    with an error that names the call, since they have nothing left to wait with."""
+    """All runs there are. Not among them: servers whose wait fails other than by a signal. They
+    end, with an error that names the call, since they have nothing left to wait with."""
     return [
         Run(name, own, error)
         for name, told in clean.items()

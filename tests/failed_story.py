@@ -1,13 +1,14 @@
 """Tells scenarios in which a call is going to fail, and then proves that the loop still works.
 
-It reads the paths of scenarios, a line each. For each it forks, since a fork is ten times as fast as
-a start under strace; the child prints its process id, and begins when it gets SIGUSR1, by which time
-a tracer has come.
+It reads the paths of scenarios, a line each. For each it forks, since a fork is ten times as fast
+as a start under strace; the child prints its process id, and begins when it gets SIGUSR1, by which
+time a tracer has come.
 
-The child notes how the scenario ended: "told", "waits" (for something that isn't going to happen any more,
-with nothing ready that the loop should hear), "raised TEXT" (an OSError of the package's), "derailed"
-(the scenario itself stumbled over what had become of its sockets). Then a new connection is put on
-the same loop, and "intact" is noted once its event has come. Anything else is noted as a "fault".
+The child notes how the scenario ended: "told", "waits" (for something that isn't going to happen
+any more, with nothing ready that the loop should hear), "raised TEXT" (an OSError of the
+package's), "derailed" (the scenario itself stumbled over what had become of its sockets). Then a
+new connection is put on the same loop, and "intact" is noted once its event has come. Anything
+else is noted as a "fault".
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ LOOKS = 25
 """After so many looks that found something ready, the loop is deaf to it."""
 
 VAIN = 2
-"""After so many looks in a row that found the loop waiting, with nothing ready, it waits in vain; one
-alone may have come in the middle of a step."""
+"""After so many looks in a row that found the loop waiting, with nothing ready, it waits in vain;
+one alone may have come in the middle of a step."""
 
 SPINS = 10
 """The same for a loop that goes round and round with no timeout."""
 
 TRIES = 100
-"""How often the loop is run again for the new connection, since the scenario's objects may raise."""
+"""How often the loop is run for the new connection, since the scenario's objects may raise."""
 
 PACKAGE = os.path.dirname(os.path.abspath(danga_raw.__file__))
 

@@ -239,7 +239,7 @@ def place(code: CodeType, number: int) -> str:
 
 
 class Interrupter:
-    """Raises KeyboardInterrupt at the `at`th place of the package where a signal's handler may run."""
+    """Raises KeyboardInterrupt at the `at`th place of the package where a handler may run."""
 
     def __init__(self, at: int) -> None:
         self.at = at

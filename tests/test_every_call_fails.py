@@ -35,7 +35,7 @@ def test_a_failing_call_costs_its_own_connection_at_most() -> None:
     assert [f"{run}: {fault}" for run, _, fault in outcomes(chosen, clean, 2) if fault] == []
 
 
-# --- the judge ----------------------------------------------------------------------------------------
+# --- the judge ------------------------------------------------------------------------------------
 
 
 def calls(text: str) -> list[Call]:

@@ -1,7 +1,7 @@
 """Signals at any moment: handlers that return, and handlers that raise.
 
-CPython runs a signal's handler behind a call, at the start of a function and at a backward jump, and
-nowhere else. Each such place of the package that a short story (`interrupted.py`) comes by is
+CPython runs a signal's handler behind a call, at the start of a function and at a backward jump,
+and nowhere else. Each such place of the package that a short story (`interrupted.py`) comes by is
 interrupted in turn, and afterwards the loop runs to the end with nothing lost, doubled or leaked.
 """
 
@@ -29,15 +29,11 @@ NOT_PROMISED = {
     "_write_once: return libc.write(fd, memoryview(block)[offset:] if offset else block)",
     "_write_blocks: written = self._write_once(fd, block, count, offset)",
     "read: return libc.read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None",
-    "epoll_create1: epfd = libc.epoll_create1(flags)",
-    "__init__: self._epfd = epoll_create1(EPOLL_CLOEXEC)",
+    "__init__: self._epfd = libc.epoll_create1(EPOLL_CLOEXEC)",
     "poller: self._poller = Epoll()",
 }
-"""Where no Python program can know whether the call was made: what went out goes out again, what came
-in is lost, a poller stays open until the process ends. Everywhere else an exception does no harm."""
-
-
-HALF_DONE = pytest.mark.xfail(strict=True, reason="some places aren't safe yet")
+"""Where no Python program can know whether the call was made: what went out goes out again, what
+came in is lost, a poller stays open until the process ends. Elsewhere an exception does no harm."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +44,6 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@HALF_DONE
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_exception_at_any_place_leaves_nothing_half_done(backend: str) -> None:
     whole, wrong = interrupted(-1, backend)
@@ -70,7 +65,6 @@ def test_an_exception_at_any_place_leaves_nothing_half_done(backend: str) -> Non
     assert found == {}
 
 
-@HALF_DONE
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
     seed = random.randrange(1 << 32)
@@ -85,7 +79,7 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
     assert hits > 20
 
 
-# --- handlers that return -----------------------------------------------------------------------------
+# --- handlers that return -------------------------------------------------------------------------
 
 CONNECTIONS = 4
 AMOUNT = 4 << 20
