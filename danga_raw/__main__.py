@@ -73,7 +73,11 @@ class Echo(Socket):
     def __init__(self, sock: socket.socket, server: EchoServer) -> None:
         super().__init__(sock, server.loop)
         self.server: EchoServer = server
-        self.watch_read(True)
+        try:
+            self.watch_read(True)
+        except OSError:
+            self.close("not to be watched")
+            raise
 
     def event_read(self) -> None:
         data = self.read(65536)
@@ -112,6 +116,8 @@ class EchoServer:
         while True:
             try:
                 sock, _ = self.listener.accept()
+                sock.setblocking(False)
+                Echo(sock, self)
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
@@ -123,9 +129,7 @@ class EchoServer:
                 self.loop.other_fds = {k: v for k, v in self.loop.other_fds.items() if k != fd}
                 self.loop.add_timer(_PAUSE, self.start)
                 return
-            sock.setblocking(False)
             self.connections += 1
-            Echo(sock, self)
 
 
 def echo(host: str, port: int) -> None:

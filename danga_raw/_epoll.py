@@ -60,9 +60,6 @@ class Epoll:
 
     def __init__(self) -> None:
         """epoll_create1(EPOLL_CLOEXEC). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
-        self._epfd = libc.epoll_create1(EPOLL_CLOEXEC)
-        if self._epfd < 0:
-            raise failure("epoll_create1(EPOLL_CLOEXEC)")
         self.batch: Batch = []
         self._event = epoll_event()
         events = (epoll_event * MAX_EVENTS)()
@@ -75,6 +72,10 @@ class Epoll:
         low_half = 0 if sys.byteorder == "little" else 1
         self._states = words[0::stride]
         self._fds = words[offset + low_half :: stride]
+        # Last, as an exception in the rest would leave it open.
+        self._epfd = libc.epoll_create1(EPOLL_CLOEXEC)
+        if self._epfd < 0:
+            raise failure("epoll_create1(EPOLL_CLOEXEC)")
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).

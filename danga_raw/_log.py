@@ -8,9 +8,13 @@ import sys
 def warn(message: str, *args: object) -> None:
     """Log a warning. Imports `logging` only now: it costs more than all of the package, and most
     programs never warn."""
-    from logging import getLogger
-
-    getLogger("danga_raw").warning(message, *args)
+    try:
+        from logging import getLogger
+    except (ImportError, OSError):
+        # The descriptor table may be full, which is what there is to warn of.
+        sys.stderr.write(f"{message % args}\n")
+    else:
+        getLogger("danga_raw").warning(message, *args)
 
 
 def debug(message: str, *args: object) -> None:

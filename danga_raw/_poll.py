@@ -13,6 +13,7 @@ from danga_raw._log import warn
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ctypes import Array, Structure
     from typing import Final
 
     from danga_raw.types import Batch
@@ -48,10 +49,15 @@ class Poll:
         self._make_table(16)
 
     def _make_table(self, slots: int) -> None:
-        self._table = (pollfd * slots)()
-        halves = memoryview(self._table).cast("B").cast("h")
+        """A table of `slots`, with what stands in the present one."""
+        table = (pollfd * slots)()
+        halves = memoryview(table).cast("B").cast("h")
         stride = sizeof(pollfd) // sizeof(c_short)
-        self._revents = halves[pollfd.revents.offset // sizeof(c_short) :: stride]
+        revents = halves[pollfd.revents.offset // sizeof(c_short) :: stride]
+        if self._fds:
+            memmove(table, self._table, sizeof(self._table))
+        self._table: Array[Structure] = table
+        self._revents = revents
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: fstat(2), no call of poll's own.
@@ -70,11 +76,10 @@ class Poll:
             raise _refusal(EPERM, fd)
         slot = len(self._fds)
         if slot == len(self._table):
-            full = self._table
             self._make_table(2 * slot)
-            memmove(self._table, full, sizeof(full))
         self._table[slot] = pollfd(fd, events, 0)
-        self._fds.append(fd)
+        # No call from here on: a signal's handler could raise behind it, and leave this half done.
+        self._fds += (fd,)
         self._slot[fd] = slot
 
     def modify(self, fd: int, old: int, new: int) -> None:
@@ -87,10 +92,13 @@ class Poll:
     def unregister(self, fd: int, events: int) -> None:
         """Watch `fd` no longer. Makes no system call; raises as `modify` does."""
         slot = self._find(fd)
-        last = self._fds.pop()
+        end = len(self._fds) - 1
+        # No call from here on, as above.
+        last = self._fds[end]
+        del self._fds[end]
         del self._slot[fd]
         if last != fd:
-            self._table[slot] = self._table[len(self._fds)]
+            self._table[slot] = self._table[end]
             self._fds[slot] = last
             self._slot[last] = slot
 

@@ -205,6 +205,26 @@ class Loop:
                 self._poller = KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
         return self._poller
 
+    def watch(self, fd: int, events: int, obj: Watched | None = None) -> None:
+        """Register a descriptor with the poller, and the object that has it, if one does. An
+        exception leaves it unregistered, also that of a signal's handler behind the call."""
+        try:
+            self.poller().register(fd, events)
+            if obj is not None:
+                self.sockets[fd] = obj
+        except OSError:
+            raise
+        except BaseException:
+            self.unwatch(fd, events)
+            raise
+
+    def unwatch(self, fd: int, events: int) -> None:
+        """Take a descriptor off the poller. If its owner has closed it, it is off already."""
+        try:
+            self.poller().unregister(fd, events)
+        except OSError:
+            pass
+
     def _run_timers(self) -> int | None:
         """Fire what is due; how long the wait may take, or None if a timer has stopped the loop."""
         number = self._timers.added
@@ -314,6 +334,8 @@ class Loop:
         """Close what waits to be closed, and take from the map what has left: close(2) for each."""
         while self.leaving:
             entry = self.leaving[0]
+            if entry.obj is not None:
+                entry.obj.finish_leaving()
             sock = entry.sock
             try:
                 if isinstance(sock, RawSocket) and _closes_as_usual(type(sock)):
@@ -434,10 +456,7 @@ class Loop:
             obj = self.sockets.get(fd)
             if obj is not None and not obj.closed:
                 continue  # Closed by its owner; the number is an object's now.
-            try:
-                self.poller().unregister(fd, POLLIN)
-            except OSError:
-                pass  # Closed by its owner, and so out of the poller already.
+            self.unwatch(fd, POLLIN)
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
@@ -450,16 +469,15 @@ class Loop:
             if not callable(callback):
                 raise TypeError(f"an other fd takes a callable, not {callback!r} (fd {fd})")
             index(fd)
-        poller = self.poller()
         added: list[int] = []
         try:
             for fd in fds:
                 if fd not in self._other_fds:
-                    poller.register(fd, POLLIN)
-                    added.append(fd)
-        except OSError:
+                    self.watch(fd, POLLIN)
+                    added += (fd,)
+        except BaseException:
             for fd in added:
-                poller.unregister(fd, POLLIN)
+                self.unwatch(fd, POLLIN)
             raise
         self._other_fds.update(fds)
         return self._other_fds

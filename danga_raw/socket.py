@@ -117,11 +117,10 @@ class Socket:
         self.read_push_back: deque[Block] = _NO_PIECES
         """The pieces pushed back, the next to be read first."""
         self._peer = self._local = _NOWHERE
-        self.loop.poller().register(fd, self.event_watch)
         before = self.loop.sockets.get(fd)
+        self.loop.watch(fd, self.event_watch, self)
         if before is not None and not before.closed:
             warn("fd %d was closed behind the back of %s", fd, before.as_string())
-        self.loop.sockets[fd] = self
 
     # --- reading and writing ----------------------------------------------------------------------
 
@@ -152,12 +151,16 @@ class Socket:
         first = pieces[0]
         if len(first) > bytecount:
             view = memoryview(first)
+            data = bytes(view[:bytecount])
             pieces[0] = view[bytecount:]
-            return bytes(view[:bytecount])
-        pieces.popleft()
-        if not pieces and self.loop.pushed_back.get(fd) is self:
+            return data
+        data = bytes(first)
+        waits = self.loop.pushed_back.get(fd) is self
+        # No call from here on: a signal's handler could raise behind it, and the piece be lost.
+        del pieces[0]
+        if waits and not pieces:
             del self.loop.pushed_back[fd]
-        return bytes(first)
+        return data
 
     def push_back_read(self, buf: bytes | bytearray | memoryview) -> None:
         """Put `buf` behind what was pushed back before; `read` returns that, a piece a call, before
@@ -212,6 +215,17 @@ class Socket:
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""
+        try:
+            return self._write_blocks(fd, new)
+        except BaseException:
+            # A callable or a signal's handler raised. What is queued still has to go out.
+            if self.write_buf and not self.event_watch & POLLOUT:
+                self._watch_write_for_now()
+            raise
+
+    def _write_blocks(self, fd: int, new: Queued | None) -> bool:
+        # Not in the `try` above: in CPython 3.11 what a signal's handler raises at the end of a
+        # loop passes a `try` that begins with the loop.
         while True:
             if new is None and not self.write_buf:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
@@ -224,13 +238,7 @@ class Socket:
                     self.write_buf_size -= 1
                     self.write_buf.popleft()
                 new = None
-                try:
-                    block()
-                except BaseException:
-                    # What is queued behind it still has to go out.
-                    if self.write_buf:
-                        self._watch_write_for_now()
-                    raise
+                block()
                 continue
             offset = self.write_buf_offset
             count = len(block) - offset
@@ -296,8 +304,10 @@ class Socket:
 
     def _watch_write_for_now(self) -> None:
         ours = self.write_set_watch or not self.event_watch & POLLOUT
-        self.watch_write(True)
-        self.write_set_watch = ours
+        try:
+            self.watch_write(True)
+        finally:
+            self.write_set_watch = ours and bool(self.event_watch & POLLOUT)
 
     def _unwatch_write(self) -> None:
         self.watch_write(False)
@@ -337,7 +347,18 @@ class Socket:
         old = self.event_watch
         new = old | event if on else old & ~event
         if new != old and self.fd is not None:
-            self.loop.poller().modify(self.fd, old, new)
+            poller = self.loop.poller()
+            try:
+                poller.modify(self.fd, old, new)
+            except OSError:
+                raise
+            except BaseException:
+                # A signal's handler raised, before the call or behind it.
+                try:
+                    poller.modify(self.fd, new, old)
+                except OSError:
+                    pass
+                raise
             self.event_watch = new
 
     def tcp_cork(self, on: bool) -> None:
@@ -387,10 +408,17 @@ class Socket:
         # would leave a closed object that is never let go, or an open one that is.
         self.closed = True
         self.loop.leaving.append(leaving)
+        self.finish_leaving()
+
+    def finish_leaving(self) -> None:
+        """The rest of `close` and `steal_socket`, which the loop does where a signal's handler has
+        cut it short. Does nothing if it is done."""
+        fd = self.fd
+        if fd is None:
+            return
         # Callables in the queue tend to refer back to the object.
         self.write_buf = _NO_QUEUE
         self.write_buf_offset = self.write_buf_size = 0
-        fd = leaving.fd
         try:
             # Sends what is held back, in case that was forgotten.
             self.tcp_cork(False)

@@ -1,4 +1,4 @@
-"""docs/syscalls.md: each row of its tables is run under a trace on all three backends, and compared.
+"""docs/syscalls.md: each row of its tables is run under a trace on all backends, and compared.
 
 `python -m tests.test_trace_doc` prints the tables as they are true.
 """
@@ -201,7 +201,7 @@ def _(g: Ground) -> Steps:
     loop.poller()
 
 
-@row(MAKING, "`Socket(sock)`")
+@row(MAKING, "`Socket(sock)` (`Loop.watch()`)")
 def _(g: Ground) -> Steps:
     yield
     Client(g.near, g.loop)
@@ -390,7 +390,7 @@ def _(g: Ground) -> Steps:
     client.tcp_cork(True)
 
 
-@row(ENDING, "`Socket.close()`")
+@row(ENDING, "`Socket.close()` (`Socket.finish_leaving()`)")
 def _(g: Ground) -> Steps:
     client = g.client(watch=True)
     yield
@@ -569,7 +569,7 @@ def _(g: Ground) -> Steps:
     Socket.OtherFds({g.near.fileno(): print})
 
 
-@row(OTHERS, "`Loop.other_fds = fds`, `Socket.OtherFds(fds)`: each that is left out")
+@row(OTHERS, "`Loop.other_fds = fds`, `Socket.OtherFds(fds)`: each left out (`Loop.unwatch()`)")
 def _(g: Ground) -> Steps:
     g.loop.add_other_fds({g.near.fileno(): print})
     yield
