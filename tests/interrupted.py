@@ -234,8 +234,9 @@ def instructions(code: CodeType) -> Mapping[int, str]:
     return {each.offset: each.opname for each in dis.get_instructions(code)}
 
 
-def place(code: CodeType, number: int) -> str:
-    return f"{code.co_name}: {linecache.getline(code.co_filename, number).strip()}"
+def place(code: CodeType, number: int | None) -> str:
+    line = linecache.getline(code.co_filename, number or 0)  # The start of a generator has none.
+    return f"{code.co_name}: {line.strip()}"
 
 
 class Interrupter:
