@@ -415,7 +415,7 @@ class TestTheWorld:
     def test_the_library_serves_a_poller_of_its_own(self) -> None:
         kernel = SimKernel(platform="openbsd")
         with kernel.installed():
-            poller = KQueue(kernel.library, "openbsd")
+            poller = KQueue(kernel.entry_points, "openbsd")
             one, _ = kernel.socketpair()
             poller.register(one.fileno(), POLLOUT)
             assert list(poller.wait(-1)) == [(one.fileno(), POLLOUT)]

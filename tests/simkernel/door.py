@@ -17,7 +17,7 @@ EPOLL = ("epoll_create1", "epoll_ctl", "epoll_wait")
 KQUEUE = ("kqueue", "kevent")
 
 
-class Library:
+class EntryPoints:
     """The kqueue calls of a kernel, as a C library hands them out."""
 
     def __init__(self, kernel: SimKernel) -> None:

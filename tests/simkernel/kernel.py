@@ -80,7 +80,7 @@ class SimKernel:
         """The change list of each kevent call that had one."""
         self.epipe_at_registration = False
         """True to answer as macOS may when the other end of what is registered is gone."""
-        self.library = door.Library(self)
+        self.entry_points = door.EntryPoints(self)
         """`kqueue`, `kevent` and `fcntl`, for `KQueue(library, platform)`."""
         self._ports = 40000
 
