@@ -283,7 +283,7 @@ class Loop:
             except Exception as error:
                 if not self._handled(error):
                     raise
-        elif not any(entry.fd == fd for entry in self.leaving):
+        elif fd not in [entry.fd for entry in self.leaving]:
             # Nobody can handle it, and as long as it is there every wait would return at once.
             warn(
                 "%s returned fd %d with state %d, of which nothing is known. removing.",
@@ -311,7 +311,10 @@ class Loop:
     def _has_pushed_back(self) -> bool:
         """True if pushed-back data waits for an object that watches for reading: pushed back by a
         timer, before `run`, or in a batch that an exception cut short."""
-        return any(obj.event_watch & POLLIN for obj in self.pushed_back.values())
+        for obj in self.pushed_back.values():
+            if obj.event_watch & POLLIN:
+                return True
+        return False
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -44,13 +45,15 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 12),
+    reason="3.12 tells a trace function of instructions only by luck, and what it raises has no line",
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_exception_at_any_place_leaves_nothing_half_done(backend: str) -> None:
     interrupted(-1, backend)  # The first time some things are done that are done only once.
     whole, wrong = interrupted(-1, backend)
     assert wrong == []
-    if not whole.count:
-        pytest.skip("this Python tells a trace function of no instructions")
     assert whole.count > 200
     places = list(range(whole.count))
     if not REQUIRED:
