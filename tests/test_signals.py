@@ -77,7 +77,11 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
     print(f"seed {seed}")
     chooser = random.Random(seed)
     hits = 0
-    for _ in range(3000 if REQUIRED else 500):
+    tries = 3000 if REQUIRED else 500
+    for tried in range(20 * tries):
+        # How many of them hit the package depends on how fast the machine is just now.
+        if tried >= tries and hits > 20:
+            break
         where, wrong = interrupted_by_signal(chooser.uniform(1e-5, 2e-3), backend)
         if where and where not in NOT_PROMISED:
             hits += 1
