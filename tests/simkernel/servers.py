@@ -75,6 +75,8 @@ class Connection:
         del self.out[self.taken :]
         self.callables = 0
         self.want_write = False
+        # The close that waited in the queue of the object before went with it.
+        self.ended = False
         loop = self.dice.choice(self.world.loops)
         try:
             self.obj = Peer(self.handle, loop, self)
