@@ -58,8 +58,8 @@ class Epoll:
 
     __slots__ = ("_epfd", "_event", "_events", "_fds", "_states", "batch")
 
-    def __init__(self) -> None:
-        """epoll_create1(EPOLL_CLOEXEC). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+    def __init__(self, flags: int = EPOLL_CLOEXEC) -> None:
+        """epoll_create1(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         self.batch: Batch = []
         self._event = epoll_event()
         events = (epoll_event * MAX_EVENTS)()
@@ -72,10 +72,11 @@ class Epoll:
         low_half = 0 if sys.byteorder == "little" else 1
         self._states = words[0::stride]
         self._fds = words[offset + low_half :: stride]
-        # Last, as an exception in the rest would leave it open.
-        self._epfd = libc.epoll_create1(EPOLL_CLOEXEC)
+        # Last, as an exception in the rest would leave it open. And unpacked, since CPython runs the
+        # handlers of signals behind a call: one that raises would lose the number with the result.
+        (self._epfd,) = map(libc.epoll_create1, (flags,))
         if self._epfd < 0:
-            raise failure("epoll_create1(EPOLL_CLOEXEC)")
+            raise failure(f"epoll_create1({flags:#x})")
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).

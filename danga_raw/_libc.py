@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 PLATFORM: Final = sys.platform.rstrip("0123456789")
 """The kind of system: "linux", "darwin", "freebsd", "netbsd", "openbsd", "dragonfly", ..."""
 
+INT_MAX: Final = 0x7FFFFFFF
+"""The largest C int, on every platform with one of these mechanisms."""
+
 Fields: TypeAlias = tuple[tuple[str, str], ...]
 """A C struct as its header declares it: the names of its fields and their C types, in order."""
 
@@ -67,9 +70,14 @@ def structure(
     return type(name, (base,), body)
 
 
+OF_A_SINK: Final = "_danga_raw_of_a_sink"
+"""An attribute of what the sink of a trace raised, which tells it from what a signal's handler did:
+the call behind which it comes is over, and its caller is whoever asked for the trace."""
+
+
 def check_fd(fd: int, call: str) -> None:
     """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""
-    if not 0 <= fd <= 0x7FFFFFFF:
+    if not 0 <= fd <= INT_MAX:
         raise OSError(errno.EBADF, f"{call}(fd {fd}): {os.strerror(errno.EBADF)}")
 
 

@@ -93,14 +93,13 @@ class Poll:
         """Watch `fd` no longer. Makes no system call; raises as `modify` does."""
         slot = self._find(fd)
         end = len(self._fds) - 1
-        # No call from here on, as above.
+        # The last one moves to where this one was. No call from here on, as above.
         last = self._fds[end]
-        del self._fds[end]
+        self._table[slot] = self._table[end]
+        self._fds[slot] = last
+        self._slot[last] = slot
         del self._slot[fd]
-        if last != fd:
-            self._table[slot] = self._table[end]
-            self._fds[slot] = last
-            self._slot[last] = slot
+        del self._fds[end]
 
     def _find(self, fd: int) -> int:
         try:

@@ -8,8 +8,8 @@ from operator import index
 from resource import RUSAGE_SELF
 
 from _socket import socket as RawSocket
-from danga_raw._epoll import Epoll
-from danga_raw._libc import libc
+from danga_raw._epoll import EPOLL_CLOEXEC, Epoll
+from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT, Poll
 from danga_raw.timers import Timer, Timers
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     )
 
     Callback = TypeVar("Callback")
-
-_INT_MAX: Final = 0x7FFFFFFF
 
 
 class Leaving:
@@ -194,7 +192,8 @@ class Loop:
         """The poller, opened at its first use: epoll_create1(2), or kqueue(2) and fcntl(2)."""
         if self._poller is None:
             if self.backend == "epoll":
-                self._poller = Epoll()
+                # Unpacked, as the descriptor in it is: no handler of a signal runs in between.
+                (self._poller,) = map(Epoll, (EPOLL_CLOEXEC,))
             elif self.backend == "poll":
                 self._poller = Poll()
             else:
@@ -230,7 +229,7 @@ class Loop:
         number = self._timers.added
         while True:
             try:
-                until_next = min(self._timers.run_due(number), _INT_MAX)
+                until_next = self._timers.run_due(number)
                 break
             except Exception as error:
                 if not self._handled(error):
@@ -399,8 +398,8 @@ class Loop:
         `ValueError` below -1 and beyond a C int.
         """
         ms = index(ms)
-        if not -1 <= ms <= _INT_MAX:
-            raise ValueError(f"a loop timeout is -1 or 0 to {_INT_MAX} milliseconds, not {ms!r}")
+        if not -1 <= ms <= INT_MAX:
+            raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
         self._timeout = ms
         return ms
 

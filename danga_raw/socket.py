@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from errno import EBADF, ECONNRESET, EPIPE
 
-from danga_raw._libc import libc
+from danga_raw._libc import OF_A_SINK, libc
 from danga_raw._log import debug, warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
@@ -136,15 +136,19 @@ class Socket:
         fd = self.fd
         if fd is None:
             return None
-        if self.read_push_back:
-            return self._read_pushed_back(fd, bytecount)
         try:
+            if self.read_push_back:
+                data = self._read_pushed_back(fd, bytecount)
+                return data
             # An empty result is the end of the stream.
             return libc.read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None
         except BlockingIOError:
             return b""
         except OSError:
             return None
+        except BaseException as error:
+            self._interrupted(error)
+            raise
 
     def _read_pushed_back(self, fd: int, bytecount: int) -> bytes:
         pieces = self.read_push_back
@@ -173,10 +177,11 @@ class Socket:
         piece = _piece(buf)
         if self.fd is None:
             return
-        if not self.read_push_back:
-            self.read_push_back = deque()
+        if self.read_push_back:
+            self.read_push_back.append(piece)
+        else:
+            self.read_push_back = deque((piece,))
             self.loop.pushed_back[self.fd] = self
-        self.read_push_back.append(piece)
 
     def write(self, data: Writable) -> bool:
         """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
@@ -199,31 +204,36 @@ class Socket:
         # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
         # nothing queued there is no watch of our own to drop.
         try:
-            written = libc.write(fd, data)
-        except OSError as error:
-            return self._write_failed(error, data)
-        if written != len(data):
-            return self._write_fell_short(written, data)
-        return True
+            try:
+                written = libc.write(fd, data)
+                if written == len(data) or self.closed:
+                    return True
+                self._queue(data)
+                self._advance(written)
+            except OSError as error:
+                return self._write_failed(error, data)
+            except BaseException as error:
+                self._interrupted(error)
+                raise
+            self.on_incomplete_write()
+            return False
+        except BaseException:
+            self._hear_queue()
+            raise
 
     def _write_in_turn(self, fd: int, data: Writable) -> bool:
         new = None if data is None else _block(data)
         if new is not None and self.write_buf:
             self._queue(new)
             return False
-        return self._write_queue(fd, new)
+        try:
+            return self._write_queue(fd, new)
+        except BaseException:
+            self._hear_queue()
+            raise
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""
-        try:
-            return self._write_blocks(fd, new)
-        except BaseException:
-            # A callable or a signal's handler raised. What is queued still has to go out.
-            if self.write_buf and not self.event_watch & POLLOUT:
-                self._watch_write_for_now()
-            raise
-
-    def _write_blocks(self, fd: int, new: Queued | None) -> bool:
         # Not in the `try` above: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
@@ -242,28 +252,60 @@ class Socket:
                 continue
             offset = self.write_buf_offset
             count = len(block) - offset
+            rest = memoryview(block)[offset:] if offset else block
             try:
-                written = self._write_once(fd, block, count, offset)
+                if self.writer_func is None:
+                    written = libc.write(fd, rest)
+                else:
+                    written = self._write_by_func(block, count, offset)
+                if self.closed:  # By the writer function, or out of a signal's handler.
+                    return True
+                if new is None:
+                    self._advance(written)
+                elif written != count:
+                    self._queue(block)
+                    self._advance(written)
             except OSError as error:
                 return self._write_failed(error, None if new is None else block)
-            if written != count or self.closed:
-                return self._write_fell_short(written, None if new is None else block)
-            if new is None:
-                self.write_buf_offset = 0
-                self.write_buf_size -= written
-                self.write_buf.popleft()
+            except BaseException as error:
+                # What a writer function raises of its own says that it wrote nothing.
+                if self.writer_func is None or not isinstance(error, Exception):
+                    self._interrupted(error)
+                raise
+            if written != count:
+                self.on_incomplete_write()
+                return False
             if self.write_set_watch:
                 self._unwatch_write()
             if new is not None:
                 return True
 
-    def _write_once(self, fd: int, block: Block, count: int, offset: int) -> int:
-        if self.writer_func is None:
-            return libc.write(fd, memoryview(block)[offset:] if offset else block)
+    def _write_by_func(self, block: Block, count: int, offset: int) -> int:
+        assert self.writer_func is not None
         written = self.writer_func(block, count, offset)
         if not 0 <= written <= count:
             raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
         return written
+
+    def _advance(self, written: int) -> None:
+        """Take so many bytes, which are out, off the front of the queue."""
+        self.write_buf_offset += written
+        self.write_buf_size -= written
+        block = self.write_buf[0]
+        if not callable(block) and self.write_buf_offset == len(block):
+            self.write_buf_offset = 0
+            self.write_buf.popleft()
+
+    def _interrupted(self, error: BaseException) -> None:
+        """A signal's handler raised, perhaps behind a read(2) or write(2) whose result went with
+        the exception. So what comes next in the stream is unknown, and that ends it."""
+        if not hasattr(error, OF_A_SINK):
+            self.close("interrupted")
+
+    def _hear_queue(self) -> None:
+        """A callable or a signal's handler raised. What is queued still has to go out."""
+        if self.write_buf and not self.event_watch & POLLOUT:
+            self._watch_write_for_now()
 
     def _queue(self, new: Queued) -> None:
         if self.write_buf is _NO_QUEUE:
@@ -281,17 +323,6 @@ class Socket:
         if new is not None:
             self._queue(new)
         self._watch_write_for_now()
-        return False
-
-    def _write_fell_short(self, written: int, new: Block | None) -> bool:
-        """What becomes of a block of which only the first `written` bytes went out."""
-        if self.closed:  # By the writer function, or out of a signal's handler.
-            return True
-        if new is not None:
-            self._queue(new)
-        self.write_buf_offset += written
-        self.write_buf_size -= written
-        self.on_incomplete_write()
         return False
 
     def on_incomplete_write(self) -> None:
@@ -350,16 +381,17 @@ class Socket:
             poller = self.loop.poller()
             try:
                 poller.modify(self.fd, old, new)
+                self.event_watch = new
             except OSError:
                 raise
             except BaseException:
                 # A signal's handler raised, before the call or behind it.
+                self.event_watch = old
                 try:
                     poller.modify(self.fd, new, old)
                 except OSError:
                     pass
                 raise
-            self.event_watch = new
 
     def tcp_cork(self, on: bool) -> None:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
@@ -404,9 +436,7 @@ class Socket:
         return stolen
 
     def _leave(self, leaving: Leaving) -> None:
-        # These two in one go. An exception out of a signal's handler comes only after a call, and
-        # would leave a closed object that is never let go, or an open one that is.
-        self.closed = True
+        # From here on it will be let go, also if a signal's handler raises before the rest is done.
         self.loop.leaving.append(leaving)
         self.finish_leaving()
 
@@ -416,6 +446,7 @@ class Socket:
         fd = self.fd
         if fd is None:
             return
+        self.closed = True
         # Callables in the queue tend to refer back to the object.
         self.write_buf = _NO_QUEUE
         self.write_buf_offset = self.write_buf_size = 0

@@ -6,7 +6,7 @@ import math
 from heapq import heapify, heappop, heappush
 from time import CLOCK_MONOTONIC
 
-from danga_raw._libc import libc
+from danga_raw._libc import INT_MAX, libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Timers:
         return timer
 
     def run_due(self, number: int) -> int:
-        """Fire what is due of the timers before the `number`th; the ms to the next one, or -1.
+        """Fire what is due of the timers before the `number`th; the ms to the next one (a C int), or -1.
 
         Those that a callback adds wait for another call, or one that always adds itself again would
         keep the loop from everything else. The time is rounded up to a whole millisecond past the
@@ -86,7 +86,8 @@ class Timers:
             else:
                 if fired:
                     now = libc.clock_gettime(CLOCK_MONOTONIC)
-                return max(int((deadline - now) * 1000) + 1, 0)
+                # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
+                return max(int(min((deadline - now) * 1000, INT_MAX - 1)) + 1, 0)
         return -1
 
     def spent_one(self) -> None:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Final, Protocol, cast
 
 from _ctypes import CFuncPtr
-from danga_raw._libc import FOREIGN, libc
+from danga_raw._libc import FOREIGN, OF_A_SINK, libc
 from danga_raw._strace import CALLS, Given
 from danga_raw._strace import Call as Call
 
@@ -174,6 +174,8 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
     finally:
         _handing_over.discard(thread)
     if isinstance(failure, OSError):
-        raise RuntimeError(f"the sink of a trace failed: {failure}") from failure
+        cause, failure = failure, RuntimeError(f"the sink of a trace failed: {failure}")
+        failure.__cause__ = cause
     if failure is not None:
+        vars(failure)[OF_A_SINK] = True
         raise failure

@@ -1,7 +1,7 @@
 """A short story on one loop that touches nearly all of the package, to be interrupted anywhere.
 
 Each part of it may be cut short by an exception and is not begun again. `Story.go_on` runs the loop
-to the end all the same, and `Story.check` says what was lost, doubled or leaked.
+to the end all the same, and `Story.check` says what was lost, doubled, torn or leaked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -35,6 +35,13 @@ TOKEN = 8
 
 def tokens(first: int, count: int) -> bytes:
     return b"".join(b"%07d " % number for number in range(first, first + count))
+
+
+SENT = tokens(0, 4)
+"""What each far end but the writer's sends."""
+
+PIECES = (b"pushed 1", b"pushed 2")
+"""What is pushed back on one of them."""
 
 
 class Reader(Socket):
@@ -62,6 +69,11 @@ class Reader(Socket):
 
     def event_hup(self) -> None:
         self.close("hang-up")
+
+    def close(self, reason: str | None = None) -> None:
+        if reason == "interrupted":
+            self.story.torn.append(self)
+        super().close(reason)
 
 
 class Writer(Reader):
@@ -96,6 +108,10 @@ class Story:
         self.objects: list[Reader] = []
         self.listening: list[Reader] = []
         """Those whose `watch_read` has returned."""
+        self.torn: list[Reader] = []
+        """Those that the package closed, since the result of a read(2) or write(2) was lost."""
+        self.pushed = 0
+        """How many bytes `push_back_read` has taken."""
         self.steps: list[Callable[[], None]] = [
             self.set_up, self.write, self.talk, self.timers, self.close_one, self.steal, self.end,
         ]  # fmt: skip
@@ -119,10 +135,11 @@ class Story:
 
     def talk(self) -> None:
         for _, far in self.pairs[1:]:
-            far.send(tokens(0, 4))
+            far.send(SENT)
         for each in self.objects[1:2]:
-            each.push_back_read(b"pushed 1")
-            each.push_back_read(b"pushed 2")
+            for piece in PIECES:
+                each.push_back_read(piece)
+                self.pushed += len(piece)
 
     def timers(self) -> None:
         self.loop.add_timer(-1, lambda: self.fire("timer 1"))
@@ -190,7 +207,10 @@ class Story:
         live = [each for each in self.objects if not each.closed]
         if any(not each.event_watch & 1 for each in live if each in self.listening):
             wrong.append("a watch was lost")
-        self.check_bytes()
+        if any(each.write_buf and not each.event_watch & 4 for each in live):
+            wrong.append("a queue that nobody hears")
+        self.check_written()
+        self.check_read()
         for name, count in self.fired.items():
             if count != 1 or name == "never":
                 wrong.append(f"{name} fired {count} times")
@@ -204,13 +224,31 @@ class Story:
         if after := set(os.listdir("/proc/self/fd")) - set(self.before):
             wrong.append(f"descriptors are left: {after}")
 
-    def check_bytes(self) -> None:
-        """All that `write` took has arrived once and in order."""
-        arrived = [int(self.arrived[at : at + TOKEN]) for at in range(0, len(self.arrived), TOKEN)]
-        first = [number for first, count in self.written for number in range(first, first + count)]
-        possible = [n for first, count in self.begun for n in range(first, first + count)]
-        if arrived != sorted(set(arrived)) or not set(first) <= set(arrived) <= set(possible):
-            self.complaints.append(f"{len(first)} tokens written, {len(arrived)} arrived")
+    def check_written(self) -> None:
+        """What `write` took has arrived once and in order, whole blocks of it unless it was torn."""
+        begun = [tokens(*block) for block in self.begun]
+        accepted = sum(len(tokens(*block)) for block in self.written)
+        possible = {len(b"".join(begun[:count])) for count in range(len(begun) + 1)}
+        here = len(self.arrived)
+        whole = here >= accepted and here in possible
+        torn = any(each in self.torn for each in self.objects[:1])
+        if not b"".join(begun).startswith(self.arrived) or not (whole or torn):
+            self.complaints.append(f"{accepted} bytes written, {here} arrived")
+
+    def check_read(self) -> None:
+        """What the far ends sent was read once and in order, and before it what was pushed back."""
+        for each in self.objects[1:]:
+            got = each.got + b"".join(each.read_push_back)
+            if each.sock is not None:
+                with suppress(BlockingIOError):
+                    got += os.read(each.sock.fileno(), 1000)
+            pushed, token, rest = got.partition(b"0")
+            right = b"".join(PIECES).startswith(pushed) and SENT.startswith(token + rest)
+            if each.sock is not None:
+                mine = self.pushed if each is self.objects[1] else 0
+                right = right and len(pushed) >= mine and token + rest == SENT
+            if not right:
+                self.complaints.append(f"read {got!r}")
 
 
 class Complaints(logging.Handler):
@@ -232,6 +270,11 @@ names begin. Behind no other can a handler run."""
 @cache
 def instructions(code: CodeType) -> Mapping[int, str]:
     return {each.offset: each.opname for each in dis.get_instructions(code)}
+
+
+def function(where: str) -> str:
+    """The name of the function of a place."""
+    return where.partition(":")[0]
 
 
 def place(code: CodeType, number: int | None) -> str:
@@ -288,6 +331,19 @@ def complaints() -> Iterator[list[str]]:
         logger.propagate = True
 
 
+MAY_TEAR = ("read", "_read_pushed_back", "write", "_write_queue", "_queue", "_advance")
+"""Functions in which an exception may come between a read(2) or write(2), or the taking of a piece
+that was pushed back, and the noting of its result. Then the connection is closed."""
+
+
+def ending(story: Story, where: str | None) -> list[str]:
+    """The end of a story, and what is wrong with it."""
+    wrong = story.ending()
+    if story.torn and function(where or "") not in MAY_TEAR:
+        wrong.append("a connection was closed without need")
+    return wrong
+
+
 def interrupted(at: int, backend: str) -> tuple[Interrupter, list[str]]:
     """Tell the story, interrupted at the `at`th place; what came of it."""
     interrupter = Interrupter(at)
@@ -300,7 +356,7 @@ def interrupted(at: int, backend: str) -> tuple[Interrupter, list[str]]:
             pass
         finally:
             sys.settrace(None)
-        return interrupter, story.ending() + heard
+        return interrupter, ending(story, interrupter.where) + heard
 
 
 def interrupted_by_signal(seconds: float, backend: str) -> tuple[str, list[str]]:
@@ -323,4 +379,4 @@ def interrupted_by_signal(seconds: float, backend: str) -> tuple[str, list[str]]
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-        return where, story.ending() + heard
+        return where, ending(story, where) + heard

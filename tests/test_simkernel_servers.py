@@ -52,12 +52,13 @@ def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Socket._write_once
-    monkeypatch.setattr(
-        Socket,
-        "_write_once",
-        lambda self, fd, block, count, offset: original(self, fd, block, count, 0),
-    )
+    original = Socket._advance
+
+    def advance(self: Socket, written: int) -> None:
+        original(self, written)
+        self.write_buf_offset = 0
+
+    monkeypatch.setattr(Socket, "_advance", advance)
 
 
 def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import random
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -75,10 +76,11 @@ def test_the_wait_is_rounded_up_past_the_deadline(
 
 
 @real_only
+@pytest.mark.parametrize("seconds", [2.0**31, 1e300, sys.float_info.max])
 def test_the_wait_for_a_distant_timer_is_no_longer_than_a_c_int(
-    world: World, fake: FakeTime
+    world: World, fake: FakeTime, seconds: float
 ) -> None:
-    world.loop.add_timer(1e300, lambda: None)
+    world.loop.add_timer(seconds, lambda: None)
     world.turn()
     world.loop.add_timer(0.25, world.loop.stop)
     world.loop.run()

@@ -543,6 +543,23 @@ def test_a_writer_function_that_raises_lets_that_through_and_keeps_the_queue(wor
     assert drain(two) == b"abc"
 
 
+@pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
+def test_a_writer_function_that_is_interrupted_closes_the_object(
+    world: World, queued: bool
+) -> None:
+    def interrupted(data: object, count: int, offset: int) -> int:
+        raise KeyboardInterrupt
+
+    obj = Noted(world.socketpair()[0], world.loop)
+    if queued:
+        obj.set_writer_func(Blocking())
+        obj.write(b"abc")
+    obj.set_writer_func(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        obj.write(None if queued else b"abc")
+    assert obj.closed and not obj.write_buf and obj.events == ["close interrupted"]
+
+
 @pytest.mark.parametrize("answer", [0, 1, 3], ids=["nothing", "a part", "all"])
 @pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
 def test_a_writer_function_may_close_the_object(world: World, answer: int, queued: bool) -> None:
