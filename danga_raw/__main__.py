@@ -10,6 +10,7 @@ import platform
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Final, TypeAlias
@@ -21,7 +22,8 @@ Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
 Facts: TypeAlias = Mapping[str, Fact]
 
 _PAUSE: Final = 0.2
-"""Seconds without accepting after the system had no descriptor or no memory for a connection."""
+"""Seconds without accepting after the system had no descriptor or no memory for a connection, and
+without anything after it could not wait."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,7 +150,14 @@ def echo(host: str, port: int) -> None:
         stop_on_signals(loop, reader, writer)
         address, port = listener.getsockname()[:2]
         print(f"listening on {address}:{port}", flush=True)
-        loop.run()
+        while True:
+            try:
+                loop.run()
+                break
+            except OSError as error:
+                # Waiting failed, for want of memory maybe. All is as it was, so wait again.
+                print(f"danga_raw: {error}", file=sys.stderr)
+                time.sleep(_PAUSE)
         for connection in loop.descriptor_map.values():
             connection.close("shutdown")
         signal.set_wakeup_fd(-1)

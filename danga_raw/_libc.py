@@ -71,8 +71,8 @@ def structure(
 
 
 OF_A_SINK: Final = "_danga_raw_of_a_sink"
-"""An attribute of what the sink of a trace raised, which tells it from what a signal's handler did:
-the call behind which it comes is over, and its caller is whoever asked for the trace."""
+"""The attribute that tells what the sink of a trace raised behind a call from what a signal's
+handler did."""
 
 
 def check_fd(fd: int, call: str) -> None:

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from os.path import abspath, dirname
 from traceback import print_exception
@@ -176,7 +177,12 @@ def main() -> None:
     # Nothing is left to be done at the end: let Ctrl-C and SIGTERM do what they do to a C program.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     print("listening on %s:%d" % server.getsockname(), flush=True)
-    Socket.EventLoop()
+    while True:
+        try:
+            Socket.EventLoop()
+        except OSError as error:  # Waiting failed, for want of memory maybe; all is as it was.
+            print_exception(error)
+            time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from io import BytesIO, FileIO
 from resource import RLIMIT_NOFILE, getrlimit
+from traceback import print_exception
 from urllib.parse import unquote_to_bytes
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # bare checkout
@@ -67,9 +68,8 @@ def parse(head: bytes) -> tuple[bytes, dict[str, str], bool]:
 def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
     """Open the file at `path` below a folder, or a folder's index.html: file and name.
 
-    It is walked name by name, following no symbolic link, so that none leads out of it. What
-    is neither file nor folder isn't opened at all: that might wake somebody, or wait for him.
-    """
+    It is walked name by name, following no symbolic link, so that none leads out of it. What is
+    neither file nor folder isn't opened at all: that might wake somebody, or wait for him."""
     names = [name for name in os.fsdecode(path).split("/") if name not in ("", ".")]
     names += ["index.html"] if path.endswith(b"/") else []
     with ExitStack() as folders:
@@ -106,9 +106,8 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
         fields |= {"Allow": "GET, HEAD", "Content-Type": "text/plain"}
     fields |= {"Content-Length": str(size), "Connection": "keep-alive" if keep_alive else "close"}
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *map(": ".join, fields.items())]
-    if status == 304 or head.startswith(b"HEAD "):
-        size = 0
-    return "\r\n".join([*lines, "", ""]).encode(), body, size, keep_alive
+    left = 0 if status == 304 or head.startswith(b"HEAD ") else size
+    return "\r\n".join([*lines, "", ""]).encode(), body, left, keep_alive
 
 
 class Connection(Socket):
@@ -127,12 +126,10 @@ class Connection(Socket):
         """The conversation. Yields False when it has said something, True to hear more."""
         keep_alive = True
         while keep_alive:
-            while True:
-                self.inbox = self.inbox.lstrip(b"\r\n")
-                if HEAD_END.search(self.inbox) or len(self.inbox) > MAX_HEAD + 2:
-                    break
+            while not HEAD_END.search(self.inbox) and len(self.inbox) <= MAX_HEAD + 2:
                 yield True
-            head, self.inbox, *_ = *HEAD_END.split(self.inbox, 1), b""
+            head, rest, *_ = *HEAD_END.split(self.inbox, 1), b""
+            self.inbox = rest.lstrip(b"\r\n")
             start, body, left, keep_alive = answer(head, self.server.root)
             with body:
                 self.tcp_cork(True)
@@ -173,21 +170,19 @@ class Connection(Socket):
 
     def event_read(self) -> None:
         if (data := self.read(MAX_HEAD)) is None:
-            self.close("end")
-        else:
-            self.inbox += data
-            self.go_on()
+            return self.close("end")
+        self.inbox = (self.inbox + data).lstrip(b"\r\n")
+        self.go_on()
 
     def close(self, reason: str | None = None) -> None:
         super().close(reason)
         with suppress(ValueError):  # it is talking just now: go_on() will end it
             self.talking.close()
         self.loop.add_other_fds(self.server.door)  # there may be room again
+    event_err = close
 
     def event_hup(self) -> None:
         pass  # Reading or writing tells it too; on kqueue, who is half closed comes here as well.
-
-    event_err = close
 
 
 class Server:
@@ -239,11 +234,16 @@ def main() -> None:
             server = Server(loop, options.folder, options.host, options.port, options.timeout)
         except (OSError, OverflowError) as error:
             parser.exit(2, f"httpd.py: {error}\n")
-        loop.on_exception = lambda _, error: sys.excepthook(type(error), error, error.__traceback__)
+        loop.on_exception = lambda _, error: print_exception(error)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: loop.stop())
         print("listening on http://%s:%d/" % server.listener.getsockname(), flush=True)
-        loop.run()
+        while True:
+            try:
+                return loop.run()
+            except OSError as error:  # Waiting failed, for want of memory maybe; all is as it was.
+                print_exception(error)
+                time.sleep(1)
 
 
 if __name__ == "__main__":

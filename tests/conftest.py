@@ -1,12 +1,29 @@
 """Fixtures and hooks for all tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import pytest
 
-from tests import needs
+from tests import needs, surface
 from tests.world import WORLDS, Kind, World, world_of
+
+
+TESTS = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    surface.watch()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is said of all tests together comes last, and only where all of them are run."""
+    last = [item for item in items if item.get_closest_marker("last_of_all")]
+    items[:] = [item for item in items if item not in last]
+    chosen = config.option.keyword or config.option.markexpr or config.option.deselect
+    if not chosen and {item.path for item in items} >= set(TESTS.glob("test_*.py")):
+        items += last
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

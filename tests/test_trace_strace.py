@@ -23,7 +23,7 @@ import pytest
 from danga_raw._strace import CALLS
 from tests.announced import ANNOUNCEMENTS
 from tests.clients import PATIENCE, read_to_end
-from tests.needs import REQUIRED, need
+from tests.needs import REQUIRED
 
 pytestmark = pytest.mark.needs("strace")
 

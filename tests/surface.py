@@ -1,0 +1,58 @@
+"""What the package was seen to call in the course of the tests.
+
+Each name of the stub becomes a descriptor of the door's class, which notes its first use by the
+package and then goes: from there on the door is as it was.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import danga_raw
+from danga_raw._libc import Door
+
+PACKAGE = Path(danga_raw.__file__).parent
+STUB = PACKAGE.parent / "typestubs" / "libc.pyi"
+
+ONLY_ASKING = ("backends", "system_platform", "_observe", "_leave_alone")
+"""Functions of the package that look whether a call is there, and make none."""
+
+seen: set[str] = set()
+"""The calls that the package has fetched from the door to make them."""
+
+
+def stub() -> dict[str, ast.FunctionDef]:
+    """The functions of the stub, by name."""
+    body = ast.parse(STUB.read_text()).body
+    return {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+
+
+class FirstUse:
+    """Stands before one attribute of the door."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, door: Door, owner: type[Door]) -> object:
+        code = sys._getframe(1).f_code
+        if PACKAGE in Path(code.co_filename).parents and code.co_name not in ONLY_ASKING:
+            seen.add(self.name)
+            delattr(Door, self.name)
+        try:
+            return vars(door)[self.name]
+        except KeyError:
+            raise AttributeError(self.name) from None
+
+    def __set__(self, door: Door, value: object) -> None:
+        vars(door)[self.name] = value
+
+    def __delete__(self, door: Door) -> None:
+        del vars(door)[self.name]
+
+
+def watch() -> None:
+    """Note from here on what is called."""
+    for name in stub():
+        setattr(Door, name, FirstUse(name))
