@@ -130,6 +130,9 @@ class Socket:
         `b""` means that nothing is there now, and `None` that the other side has closed, that there
         was an error, or that the object is closed. Not the usual way of Python, where `b""` is the
         end. Raises `ValueError` for a `bytecount` below 1.
+
+        Where a signal's handler raises behind the call, what was read is lost with the result, and
+        the object is closed with the reason "interrupted".
         """
         if bytecount < 1:
             raise ValueError(f"read takes a number of bytes from 1 up, not {bytecount!r}")
@@ -193,7 +196,9 @@ class Socket:
         not run again, and what is queued behind it stays.
 
         A failing write closes the object by its `close` with the reason "EPIPE", "ECONNRESET" or
-        "write_error", and returns False. On a closed object nothing happens, and it returns True.
+        "write_error", and returns False; one that a signal's handler raises behind, so that nobody
+        knows what went out, with "interrupted". On a closed object nothing happens, and it returns
+        True.
         Raises `TypeError` for anything else, a str among it, and `OSError` where the watch fails.
         """
         fd = self.fd

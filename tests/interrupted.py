@@ -266,6 +266,9 @@ BOUNDARIES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
 """Instructions at whose end CPython looks for signals (ceval.c, CHECK_EVAL_BREAKER), by how their
 names begin. Behind no other can a handler run."""
 
+ANYWHERE = ("",)
+"""Behind all of them, where nothing but a trace function can raise."""
+
 
 @cache
 def instructions(code: CodeType) -> Mapping[int, str]:
@@ -283,10 +286,12 @@ def place(code: CodeType, number: int | None) -> str:
 
 
 class Interrupter:
-    """Raises KeyboardInterrupt at the `at`th place of the package where a handler may run."""
+    """Raises KeyboardInterrupt at the `at`th place of the package where a handler may run, or before
+    the `at`th instruction of all."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, boundaries: tuple[str, ...]) -> None:
         self.at = at
+        self.boundaries = boundaries
         self.count = 0
         self.where: str | None = None
         """The function and the line at which it was raised."""
@@ -307,7 +312,7 @@ class Interrupter:
         before = self._before.get(frame)
         self._before[frame] = frame.f_lasti
         name = "RESUME" if before is None else instructions(frame.f_code)[before]
-        if name.startswith(BOUNDARIES):
+        if name.startswith(self.boundaries):
             if self.count == self.at:
                 self._before.clear()
                 self.where = place(frame.f_code, frame.f_lineno)
@@ -344,9 +349,11 @@ def ending(story: Story, where: str | None) -> list[str]:
     return wrong
 
 
-def interrupted(at: int, backend: str) -> tuple[Interrupter, list[str]]:
+def interrupted(
+    at: int, backend: str, boundaries: tuple[str, ...] = BOUNDARIES
+) -> tuple[Interrupter, list[str]]:
     """Tell the story, interrupted at the `at`th place; what came of it."""
-    interrupter = Interrupter(at)
+    interrupter = Interrupter(at, boundaries)
     with complaints() as heard:
         story = Story(backend)
         sys.settrace(interrupter.trace)
