@@ -113,7 +113,8 @@ class KQueueLibrary(Protocol):
     """What a kqueue poller stands on: the C library, libkqueue, or another kernel's entry points.
 
     Both calls answer as C does: -1 for an error, with its number in `ctypes.get_errno()`. Where the
-    library has `fcntl` too, its kqueue is closed on exec.
+    library has `fcntl` too, its kqueue is closed on exec, and where it has `close`, that closes it:
+    in this process the number may be another descriptor's.
     """
 
     @property
@@ -326,7 +327,7 @@ class KQueue:
         return self._kq
 
     def close(self) -> None:
-        """close(2). In a forked child there is nothing to close: fork(2) leaves a kqueue behind,
-        and by now the number may be another's."""
-        if libc.getpid() == self._pid:
-            libc.close(self._kq)
+        """close(2), the library's own. In a forked child there is nothing to close: fork(2) leaves
+        a kqueue behind, and by now the number may be another's."""
+        if libc.getpid() == self._pid and (close := getattr(self._calls, "close", None)):
+            close(self._kq)

@@ -422,6 +422,20 @@ class TestTheWorld:
             fd = one.fileno()
             assert kernel.changes == [[(fd, -1, EV_ADD), (fd, -1, EV_DISABLE), (fd, -2, EV_ADD)]]
 
+    @lp64
+    @pytest.mark.parametrize("has_close", [True, False], ids=["with close", "without close"])
+    def test_a_poller_on_a_library_closes_no_descriptor_of_this_process(
+        self, has_close: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kernel = SimKernel(platform="freebsd")
+        if not has_close:
+            del kernel.entry_points.close
+        poller = KQueue(kernel.entry_points, "freebsd")
+        monkeypatch.setattr(libc, "close", lambda fd: pytest.fail("another's descriptor"))
+        fd = poller.fileno()
+        poller.close()
+        assert (fd in kernel.table.files) != has_close
+
 
 def test_a_shut_write_side_still_reads() -> None:
     one, two = SimKernel().socketpair(tcp=True)

@@ -24,6 +24,7 @@ class EntryPoints:
         self.kqueue = kernel.kqueue
         self.kevent = kernel.kevent
         self.fcntl = kernel.fcntl
+        self.close = kernel.close
 
 
 @contextmanager

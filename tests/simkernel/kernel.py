@@ -81,7 +81,7 @@ class SimKernel:
         self.epipe_at_registration = False
         """True to answer as macOS may when the other end of what is registered is gone."""
         self.entry_points = door.EntryPoints(self)
-        """`kqueue`, `kevent` and `fcntl`, for `KQueue(library, platform)`."""
+        """`kqueue`, `kevent`, `fcntl` and `close`, for `KQueue(library, platform)`."""
         self._ports = 40000
 
     @contextmanager
