@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.every_call_fails import (
     ERRORS,
     NAMES,
     SERVERS,
+    ServerStage,
     clean_runs,
     outcomes,
     own_calls,
@@ -33,6 +35,15 @@ def test_a_failing_call_costs_its_own_connection_at_most() -> None:
     assert len(runs) > 4000
     chosen = random.Random(seed).sample(runs, SAMPLE)
     assert [f"{run}: {fault}" for run, _, fault in outcomes(chosen, clean, 2) if fault] == []
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_whose_wait_fails_waits_again_and_loses_nobody(name: str) -> None:
+    with closing(ServerStage()) as stage:
+        told = stage.tell(name, ["epoll_wait,epoll_pwait:error=EBADF:when=2"])
+        assert [call.errno for call in told.calls if call.injected] == ["EBADF"]
+        assert stage.lost == 0
 
 
 # --- the judge ------------------------------------------------------------------------------------
