@@ -359,6 +359,8 @@ def interrupted(
         sys.settrace(interrupter.trace)
         try:
             story.go_on()
+            if interrupter.where is not None:
+                story.complaints.append("the exception was swallowed")
         except KeyboardInterrupt:
             pass
         finally:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EBADF, EEXIST, EPERM
+from errno import EBADF, EEXIST, EMFILE, EPERM
 from typing import Any
 
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw._libc import libc
+from danga_raw.loop import backends
 from tests.world import IN, Noted, World, drain, only, readiness_only
 
 NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
@@ -304,6 +307,26 @@ def test_other_fds_are_numbers(world: World, key: Any) -> None:
     world.loop.add_other_fds({one.fileno(): good.append})
     world.turn()
     assert good == [IN] and drain(one) == b"x"
+
+
+@pytest.mark.parametrize("backend", sorted({"epoll", "kqueue"} & set(backends())))
+def test_a_poller_that_cannot_be_had_is_an_error_that_names_the_call(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = {"epoll": "epoll_create1", "kqueue": "kqueue"}[backend]
+
+    def full(*given: object) -> int:
+        ctypes.set_errno(EMFILE)
+        return -1
+
+    loop = Loop(backend)
+    monkeypatch.setattr(libc, call, full)
+    with pytest.raises(OSError, match=rf"{call}\(.*Too many open files") as caught:
+        loop.poller()
+    assert caught.value.errno == EMFILE
+    monkeypatch.undo()
+    assert loop.poller().fileno() >= 0
+    loop.close()
 
 
 def test_what_is_no_handle_is_refused(world: World) -> None:

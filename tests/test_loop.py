@@ -577,7 +577,8 @@ def test_on_exception_gets_both_closes_the_object_and_the_batch_goes_on(
     four.send(b"x")
     if profiling:
         world.loop.enable_profiling()
-    world.loop.on_exception = lambda o, e: told.append((o, e, obj.closed))
+    world.loop.on_exception = tell = lambda o, e: told.append((o, e, obj.closed))
+    assert world.loop.on_exception is tell
     mask = {"read": IN, "write": OUT, "err": ERR, "hup": HUP}[event]
     batch(world, (fd_of(obj), mask), (fd_of(last), IN))
     world.turn()

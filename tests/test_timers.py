@@ -306,6 +306,15 @@ def test_timers_cancelled_and_added_again_for_ever_take_bounded_room(world: Worl
     assert len(timers.heap) < 400
 
 
+def test_timers_that_fired_do_not_keep_cancelled_ones_from_being_cleared_out(world: World) -> None:
+    for _ in range(1000):
+        world.loop.add_timer(-1, lambda: None)
+    world.turn()
+    for _ in range(1000):
+        world.loop.add_timer(3600, print).cancel()
+    assert len(world.loop._timers.heap) < 200
+
+
 @pytest.mark.parametrize("world", REAL[:1], indirect=True, ids=str)
 def test_a_hundred_thousand_timers_fire_in_order(world: World) -> None:
     dice = random.Random(3)
