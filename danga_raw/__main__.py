@@ -36,18 +36,20 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("info", help="the backend, and the ABI in force")
     command.add_argument("--json", action="store_true", help="as one JSON object")
     command.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
-    _tracecli.add_arguments(commands.add_parser("trace", help="run a program and print its calls"))
+    commands.add_parser("trace", help="run a program and print its calls")
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["trace"]:
+        # What follows PROGRAM is the program's, and so is what it raises.
+        _tracecli.main(argv[1:])
+        return 0
     arguments = parser.parse_args(argv)
     try:
         match arguments.command:
             case "echo":
                 echo(arguments.host, arguments.port)
-            case "info":
+            case _:
                 facts = information() if arguments.abi is None else layouts(arguments.abi)
                 show(facts, arguments.json)
-                sys.stdout.flush()
-            case _:
-                return _tracecli.run(arguments)
     except BrokenPipeError:
         # Who read our output has enough of it; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -149,7 +151,8 @@ def echo(host: str, port: int) -> None:
         server = EchoServer(loop, listener)
         stop_on_signals(loop, reader, writer)
         address, port = listener.getsockname()[:2]
-        print(f"listening on {address}:{port}", flush=True)
+        shown = f"[{address}]" if ":" in address else address
+        print(f"listening on {shown}:{port}", flush=True)
         while True:
             try:
                 loop.run()
@@ -253,7 +256,8 @@ def information() -> Facts:
 
 def show(facts: Facts, as_json: bool) -> None:
     """Print `facts` as JSON, or a line for each fact."""
-    print(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    text = json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts))
+    print(text, flush=True)
 
 
 def _lines(facts: Facts) -> Iterator[str]:

@@ -7,7 +7,7 @@ import sys
 from ctypes import byref, c_uint32, sizeof
 from errno import EINTR
 
-from danga_raw._libc import Fields, check_fd, failure, libc, structure
+from danga_raw._libc import Fields, check_fd, close_new, failure, libc, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,12 +56,11 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_epfd", "_event", "_events", "_fds", "_states", "batch")
+    __slots__ = ("_epfd", "_events", "_fds", "_states", "batch")
 
     def __init__(self, flags: int = EPOLL_CLOEXEC) -> None:
         """epoll_create1(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         self.batch: Batch = []
-        self._event = epoll_event()
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
         # Events are decoded by columns, with no object made for a row: the buffer is seen as
@@ -74,7 +73,11 @@ class Epoll:
         self._fds = words[offset + low_half :: stride]
         # Last, as an exception in the rest would leave it open. And unpacked, since CPython runs the
         # handlers of signals behind a call: one that raises would lose the number with the result.
-        (self._epfd,) = map(libc.epoll_create1, (flags,))
+        try:
+            (self._epfd,) = map(libc.epoll_create1, (flags,))
+        except BaseException as error:
+            close_new(error)
+            raise
         if self._epfd < 0:
             raise failure(f"epoll_create1({flags:#x})")
 
@@ -99,9 +102,10 @@ class Epoll:
         self._ctl(EPOLL_CTL_DEL, fd, events)
 
     def _ctl(self, op: int, fd: int, events: int) -> None:
-        self._event.events = events
-        self._event.data = fd
-        if libc.epoll_ctl(self._epfd, op, fd, byref(self._event)) < 0:
+        # A struct of its own: one for all calls could be overwritten by a signal's handler that
+        # closes a socket, between being filled in and being read.
+        event = byref(epoll_event(events, fd))
+        if libc.epoll_ctl(self._epfd, op, fd, event) < 0:
             verb = ("ADD", "DEL", "MOD")[op - EPOLL_CTL_ADD]
             raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})")
 

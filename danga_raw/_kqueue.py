@@ -10,7 +10,7 @@ from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
 from fcntl import F_SETFD, FD_CLOEXEC
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
-from danga_raw._libc import Fields, check_fd, failure, libc, structure
+from danga_raw._libc import Fields, check_fd, close_new, failure, libc, structure
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 
@@ -211,7 +211,11 @@ class KQueue:
         self._calls = calls
         self._watched: set[int] = set()
         self.batch: Batch = []
-        self._kq = calls.kqueue()
+        try:
+            self._kq = calls.kqueue()
+        except BaseException as error:
+            close_new(error)
+            raise
         if self._kq < 0:
             raise failure("kqueue()")
         self._pid = libc.getpid()

@@ -70,9 +70,22 @@ def structure(
     return type(name, (base,), body)
 
 
-OF_A_SINK: Final = "_danga_raw_of_a_sink"
-"""The attribute that tells what the sink of a trace raised behind a call from what a signal's
-handler did."""
+RESULT: Final = "_danga_raw_result"
+"""The attribute of an exception that was raised behind a call and knows what the call returned."""
+
+
+def take_result(error: BaseException) -> object:
+    """What the call returned behind which `error` was raised, if it knows: the sink of a trace may
+    raise, and the call has been made all the same. A signal's handler knows nothing: then None."""
+    result: object = vars(error).pop(RESULT, None)
+    return result
+
+
+def close_new(error: BaseException) -> None:
+    """Close the descriptor that a call has made behind which `error` was raised."""
+    fd = take_result(error)
+    if isinstance(fd, int) and fd >= 0:
+        libc.close(fd)
 
 
 def check_fd(fd: int, call: str) -> None:

@@ -45,9 +45,10 @@ _KEVENT: Final = _bits(
     "EV_", "ADD DELETE ENABLE DISABLE ONESHOT CLEAR - - - - - - - - ERROR EOF"
 )
 _CLOEXEC: Final = {os.O_CLOEXEC: "EPOLL_CLOEXEC"}
+# Some systems' types of files have the number 0 elsewhere, which a descriptor of no file has.
 _MODES: Final = {
     **{stat.S_ISUID: "S_ISUID", stat.S_ISGID: "S_ISGID", stat.S_ISVTX: "S_ISVTX"},
-    **{value: name for name, value in vars(stat).items() if re.fullmatch("S_IF[A-Z]+", name)},
+    **{n: name for name, n in vars(stat).items() if n and re.fullmatch("S_IF[A-Z]+", name)},
 }
 _OPERATIONS: Final = {1: "EPOLL_CTL_ADD", 2: "EPOLL_CTL_DEL", 3: "EPOLL_CTL_MOD"}
 _LEVELS: Final = {IPPROTO_TCP: "SOL_TCP" if PLATFORM == "linux" else "IPPROTO_TCP"}
@@ -251,6 +252,18 @@ def _list(members: list[str]) -> str:
     return f"[{', '.join([*members[:_MOST], '...'] if len(members) > _MOST else members)}]"
 
 
+def _that_fit(members: list[str]) -> list[str]:
+    """The first of `members`, and "..." for more than go into the room that strace has for what
+    poll(2) returns: 1,024 bytes, less what it keeps for an end (its poll.c)."""
+    length = 1
+    for number, member in enumerate(members):
+        length += len(member)
+        if length >= 1024 - 27:
+            return [*members[:number], "..."]
+        length += len(", ")
+    return members
+
+
 def _timeval(microseconds: int) -> str:
     return f"{{tv_sec={microseconds // 1_000_000}, tv_usec={microseconds % 1_000_000}}}"
 
@@ -261,7 +274,8 @@ def _stat(info: os.stat_result) -> str:
     kind += [_MODES[bit] for bit in (stat.S_ISUID, stat.S_ISGID, stat.S_ISVTX) if mode & bit]
     what = f"st_size={info.st_size}"
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        what = f"st_rdev=makedev({os.major(info.st_rdev):#x}, {os.minor(info.st_rdev):#x})"
+        numbers = [f"{n:#x}" if n else "0" for n in (os.major(info.st_rdev), os.minor(info.st_rdev))]
+        what = f"st_rdev=makedev({', '.join(numbers)})"
     return f"{{st_mode={'|'.join([*kind, f'0{mode & 0o777:03o}'])}, {what}, ...}}"
 
 
@@ -300,7 +314,7 @@ class Call(NamedTuple):
             outcome += f" {self.error} ({os.strerror(self.errno)})"
         elif self.name == "poll":
             ready = [e.returned() for e in cast(tuple[PollFd, ...], self.args[0]) if e.revents]
-            outcome += f" ({_list(ready) if self.result else 'Timeout'})"
+            outcome += f" ({_list(_that_fit(ready)) if self.result else 'Timeout'})"
         head = f"{prefix}{self.name}({', '.join(self.decoded)}) "
         return f"{head:<40}= {outcome}"
 
@@ -418,8 +432,12 @@ def _read(given: Given, result: object) -> tuple[Value, ...]:
 
 def _write(given: Given, result: object) -> tuple[Value, ...]:
     fd, data = given
-    kept = bytes(cast(bytes, data))  # of bytes, that is the very same object
-    return (_int(fd), kept, len(kept))
+    if isinstance(data, bytes):
+        return (_int(fd), data, len(data))
+    # Of a view as much as went out, or as strace prints: a large rest is written in many calls.
+    view = cast(memoryview, data)
+    written = result if isinstance(result, int) else 0
+    return (_int(fd), bytes(view[: max(written, _MOST + 1)]), len(view))
 
 
 def _fstat(given: Given, result: object) -> tuple[Value, ...]:
@@ -438,8 +456,11 @@ def _name(given: Given, result: object) -> tuple[Value, ...]:
     fd = cast(Callable[[], int], getattr(handle, "fileno"))()
     family = getattr(handle, "family", 0)
     room = {2: 16, 1: 110 if PLATFORM == "linux" else 106}.get(family, 28)
-    if result is None:
-        return (fd, Pointer(None), Length(room, room))
+    match result:
+        case str() | bytes() | (str(), int()) | (str(), int(), int(), int()):
+            pass
+        case _:  # It has failed, or is of another family.
+            return (fd, Pointer(None), Length(room, room))
     used = room
     if isinstance(result, (str, bytes)):
         path = Address.path(result)

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from errno import EBADF, ECONNRESET, EPIPE
 
-from danga_raw._libc import OF_A_SINK, libc
+from danga_raw._libc import libc, take_result
 from danga_raw._log import debug, warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
@@ -150,8 +150,21 @@ class Socket:
         except OSError:
             return None
         except BaseException as error:
-            self._interrupted(error)
+            self._read_interrupted(error)
             raise
+
+    def _read_interrupted(self, error: BaseException) -> None:
+        """Close, as a signal's handler raised, perhaps behind a read(2), and what that gave has
+        gone with the result; unless the exception knows it: then it is still to be read."""
+        match take_result(error):
+            case bytes(data):
+                if data and self.fd is not None:
+                    self.read_push_back = deque((data, *self.read_push_back))
+                    self.loop.pushed_back[self.fd] = self
+            case int():
+                pass  # It has failed.
+            case _:
+                self.close("interrupted")
 
     def _read_pushed_back(self, fd: int, bytecount: int) -> bytes:
         pieces = self.read_push_back
@@ -213,12 +226,11 @@ class Socket:
                 written = libc.write(fd, data)
                 if written == len(data) or self.closed:
                     return True
-                self._queue(data)
-                self._advance(written)
+                self._account(written, data)
             except OSError as error:
                 return self._write_failed(error, data)
             except BaseException as error:
-                self._interrupted(error)
+                self._write_interrupted(error, data)
                 raise
             self.on_incomplete_write()
             return False
@@ -265,17 +277,13 @@ class Socket:
                     written = self._write_by_func(block, count, offset)
                 if self.closed:  # By the writer function, or out of a signal's handler.
                     return True
-                if new is None:
-                    self._advance(written)
-                elif written != count:
-                    self._queue(block)
-                    self._advance(written)
+                self._account(written, None if new is None else block)
             except OSError as error:
                 return self._write_failed(error, None if new is None else block)
             except BaseException as error:
                 # What a writer function raises of its own says that it wrote nothing.
                 if self.writer_func is None or not isinstance(error, Exception):
-                    self._interrupted(error)
+                    self._write_interrupted(error, None if new is None else block)
                 raise
             if written != count:
                 self.on_incomplete_write()
@@ -292,8 +300,12 @@ class Socket:
             raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
         return written
 
-    def _advance(self, written: int) -> None:
-        """Take so many bytes, which are out, off the front of the queue."""
+    def _account(self, written: int, new: Block | None) -> None:
+        """So many bytes of `new` are out, the rest is queued; or of the first block of the queue."""
+        if new is not None:
+            if written == len(new):
+                return
+            self._queue(new)
         self.write_buf_offset += written
         self.write_buf_size -= written
         block = self.write_buf[0]
@@ -301,11 +313,14 @@ class Socket:
             self.write_buf_offset = 0
             self.write_buf.popleft()
 
-    def _interrupted(self, error: BaseException) -> None:
-        """A signal's handler raised, perhaps behind a read(2) or write(2) whose result went with
-        the exception. So what comes next in the stream is unknown, and that ends it."""
-        if not hasattr(error, OF_A_SINK):
+    def _write_interrupted(self, error: BaseException, new: Block | None) -> None:
+        """Close, as a signal's handler raised, perhaps behind a write(2), and nobody knows what
+        went out; unless the exception knows it."""
+        written = take_result(error)
+        if not isinstance(written, int):
             self.close("interrupted")
+        elif written >= 0 and not self.closed:
+            self._account(written, new)
 
     def _hear_queue(self) -> None:
         """A callable or a signal's handler raised. What is queued still has to go out."""
@@ -408,10 +423,13 @@ class Socket:
         """
         if self.fd is None or bool(on) == self.corked:
             return
+        before = self.corked
+        # What is uncorked once too often, since a signal's handler raised here, takes no harm.
+        self.corked = True
         try:
-            if set_cork(self.fd, on):
-                self.corked = bool(on)
+            self.corked = bool(on) if set_cork(self.fd, on) else before
         except OSError as error:
+            self.corked = before
             if error.errno != EBADF:
                 raise
             warn("%s", error)

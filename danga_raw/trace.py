@@ -5,23 +5,27 @@ feels, and the door's Python functions are replaced by ones that report. When it
 is left of either. So a trace costs nothing while off, and can begin and end while a loop runs.
 
 What can't be seen from here: clock_gettime, which the C library answers without the kernel
-(vdso(7)); that `os.read` or `os.write` was interrupted and made again (PEP 475); the address of a
-buffer that Python made, which is printed as 0x...; a call out of which a signal's handler raised an
-exception; and a `close` that a handle which is no socket does by itself. Lines are those of x86-64,
-where the kernel has all these calls under the names of the C functions.
+(vdso(7)); when a call began; that `os.read` or `os.write` was interrupted and made again (PEP 475),
+or a poll(2) has yet to be (ERESTART_RESTARTBLOCK); whether a call came before those of a signal's
+handler that came just behind it; the address of a buffer that Python made, which
+is printed as 0x..., and so is an address of another family than AF_INET, AF_INET6 and AF_UNIX; a
+call out of which a signal's handler raised an exception; and a `close` that a handle which is no
+socket does by itself. Lines are those of x86-64, where the kernel has all these calls under the
+names of the C functions.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from _thread import allocate_lock, get_ident
+from _thread import RLock, get_ident
 from collections.abc import Callable
 from ctypes import get_errno, set_errno
 from types import TracebackType
 from typing import Final, Protocol, cast
 
 from _ctypes import CFuncPtr
-from danga_raw._libc import FOREIGN, OF_A_SINK, libc
+from danga_raw._libc import FOREIGN, RESULT, libc
 from danga_raw._strace import CALLS, Given
 from danga_raw._strace import Call as Call
 
@@ -33,8 +37,10 @@ class Trace:
     caller has its result. Several may be on at a time, and each gets every call.
 
     An exception of a sink takes its trace off and reaches the caller of the traced call, an OSError
-    as the cause of a RuntimeError: the package would take it for the call's own failure. What a
-    sink has the package call is not traced.
+    as the cause of a RuntimeError: the package would take it for the call's own failure. The call
+    has been made, and nothing of it is lost: what was read is still to be read, and what was not
+    written is queued. What is called while a thread is in a sink, by the sink or by a signal's
+    handler, is not traced.
     """
 
     __slots__ = ("calls", "sink")
@@ -55,21 +61,32 @@ class Trace:
 
     def start(self) -> None:
         """Record from here on; does nothing if it is on."""
-        global _on
-        with _switching:
-            if not _on:
-                _observe()
-            if self not in _on:
-                _on = (*_on, self)
+        if self not in _on:
+            _on.append(self)
+        _switch()
 
     def stop(self) -> None:
         """Record no longer; does nothing if it is off."""
-        global _on
-        with _switching:
-            if self in _on:
-                _on = tuple(trace for trace in _on if trace is not self)
-                if not _on:
-                    _leave_alone()
+        if self in _on:
+            _on.remove(self)
+        _switch()
+
+    def _hand_over(self, call: Call) -> None:
+        """Give a call to the sink."""
+        thread = get_ident()
+        if thread in _in_sinks:
+            return
+        _in_sinks.add(thread)
+        try:
+            self.sink(call)
+        except OSError as error:
+            self.stop()
+            raise RuntimeError(f"the sink of a trace failed: {error}") from error
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            _in_sinks.discard(thread)
 
     def __enter__(self) -> list[Call]:
         self.start()
@@ -88,12 +105,41 @@ class _Function(Protocol):
     def __call__(self, *given: object) -> object: ...
 
 
-_on: tuple[Trace, ...] = ()
-_switching: Final = allocate_lock()
+_on: Final[list[Trace]] = []
+_in_sinks: Final[set[int]] = set()
+"""The threads that are in a sink."""
 _replaced: Final[dict[str, tuple[object, object]]] = {}
 """By name: what was in the door, and what is there now."""
-_handing_over: Final[set[int]] = set()
-"""The threads that are in a sink."""
+_switching = RLock()
+_is_switching = False
+
+
+def _switch() -> None:
+    """See to it that the door is observed if and only if a trace is on."""
+    global _is_switching
+    with _switching:
+        # A signal's handler that starts or stops a trace may have come in the midst of this. Then
+        # it leaves the rest to whom it has interrupted, who looks again.
+        while not _is_switching and bool(_on) != bool(_replaced):
+            _is_switching = True
+            try:
+                if _on:
+                    _observe()
+                else:
+                    _leave_alone()
+            finally:
+                _is_switching = False
+
+
+def _after_fork() -> None:
+    """A thread that was switching is not there any more, nor is one that was in a sink."""
+    global _switching, _is_switching
+    _switching = RLock()
+    _is_switching = False
+    _in_sinks.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 # The door's __dict__ is left alone: once that was looked at, CPython 3.11 and later find attributes
@@ -157,25 +203,14 @@ def _reporting(name: str, real: _Function) -> _Function:
 
 
 def _report(name: str, given: Given, result: object, returned: int, number: int) -> None:
-    thread = get_ident()
-    if thread in _handing_over:
-        return
     kernels_name, take = CALLS[name]
     call = Call(kernels_name, take(given, result), returned, number, time.time())
-    failure: Exception | None = None
-    _handing_over.add(thread)
-    try:
-        for trace in _on:
-            try:
-                trace.sink(call)
-            except Exception as error:
-                trace.stop()
-                failure = failure or error
-    finally:
-        _handing_over.discard(thread)
-    if isinstance(failure, OSError):
-        cause, failure = failure, RuntimeError(f"the sink of a trace failed: {failure}")
-        failure.__cause__ = cause
+    failure: BaseException | None = None
+    for trace in tuple(_on):
+        try:
+            trace._hand_over(call)
+        except BaseException as error:
+            failure = failure or error
     if failure is not None:
-        vars(failure)[OF_A_SINK] = True
+        vars(failure)[RESULT] = returned if result is None else result
         raise failure

@@ -87,6 +87,12 @@ class Writer(Reader):
             self.story.written.append((first, count))
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        return near, listener.accept()[0]
+
+
 class Story:
     """The story, told once."""
 
@@ -101,7 +107,7 @@ class Story:
         self.arrived = b""
         self.reads = 0
         self.before = os.listdir("/proc/self/fd")
-        self.pairs = [socket.socketpair() for _ in range(4)]
+        self.pairs = [*(socket.socketpair() for _ in range(4)), tcp_pair()]
         for end in [end for pair in self.pairs for end in pair]:
             end.setblocking(False)
         self.pairs[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
@@ -113,7 +119,8 @@ class Story:
         self.pushed = 0
         """How many bytes `push_back_read` has taken."""
         self.steps: list[Callable[[], None]] = [
-            self.set_up, self.write, self.talk, self.timers, self.close_one, self.steal, self.end,
+            self.set_up, self.write, self.talk, self.cork, self.timers, self.close_one, self.steal,
+            self.end,
         ]  # fmt: skip
         self.stolen: object = None
 
@@ -140,6 +147,12 @@ class Story:
             for piece in PIECES:
                 each.push_back_read(piece)
                 self.pushed += len(piece)
+
+    def cork(self) -> None:
+        for each in self.objects[4:5]:
+            each.tcp_cork(True)
+            each.tcp_cork(False)
+            each.tcp_cork(True)
 
     def timers(self) -> None:
         self.loop.add_timer(-1, lambda: self.fire("timer 1"))
@@ -209,6 +222,10 @@ class Story:
             wrong.append("a watch was lost")
         if any(each.write_buf and not each.event_watch & 4 for each in live):
             wrong.append("a queue that nobody hears")
+        for each in live:
+            if isinstance(each.sock, socket.socket) and each.sock.family == socket.AF_INET:
+                if each.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) > each.corked:
+                    wrong.append("corked, and nobody knows")
         self.check_written()
         self.check_read()
         for name, count in self.fired.items():
@@ -336,7 +353,7 @@ def complaints() -> Iterator[list[str]]:
         logger.propagate = True
 
 
-MAY_TEAR = ("read", "_read_pushed_back", "write", "_write_queue", "_queue", "_advance")
+MAY_TEAR = ("read", "_read_pushed_back", "write", "_write_queue", "_account", "_queue")
 """Functions in which an exception may come between a read(2) or write(2), or the taking of a piece
 that was pushed back, and the noting of its result. Then the connection is closed."""
 

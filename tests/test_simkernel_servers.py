@@ -13,6 +13,7 @@ from danga_raw import _epoll
 from danga_raw.loop import Leaving, Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
+from danga_raw.types import Block
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.world import BACKENDS, Backend, World
 
@@ -52,13 +53,13 @@ def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Socket._advance
+    original = Socket._account
 
-    def advance(self: Socket, written: int) -> None:
-        original(self, written)
+    def account(self: Socket, written: int, new: Block | None) -> None:
+        original(self, written, new)
         self.write_buf_offset = 0
 
-    monkeypatch.setattr(Socket, "_advance", advance)
+    monkeypatch.setattr(Socket, "_account", account)
 
 
 def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:

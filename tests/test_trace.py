@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -354,6 +355,121 @@ def test_a_sink_that_raises_takes_its_trace_off_and_leaves_the_loop_whole(
         assert loop.watched_sockets == 0
         assert names(calls).count("close") == 1
     assert near.fileno() == -1
+
+
+def boom_at(name: str) -> Trace:
+    """A trace whose sink raises at the first call of that name."""
+
+    def sink(call: Call) -> None:
+        if call.name == name:
+            raise Boom
+
+    trace = Trace(sink)
+    trace.start()
+    return trace
+
+
+def test_what_was_read_when_a_sink_raised_is_still_to_be_read(pair: Pair, loop: Loop) -> None:
+    near, far = pair
+    taker = Taker(near, loop)
+    far.send(b"hello")
+    boom_at("read")
+    with pytest.raises(Boom):
+        taker.read(100)
+    far.send(b", world")
+    assert (taker.read(100), taker.read(100)) == (b"hello", b", world")
+    boom_at("read")
+    with pytest.raises(Boom):
+        taker.read(100)
+    assert not taker.closed and taker.read(100) == b""
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
+def test_what_was_written_when_a_sink_raised_is_not_written_again(
+    pair: Pair, loop: Loop, queued: bool
+) -> None:
+    near, far = pair
+    taker = Taker(near, loop)
+    data = bytes(range(256)) * 8000
+    got = b""
+    if queued:
+        taker.write(data)
+        got = far.recv(1 << 20)
+    boom_at("write")
+    with pytest.raises(Boom):
+        taker.write(None if queued else data)
+    assert not taker.closed and taker.event_watch & 4
+    while len(got) < len(data):
+        got += far.recv(1 << 20)
+        taker.event_write()
+    assert got == data and taker.write_buf_size == 0
+
+
+@pytest.mark.parametrize("backend", ["epoll", "kqueue"])
+def test_a_sink_that_raises_leaves_no_poller_open(backend: str) -> None:
+    kernel = SimKernel(0, "freebsd" if backend == "kqueue" else "linux")
+    with kernel.installed():
+        boom_at({"epoll": "epoll_create1", "kqueue": "kqueue"}[backend])
+        with pytest.raises(Boom):
+            Loop(backend).poller()
+        assert not kernel.table.files
+
+
+def test_an_interrupted_sink_takes_its_trace_off(pair: Pair, loop: Loop) -> None:
+    def interrupted(call: Call) -> None:
+        raise KeyboardInterrupt
+
+    taker = Taker(pair[0], loop)
+    trace = Trace(interrupted)
+    trace.start()
+    with pytest.raises(KeyboardInterrupt):
+        taker.write(b"x")
+    assert not trace.on and not taker.closed and pair[1].recv(10) == b"x"
+
+
+def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
+    trace = Trace(lambda call: None)
+
+    def switch(number: int, frame: object) -> None:
+        (trace.stop if trace.on else trace.start)()
+
+    before = signal.signal(signal.SIGALRM, switch)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        for _ in range(2000):
+            with Trace():
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        trace.stop()
+    assert libc.read is os.read
+    assert getattr(libc.poll, "errcheck") is None
+
+
+def test_a_child_forked_while_a_thread_switches_can_end_its_trace() -> None:
+    trace = Trace()
+    over = threading.Event()
+
+    def switch() -> None:
+        while not over.is_set():
+            with Trace():
+                pass
+
+    thread = threading.Thread(target=switch)
+    thread.start()
+    try:
+        for _ in range(50):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                trace.start()
+                trace.stop()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_an_os_error_of_a_sink_is_not_taken_for_the_calls_own(pair: Pair, loop: Loop) -> None:

@@ -41,7 +41,7 @@ compared: dict[str, int] = {}
 _CALL = re.compile(r"(\w+)\((-?\d+)?")
 _ADDED = re.compile(r"epoll_ctl\(\d+, EPOLL_CTL_ADD, (\d+), .* = 0$")
 _CLOSED = re.compile(r"close\((\d+)\) += 0$")
-_MODE = re.compile(r'newfstatat\((\d+), "", \{st_mode=(S_IFSOCK|S_IFIFO|S_IFCHR)')
+_MODE = re.compile(r'newfstatat\((\d+), "", \{st_mode=(S_IFSOCK|S_IFIFO|S_IFCHR|0)')
 
 
 def packages_lines(text: str) -> list[tuple[int, str]]:
@@ -394,7 +394,8 @@ for name in os.listdir("."):
 os.rmdir(folder)
 null = os.open("/dev/null", os.O_RDWR)
 reader, writer = os.pipe()
-for other in (fd, null, reader):
+terminal, other_end = os.openpty()
+for other in (fd, null, reader, terminal, other_end, os.eventfd(0) if hasattr(os, "eventfd") else 0):
     libc.fstat(other)
 libc.getrusage(resource.RUSAGE_SELF)
 events = (epoll_event * 3)()
@@ -406,6 +407,22 @@ libc.close(epfd)
 os._exit(0)
 """
 """Every flag, byte and kind of address, by the door's own functions."""
+
+
+READY = """
+import os, socket
+from danga_raw import Loop
+from danga_raw._poll import POLLIN, POLLOUT, Poll
+poll = Poll()
+near, far = socket.socketpair()
+far.send(b"x")
+for n in range({count}):
+    os.dup2(near.fileno(), {first} + n)
+    poll.register({first} + n, {events})
+assert len(list(poll.wait(-1))) == {count}
+os._exit(0)
+"""
+"""Many descriptors that are ready at once."""
 
 
 def test_every_form_of_an_argument_is_printed_as_by_strace(tmp_path: Path) -> None:
@@ -429,6 +446,18 @@ def test_a_wait_with_more_events_than_strace_prints(tmp_path: Path) -> None:
     for backend in ("epoll", "poll"):
         lines = compare("many events", *both(tmp_path, str(pump), "3", backend=backend))
         assert any(", ...]" in line for line in lines)
+
+
+@pytest.mark.parametrize("count", [20, 25, 28, 31, 33])
+@pytest.mark.parametrize("events", ["POLLIN", "POLLIN | POLLOUT"])
+@pytest.mark.parametrize("first", [40, 400])
+def test_a_poll_finds_as_many_as_strace_has_room_for(
+    count: int, events: str, first: int, tmp_path: Path
+) -> None:
+    program = tmp_path / "ready.py"
+    program.write_text(READY.format(count=count, events=events, first=first))
+    lines = compare("ready", *both(tmp_path, str(program), backend="poll"))
+    assert any(line.startswith("poll(") for line in lines)
 
 
 def test_enough_was_compared(capsys: pytest.CaptureFixture[str]) -> None:
