@@ -120,7 +120,7 @@ class _Printing(Trace):
         self._waiting: deque[Call] = deque()
         self._lock = allocate_lock()
 
-    def _hand_over(self, call: Call) -> None:
+    def hand_over(self, call: Call) -> None:
         if call.name in self._names:
             self._waiting.append(call)
             self.drain()

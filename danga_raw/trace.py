@@ -71,8 +71,8 @@ class Trace:
             _on.remove(self)
         _switch()
 
-    def _hand_over(self, call: Call) -> None:
-        """Give a call to the sink."""
+    def hand_over(self, call: Call) -> None:
+        """Give a call to the sink. A subclass may do otherwise; what it raises reaches the caller."""
         thread = get_ident()
         if thread in _in_sinks:
             return
@@ -208,7 +208,7 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
     failure: BaseException | None = None
     for trace in tuple(_on):
         try:
-            trace._hand_over(call)
+            trace.hand_over(call)
         except BaseException as error:
             failure = failure or error
     if failure is not None:
