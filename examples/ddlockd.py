@@ -6,6 +6,7 @@ or "ERR code text" for each. Only the holder of a lock can release it, and it di
 connection.
 """
 
+import logging
 import re
 import signal
 import socket
@@ -13,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from os.path import abspath, dirname
-from traceback import print_exception
 from urllib.parse import parse_qsl, quote_plus
 
 # The package lies beside this folder: a bare checkout runs without being installed.
@@ -67,7 +67,7 @@ class Client(Socket):
         # As long as answers wait to be sent, no more are made: who doesn't read, isn't read from.
         while not self.write_buf_size and not self.closed:
             line, end, rest = self.read_buf.partition(b"\n")
-            if len(line) > MAX_LINE:
+            if len(line.removesuffix(b"\r")) > MAX_LINE:
                 self.close("the line is too long")
                 return
             if not end:
@@ -169,19 +169,19 @@ def main() -> None:
         # What the clients' sockets inherit. Keepalive frees the locks of a machine that has died.
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        Socket.AddOtherFds({server.fileno(): accept})
+        default_loop().on_exception = lambda _, e: logging.error("a handler failed", exc_info=e)
+        # Nothing is left to be done at the end: Ctrl-C may do what it does to a C program.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print("listening on %s:%d" % server.getsockname(), flush=True)
     except (OSError, OverflowError, ValueError) as error:
         sys.stderr.write(f"ddlockd.py: port {port}: {error}\n")
         sys.exit(2)
-    Socket.AddOtherFds({server.fileno(): accept})
-    default_loop().on_exception = lambda _, error: print_exception(error)
-    # Nothing is left to be done at the end: let Ctrl-C and SIGTERM do what they do to a C program.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    print("listening on %s:%d" % server.getsockname(), flush=True)
     while True:
         try:
             Socket.EventLoop()
         except OSError as error:  # Waiting failed, for want of memory maybe; all is as it was.
-            print_exception(error)
+            logging.error("%s", error)
             time.sleep(1)
 
 

@@ -7,6 +7,7 @@ Connection.talk() is the conversation with it from the first request to the last
 
 import argparse
 import errno
+import logging
 import mimetypes
 import os
 import re
@@ -15,13 +16,12 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from email.utils import formatdate
 from http import HTTPStatus
 from io import BytesIO, FileIO
 from resource import RLIMIT_NOFILE, getrlimit
-from traceback import print_exception
 from urllib.parse import unquote_to_bytes
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # bare checkout
@@ -33,8 +33,9 @@ PIECE = 128 * 1024  # bytes of a file that may wait in the write queue
 STEPS_A_TURN = 64  # then the other connections get their turn
 HEAD_END = re.compile(rb"\n\r?\n")
 HEAD = re.compile(
-    rb"(TOKEN) (?:http://[^/?# ]*)?(/[^\0- #?\x7f-\xff]*)(?:\?[^\0- #\x7f-\xff]*)? HTTP/1\.(\d)\r"
-    rb"((?:\nTOKEN:[^\0-\x08\x0a-\x1f\x7f]*\r)*)".replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
+    rb"(TOKEN) (?:http://[\w.:\[\]-]+)?(/[^\0- #?\x7f-\xff]*)(?:\?[^\0- #\x7f-\xff]*)?"
+    rb" HTTP/1\.(\d)\r((?:\nTOKEN:[^\0-\x08\x0a-\x1f\x7f]*\r)*)"
+    .replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
 )
 
 
@@ -58,7 +59,7 @@ def parse(head: bytes) -> tuple[bytes, dict[str, str], bool]:
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     # A body is refused: it could be taken for the next request.
     body = "transfer-encoding" in fields or fields.get("content-length", "0") != "0"
-    one_host = "," not in fields.get("host", "" if minor == b"0" else ",")
+    one_host = re.fullmatch(r"[^\0- ,/?#@]*", fields.get("host", "" if minor == b"0" else ","))
     if body or not one_host or b"\0" in (path := unquote_to_bytes(target)):
         raise Refused(400)
     wishes = fields.get("connection", "").lower()
@@ -76,11 +77,10 @@ def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
         while (name := names.pop(0) if names else "index.html") != "..":
             mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
             last = stat.S_ISREG(mode) and not names
-            kind = os.O_NONBLOCK if last else os.O_DIRECTORY
-            found = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=folder)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | (os.O_NONBLOCK if last else os.O_DIRECTORY)
             if last:
-                return FileIO(found), name
-            folders.callback(os.close, folder := found)
+                return FileIO(name, opener=lambda *_: os.open(name, flags, dir_fd=folder)), name
+            folders.callback(os.close, folder := os.open(name, flags, dir_fd=folder))
     raise FileNotFoundError(errno.ENOENT, "it leads upwards")
 
 
@@ -93,8 +93,10 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
         path, asked, keep_alive = parse(head)
         body, name = open_below(root, path)
         info = os.fstat(body.fileno())
-        size, modified = info.st_size, formatdate(info.st_mtime, usegmt=True)
-        status = 304 if asked.get("if-modified-since") == modified else 200
+        size = info.st_size
+        modified = formatdate(min(max(info.st_mtime, 0), time.time()), usegmt=True)
+        known = asked.get("if-modified-since") == modified and "if-none-match" not in asked
+        status = 304 if known else 200
         kind, encoding = mimetypes.guess_type("/" + name)
         kind = kind if kind and not encoding else "application/octet-stream"
         fields |= {"Last-Modified": modified, "Content-Type": kind}
@@ -112,17 +114,16 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
 
 class Connection(Socket):
     """One client. It isn't read from while it is being answered, so nothing can pile up."""
-
     __slots__ = ("server", "client", "inbox", "talking", "since")
 
     def __init__(self, server: "Server", client: socket.socket) -> None:
         super().__init__(client, server.loop)
-        self.server, self.client = server, client
+        self.server, self.client, self.since = server, client, time.monotonic()
         self.inbox = b""  # what was read and isn't answered yet
-        self.talking = self.talk()
+        self.talking: Iterator[bool] = self.talk()
         self.go_on()
 
-    def talk(self) -> Generator[bool, None, None]:
+    def talk(self) -> Iterator[bool]:
         """The conversation. Yields False when it has said something, True to hear more."""
         keep_alive = True
         while keep_alive:
@@ -142,8 +143,7 @@ class Connection(Socket):
             if left:
                 return  # the file has shrunk, and its length is promised
             self.tcp_cork(False)
-        # Closing with something unread would reset the connection, and the client might never see
-        # the answer. So say that it was the last, and wait for the client to close.
+        # To close with something unread could lose the answer: so let the client be the first.
         self.client.shutdown(socket.SHUT_WR)
         while True:
             self.inbox = b""
@@ -151,21 +151,19 @@ class Connection(Socket):
 
     def go_on(self) -> None:
         """Go on talking until it is the client's turn, or that of the other connections."""
-        self.since = time.monotonic()
         hear = False
         try:
             for _ in range(STEPS_A_TURN):
                 hear = next(self.talking)
+                self.since = self.since if hear else time.monotonic()
                 if hear or self.write_buf_size or self.closed:
                     break
             self.watch_read(hear)
         except (StopIteration, OSError):
             self.close("nothing more to say")
-        if self.closed:
-            self.talking.close()
-        elif self.write_buf_size:
+        if self.write_buf_size:
             self.write(self.go_on)  # is called when all before it has gone out
-        elif not hear:
+        elif not hear and not self.closed:
             self.loop.add_timer(0, self.go_on)
 
     def event_read(self) -> None:
@@ -174,28 +172,30 @@ class Connection(Socket):
         self.inbox = (self.inbox + data).lstrip(b"\r\n")
         self.go_on()
 
+    def event_write(self) -> None:
+        self.since = time.monotonic()
+        super().event_write()
+
     def close(self, reason: str | None = None) -> None:
         super().close(reason)
-        with suppress(ValueError):  # it is talking just now: go_on() will end it
-            self.talking.close()
+        self.talking = iter(())  # lets go of what it was talking about, and so of its file
         self.loop.add_other_fds(self.server.door)  # there may be room again
     event_err = close
 
-    def event_hup(self) -> None:
-        pass  # Reading or writing tells it too; on kqueue, who is half closed comes here as well.
+    def event_hup(self) -> None: ...  # reading tells it; on kqueue, half a hang-up comes here
 
 
 class Server:
     """The listening socket, and what all connections share."""
-
     def __init__(self, loop: Loop, folder: str, host: str, port: int, timeout: float) -> None:
         self.loop, self.timeout = loop, timeout
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self.listener = socket.create_server((host, port), backlog=1024)
         self.listener.setblocking(False)
         self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients inherit it
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)  # who is slow shows
         self.door = {self.listener.fileno(): self.accept}
-        self.room = max(1, getrlimit(RLIMIT_NOFILE)[0] * 3 // 4 - 8)  # leaves some for the files
+        self.room = max(1, getrlimit(RLIMIT_NOFILE)[0] // 2 - 4)  # for each may hold a file
         self.once_a_second()
 
     def accept(self, state: int) -> None:
@@ -229,21 +229,21 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=60, help="seconds without progress")
     options = parser.parse_args()
     mimetypes.init()  # it reads files, which could fail later
-    with Loop() as loop:
-        try:
-            server = Server(loop, options.folder, options.host, options.port, options.timeout)
-        except (OSError, OverflowError) as error:
-            parser.exit(2, f"httpd.py: {error}\n")
-        loop.on_exception = lambda _, error: print_exception(error)
+    try:
+        loop = Loop()
+        server = Server(loop, options.folder, options.host, options.port, options.timeout)
+        loop.on_exception = lambda _, error: logging.error("a handler failed", exc_info=error)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: loop.stop())
         print("listening on http://%s:%d/" % server.listener.getsockname(), flush=True)
-        while True:
-            try:
-                return loop.run()
-            except OSError as error:  # Waiting failed, for want of memory maybe; all is as it was.
-                print_exception(error)
-                time.sleep(1)
+    except (OSError, OverflowError, ValueError) as error:
+        parser.exit(2, f"httpd.py: {error}\n")
+    while True:
+        try:
+            return loop.run()
+        except OSError as error:  # Waiting failed, for want of memory maybe; all is as it was.
+            logging.error("%s", error)
+            time.sleep(1)
 
 
 if __name__ == "__main__":
