@@ -174,14 +174,14 @@ class Loop:
                 if self.own_callbacks or self._post_loop_callback is not None:
                     if not self._run_callbacks():
                         break
+        except BaseException:
+            self._let_go()
+            raise
         finally:
             self._stopping = False
-            try:
-                self._let_go()
-            finally:
-                batch = self._outer.pop()
-                if self._poller is not None:
-                    self._poller.batch = batch
+            batch = self._outer.pop()
+            if self._poller is not None:
+                self._poller.batch = batch
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no

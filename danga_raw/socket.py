@@ -368,8 +368,8 @@ class Socket:
         """Call `func(data, count, offset)` instead of write(2); None goes back to write(2).
 
         It writes `count` bytes of `data` from `offset` on and returns how many it wrote. Where it
-        would block it raises BlockingIOError; any other OSError closes the object. Raises
-        `TypeError` for what can't be called.
+        would block it raises BlockingIOError; any other OSError closes the object. It may close the
+        object, but must not write to it. Raises `TypeError` for what can't be called.
         """
         self.writer_func = callable_or_none("a writer function", func)
 

@@ -61,14 +61,12 @@ class Trace:
 
     def start(self) -> None:
         """Record from here on; does nothing if it is on."""
-        if self not in _on:
-            _on.append(self)
+        _on[self] = None
         _switch()
 
     def stop(self) -> None:
         """Record no longer; does nothing if it is off."""
-        if self in _on:
-            _on.remove(self)
+        _on.pop(self, None)
         _switch()
 
     def hand_over(self, call: Call) -> None:
@@ -105,7 +103,8 @@ class _Function(Protocol):
     def __call__(self, *given: object) -> object: ...
 
 
-_on: Final[list[Trace]] = []
+_on: Final[dict[Trace, None]] = {}
+"""Those that are on. A dict takes one in or out in one step, whatever a signal's handler does."""
 _in_sinks: Final[set[int]] = set()
 """The threads that are in a sink."""
 _replaced: Final[dict[str, tuple[object, object]]] = {}
