@@ -71,15 +71,16 @@ class Epoll:
         low_half = 0 if sys.byteorder == "little" else 1
         self._states = words[0::stride]
         self._fds = words[offset + low_half :: stride]
-        # Last, as an exception in the rest would leave it open. And unpacked, since CPython runs the
-        # handlers of signals behind a call: one that raises would lose the number with the result.
+        self._epfd = -1
         try:
+            # Unpacked, since CPython runs the handlers of signals behind a call, and one that raises
+            # would lose the number with the result.
             (self._epfd,) = map(libc.epoll_create1, (flags,))
+            if self._epfd < 0:
+                raise failure(f"epoll_create1({flags:#x})")
         except BaseException as error:
-            close_new(error)
+            close_new(error, self._epfd)
             raise
-        if self._epfd < 0:
-            raise failure(f"epoll_create1({flags:#x})")
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).

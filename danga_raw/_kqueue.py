@@ -211,16 +211,17 @@ class KQueue:
         self._calls = calls
         self._watched: set[int] = set()
         self.batch: Batch = []
+        self._kq = -1
         try:
             self._kq = calls.kqueue()
+            if self._kq < 0:
+                raise failure("kqueue()")
+            self._pid = libc.getpid()
+            if fcntl := getattr(calls, "fcntl", None):
+                fcntl(self._kq, F_SETFD, FD_CLOEXEC)
         except BaseException as error:
-            close_new(error)
+            close_new(error, self._kq)
             raise
-        if self._kq < 0:
-            raise failure("kqueue()")
-        self._pid = libc.getpid()
-        if fcntl := getattr(calls, "fcntl", None):
-            fcntl(self._kq, F_SETFD, FD_CLOEXEC)
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd`: one kevent(2).

@@ -81,10 +81,12 @@ def take_result(error: BaseException) -> object:
     return result
 
 
-def close_new(error: BaseException) -> None:
-    """Close the descriptor that a call has made behind which `error` was raised."""
-    fd = take_result(error)
-    if isinstance(fd, int) and fd >= 0:
+def close_new(error: BaseException, fd: int) -> None:
+    """Close a new descriptor, since `error` was raised: `fd`, or if that is still -1 the one that
+    the call made behind which it was raised."""
+    if fd < 0 and isinstance(made := take_result(error), int):
+        fd = made
+    if fd >= 0:
         libc.close(fd)
 
 

@@ -279,9 +279,14 @@ class Complaints(logging.Handler):
         self.heard.append(record.getMessage())
 
 
-BOUNDARIES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
+BOUNDARIES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD") + (
+    ("POP_JUMP",) if sys.version_info < (3, 11) else ()
+)
 """Instructions at whose end CPython looks for signals (ceval.c, CHECK_EVAL_BREAKER), by how their
-names begin. Behind no other can a handler run."""
+names begin; POP_JUMP if it jumps. Behind no other can a handler run."""
+
+NEXT = 4
+"""An instruction and what may be cached with it take so many bytes, where it does not jump."""
 
 ANYWHERE = ("",)
 """Behind all of them, where nothing but a trace function can raise."""
@@ -329,7 +334,8 @@ class Interrupter:
         before = self._before.get(frame)
         self._before[frame] = frame.f_lasti
         name = "RESUME" if before is None else instructions(frame.f_code)[before]
-        if name.startswith(self.boundaries):
+        falls = name.startswith("POP_JUMP") and frame.f_lasti - (before or 0) <= NEXT
+        if name.startswith(self.boundaries) and not (falls and self.boundaries is BOUNDARIES):
             if self.count == self.at:
                 self._before.clear()
                 self.where = place(frame.f_code, frame.f_lineno)

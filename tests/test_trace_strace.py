@@ -416,10 +416,10 @@ from danga_raw._poll import POLLIN, POLLOUT, Poll
 poll = Poll()
 near, far = socket.socketpair()
 far.send(b"x")
-for n in range({count}):
+for n in range(34):
     os.dup2(near.fileno(), {first} + n)
     poll.register({first} + n, {events})
-assert len(list(poll.wait(-1))) == {count}
+    assert len(list(poll.wait(-1))) == n + 1
 os._exit(0)
 """
 """Many descriptors that are ready at once."""
@@ -448,16 +448,15 @@ def test_a_wait_with_more_events_than_strace_prints(tmp_path: Path) -> None:
         assert any(", ...]" in line for line in lines)
 
 
-@pytest.mark.parametrize("count", [20, 25, 28, 31, 33])
 @pytest.mark.parametrize("events", ["POLLIN", "POLLIN | POLLOUT"])
 @pytest.mark.parametrize("first", [40, 400])
 def test_a_poll_finds_as_many_as_strace_has_room_for(
-    count: int, events: str, first: int, tmp_path: Path
+    events: str, first: int, tmp_path: Path
 ) -> None:
     program = tmp_path / "ready.py"
-    program.write_text(READY.format(count=count, events=events, first=first))
+    program.write_text(READY.format(events=events, first=first))
     lines = compare("ready", *both(tmp_path, str(program), backend="poll"))
-    assert any(line.startswith("poll(") for line in lines)
+    assert sum(line.startswith("poll(") for line in lines) == 34
 
 
 def test_enough_was_compared(capsys: pytest.CaptureFixture[str]) -> None:
