@@ -430,12 +430,13 @@ def test_an_interrupted_sink_takes_its_trace_off(pair: Pair, loop: Loop) -> None
 def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
     trace = Trace(lambda call: None)
 
-    def switch(number: int, frame: object) -> None:
+    def switch(*_: object) -> None:
         (trace.stop if trace.on else trace.start)()
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
 
     before = signal.signal(signal.SIGALRM, switch)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        switch()
         for _ in range(2000):
             with Trace():
                 pass
