@@ -117,17 +117,20 @@ def _switch() -> None:
     """See to it that the door is observed if and only if a trace is on."""
     global _is_switching
     with _switching:
-        # A signal's handler that starts or stops a trace may have come in the midst of this. Then
-        # it leaves the rest to whom it has interrupted, who looks again.
-        while not _is_switching and bool(_on) != bool(_replaced):
+        # A signal's handler that starts or stops a trace may come in the midst of this. Then it
+        # leaves the rest to whom it has interrupted, who looks again. There is no call between the
+        # look at the flag and its setting, behind which a handler could come.
+        while not _is_switching:
             _is_switching = True
             try:
-                if _on:
+                if _on and not _replaced:
                     _observe()
-                else:
+                elif _replaced and not _on:
                     _leave_alone()
             finally:
                 _is_switching = False
+            if bool(_on) == bool(_replaced):
+                break
 
 
 def _after_fork() -> None:
