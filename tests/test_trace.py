@@ -430,9 +430,12 @@ def test_an_interrupted_sink_takes_its_trace_off(pair: Pair, loop: Loop) -> None
 def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
     trace = Trace(lambda call: None)
 
+    going_on = True
+
     def switch(*_: object) -> None:
         (trace.stop if trace.on else trace.start)()
-        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+        if going_on:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)
 
     before = signal.signal(signal.SIGALRM, switch)
     try:
@@ -441,6 +444,7 @@ def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
             with Trace():
                 pass
     finally:
+        going_on = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         trace.stop()
