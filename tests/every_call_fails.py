@@ -387,7 +387,8 @@ COMMANDS: Final = {
     "httpd": (str(EXAMPLES / "httpd.py"), "--port", "0"),
 }
 
-BODY: Final = bytes(300_000)
+BODY: Final = bytes(150_000)
+"""Two pieces for httpd, which both go out at once, so that its calls are the same in every run."""
 
 
 def ask_for_file(client: socket.socket) -> bool:
@@ -513,7 +514,8 @@ def check_server(run: Run, stage: ServerStage, clean: Told) -> str:
         except StraceError as error:
             raise Fault(str(error)) from None
         failed = [each for each in told.own if each.call.injected]
-        if [(each.number, each.kind) for each in failed] == [(run.own.number, run.own.kind)]:
+        # What is asked of a server is the same whichever of its calls that number was this time.
+        if [each.number for each in failed] == [run.own.number]:
             break
     else:
         raise Fault(f"another call was hit: {[each.call.raw for each in failed]}")
