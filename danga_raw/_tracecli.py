@@ -24,8 +24,8 @@ from typing import Final
 from danga_raw._strace import CALLS, FSTAT
 from danga_raw.trace import Call, Trace
 
-_ERASED: Final = "fstat"
-"""What strace calls newfstatat where the C library makes that of it; -e takes both names."""
+_PLAIN_FSTAT: Final = "fstat"
+"""Under this name -e takes the call too where strace has it as newfstatat."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -233,8 +233,8 @@ def _selection(expression: str) -> frozenset[str]:
     wanted = names if equals else expression
     chosen = wanted.removeprefix("!")
     selected = known if chosen == "all" else frozenset(chosen.split(",")) - {"none"}
-    if _ERASED in selected:
-        selected = selected - {_ERASED} | {FSTAT}
+    if _PLAIN_FSTAT in selected:
+        selected = selected - {_PLAIN_FSTAT} | {FSTAT}
     if unknown := selected - known:
         raise ValueError(f"invalid system call {min(unknown)!r}")
     return known - selected if wanted.startswith("!") else selected
