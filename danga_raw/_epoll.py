@@ -7,7 +7,7 @@ import sys
 from ctypes import byref, c_uint32, sizeof
 from errno import EINTR
 
-from danga_raw._libc import Fields, check_fd, close_new, failure, libc, structure
+from danga_raw._libc import Descriptor, Fields, check_fd, failure, libc, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_epfd", "_events", "_fds", "_states", "batch")
+    __slots__ = ("_epfd", "_epoll", "_events", "_fds", "_states", "batch")
 
-    def __init__(self, flags: int = EPOLL_CLOEXEC) -> None:
-        """epoll_create1(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+    def __init__(self) -> None:
+        """Makes no system call; `open` does."""
         self.batch: Batch = []
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
@@ -71,16 +71,14 @@ class Epoll:
         low_half = 0 if sys.byteorder == "little" else 1
         self._states = words[0::stride]
         self._fds = words[offset + low_half :: stride]
+        self._epoll = Descriptor()
         self._epfd = -1
-        try:
-            # Unpacked, since CPython runs the handlers of signals behind a call, and one that raises
-            # would lose the number with the result.
-            (self._epfd,) = map(libc.epoll_create1, (flags,))
-            if self._epfd < 0:
-                raise failure(f"epoll_create1({flags:#x})")
-        except BaseException as error:
-            close_new(error, self._epfd)
-            raise
+
+    def open(self) -> None:
+        """epoll_create1(2), where that isn't done. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        self._epfd = self._epoll.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
+        if self._epfd < 0:
+            raise failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).
@@ -137,5 +135,6 @@ class Epoll:
         return self._epfd
 
     def close(self) -> None:
-        """close(2). A forked child that closes its copy leaves the parent's registrations alone."""
-        libc.close(self._epfd)
+        """close(2), once. A forked child that closes its copy leaves the parent's registrations
+        alone."""
+        self._epoll.close(libc.close)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from ctypes import Structure, byref, c_size_t
 from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
 from fcntl import F_SETFD, FD_CLOEXEC
+from operator import methodcaller
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
-from danga_raw._libc import Fields, check_fd, close_new, failure, libc, structure
+from danga_raw._libc import Descriptor, Fields, check_fd, failure, libc, structure
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 
@@ -185,6 +186,7 @@ class KQueue:
         "_events",
         "_kevent_type",
         "_kq",
+        "_kqueue",
         "_pid",
         "_platform",
         "_timespec",
@@ -193,11 +195,11 @@ class KQueue:
     )
 
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
-        """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) where the library has it.
+        """Makes no system call; `open` does.
 
         `library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
         without them, the C library's own. Raises `ValueError` for a platform that isn't known, and
-        `OSError` where there is no kqueue or no descriptor to be had.
+        `OSError` where there is no kqueue.
         """
         name = platform if platform is not None else system_platform()
         if name is None:
@@ -207,21 +209,23 @@ class KQueue:
         self._kevent_type = kevent_type(name)
         self._events = (self._kevent_type * MAX_EVENTS)()
         self._timespec = structure("timespec", timespec_fields(name, os.uname().machine))
-        calls = cast(KQueueLibrary, libc) if library is None else library
-        self._calls = calls
+        self._calls = cast(KQueueLibrary, libc) if library is None else library
         self._watched: set[int] = set()
         self.batch: Batch = []
+        self._kqueue = Descriptor()
         self._kq = -1
-        try:
-            self._kq = calls.kqueue()
-            if self._kq < 0:
-                raise failure("kqueue()")
-            self._pid = libc.getpid()
-            if fcntl := getattr(calls, "fcntl", None):
-                fcntl(self._kq, F_SETFD, FD_CLOEXEC)
-        except BaseException as error:
-            close_new(error, self._kq)
-            raise
+        self._pid = 0
+        """Whose kqueue it is."""
+
+    def open(self) -> None:
+        """kqueue(2), where that isn't done, and fcntl(F_SETFD, FD_CLOEXEC) where the library has it.
+        Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        self._pid = libc.getpid()
+        self._kq = self._kqueue.make(map(methodcaller("kqueue"), (self._calls,)))
+        if self._kq < 0:
+            raise failure("kqueue()")
+        if fcntl := getattr(self._calls, "fcntl", None):
+            fcntl(self._kq, F_SETFD, FD_CLOEXEC)
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd`: one kevent(2).
@@ -332,7 +336,7 @@ class KQueue:
         return self._kq
 
     def close(self) -> None:
-        """close(2), the library's own. In a forked child there is nothing to close: fork(2) leaves
-        a kqueue behind, and by now the number may be another's."""
+        """close(2), the library's own, once. In a forked child there is nothing to close: fork(2)
+        leaves a kqueue behind, and by now the number may be another's."""
         if libc.getpid() == self._pid and (close := getattr(self._calls, "close", None)):
-            close(self._kq)
+            self._kqueue.close(close)

@@ -27,7 +27,7 @@ from operator import methodcaller
 # Not from typing, which costs more to import than all of this package (see types.py).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Final, TypeAlias
 
     import libc as libc
@@ -81,13 +81,38 @@ def take_result(error: BaseException) -> object:
     return result
 
 
-def close_new(error: BaseException, fd: int) -> None:
-    """Close a new descriptor, since `error` was raised: `fd`, or if that is still -1 the one that
-    the call made behind which it was raised."""
-    if fd < 0 and isinstance(made := take_result(error), int):
-        fd = made
-    if fd >= 0:
-        libc.close(fd)
+class Descriptor:
+    """A descriptor of the package's own, which is made once and closed once, also where an exception
+    comes in between, as a signal's handler may raise at nearly any time: to call and to keep what
+    the call gave is one instruction here."""
+
+    __slots__ = ("_closing", "_made")
+
+    def __init__(self) -> None:
+        self._made: list[int] = []
+        self._closing: Iterator[int] = iter(self._made)  # It gives what the list will hold by then.
+
+    def make(self, call: Iterator[int]) -> int:
+        """What `call`, a map that calls when it is asked, makes or has made already; -1 where it
+        fails."""
+        made = self._made
+        if not made:
+            try:
+                made += call
+            except BaseException as error:
+                # The call is made also if the sink of a trace raised behind it.
+                if isinstance(fd := take_result(error), int) and fd >= 0:
+                    made += (fd,)
+                raise
+        fd = made[0]
+        if fd < 0:
+            del made[:]
+        return fd
+
+    def close(self, call: Callable[[int], object]) -> None:
+        """`call(fd)`, if it is open."""
+        for _ in map(call, self._closing):
+            pass
 
 
 def check_fd(fd: int, call: str) -> None:

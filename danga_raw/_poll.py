@@ -39,25 +39,22 @@ class Poll:
     refuses a dead fd, one that is there, and a regular file; a wait that finds a dead fd drops it.
     """
 
-    __slots__ = ("_fds", "_revents", "_slot", "_table", "batch")
+    __slots__ = ("_changed", "_events", "_fds", "_revents", "_slot", "_table", "_torn", "batch")
 
     def __init__(self) -> None:
         """Makes no system call."""
         self.batch: Batch = []
+        self._events: dict[int, int] = {}  # fd -> what it is watched for
+        # The same as a table, but for what has changed since the last wait. Only a wait changes the
+        # table: a signal's handler that closes a socket could meet another change half done.
+        self._changed: list[int] = []
+        self._torn = False  # True if an exception has cut a change of the table short
         self._slot: dict[int, int] = {}  # fd -> where it stands in the table
         self._fds: list[int] = []  # the fd of each used slot
         self._make_table(16)
 
-    def _make_table(self, slots: int) -> None:
-        """A table of `slots`, with what stands in the present one."""
-        table = (pollfd * slots)()
-        halves = memoryview(table).cast("B").cast("h")
-        stride = sizeof(pollfd) // sizeof(c_short)
-        revents = halves[pollfd.revents.offset // sizeof(c_short) :: stride]
-        if self._fds:
-            memmove(table, self._table, sizeof(self._table))
-        self._table: Array[Structure] = table
-        self._revents = revents
+    def open(self) -> None:
+        """Makes no system call."""
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: fstat(2), no call of poll's own.
@@ -70,42 +67,77 @@ class Poll:
             mode = libc.fstat(fd).st_mode
         except OSError as error:
             raise _refusal(error.errno or EBADF, fd) from None
-        if fd in self._slot:
+        if fd in self._events:
             raise _refusal(EEXIST, fd)
         if S_ISREG(mode) or S_ISDIR(mode):
             raise _refusal(EPERM, fd)
-        slot = len(self._fds)
-        if slot == len(self._table):
-            self._make_table(2 * slot)
-        self._table[slot] = pollfd(fd, events, 0)
-        # No call from here on: a signal's handler could raise behind it, and leave this half done.
-        self._fds += (fd,)
-        self._slot[fd] = slot
+        self._changed += (fd,)
+        self._events[fd] = events
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Watch `fd` for `new`, no longer for `old`. Makes no system call.
 
         Raises `OSError` (ENOENT) for a fd that is not watched.
         """
-        self._table[self._find(fd)].events = new
+        self._changed += (fd,)
+        # In this order, as a signal's handler may have it unregistered, also behind a question.
+        was_there = fd in self._events
+        self._events[fd] = new
+        if not was_there:
+            del self._events[fd]
+            raise _refusal(ENOENT, fd)
 
     def unregister(self, fd: int, events: int) -> None:
         """Watch `fd` no longer. Makes no system call; raises as `modify` does."""
-        slot = self._find(fd)
-        end = len(self._fds) - 1
-        # The last one moves to where this one was. No call from here on, as above.
-        last = self._fds[end]
-        self._table[slot] = self._table[end]
-        self._fds[slot] = last
-        self._slot[last] = slot
-        del self._slot[fd]
-        del self._fds[end]
-
-    def _find(self, fd: int) -> int:
+        self._changed += (fd,)
         try:
-            return self._slot[fd]
+            del self._events[fd]
         except KeyError:
             raise _refusal(ENOENT, fd) from None
+
+    def _update_table(self) -> None:
+        if self._torn:
+            self._slot.clear()
+            self._fds.clear()
+            self._changed += self._events
+        self._torn = True
+        while self._changed:
+            changed, self._changed = self._changed, []
+            for fd in changed:
+                slot = self._slot.get(fd)
+                events = self._events.get(fd)
+                if events is None:
+                    if slot is not None:
+                        self._remove_slot(slot)
+                elif slot is None:
+                    self._add_slot(fd, events)
+                else:
+                    self._table[slot].events = events
+        self._torn = False
+
+    def _add_slot(self, fd: int, events: int) -> None:
+        slot = len(self._fds)
+        if slot == len(self._table):
+            full = self._table
+            self._make_table(2 * slot)
+            memmove(self._table, full, sizeof(full))
+        self._table[slot] = pollfd(fd, events, 0)
+        self._slot[fd] = slot
+        self._fds.append(fd)
+
+    def _remove_slot(self, slot: int) -> None:
+        del self._slot[self._fds[slot]]
+        last = self._fds.pop()
+        if slot < len(self._fds):
+            self._table[slot] = self._table[len(self._fds)]
+            self._fds[slot] = last
+            self._slot[last] = slot
+
+    def _make_table(self, slots: int) -> None:
+        self._table: Array[Structure] = (pollfd * slots)()
+        halves = memoryview(self._table).cast("B").cast("h")
+        stride = sizeof(pollfd) // sizeof(c_short)
+        self._revents = halves[pollfd.revents.offset // sizeof(c_short) :: stride]
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
         """The (fd, event mask) of each ready descriptor: poll(2).
@@ -113,6 +145,8 @@ class Poll:
         Blocks for at most `timeout_ms` milliseconds, for ever where it is negative. A signal ends
         the wait with nothing ready. Raises `OSError` (EINVAL, ENOMEM).
         """
+        if self._changed or self._torn:
+            self._update_table()
         used = len(self._fds)
         count = libc.poll(byref(self._table), nfds_t(used), max(timeout_ms, -1))
         if count < 0:
@@ -124,7 +158,7 @@ class Poll:
         found = zip(self._fds, self._revents[:used].tolist())
         ready = [(fd, state) for fd, state in found if state]
         # A fd that was closed behind the loop's back would make every wait return at once.
-        for dead in [fd for fd, state in ready if state & POLLNVAL]:
+        for dead in [fd for fd, state in ready if state & POLLNVAL and fd in self._events]:
             warn("poll() found fd %d closed. removing.", dead)
             self.unregister(dead, POLLNVAL)
         self.batch = alive = [(fd, state) for fd, state in ready if not state & POLLNVAL]

@@ -8,7 +8,7 @@ from operator import index
 from resource import RUSAGE_SELF
 
 from _socket import socket as RawSocket
-from danga_raw._epoll import EPOLL_CLOEXEC, Epoll
+from danga_raw._epoll import Epoll
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT, Poll
@@ -16,7 +16,7 @@ from danga_raw.timers import Timer, Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Final, TypeVar
 
@@ -43,16 +43,16 @@ class Leaving:
     may still hold an event for it.
     """
 
-    __slots__ = ("fd", "is_open", "obj", "sock")
+    __slots__ = ("fd", "obj", "open_fd", "sock")
 
     def __init__(self, fd: int, obj: Watched | None, sock: Handle | None) -> None:
         self.fd: int = fd
-        self.is_open: bool = False
-        """True once `sock` was found to be still open."""
         self.obj: Watched | None = obj
         """Whose entry in the map is to go; None for an other fd."""
         self.sock: Handle | None = sock
         """The handle to close; None if it isn't ours to close."""
+        self.open_fd: Iterator[int] = iter(())
+        """The descriptor that `sock` has given up and that is still to be closed."""
 
 
 def backends() -> list[str]:
@@ -98,7 +98,10 @@ class Loop:
         self.backend: Final = _choose_backend(backend)
         """The name of the mechanism in use."""
         self._on_exception: ExceptionCallback | None = None
+        self._made: Poller | None = None
+        """The poller from when it is made, before it is open."""
         self._poller: Poller | None = None
+        """The same, once it is open."""
         self._timers = Timers()
         self._timeout = -1
         self._stopping = False
@@ -138,50 +141,62 @@ class Loop:
         System calls: the wait of the backend, close(2) for the deferred closes, and what the
         handlers make.
         """
-        sockets = self.sockets
-        self._outer.append([] if self._poller is None else self._poller.batch)
+        depth = len(self._outer)
         try:
-            while not self._stopping:
-                timeout = self._run_timers() if self._timers.heap else self._timeout
-                if timeout is None:
-                    break
-                if self.pushed_back and self._has_pushed_back():
-                    timeout = 0
-                # What nearly all events are. To be told by one comparison spares them four masks.
-                common = -1 if self._profiling else POLLIN
-                for fd, state in (self._poller or self.poller()).wait(timeout):
-                    try:
-                        obj = sockets[fd]
-                    except KeyError:
-                        pass
-                    else:
-                        # The object may have been closed by an earlier event of this batch. Then it
-                        # is still in the map, and has nothing more to say.
-                        try:
-                            if state != common:
-                                self._dispatch(obj, state)
-                            elif not obj.closed:
-                                obj.event_read()
-                        except Exception as error:
-                            if not self._handled(error, obj):
-                                raise
-                        continue
-                    self._other_event(fd, state)
-                if self.pushed_back:
-                    self._read_pushed_back()
-                if self.leaving:
-                    self._let_go()
-                if self.own_callbacks or self._post_loop_callback is not None:
-                    if not self._run_callbacks():
-                        break
+            self._outer.append([] if self._poller is None else self._poller.batch)
+            self._run_until_stopped()
+            self._end_run(depth)
         except BaseException:
-            self._let_go()
+            try:
+                self._let_go()
+            finally:
+                self._end_run(depth)
             raise
-        finally:
-            self._stopping = False
-            batch = self._outer.pop()
+
+    def _run_until_stopped(self) -> None:
+        sockets = self.sockets
+        while not self._stopping:
+            timeout = self._run_timers() if self._timers.heap else self._timeout
+            if timeout is None:
+                return
+            if self.pushed_back and self._has_pushed_back():
+                timeout = 0
+            # What nearly all events are. To be told by one comparison spares them four masks.
+            common = -1 if self._profiling else POLLIN
+            for fd, state in (self._poller or self.poller()).wait(timeout):
+                try:
+                    obj = sockets[fd]
+                except KeyError:
+                    pass
+                else:
+                    # The object may have been closed by an earlier event of this batch. Then it
+                    # is still in the map, and has nothing more to say.
+                    try:
+                        if state != common:
+                            self._dispatch(obj, state)
+                        elif not obj.closed:
+                            obj.event_read()
+                    except Exception as error:
+                        if not self._handled(error, obj):
+                            raise
+                    continue
+                self._other_event(fd, state)
+            if self.pushed_back:
+                self._read_pushed_back()
+            if self.leaving:
+                self._let_go()
+            if self.own_callbacks or self._post_loop_callback is not None:
+                if not self._run_callbacks():
+                    return
+
+    def _end_run(self, depth: int) -> None:
+        """What is to be done at the end of a run that began within `depth` others. To do it twice
+        is no harm, and no call is in it behind which a signal's handler could raise."""
+        self._stopping = False
+        if own := self._outer[depth:]:
             if self._poller is not None:
-                self._poller.batch = batch
+                self._poller.batch = own[0]
+            del self._outer[depth:]
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
@@ -191,22 +206,27 @@ class Loop:
     def poller(self) -> Poller:
         """The poller, opened at its first use: epoll_create1(2), or kqueue(2) and fcntl(2)."""
         if self._poller is None:
-            if self.backend == "epoll":
-                # Unpacked, as the descriptor in it is: no handler of a signal runs in between.
-                (self._poller,) = map(Epoll, (EPOLL_CLOEXEC,))
-            elif self.backend == "poll":
-                self._poller = Poll()
-            else:
-                # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
-                from danga_raw._kqueue import KQueue, load_libkqueue
-
-                path = os.environ.get("DANGA_RAW_LIBKQUEUE")
-                self._poller = KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
+            # It is kept before it is opened: an exception in between, and what it has open is lost.
+            if self._made is None:
+                self._made = self._new_poller()
+            self._made.open()
+            self._poller = self._made
         return self._poller
 
+    def _new_poller(self) -> Poller:
+        if self.backend == "epoll":
+            return Epoll()
+        if self.backend == "poll":
+            return Poll()
+        # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
+        from danga_raw._kqueue import KQueue, load_libkqueue
+
+        path = os.environ.get("DANGA_RAW_LIBKQUEUE")
+        return KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
+
     def watch(self, fd: int, events: int, obj: Watched | None = None) -> None:
-        """Register a descriptor with the poller, and the object that has it, if one does. An
-        exception leaves it unregistered, also that of a signal's handler behind the call."""
+        """Register a descriptor with the poller, and the object that has it, if one does: both or,
+        where an exception comes in between, as that of a signal's handler may, neither."""
         try:
             self.poller().register(fd, events)
             if obj is not None:
@@ -218,11 +238,14 @@ class Loop:
             raise
 
     def unwatch(self, fd: int, events: int) -> None:
-        """Take a descriptor off the poller. If its owner has closed it, it is off already."""
-        try:
-            self.poller().unregister(fd, events)
-        except OSError:
-            pass
+        """Take a descriptor off the poller, unless it is an object's by now. If its owner has closed
+        it, it is off already."""
+        obj = self.sockets.get(fd)
+        if obj is None or obj.closed:
+            try:
+                self.poller().unregister(fd, events)
+            except OSError:
+                pass
 
     def _run_timers(self) -> int | None:
         """Fire what is due; how long the wait may take, or None if a timer has stopped the loop."""
@@ -346,14 +369,15 @@ class Loop:
                     # nothing to close: the number may be another's by now. A signal's handler may
                     # raise after any of these calls, and the next to come here goes on from there.
                     if sock.fileno() == entry.fd:
-                        entry.is_open = True
+                        entry.open_fd = iter((entry.fd,))
                     sock.detach()
                     entry.sock = None
-                    if entry.is_open:
-                        libc.close(entry.fd)
                 elif sock is not None:
                     entry.sock = None
                     sock.close()
+                # An iterator gives a number once, whatever its close raises.
+                for _ in map(libc.close, entry.open_fd):
+                    pass
             except OSError as error:
                 # The descriptor is gone all the same (close(2), "Dealing with error returns").
                 warn("close(fd %d): %s", entry.fd, error)
@@ -451,14 +475,20 @@ class Loop:
     @other_fds.setter
     def other_fds(self, fds: OtherFdMapping) -> None:
         kept = dict(fds)
-        self.add_other_fds(kept)
+        try:
+            self.add_other_fds(kept)
+            self._drop_other_fds(kept)
+        except BaseException:
+            # A signal's handler raised. Where these were added, the rest is due as well.
+            if kept.items() <= self._other_fds.items():
+                self._drop_other_fds(kept)
+            raise
+
+    def _drop_other_fds(self, kept: dict[int, OtherFdCallback]) -> None:
         for fd in [fd for fd in self._other_fds if fd not in kept]:
-            del self._other_fds[fd]
             self.leaving.append(Leaving(fd, None, None))
-            obj = self.sockets.get(fd)
-            if obj is not None and not obj.closed:
-                continue  # Closed by its owner; the number is an object's now.
             self.unwatch(fd, POLLIN)
+            del self._other_fds[fd]
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
@@ -467,6 +497,7 @@ class Loop:
         callback for a fd that is watched takes no call. Raises `TypeError` for a callback that
         can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added.
         """
+        fds = dict(fds)
         for fd, callback in fds.items():
             if not callable(callback):
                 raise TypeError(f"an other fd takes a callable, not {callback!r} (fd {fd})")
@@ -475,13 +506,16 @@ class Loop:
         try:
             for fd in fds:
                 if fd not in self._other_fds:
-                    self.watch(fd, POLLIN)
                     added += (fd,)
-        except BaseException:
+                    self.watch(fd, POLLIN)
+            self._other_fds |= fds
+        except BaseException as error:
+            if isinstance(error, OSError):
+                del added[-1:]  # It was refused, and may be another's.
             for fd in added:
-                self.unwatch(fd, POLLIN)
+                if fd not in self._other_fds:
+                    self.unwatch(fd, POLLIN)
             raise
-        self._other_fds.update(fds)
         return self._other_fds
 
     # --- profiling --------------------------------------------------------------------------------
@@ -522,6 +556,14 @@ class Loop:
         another. In a forked child this leaves the parent's registrations alone, since no descriptor
         is unregistered.
         """
+        try:
+            self._forget()
+        except BaseException:
+            # A signal's handler raised, or the close() of a handle. There is no use for half of it.
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
         self._let_go()
         for batch in self._outer:
             batch.clear()
@@ -537,13 +579,14 @@ class Loop:
         self._on_exception = None
         if not self._outer:
             self._stopping = False
-        poller, self._poller = self._poller, None
+        poller = self._made
         if poller is not None:
             poller.batch.clear()
             try:
                 poller.close()
             except OSError as error:
                 warn("close(%s): %s", self.backend, error)
+            self._poller = self._made = None
 
     def close(self) -> None:
         """As `reset`: a closed loop is as good as a new one."""

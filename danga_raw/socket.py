@@ -166,8 +166,10 @@ class Socket:
             case _:
                 self.close("interrupted")
 
-    def _read_pushed_back(self, fd: int, bytecount: int) -> bytes:
+    def _read_pushed_back(self, fd: int, bytecount: int) -> bytes | None:
         pieces = self.read_push_back
+        if not pieces:
+            return None  # A signal's handler has just closed the object.
         first = pieces[0]
         if len(first) > bytecount:
             view = memoryview(first)
@@ -178,7 +180,7 @@ class Socket:
         waits = self.loop.pushed_back.get(fd) is self
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
-        if waits and not pieces:
+        if waits and not pieces and not self.closed:
             del self.loop.pushed_back[fd]
         return data
 
@@ -190,13 +192,12 @@ class Socket:
         data and the object watches for reading. Does nothing on a closed object. Raises `TypeError`
         for anything but bytes.
         """
-        piece = _piece(buf)
-        if self.fd is None:
-            return
-        if self.read_push_back:
-            self.read_push_back.append(piece)
-        else:
-            self.read_push_back = deque((piece,))
+        piece = (_piece(buf),)
+        pieces = self.read_push_back or deque()
+        # No call from here on: a signal's handler could close the object behind it.
+        if self.fd is not None and not self.closed:
+            pieces += piece
+            self.read_push_back = pieces
             self.loop.pushed_back[self.fd] = self
 
     def write(self, data: Writable) -> bool:
@@ -240,10 +241,10 @@ class Socket:
 
     def _write_in_turn(self, fd: int, data: Writable) -> bool:
         new = None if data is None else _block(data)
-        if new is not None and self.write_buf:
-            self._queue(new)
-            return False
         try:
+            if new is not None and self.write_buf:
+                self._queue(new)
+                return False
             return self._write_queue(fd, new)
         except BaseException:
             self._hear_queue()
@@ -254,20 +255,22 @@ class Socket:
         # Not in the `try` above: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
-            if new is None and not self.write_buf:
+            # At once and first of all, as a signal's handler may close the object.
+            queue = self.write_buf
+            offset = self.write_buf_offset
+            if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self._unwatch_write()
                 return True
-            block = new if new is not None else self.write_buf[0]
+            block = new if new is not None else queue[0]
             if callable(block):
                 if new is None:
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
-                    self.write_buf.popleft()
+                    del queue[0]
                 new = None
                 block()
                 continue
-            offset = self.write_buf_offset
             count = len(block) - offset
             rest = memoryview(block)[offset:] if offset else block
             try:
@@ -306,12 +309,16 @@ class Socket:
             if written == len(new):
                 return
             self._queue(new)
+        # In this order, as a signal's handler may close the object, also behind the question.
+        queue = self.write_buf
+        if self.closed:
+            return
+        block = queue[0]
         self.write_buf_offset += written
         self.write_buf_size -= written
-        block = self.write_buf[0]
         if not callable(block) and self.write_buf_offset == len(block):
             self.write_buf_offset = 0
-            self.write_buf.popleft()
+            del queue[0]
 
     def _write_interrupted(self, error: BaseException, new: Block | None) -> None:
         """Close, as a signal's handler raised, perhaps behind a write(2), and nobody knows what
@@ -324,14 +331,18 @@ class Socket:
 
     def _hear_queue(self) -> None:
         """A callable or a signal's handler raised. What is queued still has to go out."""
+        self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
         if self.write_buf and not self.event_watch & POLLOUT:
             self._watch_write_for_now()
 
     def _queue(self, new: Queued) -> None:
-        if self.write_buf is _NO_QUEUE:
-            self.write_buf = deque()
-        self.write_buf.append(new)
-        self.write_buf_size += 1 if callable(new) else len(new)
+        queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
+        size = _size(new)
+        # No call from here on: a signal's handler could close the object behind it.
+        if not self.closed:
+            self.write_buf = queue
+            queue += (new,)
+            self.write_buf_size += size
 
     def _write_failed(self, error: OSError, new: Block | None) -> bool:
         """What becomes of a write that failed; `new` is its block if that is not in the queue."""
@@ -397,18 +408,20 @@ class Socket:
     def _watch(self, event: int, on: bool) -> None:
         old = self.event_watch
         new = old | event if on else old & ~event
-        if new != old and self.fd is not None:
+        fd = self.fd
+        if new != old and fd is not None:
             poller = self.loop.poller()
             try:
-                poller.modify(self.fd, old, new)
+                poller.modify(fd, old, new)
                 self.event_watch = new
             except OSError:
-                raise
+                if not self.closed:  # By a signal's handler, just now.
+                    raise
             except BaseException:
                 # A signal's handler raised, before the call or behind it.
                 self.event_watch = old
                 try:
-                    poller.modify(self.fd, new, old)
+                    poller.modify(fd, new, old)
                 except OSError:
                     pass
                 raise
@@ -421,13 +434,14 @@ class Socket:
         (EBADF) is warned about and closed with the reason "tcp_cork_failed"; any other failure is
         raised as `OSError`. What uncorking sends, and when, differs by platform: docs/platforms.md.
         """
-        if self.fd is None or bool(on) == self.corked:
+        fd = self.fd
+        if fd is None or bool(on) == self.corked:
             return
         before = self.corked
         # What is uncorked once too often, since a signal's handler raised here, takes no harm.
         self.corked = True
         try:
-            self.corked = bool(on) if set_cork(self.fd, on) else before
+            self.corked = bool(on) if set_cork(fd, on) else before
         except OSError as error:
             self.corked = before
             if error.errno != EBADF:
@@ -445,34 +459,41 @@ class Socket:
         can't be another's while the batch may have an event for it: in `run`, `reset`, or at the
         end of `with loop`. Closing twice does nothing.
         """
-        if self.fd is not None and not self.closed:
+        if not self.closed:
             debug("closing fd %d (%s)", self.fd, reason)
-            self._leave(Leaving(self.fd, self, self.sock))
+            self._leave(self.sock)
 
     def steal_socket(self) -> Handle | None:
         """Close the object but not its socket, which is returned, off the poller (the calls are
         those of `close`) and free to be wrapped again at once. None if the object is closed."""
-        if self.fd is None or self.closed:
-            return None
         stolen = self.sock
-        self._leave(Leaving(self.fd, self, None))
-        return stolen
+        return stolen if self._leave(None) else None
 
-    def _leave(self, leaving: Leaving) -> None:
+    def _leave(self, sock: Handle | None) -> bool:
+        """Leave the loop, which is to close `sock`. False if that is done already."""
+        fd = self.fd
+        if fd is None:
+            return False
+        leaving = Leaving(fd, self, sock)
         # From here on it will be let go, also if a signal's handler raises before the rest is done.
-        self.loop.leaving.append(leaving)
+        self.loop.leaving += (leaving,)
+        was_closed, self.closed = self.closed, True
+        if was_closed:  # By a signal's handler, just now.
+            leaving.sock = None
+            return False
         self.finish_leaving()
+        return True
 
     def finish_leaving(self) -> None:
         """The rest of `close` and `steal_socket`, which the loop does where a signal's handler has
         cut it short. Does nothing if it is done."""
-        fd = self.fd
-        if fd is None:
-            return
         self.closed = True
         # Callables in the queue tend to refer back to the object.
         self.write_buf = _NO_QUEUE
         self.write_buf_offset = self.write_buf_size = 0
+        fd = self.fd
+        if fd is None:
+            return
         try:
             # Sends what is held back, in case that was forgotten.
             self.tcp_cork(False)
@@ -735,6 +756,10 @@ def _block(data: Writable) -> Queued:
     if callable(data):
         return data
     _not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+
+
+def _size(queued: Queued) -> int:
+    return 1 if callable(queued) else len(queued)
 
 
 def _piece(buf: object) -> bytes:

@@ -55,8 +55,11 @@ class Timers:
         if not math.isfinite(seconds):
             raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r}")
         timer = Timer(self, callback)
-        heappush(self.heap, (libc.clock_gettime(CLOCK_MONOTONIC) + seconds, self.added, timer))
-        self.added += 1
+        deadline = libc.clock_gettime(CLOCK_MONOTONIC) + seconds
+        # Counted before any call: a signal's handler could add one behind it.
+        number = self.added
+        self.added = number + 1
+        heappush(self.heap, (deadline, number, timer))
         return timer
 
     def run_due(self, number: int) -> int:
@@ -94,9 +97,12 @@ class Timers:
         """Note that a timer was cancelled; once the half of all were, give back their room."""
         self._spent += 1
         if self._spent > _FEW and 2 * self._spent > len(self.heap):
-            self.heap[:] = [entry for entry in self.heap if entry[2].callback is not None]
-            heapify(self.heap)
-            self._spent = 0
+            added = self.added
+            kept = [entry for entry in self.heap if entry[2].callback is not None]
+            heapify(kept)
+            if added == self.added:  # No signal's handler has added one meanwhile.
+                self.heap[:] = kept
+                self._spent = 0
 
     def clear(self) -> None:
         """Forget all timers; none of them fires."""

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 import danga_raw
 from danga_raw import Loop, Socket
+from danga_raw._poll import Poll
+from tests.watched import MASK, by_epoll, by_poll
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -71,7 +73,7 @@ class Reader(Socket):
         self.close("hang-up")
 
     def close(self, reason: str | None = None) -> None:
-        if reason == "interrupted":
+        if reason in ("interrupted", "by a signal's handler"):
             self.story.torn.append(self)
         super().close(reason)
 
@@ -103,12 +105,16 @@ class Story:
         self.written: list[tuple[int, int]] = []
         """The same, where `write` has returned."""
         self.fired: Counter[str] = Counter()
+        self.due: set[str] = set()
+        """What is to fire before the end."""
+        self.over = False
         self.complaints: list[str] = []
         self.arrived = b""
-        self.reads = 0
+        self.reads = self.turns = 0
         self.before = os.listdir("/proc/self/fd")
         self.pairs = [*(socket.socketpair() for _ in range(4)), tcp_pair()]
-        for end in [end for pair in self.pairs for end in pair]:
+        self.strangers = socket.socketpair()
+        for end in self.ends():
             end.setblocking(False)
         self.pairs[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         self.objects: list[Reader] = []
@@ -119,8 +125,8 @@ class Story:
         self.pushed = 0
         """How many bytes `push_back_read` has taken."""
         self.steps: list[Callable[[], None]] = [
-            self.set_up, self.write, self.talk, self.cork, self.timers, self.close_one, self.steal,
-            self.end,
+            self.set_up, self.write, self.talk, self.cork, self.timers, self.others,
+            self.others_again, self.close_one, self.steal, self.end,
         ]  # fmt: skip
         self.stolen: object = None
 
@@ -142,7 +148,8 @@ class Story:
 
     def talk(self) -> None:
         for _, far in self.pairs[1:]:
-            far.send(SENT)
+            with suppress(BrokenPipeError):  # A handler has closed the near end.
+                far.send(SENT)
         for each in self.objects[1:2]:
             for piece in PIECES:
                 each.push_back_read(piece)
@@ -167,8 +174,29 @@ class Story:
         for each in self.objects[3:4]:
             self.stolen = each.steal_socket()
 
+    def others(self) -> None:
+        """An other fd, and a second one at its side."""
+        self.loop.add_other_fds({self.strangers[0].fileno(): self.stranger})
+        self.loop.add_other_fds({self.strangers[1].fileno(): self.stranger})
+
+    def others_again(self) -> None:
+        self.loop.other_fds = {self.strangers[1].fileno(): self.stranger}
+
     def end(self) -> None:
-        pass
+        if any(each.write_buf for each in self.objects) or self.due - self.fired.keys():
+            self.steps.append(self.end)
+        else:
+            self.over = True
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # This isn't the package.
+            self.check_loop()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+            self.loop.reset()
+
+    def stranger(self, state: int) -> None:
+        self.complaints.append("an event that nobody made")
+
+    def ends(self) -> list[socket.socket]:
+        return [end for pair in (*self.pairs, self.strangers) for end in pair]
 
     def fire(self, name: str) -> None:
         self.fired[name] += 1
@@ -177,6 +205,12 @@ class Story:
 
     def turn(self, *_: object) -> bool:
         """After each batch: the far end of the writer reads, and the next step is taken."""
+        self.turns += 1
+        if self.turns > 1000:
+            raise AssertionError("it goes round for ever")
+        # The constructor of an object that is in the map had done all but return.
+        born = [each for each in self.loop.sockets.values() if isinstance(each, Reader)]
+        self.objects += [each for each in born if each not in self.objects]
         try:
             self.arrived += self.pairs[0][1].recv(1 << 16)
         except BlockingIOError:
@@ -187,9 +221,9 @@ class Story:
 
     def go_on(self) -> None:
         """Run the loop until the steps are done; again, as long as something is queued."""
-        self.loop.set_loop_timeout(0)
-        self.loop.set_post_loop_callback(self.turn)
         for _ in range(100):
+            self.loop.set_loop_timeout(0)
+            self.loop.set_post_loop_callback(self.turn)
             self.loop.run()
             idle = not self.steps and not any(each.write_buf for each in self.objects)
             if idle and not self.loop.leaving and not self.loop.pushed_back:
@@ -203,7 +237,7 @@ class Story:
         except Exception as error:
             self.complaints.append(repr(error))
         finally:
-            for end in [end for pair in self.pairs for end in pair]:
+            for end in self.ends():
                 end.close()
         return self.complaints
 
@@ -211,15 +245,21 @@ class Story:
         """End the story, and complain of what is wrong with it."""
         wrong = self.complaints
         loop = self.loop
-        if loop.leaving or self.steps:
+        if loop.leaving or self.steps or loop._outer:
             wrong.append("it does not come to its end")
-        for each in self.objects:
-            fd = each.fd
-            if each.closed != (fd is None) or (fd is not None and loop.sockets.get(fd) is not each):
-                wrong.append(f"half closed: {each.closed} {each.fd}")
         live = [each for each in self.objects if not each.closed]
+        if loop.sockets:  # It wasn't reset.
+            self.check_loop()
+        else:
+            asked = {**loop.other_fds, **loop.pushed_back, **loop.own_callbacks}
+            if loop._timers.heap or asked or registered(loop):
+                wrong.append("half reset")
         if any(not each.event_watch & 1 for each in live if each in self.listening):
             wrong.append("a watch was lost")
+        for each in self.objects:
+            queued = sum(1 if callable(it) else len(it) for it in each.write_buf)
+            if each.write_buf_size != queued - each.write_buf_offset:
+                wrong.append(f"{queued} bytes queued, {each.write_buf_size} counted")
         if any(each.write_buf and not each.event_watch & 4 for each in live):
             wrong.append("a queue that nobody hears")
         for each in live:
@@ -236,10 +276,26 @@ class Story:
         loop.close()
         if loop.sockets or loop.leaving or loop._timers.heap:
             wrong.append("something is left in the loop")
-        for end in [end for pair in self.pairs for end in pair]:
+        for end in self.ends():
             end.close()
         if after := set(os.listdir("/proc/self/fd")) - set(self.before):
             wrong.append(f"descriptors are left: {after}")
+
+    def check_loop(self) -> None:
+        """What the loop and its poller know is what there is."""
+        wrong = self.complaints
+        there = registered(self.loop)
+        for each in self.objects:
+            if each.closed != (each.fd is None):
+                wrong.append(f"half closed: {each.closed} {each.fd}")
+        live = {each.fd: each for each in self.objects if not each.closed}
+        known = {fd: each for fd, each in self.loop.sockets.items() if not each.closed}
+        if known != live:
+            wrong.append(f"in the map: {known}")
+        asked = {fd: each.event_watch & MASK for fd, each in live.items()}
+        asked |= dict.fromkeys(self.loop._other_fds, 1)
+        if there != asked:
+            wrong.append(f"registered: {there}, and asked for: {asked}")
 
     def check_written(self) -> None:
         """What `write` took has arrived once and in order, whole blocks of it unless it was torn."""
@@ -266,6 +322,11 @@ class Story:
                 right = right and len(pushed) >= mine and token + rest == SENT
             if not right:
                 self.complaints.append(f"read {got!r}")
+
+
+def registered(loop: Loop) -> dict[int, int]:
+    poller = loop.poller()
+    return by_poll(poller) if isinstance(poller, Poll) else by_epoll(poller.fileno())
 
 
 class Complaints(logging.Handler):
@@ -307,16 +368,28 @@ def place(code: CodeType, number: int | None) -> str:
     return f"{code.co_name}: {line.strip()}"
 
 
-class Interrupter:
-    """Raises KeyboardInterrupt at the `at`th place of the package where a handler may run, or before
-    the `at`th instruction of all."""
+def keyboard_interrupt() -> None:
+    raise KeyboardInterrupt
 
-    def __init__(self, at: int, boundaries: tuple[str, ...]) -> None:
+
+class Interrupter:
+    """Calls `handler` at the `at`th place of the package where a signal's may run, or before the
+    `at`th instruction of all."""
+
+    def __init__(
+        self,
+        at: int,
+        boundaries: tuple[str, ...],
+        handler: Callable[[], None] = keyboard_interrupt,
+    ) -> None:
         self.at = at
+        self.handler = handler
         self.boundaries = boundaries
         self.count = 0
         self.where: str | None = None
-        """The function and the line at which it was raised."""
+        """The function and the line at which it was called."""
+        self.returning = False
+        """Whether it was before the return of that function."""
         self._before: dict[FrameType, int] = {}
 
     def trace(self, frame: FrameType, event: str, arg: object) -> TraceFunction | None:
@@ -339,8 +412,10 @@ class Interrupter:
             if self.count == self.at:
                 self._before.clear()
                 self.where = place(frame.f_code, frame.f_lineno)
+                here = instructions(frame.f_code)[frame.f_lasti]
+                self.returning = here.startswith("RETURN_")
                 sys.settrace(None)
-                raise KeyboardInterrupt
+                self.handler()
             self.count += 1
         return self.step
 
@@ -359,7 +434,7 @@ def complaints() -> Iterator[list[str]]:
         logger.propagate = True
 
 
-MAY_TEAR = ("read", "_read_pushed_back", "write", "_write_queue", "_account", "_queue")
+MAY_TEAR = ("read", "_read_pushed_back", "write", "_write_queue", "_account", "_queue", "_size")
 """Functions in which an exception may come between a read(2) or write(2), or the taking of a piece
 that was pushed back, and the noting of its result. Then the connection is closed."""
 
@@ -389,6 +464,39 @@ def interrupted(
         finally:
             sys.settrace(None)
         return interrupter, ending(story, interrupter.where) + heard
+
+
+def closes(number: int) -> Callable[[Story], None]:
+    """A handler that closes one of the objects."""
+
+    def close(story: Story) -> None:
+        for each in story.objects[number : number + 1]:
+            each.close("by a signal's handler")
+
+    return close
+
+
+def adds_a_timer(story: Story) -> None:
+    if not story.over:
+        story.due.add("handler's timer")
+        story.loop.add_timer(-1, lambda: story.fire("handler's timer"))
+
+
+def handled(
+    at: int, backend: str, handler: Callable[[Story], None]
+) -> tuple[Interrupter, list[str]]:
+    """Tell the story with a signal at the `at`th place; what came of it."""
+    interrupter = Interrupter(at, BOUNDARIES, lambda: handler(story))
+    with complaints() as heard:
+        story = Story(backend)
+        sys.settrace(interrupter.trace)
+        try:
+            story.go_on()
+        except Exception as error:
+            story.complaints.append(repr(error))
+        finally:
+            sys.settrace(None)
+        return interrupter, story.ending() + heard
 
 
 def interrupted_by_signal(seconds: float, backend: str) -> tuple[str, list[str]]:

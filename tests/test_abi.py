@@ -137,6 +137,7 @@ def test_the_kernel_fills_epoll_events_where_the_package_reads_them() -> None:
     # A stride or an offset that were wrong would be seen from the second event on.
     pipes = [os.pipe() for _ in range(5)]
     poller = _epoll.Epoll()
+    poller.open()
     try:
         for reader, writer in pipes:
             os.write(writer, b"x")

@@ -15,29 +15,27 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import pytest
 
 from danga_raw import Loop, Socket
-from tests.interrupted import ANYWHERE, BOUNDARIES, interrupted, interrupted_by_signal
+from tests.interrupted import (
+    ANYWHERE,
+    BOUNDARIES,
+    Story,
+    adds_a_timer,
+    closes,
+    function,
+    handled,
+    interrupted,
+    interrupted_by_signal,
+)
 from tests.needs import REQUIRED
 
 BACKENDS = ["epoll", "poll"]
 
-EXPOSED = {
-    # A descriptor stays open.
-    "__init__: (self._epfd,) = map(libc.epoll_create1, (flags,))",
-    "__init__: if self._epfd < 0:",
-    "poller: (self._poller,) = map(Epoll, (EPOLL_CLOEXEC,))",
-    "_let_go: if entry.is_open:",
-    "_let_go: libc.close(entry.fd)",
-    # What is returned is lost.
-    "read: return data",
-    "read: return libc.read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None",
-}
-"""Where an exception does harm that CPython raises nowhere near, but a trace function could."""
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
@@ -53,6 +51,15 @@ not_on_3_12 = pytest.mark.skipif(
 )
 
 
+def places(count: int, most: int | None) -> Sequence[int]:
+    """Each of so many, or a sample."""
+    if most is None or most >= count:
+        return range(count)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed).sample(range(count), most)
+
+
 def harm(
     backend: str, boundaries: tuple[str, ...], most: int | None
 ) -> tuple[dict[str, list[str]], int]:
@@ -61,19 +68,18 @@ def harm(
     interrupted(-1, backend, boundaries)  # The first time some things are done but once.
     whole, wrong = interrupted(-1, backend, boundaries)
     assert wrong == []
-    places = list(range(whole.count))
-    if most is not None:
-        seed = random.randrange(1 << 32)
-        print(f"seed {seed}")
-        places = random.Random(seed).sample(places, most)
     found: dict[str, list[str]] = {}
     hits = 0
-    for at in places:
+    chosen = places(whole.count, most)
+    for at in chosen:
         interrupter, wrong = interrupted(at, backend, boundaries)
-        if wrong:
+        # Before its last instruction `read` has done all that it can: what it returns is its caller's,
+        # and no function can save what it returns from a trace function that raises just there.
+        handed_over = interrupter.returning and function(interrupter.where or "") == "read"
+        if wrong and not handed_over:
             found[interrupter.where or "nowhere"] = wrong
         hits += interrupter.where is not None
-    assert hits > len(places) // 2  # Python 3.13 counts more places the first few times.
+    assert hits > len(chosen) // 2  # Python 3.13 counts more places the first few times.
     return found, whole.count
 
 
@@ -87,10 +93,27 @@ def test_an_exception_at_any_place_leaves_nothing_half_done(backend: str) -> Non
 
 @not_on_3_12
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_only_a_trace_function_can_harm_is_known(backend: str) -> None:
+def test_an_exception_before_any_instruction_leaves_nothing_half_done(backend: str) -> None:
     found, count = harm(backend, ANYWHERE, 1000 if REQUIRED else 200)
-    assert found.keys() <= EXPOSED, found
+    assert found == {}
     assert count > 2000
+
+
+@not_on_3_12
+@pytest.mark.parametrize("handler", [*map(closes, range(5)), adds_a_timer])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_handler_may_close_sockets_and_add_timers_at_any_place(
+    backend: str, handler: Callable[[Story], None]
+) -> None:
+    handled(-1, backend, handler)
+    count = handled(-1, backend, handler)[0].count
+    found: dict[str, list[str]] = {}
+    for at in places(count, 250 if REQUIRED else 60):
+        interrupter, wrong = handled(at, backend, handler)
+        if wrong:
+            found[interrupter.where or "nowhere"] = wrong
+    assert found == {}
+    assert count > 200
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

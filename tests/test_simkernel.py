@@ -345,6 +345,7 @@ class TestTheWorld:
         kernel = SimKernel()
         with kernel.installed():
             poller = Epoll()
+            poller.open()
             one, two = kernel.socketpair()
             poller.register(one.fileno(), POLLIN)
             kernel.clock.after(30_000_000, lambda: two.send(b"x"))
@@ -416,6 +417,7 @@ class TestTheWorld:
         kernel = SimKernel(platform="openbsd")
         with kernel.installed():
             poller = KQueue(kernel.entry_points, "openbsd")
+            poller.open()
             one, _ = kernel.socketpair()
             poller.register(one.fileno(), POLLOUT)
             assert list(poller.wait(-1)) == [(one.fileno(), POLLOUT)]
@@ -431,6 +433,7 @@ class TestTheWorld:
         if not has_close:
             del kernel.entry_points.close
         poller = KQueue(kernel.entry_points, "freebsd")
+        poller.open()
         monkeypatch.setattr(libc, "close", lambda fd: pytest.fail("another's descriptor"))
         fd = poller.fileno()
         poller.close()

@@ -10,10 +10,10 @@ from heapq import heappop
 import pytest
 
 from danga_raw import _epoll
-from danga_raw.loop import Leaving, Loop
+from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
-from danga_raw.types import Block
+from danga_raw.types import Block, Handle
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.world import BACKENDS, Backend, World
 
@@ -75,9 +75,10 @@ def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
 def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Socket._leave
 
-    def leave(self: Socket, leaving: Leaving) -> None:
-        original(self, leaving)
+    def leave(self: Socket, sock: Handle | None) -> bool:
+        left = original(self, sock)
         self.loop._let_go()
+        return left
 
     monkeypatch.setattr(Socket, "_leave", leave)
 

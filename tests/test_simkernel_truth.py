@@ -161,6 +161,7 @@ class Run:
     def __init__(self, world: World) -> None:
         self.world = world
         self.poller = Epoll()
+        self.poller.open()
         self.fds: list[int] = []
         self.kinds: list[str] = []
         self.peers: list[list[int]] = []

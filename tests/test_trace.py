@@ -204,8 +204,8 @@ def test_the_simulated_kqueue_gives_the_same_records() -> None:
                 "udata=NULL}], 1000, {tv_sec=1, tv_nsec=500000000}) = 1"
             )
         assert [call[:3] for call in calls] == [
-            ("kqueue", (), kq),
             ("getpid", (), os.getpid()),
+            ("kqueue", (), kq),
             ("fcntl", (kq, 2, 1), 0),
             ("kevent", (kq, table, 4, None, 0, None), 0),
             ("kevent", (kq, (KernelEvent(fd, read, 4, 0, 0),), 1, None, 0, None), 0),
@@ -409,9 +409,12 @@ def test_what_was_written_when_a_sink_raised_is_not_written_again(
 def test_a_sink_that_raises_leaves_no_poller_open(backend: str) -> None:
     kernel = SimKernel(0, "freebsd" if backend == "kqueue" else "linux")
     with kernel.installed():
-        boom_at({"epoll": "epoll_create1", "kqueue": "kqueue"}[backend])
-        with pytest.raises(Boom):
-            Loop(backend).poller()
+        with Loop(backend) as loop:
+            boom_at({"epoll": "epoll_create1", "kqueue": "kqueue"}[backend])
+            with pytest.raises(Boom):
+                loop.poller()
+            (made,) = kernel.table.files
+            assert loop.poller().fileno() == made and len(kernel.table.files) == 1
         assert not kernel.table.files
 
 

@@ -30,6 +30,7 @@ from tests.simkernel.kernel import SimKernel
 from tests.simkernel.kqueue import as_kqueue
 from tests.simkernel.rules import MASK, MS, Boom, Broken, TimerModel
 from tests.simkernel.servers import Acceptor, Connection, Peer
+from tests.watched import by_poll
 
 Backend = Literal["epoll", "poll", "kqueue-freebsd", "kqueue-netbsd"]
 BACKENDS: Final[tuple[Backend, ...]] = ("epoll", "poll", "kqueue-freebsd", "kqueue-netbsd")
@@ -325,7 +326,7 @@ class World:
         """What the kernel watches for `loop`."""
         poller = loop.poller()
         if isinstance(poller, PollPoller):
-            return {fd: poller._table[slot].events & MASK for fd, slot in poller._slot.items()}
+            return by_poll(poller)
         file = self.kernel.table.files[poller.fileno()]
         if isinstance(poller, EpollPoller):
             entries = as_epoll(file).entries

@@ -1,0 +1,27 @@
+"""What a poller watches, read off its own books or the kernel's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from danga_raw._poll import POLLIN, POLLOUT, Poll
+
+MASK = POLLIN | POLLOUT
+
+
+def by_poll(poller: Poll) -> dict[int, int]:
+    """The table of its next wait: fd -> what is asked for of reading and writing."""
+    table = {each.fd: each.events & MASK for each in poller._table[: len(poller._fds)]}
+    for fd in poller._changed:
+        table.pop(fd, None)
+        if fd in poller._events:
+            table[fd] = poller._events[fd] & MASK
+    return table
+
+
+def by_epoll(epfd: int) -> dict[int, int]:
+    """The same for an epoll descriptor of the real kernel, from /proc (proc_pid_fdinfo(5))."""
+    text = Path(f"/proc/self/fdinfo/{epfd}").read_text()
+    found = re.findall(r"^tfd: +(\d+) events: +(\w+)", text, re.MULTILINE)
+    return {int(fd): int(events, 16) & MASK for fd, events in found}
