@@ -383,9 +383,9 @@ class Loop:
                 warn("close(fd %d): %s", entry.fd, error)
             if entry.obj is not None and self.sockets.get(entry.fd) is entry.obj:
                 del self.sockets[entry.fd]
-            self.leaving.popleft()
             for batch in self._outer:
                 batch.clear()
+            self.leaving.popleft()
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
