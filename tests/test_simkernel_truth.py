@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the truth held 
 THOROUGH = os.environ.get("DANGA_RAW_REQUIRE_ORACLES") == "1" or os.environ.get("CI") == "true"
 PROGRAMS = 10_000 if THOROUGH else 1_000
 BATCHES = 10
-STEPS = 50
+STEPS = 35
 SETTLE = 10.0
 """Seconds that a packet may take on the real loopback, which delivers from a soft interrupt."""
 

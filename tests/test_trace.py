@@ -577,7 +577,6 @@ with Loop("epoll") as loop:
 @pytest.mark.needs("valgrind")
 def test_a_trace_that_is_off_costs_no_instruction(capsys: pytest.CaptureFixture[str]) -> None:
     each: dict[str, float] = {}
-    of_program([sys.executable, "-c", COST, "was on", "0"], environment(ROOT))  # compiles
     for how in ("never on", "was on"):
         few, many = (
             of_program([sys.executable, "-c", COST, how, str(n)], environment(ROOT))
