@@ -597,6 +597,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("stories", nargs="*", metavar="STORY", default=[*NAMES, *SERVERS])
     options = parser.parse_args()
+    if unknown := set(options.stories) - {*NAMES, *SERVERS}:
+        parser.error(f"no story {min(unknown)!r}")
     clean = clean_runs(options.stories)
     runs = runs_of(clean)
     if options.sample:
