@@ -14,7 +14,7 @@ from tests.random_stories import __main__ as command
 from tests.random_stories.comparison import Comparison, Mismatch, comparable, compare
 from tests.random_stories.stories import OF_A_CONNECTION, OF_THE_LOOP, Act, Story, made_up
 
-STORIES = 400 if REQUIRED else 150
+STORIES = 400 if REQUIRED else 100
 
 
 @pytest.mark.needs("perl", "danga", "strace")
@@ -40,7 +40,7 @@ main()
 @pytest.mark.needs("perl", "danga", "strace")
 @pytest.mark.parametrize(
     "sabotage",
-    ["never_unwatch", "forget_the_offset", "close_backwards", "stay_registered", "fire_early"],
+    ["never_unwatch", "forget_the_offset", "fire_early"],
 )
 def test_a_fault_in_the_package_is_found(sabotage: str) -> None:
     player = (sys.executable, "-c", BROKEN_PLAYER.format(sabotage=sabotage))
@@ -92,6 +92,7 @@ def test_the_command_tells_what_differs_and_how_to_repeat_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = Comparison(4, [Mismatch(8, ["# begin", "close(fd1) = 0"], ["# begin", "# died"])])
+
     def compare(seeds: Sequence[int]) -> Comparison:
         assert seeds == range(7, 10)
         return found
