@@ -56,7 +56,7 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_epfd", "_epoll", "_events", "_fds", "_states", "batch")
+    __slots__ = ("_descriptor", "_epfd", "_events", "_fds", "_states", "batch")
 
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
@@ -71,12 +71,12 @@ class Epoll:
         low_half = 0 if sys.byteorder == "little" else 1
         self._states = words[0::stride]
         self._fds = words[offset + low_half :: stride]
-        self._epoll = Descriptor()
+        self._descriptor = Descriptor()
         self._epfd = -1
 
     def open(self) -> None:
         """epoll_create1(2), where that isn't done. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
-        self._epfd = self._epoll.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
+        self._epfd = self._descriptor.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
         if self._epfd < 0:
             raise failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
 
@@ -137,4 +137,4 @@ class Epoll:
     def close(self) -> None:
         """close(2), once. A forked child that closes its copy leaves the parent's registrations
         alone."""
-        self._epoll.close(libc.close)
+        self._descriptor.close(libc.close)

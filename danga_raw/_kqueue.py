@@ -183,10 +183,10 @@ class KQueue:
     __slots__ = (
         "_abi",
         "_calls",
+        "_descriptor",
         "_events",
         "_kevent_type",
         "_kq",
-        "_kqueue",
         "_pid",
         "_platform",
         "_timespec",
@@ -212,7 +212,7 @@ class KQueue:
         self._calls = cast(KQueueLibrary, libc) if library is None else library
         self._watched: set[int] = set()
         self.batch: Batch = []
-        self._kqueue = Descriptor()
+        self._descriptor = Descriptor()
         self._kq = -1
         self._pid = 0
         """Whose kqueue it is."""
@@ -221,7 +221,7 @@ class KQueue:
         """kqueue(2), where that isn't done, and fcntl(F_SETFD, FD_CLOEXEC) where the library has it.
         Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         self._pid = libc.getpid()
-        self._kq = self._kqueue.make(map(methodcaller("kqueue"), (self._calls,)))
+        self._kq = self._descriptor.make(map(methodcaller("kqueue"), (self._calls,)))
         if self._kq < 0:
             raise failure("kqueue()")
         if fcntl := getattr(self._calls, "fcntl", None):
@@ -339,4 +339,4 @@ class KQueue:
         """close(2), the library's own, once. In a forked child there is nothing to close: fork(2)
         leaves a kqueue behind, and by now the number may be another's."""
         if libc.getpid() == self._pid and (close := getattr(self._calls, "close", None)):
-            self._kqueue.close(close)
+            self._descriptor.close(close)

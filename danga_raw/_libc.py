@@ -81,10 +81,19 @@ def take_result(error: BaseException) -> object:
     return result
 
 
+def by_handler(error: BaseException) -> bool:
+    """True if a signal's handler raised, behind a call or before it. The failures of calls have an
+    errno; an OSError of a handler, mostly a TimeoutError, has none."""
+    return not isinstance(error, OSError) or error.errno is None
+
+
 class Descriptor:
     """A descriptor of the package's own, which is made once and closed once, also where an exception
-    comes in between, as a signal's handler may raise at nearly any time: to call and to keep what
-    the call gave is one instruction here."""
+    comes in between, as a signal's handler may raise at nearly any time.
+
+    To extend a list by a map, which calls only then, is to call and to keep the result in one
+    instruction. An iterator gives the number once, whatever is raised meanwhile.
+    """
 
     __slots__ = ("_closing", "_made")
 
@@ -92,13 +101,13 @@ class Descriptor:
         self._made: list[int] = []
         self._closing: Iterator[int] = iter(self._made)  # It gives what the list will hold by then.
 
-    def make(self, call: Iterator[int]) -> int:
-        """What `call`, a map that calls when it is asked, makes or has made already; -1 where it
-        fails."""
+    def make(self, results: Iterator[int]) -> int:
+        """What `results`, a map over one call, gives, or what an earlier one gave; -1 for a
+        failure, after which it can be tried again. Not to be called behind `close`."""
         made = self._made
         if not made:
             try:
-                made += call
+                made += results
             except BaseException as error:
                 # The call is made also if the sink of a trace raised behind it.
                 if isinstance(fd := take_result(error), int) and fd >= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref, c_short, c_uint, c_ulong, memmove, sizeof
-from errno import EBADF, EEXIST, EINTR, ENOENT, EPERM
+from errno import EEXIST, EINTR, ENOENT, EPERM
 from os import strerror
 from stat import S_ISDIR, S_ISREG
 
@@ -47,11 +47,12 @@ class Poll:
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         # The same as a table, but for what has changed since the last wait. Only a wait changes the
         # table: a signal's handler that closes a socket could meet another change half done.
-        self._changed: list[int] = []
+        self._changed: dict[int, int] = {}  # its keys, in order
         self._torn = False  # True if an exception has cut a change of the table short
         self._slot: dict[int, int] = {}  # fd -> where it stands in the table
         self._fds: list[int] = []  # the fd of each used slot
-        self._make_table(16)
+        self._table: Array[Structure]
+        self._make_table(4)
 
     def open(self) -> None:
         """Makes no system call."""
@@ -66,12 +67,14 @@ class Poll:
         try:
             mode = libc.fstat(fd).st_mode
         except OSError as error:
-            raise _refusal(error.errno or EBADF, fd) from None
+            if error.errno is None:
+                raise  # A signal's handler did.
+            raise _refusal(error.errno, fd) from None
         if fd in self._events:
             raise _refusal(EEXIST, fd)
         if S_ISREG(mode) or S_ISDIR(mode):
             raise _refusal(EPERM, fd)
-        self._changed += (fd,)
+        self._changed[fd] = 0
         self._events[fd] = events
 
     def modify(self, fd: int, old: int, new: int) -> None:
@@ -79,17 +82,15 @@ class Poll:
 
         Raises `OSError` (ENOENT) for a fd that is not watched.
         """
-        self._changed += (fd,)
-        # In this order, as a signal's handler may have it unregistered, also behind a question.
-        was_there = fd in self._events
-        self._events[fd] = new
-        if not was_there:
-            del self._events[fd]
+        self._changed[fd] = 0
+        if fd in self._events:
+            self._events[fd] = new
+        else:
             raise _refusal(ENOENT, fd)
 
     def unregister(self, fd: int, events: int) -> None:
         """Watch `fd` no longer. Makes no system call; raises as `modify` does."""
-        self._changed += (fd,)
+        self._changed[fd] = 0
         try:
             del self._events[fd]
         except KeyError:
@@ -99,10 +100,11 @@ class Poll:
         if self._torn:
             self._slot.clear()
             self._fds.clear()
-            self._changed += self._events
+            self._make_table(len(self._table))
+            self._changed |= self._events
         self._torn = True
         while self._changed:
-            changed, self._changed = self._changed, []
+            changed, self._changed = self._changed, {}
             for fd in changed:
                 slot = self._slot.get(fd)
                 events = self._events.get(fd)
@@ -118,9 +120,7 @@ class Poll:
     def _add_slot(self, fd: int, events: int) -> None:
         slot = len(self._fds)
         if slot == len(self._table):
-            full = self._table
             self._make_table(2 * slot)
-            memmove(self._table, full, sizeof(full))
         self._table[slot] = pollfd(fd, events, 0)
         self._slot[fd] = slot
         self._fds.append(fd)
@@ -134,10 +134,14 @@ class Poll:
             self._slot[last] = slot
 
     def _make_table(self, slots: int) -> None:
-        self._table: Array[Structure] = (pollfd * slots)()
-        halves = memoryview(self._table).cast("B").cast("h")
+        """A table of `slots`, with what stands in the present one."""
+        table: Array[Structure] = (pollfd * slots)()
+        halves = memoryview(table).cast("B").cast("h")
         stride = sizeof(pollfd) // sizeof(c_short)
-        self._revents = halves[pollfd.revents.offset // sizeof(c_short) :: stride]
+        revents = halves[pollfd.revents.offset // sizeof(c_short) :: stride]
+        if self._fds:
+            memmove(table, self._table, sizeof(self._table))
+        self._table, self._revents = table, revents
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
         """The (fd, event mask) of each ready descriptor: poll(2).
@@ -158,9 +162,11 @@ class Poll:
         found = zip(self._fds, self._revents[:used].tolist())
         ready = [(fd, state) for fd, state in found if state]
         # A fd that was closed behind the loop's back would make every wait return at once.
-        for dead in [fd for fd, state in ready if state & POLLNVAL and fd in self._events]:
-            warn("poll() found fd %d closed. removing.", dead)
-            self.unregister(dead, POLLNVAL)
+        for dead in [fd for fd, state in ready if state & POLLNVAL]:
+            # A signal's handler may have unregistered it.
+            self._changed[dead] = 0
+            if self._events.pop(dead, None) is not None:
+                warn("poll() found fd %d closed. removing.", dead)
         self.batch = alive = [(fd, state) for fd, state in ready if not state & POLLNVAL]
         return alive
 

@@ -9,7 +9,7 @@ from resource import RUSAGE_SELF
 
 from _socket import socket as RawSocket
 from danga_raw._epoll import Epoll
-from danga_raw._libc import INT_MAX, libc
+from danga_raw._libc import INT_MAX, by_handler, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT, Poll
 from danga_raw.timers import Timer, Timers
@@ -98,8 +98,8 @@ class Loop:
         self.backend: Final = _choose_backend(backend)
         """The name of the mechanism in use."""
         self._on_exception: ExceptionCallback | None = None
-        self._made: Poller | None = None
-        """The poller from when it is made, before it is open."""
+        self._opening: Poller | None = None
+        """The poller, from before it is opened."""
         self._poller: Poller | None = None
         """The same, once it is open."""
         self._timers = Timers()
@@ -207,10 +207,10 @@ class Loop:
         """The poller, opened at its first use: epoll_create1(2), or kqueue(2) and fcntl(2)."""
         if self._poller is None:
             # It is kept before it is opened: an exception in between, and what it has open is lost.
-            if self._made is None:
-                self._made = self._new_poller()
-            self._made.open()
-            self._poller = self._made
+            if self._opening is None:
+                self._opening = self._new_poller()
+            self._opening.open()
+            self._poller = self._opening
         return self._poller
 
     def _new_poller(self) -> Poller:
@@ -231,10 +231,9 @@ class Loop:
             self.poller().register(fd, events)
             if obj is not None:
                 self.sockets[fd] = obj
-        except OSError:
-            raise
-        except BaseException:
-            self.unwatch(fd, events)
+        except BaseException as error:
+            if by_handler(error) and fd not in self._other_fds:
+                self.unwatch(fd, events)
             raise
 
     def unwatch(self, fd: int, events: int) -> None:
@@ -305,7 +304,7 @@ class Loop:
             except Exception as error:
                 if not self._handled(error):
                     raise
-        elif fd not in [entry.fd for entry in self.leaving]:
+        elif fd not in [entry.fd for entry in list(self.leaving)]:
             # Nobody can handle it, and as long as it is there every wait would return at once.
             warn(
                 "%s returned fd %d with state %d, of which nothing is known. removing.",
@@ -333,7 +332,7 @@ class Loop:
     def _has_pushed_back(self) -> bool:
         """True if pushed-back data waits for an object that watches for reading: pushed back by a
         timer, before `run`, or in a batch that an exception cut short."""
-        for obj in self.pushed_back.values():
+        for obj in list(self.pushed_back.values()):  # A signal's handler may close some.
             if obj.event_watch & POLLIN:
                 return True
         return False
@@ -379,13 +378,17 @@ class Loop:
                 for _ in map(libc.close, entry.open_fd):
                     pass
             except OSError as error:
+                if by_handler(error):
+                    raise
                 # The descriptor is gone all the same (close(2), "Dealing with error returns").
                 warn("close(fd %d): %s", entry.fd, error)
             if entry.obj is not None and self.sockets.get(entry.fd) is entry.obj:
                 del self.sockets[entry.fd]
             for batch in self._outer:
                 batch.clear()
-            self.leaving.popleft()
+            # The close() of a handle may have run the loop, or reset it.
+            if self.leaving and self.leaving[0] is entry:
+                self.leaving.popleft()
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
@@ -460,7 +463,7 @@ class Loop:
     @property
     def to_close(self) -> list[Handle]:
         """The raw sockets that wait to be closed, in order of closing."""
-        return [entry.sock for entry in self.leaving if entry.sock is not None]
+        return [entry.sock for entry in list(self.leaving) if entry.sock is not None]
 
     @property
     def other_fds(self) -> OtherFdMapping:
@@ -510,7 +513,7 @@ class Loop:
                     self.watch(fd, POLLIN)
             self._other_fds |= fds
         except BaseException as error:
-            if isinstance(error, OSError):
+            if not by_handler(error):
                 del added[-1:]  # It was refused, and may be another's.
             for fd in added:
                 if fd not in self._other_fds:
@@ -556,12 +559,17 @@ class Loop:
         another. In a forked child this leaves the parent's registrations alone, since no descriptor
         is unregistered.
         """
-        try:
-            self._forget()
-        except BaseException:
-            # A signal's handler raised, or the close() of a handle. There is no use for half of it.
-            self._forget()
-            raise
+        first: BaseException | None = None
+        while True:
+            try:
+                self._forget()
+                break
+            except BaseException as error:
+                # A signal's handler raised, or the close() of a handle. There is no use for half of
+                # it, and what has raised is done by now.
+                first = first or error
+        if first is not None:
+            raise first
 
     def _forget(self) -> None:
         self._let_go()
@@ -579,14 +587,14 @@ class Loop:
         self._on_exception = None
         if not self._outer:
             self._stopping = False
-        poller = self._made
+        poller = self._opening
         if poller is not None:
             poller.batch.clear()
             try:
                 poller.close()
             except OSError as error:
                 warn("close(%s): %s", self.backend, error)
-            self._poller = self._made = None
+            self._poller = self._opening = None
 
     def close(self) -> None:
         """As `reset`: a closed loop is as good as a new one."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from errno import EBADF, ECONNRESET, EPIPE
+from ctypes import get_errno, set_errno
+from errno import EBADF, ECONNRESET, ENOENT, EPIPE
 
-from danga_raw._libc import libc, take_result
+from danga_raw._libc import by_handler, libc, take_result
 from danga_raw._log import debug, warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
@@ -235,8 +236,8 @@ class Socket:
                 raise
             self.on_incomplete_write()
             return False
-        except BaseException:
-            self._hear_queue()
+        except BaseException as error:
+            self._hear_queue(error)
             raise
 
     def _write_in_turn(self, fd: int, data: Writable) -> bool:
@@ -246,8 +247,8 @@ class Socket:
                 self._queue(new)
                 return False
             return self._write_queue(fd, new)
-        except BaseException:
-            self._hear_queue()
+        except BaseException as error:
+            self._hear_queue(error)
             raise
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
@@ -329,9 +330,10 @@ class Socket:
         elif written >= 0 and not self.closed:
             self._account(written, new)
 
-    def _hear_queue(self) -> None:
+    def _hear_queue(self, error: BaseException) -> None:
         """A callable or a signal's handler raised. What is queued still has to go out."""
-        self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
+        if not isinstance(error, Exception):  # It may have come between the queue and its size.
+            self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
         if self.write_buf and not self.event_watch & POLLOUT:
             self._watch_write_for_now()
 
@@ -368,8 +370,10 @@ class Socket:
         ours = self.write_set_watch or not self.event_watch & POLLOUT
         try:
             self.watch_write(True)
-        finally:
-            self.write_set_watch = ours and bool(self.event_watch & POLLOUT)
+            self.write_set_watch = ours and self.event_watch & POLLOUT != 0
+        except BaseException:
+            self.write_set_watch = ours and self.event_watch & POLLOUT != 0
+            raise
 
     def _unwatch_write(self) -> None:
         self.watch_write(False)
@@ -414,16 +418,16 @@ class Socket:
             try:
                 poller.modify(fd, old, new)
                 self.event_watch = new
-            except OSError:
-                if not self.closed:  # By a signal's handler, just now.
-                    raise
-            except BaseException:
-                # A signal's handler raised, before the call or behind it.
-                self.event_watch = old
-                try:
-                    poller.modify(fd, new, old)
-                except OSError:
-                    pass
+            except BaseException as error:
+                if by_handler(error):
+                    # Before the call or behind it.
+                    self.event_watch = old
+                    try:
+                        poller.modify(fd, new, old)
+                    except OSError:
+                        pass
+                elif self.closed:  # By a signal's handler, just now.
+                    return
                 raise
 
     def tcp_cork(self, on: bool) -> None:
@@ -474,6 +478,8 @@ class Socket:
         fd = self.fd
         if fd is None:
             return False
+        # A signal's handler may close between a failing call and the look at its errno.
+        number = get_errno()
         leaving = Leaving(fd, self, sock)
         # From here on it will be let go, also if a signal's handler raises before the rest is done.
         self.loop.leaving += (leaving,)
@@ -481,10 +487,11 @@ class Socket:
         if was_closed:  # By a signal's handler, just now.
             leaving.sock = None
             return False
-        self.finish_leaving()
+        self.finish_leaving(cut_short=False)
+        set_errno(number)
         return True
 
-    def finish_leaving(self) -> None:
+    def finish_leaving(self, cut_short: bool = True) -> None:
         """The rest of `close` and `steal_socket`, which the loop does where a signal's handler has
         cut it short. Does nothing if it is done."""
         self.closed = True
@@ -504,7 +511,8 @@ class Socket:
             try:
                 self.loop.poller().unregister(fd, self.event_watch)
             except OSError as error:
-                self.dump_error(str(error))
+                if error.errno != ENOENT or not cut_short:
+                    self.dump_error(str(error))
             self.loop.pushed_back.pop(fd, None)
             self.loop.own_callbacks.pop(fd, None)
         self.read_push_back = _NO_PIECES
@@ -624,12 +632,12 @@ class Socket:
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
         callback = callable_or_none("a post-loop callback", callback)
-        if self.fd is None:
-            return
-        if callback is None:
-            self.loop.own_callbacks.pop(self.fd, None)
-        else:
-            self.loop.own_callbacks[self.fd] = callback
+        fd = self.fd
+        # Questions that fall through: behind a jump a signal's handler could close the object.
+        if fd is not None and callback is not None and not self.closed:
+            self.loop.own_callbacks[fd] = callback
+        elif fd is not None:
+            self.loop.own_callbacks.pop(fd, None)
 
     @staticmethod
     def set_loop_callback(callback: PostLoopCallback | None) -> None:

@@ -260,6 +260,8 @@ class Story:
             queued = sum(1 if callable(it) else len(it) for it in each.write_buf)
             if each.write_buf_size != queued - each.write_buf_offset:
                 wrong.append(f"{queued} bytes queued, {each.write_buf_size} counted")
+        if any(each.event_watch & 4 and not each.write_buf for each in live):
+            wrong.append("a watch for writing that nobody ends")
         if any(each.write_buf and not each.event_watch & 4 for each in live):
             wrong.append("a queue that nobody hears")
         for each in live:
@@ -292,6 +294,8 @@ class Story:
         known = {fd: each for fd, each in self.loop.sockets.items() if not each.closed}
         if known != live:
             wrong.append(f"in the map: {known}")
+        if any(unread(each) for each in live.values() if each in self.listening):
+            wrong.append("what has come is not heard")
         asked = {fd: each.event_watch & MASK for fd, each in live.items()}
         asked |= dict.fromkeys(self.loop._other_fds, 1)
         if there != asked:
@@ -322,6 +326,14 @@ class Story:
                 right = right and len(pushed) >= mine and token + rest == SENT
             if not right:
                 self.complaints.append(f"read {got!r}")
+
+
+def unread(each: Reader) -> bool:
+    assert isinstance(each.sock, socket.socket)
+    try:
+        return bool(each.sock.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
 
 
 def registered(loop: Loop) -> dict[int, int]:
