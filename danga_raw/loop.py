@@ -361,8 +361,9 @@ class Loop:
             if entry.obj is not None:
                 entry.obj.finish_leaving()
             sock = entry.sock
+            usual = isinstance(sock, RawSocket) and _closes_as_usual(type(sock))
             try:
-                if isinstance(sock, RawSocket) and _closes_as_usual(type(sock)):
+                if isinstance(sock, RawSocket) and usual:
                     # A socket can give up its descriptor, and then close(2) goes through the door,
                     # where the audit sees it. If its owner has closed it behind our back, there is
                     # nothing to close: the number may be another's by now. A signal's handler may
@@ -378,7 +379,7 @@ class Loop:
                 for _ in map(libc.close, entry.open_fd):
                     pass
             except OSError as error:
-                if by_handler(error):
+                if usual and by_handler(error):
                     raise
                 # The descriptor is gone all the same (close(2), "Dealing with error returns").
                 warn("close(fd %d): %s", entry.fd, error)

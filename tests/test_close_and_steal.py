@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import weakref
+from collections.abc import Callable
 from errno import EIO
 
 import pytest
@@ -321,22 +322,69 @@ def test_a_close_that_fails_at_the_door_is_warned_about(
     assert "bad disk" in caplog.text and world.loop.watched_sockets == 0
 
 
+class Handling:
+    """A handle that does something more when it is closed."""
+
+    def __init__(self, thing: Thing, then: Callable[[], object]) -> None:
+        self.thing = thing
+        self.then = then
+
+    def fileno(self) -> int:
+        return self.thing.fileno()
+
+    def close(self) -> None:
+        self.thing.close()
+        self.then()
+
+
+def raising(error: Exception) -> Callable[[], object]:
+    def raises() -> None:
+        raise error
+
+    return raises
+
+
+def test_a_handle_whose_close_fails_without_an_errno_is_warned_about(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = world.socketpair()
+    Socket(Handling(one, raising(OSError("no more tape"))), world.loop).close()
+    world.turn()
+    assert "no more tape" in caplog.text and world.loop.watched_sockets == 0
+
+
+def test_all_handles_whose_close_raises_do_not_keep_a_loop_from_being_closed(world: World) -> None:
+    fds = []
+    for number in range(3):
+        one, _ = world.socketpair()
+        fds.append(one.fileno())
+        Socket(Handling(one, raising(ValueError(number))), world.loop).close()
+    poller = world.loop.poller().fileno()
+    with pytest.raises(ValueError, match="0"):
+        world.loop.close()
+    assert not any(map(world.is_open, fds)) and not world.loop.leaving
+    assert poller == -1 or not world.is_open(poller)
+
+
+def test_a_handle_may_reset_the_loop_when_it_is_closed(world: World) -> None:
+    def reset_and_stop() -> None:
+        world.loop.reset()
+        world.loop.stop()
+
+    one, _ = world.socketpair()
+    two, _ = world.socketpair()
+    fds = one.fileno(), two.fileno()
+    Socket(Handling(one, reset_and_stop), world.loop).close()
+    Noted(two, world.loop).close()
+    world.turn()
+    assert not any(map(world.is_open, fds)) and not world.loop.leaving
+
+
 def test_a_handle_whose_close_raises_leaves_the_loop_usable(world: World) -> None:
-    class Broken:
-        def __init__(self, thing: Thing) -> None:
-            self.thing = thing
-
-        def fileno(self) -> int:
-            return self.thing.fileno()
-
-        def close(self) -> None:
-            self.thing.close()
-            raise ValueError("broken")
-
     one, two = world.socketpair()
     three, four = world.socketpair()
     fd = three.fileno()
-    Socket(Broken(one), world.loop).close()
+    Socket(Handling(one, raising(ValueError("broken"))), world.loop).close()
     Noted(three, world.loop).close()
     with pytest.raises(ValueError, match="broken"):
         world.turn()
