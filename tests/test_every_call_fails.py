@@ -22,7 +22,7 @@ from tests.every_call_fails import (
 from tests.needs import REQUIRED
 from tests.strace import Call, parse
 
-SAMPLE = 400 if REQUIRED else 150
+SAMPLE = 300 if REQUIRED else 60
 
 
 @pytest.mark.needs("strace")

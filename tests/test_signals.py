@@ -94,7 +94,7 @@ def test_an_exception_at_any_place_leaves_nothing_half_done(backend: str) -> Non
 @not_on_3_12
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_exception_before_any_instruction_leaves_nothing_half_done(backend: str) -> None:
-    found, count = harm(backend, ANYWHERE, 1000 if REQUIRED else 200)
+    found, count = harm(backend, ANYWHERE, 1000 if REQUIRED else 100)
     assert found == {}
     assert count > 2000
 
@@ -108,7 +108,7 @@ def test_a_handler_may_close_sockets_and_add_timers_at_any_place(
     handled(-1, backend, handler)
     count = handled(-1, backend, handler)[0].count
     found: dict[str, list[str]] = {}
-    for at in places(count, 250 if REQUIRED else 60):
+    for at in places(count, 250 if REQUIRED else 25):
         interrupter, wrong = handled(at, backend, handler)
         if wrong:
             found[interrupter.where or "nowhere"] = wrong
@@ -122,7 +122,7 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
     print(f"seed {seed}")
     chooser = random.Random(seed)
     hits = 0
-    tries = 3000 if REQUIRED else 500
+    tries = 3000 if REQUIRED else 200
     for tried in range(20 * tries):
         # How many of them hit the package depends on how fast the machine is just now.
         if tried >= tries and hits > 20:

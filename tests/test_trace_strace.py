@@ -121,16 +121,17 @@ def addressless(line: str) -> str:
 
 
 def compare(kind: str, theirs: str, own: str, ended: bool = False) -> list[str]:
-    """Fail at the first line in which the two differ. Of a program that was `ended` the interpreter
-    closes the sockets that are still open, when the package has made its last call."""
+    """Fail at the first line in which the two differ. A program that was `ended` may have been so
+    between a call and its line; if it wasn't, the interpreter closes the sockets that are open when
+    the package has made its last call."""
     expected = [addressless(line) for _, line in packages_lines(theirs)]
     found = [addressless(line) for line in own.splitlines()]
     for number, (here, there) in enumerate(zip(found, expected)):
         assert here == there, f"{kind}: line {number} of {len(found)} and {len(expected)}"
     missing, surplus = expected[len(found) :], found[len(expected) :]
     assert not surplus, f"{kind}: {surplus}"
-    by_interpreter = [line for line in missing if ended and line.startswith("close(")]
-    assert missing == by_interpreter, f"{kind}: {missing}"
+    made = [line for line in missing if not (ended and line.startswith("close("))]
+    assert len(made) <= ended, f"{kind}: {missing}"
     compared[kind] = compared.get(kind, 0) + len(found)
     return found
 
@@ -205,7 +206,7 @@ def test_a_scenario_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
     assert lines[0].startswith("epoll_create1(EPOLL_CLOEXEC)")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES if REQUIRED else NAMES[::3])
 def test_a_scenario_on_poll_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
     source = (SCENARIOS / f"{name}.pl").read_text()
     inject = re.findall(r"^# inject epoll_wait:(\S+)$", source, re.MULTILINE)
@@ -326,7 +327,7 @@ def test_a_failing_call_is_traced_as_by_strace(name: str, error: str, tmp_path: 
         for at, line in packages_lines(calm)
         if line.startswith(f"{name}(")
     ]
-    for place in {places[0], places[len(places) // 2], places[-1]}:
+    for place in {places[0], places[len(places) // 2], places[-1]} if REQUIRED else places[:1]:
         inject = f"{name}:error={error}:when={place}"
         theirs, own = both(tmp_path, str(pump), "5", inject=[inject], backend=backend)
         assert theirs.count("(INJECTED)") == 1
