@@ -372,6 +372,7 @@ class Socket:
             self.watch_write(True)
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
         except BaseException:
+            # Not in a `finally`: an exception could cut that short, and nobody would end the watch.
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
             raise
 

@@ -180,30 +180,38 @@ def run_under_strace(
         command += ["-e", "trace=" + ",".join(f"?{name}" for name in trace)]
         for expression in inject:
             command += ["-e", f"inject={expression}"]
-        with subprocess.Popen(
-            [*command, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=dict(env) if env is not None else None,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process:
-            try:
-                said, _ = process.communicate(timeout=timeout)
-                ended = process.returncode
-            except subprocess.TimeoutExpired:
-                # The command is in strace's group: ended alone, strace would leave it running.
-                os.killpg(process.pid, signal.SIGKILL)
-                said, _ = process.communicate()
-                ended = None
+        said, ended = run_group([*command, *argv], env, timeout)
         lines = out.read_text(errors="replace").splitlines() if out.exists() else []
         if ended != 0:
             how = "did not end in time" if ended is None else f"ended with {ended}"
             tail = "\n".join(lines[-15:])
             raise StraceError(f"{' '.join(argv)} {how}\n{said}\nlast calls:\n{tail}")
         return list(parse(lines))
+
+
+def run_group(
+    command: Sequence[str], env: Mapping[str, str] | None, timeout: float
+) -> tuple[str, int | None]:
+    """Run strace and what it runs: what they said, and the status, None if they had to be ended."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(env) if env is not None else None,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=timeout)
+            return said, process.returncode
+        except BaseException as error:
+            # The command is in strace's group: ended alone, strace would leave it running.
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return process.communicate()[0], None
 
 
 def between_marks(calls: Iterable[Call]) -> list[Call]:

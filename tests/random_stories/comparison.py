@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -16,7 +14,7 @@ from difflib import unified_diff
 from pathlib import Path
 
 from tests.random_stories.stories import Story, made_up
-from tests.strace import TRACED, StraceError, note, own_calls, parse
+from tests.strace import TRACED, StraceError, note, own_calls, parse, run_group
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
@@ -94,24 +92,10 @@ def _run(command: Sequence[str], timeout: float) -> None:
     }
     environment["STORIES"] = str(TESTS / "scenarios")
     environment["PYTHONPATH"] = str(TESTS.parent)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            said, _ = process.communicate(timeout=timeout)
-        except BaseException:
-            # What strace runs is in its group: ended alone, strace would leave it running.
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        if process.returncode != 0:
-            raise StraceError(f"{' '.join(command)} ended with {process.returncode}\n{said}")
+    said, ended = run_group(command, environment, timeout)
+    if ended != 0:
+        how = "did not end in time" if ended is None else f"ended with {ended}"
+        raise StraceError(f"{' '.join(command)} {how}\n{said}")
 
 
 def comparable(
