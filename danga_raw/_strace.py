@@ -8,13 +8,14 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Mapping
-from ctypes import Array, Structure, addressof
+from ctypes import Array, Structure, addressof, c_char_p, c_void_p
+from ctypes import cast as to_pointer
 from functools import lru_cache
 from resource import struct_rusage
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
-from danga_raw._epoll import EPOLL_CTL_DEL, epoll_event
+from danga_raw._epoll import EPOLL_CTL_DEL, EVENT
 from danga_raw._libc import PLATFORM
 from danga_raw._sockopt import CORK_OPTIONS, IPPROTO_TCP
 
@@ -355,7 +356,6 @@ _FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {
 
 Given: TypeAlias = tuple[object, ...]
 
-_EVENT: Final = Struct("=IQ" if epoll_event.data.offset == 4 else "=I4xQ")
 _POLLFD: Final = Struct("=ihh")
 
 
@@ -375,15 +375,19 @@ def _bytes(reference: object, size: int) -> memoryview:
     return memoryview(_target(reference)).cast("B")[:size]
 
 
+def _address(data: object) -> int | None:
+    """Where bytes stand that were given as a pointer."""
+    return to_pointer(c_char_p(cast(bytes, data)), c_void_p).value
+
+
 def _ints(given: Given, result: object) -> tuple[Value, ...]:
     return tuple(map(_int, given))
 
 
 def _epoll_ctl(given: Given, result: object) -> tuple[Value, ...]:
-    epfd, op, fd, reference = given
-    event = _target(reference)
+    epfd, op, fd, event = given
     ignored = op == EPOLL_CTL_DEL
-    value = Pointer(addressof(event)) if ignored else Event(event.events, event.data)
+    value = Pointer(_address(event)) if ignored else Event._make(EVENT.unpack(cast(bytes, event)))
     return (_int(epfd), _int(op), _int(fd), value)
 
 
@@ -391,7 +395,7 @@ def _epoll_wait(given: Given, result: object) -> tuple[Value, ...]:
     epfd, reference, most, timeout = given
     if (count := _int(result)) < 0:
         return (_int(epfd), Pointer(addressof(_target(reference))), _int(most), _int(timeout))
-    rows = _EVENT.iter_unpack(_bytes(reference, count * _EVENT.size))
+    rows = EVENT.iter_unpack(_bytes(reference, count * EVENT.size))
     return (_int(epfd), tuple(map(Event._make, rows)), _int(most), _int(timeout))
 
 

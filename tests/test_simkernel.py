@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from danga_raw._epoll import Epoll, epoll_event
+from danga_raw._epoll import EVENT, Epoll, epoll_event
 from danga_raw._kqueue import KQueue, kevent_type
 from danga_raw._libc import libc
 from danga_raw._poll import POLLIN, POLLOUT, Poll, pollfd
@@ -288,15 +288,15 @@ class TestStrictness:
         epfd = libc.epoll_create1(0x80000)
         one, _ = kernel.socketpair()
         with pytest.raises(SimError, match="bytes"):
-            libc.epoll_ctl(epfd, 1, one.fileno(), byref((c_int * 9)()))
+            libc.epoll_ctl(epfd, 1, one.fileno(), bytes(36))
 
     def test_unknown_numbers(self, kernel: SimKernel) -> None:
         epfd = libc.epoll_create1(0x80000)
         one, _ = kernel.socketpair()
         uses: list[Callable[[], object]] = [
             lambda: libc.epoll_create1(1),
-            lambda: libc.epoll_ctl(epfd, 9, one.fileno(), byref(epoll_event())),
-            lambda: libc.epoll_ctl(epfd, 1, one.fileno(), byref(epoll_event(events=0x4000))),
+            lambda: libc.epoll_ctl(epfd, 9, one.fileno(), EVENT.pack(0, 0)),
+            lambda: libc.epoll_ctl(epfd, 1, one.fileno(), EVENT.pack(0x4000, 0)),
             lambda: libc.setsockopt(one.fileno(), 6, 99, byref(c_int(1)), 4),
             lambda: libc.fcntl(one.fileno(), 77, 1),
             lambda: libc.poll(byref((pollfd * 1)(pollfd(3, 0x400, 0))), c_ulong(1), 0),

@@ -338,17 +338,15 @@ def test_a_failing_call_is_traced_as_by_strace(name: str, error: str, tmp_path: 
 
 FORMS = """
 import ctypes, os, resource, socket, sys, tempfile
-from danga_raw._epoll import epoll_event
+from danga_raw._epoll import EVENT, epoll_event
 from danga_raw._libc import libc
 from danga_raw._poll import pollfd
 
-event = epoll_event()
 epfd = libc.epoll_create1(os.O_CLOEXEC)
 near, far = socket.socketpair()
 fd = near.fileno()
 def control(op, fd, mask):
-    event.events, event.data = mask, fd + (9 << 32)
-    return libc.epoll_ctl(epfd, op, fd, ctypes.byref(event))
+    return libc.epoll_ctl(epfd, op, fd, EVENT.pack(mask, fd + (9 << 32)))
 control(1, fd, 0)
 for bit in range(32):
     control(3, fd, 1 << bit)

@@ -22,7 +22,7 @@ SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 def epoll_create1(flags: int, /) -> int:
     """`int epoll_create1(int flags)`: a new epoll descriptor. epoll_create1(2), Linux 2.6.27."""
 
-def epoll_ctl(epfd: int, op: int, fd: int, event: Reference, /) -> int:
+def epoll_ctl(epfd: int, op: int, fd: int, event: bytes, /) -> int:
     """`int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)`: epoll_ctl(2)."""
 
 def epoll_wait(epfd: int, events: Reference, maxevents: int, timeout: int, /) -> int:

@@ -19,8 +19,9 @@ def _target(pointer: object, what: str) -> object:
 
 
 def memory(pointer: object, need: int, what: str) -> memoryview:
-    """The bytes behind `pointer` (an array, or what `byref` gives), `need` of them or more."""
-    view = memoryview(cast("ctypes.Array[Any]", _target(pointer, what))).cast("B")
+    """The bytes behind `pointer` (bytes, an array, or what `byref` gives), `need` of them or more."""
+    target = pointer if isinstance(pointer, bytes) else _target(pointer, what)
+    view = memoryview(cast("ctypes.Array[Any] | bytes", target)).cast("B")
     if len(view) < need:
         raise SimError(f"{what}: {need} bytes are used of a buffer that has {len(view)}")
     return view
