@@ -8,7 +8,9 @@ from ctypes import byref, c_uint32, sizeof
 from errno import EINTR
 from struct import Struct
 
-from danga_raw._libc import Descriptor, Fields, check_fd, failure, libc, structure
+from danga_raw._interrupt import Once
+from danga_raw._libc import check_fd, failure, libc
+from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Epoll:
         low_half = 0 if sys.byteorder == "little" else 1
         self._states = words[0::stride]
         self._fds = words[offset + low_half :: stride]
-        self._descriptor = Descriptor()
+        self._descriptor = Once()
         self._epfd = -1
 
     def open(self) -> None:

@@ -11,9 +11,11 @@ from fcntl import F_SETFD, FD_CLOEXEC
 from operator import methodcaller
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
-from danga_raw._libc import Descriptor, Fields, check_fd, failure, libc, structure
+from danga_raw._interrupt import Once
+from danga_raw._libc import check_fd, failure, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
+from danga_raw._structs import Fields, structure
 
 if TYPE_CHECKING:
     from ctypes import Array
@@ -212,7 +214,7 @@ class KQueue:
         self._calls = cast(KQueueLibrary, libc) if library is None else library
         self._watched: set[int] = set()
         self.batch: Batch = []
-        self._descriptor = Descriptor()
+        self._descriptor = Once()
         self._kq = -1
         self._pid = 0
         """Whose kqueue it is."""

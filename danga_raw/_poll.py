@@ -7,8 +7,9 @@ from errno import EEXIST, EINTR, ENOENT, EPERM
 from os import strerror
 from stat import S_ISDIR, S_ISREG
 
-from danga_raw._libc import PLATFORM, Fields, check_fd, failure, libc, structure
+from danga_raw._libc import PLATFORM, check_fd, failure, libc
 from danga_raw._log import warn
+from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

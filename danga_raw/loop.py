@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from operator import index
-from resource import RUSAGE_SELF
 
 from _socket import socket as RawSocket
 from danga_raw._epoll import Epoll
-from danga_raw._libc import INT_MAX, by_handler, libc
+from danga_raw._interrupt import by_handler
+from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT, Poll
 from danga_raw.timers import Timer, Timers
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     )
 
     Callback = TypeVar("Callback")
+
+
+RUSAGE_SELF: Final = 0
 
 
 class Leaving:

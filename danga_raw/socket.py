@@ -7,7 +7,8 @@ from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EBADF, ECONNRESET, ENOENT, EPIPE
 
-from danga_raw._libc import by_handler, libc, take_result
+from danga_raw._interrupt import by_handler, take_result
+from danga_raw._libc import libc
 from danga_raw._log import debug, warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork

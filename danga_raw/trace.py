@@ -25,7 +25,8 @@ from types import TracebackType
 from typing import Final, Protocol, cast
 
 from _ctypes import CFuncPtr
-from danga_raw._libc import FOREIGN, RESULT, libc
+from danga_raw._interrupt import RESULT
+from danga_raw._libc import FOREIGN, libc
 from danga_raw._strace import CALLS, Given
 from danga_raw._strace import Call as Call
 
