@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from ctypes import byref, c_uint32, sizeof
-from errno import EINTR
+from errno import EBADF, EINTR, ENOENT
 from struct import Struct
 
 from danga_raw._interrupt import Once
@@ -16,8 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
-
-    from danga_raw.types import Batch
 
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
@@ -66,7 +64,7 @@ class Epoll:
 
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
-        self.batch: Batch = []
+        self.batch: list[int] = []
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
         # Events are decoded by columns, with no object made for a row: the buffer is seen as
@@ -94,6 +92,17 @@ class Epoll:
         """
         check_fd(fd, "epoll_ctl")
         self._ctl(EPOLL_CTL_ADD, fd, events)
+
+    def holds(self, fd: int, events: int) -> bool:
+        """False if the descriptor that was watched for `events` under this number was closed since:
+        epoll_ctl(EPOLL_CTL_MOD), which changes nothing. Raises `OSError` (ENOMEM)."""
+        try:
+            self._ctl(EPOLL_CTL_MOD, fd, events)
+        except OSError as error:
+            if error.errno not in (ENOENT, EBADF):
+                raise
+            return False
+        return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Watch `fd` for `new`, no longer for `old`: epoll_ctl(EPOLL_CTL_MOD).

@@ -20,8 +20,6 @@ from danga_raw._structs import Fields, structure
 if TYPE_CHECKING:
     from ctypes import Array
 
-    from danga_raw.types import Batch
-
     # What byref gives has no public name.
     from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
 
@@ -213,7 +211,7 @@ class KQueue:
         self._timespec = structure("timespec", timespec_fields(name, os.uname().machine))
         self._calls = cast(KQueueLibrary, libc) if library is None else library
         self._watched: set[int] = set()
-        self.batch: Batch = []
+        self.batch: list[int] = []
         self._descriptor = Once()
         self._kq = -1
         self._pid = 0
@@ -261,6 +259,16 @@ class KQueue:
             for change in changes:
                 self._apply([change], EPIPE, ENOENT)
         self._watched.add(fd)
+
+    def holds(self, fd: int, events: int) -> bool:
+        """False if the descriptor that was watched for reading was closed since: kevent(EV_ENABLE)."""
+        try:
+            self._apply([(fd, self._abi.evfilt_read, EV_ENABLE)])
+        except OSError as error:
+            if error.errno not in (ENOENT, EBADF):
+                raise
+            return False
+        return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Switch the filters on or off in which `new` differs from `old`: a kevent(2) for each.
@@ -330,8 +338,8 @@ class KQueue:
             if event.flags & EV_EOF:
                 state |= POLLERR if event.fflags else POLLHUP
             ready.append((fd, state))
-        self.batch = ready
-        return ready
+        self.batch = [fd for fd, _ in ready]
+        return zip(self.batch, [state for _, state in ready])
 
     def fileno(self) -> int:
         """The kqueue descriptor."""

@@ -23,12 +23,18 @@ import sys
 import time
 from operator import methodcaller
 
+from _socket import SO_ERROR, SOL_SOCKET
+
 # Not from typing, which costs more to import than all of this package (see types.py).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from resource import struct_rusage
+    from socket import socket as Socket
+    from types import FrameType
     from typing import Final
+
+    from libc import SockAddr as SocketAddress
 
     import libc as libc
 
@@ -61,6 +67,8 @@ FOREIGN: Final[Mapping[str, tuple[str, ...]]] = {
     "poll": ("poll",),
     "setsockopt": ("setsockopt",),
     "fcntl": ("fcntl",),
+    "pipe2": ("pipe2",),
+    "pipe": ("pipe",),
 }
 """Each foreign function and the symbols to look for, the newest first."""
 
@@ -69,6 +77,22 @@ def _getrusage(who: int) -> struct_rusage:
     from resource import getrusage  # for profiling only, and a small container may lack it
 
     return getrusage(who)
+
+
+def _signal(number: int, handler: Callable[[int, FrameType | None], object] | int) -> object:
+    from signal import signal  # imports enum, and most programs that make a loop have no use for it
+
+    return signal(number, handler)
+
+
+def _socket(family: int, kind: int) -> Socket:
+    from socket import socket  # imports selectors, which opens and closes an epoll
+
+    return socket(family, kind)
+
+
+def _connect(sock: Socket, address: SocketAddress) -> None:
+    sock.connect(address)
 
 
 class Door:
@@ -93,6 +117,12 @@ class Door:
         self.getpid = os.getpid
         self.getrusage = _getrusage
         self.clock_gettime = time.clock_gettime
+        self.signal = _signal
+        self.socket = _socket
+        self.connect = _connect
+        self.accept = methodcaller("accept")
+        self.setblocking = methodcaller("setblocking", False)
+        self.getsockopt = methodcaller("getsockopt", SOL_SOCKET, SO_ERROR)
         self.getpeername = methodcaller("getpeername")
         self.getsockname = methodcaller("getsockname")
 
