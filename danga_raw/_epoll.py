@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
+    from danga_raw.types import Batch
+
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
@@ -64,7 +66,7 @@ class Epoll:
 
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
-        self.batch: list[int] = []
+        self.batch: Batch = []
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
         # Events are decoded by columns, with no object made for a row: the buffer is seen as

@@ -20,6 +20,8 @@ from danga_raw._structs import Fields, structure
 if TYPE_CHECKING:
     from ctypes import Array
 
+    from danga_raw.types import Batch
+
     # What byref gives has no public name.
     from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
 
@@ -211,7 +213,7 @@ class KQueue:
         self._timespec = structure("timespec", timespec_fields(name, os.uname().machine))
         self._calls = cast(KQueueLibrary, libc) if library is None else library
         self._watched: set[int] = set()
-        self.batch: list[int] = []
+        self.batch: Batch = []
         self._descriptor = Once()
         self._kq = -1
         self._pid = 0
@@ -338,8 +340,8 @@ class KQueue:
             if event.flags & EV_EOF:
                 state |= POLLERR if event.fflags else POLLHUP
             ready.append((fd, state))
-        self.batch = [fd for fd, _ in ready]
-        return zip(self.batch, [state for _, state in ready])
+        self.batch = ready
+        return ready
 
     def fileno(self) -> int:
         """The kqueue descriptor."""

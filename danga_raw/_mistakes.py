@@ -25,8 +25,8 @@ def is_coroutine(function: object) -> bool:
 def check_callback(what: str, callback: object) -> None:
     """Raises `TypeError` for what can't be called, and for what would do nothing if it were."""
     if not callable(callback):
-        called = "; pass the function itself, f and not f()" if callback is None else ""
-        raise TypeError(f"{what} is to be called, and {callback!r} can't be{called}")
+        called = "; give the function itself, f and not f()" if callback is None else ""
+        raise TypeError(f"{what} is a callable, not {callback!r}{called}")
     if is_coroutine(callback):
         raise TypeError(f"{what} is called and not awaited: {callback!r} is a coroutine function")
 
@@ -47,14 +47,14 @@ def check_class(kind: type) -> None:
             raise TypeError(f"{kind.__name__}.{name} is called and not awaited: no async def")
 
 
-def no_handle(sock: object) -> TypeError:
-    """The error for what has no descriptor to be watched."""
-    if isinstance(sock, int):
-        return TypeError(
-            f"a Socket takes a socket or a file, not the number {sock}: "
-            f"try socket.socket(fileno={sock}), or AddOtherFds for a bare descriptor"
-        )
-    return TypeError(f"a Socket takes a socket or a file, something with fileno(), not {sock!r}")
+class NoHandleError(TypeError, AttributeError):
+    """Something without a descriptor was to be watched. An AttributeError too, as it always was."""
+
+    def __init__(self, given: object) -> None:
+        hint = ""
+        if isinstance(given, int):
+            hint = f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
+        super().__init__(f"a Socket takes a socket, or what else has a fileno(), not {given!r}{hint}")
 
 
 def not_made(obj: object) -> NoReturn:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ctypes import Array, Structure
     from typing import Final
 
+    from danga_raw.types import Batch
+
 POLLIN: Final = 0x01
 POLLOUT: Final = 0x04
 POLLERR: Final = 0x08
@@ -41,16 +43,17 @@ class Poll:
     fd drops it.
     """
 
-    __slots__ = ("_changed", "_events", "_fds", "_files", "_revents", "_slot", "_table", "_torn", "batch")
+    __slots__ = ("_asked", "_changed", "_events", "_fds", "_files", "_revents", "_slot", "_table", "_torn", "batch")
 
     def __init__(self) -> None:
         """Makes no system call."""
-        self.batch: list[int] = []
+        self.batch: Batch = []
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         # The same as a table, but for what has changed since the last wait. Only a wait changes the
         # table: a signal's handler that closes a socket could meet another change half done.
         self._changed: dict[int, int] = {}  # its keys, in order
         self._torn = False  # True if an exception has cut a change of the table short
+        self._asked: Epoll | None = None  # what is asked whether a file can be polled
         self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
         self._slot: dict[int, int] = {}  # fd -> where it stands in the table
         self._fds: list[int] = []  # the fd of each used slot
@@ -83,9 +86,26 @@ class Poll:
                 raise
             raise _refusal(error.errno or 0, fd) from None
         mode = status.st_mode
-        if (S_ISREG(mode) or S_ISDIR(mode)) and not _epoll_takes(fd):
+        if (S_ISREG(mode) or S_ISDIR(mode)) and not self._takes(fd):
             raise _refusal(EPERM, fd)
         return status.st_dev, status.st_ino
+
+    def _takes(self, fd: int) -> bool:
+        """Whether a regular file or a directory can be polled: most can't, and /proc/self/mounts can.
+        poll(2) takes all, but the kernel tells by an epoll: epoll_create1(2), once, and
+        epoll_ctl(2). Where there is none, none is taken."""
+        if not hasattr(libc, "epoll_create1"):
+            return False
+        self._asked = self._asked or Epoll()
+        try:
+            self._asked.open()
+            self._asked.register(fd, 0)
+            self._asked.unregister(fd, 0)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            return False
+        return True
 
     def holds(self, fd: int, events: int) -> bool:
         """False if the descriptor that was watched under this number was closed since: fstat(2)."""
@@ -188,34 +208,20 @@ class Poll:
             if self._events.pop(dead, None) is not None:
                 warn("poll() found fd %d closed. removing.", dead)
         alive = [(fd, state) for fd, state in ready if not state & POLLNVAL]
-        self.batch = [fd for fd, _ in alive]
-        return zip(self.batch, [state for _, state in alive])
+        self.batch = alive
+        return alive
 
     def fileno(self) -> int:
         """-1: poll has no descriptor of its own."""
         return -1
 
     def close(self) -> None:
-        """Makes no system call."""
+        """Makes no system call, but where a file was to be watched: close(2) for the epoll that was
+        asked."""
+        if self._asked is not None:
+            self._asked.close()
 
 
 def _refusal(number: int, fd: int) -> OSError:
     return OSError(number, f"poll(fd {fd}): {strerror(number)}")
 
-
-def _epoll_takes(fd: int) -> bool:
-    """Whether a regular file or a directory can be polled: most can't, and /proc/self/mounts can.
-    The kernel tells by epoll_create1(2), epoll_ctl(2) and close(2), where it has them."""
-    if not hasattr(libc, "epoll_create1"):
-        return False
-    epoll = Epoll()
-    try:
-        epoll.open()
-        epoll.register(fd, 0)
-    except OSError as error:
-        if by_handler(error):
-            raise
-        return False
-    finally:
-        epoll.close()
-    return True

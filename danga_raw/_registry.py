@@ -10,8 +10,8 @@ leaving, and nobody else:
 
 A number may come back while somebody here still holds it, as its owner has closed the descriptor
 behind the loop's back, or may take another owner in the midst of a batch, as one that was stolen is
-wrapped again. Then the old holder is dropped, and what the batches in hand still hold of the number
-is struck out: events are level-triggered, so the next wait says again what is still true.
+wrapped again. Then the old holder is dropped, and so is what is left of a batch in hand that speaks of
+the number: events are level-triggered, so the next wait says again what is still true.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from danga_raw._waker import Waker
     from danga_raw.types import (
         AnySocket,
+        Batch,
         Callback,
         Handle,
         OtherFdCallback,
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
         PostLoopCallback,
         Socket,
     )
-
-NOBODY: Final = -1
-"""Stands in a batch for a number whose event was struck out."""
 
 
 def backends() -> list[str]:
@@ -139,7 +137,7 @@ class Registry:
         """The objects that have pushed-back data and watch for reading, by their fd."""
         self.own_callbacks: dict[int, PostLoopCallback] = {}
         """The post-loop callbacks of single objects, by their fd."""
-        self.outer: list[list[int]] = []
+        self.outer: list[Batch] = []
         """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.connecting: dict[int, Connecting] = {}
         """The connects that are pending, by the fd of their objects."""
@@ -261,7 +259,7 @@ class Registry:
             self.renew()
         try:
             self.open().register(fd, events)
-            self._strike_out(fd)
+            self._drop_events(fd)
             if self._dispossess(fd) and self.backend == "epoll":
                 # An entry goes when the last descriptor of its file does, and a forked child or a
                 # dup may have one: its events would be taken for those of the newcomer.
@@ -296,12 +294,12 @@ class Registry:
             lost = True
         return lost
 
-    def _strike_out(self, fd: int) -> None:
-        """Whatever the batches in hand still say of `fd` is not about who has it now."""
+    def _drop_events(self, fd: int) -> None:
+        """What the batches in hand may still say of `fd` is not about who has it now."""
         if self.poller is not None:
-            _strike_out(fd, self.poller.batch)
+            _drop_if_about(fd, self.poller.batch)
         for batch in self.outer:
-            _strike_out(fd, batch)
+            _drop_if_about(fd, batch)
 
     def modify(self, obj: AnySocket, fd: int, new: int) -> None:
         """Watch an object for the events of another mask. Raises `OSError`."""
@@ -343,7 +341,7 @@ class Registry:
         """The poller speaks of a descriptor that is nobody's. As long as it is there every wait
         would return at once: it is unregistered and closed, as in the original, or where that can't
         be, since the number is another file's by now or nobody's, the poller is renewed."""
-        if fd == NOBODY or any(entry.fd == fd for entry in list(self.leaving)):
+        if any(entry.fd == fd for entry in list(self.leaving)):
             return
         what = "%s returned fd %d with state %d, of which nothing is known."
         try:
@@ -476,7 +474,7 @@ class Registry:
             if obj is not None and self.objects.get(entry.fd) is obj:
                 del self.objects[entry.fd]
             for batch in self.outer[1:]:
-                _strike_out(entry.fd, batch)
+                _drop_if_about(entry.fd, batch)
             # The close() of a handle may have run the loop, or reset it.
             if self.leaving and self.leaving[0] is entry:
                 self.leaving.popleft()
@@ -499,9 +497,13 @@ class Registry:
             self.waker = None
 
 
-def _strike_out(fd: int, batch: list[int]) -> None:
-    while fd in batch:
-        batch[batch.index(fd)] = NOBODY
+def _drop_if_about(fd: int, batch: Batch) -> None:
+    """Drop what is left of a batch that has something of `fd` in it."""
+    if fd in batch:
+        batch.clear()
+    elif batch and not isinstance(batch[0], int):
+        if any(fd == entry[0] for entry in batch if not isinstance(entry, int)):
+            batch.clear()
 
 
 def _disown(sock: Handle, fd: int) -> None:

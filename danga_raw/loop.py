@@ -107,10 +107,12 @@ class Loop:
     def _run_until_stopped(self) -> None:
         registry = self._registry
         objects, leaving, pushed_back = registry.objects, registry.leaving, registry.pushed_back
-        timers, soon = self._timers.heap, self._soon
+        timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
         resets = self._resets
+        if registry.polls and count_other_threads():
+            self._open_waker()
         while not self._stopping:
-            if timers or soon or leaving or pushed_back:
+            if timers or overdue or soon or leaving or pushed_back:
                 timeout = self._run_what_is_due()
                 if timeout is None:
                     return
@@ -176,7 +178,7 @@ class Loop:
         """Run the timers that are due and what `call_soon` was given; how long the wait may take, or
         None if one of them has stopped the loop."""
         timeout = self._timeout
-        while self._timers.heap:
+        while self._timers.heap or self._timers.due:
             try:
                 until_next = self._timers.run_due()
             except Exception as error:

@@ -13,7 +13,7 @@ from danga_raw._connecting import Connecting, begin
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, formatted, print_error, warn
-from danga_raw._mistakes import callable_or_none, check_class, no_handle, not_made
+from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, not_made
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw.loop import Loop, registry_of
@@ -134,7 +134,7 @@ class Socket(Generic[HandleT]):
         try:
             fd = sock.fileno()
         except AttributeError:
-            raise no_handle(sock) from None
+            raise NoHandleError(sock) from None
         self.loop: Loop = loop if loop is not None else default_loop()
         self._registry = registry_of(self.loop)
         self.sock: HandleT | None = sock
@@ -707,7 +707,7 @@ class Socket(Generic[HandleT]):
                 f"\t{frame.filename}:{frame.lineno} called {frame.name}\n"
                 for frame in reversed(traceback.extract_stack()[:-1])
             ]
-            print_error(f"ERROR: {message}\n\t{self!r} = {self.as_string()}\n{''.join(calls)}")
+            print_error(f"ERROR: {message}\n\t{object.__repr__(self)} = {self.as_string()}\n{''.join(calls)}")
         except Exception:  # The table of descriptors is full, or as_string() is a subclass's own.
             print_error(f"ERROR: {message}\n\t{type(self).__name__}\n")
 

@@ -45,12 +45,13 @@ class Timer:
 class Timers:
     """The timers of one loop, in order of deadline; equal ones in the order they were added."""
 
-    __slots__ = ("_added", "_due", "_spent", "heap")
+    __slots__ = ("_added", "_spent", "due", "heap")
 
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Timer]] = []
         self._added = 0  # how many there ever were
-        self._due: deque[Timer] = deque()  # what the present pass has still to fire
+        self.due: deque[Timer] = deque()
+        """What the present pass has still to fire, and what one left that an exception cut short."""
         self._spent = 0  # roughly how many of the heap have no callback any more
 
     def add(self, seconds: float, callback: Callback) -> Timer:
@@ -83,7 +84,7 @@ class Timers:
         millisecond past the deadline, since a timer that is woken a little early waits in many
         short turns. Calls clock_gettime(CLOCK_MONOTONIC).
         """
-        heap, due = self.heap, self._due
+        heap, due = self.heap, self.due
         now = libc.clock_gettime(CLOCK_MONOTONIC)
         if heap and heap[0][0] <= now or due:
             if not due:
@@ -125,8 +126,8 @@ class Timers:
 
     def clear(self) -> None:
         """Forget all timers; none of them fires."""
-        for timer in [entry[2] for entry in self.heap] + list(self._due):
+        for timer in [entry[2] for entry in self.heap] + list(self.due):
             timer.callback = None
         self.heap.clear()
-        self._due.clear()
+        self.due.clear()
         self._spent = 0

@@ -44,12 +44,14 @@ else:
     HandleT, SocketT = Handle, Socket
 
 
+Batch: TypeAlias = list[int] | list[tuple[int, int]]
+"""What the last wait found. The loop goes through it as it is, and may drop the rest by `clear()`."""
+
+
 class Poller(Protocol):
     """One mechanism to wait for events. An event mask is that of poll(2) on all of them."""
 
-    batch: list[int]
-    """The descriptors of which the last wait spoke. The loop goes through it as it is, and may
-    strike out what is left of a number."""
+    batch: Batch
 
     def open(self) -> None: ...
     def register(self, fd: int, events: int) -> None: ...

@@ -14,7 +14,7 @@ import pytest
 
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
-from danga_raw.loop import backends
+from danga_raw._registry import backends
 from tests.world import IN, Noted, World, drain, only, readiness_only
 
 NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
@@ -29,8 +29,8 @@ def state(loop: Loop) -> tuple[object, ...]:
         len(loop._timers.heap),
         loop._timeout,
         loop._post_loop_callback,
-        dict(loop.own_callbacks),
-        dict(loop.pushed_back),
+        dict(loop._registry.own_callbacks),
+        dict(loop._registry.pushed_back),
         loop.on_exception,
         loop._stopping,
     )
@@ -322,10 +322,10 @@ def test_a_poller_that_cannot_be_had_is_an_error_that_names_the_call(
     loop = Loop(backend)
     monkeypatch.setattr(libc, call, full)
     with pytest.raises(OSError, match=rf"{call}\(.*Too many open files") as caught:
-        loop.poller()
+        loop._registry.open()
     assert caught.value.errno == EMFILE
     monkeypatch.undo()
-    assert loop.poller().fileno() >= 0
+    assert loop._registry.open().fileno() >= 0
     loop.close()
 
 

@@ -395,7 +395,7 @@ def test_a_failure_to_unregister_is_dumped_and_the_close_goes_on(
     one, _ = world.socketpair()
     fd = one.fileno()
     obj = Noted(one, world.loop)
-    world.loop.poller().unregister(fd, obj.event_watch)
+    world.loop._registry.open().unregister(fd, obj.event_watch)
     obj.close()
     world.turn()
     assert obj.closed and not world.is_open(fd)
@@ -411,7 +411,7 @@ def test_warnings_reach_standard_error_where_nothing_is_configured() -> None:
 import os, danga_raw
 loop = danga_raw.Loop("poll")
 here, there = os.pipe()
-loop.poller().register(here, 1)
+loop._registry.open().register(here, 1)
 os.write(there, b"x")
 loop.set_post_loop_callback(lambda *_: False)
 loop.run()

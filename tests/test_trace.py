@@ -94,7 +94,7 @@ def test_calls_are_recorded_in_order_with_their_arguments(pair: Pair, loop: Loop
         far.send(b"hello")
         loop.run()
         taker.write(bytearray(b"answer"))
-    fd, epfd = near.fileno(), loop.poller().fileno()
+    fd, epfd = near.fileno(), loop._registry.open().fileno()
     create, add, mod, wait, read, write = calls
     assert create[:4] == ("epoll_create1", (os.O_CLOEXEC,), epfd, 0)
     assert add[:4] == ("epoll_ctl", (epfd, 1, fd, Event(0x38, fd)), 0, 0)
@@ -144,7 +144,7 @@ def test_a_record_does_not_change(pair: Pair, loop: Loop) -> None:
 
 
 def test_the_clock_is_no_system_call(loop: Loop) -> None:
-    loop.poller()
+    loop._registry.open()
     with Trace() as calls:
         loop.add_timer(0, loop.stop)
         loop.run()
@@ -412,9 +412,9 @@ def test_a_sink_that_raises_leaves_no_poller_open(backend: str) -> None:
         with Loop(backend) as loop:
             boom_at({"epoll": "epoll_create1", "kqueue": "kqueue"}[backend])
             with pytest.raises(Boom):
-                loop.poller()
+                loop._registry.open()
             (made,) = kernel.table.files
-            assert loop.poller().fileno() == made and len(kernel.table.files) == 1
+            assert loop._registry.open().fileno() == made and len(kernel.table.files) == 1
         assert not kernel.table.files
 
 

@@ -22,7 +22,7 @@ from danga_raw._epoll import Epoll
 from danga_raw._kqueue import KQueue
 from danga_raw._libc import libc
 from danga_raw._poll import Poll
-from danga_raw.loop import backends
+from danga_raw._registry import backends
 from tests.simkernel import SimKernel
 
 IN, OUT, ERR, HUP = 1, 4, 8, 16
