@@ -29,6 +29,7 @@ from danga_raw._libc import libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLIN, Poll
 from danga_raw._sockopt import set_cork
+from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ class Registry:
             if obj is not None:
                 self.other_fds.pop(fd, None)
                 # Who takes the objects out asks what their handle is where that matters.
-                self.objects[fd] = obj  # type: ignore[assignment]
+                self.objects[fd] = cast("Socket", obj)
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)

@@ -12,6 +12,7 @@ from danga_raw._log import described, warn
 from danga_raw._mistakes import callable_or_none, check_callback
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import Registry, choose_backend
+from danga_raw._typing import cast
 from danga_raw.timers import Timer, Timers
 
 TYPE_CHECKING = False
@@ -264,7 +265,7 @@ class Loop:
             return False
         try:
             # Which kind of handle the object has is the callback's to ask.
-            self._on_exception(obj, error)  # type: ignore[arg-type]
+            self._on_exception(cast("Socket | None", obj), error)
         finally:
             if obj is not None and not obj.closed:
                 try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
-from types import GenericAlias
 
 from danga_raw import _addresses
 from danga_raw._addresses import NOWHERE
@@ -16,17 +15,19 @@ from danga_raw._log import debug, formatted, print_error, warn
 from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, not_made
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
+from danga_raw._typing import Generic, cast
 from danga_raw.loop import Loop, registry_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final, Generic, NoReturn, TypeVar
+    from typing import Final, NoReturn, TypeVar
 
     from danga_raw.timers import Timer
     from danga_raw.types import (
         Block,
         Callback,
+        Constructor,
         DescriptorMapping,
         Handle,
         HandleT,
@@ -42,13 +43,6 @@ if TYPE_CHECKING:
 
     Method = TypeVar("Method")
 else:
-
-    class Generic:
-        """Takes `Socket[...]` at run time, where `typing` would cost as much as all the package."""
-
-        __slots__ = ()
-        __class_getitem__ = classmethod(GenericAlias)
-
     HandleT = object
 
 MAX_READ: Final = 1_048_576
@@ -175,7 +169,7 @@ class Socket(Generic[HandleT]):
         sock, error = begin(address)
         try:
             # What a subclass's constructor takes is its own, and can't be said here.
-            obj = cls(sock, *args, **more)  # type: ignore[arg-type]
+            obj = cast("SocketT", cast("Constructor", cls)(sock, *args, **more))
         except BaseException:
             sock.close()
             raise

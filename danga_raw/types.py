@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 
 from _socket import socket as RawSocket
 from danga_raw import _connecting, _registry, listener, loop, socket, timers
+from danga_raw._typing import Protocol
 from danga_raw.loop import Loop as Loop
 from danga_raw.socket import Socket as Socket
 from danga_raw.timers import Timer as Timer
@@ -20,12 +21,11 @@ from danga_raw.timers import Timer as Timer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from socket import socket as PythonSocket
-    from typing import Protocol, TypeAlias
+    from typing import TypeAlias
 
     from typing_extensions import TypeVar
 else:
     PythonSocket = RawSocket
-    Protocol = object
     TypeAlias = object
 
 
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     SocketT = TypeVar("SocketT", bound=Socket[Handle])
 else:
     HandleT, SocketT = Handle, Socket
+
+
+class Constructor(Protocol):
+    """What makes an object of a socket and what else it takes."""
+
+    def __call__(self, sock: PythonSocket, /, *args: object, **more: object) -> object: ...
 
 
 Batch: TypeAlias = list[int] | list[tuple[int, int]]

@@ -19,7 +19,7 @@ import pytest
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw._registry import backends
-from danga_raw.types import Poller
+from danga_raw.types import AnySocket, Poller
 from tests.test_bad_input import state
 from tests.world import (
     ERR,
@@ -63,7 +63,7 @@ def batch(world: World, *events: tuple[int, int]) -> pytest.MonkeyPatch:
     return patch
 
 
-def fd_of(obj: Socket) -> int:
+def fd_of(obj: AnySocket) -> int:
     assert obj.fd is not None
     return obj.fd
 
@@ -707,7 +707,7 @@ def test_on_exception_is_not_for_what_ends_the_program(
 
 
 def test_an_event_that_a_class_lacks_names_class_and_event(world: World) -> None:
-    class Bare(Socket):
+    class Bare(Socket[Thing]):
         pass
 
     one, two = world.socketpair()

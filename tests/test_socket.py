@@ -13,6 +13,7 @@ import pytest
 
 from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
+from danga_raw.types import AnySocket
 from tests.world import ERR, HUP, IN, Noted, Thing, World, drain, only, real_only
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_CORK")
@@ -46,7 +47,7 @@ def test_an_object_goes_on_the_default_loop_unless_told_otherwise(world: World) 
 
 
 def test_a_subclass_may_have_slots_and_then_has_no_dict(world: World) -> None:
-    class Slotted(Socket):
+    class Slotted(Socket[Thing]):
         __slots__ = ("mine",)
         mine: int
 
@@ -58,7 +59,7 @@ def test_a_subclass_may_have_slots_and_then_has_no_dict(world: World) -> None:
 
 
 def test_a_subclass_with_an_init_of_its_own_calls_up(world: World) -> None:
-    class Mine(Socket):
+    class Mine(Socket[Thing]):
         def __init__(self, sock: Thing, loop: Loop, name: str) -> None:
             super().__init__(sock, loop)
             self.name = name
@@ -371,10 +372,10 @@ def test_debug_messages_go_to_standard_error(
 def test_dump_error_prints_the_message_the_object_and_the_calls(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def inner(obj: Socket) -> None:
+    def inner(obj: AnySocket) -> None:
         obj.dump_error("what went wrong")
 
-    def outer(obj: Socket) -> None:
+    def outer(obj: AnySocket) -> None:
         inner(obj)
 
     obj = Noted(world.socketpair()[0], world.loop)

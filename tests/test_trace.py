@@ -23,6 +23,7 @@ from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw._strace import CALLS, Event, KernelEvent, Length, Pointer, PollFd, Timespec, quoted
 from danga_raw.trace import Call, Trace
+from danga_raw.types import Handle
 from tests.simkernel import SimKernel
 
 ROOT = Path(__file__).parent.parent
@@ -176,7 +177,7 @@ def test_the_simulated_kqueue_gives_the_same_records() -> None:
             near, far = kernel.socketpair()
             near.setblocking(False)
 
-            class Reader(Socket):
+            class Reader(Socket[Handle]):
                 def event_read(self) -> None:
                     self.read(10)
 

@@ -80,7 +80,7 @@ def _change(change: object) -> str:
 # --- the ground on which a row is tried -----------------------------------------------------------
 
 
-class Client(Socket):
+class Client(Socket[Thing]):
     """What a row is about: each handler does the least."""
 
     __slots__ = ("reads",)

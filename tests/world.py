@@ -374,7 +374,7 @@ def fill(thing: Thing) -> int:
     return total
 
 
-class Noted(Socket):
+class Noted(Socket[Thing]):
     """Notes its events in `events`, and what it has read in `got`.
 
     An event for which it was given an action (`read=`, `write=`, `err=`, `hup=`) does only that;

@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
 from danga_raw.loop import Loop
-from danga_raw.types import PostLoopCallback, Watched
+from danga_raw.types import AnySocket, PostLoopCallback
 from tests.simkernel.clients import Tap
 from tests.simkernel.epoll import as_epoll
 from tests.simkernel.files import POLLIN, POLLOUT
@@ -232,7 +232,7 @@ class World:
                     f"connection {conn.number} read {conn.consumed} bytes of those sent",
                 )
 
-    def _on_exception(self, obj: Watched | None, error: Exception) -> None:
+    def _on_exception(self, obj: AnySocket | None, error: Exception) -> None:
         if not isinstance(error, (Boom, OSError)):
             raise error
 
