@@ -4,8 +4,20 @@
 Python's. `danga_raw.types` has what annotations need, `danga_raw.trace` the audit.
 """
 
+import sys
+
+if sys.version_info < (3, 10):
+    # The other rooms use syntax that an older Python answers with a SyntaxError, so this one, which
+    # every import comes through, has none of it.
+    needed = "danga_raw needs Python 3.10 or later; this is Python %d.%d" % sys.version_info[:2]
+    # So it is for `python -m danga_raw` while the module is looked for; in Python 2 it says -c.
+    running = "runpy" in sys.modules and getattr(sys, "argv", [])[:1] in (["-m"], ["-c"])
+    raise (SystemExit if running else ImportError)(needed)
+
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket, default_loop
 from danga_raw.timers import Timer
 
 __all__ = ["Loop", "Socket", "Timer", "default_loop"]
+
+__version__ = "1.1.0"
