@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Final, TypeAlias
 
-from danga_raw import Loop, Socket, _epoll, _kqueue, _poll, _sockopt, _tracecli
+from danga_raw import Loop, Socket, _epoll, _kqueue, _poll, _sockopt
 from danga_raw.loop import backends
 
 Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["trace"]:
         # What follows PROGRAM is the program's, and so is what it raises.
-        _tracecli.main(argv[1:])
+        from danga_raw import _tracecli
+
+        _tracecli.main(argv[1:], parser.prog)
         return 0
     arguments = parser.parse_args(argv)
     try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,9 @@ def wrote(text):
 wrote(b"begin")
 """
 """A program that makes three calls, to which a test adds how it ends."""
+
+PID = r"^\[pid +\d+\] "
+"""What is in front of a line where there is more than one thread."""
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -93,13 +99,13 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
     assert (traced.returncode, traced.stdout) == (alone.returncode, alone.stdout)
     errors = traced.stderr.splitlines()
     if ending.startswith("a hook"):  # Python tells who raised in the hook.
-        ours = [at for at, line in enumerate(errors) if "_tracecli.py" in line]
+        ours = [at for at, line in enumerate(errors) if "_program.py" in line]
         del errors[ours[0] : errors.index(next(e for e in errors[ours[0] + 1 :] if "File" in e))]
     assert errors == alone.stderr.splitlines()
     writes = 2 if ending in ("atexit", "a thread") else 1
     start = ["epoll_crea", "epoll_ctl("]
     more = start if ending == "all descriptors closed" else []
-    assert [line[:10] for line in out.read_text().splitlines()] == [
+    assert [re.sub(PID, "", line)[:10] for line in out.read_text().splitlines()] == [
         *start, *['write(3, "'] * writes, *more
     ]  # fmt: skip
 
@@ -110,23 +116,107 @@ def test_a_syntax_error_is_the_programs(program: Path) -> None:
     assert (traced.returncode, traced.stderr) == (alone.returncode, alone.stderr)
 
 
-def test_a_program_sees_what_it_would(program: Path) -> None:
-    (program.parent / "beside.py").write_text("here = __file__")
-    program.write_text(
-        "from __future__ import barry_as_FLUFL\nimport sys, os, beside\n"
-        "print(sys.argv, sys.path[0], beside.here, __name__, __file__, __package__, __spec__)\n"
-        "print(sys.modules['__main__'].__dict__ is globals(), type(__loader__), __doc__)\n"
-        "print(sorted(map(int, os.listdir('/dev/fd')))[:4], os.get_inheritable(0))\n"
-        "print(f'{1:{2}}', (lambda x: int)(1), __builtins__, globals().get('__annotations__'))\n"
-    )
-    link = program.parent / "elsewhere"
-    link.mkdir()
-    (link / "linked.py").symlink_to(program)
-    for path in (program, link / "linked.py"):
-        argv = [str(path), "--", "-c", "--json", "-o", "x", "--", "-t"]
-        alone, traced = run([sys.executable, *argv]), run([*TRACE, *argv])
-        assert alone.stderr == ""
-        assert (traced.stdout, traced.stderr) == (alone.stdout, "")
+ABOUT = """
+from __future__ import barry_as_FLUFL
+import atexit, inspect, os, pickle, re, sys, threading, typing
+number: int = 1
+class Kept:
+    def __eq__(self, other): return type(other) is type(self)
+def show(names):
+    for name in names:
+        value = globals().get(name, "has none")
+        print(name, re.sub(" at 0x[0-9a-f]+", "", repr(value)))
+SYSTEMS = ("__annotations__", "__cached__", "__doc__", "__file__", "__loader__", "__name__",
+           "__package__", "__spec__")
+show(("__builtins__", *SYSTEMS))
+main = sys.modules["__main__"]
+print([name for name in globals() if name.startswith("__")])
+print(sys.argv, sys.path, sys.flags, sys.warnoptions, sorted(os.environ), os.getcwd())
+print(main.__dict__ is globals(), typing.get_type_hints(main), (lambda x: int)(1))
+print(pickle.loads(pickle.dumps(Kept())) == Kept(), Kept, Kept.__module__, f"{1:{2}}")
+print(inspect.getmodule(Kept) is main, inspect.getfile(show), show.__code__.co_filename)
+try:
+    print(inspect.getsource(show))
+except OSError as error:
+    print(error)
+try:
+    import beside
+    print(beside.here)
+except ImportError as error:
+    print(error)
+print(sorted(map(int, os.listdir("/dev/fd")))[:4], os.get_inheritable(0), sys.stdin.read())
+threading.Thread(target=lambda: (threading.main_thread().join(), show(["__name__"]))).start()
+atexit.register(show, SYSTEMS)
+atexit.register(lambda: print(getattr(sys, "last_type", None)))
+def inner(): 1/0
+if sys.argv[-1] == "raises":
+    inner()
+sys.exit(sys.argv[-1])
+"""
+"""A program that says all that it can see of how it is run."""
+
+WAYS = ["file.py", "./file.py", "../here/file.py", "link.py", "folder", "./folder/", "zip.pyz"]
+WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-"]
+WAYS += ["/dev/stdin", "nowhere", "empty", "-m nowhere", "-m package.nowhere", "-m empty", "bad.pyc"]
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the program in all the forms that python3 runs."""
+    here = tmp_path_factory.mktemp("ways") / "here"
+    for folder in ("elsewhere", "folder", "package", "empty"):
+        (here / folder).mkdir(parents=True)
+    for path in ("file.py", "folder/__main__.py", "package/__main__.py", "package/inner.py"):
+        (here / path).write_text(ABOUT)
+        (here / path).with_name("beside.py").write_text("here = __file__")
+    (here / "package/__init__.py").write_text("import sys; print(sys.argv[0])")
+    (here / "elsewhere/file.py").write_text(ABOUT)
+    (here / "link.py").symlink_to("elsewhere/file.py")
+    zipapp.create_archive(here / "folder", here / "zip.pyz")
+    py_compile.compile(str(here / "file.py"), str(here / "compiled.pyc"))
+    shutil.copy(here / "compiled.pyc", here / "compiled")
+    (here / "bad.pyc").write_bytes(b"no magic number")
+    return here
+
+
+ISOLATED = f"""
+import sys
+sys.path.append({str(ROOT)!r})
+from danga_raw._tracecli import main
+sys.path.pop()
+main(sys.argv[1:], "danga-raw")
+"""
+"""Our command line under -I, where no variable of the environment leads to the package."""
+
+OPTIONS: dict[str, tuple[list[str], list[str]]] = {
+    "": ([], ["-m", "danga_raw", "trace"]),
+    "-I": (["-I"], ["-I", "-c", ISOLATED]),
+    "-OW": (["-OWerror::UserWarning"], ["-OWerror::UserWarning", "-m", "danga_raw", "trace"]),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> None:
+    plain, trace = OPTIONS[options]
+    for end in ("0", "raises", "in so many words"):
+        alone, traced = (
+            subprocess.run(
+                [sys.executable, *before, *way.split(), "--", "-o", "x", "-m", "-", end],
+                env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+                cwd=ways,
+                input=ABOUT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for before in (plain, [*trace, "-o", os.devnull])
+        )
+        assert traced.stdout == alone.stdout
+        said = alone.stderr
+        if way == "nowhere":
+            said = "danga_raw trace: nowhere: No such file or directory\n"
+        assert (traced.stderr, traced.returncode) == (said, alone.returncode)
 
 
 def test_the_programs_descriptors_have_the_numbers_they_would_have(program: Path) -> None:
@@ -244,7 +334,6 @@ def test_json_is_one_object_a_line(program: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere.py"], "danga_raw trace: nowhere.py: No such file or directory"),
-        (["/"], "danga_raw trace: /: Is a directory"),
         ([""], "danga_raw trace: : No such file or directory"),
         (["-o", "|cat", __file__], "danga_raw trace: -o takes a file, not a command: '|cat'"),
         (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'"),
