@@ -362,6 +362,9 @@ class _Output:
         lines there are those of this process, which strace, too, follows into its next program."""
         path = self.path
         if path is not None and any(os.fsdecode(word).endswith(path) for word in command):
+            if not self._is_ours():  # A program may well close them all before an exec.
+                with suppress(OSError):
+                    self._open()
             self._inherit(True)
 
     def _inherit(self, on: bool) -> None:

@@ -117,7 +117,6 @@ def test_a_syntax_error_is_the_programs(program: Path) -> None:
 
 
 ABOUT = """
-from __future__ import barry_as_FLUFL
 import atexit, inspect, os, pickle, re, sys, threading, typing
 number: int = 1
 class Kept:
@@ -151,13 +150,14 @@ atexit.register(lambda: print(getattr(sys, "last_type", None)))
 def inner(): 1/0
 if sys.argv[-1] == "raises":
     inner()
-sys.exit(sys.argv[-1])
+elif sys.argv[-1] != "ends":
+    sys.exit(sys.argv[-1])
 """
 """A program that says all that it can see of how it is run."""
 
 WAYS = ["file.py", "./file.py", "../here/file.py", "link.py", "folder", "./folder/", "zip.pyz"]
-WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-"]
-WAYS += ["/dev/stdin", "nowhere", "empty", "-m nowhere", "-m package.nowhere", "-m empty", "bad.pyc"]
+WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-", "/dev/stdin"]
+IN_VAIN = ["nowhere", "empty", "-m nowhere", "-m package.nowhere", "-m empty", "bad.pyc"]
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +196,10 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *IN_VAIN])
 def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> None:
     plain, trace = OPTIONS[options]
-    for end in ("0", "raises", "in so many words"):
+    for end in ("ends", "raises", "in so many words") if options == "" else ("raises",):
         alone, traced = (
             subprocess.run(
                 [sys.executable, *before, *way.split(), "--", "-o", "x", "-m", "-", end],
@@ -212,6 +212,8 @@ def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> Non
             )
             for before in (plain, [*trace, "-o", os.devnull])
         )
+        found = way not in IN_VAIN and (options, way[:3]) not in [("-I", "-m ")]
+        assert (alone.returncode == 0) == (end == "ends" and found)
         assert traced.stdout == alone.stdout
         said = alone.stderr
         if way == "nowhere":
@@ -347,6 +349,211 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], message: 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+THREADS = """
+import os, signal, socket, sys, threading, time
+from danga_raw import Loop, Socket
+class Pair:
+    def __init__(self):
+        near, self.far = socket.socketpair()
+        near.setblocking(False)
+        self.obj = Socket(near, Loop("epoll"))
+    def write(self, text):
+        self.obj.write(text)
+        self.far.recv(100)
+"""
+"""What a thread needs to make calls of its own."""
+
+
+@pytest.mark.needs("strace")
+def test_threads_are_told_apart_as_strace_does(program: Path) -> None:
+    program.write_text(
+        START + "import threading\nturn, done = threading.Event(), threading.Event()\n"
+        "def other():\n    wrote(b'other')\n    turn.set()\n    done.wait()\n    wrote(b'ends')\n"
+        "thread = threading.Thread(target=other)\nthread.start()\nturn.wait()\nwrote(b'first')\n"
+        "done.set()\nthread.join()\nwhile len(os.listdir('/proc/self/task')) > 1: pass\n"
+        "wrote(b'alone')\n"
+    )
+    for more in ([], ["-tt"]):
+        own = program.parent / "own"
+        strace = ["strace", "-f", *more, "-qq", "-e", "trace=write", "-e", "signal=none"]
+        done = run([*strace, *TRACE, *more, "-o", str(own), "-e", "write", str(program)])
+        line = re.compile(r"(\[pid +\d+\] )?([\d:.]+ )?write\(3, ")
+        theirs = [text for text in done.stderr.splitlines() if line.match(text)]
+        ours = own.read_text().splitlines()
+        assert [line.startswith("[pid ") for line in ours] == [False, True, True, True, False]
+        ours, theirs = ([re.sub(r"[\d:.]{15}", "", x) for x in y] for y in (ours, theirs))
+        assert ours == theirs
+    pids = [json.loads(line).get("pid") for line in
+            run([*TRACE, "--json", "-e", "write", str(program)]).stderr.splitlines()]  # fmt: skip
+    assert pids[0] is pids[4] is None
+    assert pids[1] == pids[3] != pids[2] is not None
+
+
+@pytest.mark.parametrize("output", ["a file", "a pipe"])
+def test_each_thread_prints_its_own_calls_before_it_goes_on(output: str, program: Path) -> None:
+    out = program.parent / "calls"
+    program.write_text(
+        THREADS + "sys.setswitchinterval(1e-6)\nlate = 0\n"
+        "def work(number):\n    global late\n    pair = Pair()\n"
+        "    file = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "    for count in range(100):\n        text = b'%d of %d' % (count, number)\n"
+        "        pair.write(text)\n"
+        "        printed = os.pread(file, 1 << 20, 0)\n"
+        "        late += sys.argv[2] == 'a file' and b'\"%s\"' % text not in printed\n"
+        "threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]\n"
+        "for thread in threads: thread.start()\nfor thread in threads: thread.join()\n"
+        "print(late)\n"
+    )
+    to = ["-o", str(out)] if output == "a file" else []
+    done = run([*TRACE, *to, "-e", "write", str(program), str(out if to else program), output])
+    assert done.stdout == "0\n"
+    lines = out.read_text() if to else done.stderr
+    wanted = sorted(f"{count} of {number}" for number in range(4) for count in range(100))
+    found = [re.fullmatch(PID + r'write\(\d+, "(.*)", \d+\) += \d+', line)
+             for line in lines.splitlines()]  # fmt: skip
+    assert sorted(match[1] for match in found if match) == wanted
+
+
+@pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 15)", "sys.exit()", "1/0"])
+def test_nothing_is_lost_at_the_end_of_a_process_with_busy_threads(
+    ending: str, program: Path
+) -> None:
+    program.write_text(
+        THREADS + "def work():\n    pair = Pair()\n    while True: pair.write(b'more')\n"
+        "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
+        "Pair().write(b'the last')\n" + ending
+    )
+    out = program.parent / "calls"
+    for _ in range(3):
+        run([*TRACE, "-o", str(out), "-e", "write", str(program)])
+        text = out.read_text()
+        assert '"the last"' in text and text.endswith("\n")
+
+
+AMID = """
+real, count = os.fstat, 0
+def fstat(fd):
+    global count
+    count += 1
+    if count == 1:
+        handler()
+    return real(fd)
+def amid(what):
+    "Print a line, and have the function that is called just before it is written do more."
+    os.fstat = fstat
+    obj.write(b"printed")
+    os.fstat = real
+"""
+"""What a signal's handler may do while a line is printed: here it comes at the worst moment."""
+
+
+def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:
+    for end in ("os._exit(0)", "sys.exit()", "None"):
+        program.write_text(
+            START + AMID + "def handler():\n    pid = os.fork()\n"
+            f"    if pid == 0: {end}\n    else: os.waitpid(pid, 0)\n"
+            "amid(handler)\nobj.write(b'behind')\n"
+        )
+        for more in ([], ["-c"]):
+            done = run([*TRACE, *more, "-e", "write", str(program)])
+            assert done.returncode == 0
+            if more:
+                assert done.stderr.splitlines()[2].split() == ["3", "write"]
+                assert done.stderr.count("syscall") == 1
+            else:
+                assert [line[:12] for line in done.stderr.splitlines()] == [
+                    'write(3, "be', 'write(3, "pr', 'write(3, "be'
+                ]  # fmt: skip
+
+
+def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(program: Path) -> None:
+    program.write_text(
+        START + AMID + "def handler():\n    obj.write(b'handler')\n    raise ValueError\n"
+        "try:\n    amid(handler)\nexcept ValueError:\n    print('raised', obj.closed)\n"
+    )
+    done = run([*TRACE, "-e", "write", str(program)])
+    assert (done.returncode, done.stdout) == (0, "raised False\n")
+    written = [line.split('"')[1] for line in done.stderr.splitlines()]
+    assert written == ["begin", "handler", "printed"]
+
+
+def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -> None:
+    program.write_text(
+        THREADS + "sys.setswitchinterval(1e-6)\non = True\n"
+        "def work():\n    pair, count = Pair(), 0\n"
+        "    while on:\n        pair.write(b'%d' % count)\n        count += 1\n"
+        "thread = threading.Thread(target=work)\nthread.start()\n"
+        "for _ in range(50):\n    pid = os.fork()\n    if pid == 0: sys.exit(0)\n"
+        "    os.waitpid(pid, 0)\non = False\nthread.join()\n"
+    )
+    out = program.parent / "calls"
+    done = run([sys.executable, "-W", "ignore", *TRACE[1:], "-o", str(out), str(program)])
+    assert (done.returncode, done.stderr) == (0, "")
+    numbers = re.findall(r'write\(\d+, "(\d+)"', out.read_text())
+    assert numbers == [str(number) for number in range(len(numbers))]
+
+
+# --- an exec ------------------------------------------------------------------------------------
+
+AGAIN = """
+import os, sys, danga_raw
+loop = danga_raw.Loop("epoll")
+loop.add_timer(0.001, loop.stop)
+loop.run()
+if "AGAIN" not in os.environ:
+    os.environ["AGAIN"] = "1"
+    {}
+"""
+"""A program that makes two calls and then, in its first life, something else."""
+
+EXECS = {
+    "execv": "os.execv(sys.executable, sys.orig_argv)",
+    "execve": "os.execve(sys.executable, sys.orig_argv, dict(os.environ))",
+    "execvp": "os.execvp(sys.executable, [os.fsencode(word) for word in sys.orig_argv])",
+    "a thread": "import threading\n    threading.Thread(target=os.execv, args=(sys.executable,"
+    " sys.orig_argv)).start()",
+    "an exec that failed": "try: os.execv('/nowhere', sys.orig_argv)\n    except OSError: pass\n"
+    "    os.execv(sys.executable, sys.orig_argv)",
+    "descriptors closed": "os.closerange(3, 4096); os.execv(sys.executable, sys.orig_argv)",
+}
+
+
+@pytest.mark.parametrize("how", EXECS)
+def test_a_program_that_execs_itself_goes_on_in_the_same_file(how: str, program: Path) -> None:
+    program.write_text(AGAIN.format(EXECS[how]))
+    out = program.parent / "calls"
+    for options in (["-o", str(out)], [f"-to{out}"]):
+        out.write_text("what was there before\n" * 10)
+        done = run([*TRACE, *options, str(program)])
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = [line.split()[-3].split("(")[0] for line in out.read_text().splitlines()]
+        assert "before" not in out.read_text()
+        assert len(lines) == 4, lines
+
+
+def test_c_counts_each_life(program: Path) -> None:
+    program.write_text(AGAIN.format(EXECS["execv"]))
+    done = run([*TRACE, "-c", str(program)])
+    assert done.stderr.count("syscall") == 2
+    assert done.stderr.count("epoll_wait") == 2
+
+
+def test_nothing_is_left_to_another_program_or_after_an_exec_that_failed(program: Path) -> None:
+    shown = "import os; print(sorted(map(int, os.listdir(\"/dev/fd\"))))"
+    program.write_text(
+        "import os, sys, danga_raw\ntry:\n    os.execv('/nowhere', sys.orig_argv)\n"
+        "except OSError:\n    pass\ndanga_raw.Loop('epoll').poller()\n"
+        f"command = [sys.executable, '-c', '{shown}']\n"
+        "os.spawnv(os.P_WAIT, sys.executable, command)\nos.execv(sys.executable, command)\n"
+    )
+    alone = run([sys.executable, str(program)])
+    traced = run([*TRACE, "-o", str(program.parent / "calls"), str(program)])
+    assert traced.stdout.count("[0, 1, 2, 3]") == 2
+    assert (traced.stdout, traced.stderr) == (alone.stdout, "")
 
 
 # --- children, signals --------------------------------------------------------------------------
