@@ -40,7 +40,9 @@ def main(argv: Sequence[str], prog: str) -> None:
     file that can't be opened and for an unknown call; by the program's own exception otherwise."""
     parser = _parser(prog)
     options, program = _split(argv)
-    arguments = parser.parse_args(options)
+    arguments, unknown = parser.parse_known_args(options)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}")
     if not program:
         parser.error("a PROGRAM is needed")
     if program == ["-m"]:

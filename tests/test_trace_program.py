@@ -8,6 +8,7 @@ import py_compile
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipapp
@@ -265,6 +266,67 @@ def test_e_picks_calls(expression: str, names: set[str], program: Path) -> None:
     assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
 
 
+@pytest.mark.parametrize(
+    ("expressions", "names"),
+    [
+        (["write", "trace=epoll_ctl"], {"write", "epoll_ctl"}),
+        (["write", "none"], {"write"}),
+        (["all", "!write"], {"epoll_create1", "epoll_ctl"}),
+        (["!write", "!epoll_ctl"], {"epoll_create1"}),
+        (["write,epoll_ctl", "!write", "epoll_create1"], {"epoll_ctl", "epoll_create1"}),
+    ],
+)
+def test_a_second_e_adds_or_takes_away(
+    expressions: list[str], names: set[str], program: Path
+) -> None:
+    options = [option for expression in expressions for option in ("-e", expression)]
+    done = run([*TRACE, *options, str(program)])
+    assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-co FILE", "-coFILE", "-cewrite -oFILE", "-tto FILE", "-ttoFILE -c", "-o FILE -tce write"],
+)
+def test_letters_stand_together_as_everywhere(options: str, program: Path) -> None:
+    out = program.parent / "calls"
+    words = options.replace("FILE", str(out)).split()
+    for way in ([str(program)], ["--", str(program)], ["-m", "program"], ["-mprogram"]):
+        done = run([*TRACE, *words, *way, "-c", "-o", "x"], PYTHONPATH=f"{ROOT}:{program.parent}")
+        assert (done.returncode, done.stderr) == (0, "")
+        text = out.read_text()
+        if "c" in options:
+            assert text.splitlines()[0].split() == ["calls", "errors", "syscall"]
+            assert ("epoll_ctl" in text) == ("e" not in options)
+        else:
+            assert re.match(r"\d\d:\d\d:\d\d\.\d{6} epoll_create1", text)
+        out.unlink()
+    done = run([*TRACE, "-com", "FILE"], PYTHONPATH=str(ROOT))
+    assert done.stderr.startswith("danga_raw trace: FILE: No such file")
+
+
+def test_trace_runs_the_other_commands_and_itself(program: Path) -> None:
+    info = [sys.executable, "-m", "danga_raw", "info", "--json"]
+    assert run([*TRACE, *info[1:]]).stdout == run(info).stdout
+    once, twice = run([*TRACE, str(program)]), run([*TRACE, *TRACE[1:], str(program)])
+    assert sorted(twice.stderr.splitlines()) == sorted(2 * once.stderr.splitlines())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DANGA_RAW_BACKEND": "epoll"}
+    with subprocess.Popen(
+        [*TRACE, "-e", "read,write", "-m", "danga_raw", "echo"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        assert server.stdout is not None
+        port = int(server.stdout.readline().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"hello")
+            assert client.recv(5) == b"hello"
+        server.terminate()
+        said, lines = server.communicate()
+    assert (said, server.returncode) == ("1 connections, 5 bytes echoed\n", 0)
+    assert [line.partition("(")[0] for line in lines.splitlines()[:2]] == ["read", "write"]
+    assert '"hello"' in lines.splitlines()[0]
+
+
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize(
     "expression", ["write,epoll_ctl", "trace=write", "t=close", "!write", "none", "!none", "fstat"]
@@ -338,7 +400,7 @@ def test_json_is_one_object_a_line(program: Path) -> None:
         (["nowhere.py"], "danga_raw trace: nowhere.py: No such file or directory"),
         ([""], "danga_raw trace: : No such file or directory"),
         (["-o", "|cat", __file__], "danga_raw trace: -o takes a file, not a command: '|cat'"),
-        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'"),
+        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are close, epoll_"),
         (["-e", "read,,write", "p"], "danga_raw trace: invalid system call ''"),
         (["-e", "inject=read:error=EIO", "p"], "danga_raw trace: invalid expression 'inject=read"),
         (["-o", "/nowhere/calls", __file__], "danga_raw trace: /nowhere/calls: No such file"),
