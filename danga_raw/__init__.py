@@ -5,6 +5,16 @@ Python's, and `Listener` a socket that accepts. `danga_raw.types` has what annot
 `danga_raw.trace` the audit.
 """
 
+import sys
+
+if sys.version_info < (3, 10):
+    # The other rooms use syntax that an older Python answers with a SyntaxError, so this one, which
+    # every import comes through, has none of it.
+    needed = "danga_raw needs Python 3.10 or later; this is Python %d.%d" % sys.version_info[:2]
+    # So it is for `python -m danga_raw` while the module is looked for; in Python 2 it says -c.
+    running = "runpy" in sys.modules and getattr(sys, "argv", [])[:1] in (["-m"], ["-c"])
+    raise (SystemExit if running else ImportError)(needed)
+
 from danga_raw import types as types
 from danga_raw._log import log_exception
 from danga_raw.listener import Listener
