@@ -6,7 +6,27 @@ import logging
 import socket
 import sys
 from ctypes import c_int
-from errno import EBADF, EINVAL, EIO, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP
+from errno import (
+    EBADF,
+    ECONNABORTED,
+    ECONNREFUSED,
+    ECONNRESET,
+    EHOSTDOWN,
+    EHOSTUNREACH,
+    EINVAL,
+    EIO,
+    ENETDOWN,
+    ENETRESET,
+    ENETUNREACH,
+    ENOPROTOOPT,
+    ENOTCONN,
+    ENOTSOCK,
+    EOPNOTSUPP,
+    EPIPE,
+    ESHUTDOWN,
+    ETIMEDOUT,
+    errorcode,
+)
 from typing import Any
 
 import pytest
@@ -178,6 +198,50 @@ def test_a_kind_of_descriptor_that_cannot_be_corked_is_left_alone(
     obj.tcp_cork(True)
     assert not obj.closed and not obj.corked and caplog.text == ""
     assert values in ([1, 1], [])  # no call where the platform has no such option
+
+
+GONE = [ECONNRESET, ECONNABORTED, ECONNREFUSED, ENOTCONN, EPIPE, ESHUTDOWN, ETIMEDOUT, ENETDOWN,
+        ENETUNREACH, ENETRESET, EHOSTDOWN, EHOSTUNREACH]  # fmt: skip
+"""What a socket may be told of a connection that is gone."""
+
+
+@pytest.mark.parametrize("number", GONE, ids=errorcode.__getitem__)
+@pytest.mark.parametrize("on", [True, False], ids=["cork", "uncork"])
+def test_a_connection_that_is_gone_is_no_fault_of_who_corks_it(
+    world: World,
+    number: int,
+    on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    obj = Noted(world.socketpair(tcp=True)[0], world.loop)
+    if not on:
+        obj.tcp_cork(True)
+    refusing(monkeypatch, number)
+    obj.tcp_cork(on)
+    assert not obj.closed
+    obj.close()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("corked", [False, True], ids=["corked after it", "corked before it"])
+def test_a_client_that_resets_ends_no_loop_by_a_cork(
+    world: World, corked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(obj: Noted) -> None:
+        obj.tcp_cork(not corked)
+        obj.write(b"an answer")
+        obj.tcp_cork(corked)
+        obj.close()
+
+    one, reset = world.reset_when_told()
+    obj = Noted(one, world.loop, read=answer, err=answer)
+    obj.tcp_cork(corked)
+    obj.watch_read(True)
+    reset()
+    world.until(lambda: obj.closed)
+    world.turn()
+    assert not world.is_open(one.fileno()) and caplog.text == ""
 
 
 @linux_only

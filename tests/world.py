@@ -188,6 +188,12 @@ class World:
 
     def reset_by_peer(self) -> Thing:
         """A TCP socket whose other side has given the connection up."""
+        one, reset = self.reset_when_told()
+        reset()
+        return one
+
+    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
+        """A TCP socket, and what has its other side give the connection up."""
         raise NotImplementedError
 
     def lenient(self) -> None:
@@ -269,13 +275,12 @@ class RealWorld(World):
             return False
         return True
 
-    def reset_by_peer(self) -> Thing:
+    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
         one, two = self._tcp()
         one.setblocking(False)
-        self._kept(one)
+        self._kept(one, two)
         two.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        two.close()
-        return one
+        return one, two.close
 
 
 class SimulatedWorld(World):
@@ -308,12 +313,11 @@ class SimulatedWorld(World):
     def open_fds(self) -> set[int]:
         return set(self.kernel.table.files)
 
-    def reset_by_peer(self) -> Thing:
+    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
         one, two = self.kernel.socketpair(tcp=True)
         one.setblocking(False)
         self._kept(one)
-        two.reset()
-        return one
+        return one, two.reset
 
     def lenient(self) -> None:
         self.kernel.strict = False
