@@ -16,6 +16,7 @@ from danga_raw.loop import Leaving, Loop, callable_or_none
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
     from typing import ClassVar, Final, NoReturn
 
     from danga_raw.timers import Timer
@@ -611,12 +612,13 @@ class Socket:
 
     def dump_error(self, message: str) -> None:
         """Print `message`, this object and the calls that led here to standard error."""
-        import traceback  # seldom needed, and dear to import
-
-        calls = [
-            f"\t{frame.filename}:{frame.lineno} called {frame.name}\n"
-            for frame in reversed(traceback.extract_stack()[:-1])
-        ]
+        calls = []
+        # Not by `traceback`, which would open the source of every caller.
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            calls.append(f"\t{code.co_filename}:{frame.f_lineno} called {code.co_name}\n")
+            frame = frame.f_back
         sys.stderr.write(f"ERROR: {message}\n\t{self!r} = {self.as_string()}\n{''.join(calls)}")
 
     def debugmsg(self, message: str, *args: object) -> None:
