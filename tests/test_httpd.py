@@ -30,6 +30,7 @@ from tests.clients import (
     serving,
     split,
 )
+from tests.first_free import FIRST
 
 BIG = 200 * 1024 * 1024
 LITTLE_MEMORY = 8 * 1024 * 1024
@@ -658,7 +659,7 @@ def test_at_the_limit_every_client_can_be_sent_a_file(tree: Path, backend: str) 
 
 def test_a_file_that_finds_no_descriptor_is_unavailable_for_now(tree: Path) -> None:
     # One client, and no descriptor for a file beside it.
-    with serving("httpd.py", str(tree), "--port", "0", descriptors=7) as server:
+    with serving("httpd.py", str(tree), "--port", "0", descriptors=FIRST + 4) as server:
         with server.connect() as client:
             for _ in range(2):
                 client.sendall(get("/hello.txt"))
