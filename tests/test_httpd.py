@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from errno import EADDRINUSE, ENOENT, ENOTDIR
 from pathlib import Path
 
 import pytest
@@ -683,9 +684,9 @@ def test_what_it_cannot_serve_is_said_in_one_line(tree: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, reason in (
-            ([str(tree / "missing")], "No such file"),
-            ([str(tree / "hello.txt")], "Not a directory"),
-            ([str(tree), "--port", port], "Address already in use"),
+            ([str(tree / "missing")], os.strerror(ENOENT)),
+            ([str(tree / "hello.txt")], os.strerror(ENOTDIR)),
+            ([str(tree), "--port", port], os.strerror(EADDRINUSE)),
             ([str(tree), "--port", "70000"], "port must be 0-65535"),
         ):
             code, complaint = failing("httpd.py", *arguments)
