@@ -34,8 +34,11 @@ BACKENDS = {
 """The functions of `typestubs/libc.pyi`: those that every backend needs, and those of one alone."""
 
 INTERPRETER = frozenset(
-    # Memory; the interpreter's lock; a signal's handler; a warning, which names the process; the end.
-    "brk mmap munmap mremap madvise futex rt_sigaction rt_sigreturn getpid exit_group".split()
+    "brk mmap munmap mremap madvise "  # memory
+    "futex "  # the interpreter's lock
+    "rt_sigaction rt_sigprocmask rt_sigreturn "  # a signal's handler; the second is musl's
+    "getpid "  # logging, for each warning
+    "exit_group".split()
 )
 """What CPython calls by itself in a program that runs."""
 
