@@ -12,6 +12,7 @@ from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 _telling: Final[set[int]] = set()
@@ -75,9 +76,9 @@ def formatted(message: str, args: tuple[object, ...]) -> str:
         return f"{message} {args!r}"
 
 
-def described(obj: object) -> str:
-    """`str(obj)`, or the name of its class where that raises."""
+def described(obj: object, describe: Callable[[], object] | None = None) -> str:
+    """What `describe` says of an object, or `str`; the name of its class where that raises."""
     try:
-        return "the loop" if obj is None else str(obj)
+        return "the loop" if obj is None else str(describe() if describe else obj)
     except Exception:
         return type(obj).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
@@ -11,7 +12,7 @@ from danga_raw._addresses import NOWHERE
 from danga_raw._connecting import Connecting, begin
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
-from danga_raw._log import debug, formatted, print_error, warn
+from danga_raw._log import debug, described, formatted, print_error, warn
 from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, not_made
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
@@ -21,6 +22,7 @@ from danga_raw.loop import Loop, registry_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
     from typing import Final, NoReturn, TypeVar
 
     from danga_raw.timers import Timer
@@ -694,16 +696,15 @@ class Socket(Generic[HandleT]):
     def dump_error(self, message: str) -> None:
         """Print `message`, this object and the calls that led here to standard error. Raises
         nothing."""
-        try:
-            import traceback  # seldom needed, and dear to import
-
-            calls = [
-                f"\t{frame.filename}:{frame.lineno} called {frame.name}\n"
-                for frame in reversed(traceback.extract_stack()[:-1])
-            ]
-            print_error(f"ERROR: {message}\n\t{object.__repr__(self)} = {self.as_string()}\n{''.join(calls)}")
-        except Exception:  # The table of descriptors is full, or as_string() is a subclass's own.
-            print_error(f"ERROR: {message}\n\t{type(self).__name__}\n")
+        calls = []
+        # Not by `traceback`, which would open the source of every caller.
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            calls.append(f"\t{code.co_filename}:{frame.f_lineno} called {code.co_name}\n")
+            frame = frame.f_back
+        me = f"{object.__repr__(self)} = {described(self, self.as_string)}"
+        print_error(f"ERROR: {message}\n\t{me}\n{''.join(calls)}")
 
     def debugmsg(self, message: str, *args: object) -> None:
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""

@@ -253,6 +253,8 @@ def told(name: str, side: str) -> list[str]:
     """What one side of a scenario does."""
     script = SCENARIOS / f"{name}.pl"
     inject = re.findall(r"^# inject (\S+)$", script.read_text(), re.MULTILINE)
+    # The C library may wait by epoll_pwait(2): musl does, and glibc where there is no other.
+    inject = [expression.replace("epoll_wait:", "?epoll_wait,epoll_pwait:") for expression in inject]
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("DANGA_RAW_")
     }

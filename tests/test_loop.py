@@ -1159,6 +1159,7 @@ def audit(event, arguments):
     if event.startswith("socket.") or event == "select":
         made.append(event)
 sys.addaudithook(audit)
+import ctypes  # libffi keeps its own file open from 3.8 on
 pipe = os.pipe()
 os.close(pipe[0]); os.close(pipe[1])
 import danga_raw

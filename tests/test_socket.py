@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import subprocess
 import sys
 from ctypes import c_int
 from errno import (
@@ -27,6 +29,7 @@ from errno import (
     ETIMEDOUT,
     errorcode,
 )
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +38,8 @@ from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw.types import AnySocket
 from tests.world import ERR, HUP, IN, Noted, Thing, World, drain, only, real_only
+
+ROOT = Path(__file__).parents[1]
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_CORK")
 
@@ -254,7 +259,7 @@ def test_corking_a_dead_descriptor_warns_and_closes(
     with caplog.at_level(logging.WARNING, "danga_raw"):
         obj.tcp_cork(True)
     assert obj.events == ["close tcp_cork_failed"]
-    assert "setsockopt" in caplog.text and "Bad file descriptor" in caplog.text
+    assert "setsockopt" in caplog.text and os.strerror(EBADF) in caplog.text
 
 
 @linux_only
@@ -451,6 +456,25 @@ def test_dump_error_prints_the_message_the_object_and_the_calls(
     callers = [line.rsplit(" called ", 1)[1] for line in lines[2:]]
     assert callers[:3] == ["inner", "outer", sys._getframe().f_code.co_name]
     assert lines[2].startswith(f"\t{__file__}:")
+
+
+def test_dump_error_opens_no_file() -> None:
+    # An audit hook can't be taken off again, so it has a process of its own.
+    code = (
+        "import sys, socket\n"
+        "from danga_raw import Socket\n"
+        "object = Socket(socket.socket())\n"
+        "seen = []\n"
+        "sys.addaudithook(lambda event, _: seen.append(event))\n"
+        "object.dump_error('what went wrong')\n"
+        "print({'open', 'import'} & set(seen), flush=True)\n"
+        "object.close()\n"
+        "object.loop.reset()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    assert "<string>:6 called <module>" in done.stderr
 
 
 def test_a_failure_to_unregister_is_dumped_and_the_close_goes_on(

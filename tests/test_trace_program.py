@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from danga_raw._strace import FSTAT
+from tests.first_free import FIRST
 
 ROOT = Path(__file__).parent.parent
 TRACE = [sys.executable, "-m", "danga_raw", "trace"]
@@ -75,7 +76,7 @@ ENDINGS = {
         "import atexit\natexit.register(lambda: print(sys.last_type))\n1/0"
     ),
     "all descriptors closed": (
-        "a = os.dup(fd)\nos.closerange(4, 4096)\nloop = Loop('epoll')\nobj = Socket(near, loop)"
+        "a = os.dup(fd)\nos.closerange(fd + 1, 4096)\nloop = Loop('epoll')\nobj = Socket(near, loop)"
     ),
     "its own hook": "sys.excepthook = lambda *a: print(a[0], a[2].tb_lineno)\n1/0",
     "os._exit": "os._exit(7)",
@@ -107,7 +108,7 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
     start = ["epoll_crea", "epoll_ctl("]
     more = start if ending == "all descriptors closed" else []
     assert [re.sub(PID, "", line)[:10] for line in out.read_text().splitlines()] == [
-        *start, *['write(3, "'] * writes, *more
+        *start, *[f'write({FIRST}, "'] * writes, *more
     ]  # fmt: skip
 
 
@@ -244,7 +245,7 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
     lines = to_stderr.stderr
     assert lines == out.read_text()
     assert to_file.stderr == ""
-    assert lines.splitlines()[2] == 'write(3, "begin", 5)'.ljust(40) + "= 5"
+    assert lines.splitlines()[2] == f'write({FIRST}, "begin", 5)'.ljust(40) + "= 5"
 
 
 @pytest.mark.parametrize(
@@ -390,8 +391,9 @@ def test_json_is_one_object_a_line(program: Path) -> None:
     done = run([*TRACE, "--json", "-e", "write,read", str(program)])
     write, read = map(json.loads, done.stderr.splitlines())
     assert write.pop("time") <= read.pop("time")
-    assert write == {"name": "write", "args": ["3", '"begin"', "5"], "result": 5, "errno": None}
-    assert read == {"name": "read", "args": ["3", "0x...", "5"], "result": -1, "errno": "EAGAIN"}
+    fd = str(FIRST)
+    assert write == {"name": "write", "args": [fd, '"begin"', "5"], "result": 5, "errno": None}
+    assert read == {"name": "read", "args": [fd, "0x...", "5"], "result": -1, "errno": "EAGAIN"}
 
 
 @pytest.mark.parametrize(
@@ -659,9 +661,10 @@ def test_a_file_that_takes_no_more_ends_the_trace_not_the_program(program: Path)
 
 def test_the_programs_own_files_are_not_written_into(program: Path) -> None:
     program.write_text(
-        START + "os.closerange(4, 4096)\n"
+        START + "os.closerange(fd + 1, 4096)\n"
         "while os.open('mine', os.O_RDWR | os.O_CREAT) < 1023: pass\n"
-        "os.closerange(4, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\nwrote(b'more')\n"
+        "os.closerange(fd + 1, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\n"
+        "wrote(b'more')\n"
         "print(os.path.getsize('mine'))\n"
     )
     done = run(["sh", "-c", f"cd {program.parent}; ulimit -n 1024; exec \"$@\"", "sh",
@@ -688,7 +691,7 @@ def test_what_a_signals_handler_raises_is_the_programs(program: Path) -> None:
     out = program.parent / "calls"
     done = run([*TRACE, "-o", str(out), str(program)])
     assert (done.returncode, done.stdout, done.stderr) == (0, "50\n", "")
-    assert 'write(3, "the end", 7)' in out.read_text().splitlines()[-1]
+    assert f'write({FIRST}, "the end", 7)' in out.read_text().splitlines()[-1]
 
 
 @pytest.mark.needs("strace")
