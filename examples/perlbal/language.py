@@ -160,9 +160,8 @@ class Language:
                 handler = self.server.plugin_commands.get(command.word)
             if handler is None:
                 if command.word in _LEFT_OUT:
-                    raise LanguageError(
-                        f"{command.word} is not supported here: {_LEFT_OUT[command.word]}"
-                    )
+                    reason = _LEFT_OUT[command.word]
+                    raise LanguageError(f"{command.text} is not supported here: {reason}")
                 raise LanguageError(f"unknown command: {command.word}")
             handler(command)
         except LanguageError as error:

@@ -11,7 +11,7 @@ from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head
 from examples.perlbal.management import ManagementConnection
-from examples.perlbal.parameters import PARAMETERS, LanguageError, Netmask, Value, address
+from examples.perlbal.parameters import PARAMETERS, LanguageError, Netmask, Value, address, boolean
 from examples.perlbal.reproxy import ReproxyCache
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Door(Listener):
         Client(service, connection)
 
     def as_string(self) -> str:
-        return f"{super().as_string()}: listening on {self.service.listen} for service '{self.service.name}'"
+        text = super().as_string().replace(type(self).__name__, "Perlbal::TCPListener", 1)
+        return f"{text}: listening on {self.service.listen} for service '{self.service.name}'"
 
 
 class Service:
@@ -324,19 +325,20 @@ class Service:
         known = PARAMETERS | self.server.extra_parameters
         first = [key for key in ("role", "listen", "pool") if key in self.as_written]
         lines: list[str] = []
-        # Plugins first bring the parameters that are theirs.
         for key in first + sorted(set(self.as_written) - set(first)):
             parameter = known.get(key)
             text = self.as_written[key]
             if parameter is None or not parameter.dumped or parameter.role not in ("*", self.role):
                 continue
+            value = parameter.read(key, self.name, text)
             if parameter.default is not None and (
-                parameter.read(key, self.name, text)
-                == parameter.read(key, self.name, parameter.default)
+                value == parameter.read(key, self.name, parameter.default)
             ):
                 continue
-            if key == "docroot" or key == "buffer_uploads_path":
-                text = text.removesuffix("/") or "/"
+            if parameter.read is boolean:
+                text = "on" if value else "off"
+            elif isinstance(value, (int, str)):
+                text = str(value) or "/"
             lines.append(f"SET {key} = {text}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
