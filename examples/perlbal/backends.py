@@ -309,6 +309,7 @@ class BackendHTTP(Connector):
             self.left = length
             self._note_persistence(self.head, exchange.request.method == "HEAD")
             self.has_attention = True
+            self.state = "xfer_res"
             self.stats.codes.append(self.head.code)
             data, self.inbox = self.inbox, b""
             if length is not None:

@@ -68,6 +68,10 @@ class Exchange:
     def release(self) -> None:
         """Let go of all that it holds. May be called twice."""
 
+    def as_string(self) -> str:
+        """What SOCKS is to tell of it."""
+        return ""
+
 
 class SelectorExchange(Exchange):
     """A request to a selector, which looks for the service that is to have it."""
@@ -75,16 +79,23 @@ class SelectorExchange(Exchange):
     __slots__ = ()
 
     def start(self) -> None:
-        self.client.watch_read(False)
         if self.service.latency:
+            self.client.watch_read(False)
             self.client.loop.add_timer(self.service.latency / 1000, self._select_late)
         else:
             self._select()
 
     def _select_late(self) -> None:
-        if self.client.exchange is self:
+        client = self.client
+        if client.exchange is self:
+            client.watch_read(True)
             self._select()
-            self.client.go_on()
+            rest, client.inbox = client.inbox, b""
+            client.hand_over(rest)
+            client.go_on()
+
+    def body(self, data: bytes) -> None:
+        raise AssertionError("a selector has no use for a body")
 
     def _select(self) -> None:
         client, service = self.client, self.service
@@ -108,7 +119,6 @@ class SelectorExchange(Exchange):
         if client.adopted > MOST_SELECTORS:
             client.send_page(500, "Selectors lead in a circle")
             return
-        client.watch_read(True)
         client.serve(target, self.request)
 
 
@@ -233,6 +243,7 @@ class Client(Socket):
         self.adopted = 0
         """How often selectors handed on the present request."""
         self.file: SentFile | None = None
+        self.server.clients += 1
         self.watch_read(True)
         self.server.idle.note(service.idle_timeout)
 
@@ -295,18 +306,17 @@ class Client(Socket):
             self.body_left = UNKNOWN
         else:
             self.body_left = request.length
-        rest = data[after:]
-        if rest and not self.body_left and self.base.role != "reverse_proxy":
-            # The next request, perhaps: it is in nobody's way here.
-            self.inbox = rest
-            rest = b""
         self.serve(self.base, request)
-        if rest and not self.closed:
-            if self.exchange is not None and self.exchange.request is request:
-                self.feed(rest)
-            else:
-                self.inbox = rest
+        self.hand_over(data[after:])
         return True
+
+    def hand_over(self, rest: bytes) -> None:
+        """Give what came behind a head to whom it is for: the exchange, or the next request."""
+        if rest and not self.closed:
+            if self.exchange is None or isinstance(self.exchange, SelectorExchange):
+                self.inbox += rest
+            else:
+                self.feed(rest)
 
     def serve(self, service: Service, request: Request) -> None:
         """Have the request served."""
@@ -499,6 +509,7 @@ class Client(Socket):
 
     def _end_draining(self) -> None:
         self.close("no_keep_alive")
+        self.server.wake()
 
     def event_write(self) -> None:
         self.alive = time.monotonic()
@@ -555,4 +566,6 @@ class Client(Socket):
         text += f"; reqs={self.requests}; {self.state}"
         if self.request is not None:
             text += f"; http://{self.request.get('host') or 'unknown'}{self.request.uri}"
+        if self.exchange is not None:
+            text += self.exchange.as_string()
         return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
@@ -57,16 +58,15 @@ class Context:
 class Command:
     """One command that is being carried out."""
 
-    __slots__ = ("context", "language", "original", "out", "silent", "text", "word")
+    __slots__ = ("context", "language", "out", "silent", "text", "word")
 
     def __init__(
-        self, language: Language, word: str, text: str, original: str, out: Out, context: Context
+        self, language: Language, word: str, text: str, out: Out, context: Context
     ) -> None:
         self.language = language
         self.word = word
         self.text = text
         """In lower case up to the first "="."""
-        self.original = original
         self.out = out
         self.context = context
         self.silent = False
@@ -175,15 +175,14 @@ class Language:
         text = " ".join(line.partition("#")[0].split())
         text = re.sub(r"\$\{(.+?)\}", _variable, text)
         text = re.sub(r"\$(\w+)", lambda found: os.environ.get(found[1], ""), text, flags=re.ASCII)
-        original = text.strip()
-        left, equals, right = original.partition("=")
+        left, equals, right = text.strip().partition("=")
         text = left.lower() + equals + right
         if not text:
             return None
         word = re.match(r"\w+", text, re.ASCII)
         if word is None:
             raise LanguageError("invalid command")
-        return Command(self, word[0], text, original, out, context)
+        return Command(self, word[0], text, out, context)
 
     # --- services and pools -----------------------------------------------------------------------
 
@@ -244,26 +243,21 @@ class Language:
         self.server.defaults[key] = value
 
     def _do_header(self, command: Command) -> None:
-        # What is written, as a header's name keeps its case.
-        found = re.fullmatch(
+        name, verb, header, value = command.parse(
             r"header\s+(\w+)\s+(insert|remove)\s+(.+?)(?:\s*:\s*(.+))?",
-            command.original,
-            re.IGNORECASE | re.ASCII,
+            "Usage: HEADER <service> {INSERT|REMOVE} <header>[: <value>]",
         )
-        if found is None:
-            raise LanguageError("Usage: HEADER <service> {INSERT|REMOVE} <header>[: <value>]")
-        name = found[1].lower()
         service = self.server.services.get(name)
         if service is None:
             raise LanguageError(f"service '{name}' does not exist")
-        if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", found[3], re.ASCII):
-            raise LanguageError(f"'{found[3]}' is no name of a header")
-        if found[2].lower() == "remove":
-            service.removed_headers.append(found[3].lower())
-        elif not found[4]:
+        if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", header, re.ASCII):
+            raise LanguageError(f"'{header}' is no name of a header")
+        if verb == "remove":
+            service.removed_headers.append(header)
+        elif not value:
             raise LanguageError("no value provided")
         else:
-            service.inserted_headers.append((found[3], found[4]))
+            service.inserted_headers.append((header, value))
 
     def _do_enable(self, command: Command) -> None:
         verb, name = command.parse(
@@ -577,7 +571,7 @@ class Language:
         command.no_options()
         now = time.monotonic()
         command.list(
-            [f"{name} {int(until - now)}" for name, until in self.server.no_verify.items()]
+            [f"{name} {math.ceil(until - now)}" for name, until in self.server.no_verify.items()]
         )
 
     def _do_socks(self, command: Command) -> None:

@@ -41,9 +41,8 @@ class ManagementConnection(Socket):
         if data is None:
             self.close("end")
             return
-        first = not self.inbox
         self.inbox += data
-        if first and self.inbox.startswith(_HTTP):
+        if self.inbox.startswith(_HTTP):
             self.is_http = True
         if self.is_http:
             self._http()

@@ -313,6 +313,10 @@ class ProxyExchange(Exchange):
         """The head of a response is here, and `data` of its body."""
         client, service = self.client, self.service
         values = head.values
+        if client.body_left or self._upload is not None and self._upload.sent < self._upload.size:
+            # It has answered before it had the whole body; the rest is read and thrown away.
+            backend.kept_alive = False
+            client.watch_read(True)
         if self.reproxying is not None:
             if not self._as_expected(head):
                 self._let_go(backend, "non_200_reproxy")
@@ -329,10 +333,6 @@ class ProxyExchange(Exchange):
         elif head.code == 500 and self._retry(backend):
             return
         self._responded = True
-        if client.body_left or self._upload is not None and self._upload.sent < self._upload.size:
-            # It has answered before it had the whole body; the rest is read and thrown away.
-            backend.kept_alive = False
-            client.watch_read(True)
         client.state = "xfer_res"
         client.setup_keepalive(head)
         self.response_body(backend, head.to_bytes() + data)
@@ -352,8 +352,11 @@ class ProxyExchange(Exchange):
     def _retry(self, backend: BackendHTTP) -> bool:
         """Ask another backend if that is wanted."""
         service = self.service
-        if not service.enable_error_retries or self.request.method not in ("GET", "HEAD"):
+        request = self.request
+        if not service.enable_error_retries or request.method not in ("GET", "HEAD"):
             return False
+        if request.length or request.chunked:
+            return False  # The body is gone.
         delays = service.error_retry_schedule.split(",")
         if self._retries >= len(delays):
             return False
@@ -399,7 +402,15 @@ class ProxyExchange(Exchange):
                     self.client.send_page(500, "Services lead in a circle")
                 else:
                     self.release()
+                    self._forget_body()
                     self.client.serve(service, self.request)
+
+    def _forget_body(self) -> None:
+        """Make a request without a body of one whose body is used up."""
+        if self.request.length or self.request.chunked:
+            self.request.set("Content-Length", "0")
+            self.request.length = 0
+            self.request.chunked = False
 
     def _reproxy_file(self, path: str, head: Response) -> None:
         client = self.client
@@ -514,6 +525,19 @@ class ProxyExchange(Exchange):
         return True
 
     # --- ending -----------------------------------------------------------------------------------
+
+    def as_string(self) -> str:
+        text = ""
+        if self.backend is not None:
+            text += f"; backend={self.backend.ipport}"
+        elif self.client.write_buf_size:
+            text += f"; write_buf_size={self.client.write_buf_size}"
+        text += "; highpri" if self.high_priority else ""
+        text += "; lowpri" if self.request.low_priority else ""
+        text += "; responded" if self._responded else ""
+        if self.request.length:
+            text += f"; waiting_for={self.client.body_left}"
+        return text + ("; reproxying" if self.reproxying is not None else "")
 
     def release(self) -> None:
         if self.backend is not None:

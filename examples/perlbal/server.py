@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LOOKS_PER_SECOND: Final = 10
 """How often idle clients are looked for at the most."""
+CLIENTS_PER_SECOND: Final = 20_000
+"""How many are looked at in a second, about, at the most."""
 
 
 class IdleClients:
@@ -55,18 +57,21 @@ class IdleClients:
             if self._timer is not None:
                 self._timer.cancel()
             self._due = due
-            wait = max(due - time.monotonic(), 1 / LOOKS_PER_SECOND)
+            # Fewer looks where there is much to be looked at.
+            pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
+            wait = max(due - time.monotonic(), pause)
             self._timer = self._server.loop.add_timer(wait, self._look)
 
     def _look(self) -> None:
         self._timer = None
         now = time.monotonic()
         first = float("inf")
-        for each in self._server.sockets():
+        for each in list(self._server.loop.descriptor_map.values()):
             if isinstance(each, Client) and (seconds := each.idle_seconds()):
                 due = each.alive + seconds
                 if due <= now:
                     each.close("perlbal_timeout")
+                    self._server.wake()
                 else:
                     first = min(first, due)
         if first < float("inf"):
@@ -100,6 +105,8 @@ class Server:
         """Until when a node isn't verified, as it was found not to know how."""
         self.verified_directories: set[str] = set()
         self.requests = 0
+        self.clients = 0
+        """The connections of HTTP clients that are open."""
         self.started = int(time.time())
         self.pidfile: str | None = None
         self.running = False
@@ -229,9 +236,19 @@ class Server:
         for each in everybody:
             if isinstance(each, (Client, BackendHTTP)) and not each.closed:
                 each.die_gracefully()
-        self.client_closed()
+
+        self._stop_if_alone()
+        self.wake()
 
     def client_closed(self) -> None:
-        """A client has left: perhaps it was the last."""
-        if self.stopping and not any(isinstance(each, Client) for each in self.sockets()):
+        """A client has left."""
+        self.clients -= 1
+        self._stop_if_alone()
+
+    def _stop_if_alone(self) -> None:
+        if self.stopping and not self.clients:
             self.loop.stop()
+
+    def wake(self) -> None:
+        """Have what was closed by a timer closed now: the loop does it after the next wait."""
+        self.loop.add_timer(0, lambda: None)
