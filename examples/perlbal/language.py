@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -281,10 +282,9 @@ class Language:
         pool = self.server.pools.get(name)
         if pool is None:
             raise LanguageError(f"Pool '{name}' not found")
-        host = ip.strip("[]")
         try:
-            socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-        except OSError:
+            host = str(ipaddress.ip_address(ip.strip("[]")))
+        except ValueError:
             raise LanguageError(f"'{ip}' is no address") from None
         number = int(port or 80)
         if not 0 < number < 65536:
