@@ -17,11 +17,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from errno import EBADF
-from fcntl import F_DUPFD_CLOEXEC, F_GETFL, fcntl
+from fcntl import F_DUPFD_CLOEXEC, F_GETFL, LOCK_EX, LOCK_NB, fcntl, flock
 from functools import partial
 from typing import Final, cast
 
-from danga_raw import _program
+from danga_raw._program import prepare
 from danga_raw._strace import CALLS
 from danga_raw.trace import Call, Trace
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str], prog: str) -> None:
         parser.error("-m takes the name of a MODULE")
     try:
         names = _selection(arguments.only)
-        run = _program.prepare(program)
+        run = prepare(program)
         output = _Output(arguments.output)
     except OSError as error:
         parser.exit(2, f"danga_raw trace: {error.filename}: {error.strerror}\n")
@@ -297,13 +297,7 @@ class _Output:
             self._fds.clear()
 
     def _open(self, at_first: bool = False) -> None:
-        opened = 2
-        if self.path is not None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            opened = os.open(os.path.join(self._folder, self.path), flags, 0o666)
-            mode = os.fstat(opened).st_mode
-            if at_first and not _comes_from_before(opened) and stat.S_ISREG(mode):
-                os.ftruncate(opened, 0)
+        opened = 2 if self.path is None else self._open_file(self.path, at_first)
         limit = os.sysconf("SC_OPEN_MAX")
         high = 1023 if limit < 0 else min(limit - 1, 1023)
         try:
@@ -315,6 +309,14 @@ class _Output:
         self._file = os.fstat(fd)
         if self._fds:
             self._fds[:] = [fd]
+
+    def _open_file(self, path: str, at_first: bool) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        opened = os.open(os.path.join(self._folder, path), flags, 0o666)
+        continued, alone = _is_continued(opened), _lock(opened)
+        if at_first and alone and not continued and stat.S_ISREG(os.fstat(opened).st_mode):
+            os.ftruncate(opened, 0)
+        return opened
 
     def write(self, text: list[bytes]) -> None:
         """Write the one member of `text`, and leave of it what is not written yet."""
@@ -376,9 +378,8 @@ class _Output:
         self._inheritable = on
 
 
-def _comes_from_before(opened: int) -> bool:
-    """Close the descriptor of the same file that this process had before an exec; false if there is
-    none."""
+def _is_continued(opened: int) -> bool:
+    """True if this process had the file open before an exec; that descriptor is closed."""
     file = os.fstat(opened)
     for fd in _descriptors():
         with suppress(OSError):
@@ -391,6 +392,18 @@ def _comes_from_before(opened: int) -> bool:
                 os.close(fd)
                 return True
     return False
+
+
+def _lock(opened: int) -> bool:
+    """False if another trace that still goes on writes into the file: that of the parent maybe of a
+    program that starts its own command once more. The lock is there to tell, nobody waits for it."""
+    try:
+        flock(opened, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # Not every file system has locks.
+    return True
 
 
 def _descriptors() -> Sequence[int]:

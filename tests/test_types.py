@@ -15,7 +15,7 @@ PACKAGE = ROOT / "danga_raw"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 FLOORS = [
-    {"_libc", "_log", "types"},
+    {"_libc", "_log", "_program", "types"},
     {"_epoll", "_kqueue", "_poll", "_sockopt"},
     {"timers"},
     {"loop"},
