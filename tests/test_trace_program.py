@@ -37,6 +37,8 @@ wrote(b"begin")
 
 PID = r"^\[pid +\d+\] "
 """What is in front of a line where there is more than one thread."""
+WRITE = r'write\(\d+, "(.*)", \d+\) += \d+'
+"""A line of a write. What numbers a program's descriptors have is ctypes's: libffi may keep one."""
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -47,6 +49,17 @@ def run(argv: list[str], **more: str) -> Ended:
     return subprocess.run(
         argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
+
+
+def called(text: str) -> list[str]:
+    """The calls that lines tell of."""
+    return [re.sub(PID, "", line).partition("(")[0] for line in text.splitlines()]
+
+
+def written(text: str) -> list[str]:
+    """The texts that lines tell to have been written, each of them whole."""
+    lines = [re.fullmatch(WRITE, re.sub(PID, "", line)) for line in text.splitlines()]
+    return [match[1] if match else "?" for match in lines]
 
 
 @pytest.fixture
@@ -75,7 +88,7 @@ ENDINGS = {
         "import atexit\natexit.register(lambda: print(sys.last_type))\n1/0"
     ),
     "all descriptors closed": (
-        "a = os.dup(fd)\nos.closerange(4, 4096)\nloop = Loop('epoll')\nobj = Socket(near, loop)"
+        "a = os.dup(fd)\nos.closerange(fd + 1, 4096)\nloop = Loop('epoll')\nobj = Socket(near, loop)"
     ),
     "its own hook": "sys.excepthook = lambda *a: print(a[0], a[2].tb_lineno)\n1/0",
     "os._exit": "os._exit(7)",
@@ -104,11 +117,9 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
         del errors[ours[0] : errors.index(next(e for e in errors[ours[0] + 1 :] if "File" in e))]
     assert errors == alone.stderr.splitlines()
     writes = 2 if ending in ("atexit", "a thread") else 1
-    start = ["epoll_crea", "epoll_ctl("]
+    start = ["epoll_create1", "epoll_ctl"]
     more = start if ending == "all descriptors closed" else []
-    assert [re.sub(PID, "", line)[:10] for line in out.read_text().splitlines()] == [
-        *start, *['write(3, "'] * writes, *more
-    ]  # fmt: skip
+    assert called(out.read_text()) == [*start, *["write"] * writes, *more]
 
 
 def test_a_syntax_error_is_the_programs(program: Path) -> None:
@@ -247,7 +258,8 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
     lines = to_stderr.stderr
     assert lines == out.read_text()
     assert to_file.stderr == ""
-    assert lines.splitlines()[2] == 'write(3, "begin", 5)'.ljust(40) + "= 5"
+    assert re.fullmatch(r'write\(\d, "begin", 5\) {16,}= 5', lines.splitlines()[2])
+    assert lines.splitlines()[2].index("=") == 40
 
 
 @pytest.mark.parametrize(
@@ -266,7 +278,7 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
 )
 def test_e_picks_calls(expression: str, names: set[str], program: Path) -> None:
     done = run([*TRACE, "-e", expression, str(program)])
-    assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
+    assert set(called(done.stderr)) == names
 
 
 @pytest.mark.parametrize(
@@ -284,7 +296,7 @@ def test_a_second_e_adds_or_takes_away(
 ) -> None:
     options = [option for expression in expressions for option in ("-e", expression)]
     done = run([*TRACE, *options, str(program)])
-    assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
+    assert set(called(done.stderr)) == names
 
 
 @pytest.mark.parametrize(
@@ -393,8 +405,9 @@ def test_json_is_one_object_a_line(program: Path) -> None:
     done = run([*TRACE, "--json", "-e", "write,read", str(program)])
     write, read = map(json.loads, done.stderr.splitlines())
     assert write.pop("time") <= read.pop("time")
-    assert write == {"name": "write", "args": ["3", '"begin"', "5"], "result": 5, "errno": None}
-    assert read == {"name": "read", "args": ["3", "0x...", "5"], "result": -1, "errno": "EAGAIN"}
+    fd = write["args"][0]
+    assert write == {"name": "write", "args": [fd, '"begin"', "5"], "result": 5, "errno": None}
+    assert read == {"name": "read", "args": [fd, "0x...", "5"], "result": -1, "errno": "EAGAIN"}
 
 
 @pytest.mark.parametrize(
@@ -446,7 +459,7 @@ def test_threads_are_told_apart_as_strace_does(program: Path) -> None:
         own = program.parent / "own"
         strace = ["strace", "-f", *more, "-qq", "-e", "trace=write", "-e", "signal=none"]
         done = run([*strace, *TRACE, *more, "-o", str(own), "-e", "write", str(program)])
-        line = re.compile(r"(\[pid +\d+\] )?([\d:.]+ )?write\(3, ")
+        line = re.compile(r'(\[pid +\d+\] )?([\d:.]+ )?write\(\d, "(begin|other|first|ends|alone)')
         theirs = [text for text in done.stderr.splitlines() if line.match(text)]
         ours = own.read_text().splitlines()
         assert [line.startswith("[pid ") for line in ours] == [False, True, True, True, False]
@@ -478,9 +491,8 @@ def test_each_thread_prints_its_own_calls_before_it_goes_on(output: str, program
     assert done.stdout == "0\n"
     lines = out.read_text() if to else done.stderr
     wanted = sorted(f"{count} of {number}" for number in range(4) for count in range(100))
-    found = [re.fullmatch(PID + r'write\(\d+, "(.*)", \d+\) += \d+', line)
-             for line in lines.splitlines()]  # fmt: skip
-    assert sorted(match[1] for match in found if match) == wanted
+    assert sorted(written(lines)) == wanted
+    assert all(re.match(PID, line) for line in lines.splitlines())
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 15)", "sys.exit()", "1/0"])
@@ -530,9 +542,7 @@ def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:
                 assert done.stderr.splitlines()[2].split() == ["3", "write"]
                 assert done.stderr.count("syscall") == 1
             else:
-                assert [line[:12] for line in done.stderr.splitlines()] == [
-                    'write(3, "be', 'write(3, "pr', 'write(3, "be'
-                ]  # fmt: skip
+                assert written(done.stderr) == ["begin", "printed", "behind"]
 
 
 def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(program: Path) -> None:
@@ -542,8 +552,7 @@ def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(progra
     )
     done = run([*TRACE, "-e", "write", str(program)])
     assert (done.returncode, done.stdout) == (0, "raised False\n")
-    written = [line.split('"')[1] for line in done.stderr.splitlines()]
-    assert written == ["begin", "handler", "printed"]
+    assert written(done.stderr) == ["begin", "handler", "printed"]
 
 
 def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -> None:
@@ -608,9 +617,7 @@ def test_a_child_by_the_same_command_leaves_its_parents_lines(program: Path) -> 
         out.write_text("what was there before\n")
         done = run([*TRACE, "-o", str(out), str(program)])
         assert (done.returncode, done.stderr) == (0, "")
-        assert [line.split("(")[0] for line in out.read_text().splitlines()] == 2 * [
-            "epoll_create1", "epoll_wait"
-        ]  # fmt: skip
+        assert called(out.read_text()) == 2 * ["epoll_create1", "epoll_wait"]
 
 
 def test_c_counts_each_life(program: Path) -> None:
@@ -630,7 +637,7 @@ def test_nothing_is_left_to_another_program_or_after_an_exec_that_failed(program
     )
     alone = run([sys.executable, str(program)])
     traced = run([*TRACE, "-o", str(program.parent / "calls"), str(program)])
-    assert traced.stdout.count("[0, 1, 2, 3]") == 2
+    assert traced.stdout.count("\n") == 2
     assert (traced.stdout, traced.stderr) == (alone.stdout, "")
 
 
@@ -675,9 +682,9 @@ def test_a_file_that_takes_no_more_ends_the_trace_not_the_program(program: Path)
 
 def test_the_programs_own_files_are_not_written_into(program: Path) -> None:
     program.write_text(
-        START + "os.closerange(4, 4096)\n"
+        START + "os.closerange(fd + 1, 4096)\n"
         "while os.open('mine', os.O_RDWR | os.O_CREAT) < 1023: pass\n"
-        "os.closerange(4, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\nwrote(b'more')\n"
+        "os.closerange(fd + 1, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\nwrote(b'more')\n"
         "print(os.path.getsize('mine'))\n"
     )
     done = run(["sh", "-c", f"cd {program.parent}; ulimit -n 1024; exec \"$@\"", "sh",
@@ -704,7 +711,7 @@ def test_what_a_signals_handler_raises_is_the_programs(program: Path) -> None:
     out = program.parent / "calls"
     done = run([*TRACE, "-o", str(out), str(program)])
     assert (done.returncode, done.stdout, done.stderr) == (0, "50\n", "")
-    assert 'write(3, "the end", 7)' in out.read_text().splitlines()[-1]
+    assert written(out.read_text().splitlines()[-1]) == ["the end"]
 
 
 @pytest.mark.needs("strace")
