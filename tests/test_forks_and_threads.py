@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw.trace import Call, Trace
 
 BACKENDS = ["epoll", "poll"]
 
@@ -164,3 +165,36 @@ def test_a_loop_is_stopped_from_another_thread() -> None:
         stopper.start()
         loop.run()
         stopper.join()
+
+
+def test_a_trace_hands_over_each_threads_calls_in_that_thread_before_it_goes_on() -> None:
+    told: list[tuple[int, bytes]] = []
+    early: list[bool] = []
+
+    def sink(call: Call) -> None:
+        if call.name == "write" and isinstance(text := call.args[1], bytes):
+            told.append((threading.get_ident(), text))
+
+    def work() -> None:
+        with Loop("epoll") as loop:
+            echo, far = echo_on(loop)
+            with far:
+                for number in range(200):
+                    echo.write(b"%d" % number)
+                    early.append((threading.get_ident(), b"%d" % number) not in told[-400:])
+                    far.recv(100)
+            echo.close()
+
+    trace = Trace(sink)
+    trace.start()
+    threads = [threading.Thread(target=work) for _ in range(LOOPS)]
+    for thread in threads:
+        thread.start()
+    idents = [thread.ident for thread in threads]
+    for thread in threads:
+        thread.join()
+    trace.stop()
+    assert len(early) == 200 * LOOPS and not any(early)
+    for ident in set(idents):
+        texts = [text for teller, text in told if teller == ident]
+        assert texts == [b"%d" % number for number in range(200)] * idents.count(ident)
