@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Final, TypeAlias
 
 from danga_raw import Loop, Socket, __version__, _epoll, _kqueue, _poll, _sockopt
-from danga_raw.loop import backends
+from danga_raw._registry import backends
 
 Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
 Facts: TypeAlias = Mapping[str, Fact]

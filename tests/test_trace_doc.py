@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import danga_raw.loop
+import danga_raw._registry
 import danga_raw.socket
 from danga_raw import Loop, Socket, Timer
 from danga_raw._libc import libc
@@ -80,7 +80,7 @@ def _change(change: object) -> str:
 # --- the ground on which a row is tried -----------------------------------------------------------
 
 
-class Client(Socket):
+class Client(Socket[Thing]):
     """What a row is about: each handler does the least."""
 
     __slots__ = ("reads",)
@@ -106,8 +106,8 @@ class Ground:
             self.kernel = SimKernel(0, platform="freebsd", strict=False)
             stack.enter_context(self.kernel.installed())
             # A simulated socket has to be let go as a real one is, by a close(2) through the door.
-            patch.setattr(danga_raw.loop, "RawSocket", Handle)
-            patch.setattr(danga_raw.loop, "_closes_as_usual", lambda kind: True)
+            patch.setattr(danga_raw._registry, "RawSocket", Handle)
+            patch.setattr(danga_raw._registry, "_closes_as_usual", lambda kind: True)
         self.stack = stack
         # From the start: a kqueue keeps the kevent it was made with, and a simulated one is no C
         # function, in whose place comes another.
@@ -117,7 +117,7 @@ class Ground:
         patch.setattr(danga_raw.socket, "_default_loop", self.loop)
         self.loop.set_loop_timeout(0)
         self.loop.set_post_loop_callback(lambda *_: False)
-        self.loop.poller()
+        self.loop._registry.open()
         self.near, self.far = self.pair(tcp=True)
 
     def pair(self, tcp: bool = False) -> tuple[Thing, Thing]:
@@ -197,8 +197,8 @@ def _(g: Ground) -> Steps:
     loop = Loop(g.backend)
     g.stack.callback(loop.close)
     yield
-    loop.poller()
-    loop.poller()
+    loop._registry.open()
+    loop._registry.open()
 
 
 @row(MAKING, "`Socket(sock)` (`Loop.watch()`)")
@@ -511,7 +511,7 @@ def _(g: Ground) -> Steps:
 @row(RUNNING, "one with an event for a descriptor of which nothing is known")
 def _(g: Ground) -> Steps:
     g.far.send(b"x")
-    g.loop.poller().register(g.near.detach(), 1)
+    g.loop._registry.open().register(g.near.detach(), 1)
     yield
     g.loop.set_loop_timeout(-1)
     g.loop.run()

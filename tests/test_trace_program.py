@@ -28,7 +28,7 @@ near, far = socket.socketpair()
 near.setblocking(False)
 loop = Loop("epoll")
 obj = Socket(near, loop)
-fd, epfd = near.fileno(), loop.poller().fileno()
+fd, epfd = near.fileno(), loop._registry.open().fileno()
 def wrote(text):
     obj.write(text)
 wrote(b"begin")
