@@ -283,7 +283,9 @@ class _Output:
         self.path = path
         self.at_end: Callable[[], object] = lambda: None
         """Called when nothing can be written any more."""
-        self._folder = os.getcwd() if path is not None else ""
+        self._folder = ""
+        with suppress(FileNotFoundError):
+            self._folder = os.getcwd()
         # One number, or none when all is over. A list, since a map asks for its member just before
         # it calls: no handler of a signal that forks comes between.
         self._fds = [-1]
@@ -302,7 +304,10 @@ class _Output:
         high = 1023 if limit < 0 else min(limit - 1, 1023)
         try:
             fd = fcntl(opened, F_DUPFD_CLOEXEC, high)
-        except OSError:  # There the program has its own.
+        except OSError as error:
+            if _by_handler(error):
+                raise
+            # There the program has its own.
             fd = fcntl(opened, F_DUPFD_CLOEXEC, 3)
         if self.path is not None:
             os.close(opened)
@@ -322,18 +327,21 @@ class _Output:
         """Write the one member of `text`, and leave of it what is not written yet."""
         if self._inheritable:  # The exec has failed.
             self._inherit(False)
+        full = False
         while text[0]:
             try:
+                if full:
+                    select.select((), self._fds, (), 1)
                 if not self._is_ours():
                     self._open()
                 for written in map(os.write, self._fds, text):
                     text[0] = text[0][written:]
+                full = False
             except BlockingIOError:
-                # The program may have made a terminal non-blocking that it shares with us.
-                select.select((), self._fds, ())
+                full = True  # The program may have made a terminal non-blocking that it shares.
             except OSError as error:
-                if error.errno is None:
-                    raise  # A signal's handler did, with a TimeoutError for instance.
+                if _by_handler(error):
+                    raise
                 self._give_up(error)
             if not self._fds:
                 text[0] = b""
@@ -342,7 +350,7 @@ class _Output:
         try:
             return all(os.path.samestat(info, self._file) for info in map(os.fstat, self._fds))
         except OSError as error:
-            if error.errno != EBADF:
+            if error.errno != EBADF or _by_handler(error):
                 raise
             return False
 
@@ -365,7 +373,10 @@ class _Output:
         """Before an exec: what traces into the same file learns by the open descriptor that the
         lines there are those of this process, which strace, too, follows into its next program."""
         path = self.path
-        if path is not None and any(os.fsdecode(word).endswith(path) for word in command):
+        if path is None:
+            return
+        words = map(os.fsdecode, command)
+        if any(word == path or (word[:1] == "-" and word.endswith(path)) for word in words):
             if not self._is_ours():  # A program may well close them all before an exec.
                 with suppress(OSError):
                     self._open()
@@ -376,6 +387,14 @@ class _Output:
             for fd in self._fds:
                 os.set_inheritable(fd, on)
         self._inheritable = on
+
+
+def _by_handler(error: OSError) -> bool:
+    """True if a signal's handler has raised it, whose exceptions are the program's."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_code.co_filename != __file__
 
 
 def _is_continued(opened: int) -> bool:
