@@ -290,6 +290,7 @@ class _Output:
         # it calls: no handler of a signal that forks comes between.
         self._fds = [-1]
         self._inheritable = False
+        self._is_terminal = False
         try:
             self._open(at_first=True)
         except OSError as error:
@@ -312,6 +313,8 @@ class _Output:
         if self.path is not None:
             os.close(opened)
         self._file = os.fstat(fd)
+        # One that the program has made non-blocking takes a part of a line if it isn't asked first.
+        self._is_terminal = os.isatty(fd)
         if self._fds:
             self._fds[:] = [fd]
 
@@ -327,24 +330,30 @@ class _Output:
         """Write the one member of `text`, and leave of it what is not written yet."""
         if self._inheritable:  # The exec has failed.
             self._inherit(False)
-        full = False
+        full = self._is_terminal
         while text[0]:
             try:
                 if full:
-                    select.select((), self._fds, (), 1)
+                    self._wait()
                 if not self._is_ours():
                     self._open()
                 for written in map(os.write, self._fds, text):
                     text[0] = text[0][written:]
-                full = False
             except BlockingIOError:
-                full = True  # The program may have made a terminal non-blocking that it shares.
+                full = True  # The program has made non-blocking what it shares with us.
             except OSError as error:
                 if _by_handler(error):
                     raise
                 self._give_up(error)
             if not self._fds:
                 text[0] = b""
+
+    def _wait(self) -> None:
+        """Until there is room, or for a second."""
+        room = select.poll()
+        for fd in self._fds:
+            room.register(fd, select.POLLOUT)
+        room.poll(1000)
 
     def _is_ours(self) -> bool:
         try:

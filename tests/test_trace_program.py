@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import py_compile
 import re
 import shutil
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tty
 import zipapp
 from pathlib import Path
 
@@ -495,6 +497,30 @@ def test_each_thread_prints_its_own_calls_before_it_goes_on(output: str, program
     wanted = sorted(f"{count} of {number}" for number in range(4) for count in range(100))
     assert sorted(written(lines)) == wanted
     assert all(re.match(PID, line) for line in lines.splitlines())
+
+
+def test_a_terminal_that_takes_only_so_much_gets_whole_lines(program: Path) -> None:
+    program.write_text(
+        THREADS + "os.set_blocking(2, False)\n"
+        "def work():\n    pair = Pair()\n    for _ in range(300): pair.write(b'of a thread')\n"
+        "threads = [threading.Thread(target=work) for _ in range(3)]\n"
+        "for thread in threads: thread.start()\nfor thread in threads: thread.join()\n"
+    )
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*TRACE, "-e", "write", str(program)]
+    with subprocess.Popen(command, env=environment, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        try:
+            while piece := os.read(ours, 100):
+                text += piece
+        except OSError:
+            pass  # EIO: nobody has the other end any more.
+        assert process.wait() == 0
+    os.close(ours)
+    assert written(text.decode()) == 900 * ["of a thread"]
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 15)", "sys.exit()", "1/0"])
