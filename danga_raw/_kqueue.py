@@ -194,7 +194,7 @@ class KQueue:
         self._watched: dict[int, int] = {}
         """fd -> what it is watched for."""
         self._dropped: set[int] = set()
-        """The fds that are watched for POLLOUT and have no write filter: nobody is left to write to."""
+        """The fds that are watched for POLLOUT without a write filter: nobody is left to write to."""
         self._alone: set[int] = set()
         """The fds of whose end, in the last batch, the write filter alone spoke."""
         self.batch: Batch = []
@@ -311,7 +311,7 @@ class KQueue:
         return c_size_t(n) if self._abi.counts_are_size_t else n
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
-        """The (fd, event mask) of each descriptor with filters that fired, at most 1,000: kevent(2).
+        """The (fd, event mask) of each descriptor with filters that fired, 1,000 at most: kevent(2).
 
         A filter fires with POLLIN or POLLOUT; EV_EOF adds POLLERR if it comes with an error, else
         POLLHUP. These wait while there is data for who watches for reading. Blocks for at most
@@ -346,7 +346,7 @@ class KQueue:
                 state |= _UNREAD
             if event.flags & EV_EOF:
                 state |= POLLERR if event.fflags else POLLHUP
-                if event.flags & EV_ONESHOT:  # FreeBSD: the reader of a pipe is gone, and the filter.
+                if event.flags & EV_ONESHOT:  # FreeBSD drops what has nobody to write to.
                     self._dropped.add(fd)
             found[fd] = found.get(fd, 0) | state
         self.batch = ready = self._in_time(found)
@@ -357,8 +357,9 @@ class KQueue:
         again in the next batch.
 
         Filters come in the order in which they fired. One that fires while another thread of the
-        kernel waits, or for which a full batch has no room, is in the next. So what the write filter
-        says alone of an end counts from the second time on: the read filter has had its turn.
+        kernel waits, or for which a full batch has no room, is in the next. So what the write
+        filter says alone of an end counts from the second time on: the read filter has had its
+        turn. Where there is no write filter any more, the read filter will tell the end.
         """
         ready: list[tuple[int, int]] = []
         before, self._alone = self._alone, set()
@@ -367,7 +368,8 @@ class KQueue:
             if state & _END and watched & POLLIN:
                 if not state & POLLIN:
                     self._alone.add(fd)
-                if state & _UNREAD or (fd in self._alone and fd not in before):
+                too_early = fd not in before or fd in self._dropped
+                if state & _UNREAD or (fd in self._alone and too_early):
                     state &= ~_END
             # libkqueue may tell the end of what is switched off, as epoll does.
             if state := state & (watched | _END):

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import debian
+
 ROOT = Path(__file__).parents[2]
 
 PACKAGES = ("python3-minimal", "libpython3-stdlib")
@@ -96,48 +98,13 @@ print(f"Python {platform.python_version()}, {os.uname().machine}, {sys.byteorder
 def fetch(architecture: str, scratch: Path) -> Path:
     """Unpack Python for `architecture` under `scratch`, if it isn't there; its root folder."""
     root = scratch / architecture
-    if (root / "complete").exists():
-        return root
-    shutil.rmtree(root, ignore_errors=True)
-    apt = root / "apt"
-    for folder in ("state/lists/partial", "cache/archives/partial", "etc"):
-        (apt / folder).mkdir(parents=True)
-    (apt / "status").touch()
-    # Only Debian's own main section: the system may have other sources, without these machines.
-    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (apt / "etc/sources.list").write_text(
-        f"deb [signed-by={keyring}] http://deb.debian.org/debian bookworm main\n"
-    )
-    options = {
-        "APT::Architecture": architecture,
-        "APT::Architectures": architecture,
-        "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "",
-        "Acquire::Languages": "none",
-        "Dir::State": f"{apt}/state",
-        "Dir::State::status": f"{apt}/status",
-        "Dir::Cache": f"{apt}/cache",
-        "Dir::Etc::SourceList": f"{apt}/etc/sources.list",
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::Etc::Preferences": "/dev/null",
-        "Dir::Etc::PreferencesParts": "/dev/null",
-    }
-    command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
-    install = ["install", "--yes", "--download-only", *PACKAGES]
-    for verb in (["update"], install):
-        done = subprocess.run(command + verb, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(f"apt-get {verb[0]} for {architecture}: {done.stderr.strip()}")
-    for package in sorted((apt / "cache/archives").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", package, root], check=True)
-    shutil.rmtree(apt)
+    debian.unpack(root, *PACKAGES, architecture=architecture, suite="bookworm")
     for path in root.rglob("*"):
         # An absolute link would lead out of the unpacked root: ppc64el's loader is one.
         if path.is_symlink() and os.readlink(path).startswith("/"):
             inside = os.path.relpath(f"{root}{os.readlink(path)}", path.parent)
             path.unlink()
             path.symlink_to(inside)
-    (root / "complete").touch()
     return root
 
 
