@@ -4,7 +4,7 @@ filters, hang-ups before the end of the data, filters that the kernel refuses or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from errno import EBADF, ECONNREFUSED, ECONNRESET, EEXIST, ENOENT
+from errno import EBADF, ECONNREFUSED, ECONNRESET, EEXIST, ENOENT, ENOMEM
 
 import pytest
 
@@ -13,6 +13,7 @@ from danga_raw._kqueue import EV_EOF, EV_ERROR, KQueue
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from tests.simkernel import SimKernel
 from tests.simkernel.kqueue import LAYOUTS
+from tests.simkernel.sockets import StreamSocket
 from tests.world import WORLDS, Noted, SimulatedWorld, Thing, World, fill
 
 _KINDS = [kind for kind in WORLDS if kind.backend == "kqueue"]
@@ -338,6 +339,25 @@ def test_the_changes_behind_one_that_is_refused_are_applied(gone: str) -> None:
         writer.close()
         poller.register(reader.fileno(), SOCKET)
         assert list(poller.wait(0)) == [], "both filters are to be off"
+
+
+@pytest.mark.parametrize("platform", LAYOUTS)
+def test_where_the_second_filter_is_refused_the_first_is_taken_back(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = SimKernel(platform=platform)
+    monkeypatch.setattr(StreamSocket, "refused_filter", lambda self, write: ENOMEM * write)
+    poller = KQueue(kernel.entry_points, platform)
+    poller.open()
+    one, two = kernel.socketpair()
+    two.send(b"x")
+    with pytest.raises(OSError) as refused:
+        poller.register(one.fileno(), SOCKET | POLLIN)
+    assert refused.value.errno == ENOMEM
+    assert list(poller.wait(0)) == []
+    monkeypatch.undo()
+    poller.register(one.fileno(), SOCKET | POLLIN)
+    assert list(poller.wait(0)) == [(one.fileno(), POLLIN)]
 
 
 # --- who has a number -----------------------------------------------------------------------------

@@ -30,6 +30,8 @@ Form = Literal["linux", "freebsd", "netbsd"]
 Change = tuple[int, int, int]
 """(ident, filter, flags)"""
 
+TICK_NS = 10_000_000
+"""NetBSD's clock ticks at 100 Hz."""
 F_SETFD, FD_CLOEXEC = 2, 1
 EPOLL_CLOEXEC = os.O_CLOEXEC
 IPPROTO_TCP = 6
@@ -189,6 +191,9 @@ class SimKernel:
             raise error(number)
         if self.luck.noisy(f"EINTR from {what}"):
             raise error(EINTR)
+        if timeout_ns and self.rules == "netbsd":
+            # Whole ticks of its clock, and one more for the one that has begun.
+            timeout_ns = (-(-timeout_ns // TICK_NS) + 1) * TICK_NS - self.clock.now_ns % TICK_NS
         return self.clock.wait(ready, timeout_ns, what)
 
     # --- the calls that raise ---------------------------------------------------------------------
