@@ -12,9 +12,11 @@ from functools import cache
 from operator import methodcaller
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
-from danga_raw._libc import Descriptor, Fields, check_fd, failure, libc, structure
+from danga_raw._interrupt import Once
+from danga_raw._libc import check_fd, failure, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
+from danga_raw._structs import Fields, structure
 
 if TYPE_CHECKING:
     from ctypes import Array
@@ -198,7 +200,7 @@ class KQueue:
         self._alone: set[int] = set()
         """The fds of whose end, in the last batch, the write filter alone spoke."""
         self.batch: Batch = []
-        self._descriptor = Descriptor()
+        self._descriptor = Once()
         self._kq = -1
         self._pid = 0
         """Whose kqueue it is."""
@@ -223,7 +225,7 @@ class KQueue:
         one that the filters don't take. What was added by then is taken back.
         """
         check_fd(fd, "kevent")
-        if fd in self._watched and self._is_there(fd, self._watched[fd]):
+        if fd in self._watched and self.holds(fd, self._watched[fd]):
             raise OSError(EEXIST, f"kevent(EV_ADD, fd {fd}): {os.strerror(EEXIST)}")
         self._forget(fd)  # Its number may have been closed behind the loop's back.
         changes: list[Change] = []
@@ -256,6 +258,12 @@ class KQueue:
             self._apply([(fd, write, EV_ADD)], EPIPE, EBADF)
         self.modify(fd, ~events, events)
 
+    def holds(self, fd: int, events: int) -> bool:
+        """False if the descriptor that was watched for `events` was closed since, which takes its
+        filters along: a kevent(2) that switches the read filter as it is."""
+        change = EV_ENABLE if events & POLLIN else EV_DISABLE
+        return self._apply([(fd, self._abi.evfilt_read, change)], ENOENT, EBADF)
+
     def modify(self, fd: int, old: int, new: int) -> None:
         """Switch the filters on or off in which `new` differs from `old`: a kevent(2) for each.
 
@@ -269,7 +277,7 @@ class KQueue:
             except OSError as error:
                 # A write filter may be refused, or dropped, since the other end of a pipe is gone.
                 # Where the read filter is gone too, so is the descriptor that had the number.
-                if error.errno != ENOENT or not self._is_there(fd, new):
+                if error.errno != ENOENT or not self.holds(fd, new):
                     raise
                 (self._dropped.add if new & wanted else self._dropped.discard)(fd)
         self._watched[fd] = new
@@ -288,12 +296,6 @@ class KQueue:
     def _forget(self, fd: int) -> None:
         self._watched.pop(fd, None)
         self._dropped.discard(fd)
-
-    def _is_there(self, fd: int, events: int) -> bool:
-        """Whether `fd` still has its read filter, which goes with the descriptor: a kevent(2) that
-        switches it as it is."""
-        change = EV_ENABLE if events & POLLIN else EV_DISABLE
-        return self._apply([(fd, self._abi.evfilt_read, change)], ENOENT, EBADF)
 
     def _apply(self, changes: Sequence[Change], *ignored: int) -> bool:
         """One kevent(2) that changes and does not wait; False where it fails by an errno in

@@ -11,9 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -21,7 +19,8 @@ import pytest
 from danga_raw import Loop
 from danga_raw._kqueue import KQueue, KQueueLibrary, load_libkqueue
 from danga_raw._poll import POLLHUP, POLLIN, POLLOUT
-from tests import debian, needs
+from tests import needs
+from tests.abi import debian
 from tests.world import Noted, no_hanging
 
 PACKAGE = "libkqueue0t64"
@@ -31,23 +30,20 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libkqueue is fo
 
 @pytest.fixture(scope="module")
 def library() -> str:
-    """The path of Debian's libkqueue, which is unpacked into a scratch folder at its first use."""
-    scratch = Path(tempfile.gettempdir()) / f"danga_raw-libkqueue-{os.getuid()}"
+    """The path of Debian's libkqueue, which is unpacked into the cache folder at its first use."""
+    root = debian.CACHE / PACKAGE
     try:
-        debian.unpack(
-            scratch,
-            PACKAGE,
-            architecture=debian.architecture(),
-            suite="experimental",
-            dependencies=False,
-        )
-    except debian.Unavailable as error:
-        pytest.skip(f"needs {PACKAGE}, which Debian has no longer: {error}")
-    except (OSError, subprocess.CalledProcessError) as error:
-        if needs.REQUIRED:
+        if not root.exists():
+            architecture = debian.run(["dpkg", "--print-architecture"]).strip()
+            # Without what it depends on, which experimental hasn't: it needs the C library alone.
+            with debian.whole(root) as made, debian.apt_get("experimental", architecture) as apt:
+                debian.run([*apt, "download", PACKAGE], cwd=made)
+                debian.run(["dpkg-deb", "-x", str(next(made.glob("*.deb"))), str(made)])
+    except OSError as error:
+        if needs.REQUIRED and "Unable to locate package" not in str(error):
             raise
-        pytest.skip(f"needs {PACKAGE}, and apt-get to fetch it: {error}")
-    return str(next(scratch.glob("usr/lib/*/libkqueue.so.0")))
+        pytest.skip(f"needs Debian's {PACKAGE}: {error}")
+    return str(next(root.glob("usr/lib/*/libkqueue.so.0")))
 
 
 def test_a_library_that_cannot_watch_for_both_is_refused_in_one_line(library: str) -> None:

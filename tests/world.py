@@ -22,7 +22,7 @@ from danga_raw._epoll import Epoll
 from danga_raw._kqueue import KQueue
 from danga_raw._libc import libc
 from danga_raw._poll import Poll
-from danga_raw.loop import backends
+from danga_raw._registry import backends
 from tests.simkernel import SimKernel
 
 IN, OUT, ERR, HUP = 1, 4, 8, 16
@@ -380,7 +380,7 @@ def fill(thing: Thing) -> int:
     return total
 
 
-class Noted(Socket):
+class Noted(Socket[Thing]):
     """Notes its events in `events`, and what it has read in `got`.
 
     An event for which it was given an action (`read=`, `write=`, `err=`, `hup=`) does only that;

@@ -9,7 +9,7 @@ from types import ModuleType
 from unittest.mock import patch
 
 from danga_raw import _epoll, _kqueue, _libc, _poll, _sockopt
-from danga_raw._libc import Fields
+from danga_raw._structs import Fields
 from tests.abi.probe import Answer, Facts
 from tests.abi.targets import Target
 

@@ -303,7 +303,7 @@ _WILD_ACTS: Final = (
 )  # fmt: skip
 
 
-class Peer(Socket):
+class Peer(Socket[Handle]):
     """The server's object."""
 
     __slots__ = ("conn",)
@@ -362,7 +362,7 @@ class Peer(Socket):
         super().close(reason)
 
 
-class PipeUser(Socket):
+class PipeUser(Socket[Handle]):
     """An object on an end of a pipe whose other end is gone, or goes at some time. It watches and
     doesn't, until it has heard of that often enough."""
 
@@ -444,7 +444,7 @@ class PipeUser(Socket):
     event_err = event_hup
 
 
-class Acceptor(Socket):
+class Acceptor(Socket[Handle]):
     """A listener; the connections that wait for it are known by their order."""
 
     __slots__ = ("waiting", "world")
