@@ -170,7 +170,6 @@ class KQueue:
         "_kevent_type",
         "_kq",
         "_pid",
-        "_platform",
         "_timespec",
         "_watched",
         "batch",
@@ -186,7 +185,6 @@ class KQueue:
         name = platform if platform is not None else system_platform()
         if name is None:
             raise OSError(f"this system ({libc.platform}) has no kqueue")
-        self._platform = name
         self._abi = abi(name)
         self._filters = (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT)
         self._kevent_type = kevent_type(name)

@@ -14,7 +14,7 @@ from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from tests.simkernel import SimKernel
 from tests.simkernel.kqueue import LAYOUTS
 from tests.simkernel.sockets import StreamSocket
-from tests.world import WORLDS, Noted, SimulatedWorld, Thing, World, fill
+from tests.world import WORLDS, Kind, Noted, SimulatedWorld, Thing, World, fill
 
 _KINDS = [kind for kind in WORLDS if kind.backend == "kqueue"]
 on_kqueue = pytest.mark.parametrize("world", _KINDS, indirect=True, ids=str)
@@ -199,6 +199,25 @@ def test_a_filter_that_is_switched_off_and_speaks_all_the_same_tells_a_hang_up_a
     poller.register(5, SOCKET)
     assert list(poller.wait(0)) == [(5, POLLHUP)]
     assert list(poller.wait(0)) == []
+
+
+@pytest.mark.parametrize(
+    "world", [Kind("poll", "freebsd"), Kind("poll", "netbsd")], indirect=True, ids=str
+)
+@pytest.mark.parametrize("unread", [b"", b"last words"], ids=["nothing", "something"])
+def test_a_reset_is_found_by_reading_where_poll_tells_no_error(
+    world: World, unread: bytes
+) -> None:
+    assert isinstance(world, SimulatedWorld)
+    one, two = world.kernel.socketpair(tcp=True)
+    one.setblocking(False)
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    two.send(unread)
+    two.reset()
+    world.until(lambda: obj.closed)
+    assert obj.got == unread and "err" not in obj.events
 
 
 # --- pipes whose other end is gone ----------------------------------------------------------------
