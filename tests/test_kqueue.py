@@ -449,6 +449,40 @@ def test_a_descriptor_that_is_found_gone_is_watched_no_longer(
 # --- connecting -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "world", [kind for kind in WORLDS if kind.platform], indirect=True, ids=str
+)
+def test_what_is_written_while_connecting_waits_for_the_connection(world: World) -> None:
+    assert isinstance(world, SimulatedWorld)
+    one, end = world.kernel.connecting()
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop)
+    obj.write(b"early ")
+    obj.write(b"and late")
+    world.turn()
+    assert not obj.closed
+    far = end(0)
+    assert far is not None
+    world.stack.callback(far.close)
+    world.until(lambda: not obj.write_buf)
+    assert far.recv(20) == b"early and late" and not obj.event_watch & POLLOUT
+
+
+@pytest.mark.parametrize(
+    "world", [kind for kind in WORLDS if kind.platform], indirect=True, ids=str
+)
+def test_what_is_written_to_a_connection_that_is_refused_closes_it(world: World) -> None:
+    assert isinstance(world, SimulatedWorld)
+    one, end = world.kernel.connecting()
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop)
+    obj.write(b"early")
+    end(ECONNREFUSED)
+    obj.write(b"late")
+    obj.watch_write(True)
+    world.until(lambda: obj.closed)
+
+
 @simulated
 def test_a_refused_connection_is_an_error(world: World) -> None:
     assert isinstance(world, SimulatedWorld)
