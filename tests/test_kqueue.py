@@ -3,13 +3,15 @@ filters, hang-ups before the end of the data, filters that the kernel refuses or
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Sequence
 from errno import EBADF, ECONNREFUSED, ECONNRESET, EEXIST, ENOENT, ENOMEM
 
 import pytest
 
 from danga_raw import _kqueue
-from danga_raw._kqueue import EV_EOF, EV_ERROR, KQueue
+from danga_raw._kqueue import EV_ENABLE, EV_EOF, EV_ERROR, KQueue, load_libkqueue
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from tests.simkernel import SimKernel
 from tests.simkernel.kqueue import LAYOUTS
@@ -444,6 +446,50 @@ def test_a_descriptor_that_is_found_gone_is_watched_no_longer(
     poller.register(5, SOCKET)
     assert list(poller.wait(0)) == []
     assert "fd 5 gone" in caplog.text
+
+
+# --- libkqueue ------------------------------------------------------------------------------------
+
+
+class OneFilter(Told):
+    """As libkqueue 2.3.1: the second filter of a descriptor can't be switched on."""
+
+    def kevent(
+        self, kq: int, changes: object, n: object, events: object, room: object, limit: object, /
+    ) -> int:
+        view = memoryview(changes).cast("B")  # type: ignore[arg-type]
+        _, filter, flags, *_ = self.layout.fields.unpack_from(view)
+        if filter == self.layout.write and flags & EV_ENABLE:
+            ctypes.set_errno(EEXIST)
+            return -1
+        return 0
+
+    def close(self, fd: int) -> int:
+        assert fd == 99
+        return 0
+
+
+def test_a_libkqueue_that_cannot_watch_for_both_is_refused_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda path, use_errno: OneFilter("libkqueue"))
+    before = os.listdir("/dev/fd")
+    with pytest.raises(OSError, match="no libkqueue to be used: /old.so .* 2.7.0 .*File exists"):
+        load_libkqueue("/old.so")
+    assert os.listdir("/dev/fd") == before
+
+
+def test_a_libkqueue_that_can_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Told] = []
+
+    def cdll(path: str, use_errno: bool) -> Told:
+        made.append(Told("libkqueue"))
+        return made[-1]
+
+    monkeypatch.setattr("ctypes.CDLL", cdll)
+    assert load_libkqueue("/new.so") is load_libkqueue("/new.so") is made[0]
+    assert len(made) == 1
+    load_libkqueue.cache_clear()
 
 
 # --- connecting -----------------------------------------------------------------------------------
