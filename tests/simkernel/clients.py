@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.simkernel.servers import Connection
     from tests.simkernel.world import World
 
-_PATIENCE: Final = 2_000 * MS
+_PATIENCE: Final = 20_000 * MS
 """How long a client waits for a sign of life. Nothing takes longer, unless it is lost."""
 
 
