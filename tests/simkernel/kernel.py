@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
 from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT
+from itertools import count
 from resource import struct_rusage
 from typing import Literal, TypeVar
 
@@ -78,6 +79,7 @@ class SimKernel:
         self.clock = Clock()
         self.table = Table(first_fd, limit)
         self.kqueues: list[KQueue] = []
+        self.inodes = count(1)
         self.steps = 0
         """How many calls have been made."""
         self.changes: list[list[Change]] = []
@@ -246,9 +248,11 @@ class SimKernel:
             file.released()
 
     def fstat(self, fd: int, /) -> os.stat_result:
-        """fstat(2), as `os.fstat`; only the mode means anything."""
+        """fstat(2), as `os.fstat`; only the mode and the inode mean anything. The BSDs have none for
+        a TCP socket (soo_stat), and NetBSD and OpenBSD none for a pipe (pipe_stat)."""
         self.steps += 1
-        return os.stat_result((self.get(fd, "fstat").mode, *[0] * 9))
+        file = self.get(fd, "fstat")
+        return os.stat_result((file.mode, file.inode if self.rules == "linux" else 0, *[0] * 8))
 
     def clock_gettime(self, clock: int, /) -> float:
         """clock_gettime(2), as `time.clock_gettime`."""
