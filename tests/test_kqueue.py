@@ -330,8 +330,9 @@ def test_a_pipe_is_hung_up_also_where_it_is_registered_on_a_new_poller(world: Wo
     poller = world.new_loop()._registry.open()
     poller.register(writer.fileno(), SOCKET | POLLIN | POLLOUT)
     for _ in range(2):
-        [(fd, state)] = poller.wait(-1)
-        assert fd == writer.fileno() and state & (POLLHUP | POLLERR)
+        [event] = poller.wait(-1)
+        assert isinstance(event, tuple), "it is more than readable"
+        assert event[0] == writer.fileno() and event[1] & (POLLHUP | POLLERR)
     poller.unregister(writer.fileno(), SOCKET | POLLIN | POLLOUT)
     assert list(poller.wait(0)) == []
 
