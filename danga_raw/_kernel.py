@@ -14,8 +14,8 @@ sysdeps/unix/sysv/linux, or musl's src, in the file of the function's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from errno import EBADF
+from collections.abc import Collection, Iterator
+from errno import EBADF, errorcode
 from typing import Final, NamedTuple
 
 from danga_raw._clibrary import GLIBC, MUSL, Where, where
@@ -154,6 +154,30 @@ def asked(function: str, place: Where) -> Asked:
         if rule.function == function and rule.holds(place):
             return rule.asked
     return Asked(function, SURFACE[function].arguments)
+
+
+class Entry(NamedTuple):
+    """A C function of the surface, as it reaches the kernel."""
+
+    function: str
+    call: str
+    """The kernel's name."""
+    arguments: int
+    """How many the kernel is given."""
+    when: str
+
+
+def surface(place: Where, backends: Collection[str]) -> Iterator[Entry]:
+    """What the package can ask the kernel there, with those backends."""
+    for name, function in SURFACE.items():
+        if function.only and function.only not in backends:
+            continue
+        call = asked(name, place)
+        yield Entry(name, call.name, call.arguments, function.when)
+        if call.name == ASKED_AGAIN.behind and place.libc == ASKED_AGAIN.libc:
+            again = ASKED_AGAIN.asked
+            when = f"behind a {call.name} that failed with {errorcode[ASKED_AGAIN.errno]}"
+            yield Entry(name, again.name, again.arguments, when)
 
 
 def known(place: Where) -> bool:
