@@ -148,8 +148,14 @@ ASKED_AGAIN: Final = Again("fstat", EBADF, Asked("fcntl", 2, (F_GETFD,)), MUSL)
 musl finds out whether it is such a one."""
 
 
+_BEFORE_FSTAT: Final = (2, 32)
+"""The last glibc that had no fstat of its own."""
+
+
 def asked(function: str, place: Where) -> Asked:
     """What the kernel is asked for `function` there."""
+    if function == "fstat" and place.old_stat:
+        place = place._replace(version=min(place.version, _BEFORE_FSTAT))
     for rule in RULES:
         if rule.function == function and rule.holds(place):
             return rule.asked

@@ -67,6 +67,8 @@ FACTS = [
     ("fstat", Where(GLIBC, (2, 41), "arm"), ("statx", 5)),
     ("fstat", Where(MUSL, (1, 2, 5), "i386"), ("statx", 5)),
     ("fstat", Where(MUSL, (1, 2, 5), X86), ("fstat", 2)),
+    ("fstat", Where(GLIBC, (2, 36), X86, old_stat=True), ("fstat", 2)),
+    ("fstat", Where(GLIBC, (2, 41), "i386", old_stat=True), ("fstat64", 2)),
     ("setsockopt", Where(GLIBC, (2, 36), "s390x"), ("socketcall", 2)),
     ("setsockopt", Where(MUSL, (1, 2, 3), "s390x"), ("setsockopt", 5)),
     ("clock_gettime", Where(GLIBC, (2, 30), "arm"), ("clock_gettime", 2)),
@@ -224,9 +226,21 @@ def test_the_version_of_the_c_library_is_a_tuple_of_numbers() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known")
 def test_this_c_library_is_known_and_its_image_is_found() -> None:
     assert where() == HERE and HERE.libc in (GLIBC, MUSL)
-    image = b"".join(_clibrary._read_only_data())
+    image = b"".join(_clibrary._read_only_data(_clibrary._OF_LIBC))
     sign = {GLIBC: b"GNU C Library", MUSL: b"musl libc ("}[HERE.libc]
     assert sign in image and ".".join(map(str, HERE.version)).encode() in image
+
+
+@pytest.mark.skipif(HERE.libc != GLIBC, reason="a matter of glibc's")
+def test_python_is_found_to_be_built_on_an_old_glibc_by_the_function_it_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = b"".join(_clibrary._read_only_data(_clibrary._OF_PYTHON))
+    if sys.implementation.name == "cpython":
+        assert (b"\0__fxstat" in image) is not (b"\0fstat64\0" in image or b"\0fstat\0" in image)
+    for symbol, old in ((b"\0__fxstat64\0", True), (b"\0fstat64\0", False)):
+        monkeypatch.setattr(_clibrary, "_read_only_data", lambda name, s=symbol: iter([s]))
+        assert where().old_stat is old
 
 
 NO_ANSWER = """

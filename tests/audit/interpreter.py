@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from danga_raw._seccomp import allowed
-from tests.audit.subjects import NATIVE, NEWER, SUBJECTS
+from tests.audit.subjects import NEWER, SUBJECTS
 from tests.clients import PATIENCE, read_to_end
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ if sys.argv[1:] == ["interrupted"]:
 """The life of a program, but for its sockets."""
 
 
-HUNG = 120
+HUNG = 60
 """Seconds after which a life, which takes one or, under qemu, some, is given up."""
 
 
@@ -94,7 +94,8 @@ class Watcher:
     def __init__(self, python: Sequence[str], folder: Path) -> None:
         self.out = folder / "calls"
         emulator, *options = python
-        if Path(emulator).name.startswith("qemu-"):
+        self.by_qemu = Path(emulator).name.startswith("qemu-")
+        if self.by_qemu:
             self.command = [emulator, "-strace", "-D", str(self.out), *options]
         else:
             self.command = ["strace", "-f", "-qq", "-o", str(self.out), *python]
@@ -102,15 +103,19 @@ class Watcher:
     def lives(self, *argv: str, ended: int = 0) -> set[str]:
         """The calls of a program that ends by itself."""
         command = [*self.command, *argv]
-        done = subprocess.run(
-            command,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=HUNG,
-            check=False,
-        )
-        assert done.returncode == ended, (command, done.returncode, done.stderr.decode())
+        try:
+            done = subprocess.run(
+                command,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=HUNG,
+                check=False,
+            )
+            assert done.returncode == ended, (command, done.returncode, done.stderr.decode())
+        except subprocess.TimeoutExpired:
+            if not self.by_qemu:
+                raise  # One of qemu's threads may wait for ever for another; it has made its calls.
         return _names(self.out.read_text(errors="replace"))
 
     def serves(self, *argv: str) -> set[str]:
@@ -172,8 +177,10 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = [shlex.split(word) for word in arguments.pythons] or pythons()
     if arguments.machines:
-        made = [make() for name, make in {**SUBJECTS, **NEWER}.items() if name not in NATIVE]
-        chosen += [subject.python for subject in made]
+        known = {**SUBJECTS, **NEWER}
+        # i386 by the kernel itself, whose threads never hang.
+        foreign = [name for name in known if not name.startswith(("strace-", "i386"))]
+        chosen += [known[name]().python for name in ["i386-native", *foreign]]
     seen: dict[str, set[str]] = {}
     for python in chosen:
         for doing, names in measure(python).items():

@@ -66,7 +66,7 @@ def _number(text: str) -> int | None:
     return sum(_NAMES[name] for name in names) if all(name in _NAMES for name in names) else None
 
 
-def _told(line: str) -> Told | None:
+def as_told(line: str) -> Told | None:
     found = _LINE.match(line)
     if found is None:
         return None
@@ -91,7 +91,7 @@ def qemus_lines(text: str, names: Collection[str]) -> Iterator[Line]:
             break
     files = {own}
     for at, line in lines:
-        told = _told(line)
+        told = as_told(line)
         if told is None:
             continue  # A signal, or the end.
         name = told.name.removeprefix("socketcall ")
@@ -140,7 +140,7 @@ def compare(theirs: str, own: str, place: Where, *, ended: bool = False) -> int:
     found = own.splitlines()
     for at, (ours, line) in enumerate(zip(found, expected)):
         call = parse_line(ours)
-        told = _told(line)
+        told = as_told(line)
         assert call is not None and told is not None
         where = f"line {at} of {len(found)} and {len(expected)}: {ours!r}, {line!r}"
         through = asked(functions.get(call.name, call.name), place).name == "socketcall"

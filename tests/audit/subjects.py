@@ -48,8 +48,7 @@ class Subject:
             text=True,
             check=True,
         )
-        libc, version, machine = eval(told.stdout, {})
-        return Where(libc, version, machine)
+        return Where(*eval(told.stdout, {}))
 
     def can_run(self, program: Program) -> bool:
         """False where qemu would have to let a call fail."""
@@ -171,9 +170,6 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     **{name: partial(by_qemu, name) for name in foreign.MACHINES},
 }
 """By name: what makes it, which may have to get it first."""
-
-NATIVE = (*(name for name in SUBJECTS if name.startswith("strace-")), "i386-native")
-"""Those that are run by this machine's kernel."""
 
 NEWER: dict[str, Callable[[], Subject]] = {
     f"{name}-trixie": partial(by_qemu, name, "trixie") for name in ("i386", "arm64", "armhf")

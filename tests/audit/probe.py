@@ -1,0 +1,197 @@
+"""What each C library really makes of the functions: `python -m tests.audit.probe [MACHINE ...]`.
+
+A C program that calls every function of the surface is compiled by zig for each machine, and run by
+qemu on Debian's C libraries of several versions: glibc from 2.31 on, musl from 1.2.3 on. So the table
+is held against libraries for which there is no Python at hand. Prints what qemu saw and the table
+doesn't say, and how many functions were as it says. It takes the extra `abi` and qemu-user-static.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from danga_raw._clibrary import GLIBC, MUSL, Where
+from danga_raw._kernel import ASKED_AGAIN, SURFACE, asked
+from tests.abi import debian
+from tests.audit.qemu import as_told, whole_lines
+
+CALLS = {
+    "epoll_create1": "ep = epoll_create1(EPOLL_CLOEXEC)",
+    "epoll_ctl": "epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event)",
+    "epoll_wait": "epoll_wait(ep, &event, 1, 0)",
+    "poll": "poll(&one, 1, 1500)",
+    "fstat": "fstat(fd, &st)",
+    "write": 'write(fd, "abc", 3)',
+    "read": "read(pair[1], buffer, 9)",
+    "setsockopt": "setsockopt(fd, IPPROTO_TCP, TCP_CORK, &number, sizeof number)",
+    "fcntl": "fcntl(fd, F_SETFD, FD_CLOEXEC)",
+    "getpeername": "getpeername(fd, (void *)&address, &length)",
+    "getsockname": "getsockname(fd, (void *)&address, &length)",
+    "getpid": "getpid()",
+    "getrusage": "getrusage(RUSAGE_SELF, &usage)",
+    "clock_gettime": "clock_gettime(CLOCK_MONOTONIC, &now)",
+    "close": "close(fd)",
+}
+"""Each function of the surface that Linux has, in use."""
+
+DEAD = ("fstat", "fstat(fd, &st)")
+"""The same of a descriptor that is closed, behind all the others."""
+
+MARK = 1000
+"""A write to this descriptor and those above says which function comes next."""
+
+SOURCE = """
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+int main(void) {
+  char buffer[9]; int number = 1, pair[2], fd, ep; struct stat st; struct rusage usage;
+  struct timespec now; struct epoll_event event = {EPOLLIN}; struct sockaddr_storage address;
+  socklen_t length = sizeof address;
+  socketpair(AF_UNIX, SOCK_STREAM, 0, pair); fd = pair[0];
+  struct pollfd one = {fd, POLLOUT};
+%s
+  write(%d, "", 0);
+  return 0;
+}
+"""
+
+
+class Machine(NamedTuple):
+    """By what names it goes."""
+
+    debian: str
+    qemu: str
+    zig: str
+    """The first word of its targets."""
+    abi: str = ""
+    """The end of the last one."""
+
+
+MACHINES = {
+    "x86_64": Machine("amd64", "x86_64", "x86_64"),
+    "i386": Machine("i386", "i386", "x86"),
+    "aarch64": Machine("arm64", "aarch64", "aarch64"),
+    "arm": Machine("armhf", "arm", "arm", "eabihf"),
+    "s390x": Machine("s390x", "s390x", "s390x"),
+    "ppc64le": Machine("ppc64el", "ppc64le", "powerpc64le"),
+    "riscv64": Machine("riscv64", "riscv64", "riscv64"),
+}
+
+GLIBCS = {"bullseye": (2, 31), "bookworm": (2, 36), "trixie": (2, 41)}
+MUSLS = {"bookworm": (1, 2, 3), "trixie": (1, 2, 5), "sid": (1, 2, 6)}
+"""The versions that Debian's suites have."""
+
+
+def source() -> str:
+    calls = [*CALLS.values(), DEAD[1]]
+    lines = [f'  write({MARK + n}, "", 0); {call};' for n, call in enumerate(calls)]
+    return SOURCE % ("\n".join(lines), MARK + len(calls))
+
+
+def compiled(machine: Machine, libc: str, since: str, folder: Path) -> Path:
+    """The program for `machine`, to be run with that version of the library and later ones."""
+    ending = {GLIBC: "gnu", MUSL: "musl"}[libc]
+    version = f".{since}" if libc == GLIBC else ""
+    program = folder / f"{machine.zig}-{libc}{since}"
+    (folder / "probe.c").write_text(source())
+    zig = [sys.executable, "-m", "ziglang", "cc"]
+    target = f"{machine.zig}-linux-{ending}{machine.abi}{version}"
+    options = ["-target", target, "-dynamic", "-w", "-O1", "-o", str(program)]
+    subprocess.run([*zig, *options, str(folder / "probe.c")], check=True)
+    return program
+
+
+def seen(machine: Machine, program: Path, root: Path) -> list[list[str]]:
+    """What qemu saw behind each mark, of the program on the libraries in `root`."""
+    log = program.with_suffix(".log")
+    qemu = [f"qemu-{machine.qemu}-static", "-strace", "-D", str(log), "-L", str(root)]
+    subprocess.run([*qemu, str(program)], check=True)
+    stretches: list[list[str]] = []
+    for line in whole_lines(log.read_text(errors="replace")):
+        if re.match(rf"(?:\d+ )?write\({MARK + len(stretches)},", line):
+            stretches.append([])
+        elif stretches:
+            stretches[-1].append(line)
+    return stretches[:-1]
+
+
+def differences(place: Where, stretches: list[list[str]]) -> list[str]:
+    """What was seen otherwise than the table says."""
+    wrong = []
+    for function, lines in zip([*CALLS, DEAD[0]], stretches, strict=True):
+        expected = [asked(function, place)]
+        first = as_told(lines[0]) if lines else None
+        again = ASKED_AGAIN
+        failed = first is not None and first.error == again.errno
+        if failed and place.libc == again.libc and expected[0].name == again.behind:
+            expected.append(again.asked)
+        calls = [call for call in map(as_told, lines) if call is not None]
+        names = [call.name.replace(f"socketcall {function}", "socketcall") for call in calls]
+        if function == "clock_gettime" and not names:
+            continue  # By the vdso.
+        if names != [call.name for call in expected]:
+            wrong.append(f"{place} on {place.machine}: {function}: {names}, {expected}")
+        for call, known in zip(calls, expected):
+            constants = tuple(constant or 0 for constant in known.constants)
+            if known.name in ("epoll_pwait", "ppoll", "newfstatat", "fcntl"):
+                given = call.args[known.arguments - len(constants) : known.arguments]
+            elif known.name == "statx":
+                given = call.args[2:3]
+            else:
+                continue
+            if given != constants:
+                wrong.append(f"{place} on {place.machine}: {function}: {lines}, {known}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.audit.probe", description=__doc__)
+    parser.add_argument("machines", nargs="*", metavar="MACHINE", help="; ".join(MACHINES))
+    chosen = parser.parse_args().machines or [*MACHINES]
+    assert set(CALLS) >= set(SURFACE) - {"kqueue", "kevent"}, "a function is not in the probe"
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in chosen:
+            machine = MACHINES[name]
+            for libc, package, since, suites in (
+                (GLIBC, "libc6", "2.31", GLIBCS),
+                (GLIBC, "libc6", "2.36", {s: v for s, v in GLIBCS.items() if v >= (2, 36)}),
+                (MUSL, "musl", "", MUSLS),
+            ):
+                program = compiled(machine, libc, since, Path(scratch))
+                for suite, version in suites.items():
+                    place = Where(libc, version, name, old_stat=since == "2.31")
+                    where = debian.CACHE / f"{package}-{suite}-{machine.debian}"
+                    try:
+                        root = debian.unpack(
+                            [package], where, suite=suite, architecture=machine.debian
+                        )
+                    except OSError as error:
+                        print(f"{place} on {name}: not to be had: {str(error)[:100]}", flush=True)
+                        continue
+                    stretches = seen(machine, program, root)
+                    wrong = differences(place, stretches)
+                    failed = failed or bool(wrong)
+                    as_said = f"{len(stretches)} calls, {len(wrong)} otherwise than the table says"
+                    built = f", built on {since}" if since else ""
+                    print(f"{place} on {name}{built}: {as_said}", *wrong, sep="\n    ", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
