@@ -16,9 +16,10 @@ from types import FrameType
 from typing import Final, TypeAlias, cast
 
 from danga_raw import Loop, Socket, _epoll, _kernel, _kqueue, _poll, _seccomp, _sockopt, _tracecli
+from danga_raw._seccomp import Json
 from danga_raw.loop import backends
 
-Fact: TypeAlias = "str | int | list[str] | list[Mapping[str, Fact]] | Mapping[str, Fact]"
+Fact: TypeAlias = Json
 Facts: TypeAlias = Mapping[str, Fact]
 
 _PAUSE: Final = 0.2

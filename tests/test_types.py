@@ -21,7 +21,7 @@ FLOORS = [
     {"loop"},
     {"socket"},
     {"_kernel"},
-    {"_strace"},
+    {"_seccomp", "_strace"},
     {"trace", "_tracecli"},
     {"__init__"},
     {"__main__"},
