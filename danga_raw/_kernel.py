@@ -59,6 +59,7 @@ SURFACE: Final = {
 
 _NEW: Final = frozenset(("aarch64", "riscv64", "loongarch64"))
 """Machines whose kernel was made without the calls that newer ones replace."""
+_NO_FSTAT: Final = frozenset(("loongarch64",))
 _64_BITS: Final = _NEW | {"x86_64", "s390x", "ppc64le"}
 _32_BITS: Final = frozenset(("i386", "arm"))
 
@@ -111,10 +112,19 @@ RULES: Final = (
     Rule("epoll_wait", Asked("epoll_pwait", 6, (None, 8)), GLIBC, _NEW),
     Rule("poll", Asked("ppoll", 5, (None, 8)), MUSL, _NEW),
     Rule("poll", Asked("ppoll", 5, (None, 0)), GLIBC, _NEW),
-    # With times of 64 bits, a 32-bit machine's own calls don't do.
+    # A kernel without fstat; and with times of 64 bits, a 32-bit machine's own call doesn't do.
+    Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), GLIBC, _NO_FSTAT),
+    Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), MUSL, _NO_FSTAT),
     Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), GLIBC, _32_BITS, (2, 33)),
     Rule("fstat", Asked("fstat64", 2), GLIBC, _32_BITS),
-    Rule("fstat", Asked("newfstatat", 4, (EMPTY_PATH,)), GLIBC, _64_BITS, (2, 33), (2, 39)),
+    Rule(
+        "fstat",
+        Asked("newfstatat", 4, (EMPTY_PATH,)),
+        GLIBC,
+        _64_BITS - _NO_FSTAT,
+        (2, 33),
+        (2, 39),
+    ),
     Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), MUSL, _32_BITS, (1, 2, 5)),
     Rule("fstat", Asked("statx", 5, (EMPTY_PATH,)), MUSL, _32_BITS, (1, 2)),
     Rule("fstat", Asked("fstat64", 2), MUSL, _32_BITS),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 from danga_raw._clibrary import GLIBC, MUSL, Where
 from danga_raw._kernel import ASKED_AGAIN, SURFACE, asked
-from tests.abi import debian
+from tests.abi import debian, foreign
 from tests.audit.qemu import as_told, whole_lines
 
 CALLS = {
@@ -90,11 +91,38 @@ MACHINES = {
     "s390x": Machine("s390x", "s390x", "s390x"),
     "ppc64le": Machine("ppc64el", "ppc64le", "powerpc64le"),
     "riscv64": Machine("riscv64", "riscv64", "riscv64"),
+    "loongarch64": Machine("loong64", "loongarch64", "loongarch64"),
+    "loongarch64": Machine("loong64", "loongarch64", "loongarch64"),
 }
 
-GLIBCS = {"bullseye": (2, 31), "bookworm": (2, 36), "trixie": (2, 41)}
-MUSLS = {"bookworm": (1, 2, 3), "trixie": (1, 2, 5), "sid": (1, 2, 6)}
-"""The versions that Debian's suites have."""
+SUITES = ("bullseye", "bookworm", "trixie", "sid")
+"""Debian's, from the oldest: whose C libraries are tried. Not each has each machine."""
+
+VERSIONS = {
+    GLIBC: ("libc6", "libc.so.6", re.compile(rb"GNU C Library .* version (\d+\.\d+)")),
+    MUSL: ("musl", "libc.so", re.compile(rb"(?<![\w.])(\d+\.\d+\.\d+)\0")),
+}
+"""Of each library: its package, its file, and how its version stands in there."""
+
+
+class Build(NamedTuple):
+    """For what the program is compiled."""
+
+    libc: str
+    since: str = ""
+    """The oldest version that it runs on."""
+
+
+BUILDS = (Build(GLIBC, "2.31"), Build(GLIBC, "2.36"), Build(MUSL))
+
+
+def version_of(libc: str, root: Path) -> tuple[int, ...]:
+    """The version of the library in `root`."""
+    _, name, pattern = VERSIONS[libc]
+    for path in root.rglob(name):
+        if found := pattern.search(path.read_bytes()):
+            return tuple(map(int, found[1].split(b".")))
+    raise OSError(f"there is no {name} in {root}")
 
 
 def source() -> str:
@@ -103,11 +131,11 @@ def source() -> str:
     return SOURCE % ("\n".join(lines), MARK + len(calls))
 
 
-def compiled(machine: Machine, libc: str, since: str, folder: Path) -> Path:
-    """The program for `machine`, to be run with that version of the library and later ones."""
-    ending = {GLIBC: "gnu", MUSL: "musl"}[libc]
-    version = f".{since}" if libc == GLIBC else ""
-    program = folder / f"{machine.zig}-{libc}{since}"
+def compiled(machine: Machine, build: Build, folder: Path) -> Path:
+    """The program for `machine`."""
+    ending = {GLIBC: "gnu", MUSL: "musl"}[build.libc]
+    version = f".{build.since}" if build.since else ""
+    program = folder / f"{machine.zig}-{ending}{version}"
     (folder / "probe.c").write_text(source())
     zig = [sys.executable, "-m", "ziglang", "cc"]
     target = f"{machine.zig}-linux-{ending}{machine.abi}{version}"
@@ -119,8 +147,11 @@ def compiled(machine: Machine, libc: str, since: str, folder: Path) -> Path:
 def seen(machine: Machine, program: Path, root: Path) -> list[list[str]]:
     """What qemu saw behind each mark, of the program on the libraries in `root`."""
     log = program.with_suffix(".log")
-    qemu = [f"qemu-{machine.qemu}-static", "-strace", "-D", str(log), "-L", str(root)]
-    subprocess.run([*qemu, str(program)], check=True)
+    known = foreign.MACHINES.get(machine.debian)
+    qemu = foreign.emulator(known) if known else shutil.which(f"qemu-{machine.qemu}-static")
+    if qemu is None:
+        raise OSError(f"nothing here runs {machine.debian}: apt-get install qemu-user-static")
+    subprocess.run([qemu, "-strace", "-D", log, "-L", root, program], check=True)
     stretches: list[list[str]] = []
     for line in whole_lines(log.read_text(errors="replace")):
         if re.match(rf"(?:\d+ )?write\({MARK + len(stretches)},", line):
@@ -168,27 +199,27 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         for name in chosen:
             machine = MACHINES[name]
-            for libc, package, since, suites in (
-                (GLIBC, "libc6", "2.31", GLIBCS),
-                (GLIBC, "libc6", "2.36", {s: v for s, v in GLIBCS.items() if v >= (2, 36)}),
-                (MUSL, "musl", "", MUSLS),
-            ):
-                program = compiled(machine, libc, since, Path(scratch))
-                for suite, version in suites.items():
-                    place = Where(libc, version, name, old_stat=since == "2.31")
+            for build in BUILDS:
+                if build.since == "2.31" and name == "loongarch64":
+                    continue  # Its first glibc was 2.36.
+                program = compiled(machine, build, Path(scratch))
+                for suite in SUITES:
+                    if suite == "bullseye" and build.since != "2.31":
+                        continue
+                    package, *_ = VERSIONS[build.libc]
                     where = debian.CACHE / f"{package}-{suite}-{machine.debian}"
                     try:
-                        root = debian.unpack(
-                            [package], where, suite=suite, architecture=machine.debian
-                        )
+                        debian.unpack([package], where, suite=suite, architecture=machine.debian)
                     except OSError as error:
-                        print(f"{place} on {name}: not to be had: {str(error)[:100]}", flush=True)
+                        print(f"{package} of {suite} for {name}: {str(error)[-60:]}", flush=True)
                         continue
-                    stretches = seen(machine, program, root)
+                    version = version_of(build.libc, where)
+                    place = Where(build.libc, version, name, old_stat=build.since == "2.31")
+                    stretches = seen(machine, program, where)
                     wrong = differences(place, stretches)
                     failed = failed or bool(wrong)
+                    built = f", built on {build.since}" if build.since else ""
                     as_said = f"{len(stretches)} calls, {len(wrong)} otherwise than the table says"
-                    built = f", built on {since}" if since else ""
                     print(f"{place} on {name}{built}: {as_said}", *wrong, sep="\n    ", flush=True)
     return 1 if failed else 0
 

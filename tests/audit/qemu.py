@@ -57,7 +57,7 @@ INTERRUPTED = (512, 514, 516)
 
 
 def _number(text: str) -> int | None:
-    text = text.strip()
+    text = text.strip().replace("(nil)", "NULL")
     if re.fullmatch(r"-?\d+", text):
         return int(text)
     if re.fullmatch(r"0x[0-9a-f]{1,5}", text):
@@ -150,8 +150,7 @@ def compare(theirs: str, own: str, place: Where, *, ended: bool = False) -> int:
         args = tuple(map(_number, call.args))
         both = [(a, b) for a, b in zip(args, told.args) if a is not None and b is not None]
         assert all(a == b for a, b in both), where
-        assert len(args) <= len(told.args) or not args, where
-        if name.startswith(("epoll_", "ppoll")):
+        if name.startswith("epoll_"):
             assert len(both) >= len(args) - 2, where
     missing, surplus = expected[len(found) :], found[len(expected) :]
     assert not surplus, surplus

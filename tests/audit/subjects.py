@@ -167,11 +167,12 @@ def by_the_kernel(architecture: str) -> Subject:
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     **{f"strace-{suite}": partial(by_strace, suite, sys.executable) for suite in STRACES},
     "i386-native": partial(by_the_kernel, "i386"),
-    **{name: partial(by_qemu, name) for name in foreign.MACHINES},
+    **{name: partial(by_qemu, name) for name in foreign.USUAL},
 }
 """By name: what makes it, which may have to get it first."""
 
 NEWER: dict[str, Callable[[], Subject]] = {
-    f"{name}-trixie": partial(by_qemu, name, "trixie") for name in ("i386", "arm64", "armhf")
+    **{f"{name}-trixie": partial(by_qemu, name, "trixie") for name in ("i386", "arm64", "armhf")},
+    "loong64": partial(by_qemu, "loong64"),
 }
-"""The same machines on a newer glibc."""
+"""The same machines on a newer glibc, and one that takes a newer qemu."""
