@@ -1,4 +1,7 @@
-"""The table of what the kernel is asked, and the finding out of where this is."""
+"""The table of what the kernel is asked, and the finding out of where this is.
+
+`python -m tests.test_kernel` prints the table of docs/syscalls.md as it is true.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,18 @@ import pytest
 
 from danga_raw import _clibrary
 from danga_raw._clibrary import GLIBC, MUSL, Where, where
-from danga_raw._kernel import HERE, MACHINES, RULES, SURFACE, asked, every_call, known, surface
+from danga_raw._kernel import (
+    HERE,
+    MACHINES,
+    RULES,
+    SURFACE,
+    Asked,
+    Rule,
+    asked,
+    every_call,
+    known,
+    surface,
+)
 from danga_raw._strace import CALLS, Call, asked_again, calls
 from danga_raw.loop import backends
 from tests.audit.lines import in_its_words
@@ -108,6 +122,50 @@ def test_musl_asks_again_behind_a_failed_fstat() -> None:
     assert str(again) == "fcntl(9, F_GETFD)".ljust(40) + f"= -1 EBADF ({os.strerror(9)})"
     assert asked_again(failed, Where(GLIBC, (2, 40), X86)) is None
     assert asked_again(failed._replace(errno=5), Where(MUSL, (1, 2, 3), X86)) is None
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page_rows() -> list[str]:
+    """The rows of the page's table, from the rules."""
+    return [
+        f"| `{rule.function}` | {_versions(rule)}, {_machines(rule)} | {_written(rule.asked)} |"
+        for rule in RULES
+    ]
+
+
+def _versions(rule: Rule) -> str:
+    since = ".".join(map(str, rule.since))
+    last = ".".join(map(str, (*rule.before[:-1], rule.before[-1] - 1)))
+    if rule.before < (9999,):
+        return f"{rule.libc} {since} to {last}" if since else f"{rule.libc} up to {last}"
+    return f"{rule.libc} from {since} on" if since else rule.libc
+
+
+def _machines(rule: Rule) -> str:
+    return "all" if rule.machines == MACHINES else ", ".join(sorted(rule.machines))
+
+
+def _written(call: Asked) -> str:
+    match call:
+        case Asked("epoll_pwait" | "ppoll", _, (_, size)):
+            limit = "timespec, " if call.name == "ppoll" else ""
+            return f"`{call.name}(…, {limit}NULL, {size})`"
+        case Asked("newfstatat"):
+            return '`newfstatat(fd, "", …, AT_EMPTY_PATH)`'
+        case Asked("statx", _, (flags,)):
+            more = "AT_NO_AUTOMOUNT\\|" if flags == 0x1800 else ""
+            return f'`statx(fd, "", {more}AT_EMPTY_PATH, STATX_BASIC_STATS, …)`'
+        case _:
+            return f"`{call.name}`"
+
+
+def test_the_page_has_the_rules_of_the_table() -> None:
+    page = (ROOT / "docs" / "syscalls.md").read_text()
+    _, _, behind = page.partition("| C function | where | system call |\n|---|---|---|\n")
+    table, _, _ = behind.partition("\n\n")
+    assert table.splitlines() == page_rows()
 
 
 # --- the text, where another machine's calls are made here -------------------------------------
@@ -312,3 +370,7 @@ def test_all_names_of_the_table_are_told() -> None:
     names = set(every_call())
     assert names > set(SURFACE)
     assert {"epoll_pwait", "ppoll", "statx", "newfstatat", "fcntl64", "socketcall"} <= names
+
+
+if __name__ == "__main__":
+    print("\n".join(page_rows()))
