@@ -28,8 +28,9 @@ from types import TracebackType
 from typing import Final, Protocol, cast
 
 from _ctypes import CFuncPtr
-from danga_raw._libc import FOREIGN, RESULT, libc
+from danga_raw._interrupt import RESULT
 from danga_raw._kernel import HERE
+from danga_raw._libc import FOREIGN, libc
 from danga_raw._strace import CALLS, Given, asked_again
 from danga_raw._strace import Call as Call
 

@@ -21,7 +21,7 @@ NOTES = 1000
 
 TRACED = (
     "epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait read write setsockopt close fcntl "
-    "socketpair socket accept accept4 pipe pipe2 dup openat"
+    "socketpair socket accept accept4 pipe pipe2 dup open openat"
 ).split()
 """The calls a comparison needs: the loop's own, and those that give birth to descriptors."""
 
@@ -280,7 +280,7 @@ def own_calls(calls: Iterable[Call]) -> list[str]:
             if call.fd in creating and call.args[1:] == ("F_SETFD", "FD_CLOEXEC"):
                 at = creating.pop(call.fd)
                 lines[at] = lines[at].replace("epoll_create =", "epoll_create close-on-exec =")
-        elif call.name == "openat":
+        elif call.name in ("open", "openat"):
             if call.result is not None:
                 borrowed.add(call.result)
         elif call.name == "close" and call.fd in borrowed:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "danga_raw")
@@ -21,68 +23,119 @@ STABLE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
+def run(command: Sequence[str], cwd: Path | None = None) -> str:
+    """The standard output of `command`. Raises `OSError` with the last it said where it fails."""
+    if shutil.which(command[0]) is None:
+        raise OSError(f"there is no {command[0]} here")
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise OSError(f"{' '.join(command)}: " + "\n".join(said[-20:]))
+    return done.stdout
+
+
+def archive() -> str:
+    """The address of Debian's archive that apt here takes its packages from."""
+    form = "$(ORIGIN)/$(LABEL)/$(COMPONENT) $(REPO_URI)"
+    for line in run(["apt-get", "indextargets", "--format", form]).splitlines():
+        what, _, address = line.partition(" ")
+        if what == "Debian/Debian/main":
+            return address
+    raise OSError("apt knows no archive of Debian here: apt-get update")
+
+
+@contextmanager
+def apt_get(suite: str, architecture: str) -> Iterator[list[str]]:
+    """The beginning of an apt-get command that knows one suite for one machine and nothing else.
+
+    No package is installed there, so that all that a package needs comes with it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        apt = Path(folder)
+        for each in ("state/lists/partial", "cache/archives/partial", "etc"):
+            (apt / each).mkdir(parents=True)
+        (apt / "status").touch()
+        # Only Debian's own main section: the system may have other sources, without these machines.
+        where = f"[signed-by={KEYRING}] {archive()} {suite} main"
+        (apt / "etc/sources.list").write_text(f"deb {where}\ndeb-src {where}\n")
+        options = {
+            "APT::Architecture": architecture,
+            "APT::Architectures": architecture,
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "",
+            "Acquire::Languages": "none",
+            "Dir::State": f"{apt}/state",
+            "Dir::State::status": f"{apt}/status",
+            "Dir::Cache": f"{apt}/cache",
+            "Dir::Etc::SourceList": f"{apt}/etc/sources.list",
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::Etc::Preferences": "/dev/null",
+            "Dir::Etc::PreferencesParts": "/dev/null",
+        }
+        command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
+        run([*command, "update"])
+        yield command
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder to make things in, which becomes `folder` once all of them are there.
+
+    Two processes may make the same at one time; what the second has made is dropped.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = folder.with_name(f".{folder.name}-{os.getpid()}")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    try:
+        yield made
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def unpack(packages: Sequence[str], root: Path, *, suite: str, architecture: str) -> Path:
     """`root`, with `packages` and all that they depend on unpacked in it, if they aren't yet.
 
-    Raises `OSError` where they can't be had. Two processes may ask for the same at one time.
+    Raises `OSError` where they can't be had.
     """
     if root.exists():
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    made = root.with_name(f".{root.name}-{os.getpid()}")
-    shutil.rmtree(made, ignore_errors=True)
-    try:
-        _download(packages, made / "apt", suite, architecture)
-        for package in sorted((made / "apt/cache/archives").glob("*.deb")):
-            subprocess.run(["dpkg-deb", "-x", package, made], check=True)
-        shutil.rmtree(made / "apt")
+    with whole(root) as made, apt_get(suite, architecture) as command:
+        store = made / "archives"
+        (store / "partial").mkdir(parents=True)
+        command = [*command, f"-oDir::Cache::Archives={store}"]
+        run([*command, "install", "--yes", "--download-only", *packages])
+        for package in sorted(store.glob("*.deb")):
+            run(["dpkg-deb", "-x", str(package), str(made)])
+        shutil.rmtree(store)
+        for name in ("bin", "lib", "lib64", "sbin"):
+            # Since trixie these are links that no package has but the one that sets a system up.
+            if (made / "usr" / name).exists() and not (made / name).exists():
+                (made / name).symlink_to(f"usr/{name}")
         for path in made.rglob("*"):
             # An absolute link would lead out of the unpacked root: ppc64el's loader is one.
             if path.is_symlink() and os.readlink(path).startswith("/"):
                 inside = os.path.relpath(f"{made}{os.readlink(path)}", path.parent)
                 path.unlink()
                 path.symlink_to(inside)
-        for name in ("bin", "lib", "lib64", "sbin"):
-            # Since trixie these are links that no package has but the one that sets a system up.
-            if (made / "usr" / name).exists() and not (made / name).exists():
-                (made / name).symlink_to(f"usr/{name}")
-        try:
-            made.rename(root)
-        except OSError:
-            if not root.exists():  # Another process was faster, otherwise.
-                raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return root
 
 
-def _download(packages: Sequence[str], apt: Path, suite: str, architecture: str) -> None:
-    for folder in ("state/lists/partial", "cache/archives/partial", "etc"):
-        (apt / folder).mkdir(parents=True)
-    (apt / "status").touch()
-    # Only Debian's own main section: the system may have other sources, without these machines.
-    (apt / "etc/sources.list").write_text(
-        f"deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n"
-    )
-    options = {
-        "APT::Architecture": architecture,
-        "APT::Architectures": architecture,
-        "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "",
-        "Acquire::Languages": "none",
-        "Dir::State": f"{apt}/state",
-        "Dir::State::status": f"{apt}/status",
-        "Dir::Cache": f"{apt}/cache",
-        "Dir::Etc::SourceList": f"{apt}/etc/sources.list",
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::Etc::Preferences": "/dev/null",
-        "Dir::Etc::PreferencesParts": "/dev/null",
-    }
-    if shutil.which("apt-get") is None:
-        raise OSError(f"{' '.join(packages)} of Debian {suite}: there is no apt-get here")
-    command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
-    for verb in (["update"], ["install", "--yes", "--download-only", *packages]):
-        done = subprocess.run(command + verb, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = done.stderr.strip()
-            raise OSError(f"apt-get {verb[0]} of Debian {suite} for {architecture}: {said}")
+def source(package: str, folder: Path, *, suite: str) -> Path:
+    """The folder under `folder` with the source of `package`, as its authors made it.
+
+    Debian's changes, which are for Debian's own layout, stay out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with apt_get(suite, "amd64") as command:
+        run([*command, "source", "--download-only", "--tar-only", package], cwd=folder)
+    (tarball,) = folder.glob(f"{package}_*.orig.tar.*z")
+    run(["tar", "-xf", str(tarball)], cwd=folder)
+    tarball.unlink()
+    (unpacked,) = folder.iterdir()
+    return unpacked
