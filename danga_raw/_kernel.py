@@ -31,6 +31,8 @@ class Function(NamedTuple):
     """When it is made."""
     only: str = ""
     """The backend without which it is never made."""
+    name: str = ""
+    """Its name in C, if the door has it under another."""
 
 
 SURFACE: Final = {
@@ -39,20 +41,33 @@ SURFACE: Final = {
     "epoll_wait": Function(4, "each turn of the loop", "epoll"),
     "kqueue": Function(0, "a loop's first need of kqueue", "kqueue"),
     "kevent": Function(6, "each turn; a descriptor is watched, otherwise, or no more", "kqueue"),
-    "fcntl": Function(3, "behind kqueue: close-on-exec", "kqueue"),
+    "fcntl": Function(3, "behind kqueue and pipe: close-on-exec, non-blocking", "kqueue"),
+    "pipe": Function(1, "the first call_soon_threadsafe or signal, without pipe2", "kqueue"),
     "getpid": Function(0, "a kqueue is made or closed", "kqueue"),
     "poll": Function(3, "each turn of the loop", "poll"),
     "fstat": Function(2, "a descriptor is watched", "poll"),
-    "read": Function(3, "Socket.read"),
-    "write": Function(3, "Socket.write, and queued data that can go out"),
+    "pipe2": Function(2, "a loop's first call_soon_threadsafe or signal"),
+    "read": Function(3, "Socket.read; a loop that was woken"),
+    "write": Function(3, "Socket.write, queued data that can go out; a loop is woken"),
     "close": Function(1, "behind the turn in which a socket was closed; a loop's end"),
     "setsockopt": Function(5, "Socket.tcp_cork"),
     "getpeername": Function(3, "a socket's peer is asked for, once"),
     "getsockname": Function(3, "a socket's own address is asked for, once"),
+    "accept": Function(4, "a Listener is ready to be read", name="accept4"),
+    "setblocking": Function(3, "a Listener, and what it accepts", name="ioctl"),
+    "socket": Function(3, "Socket.connect"),
+    "connect": Function(3, "Socket.connect"),
+    "getsockopt": Function(5, "a connection is there, or refused"),
+    "signal": Function(3, "Loop.add_signal_handler, remove_signal_handler", name="sigaction"),
     "getrusage": Function(2, "each event, while profiling is on"),
     "clock_gettime": Function(2, "timers; not where the C library knows the time (vdso(7))"),
 }
 """Each function of typestubs/libc.pyi."""
+
+
+def in_c(function: str) -> str:
+    """The name in C of a function of the door."""
+    return SURFACE[function].name or function
 
 
 # --- what the kernel is asked instead -----------------------------------------------------------
@@ -84,7 +99,7 @@ class Asked(NamedTuple):
 
     def printed(self, function: str) -> str:
         """The name under which strace prints it: of a multiplexer, it looks inside."""
-        return function if self.name == "socketcall" else self.name
+        return in_c(function) if self.name == "socketcall" else self.name
 
 
 class Rule(NamedTuple):
@@ -132,10 +147,14 @@ RULES: Final = (
     Rule("fcntl", Asked("fcntl64", 3), MUSL, _32_BITS),
     Rule("clock_gettime", Asked("clock_gettime64", 2), GLIBC, _32_BITS, (2, 31)),
     Rule("clock_gettime", Asked("clock_gettime64", 2), MUSL, _32_BITS, (1, 2)),
+    Rule("signal", Asked("rt_sigaction", 4, (8,)), GLIBC, _ALL),
+    Rule("signal", Asked("rt_sigaction", 4, (8,)), MUSL, _ALL),
     # A glibc that is built for Linux 4.3 or later makes these calls as such; Debian's isn't.
     *(
         Rule(name, Asked("socketcall", 2), GLIBC, frozenset(("i386", "s390x")))
-        for name in ("setsockopt", "getpeername", "getsockname")
+        for name in (
+            "socket", "connect", "accept", "getsockopt", "setsockopt", "getpeername", "getsockname"
+        )
     ),
 )
 """What differs, by library, version and machine; of several rules that hold the first one counts."""
@@ -169,7 +188,11 @@ def asked(function: str, place: Where) -> Asked:
     for rule in RULES:
         if rule.function == function and rule.holds(place):
             return rule.asked
-    return Asked(function, SURFACE[function].arguments)
+    return Asked(in_c(function), SURFACE[function].arguments)
+
+
+MAKES_A_SOCKET: Final = "accept"
+"""Behind this function Python asks the new descriptor for its own name, to see that it is a socket."""
 
 
 class Entry(NamedTuple):
@@ -189,7 +212,10 @@ def surface(place: Where, backends: Collection[str]) -> Iterator[Entry]:
         if function.only and function.only not in backends:
             continue
         call = asked(name, place)
-        yield Entry(name, call.name, call.arguments, function.when)
+        yield Entry(in_c(name), call.name, call.arguments, function.when)
+        if name == MAKES_A_SOCKET:
+            again = asked("getsockname", place)
+            yield Entry("getsockname", again.name, again.arguments, "a Python socket is made of it")
         if call.name == ASKED_AGAIN.behind and place.libc == ASKED_AGAIN.libc:
             again = ASKED_AGAIN.asked
             when = f"behind a {call.name} that failed with {errorcode[ASKED_AGAIN.errno]}"
@@ -203,7 +229,7 @@ def known(place: Where) -> bool:
 
 def every_call() -> Iterator[str]:
     """The kernel's names of the whole surface, on every library and machine of the table."""
-    yield from SURFACE
+    yield from map(in_c, SURFACE)
     yield ASKED_AGAIN.asked.name
     yield from (rule.asked.name for rule in RULES)
 

@@ -47,9 +47,7 @@ INTERPRETER: Final[Mapping[str, str]] = {
 """What CPython itself needs."""
 
 SOCKETS: Final = """
-    socket socketpair socketcall bind listen accept accept4 connect shutdown
-    getsockopt setsockopt getsockname getpeername
-    send sendto sendmsg recv recvfrom recvmsg poll ppoll pipe2
+    socketpair bind listen accept shutdown send sendto sendmsg recv recvfrom recvmsg
 """
 """What programs bring themselves: their sockets, by Python's module of that name."""
 
@@ -69,12 +67,16 @@ ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
 """The machines of the table, and those whose programs each of them runs too. The native one is always
 allowed, and of these the runtime takes the entry of the native one alone."""
 
+NOT_LINUX: Final = frozenset(("kqueue", "kevent", "sigaction"))
+"""What is asked of the BSDs' kernels alone; the last is the oldest call of that kind on Linux, and no
+machine of the table makes it."""
+
 Json: TypeAlias = "str | int | list[str] | list[Mapping[str, Json]] | Mapping[str, Json]"
 
 
 def surface() -> set[str]:
     """What this package can ask the kernel, anywhere; that of the BSDs is no call of Linux's."""
-    return set(every_call()) - {"kqueue", "kevent"}
+    return set(every_call()) - NOT_LINUX
 
 
 def groups() -> Mapping[str, set[str]]:

@@ -27,11 +27,12 @@ from danga_raw._kernel import (
     Rule,
     asked,
     every_call,
+    in_c,
     known,
     surface,
 )
 from danga_raw._strace import CALLS, Call, asked_again, calls
-from danga_raw.loop import backends
+from danga_raw._registry import backends
 from tests.audit.lines import in_its_words
 from tests.surface import stub
 
@@ -51,7 +52,7 @@ def test_the_table_has_the_functions_of_the_stub_and_their_arguments() -> None:
     assert set(SURFACE) == set(stub())
     for name, function in stub().items():
         documented = ast.get_docstring(function) or ""
-        prototype = re.search(rf"\b{name}\(([^`]*?)\)`", documented, re.DOTALL)
+        prototype = re.search(rf"\b{in_c(name)}\(([^`]*?)\)`", documented, re.DOTALL)
         assert prototype, name
         inside = prototype[1]
         count = 0 if inside == "void" else inside.count(",") + 1
@@ -60,7 +61,7 @@ def test_the_table_has_the_functions_of_the_stub_and_their_arguments() -> None:
 
 def test_every_traced_function_has_the_name_of_the_table() -> None:
     for name, (printed, _) in CALLS.items():
-        assert printed in (asked(name, HERE).name, name)
+        assert printed in (asked(name, HERE).name, in_c(name))
 
 
 X86 = "x86_64"
@@ -103,8 +104,8 @@ def test_a_function_is_the_call_that_was_seen(
 def test_where_nothing_is_known_the_names_are_those_of_c(place: Where) -> None:
     assert not known(place)
     for name, function in SURFACE.items():
-        assert asked(name, place) == (name, function.arguments, ())
-    assert {name: printed for name, (printed, _) in calls(place).items()} == {n: n for n in CALLS}
+        assert asked(name, place) == (in_c(name), function.arguments, ())
+    assert all(printed == in_c(name) for name, (printed, _) in calls(place).items())
 
 
 def test_every_rule_is_of_a_function_and_of_machines_that_the_table_has() -> None:
@@ -118,10 +119,11 @@ def test_every_rule_is_of_a_function_and_of_machines_that_the_table_has() -> Non
 
 def test_musl_asks_again_behind_a_failed_fstat() -> None:
     failed = Call("fstat", (9, ""), -1, 9, 1.5)
-    again = asked_again(failed, Where(MUSL, (1, 2, 3), X86))
+    again = asked_again("fstat", failed, Where(MUSL, (1, 2, 3), X86))
     assert str(again) == "fcntl(9, F_GETFD)".ljust(40) + f"= -1 EBADF ({os.strerror(9)})"
-    assert asked_again(failed, Where(GLIBC, (2, 40), X86)) is None
-    assert asked_again(failed._replace(errno=5), Where(MUSL, (1, 2, 3), X86)) is None
+    assert asked_again("fstat", failed, Where(GLIBC, (2, 40), X86)) is None
+    other = failed._replace(errno=5)
+    assert asked_again("fstat", other, Where(MUSL, (1, 2, 3), X86)) is None
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def test_musl_asks_again_behind_a_failed_fstat() -> None:
 def page_rows() -> list[str]:
     """The rows of the page's table, from the rules."""
     return [
-        f"| `{rule.function}` | {_versions(rule)}, {_machines(rule)} | {_written(rule.asked)} |"
+        f"| `{in_c(rule.function)}` | {_versions(rule)}, {_machines(rule)} | {_written(rule.asked)} |"
         for rule in RULES
     ]
 
@@ -152,6 +154,8 @@ def _written(call: Asked) -> str:
         case Asked("epoll_pwait" | "ppoll", _, (_, size)):
             limit = "timespec, " if call.name == "ppoll" else ""
             return f"`{call.name}(…, {limit}NULL, {size})`"
+        case Asked("rt_sigaction", _, (size,)):
+            return f"`rt_sigaction(…, {size})`"
         case Asked("newfstatat"):
             return '`newfstatat(fd, "", …, AT_EMPTY_PATH)`'
         case Asked("statx", _, (flags,)):
@@ -323,9 +327,13 @@ def test_a_c_library_that_tells_nothing_takes_no_command_down(how: str, tmp_path
     done = run("-c", code, "info", "--syscalls")
     assert "not known how it makes them" in done.stdout.splitlines()[0]
     program = tmp_path / "program.py"
-    program.write_text("import danga_raw\nwith danga_raw.Loop('epoll') as loop: loop.poller()\n")
+    program.write_text(
+        "import danga_raw, socket\n"
+        "a, b = socket.socketpair()\n"
+        "with danga_raw.Loop('epoll') as loop: danga_raw.Socket(a, loop)\n"
+    )
     done = run("-c", code, "trace", str(program))
-    assert done.returncode == 0 and done.stderr.startswith("epoll_create1(EPOLL_CLOEXEC)")
+    assert done.returncode == 0 and "\nepoll_create1(EPOLL_CLOEXEC)" in f"\n{done.stderr}"
 
 
 # --- info --syscalls --------------------------------------------------------------------------------
@@ -358,7 +366,7 @@ def test_what_kqueue_alone_needs_is_not_in_the_list_of_a_system_without_it() -> 
 
     assert "kevent" not in names("epoll", "poll") and "epoll_ctl" in names("epoll", "poll")
     assert names("kqueue", "poll") >= {"kqueue", "kevent", "fcntl", "getpid", "poll", "read"}
-    assert names("epoll", "kqueue", "poll") == set(SURFACE)
+    assert names("epoll", "kqueue", "poll") == set(map(in_c, SURFACE))
 
 
 def test_info_names_the_c_library_and_its_version() -> None:
@@ -368,7 +376,7 @@ def test_info_names_the_c_library_and_its_version() -> None:
 
 def test_all_names_of_the_table_are_told() -> None:
     names = set(every_call())
-    assert names > set(SURFACE)
+    assert names > set(map(in_c, SURFACE))
     assert {"epoll_pwait", "ppoll", "statx", "newfstatat", "fcntl64", "socketcall"} <= names
 
 

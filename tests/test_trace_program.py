@@ -18,6 +18,7 @@ import pytest
 
 from danga_raw._strace import FSTAT
 from tests.first_free import FIRST
+from tests.strace import in_newest_words
 
 ROOT = Path(__file__).parent.parent
 TRACE = [sys.executable, "-m", "danga_raw", "trace"]
@@ -356,7 +357,8 @@ def test_t_stamps_lines_as_strace_does(option: str, form: str, program: Path) ->
     theirs = [line for line in out.read_text().splitlines() if re.match(rf"{form}\w+\(\d,", line)]
     ours = done.stderr.splitlines()
     assert all(stamp.match(line) for line in [*ours, *theirs])
-    assert [stamp.sub("", line) for line in ours] == [stamp.sub("", line) for line in theirs]
+    plain = [stamp.sub("", in_newest_words(line)) for line in theirs]
+    assert [stamp.sub("", line) for line in ours] == plain
 
 
 @pytest.mark.needs("strace")
@@ -402,7 +404,7 @@ def test_json_is_one_object_a_line(program: Path) -> None:
         (["nowhere.py"], "danga_raw trace: nowhere.py: No such file or directory"),
         ([""], "danga_raw trace: : No such file or directory"),
         (["-o", "|cat", __file__], "danga_raw trace: -o takes a file, not a command: '|cat'"),
-        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are close, epoll_"),
+        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are acc"),
         (["-e", "read,,write", "p"], "danga_raw trace: invalid system call ''"),
         (["-e", "inject=read:error=EIO", "p"], "danga_raw trace: invalid expression 'inject=read"),
         (["-o", "/nowhere/calls", __file__], "danga_raw trace: /nowhere/calls: No such file"),
@@ -710,7 +712,8 @@ def test_what_a_signals_handler_calls_is_traced_though_a_line_is_being_written(
     own, theirs = program.parent / "own", program.parent / "theirs"
     strace = ["strace", "-qq", "-e", "trace=epoll_ctl", "-e", "signal=none", "-o", str(theirs)]
     assert run([*strace, *TRACE, "-o", str(own), "-e", "epoll_ctl", str(program)]).returncode == 0
-    assert sorted(own.read_text().splitlines()) == sorted(theirs.read_text().splitlines())
+    expected = map(in_newest_words, theirs.read_text().splitlines())
+    assert sorted(own.read_text().splitlines()) == sorted(expected)
 
 
 def test_an_address_of_another_family_is_no_matter(program: Path) -> None:

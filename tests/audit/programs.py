@@ -65,7 +65,7 @@ os._exit(0)
 """Echoes what comes over 20 pairs of sockets; the rounds are the one argument."""
 
 FORMS = """
-import ctypes, os, resource, socket, sys, tempfile
+import ctypes, os, resource, select, socket, sys, tempfile
 from danga_raw._epoll import EVENT, epoll_event
 from danga_raw._libc import libc
 from danga_raw._poll import pollfd
@@ -125,6 +125,51 @@ reader, writer = os.pipe()
 terminal, other_end = os.openpty()
 for other in (fd, null, reader, terminal, other_end, os.eventfd(0) if hasattr(os, "eventfd") else 0):
     libc.fstat(other)
+import signal
+server = socket.create_server(("127.0.0.1", 0))
+unix = socket.socket(socket.AF_UNIX)
+unix.bind(b"\\0accepted\\x01")
+unix.listen()
+server6 = socket.create_server(("::1", 0), family=socket.AF_INET6) if socket.has_ipv6 else server
+for listening in (server, unix, server6):
+    libc.setblocking(listening)
+    try:
+        libc.accept(listening)
+    except OSError:
+        pass
+    address = listening.getsockname()
+    try:
+        asking = libc.socket(listening.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        libc.connect(asking, address)
+    except OSError:
+        pass
+    select.select([listening], [], [], 10)
+    accepted, _ = libc.accept(listening)
+    libc.setblocking(accepted)
+    libc.getsockopt(asking)
+    listening.close()
+    refused = libc.socket(asking.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        libc.connect(refused, address)
+    except OSError:
+        pass
+    select.select([], [refused], [], 1)
+    libc.getsockopt(refused)
+for path in ("/nowhere/at all", b"\\0nobody", "\\u00e9"):
+    try:
+        libc.connect(libc.socket(socket.AF_UNIX, socket.SOCK_STREAM), path)
+    except OSError:
+        pass
+ends = (ctypes.c_int * 2)()
+libc.pipe2(ends, os.O_NONBLOCK | os.O_CLOEXEC)
+libc.write(ends[1], bytes(1))
+libc.read(ends[0], 512)
+for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, 40, signal.SIGKILL):
+    for handler in (signal.SIG_IGN, print, signal.SIG_DFL):
+        try:
+            libc.signal(number, handler)
+        except OSError:
+            pass
 libc.getrusage(resource.RUSAGE_SELF)
 events = (epoll_event * 3)()
 far.send(b"x")

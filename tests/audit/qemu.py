@@ -36,6 +36,8 @@ _NAMES = {
     "AT_EMPTY_PATH": 0x1000,
     "STATX_BASIC_STATS": 0x7FF,
     "F_GETFD": 1,
+    "SOL_SOCKET": 1,
+    "SO_ERROR": 4,
 }
 """What either of them prints a name for."""
 
@@ -114,6 +116,12 @@ def qemus_lines(text: str, names: Collection[str]) -> Iterator[Line]:
             adds=target if name == "epoll_ctl" and operation == 1 and target is not None else -1,
             corks=(operation, target) == (6, 3),
             # Of what isn't a file that was opened; the interpreter looks at nothing else.
+            own=name in ("accept4", "socket", "connect")
+            or name == "ioctl"
+            and ",FIONBIO," in line
+            or name == "getsockopt"
+            and (operation, target) == (1, 4)
+            or name == "pipe2",
             looks=told.error == 0 and fd > 2 and fd not in files,
         )
 
