@@ -2,8 +2,7 @@
 
 Runs what every program of this package does beside its own calls (start, import, allocate, handle
 signals, take locks, serve a client, log, end) under strace and prints the names of all system calls
-that are seen, and by which interpreters. `danga_raw/_seccomp.py` keeps them as data, and what is
-missing there is said at the end.
+that are seen and of those that are missing in `danga_raw/_seccomp.py`, which keeps them as data.
 
 A PYTHON is a command; without one it is pyenv's Pythons from 3.10 on, and this one. With `--machines`
 Debian's Pythons of other machines come to them, under qemu.
@@ -23,7 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from danga_raw._seccomp import allowed
+from danga_raw._seccomp import INTERPRETER, allowed
 from tests.audit.subjects import NEWER, SUBJECTS
 from tests.clients import PATIENCE, read_to_end
 
@@ -181,17 +180,20 @@ def main() -> int:
         # i386 by the kernel itself, whose threads never hang.
         foreign = [name for name in known if not name.startswith(("strace-", "i386"))]
         chosen += [known[name]().python for name in ["i386-native", *foreign]]
-    seen: dict[str, set[str]] = {}
+    seen: set[str] = set()
     for python in chosen:
-        for doing, names in measure(python).items():
-            print(f"{' '.join(python)}: {doing}: {len(names)} calls", flush=True)
-            for name in names:
-                seen.setdefault(f"{doing} {name}", set()).add(" ".join(python))
-    for name, by in sorted(seen.items()):
-        print(name, "" if len(by) == len(chosen) else f"({', '.join(sorted(by))})")
-    missing = {key.split()[1] for key in seen} - set(allowed())
-    print(f"not allowed by the profile: {', '.join(sorted(missing)) or 'none'}")
-    return 1 if missing else 0
+        found = measure(python)
+        names = set[str]().union(*found.values())
+        counts = ", ".join(f"{doing} {len(made)}" for doing, made in found.items())
+        print(f"{' '.join(python)}: {counts}", flush=True)
+        if more := sorted(names - seen):
+            print(f"    not seen before: {' '.join(more)}", flush=True)
+        if missing := sorted(names - allowed()):
+            print(f"    not allowed by the profile: {' '.join(missing)}", flush=True)
+        seen |= names
+    kept = set[str]().union(*(group.split() for group in INTERPRETER.values()))
+    print(f"allowed, and seen of none of these: {' '.join(sorted(kept - seen))}")
+    return 0 if seen <= allowed() else 1
 
 
 if __name__ == "__main__":
