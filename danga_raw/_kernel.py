@@ -8,14 +8,14 @@ several machines. strace prints, and seccomp looks at, what the library calls. S
 A function of which no rule says otherwise is the system call of its own name. On a machine or in a
 C library that isn't in this table that is a guess, and `Where` tells which those are.
 
-Every rule is held against what strace and qemu see (tests/kernel). Its source is glibc's
+Every rule is held against what strace and qemu see (tests/audit). Its source is glibc's
 sysdeps/unix/sysv/linux, or musl's src, in the file of the function's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from errno import EBADF, errorcode
+from errno import EBADF, EINVAL, errorcode
 from typing import Final, NamedTuple
 
 from danga_raw._clibrary import GLIBC, MUSL, Where, where
@@ -167,14 +167,22 @@ class Again(NamedTuple):
     errno: int
     """How that failed."""
     asked: Asked
-    """The second: of the same descriptor, and failing alike."""
+    """The second: the first's arguments but for its last ones, and those constants. It fails alike."""
     libc: str
+
+    def holds(self, call: str, errno: int, place: Where) -> bool:
+        """True behind a call that failed so, there."""
+        return (call, errno, place.libc) == (self.behind, self.errno, self.libc)
 
 
 F_GETFD: Final = 1
-ASKED_AGAIN: Final = Again("fstat", EBADF, Asked("fcntl", 2, (F_GETFD,)), MUSL)
-"""A descriptor that was opened with O_PATH could not be asked for its file before Linux 3.6, and
-musl finds out whether it is such a one."""
+ASKED_AGAIN: Final = (
+    # One that was opened with O_PATH could not be asked for its file before Linux 3.6, and musl finds
+    # out whether the descriptor is such a one.
+    Again("fstat", EBADF, Asked("fcntl", 2, (F_GETFD,)), MUSL),
+    # Before Linux 2.6.28 there was no accept4. The other reason is a socket that doesn't listen.
+    Again("accept4", EINVAL, Asked("accept", 3), MUSL),
+)
 
 
 _BEFORE_FSTAT: Final = (2, 32)
@@ -216,10 +224,10 @@ def surface(place: Where, backends: Collection[str]) -> Iterator[Entry]:
         if name == MAKES_A_SOCKET:
             again = asked("getsockname", place)
             yield Entry("getsockname", again.name, again.arguments, "a Python socket is made of it")
-        if call.name == ASKED_AGAIN.behind and place.libc == ASKED_AGAIN.libc:
-            again = ASKED_AGAIN.asked
-            when = f"behind a {call.name} that failed with {errorcode[ASKED_AGAIN.errno]}"
-            yield Entry(name, again.name, again.arguments, when)
+        for rule in ASKED_AGAIN:
+            if rule.holds(call.name, rule.errno, place):
+                when = f"behind a {call.name} that failed with {errorcode[rule.errno]}"
+                yield Entry(in_c(name), rule.asked.name, rule.asked.arguments, when)
 
 
 def known(place: Where) -> bool:
@@ -230,7 +238,7 @@ def known(place: Where) -> bool:
 def every_call() -> Iterator[str]:
     """The kernel's names of the whole surface, on every library and machine of the table."""
     yield from map(in_c, SURFACE)
-    yield ASKED_AGAIN.asked.name
+    yield from (rule.asked.name for rule in ASKED_AGAIN)
     yield from (rule.asked.name for rule in RULES)
 
 

@@ -733,10 +733,12 @@ def asked_again(function: str, call: Call, place: Where) -> Call | None:
         # Of the answer nobody is told; the room for it is that of struct sockaddr_storage.
         args: tuple[Value, ...] = (call.result, Unknown("{...}"), Unknown("[128 => ...]"))
         return call._replace(name="getsockname", args=args, result=0)
-    again = ASKED_AGAIN
-    if call.name != again.behind or call.errno != again.errno or place.libc != again.libc:
-        return None
-    return call._replace(name=again.asked.name, args=(call.args[0], *again.asked.constants))
+    for rule in ASKED_AGAIN:
+        if rule.holds(call.name, call.errno, place):
+            kept = rule.asked.arguments - len(rule.asked.constants)
+            args = (*call.args[:kept], *rule.asked.constants)
+            return call._replace(name=rule.asked.name, args=args)
+    return None
 
 
 CALLS: Final = calls(HERE)

@@ -121,6 +121,9 @@ def test_musl_asks_again_behind_a_failed_fstat() -> None:
     failed = Call("fstat", (9, ""), -1, 9, 1.5)
     again = asked_again("fstat", failed, Where(MUSL, (1, 2, 3), X86))
     assert str(again) == "fcntl(9, F_GETFD)".ljust(40) + f"= -1 EBADF ({os.strerror(9)})"
+    refused = Call("accept4", (9, "", 5, 0), -1, 22, 1.5)
+    again = asked_again("accept", refused, Where(MUSL, (1, 2, 3), X86))
+    assert again is not None and again[:4] == ("accept", (9, "", 5), -1, 22)
     assert asked_again("fstat", failed, Where(GLIBC, (2, 40), X86)) is None
     other = failed._replace(errno=5)
     assert asked_again("fstat", other, Where(MUSL, (1, 2, 3), X86)) is None

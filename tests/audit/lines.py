@@ -113,7 +113,7 @@ _RESULT = re.compile(r".* = (-?\d+)(?: (E[A-Z0-9]+) | |$)")
 _ADDED = re.compile(r"epoll_ctl\(\d+, EPOLL_CTL_ADD, (\d+), ")
 _MODE = re.compile(r"stx?_mode=(?:S_IFSOCK|S_IFIFO|S_IFCHR|0)")
 _OWN = re.compile(
-    r"(?:accept4|socket|connect)\(|ioctl\(\d+, FIONBIO, |getsockopt\(\d+, SOL_SOCKET, SO_ERROR, "
+    r"(?:accept4?|socket|connect)\(|ioctl\(\d+, FIONBIO, |getsockopt\(\d+, SOL_SOCKET, SO_ERROR, "
     r"|pipe2\(.*, O_NONBLOCK\|O_CLOEXEC\)"
 )
 _ENDS = re.compile(r"pipe2\(\[(\d+), (\d+)\], ")
