@@ -50,7 +50,7 @@ def main() -> int:
         names = [*(known if arguments.all else SUBJECTS)]
     makers = [known[name] for name in names]
     makers += [partial(by_strace, "sid", path) for path in arguments.python]
-    chosen = programs(1000) if arguments.all else programs(60, scenarios=5)
+    chosen = programs(1000) if arguments.all else programs(60, scenarios=10)
     chosen = [program for program in chosen if arguments.program in program.name]
     total, failed = 0, False
     for make in makers:

@@ -36,6 +36,8 @@ _NAMES = {
     "AT_EMPTY_PATH": 0x1000,
     "STATX_BASIC_STATS": 0x7FF,
     "F_GETFD": 1,
+    "O_NONBLOCK": 0o4000,
+    "O_CLOEXEC": 0o2000000,
     "SOL_SOCKET": 1,
     "SO_ERROR": 4,
 }
@@ -82,9 +84,13 @@ def as_told(line: str) -> Told | None:
     return Told(name, args, int(found[3], 0), error)
 
 
-def qemus_lines(text: str, names: Collection[str]) -> Iterator[Line]:
+NON_BLOCKING = 0o2004000
+"""O_CLOEXEC|O_NONBLOCK, by which the package's pipe2 is known."""
+
+
+def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iterator[Line]:
     """The calls of those names in a trace of qemu's, from where the trace has its descriptor, and
-    goes on."""
+    goes on. The ends of a pipe are in `pipes`, the package's own lines, since qemu tells none."""
     lines = enumerate(whole_lines(text))
     own = -1
     for _, line in lines:
@@ -104,6 +110,7 @@ def qemus_lines(text: str, names: Collection[str]) -> Iterator[Line]:
             files.discard(fd)
         if name not in names:
             continue
+        makes_pipe = name == "pipe2" and told.args[1] == NON_BLOCKING and told.result == 0
         operation, target = (told.args + (None, None, None))[1:3]
         yield Line(
             at=at,
@@ -121,7 +128,8 @@ def qemus_lines(text: str, names: Collection[str]) -> Iterator[Line]:
             and ",FIONBIO," in line
             or name == "getsockopt"
             and (operation, target) == (1, 4)
-            or name == "pipe2",
+            or makes_pipe,
+            ends=tuple(map(int, re.findall(r"\d+", next(pipes))[1:3])) if makes_pipe else (),
             looks=told.error == 0 and fd > 2 and fd not in files,
         )
 
@@ -144,8 +152,9 @@ def compare(theirs: str, own: str, place: Where, *, ended: bool = False) -> int:
     kernels = calls(place)
     functions = {name: function for function, (name, _) in kernels.items()}
     functions |= {"fcntl": "fcntl"}
-    expected = [line.text for line in packages(qemus_lines(theirs, functions), kernels)]
     found = own.splitlines()
+    pipes = (line for line in found if line.startswith("pipe2(["))
+    expected = [line.text for line in packages(qemus_lines(theirs, functions, pipes), kernels)]
     for at, (ours, line) in enumerate(zip(found, expected)):
         call = parse_line(ours)
         told = as_told(line)
