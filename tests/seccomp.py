@@ -35,7 +35,7 @@ BACKENDS = {
 
 INTERPRETER = frozenset(
     "brk mmap munmap mremap madvise "  # memory
-    "futex "  # the interpreter's lock
+    "futex sched_yield "  # the interpreter's locks
     "rt_sigaction rt_sigprocmask rt_sigreturn "  # a signal's handler; the second is musl's
     "getpid "  # logging, for each warning
     "exit_group".split()

@@ -103,10 +103,11 @@ def run(name: str, arguments: Sequence[str]) -> tuple[bool, str]:
             for line in process.stdout:
                 print(line, end="", flush=True)
                 told.append(line)
-            well = process.wait(HUNG) == 0
+            status = process.wait(HUNG)
     summary = re.findall(r"^(?:=+ )?(\d+ \w+.*?) in [\d.]+s", "".join(told), re.MULTILINE)
-    line = f"{name} ({told[0].split(' ')[0]}): {summary[-1] if summary else 'no end'}"
-    return well, f"{line} ({time.monotonic() - begin:.0f} s)"
+    came_to = summary[-1] if summary else f"came to no end, status {status}"
+    line = f"{name} ({told[0].split(' ')[0]}): {came_to} ({time.monotonic() - begin:.0f} s)"
+    return status == 0, line
 
 
 def main() -> int:
