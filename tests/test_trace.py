@@ -24,6 +24,7 @@ from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw._strace import CALLS, Event, KernelEvent, Length, Pointer, PollFd, Timespec, quoted
 from danga_raw.trace import Call, Trace
+from danga_raw.types import Handle
 from tests.simkernel import SimKernel
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +96,7 @@ def test_calls_are_recorded_in_order_with_their_arguments(pair: Pair, loop: Loop
         far.send(b"hello")
         loop.run()
         taker.write(bytearray(b"answer"))
-    fd, epfd = near.fileno(), loop.poller().fileno()
+    fd, epfd = near.fileno(), loop._registry.open().fileno()
     create, add, mod, wait, read, write = calls
     assert create[:4] == ("epoll_create1", (os.O_CLOEXEC,), epfd, 0)
     assert add[:4] == ("epoll_ctl", (epfd, 1, fd, Event(0x38, fd)), 0, 0)
@@ -145,7 +146,7 @@ def test_a_record_does_not_change(pair: Pair, loop: Loop) -> None:
 
 
 def test_the_clock_is_no_system_call(loop: Loop) -> None:
-    loop.poller()
+    loop._registry.open()
     with Trace() as calls:
         loop.add_timer(0, loop.stop)
         loop.run()
@@ -177,7 +178,7 @@ def test_the_simulated_kqueue_gives_the_same_records() -> None:
             near, far = kernel.socketpair()
             near.setblocking(False)
 
-            class Reader(Socket):
+            class Reader(Socket[Handle]):
                 def event_read(self) -> None:
                     self.read(10)
 
@@ -413,9 +414,9 @@ def test_a_sink_that_raises_leaves_no_poller_open(backend: str) -> None:
         with Loop(backend) as loop:
             boom_at({"epoll": "epoll_create1", "kqueue": "kqueue"}[backend])
             with pytest.raises(Boom):
-                loop.poller()
+                loop._registry.open()
             (made,) = kernel.table.files
-            assert loop.poller().fileno() == made and len(kernel.table.files) == 1
+            assert loop._registry.open().fileno() == made and len(kernel.table.files) == 1
         assert not kernel.table.files
 
 

@@ -113,6 +113,10 @@ def unpack(packages: Sequence[str], root: Path, *, suite: str, architecture: str
         for package in sorted(store.glob("*.deb")):
             run(["dpkg-deb", "-x", str(package), str(made)])
         shutil.rmtree(store)
+        for name in ("bin", "lib", "lib64", "sbin"):
+            # Since trixie these are links that no package has but the one that sets a system up.
+            if (made / "usr" / name).exists() and not (made / name).exists():
+                (made / name).symlink_to(f"usr/{name}")
         for path in made.rglob("*"):
             # An absolute link would lead out of the unpacked root: ppc64el's loader is one.
             if path.is_symlink() and os.readlink(path).startswith("/"):
