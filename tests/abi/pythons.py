@@ -72,7 +72,12 @@ def unpacked(name: str) -> Path:
 
 
 def interpreter(name: str) -> Path:
-    """The interpreter of that name, which is made if it isn't there. Raises `OSError`."""
+    """The interpreter of that name, which is made if it isn't there, or that path.
+
+    Raises `OSError`.
+    """
+    if "/" in name:
+        return Path(name)
     return unpacked(name) if name in PACKAGES else built.python(name)
 
 
@@ -116,10 +121,14 @@ def run(name: str, arguments: Sequence[str]) -> tuple[bool, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abi.pythons", description=__doc__)
-    parser.add_argument("pythons", nargs="+", choices=NAMES, metavar="PYTHON", help=str(NAMES))
+    names = f"{', '.join(NAMES)}, or the path of an interpreter"
+    parser.add_argument("pythons", nargs="+", metavar="PYTHON", help=names)
     what = "the rest goes to pytest: which tests to run, and how (default: all that hold there)"
     parser.add_argument("--tests", nargs=argparse.REMAINDER, help=what)
     arguments = parser.parse_args()
+    for name in arguments.pythons:
+        if name not in NAMES and "/" not in name:
+            parser.error(f"{name}: not one of {names}")
     results = [run(name, arguments.tests or []) for name in arguments.pythons]
     print("\n".join(line for _, line in results))
     return 0 if all(well for well, _ in results) else 1
