@@ -25,6 +25,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from danga_raw._clibrary import where
+
 ROOT = Path(__file__).parents[1]
 PATIENCE = 60
 
@@ -205,8 +207,7 @@ def main() -> None:
         root = (options.folder or Path(scratch)).resolve()
         make(root)
         serve(root)
-        library, version = platform.libc_ver()
-        print(f"Python {platform.python_version()}, {library or 'musl'} {version}: {figures(root)}")
+        print(f"Python {platform.python_version()}, {where()}: {figures(root)}")
 
 
 if __name__ == "__main__":
