@@ -6,12 +6,15 @@ error of a connection, and sends later what the kernel didn't take at once.
 
 import select
 import socket
+from collections import deque
 from select import EPOLLIN, EPOLLOUT
 
 END = b"\r\n\r\n"
 RESPONSE = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 )
+
+NOTHING: deque[memoryview] = deque()  # a queue of its own is dear in numbers
 
 poller = select.epoll()
 
@@ -21,7 +24,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.unsent = bytearray()
+        self.unsent = NOTHING
 
     def readable(self) -> None:
         data = self.sock.recv(256)
@@ -31,20 +34,25 @@ class Connection:
             self.close()
 
     def writable(self) -> None:
-        del self.unsent[: self.sock.send(self.unsent)]
-        if not self.unsent:
-            poller.modify(self.sock, EPOLLIN)
+        while self.unsent:
+            block = self.unsent[0]
+            sent = self.sock.send(block)
+            if sent < len(block):
+                self.unsent[0] = block[sent:]
+                return
+            self.unsent.popleft()
+        poller.modify(self.sock, EPOLLIN)
 
     def send(self, data: bytes) -> None:
         if self.unsent:
-            self.unsent += data
+            self.unsent.append(memoryview(data))
             return
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self.unsent += data[sent:]
+            self.unsent = deque((memoryview(data)[sent:],))
             poller.modify(self.sock, EPOLLIN | EPOLLOUT)
 
     def close(self) -> None:
