@@ -18,13 +18,14 @@ from pathlib import Path
 # The folder of this file is on the path when it is run; its modules are found from the root.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks import docs
+from benchmarks import docs, peers
 from benchmarks.groups import (
     cpu,
     extras,
     fair,
     idle,
     memory,
+    pythons,
     queue,
     requests,
     short,
@@ -34,7 +35,6 @@ from benchmarks.groups import (
     subclasses,
     timers,
 )
-from benchmarks.peers import left_out
 from benchmarks.processes import HERE, ROOT
 from benchmarks.progress import Progress
 from benchmarks.table import Bench, Group, as_text, lines, measure
@@ -44,6 +44,7 @@ GROUPS: dict[str, Group] = {
     for group in (
         fair.GROUP,
         requests.GROUP,
+        pythons.GROUP,
         subclasses.GROUP,
         extras.PENDING,
         extras.RENEWED,
@@ -117,16 +118,17 @@ def main() -> int:
         steps = (step for group in groups for step in group.plan(bench))
         figures = measure(steps, Progress())
     table = lines(groups, figures)
+    left_out = peers.left_out() | pythons.left_out()
     results = {
         "machine": machine(),
-        "left out": left_out(),
+        "left out": left_out,
         "table": table,
         "figures": figures,
     }
     print(as_text(table))
     if chosen.quick:
         print("quick: smaller counts than the rows name, and more noise in their figures")
-    for title, remedy in left_out().items():
+    for title, remedy in left_out.items():
         print(f"left out: {title} ({remedy})")
     text = json.dumps(results, indent=1) + "\n"
     if chosen.json:
