@@ -6,6 +6,7 @@ error of a connection, and sends later what the kernel didn't take at once.
 
 import select
 import socket
+import sys
 from collections import deque
 from select import EPOLLIN, EPOLLOUT
 
@@ -63,7 +64,8 @@ class Connection:
 connections: dict[int, Connection] = {}
 
 
-def serve(connect: type[Connection]) -> None:
+def serve(connect: type[Connection], accepts: int = 1) -> None:
+    """Take in as many new connections a turn, if so many wait."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listener.setblocking(False)
     listening = listener.fileno()
@@ -72,14 +74,15 @@ def serve(connect: type[Connection]) -> None:
     while True:
         for fd, events in poller.poll():
             if fd == listening:
-                try:
-                    sock, _ = listener.accept()
-                except OSError:
-                    continue  # it has gone again
-                sock.setblocking(False)
-                fd = sock.fileno()
-                connections[fd] = connect(sock)
-                poller.register(fd, EPOLLIN)
+                for _ in range(accepts):
+                    try:
+                        sock, address = listener.accept()
+                    except OSError:
+                        break  # none waits, or it has gone again
+                    sock.setblocking(False)
+                    fd = sock.fileno()
+                    connections[fd] = connect(sock)
+                    poller.register(fd, EPOLLIN)
                 continue
             connection = connections[fd]
             try:
@@ -94,4 +97,4 @@ def serve(connect: type[Connection]) -> None:
 
 
 if __name__ == "__main__":
-    serve(Connection)
+    serve(Connection, *map(int, sys.argv[1:]))
