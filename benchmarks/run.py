@@ -20,6 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import docs, peers
 from benchmarks.groups import (
+    budget,
     cpu,
     extras,
     fair,
@@ -43,11 +44,15 @@ GROUPS: dict[str, Group] = {
     group.name: group
     for group in (
         fair.GROUP,
+        budget.GROUP,
         requests.GROUP,
         pythons.GROUP,
         subclasses.GROUP,
         extras.PENDING,
         extras.RENEWED,
+        extras.SWEPT,
+        extras.CALLBACK,
+        extras.CALLBACKS,
         extras.PARKED_OBJECTS,
         extras.PROFILED,
         short.GROUP,
