@@ -2,6 +2,7 @@
 
     python benchmarks/run.py                  all of it: the table, results.json, the plots
     python benchmarks/run.py requests timers  only these groups of rows: the table, no files
+    python benchmarks/run.py --keep requests  these groups, and the files with them anew
     python benchmarks/run.py --quick          smaller counts, no files: that it works, roughly
     python benchmarks/run.py --docs           docs/performance.md again from results.json
 """
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 # The folder of this file is on the path when it is run; its modules are found from the root.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -38,7 +40,7 @@ from benchmarks.groups import (
 )
 from benchmarks.processes import HERE, ROOT
 from benchmarks.progress import Progress
-from benchmarks.table import Bench, Group, as_text, lines, measure
+from benchmarks.table import Bench, Group, as_text, measure
 
 GROUPS: dict[str, Group] = {
     group.name: group
@@ -67,6 +69,8 @@ GROUPS: dict[str, Group] = {
     )
 }
 RESULTS = HERE / "results.json"
+Results = dict[str, Any]
+"""As results.json has it: machine, left out, groups by their name, figures by theirs."""
 
 
 def machine() -> dict[str, str]:
@@ -92,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="groups of rows; all if none")
     parser.add_argument("--list", action="store_true", help="say what the groups are")
     parser.add_argument("--quick", action="store_true", help="smaller counts")
+    parser.add_argument("--keep", action="store_true", help="write what a part of the groups gives")
     parser.add_argument("--docs", action="store_true", help="only write the docs again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument(
@@ -108,6 +113,20 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
+def merged(old: Results, new: Results) -> Results:
+    """The results of a run of some groups, with the rest as an older run left it."""
+    groups = old["groups"] | new["groups"]
+    return {
+        **new,
+        "groups": {name: groups[name] for name in GROUPS if name in groups},
+        "figures": old["figures"] | new["figures"],
+    }
+
+
+def as_json(results: Results) -> str:
+    return json.dumps(results, indent=1) + "\n"
+
+
 def main() -> int:
     chosen = arguments()
     if chosen.list:
@@ -122,24 +141,27 @@ def main() -> int:
         bench = Bench(chosen.package.resolve(), Path(scratch), chosen.quick)
         steps = (step for group in groups for step in group.plan(bench))
         figures = measure(steps, Progress())
-    table = lines(groups, figures)
     left_out = peers.left_out() | pythons.left_out()
-    results = {
+    results: Results = {
         "machine": machine(),
         "left out": left_out,
-        "table": table,
+        "groups": {
+            group.name: {"what": group.what, "rows": [row.cells(figures) for row in group.rows]}
+            for group in groups
+        },
         "figures": figures,
     }
-    print(as_text(table))
+    print(as_text([row.cells(figures) for group in groups for row in group.rows]))
     if chosen.quick:
         print("quick: smaller counts than the rows name, and more noise in their figures")
     for title, remedy in left_out.items():
         print(f"left out: {title} ({remedy})")
-    text = json.dumps(results, indent=1) + "\n"
     if chosen.json:
-        chosen.json.write_text(text)
-    if not (chosen.names or chosen.quick) and bench.package == ROOT:
-        RESULTS.write_text(text)
+        chosen.json.write_text(as_json(results))
+    if bench.package == ROOT and not chosen.quick and (chosen.keep or not chosen.names):
+        if chosen.names:
+            results = merged(json.loads(RESULTS.read_text()), results)
+        RESULTS.write_text(as_json(results))
         docs.write(results)
     return 0
 

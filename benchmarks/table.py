@@ -106,7 +106,7 @@ def digits(value: float) -> str:
 
 def numbers(values: Figure | None, unit: str) -> str:
     """What was measured, at each seed, and the unit."""
-    return "" if values is None else f"{' / '.join(map(digits, values))} {unit}"
+    return "" if values is None else f"{' / '.join(map(digits, values))} {unit}".rstrip()
 
 
 def measure(steps: Iterable[Step], progress: Progress) -> Figures:
@@ -121,10 +121,6 @@ def measure(steps: Iterable[Step], progress: Progress) -> Figures:
         step.measure(figures)
     progress.end()
     return figures
-
-
-def lines(groups: list[Group], figures: Mapping[str, Figure]) -> list[list[str]]:
-    return [row.cells(figures) for group in groups for row in group.rows]
 
 
 def as_text(rows: list[list[str]]) -> str:
