@@ -36,6 +36,7 @@ from benchmarks.groups import (
     startup,
     stream,
     subclasses,
+    threads,
     timers,
 )
 from benchmarks.processes import HERE, ROOT
@@ -66,6 +67,7 @@ GROUPS: dict[str, Group] = {
         stream.GROUP,
         idle.GROUP,
         queue.GROUP,
+        threads.GROUP,
     )
 }
 RESULTS = HERE / "results.json"
@@ -93,7 +95,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="groups of rows; all if none")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="groups of rows; all but those on demand if none")
     parser.add_argument("--list", action="store_true", help="say what the groups are")
     parser.add_argument("--quick", action="store_true", help="smaller counts")
     parser.add_argument("--keep", action="store_true", help="write what a part of the groups gives")
@@ -131,17 +133,21 @@ def main() -> int:
     chosen = arguments()
     if chosen.list:
         for group in GROUPS.values():
-            print(f"{group.name:10} {group.what}")
+            print(f"{group.name:10} {group.what}{', on demand' if group.on_demand else ''}")
         return 0
     if chosen.docs:
         docs.write(json.loads(RESULTS.read_text()))
         return 0
-    groups = [group for group in GROUPS.values() if group.name in (chosen.names or GROUPS)]
+    groups = [
+        group
+        for group in GROUPS.values()
+        if (group.name in chosen.names if chosen.names else not group.on_demand)
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(chosen.package.resolve(), Path(scratch), chosen.quick)
         steps = (step for group in groups for step in group.plan(bench))
         figures = measure(steps, Progress())
-    left_out = peers.left_out() | pythons.left_out()
+    left_out = peers.left_out() | pythons.left_out() | threads.left_out()
     results: Results = {
         "machine": machine(),
         "left out": left_out,

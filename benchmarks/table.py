@@ -92,6 +92,7 @@ class Group:
     what: str
     rows: tuple[Row, ...]
     plan: Callable[[Bench], list[Step]]
+    on_demand: bool = False  # only run when it is asked for
 
 
 HEAD = ["", "must", "aim", "measured", ""]

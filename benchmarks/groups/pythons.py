@@ -26,10 +26,13 @@ LIMITS = {
 AIMS = {32: 1.15, 1: 1.60}
 
 
+def pyenv_versions() -> Path:
+    return Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+
+
 def interpreter(version: str) -> str:
     """The CPython of this version, of pyenv or on the path; empty if there is none."""
-    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    found = sorted(root.glob(f"versions/{version}.*/bin/python{version}"))
+    found = sorted(pyenv_versions().glob(f"{version}.*[0-9]/bin/python{version}"))
     return str(found[-1]) if found else shutil.which(f"python{version}") or ""
 
 
