@@ -34,6 +34,14 @@ def one_processor() -> set[int]:
     return {min(os.sched_getaffinity(0))}
 
 
+def be_real_time() -> None:
+    """Have no other program push us off a processor, nor whatever we start, if that is allowed."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        pass
+
+
 def give_way(pid: int) -> None:
     """Put a server on our own processor, where waking up does not push us off it.
 
@@ -45,10 +53,7 @@ def give_way(pid: int) -> None:
     os.sched_setaffinity(0, one_processor())
     os.sched_setaffinity(pid, one_processor())
     os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        pass
+    be_real_time()
 
 
 @contextmanager
