@@ -1,4 +1,4 @@
-"""The part of docs/performance.md that is figures, and its plots: from the results, never by hand."""
+"""The figures of docs/performance.md, and its plots: from the results, never by hand."""
 
 from collections.abc import Mapping
 from typing import Any

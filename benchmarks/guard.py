@@ -1,7 +1,7 @@
 """Fails when the package has become dearer: user-mode instructions, beside those of the fair loop.
 
-All is counted in the same run, so the machine and the compiler cancel. The version of Python doesn't:
-the limits are for CPython 3.11, and this looks for one where it is run by another.
+All is counted in the same run, so the machine and the compiler cancel. The version of Python
+doesn't: the limits are for CPython 3.11, and this looks for one where it is run by another.
 """
 
 import os

@@ -95,7 +95,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="groups of rows; all but those on demand if none")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="groups of rows; if none, all but those on demand"
+    )
     parser.add_argument("--list", action="store_true", help="say what the groups are")
     parser.add_argument("--quick", action="store_true", help="smaller counts")
     parser.add_argument("--keep", action="store_true", help="write what a part of the groups gives")
@@ -117,11 +119,11 @@ def arguments() -> argparse.Namespace:
 
 def merged(old: Results, new: Results) -> Results:
     """The results of a run of some groups, with the rest as an older run left it."""
-    groups = old["groups"] | new["groups"]
+    groups: dict[str, Any] = old["groups"] | new["groups"]
     return {
         **new,
         "groups": {name: groups[name] for name in GROUPS if name in groups},
-        "figures": old["figures"] | new["figures"],
+        "figures": dict(sorted((old["figures"] | new["figures"]).items())),
     }
 
 
@@ -165,8 +167,7 @@ def main() -> int:
     if chosen.json:
         chosen.json.write_text(as_json(results))
     if bench.package == ROOT and not chosen.quick and (chosen.keep or not chosen.names):
-        if chosen.names:
-            results = merged(json.loads(RESULTS.read_text()), results)
+        results = merged(json.loads(RESULTS.read_text()), results)
         RESULTS.write_text(as_json(results))
         docs.write(results)
     return 0

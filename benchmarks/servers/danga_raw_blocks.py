@@ -1,4 +1,4 @@
-"""The package, writing through a send buffer that takes no block whole: danga_raw_blocks.py BYTES COUNT.
+"""The package, writing through a small send buffer: danga_raw_blocks.py BYTES COUNT.
 
 A request is answered by so many blocks of so many bytes, each written when the one before is out.
 """

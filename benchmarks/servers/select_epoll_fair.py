@@ -18,6 +18,7 @@ RESPONSE = (
 NOTHING: deque[memoryview] = deque()  # a queue of its own is dear in numbers
 
 poller = select.epoll()
+connections: dict[int, "Connection"] = {}
 
 
 class Connection:
@@ -61,11 +62,8 @@ class Connection:
         self.sock.close()
 
 
-connections: dict[int, Connection] = {}
-
-
 def serve(connect: type[Connection], accepts: int = 1) -> None:
-    """Take in as many new connections a turn, if so many wait."""
+    """Serve for ever; of the new connections that wait, take in so many a turn."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listener.setblocking(False)
     listening = listener.fileno()
