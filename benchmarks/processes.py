@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def running(
     command: Sequence[str], env: Mapping[str, str], pinned: bool = False
 ) -> Iterator[Server]:
     """Start a server, which prints its port first; it is ended by SIGTERM when the block is."""
-    with as_we_were():
+    with as_we_were() if pinned else nullcontext():
         process = subprocess.Popen(
             command,
             env=env,

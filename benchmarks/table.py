@@ -48,14 +48,14 @@ class Row:
     at_least: bool = False  # the limits are floors: more is better
 
     def measured(self, figures: Mapping[str, Figure]) -> Figure | None:
-        values = figures.get(self.figure)
-        if values is not None and self.beside:
+        if not figures.keys() >= {self.figure, self.over, self.beside} - {""}:
+            return None
+        values = figures[self.figure]
+        if self.beside:
             less = figures[self.beside]
             values = tuple(one - other for one, other in zip(values, less, strict=True))
-        if values is not None and self.over:
-            base = figures.get(self.over)
-            if base is None:
-                return None
+        if self.over:
+            base = figures[self.over]
             values = tuple(one / other for one, other in zip(values, base, strict=True))
         return values
 
