@@ -292,6 +292,11 @@ def parse_response(text: str) -> Response:
     return response
 
 
+def wire(text: str) -> str:
+    """Text of the language, which is UTF-8, as it is written in a head, whose letters are bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
 def find_end(data: bytes) -> tuple[int, int]:
     """Where a head ends, and where what follows begins; -1 if the end isn't there yet."""
     end = data.find(b"\n\r\n")
