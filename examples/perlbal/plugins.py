@@ -116,7 +116,9 @@ class Vhosts(Plugin):
 
     def register(self, service: Service) -> None:
         if service.role != "selector":
-            raise LanguageError("You can't load the vhost plugin on a service not of role selector.")
+            raise LanguageError(
+                "You can't load the vhost plugin on a service not of role selector."
+            )
         self.maps[service] = {}
 
     def select(

@@ -152,7 +152,7 @@ class Server:
     def sockets(self) -> Iterator[Socket]:
         """All that are open, by number."""
         for _, each in sorted(self.loop.descriptor_map.items()):
-            if isinstance(each, Socket) and not each.closed:
+            if not each.closed:
                 yield each
 
     def sockets_list(self) -> list[str]:

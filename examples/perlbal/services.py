@@ -192,7 +192,9 @@ class Service:
 
     def _set_role(self, role: str) -> None:
         if self.enabled and role != self.role:
-            raise LanguageError(f"service {self.name} is enabled; disable it before its role changes")
+            raise LanguageError(
+                f"service {self.name} is enabled; disable it before its role changes"
+            )
         self.role = role
         for key, parameter in (PARAMETERS | self.server.extra_parameters).items():
             if parameter.role in ("*", role):
@@ -363,5 +365,6 @@ class Service:
         for plugin in self.plugins:
             lines += plugin.dump(self)
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
-        lines += [f"HEADER {self.name} INSERT {name}: {value}" for name, value in self.inserted_headers]
+        for name, value in self.inserted_headers:
+            lines.append(f"HEADER {self.name} INSERT {name}: {value}")
         return lines

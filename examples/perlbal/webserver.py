@@ -10,7 +10,7 @@ import random
 import re
 import stat
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from examples.perlbal.clients import Client, Exchange
@@ -52,6 +52,13 @@ def mime_type(path: bytes) -> str | None:
     return MIME_TYPES.get(found[1].decode("latin-1")) if found else None
 
 
+class Sum(Protocol):
+    """A sum that is being made."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
 class WebExchange(Exchange):
     """A request to a web server."""
 
@@ -65,7 +72,7 @@ class WebExchange(Exchange):
         """The file that is being written."""
         self._final: str | None = None
         """What it is to be called once its sum is checked."""
-        self._md5: hashlib._Hash | None = None
+        self._md5: Sum | None = None
         self._size = 0
         # Of files that are sent one after another:
         self._pieces: list[tuple[bytes, int]] = []
