@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import ipaddress
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -295,8 +294,6 @@ class Include(Plugin):
             for pattern in patterns.split():
                 is_pattern = glob.has_magic(pattern)
                 for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
-                    if not os.path.isfile(name):
-                        raise LanguageError(f"Error opening config file ({name})")
                     self.server.language.load_file(name, command.out)
         finally:
             self._depth -= 1
