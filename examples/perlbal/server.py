@@ -174,7 +174,6 @@ class Server:
             files += isinstance(each, Client) and each.file is not None
         return [
             *(f"{count:5} {name}" for name, count in sorted(counts.items())),
-            "",
             f"Aggregate write buffer: {waiting / 1024:.1f}k",
             f"            Open files: {files}",
         ]
