@@ -109,6 +109,8 @@ class Server:
         self.started = int(time.time())
         self.pidfile: str | None = None
         self.running = False
+        self.ended = False
+        """Whether it has been told to end at once."""
         self.stopping = False
         """Whether a graceful shutdown is going on."""
 
@@ -204,6 +206,7 @@ class Server:
 
     def stop(self) -> None:
         """End at once."""
+        self.ended = True
         self.loop.stop()
 
     def shut_down_gracefully(self, seconds: int | None) -> None:
