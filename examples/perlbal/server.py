@@ -13,7 +13,7 @@ from danga_raw import Loop, Socket, Timer, log_exception
 
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Language
+from examples.perlbal.language import Context, Language
 from examples.perlbal.parameters import LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
@@ -189,6 +189,7 @@ class Server:
         self.loop.add_signal_handler(signal.SIGTERM, lambda: self.shut_down_gracefully(None))
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
         if self.pidfile:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:
@@ -197,12 +198,23 @@ class Server:
                 self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
                 self.pidfile = None
         try:
-            self.loop.run()
+            while True:
+                try:
+                    self.loop.run()
+                    break
+                except OSError as error:  # Waiting failed, for want of memory maybe.
+                    self.log(str(error))
+                    time.sleep(1)
         finally:
             if self.pidfile:
                 os.unlink(self.pidfile)
             for each in list(self.sockets()):
                 each.close("shutdown")
+
+    def _log_what_goes_on(self) -> None:
+        commands = [f"show service {name}" for name in sorted(self.services)]
+        for command in (*commands, "states", "queues"):
+            self.language.run(command, self.log, Context(verbose=False))
 
     def stop(self) -> None:
         """End at once."""

@@ -10,6 +10,7 @@ import random
 import re
 import stat
 import time
+from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
@@ -155,8 +156,8 @@ class WebExchange(Exchange):
             return
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            client.send_page(403)
+        except OSError as error:
+            client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
             return
         client.send_file(head, fd, start, end)
 
