@@ -7,13 +7,12 @@ from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
-from danga_raw import _addresses
-from danga_raw._addresses import NOWHERE
+from danga_raw._addresses import NOWHERE, Address, local, peer
 from danga_raw._connecting import Connecting, begin
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, not_made
+from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -192,16 +191,11 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-        except AttributeError:
-            not_made(self)
-        if fd is None or bytecount < 1:
-            return self._read_pushed_back(bytecount)
-        read = libc.read  # To call a local spares CPython 3.11 the search for a method.
-        try:
-            # An empty result is the end of the stream.
-            return read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None
+            if fd is not None and 0 < bytecount <= MAX_READ:
+                return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
         except BaseException as error:
             return self._read_failed(error, bytecount)
+        return self._read_pushed_back(bytecount)
 
     def _read_pushed_back(self, bytecount: int) -> bytes | None:
         """`read` where it can't go straight to the descriptor."""
@@ -226,6 +220,7 @@ class Socket(Generic[HandleT]):
             del pieces[0]
             if not pieces and not self.closed:
                 if waits:
+                    self._registry.readable -= {fd}
                     del self._registry.pushed_back[fd]
                 if not self.write_buf and self.writer_func is None:
                     self._direct = fd
@@ -241,6 +236,7 @@ class Socket(Generic[HandleT]):
             return b""
         if isinstance(error, OSError):
             return None
+        check_made(self)
         index(bytecount)  # That TypeError is no handler's, and nothing was read.
         match take_result(error):
             case bytes(data):
@@ -276,10 +272,12 @@ class Socket(Generic[HandleT]):
         fd = self.fd
         known = fd is not None and self._registry.objects.get(fd) is self
         # Questions that fall through: behind a jump a signal's handler could close the object.
-        if known and fd is not None and self.read_push_back and self.event_watch & POLLIN:
+        if known and fd is not None and self.read_push_back:
             self._registry.pushed_back[fd] = self
-        elif known and fd is not None:
-            self._registry.pushed_back.pop(fd, None)
+            if self.event_watch & POLLIN:
+                self._registry.readable |= {fd}
+            else:
+                self._registry.readable -= {fd}
 
     def write(self, data: Writable) -> bool:
         """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
@@ -298,16 +296,12 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-        except AttributeError:
-            not_made(self)
-        if fd is None or not isinstance(data, bytes):
-            return self._write_in_turn(data)
-        # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
-        # nothing queued there is no watch of our own to drop.
-        write = libc.write
-        try:
+            if fd is None or not isinstance(data, bytes):
+                return self._write_in_turn(data)
+            # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
+            # nothing queued there is no watch of our own to drop.
             try:
-                written = write(fd, data)
+                written = libc.write(fd, data)
                 if written == len(data) or self.closed:
                     return True
                 self._account(written, data)
@@ -327,14 +321,10 @@ class Socket(Generic[HandleT]):
         if self.fd is None:
             return True
         new = None if data is None else _block(data)
-        try:
-            if new is not None and self.write_buf:
-                self._queue(new)
-                return False
-            return self._write_queue(self.fd, new)
-        except BaseException as error:
-            self._hear_queue(error)
-            raise
+        if new is not None and self.write_buf:
+            self._queue(new)
+            return False
+        return self._write_queue(self.fd, new)
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""
@@ -425,6 +415,7 @@ class Socket(Generic[HandleT]):
 
     def _hear_queue(self, error: BaseException) -> None:
         """A callable or a signal's handler raised. What is queued still has to go out."""
+        check_made(self)
         if not isinstance(error, Exception):  # It may have come between the queue and its size.
             self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
         if self.write_buf and not self.event_watch & POLLOUT:
@@ -512,10 +503,8 @@ class Socket(Generic[HandleT]):
         self._watch(POLLOUT, on)
 
     def _watch(self, event: int, on: bool) -> None:
-        try:
-            old = self.event_watch
-        except AttributeError:
-            not_made(self)
+        check_made(self)
+        old = self.event_watch
         new = old | event if on else old & ~event
         fd = self.fd
         if new != old and fd is not None:
@@ -556,10 +545,8 @@ class Socket(Generic[HandleT]):
         can't be another's while the batch may have an event for it: in `run`, `reset`, or at the
         end of `with loop`. Closing twice does nothing.
         """
-        try:
-            fd = self.fd
-        except AttributeError:
-            not_made(self)
+        check_made(self)
+        fd = self.fd
         # Told when it is done: whoever is told may do and raise what he likes.
         if self._registry.leave(self, self.sock):
             debug("closing fd %d (%s)", fd, reason)
@@ -658,18 +645,18 @@ class Socket(Generic[HandleT]):
         """The port of this side once it was asked for."""
         return self._addresses[1].port
 
-    def _ask_peer(self) -> _addresses.Address:
+    def _ask_peer(self) -> Address:
         if self.sock is None:
             return NOWHERE
         if self._addresses[0] is NOWHERE:
-            self._addresses = (_addresses.peer(self.sock), self._addresses[1])
+            self._addresses = (peer(self.sock), self._addresses[1])
         return self._addresses[0]
 
-    def _ask_local(self) -> _addresses.Address:
+    def _ask_local(self) -> Address:
         if self.sock is None:
             return NOWHERE
         if self._addresses[1] is NOWHERE:
-            self._addresses = (self._addresses[0], _addresses.local(self.sock))
+            self._addresses = (self._addresses[0], local(self.sock))
         return self._addresses[1]
 
     # --- describing -------------------------------------------------------------------------------
