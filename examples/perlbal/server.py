@@ -18,7 +18,7 @@ from examples.perlbal.parameters import LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
-from examples.perlbal.services import Door, Service
+from examples.perlbal.services import TCPListener, Service
 from examples.perlbal.webserver import WebExchange
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Server:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True
         for each in list(self.sockets()):
-            if isinstance(each, Door):
+            if isinstance(each, TCPListener):
                 each.stop("graceful_death")
         for each in list(self.sockets()):
             if isinstance(each, (Client, BackendHTTP)) and not each.closed:

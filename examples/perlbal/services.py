@@ -24,7 +24,7 @@ BACKLOG: Final = 1024
 _TRUST_CACHE: Final = 1000
 
 
-class Door(Listener):
+class TCPListener(Listener):
     """The listening socket of a service."""
 
     __slots__ = ("created", "entered", "service")
@@ -120,7 +120,7 @@ class Service:
         self.name = name
         self.role = ""
         self.enabled = False
-        self.listener: Door | None = None
+        self.listener: TCPListener | None = None
         self.pool: Pool | None = None
         self.default_service: Service | None = None
         self.plugins: list[Plugin] = []
@@ -205,10 +205,10 @@ class Service:
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
             # The new one first: if it can't be had, all stays as it was.
-            door = self._open(listen)
+            listener = self._open(listen)
             if self.listener is not None:
                 self.listener.stop("listens elsewhere")
-            self.listener = door
+            self.listener = listener
         self.listen = listen
 
     def _set_pool(self, name: str) -> None:
@@ -246,7 +246,7 @@ class Service:
         if self.role == "reverse_proxy":
             self.balancer.spawn_backends()
 
-    def _open(self, listen: str) -> Door:
+    def _open(self, listen: str) -> TCPListener:
         where = address(listen)
         assert where is not None
         host, port = where
@@ -264,7 +264,7 @@ class Service:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.bind((host, port))
                 sock.listen(BACKLOG)
-                return Door(self, sock)
+                return TCPListener(self, sock)
             except BaseException:
                 sock.close()
                 raise
