@@ -7,6 +7,7 @@ import errno
 from danga_raw._libc import libc
 from danga_raw._log import warn
 from danga_raw._mistakes import check_callback
+from danga_raw._poll import POLLIN
 from danga_raw.socket import Socket
 
 TYPE_CHECKING = False
@@ -71,12 +72,17 @@ class Listener(Socket):
         self._retry: Timer | None = None
         libc.setblocking(sock)
         super().__init__(sock, loop)
-        self.watch_read(True)
+        try:
+            self.watch_read(True)
+        except BaseException:
+            self.steal_socket()  # Nobody has it yet, and the socket is the caller's.
+            raise
 
     def event_read(self) -> None:
         for _ in range(AT_ONCE):
             sock = self.sock
-            if sock is None:  # `accepted` has closed the listener.
+            # `accepted` may have closed the listener, or have had enough for now.
+            if sock is None or not self.event_watch & POLLIN:
                 return
             try:
                 connection, address = libc.accept(sock)
@@ -119,7 +125,10 @@ class Listener(Socket):
             warn("%r: accept: %s", self, error)
         else:
             self._retry.cancel()
-        self.watch_read(False)
+        try:
+            self.watch_read(False)
+        except OSError:
+            pass  # Then the next turn finds it readable, and tries again.
         self._retry = self.loop.add_timer(PAUSE, self._begin_again)
         if self.fd is not None:
             self._registry.starved[self.fd] = self._begin_again
