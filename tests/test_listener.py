@@ -55,6 +55,26 @@ def test_a_listener_that_is_to_watch_no_longer_accepts_no_more_of_the_batch(loop
         each.close()
 
 
+@pytest.mark.parametrize(
+    ("number", "warned"), [(errno.EMFILE, False), (errno.ENOMEM, False), (errno.EIO, True)]
+)
+def test_a_server_at_its_limit_fills_no_log(
+    number: int, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def accept(sock: socket.socket) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    with Loop() as loop, socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, lambda *_: None, loop)
+        with connected(sock):
+            turn(loop)
+        assert not listener.event_watch & 1 and not listener.closed
+        levels = [record.levelname for record in caplog.records]
+        assert ("WARNING" in levels) == warned
+        listener.steal_socket()
+
+
 @pytest.mark.parametrize("failing", ["off", "on", "both"])
 def test_a_listener_goes_on_where_its_own_watch_fails(
     failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
