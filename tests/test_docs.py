@@ -27,7 +27,7 @@ from tests.needs import need
 from tests.strace import in_newest_words
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WITH_CODE = [ROOT / "README.md", *(ROOT / "docs" / f"{p}.md" for p in ("manual", "porting", "recipes"))]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 PATIENCE = 60
