@@ -1,14 +1,16 @@
-"""A `Listener` at its limits: what it is told while it accepts, and calls that fail."""
+"""A `Listener`: what it accepts, what it is told while it does, and calls that fail."""
 
 from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from danga_raw import Listener, Loop
+from danga_raw import Listener, Loop, Socket
 from tests.clients import PATIENCE
 
 BACKENDS = ["epoll", "poll"]
@@ -17,6 +19,7 @@ BACKENDS = ["epoll", "poll"]
 @pytest.fixture(params=BACKENDS)
 def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
     with Loop(request.param) as loop:
+        loop.add_timer(PATIENCE, loop.stop)
         yield loop
 
 
@@ -125,3 +128,162 @@ def test_a_listener_that_cannot_watch_leaves_nothing_behind(
         turn(loop)
         assert loop.watched_sockets == 0 and sock.fileno() >= 0
         Listener(sock, lambda *_: None, loop).steal_socket()
+
+
+def test_it_accepts_all_but_leaves_the_others_their_turn(loop: Loop) -> None:
+    got: list[socket.socket] = []
+    addresses: list[object] = []
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        assert connection.gettimeout() == 0
+        got.append(connection)
+        addresses.append(address)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as sock:
+        clients = [connected(sock) for _ in range(100)]
+        listener = Listener(sock, accepted, loop)
+        turn(loop)
+        assert len(got) == 64
+        turn(loop)
+        assert len(got) == 100
+        assert addresses == [client.getsockname() for client in clients]
+        listener.steal_socket()
+    for each in clients + got:
+        each.close()
+
+
+@pytest.mark.parametrize("on_exception", [True, False])
+def test_a_connection_whose_accepted_raises_is_closed_and_the_others_are_not(
+    loop: Loop, on_exception: bool
+) -> None:
+    class Quiet(Socket):
+        def event_hup(self) -> None:
+            self.close("hang-up")
+
+    raised: list[str] = []
+    kept: list[Socket] = []
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        made = Quiet(connection, loop) if len(raised) < 2 else None
+        if len(raised) in (0, 3):
+            raised.append("object")
+            raise RuntimeError("on purpose")
+        raised.append("kept")
+        kept.append(made or Quiet(connection, loop))
+
+    told: list[object] = []
+    if on_exception:
+        loop.on_exception = lambda obj, error: told.append(str(error))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        clients = [connected(sock) for _ in range(4)]
+        listener = Listener(sock, accepted, loop)
+        for _ in range(4):
+            try:
+                turn(loop)
+            except RuntimeError as error:
+                told.append(str(error))
+                loop.set_post_loop_callback(None)
+        assert told == ["on purpose"] * 2
+        assert not listener.closed and len(kept) == 2
+        assert [client.recv(1) for client in (clients[0], clients[3])] == [b"", b""]
+        for client in clients[1:3]:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+        listener.steal_socket()
+        for each in kept:
+            each.close()
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("name", "ECONNABORTED EPROTO ENETDOWN EHOSTUNREACH EPERM ETIMEDOUT".split())
+def test_what_is_wrong_with_one_connection_is_passed_by(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[socket.socket] = []
+    failures = [getattr(errno, name)] * 3
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise OSError(failures.pop(), "gone again")
+        return sock.accept()
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        turn(loop)
+        assert len(got) == 1 and caplog.records == []
+        listener.steal_socket()
+        got[0].close()
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
+def test_it_rests_while_there_is_no_room_and_begins_again_when_one_leaves(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[socket.socket] = []
+    room, tried = False, 0
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal tried
+        tried += 1
+        if not room:
+            raise OSError(getattr(errno, name), "no room")
+        return sock.accept()
+
+    class Other(Socket):
+        pass
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    monkeypatch.setattr("danga_raw.listener.PAUSE", PATIENCE)
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    other = Other(here, loop)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        for _ in range(5):
+            turn(loop)
+        assert tried == 1 and not got
+        room = True
+        other.close()
+        turn(loop)
+        turn(loop)
+        assert len(got) == 1
+        listener.steal_socket()
+        got[0].close()
+    there.close()
+
+
+def test_a_broken_listener_is_closed(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    here, there = socket.socketpair()
+    listener = Listener(here, lambda *_: None, loop)
+    there.send(b"a connected socket never accepts")
+    turn(loop)
+    assert listener.closed and "accept" in caplog.text
+    there.close()
+
+
+def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        with pytest.raises(TypeError, match="accepted is a callable, not None"):
+            Listener(sock, None, loop)  # type: ignore[arg-type]  # what is asked here
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with context.wrap_socket(sock, server_side=True) as wrapped:
+            with pytest.raises(TypeError, match="wrap what it accepts"):
+                Listener(wrapped, lambda *_: None, loop)
+    assert loop.watched_sockets == 0
+
+
+def test_it_listens_on_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
+    got: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+        sock.bind(str(tmp_path / "door"))
+        sock.listen()
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        client.connect(str(tmp_path / "door"))
+        turn(loop)
+        got[0].send(b"hello")
+        assert client.recv(5) == b"hello"
+        got[0].close()
+        listener.steal_socket()
