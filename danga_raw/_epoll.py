@@ -62,7 +62,7 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_descriptor", "_epfd", "_events", "_fds", "_states", "batch")
+    __slots__ = ("_descriptor", "_endless", "_epfd", "_events", "_fds", "_states", "batch")
 
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
@@ -79,12 +79,15 @@ class Epoll:
         self._fds = words[offset + low_half :: stride]
         self._descriptor = Once()
         self._epfd = -1
+        self._endless = (self._epfd, self._events, MAX_EVENTS, _FOREVER)
+        """The arguments of a wait without a timeout, which need not be put together each time."""
 
     def open(self) -> None:
         """epoll_create1(2), where that isn't done. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         self._epfd = self._descriptor.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
         if self._epfd < 0:
             raise failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
+        self._endless = (self._epfd, self._events, MAX_EVENTS, _FOREVER)
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).
@@ -122,22 +125,27 @@ class Epoll:
             verb = ("ADD", "DEL", "MOD")[op - EPOLL_CTL_ADD]
             raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})")
 
-    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
-        """The (fd, event mask) of each ready descriptor, at most 1,000: epoll_wait(2).
+    def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]:
+        """Each ready descriptor, at most 1,000: epoll_wait(2). One that is readable and nothing else
+        comes as its number, which spares most batches a tuple for each; any other as (fd, event
+        mask).
 
         Blocks for at most `timeout_ms` milliseconds, for ever where it is negative. A signal ends
         the wait with nothing ready. Raises `OSError` (EBADF, EINVAL, ENOMEM).
         """
-        count = libc.epoll_wait(
-            self._epfd, self._events, MAX_EVENTS, timeout_ms if timeout_ms >= 0 else _FOREVER
-        )
+        if timeout_ms < 0:
+            count = libc.epoll_wait(*self._endless)
+        else:
+            count = libc.epoll_wait(self._epfd, self._events, MAX_EVENTS, timeout_ms)
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
-            return ((self._fds[0], self._states[0]),)
+            state = self._states[0]
+            return (self._fds[0] if state == EPOLLIN else (self._fds[0], state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()
-            return zip(fds, self._states[:count].tolist())
+            states = self._states[:count].tolist()
+            return fds if states.count(EPOLLIN) == count else zip(fds, states)
         if count < 0:
             error = failure(f"epoll_wait({self._epfd})")
             if error.errno != EINTR:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, NoReturn, TypeVar
+    from typing import Final, TypeVar
 
     AnyCallback = TypeVar("AnyCallback")
 
@@ -17,18 +17,18 @@ HANDLERS: Final = ("event_read", "event_write", "event_err", "event_hup", "event
 
 def is_coroutine(function: object) -> bool:
     """True for what `async def` makes."""
-    function = getattr(function, "__func__", function)
     flags: object = getattr(getattr(function, "__code__", None), "co_flags", 0)
     return isinstance(flags, int) and flags & _COROUTINE != 0
 
 
 def check_callback(what: str, callback: object) -> None:
     """Raises `TypeError` for what can't be called, and for what would do nothing if it were."""
-    if not callable(callback):
-        called = "; give the function itself, f and not f()" if callback is None else ""
-        raise TypeError(f"{what} is a callable, not {callback!r}{called}")
-    if is_coroutine(callback):
+    if callable(callback):
+        if not is_coroutine(callback):
+            return
         raise TypeError(f"{what} is called and not awaited: {callback!r} is a coroutine function")
+    called = "; give the function itself, f and not f()" if callback is None else ""
+    raise TypeError(f"{what} is a callable, not {callback!r}{called}")
 
 
 def callable_or_none(what: str, callback: AnyCallback | None) -> AnyCallback | None:
@@ -57,7 +57,8 @@ class NoHandleError(TypeError, AttributeError):
         super().__init__(f"a Socket takes a socket, or what else has a fileno(), not {given!r}{hint}")
 
 
-def not_made(obj: object) -> NoReturn:
-    """For an object whose constructor has not called that of `Socket`."""
-    name = type(obj).__name__
-    raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
+def check_made(obj: object) -> None:
+    """Raises `AttributeError` for an object whose constructor has not called that of `Socket`."""
+    if not hasattr(obj, "fd"):
+        name = type(obj).__name__
+        raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None

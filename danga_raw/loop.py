@@ -58,7 +58,7 @@ class Loop:
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
         self._timeout = -1
-        self._stopping = False
+        self._stopping: int = False  # No bool, which a checker takes to stay false in a loop.
         self._resets = 0
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
@@ -109,48 +109,56 @@ class Loop:
         registry = self._registry
         objects, leaving, readable = registry.objects, registry.leaving, registry.readable
         timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
+        run_due = self._timers.run_due
+        own_callbacks, polls = registry.own_callbacks, registry.polls
         resets = self._resets
-        if registry.polls and count_other_threads():
+        if polls and count_other_threads():
             self._open_waker()
         while not self._stopping:
-            if timers or overdue or soon or leaving or readable:
-                timeout = self._run_what_is_due()
-                if timeout is None:
-                    return
-            else:
-                timeout = self._timeout
+            timeout = self._timeout
+            if timers or overdue:
+                try:
+                    timeout = run_due(timeout)
+                except Exception as error:
+                    if not self.handle_exception(error):
+                        raise
+                    continue
+            if soon:
+                self._run_soon()
+            if soon or readable or leaving and registry.due():
+                timeout = 0
+            if self._stopping:
+                return
             poller = registry.poller
             if poller is None:
                 if resets != self._resets and not (timers or soon or registry.watches_any()):
                     return  # A reset in this run has left nothing to wait for.
                 poller = registry.open()
-            if registry.polls and timeout != 0 and count_other_threads():
+            if polls and timeout != 0 and count_other_threads():
                 self._open_waker()
-            # What nearly all events are. To be told by one comparison spares them four masks.
-            common = -1 if self._profiling else POLLIN
-            for fd, state in poller.wait(timeout):
+            found = poller.wait(timeout)
+            if self._profiling:
+                found = [(each, POLLIN) if isinstance(each, int) else each for each in found]
+            for event in found:
+                # What nearly all events are comes as the bare number of an object that is readable.
                 try:
-                    obj = objects[fd]
+                    obj = objects[event]  # type: ignore[index]
                 except KeyError:
-                    pass
-                else:
-                    # The object may have been closed by an earlier event of this batch. Then it
-                    # is still in the map, and has nothing more to say.
-                    try:
-                        if state != common:
-                            self._dispatch(obj, state)
-                        elif not obj.closed:
-                            obj.event_read()
-                    except Exception as error:
-                        if not self.handle_exception(error, obj):
-                            raise
+                    self._special_event(event)
                     continue
-                self._other_event(fd, state)
+                # The object may have been closed by an earlier event of this batch. Then it is
+                # still in the map, and has nothing more to say.
+                try:
+                    if not obj.closed:
+                        obj.event_read()
+                except Exception as error:
+                    if not self.handle_exception(error, obj):
+                        raise
             if readable:
                 self._read_pushed_back()
             if leaving:
                 self._let_go()
-            if registry.own_callbacks or self._post_loop_callback is not None:
+            if own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
                     return
 
@@ -175,35 +183,31 @@ class Loop:
         if (waker := self._registry.waker) is not None:
             waker.wake()
 
-    def _run_what_is_due(self) -> int | None:
-        """Run the timers that are due and what `call_soon` was given; how long the wait may take, or
-        None if one of them has stopped the loop."""
-        until_next = -1
-        while self._timers.heap or self._timers.due:
-            try:
-                until_next = self._timers.run_due()
-                break
-            except Exception as error:
-                if not self.handle_exception(error):
-                    raise
-        # What is added meanwhile waits for the next turn, or one that always adds itself again
-        # would keep the loop from everything else.
+    def _run_soon(self) -> None:
+        """Call what `call_soon` was given. What is added meanwhile waits for the next turn, or one
+        that always adds itself again would keep the loop from everything else."""
         for _ in range(len(self._soon)):
             if not self._soon:  # A callback has run the loop.
-                break
+                return
             callback = self._soon.popleft()
             try:
                 callback()
             except Exception as error:
                 if not self.handle_exception(error):
                     raise
-        if self._stopping:
-            return None
-        if self._soon or self._registry.readable or self._registry.due():
-            return 0
-        if until_next < 0 or 0 <= self._timeout < until_next:
-            return self._timeout
-        return until_next
+
+    def _special_event(self, event: int | tuple[int, int]) -> None:
+        """An event that is more than an object's being readable."""
+        fd, state = (event, POLLIN) if isinstance(event, int) else event
+        obj = self._registry.objects.get(fd)
+        try:
+            if obj is not None:
+                self._dispatch(obj, state)
+            else:
+                self._other_event(fd, state)
+        except Exception as error:
+            if not self.handle_exception(error, obj):
+                raise
 
     def _dispatch(self, obj: AnySocket, state: int) -> None:
         """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
@@ -247,11 +251,7 @@ class Loop:
         registry = self._registry
         callback = registry.other_fds.get(fd)
         if callback is not None:
-            try:
-                callback(state)
-            except Exception as error:
-                if not self.handle_exception(error):
-                    raise
+            callback(state)
         elif registry.waker is not None and fd == registry.waker.fileno():
             registry.waker.heard()
         else:

@@ -7,12 +7,13 @@ from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
+from _socket import socket as RawSocket
 from danga_raw._addresses import NOWHERE, Address, local, peer
 from danga_raw._connecting import Connecting, begin
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, not_made
+from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -146,7 +147,7 @@ class Socket(Generic[HandleT]):
         self._addresses = (NOWHERE, NOWHERE)
         self._direct: int | None = fd
         self._registry.register(fd, self.event_watch, self)
-        if getattr(sock, "gettimeout", _does_not_block)() is None:
+        if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
 
     @classmethod
@@ -191,16 +192,11 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-        except AttributeError:
-            not_made(self)
-        if fd is None or bytecount < 1:
-            return self._read_pushed_back(bytecount)
-        read = libc.read  # To call a local spares CPython 3.11 the search for a method.
-        try:
-            # An empty result is the end of the stream.
-            return read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None
+            if fd is not None and 0 < bytecount <= MAX_READ:
+                return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
         except BaseException as error:
             return self._read_failed(error, bytecount)
+        return self._read_pushed_back(bytecount)
 
     def _read_pushed_back(self, bytecount: int) -> bytes | None:
         """`read` where it can't go straight to the descriptor."""
@@ -241,6 +237,7 @@ class Socket(Generic[HandleT]):
             return b""
         if isinstance(error, OSError):
             return None
+        check_made(self)
         index(bytecount)  # That TypeError is no handler's, and nothing was read.
         match take_result(error):
             case bytes(data):
@@ -300,16 +297,12 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-        except AttributeError:
-            not_made(self)
-        if fd is None or not isinstance(data, bytes):
-            return self._write_in_turn(data)
-        # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
-        # nothing queued there is no watch of our own to drop.
-        write = libc.write
-        try:
+            if fd is None or not isinstance(data, bytes):
+                return self._write_in_turn(data)
+            # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
+            # nothing queued there is no watch of our own to drop.
             try:
-                written = write(fd, data)
+                written = libc.write(fd, data)
                 if written == len(data) or self.closed:
                     return True
                 self._account(written, data)
@@ -329,14 +322,10 @@ class Socket(Generic[HandleT]):
         if self.fd is None:
             return True
         new = None if data is None else _block(data)
-        try:
-            if new is not None and self.write_buf:
-                self._queue(new)
-                return False
-            return self._write_queue(self.fd, new)
-        except BaseException as error:
-            self._hear_queue(error)
-            raise
+        if new is not None and self.write_buf:
+            self._queue(new)
+            return False
+        return self._write_queue(self.fd, new)
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""
@@ -427,6 +416,7 @@ class Socket(Generic[HandleT]):
 
     def _hear_queue(self, error: BaseException) -> None:
         """A callable or a signal's handler raised. What is queued still has to go out."""
+        check_made(self)
         if not isinstance(error, Exception):  # It may have come between the queue and its size.
             self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
         if self.write_buf and not self.event_watch & POLLOUT:
@@ -517,13 +507,24 @@ class Socket(Generic[HandleT]):
         try:
             old = self.event_watch
         except AttributeError:
-            not_made(self)
+            check_made(self)
+            raise
         new = old | event if on else old & ~event
         fd = self.fd
-        if new != old and fd is not None:
-            self._registry.modify(self, fd, new)
-            if self.read_push_back:
-                self._heed_pushed_back()
+        if new == old or fd is None:
+            return
+        registry = self._registry
+        try:
+            (registry.poller or registry.open()).modify(fd, old, new)
+            self.event_watch = new
+        except BaseException as error:
+            if by_handler(error):
+                registry.undo_modify(self, fd, old, new)
+            elif self.closed:  # By a signal's handler, just now.
+                return
+            raise
+        if self.read_push_back:
+            self._heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
@@ -561,9 +562,10 @@ class Socket(Generic[HandleT]):
         try:
             fd = self.fd
         except AttributeError:
-            not_made(self)
+            check_made(self)
+            raise
         # Told when it is done: whoever is told may do and raise what he likes.
-        if self._registry.leave(self, self.sock):
+        if fd is not None and self._registry.leave(self, self.sock):
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
@@ -808,11 +810,6 @@ class Socket(Generic[HandleT]):
     def DebugMsg(cls, message: str, *args: object) -> None:
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
-
-
-def _does_not_block() -> float:
-    """For a handle that does not say: nobody can know without a system call."""
-    return 0.0
 
 
 _warned = False
