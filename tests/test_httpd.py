@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from danga_raw import Loop
+from danga_raw._libc import libc
 from tests.clients import (
     FLOOD,
     PATIENCE,
@@ -460,6 +461,64 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(
         os.truncate(shrinking, 1000)
         assert 0 < len(read_to_end(client)) < BIG
     assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
+def test_a_file_that_grows_while_it_is_sent_is_sent_as_it_was(server: Server, tree: Path) -> None:
+    growing = tree / "growing.bin"
+    growing.write_bytes(b"a" * 30_000_000)
+    with server.connect(receive_buffer=8192) as client:
+        client.sendall(get("/growing.bin") + get("/hello.txt"))
+        assert client.recv(17, socket.MSG_PEEK) == b"HTTP/1.1 200 OK\r\n"
+        with growing.open("ab") as file:
+            file.write(b"b" * 1_000_000)
+        assert read_answer(client).body == b"a" * 30_000_000
+        assert read_answer(client).body == b"hello\n"
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", b"\r\n"])
+def test_a_head_without_an_end_costs_no_memory(server: Server, start: bytes) -> None:
+    assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+    before = server.peak_memory()
+    with server.connect() as client:
+        client.sendall(start)
+        piece = b"\r\n" * 32768 if start == b"\r\n" else b"x" * 65536
+        for _ in range(500):
+            client.sendall(piece)
+        if start == b"\r\n":
+            client.sendall(get("/hello.txt"))
+        answer = read_answer(client)
+        assert answer.status == {b"": 414, b"\r\n": 200}.get(start, 431)
+    assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+def test_a_reader_that_takes_everything_leaves_the_others_their_turns(tree: Path) -> None:
+    """In the process of the test, with a kernel that takes whatever is written to one of them."""
+    httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
+    with Loop() as loop, pytest.MonkeyPatch.context() as patch:
+        server = httpd["Server"](loop, str(tree), "127.0.0.1", 0, 60)
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        greedy = httpd["Connection"](server, here)
+        there.sendall(get("/big.bin"))
+        taken, write = 0, libc.write
+
+        def take(fd: int, data: bytes) -> int:
+            nonlocal taken
+            if fd != greedy.fd:
+                return write(fd, data)
+            taken += len(data)
+            return len(data)
+
+        patch.setattr(libc, "write", take)
+        loop.set_loop_timeout(0)
+        loop.set_post_loop_callback(lambda *_: False)
+        for turns in (1, 2, 3):
+            loop.run()
+            assert 0 < taken <= turns * 64 * 128 * 1024 + 1000 < BIG
+        greedy.close()
+        server.listener.close()
+        os.close(server.root)
+        there.close()
 
 
 def test_a_slow_download_is_no_idle_connection(tree: Path) -> None:
