@@ -93,7 +93,7 @@ def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
             raise IsADirectoryError(errno.EISDIR, "a folder")
         if stat.S_ISREG(mode):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            file = FileIO(name, opener=lambda *_: os.open(name, flags, dir_fd=folder))
+            file = FileIO(name, opener=lambda _, __: os.open(name, flags, dir_fd=folder))
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return file, name
             file.close()
@@ -104,7 +104,7 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
     """The answer to a request: its head, its body, how many bytes of that to send, keep-alive."""
     body: FileIO | BytesIO
     fields = {"Date": formatdate(usegmt=True)}
-    keep_alive = False
+    path, query, keep_alive = b"", "", False
     try:
         path, query, asked, keep_alive = parse(head)
         body, name = open_below(root, path)
@@ -272,7 +272,7 @@ def main() -> None:
         server = Server(loop, options.folder, options.host, options.port, options.timeout)
         loop.on_exception = log_exception
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.stop())  # heard within a second, by the timer
+            signal.signal(number, lambda _, __: loop.stop())  # heard within a second, by the timer
         print(f"listening on http://{server.address}/", flush=True)
     except (OSError, OverflowError, ValueError) as error:
         parser.exit(2, f"httpd.py: {error}\n")
