@@ -18,6 +18,7 @@ DEBIAN_PACKAGES = {
     "danga": "libdanga-socket-perl",
     "strace": "strace",
     "curl": "curl",
+    "openssl": "openssl",
     "ab": "apache2-utils",
     "wrk": "wrk",
     "valgrind": "valgrind",
