@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import time
 
 from tests.perlbal.compare import tables, told, town
 
@@ -29,7 +30,11 @@ def main() -> int:
                 if not all(word in f"{subject}: {row.name}" for word in options.words):
                     continue
                 count += 1
+                since = time.monotonic()
                 transcripts = place.hold(row)
+                spent = time.monotonic() - since
+                if spent > 1:
+                    print(f"{spent:.1f} s: {subject}: {row.name}")
                 if only:
                     for each in transcripts.values():
                         print(f"=== {subject}: {row.name}\n{told(each)}", flush=True)

@@ -75,8 +75,8 @@ class Backend:
                 thread.daemon = True
                 script.connections.append(connection)
                 script.threads.append(thread)
+                thread.start()
                 self.changed.notify_all()
-            thread.start()
 
     def begin(self) -> None:
         """A new conversation."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.perlbal.backends import Backend, shorter
-from tests.perlbal.servers import Management, Perlbal, serving
+from tests.perlbal.servers import Management, Perlbal, quick_recv, serving
 
 Transcript = dict[str, list[str]]
 """Who -> what he got, in order."""
@@ -133,7 +133,7 @@ class Client:
         if self.closed:
             return b""
         try:
-            data = self.socket.recv(1 << 16)
+            data = quick_recv(self.socket)
         except (ConnectionResetError, BrokenPipeError):
             data = b""
         except (TimeoutError, BlockingIOError):
@@ -230,6 +230,8 @@ def house(
     folder.mkdir(parents=True)
     for name, content in setting.files.items():
         write(folder / name, content)
+    for each in folder.rglob("*"):
+        os.utime(each, (MODIFIED, MODIFIED))
     with contextlib.ExitStack() as stack:
         backends = {name: Backend() for name in setting.backends}
         for backend in backends.values():

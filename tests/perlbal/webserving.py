@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from email.utils import formatdate
+from functools import partial
 
 from tests.perlbal.compare import Table
 from tests.perlbal.conversation import MODIFIED, Setting
@@ -155,7 +156,13 @@ row(KEPT, "a large file stays", ask(get("/big.txt")), ask(get("/hello.txt")))
 row(WEB, "HEAD of a file", ask(request("HEAD", "/hello.txt")))
 row(KEPT, "HEAD of a file stays", ask(request("HEAD", "/hello.txt")), ask(get("/hello.txt")))
 row(KEPT, "HEAD of what is not there", ask(request("HEAD", "/nothing")), ask(get("/hello.txt")))
-row(KEPT, "HEAD of a folder with a listing", ask(request("HEAD", "/bare/")))
+row(
+    KEPT,
+    "HEAD of a folder with a listing",
+    ask(request("HEAD", "/bare/")),
+    differs="no body to HEAD",
+    ours=("timeout=30, max=100\r\n\r\n|<open>",),
+)
 for method in "OPTIONS", "TRACE", "BREW", "PUT", "DELETE":
     row(WEB, f"{method} where it is off", ask(request(method, "/hello.txt", "Content-Length: 0")))
 row(WEB, "POST to a file", ask(post("/hello.txt", b"what")))
@@ -231,6 +238,9 @@ row(KEPT, "a listing stays", ask(get("/bare/")), ask(get("/hello.txt")))
 
 # --- several files in one -------------------------------------------------------------------------
 
+several = partial(row, attempts=5)
+"""The original looks at an errno that may be an older call's, and then says 404."""
+
 for path in (
     "/??hello.txt,page.html",
     "/bare/??one.txt,two.txt",
@@ -252,10 +262,10 @@ for path in (
     "/??" + ",".join(["hello.txt"] * 100),
     "/??" + ",".join(["hello.txt"] * 101),
 ):
-    row(KEPT, f"several: {path[:40]}", ask(get(path)))
-row(KEPT, "several, HEAD", ask(request("HEAD", "/??hello.txt,page.html")))
-row(KEPT, "several, not modified", ask(get("/??hello.txt,page.html", f"If-Modified-Since: {DATE}")))
-row(KEPT, "several, then another", ask(get("/??hello.txt,page.html")), ask(get("/digits.bin")))
+    several(KEPT, f"several: {path[:40]}, {len(path)} bytes", ask(get(path)))
+several(KEPT, "several, HEAD", ask(request("HEAD", "/??hello.txt,page.html")))
+several(KEPT, "several, not modified", ask(get("/??hello.txt,page.html", f"If-Modified-Since: {DATE}")))
+several(KEPT, "several, then another", ask(get("/??hello.txt,page.html")), ask(get("/digits.bin")))
 row(WEB, "several, where it is off", ask(get("/??hello.txt,page.html")))
 
 # --- PUT and DELETE -------------------------------------------------------------------------------
