@@ -121,7 +121,7 @@ def told(transcript: Transcript) -> str:
 
 def tables() -> dict[str, list[Conversation]]:
     """All that there are, by subject."""
-    from tests.perlbal import proxying, selecting, webserving
+    from tests.perlbal import ending, managing, proxying, selecting, webserving
 
-    modules = (proxying, webserving, selecting)
+    modules = (proxying, webserving, selecting, managing, ending)
     return {module.__name__.rpartition(".")[2]: module.TABLE.rows for module in modules}

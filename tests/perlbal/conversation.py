@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.perlbal.backends import Backend, shorter
-from tests.perlbal.servers import Management, Perlbal, quick_recv, serving
+from tests.perlbal.servers import PATIENCE, Management, Perlbal, ended, quick_recv, serving
 
 Transcript = dict[str, list[str]]
 """Who -> what he got, in order."""
@@ -80,9 +80,13 @@ class Talk:
         return self._management
 
     def barrier(self) -> None:
-        """On return the server has dealt with all that lay before it."""
-        for _ in range(2):
-            self.management().ask("proc")
+        """On return the server has dealt with all that lay before it, or has ended."""
+        try:
+            for _ in range(2):
+                self.management().ask("proc")
+        except ConnectionError:
+            if not ended(self.server.process, PATIENCE):
+                raise
 
     def end(self) -> None:
         for client in self.clients.values():
