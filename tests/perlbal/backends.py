@@ -40,15 +40,27 @@ class Script:
     """One conversation's part of a backend."""
 
     answers: deque[Answer] = field(default_factory=deque)
-    got: list[str] = field(default_factory=list)
+    got: list[tuple[socket.socket, str]] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
-    asked: list[socket.socket] = field(default_factory=list)
-    """The connections that were asked something, in the order of their first request."""
     ended: int = 0
     """How many connections the server has closed."""
     gates: dict[str, threading.Event] = field(default_factory=dict)
     over: bool = False
+
+    def told(self) -> list[str]:
+        """What each connection was asked: those that were asked nothing are not counted.
+
+        They are told in the order in which they were made, not that of the requests: which of two
+        threads is first to say that it was asked is a matter of chance.
+        """
+        asked = [each for each in self.connections if any(each is one for one, _ in self.got)]
+        return [
+            f"#{number} {text}"
+            for number, each in enumerate(asked, 1)
+            for one, text in self.got
+            if each is one
+        ]
 
 
 class Backend:
@@ -135,16 +147,13 @@ class Backend:
         length = int(found[1]) if found else 0
         with self.changed:
             answer = script.answers.popleft() if script.answers else OK
-            if connection not in script.asked:
-                script.asked.append(connection)
         if not answer.early:
             while len(rest) < length:
                 rest += receive(connection)
         body, rest = rest[:length], rest[length:]
-        number = script.asked.index(connection) + 1
         with self.changed:
             shown = head if answer.early else head + shorter(body)
-            script.got.append(f"#{number} {shown.decode('latin-1')}")
+            script.got.append((connection, shown.decode("latin-1")))
             self.changed.notify_all()
         self._give(connection, script, answer)
         if answer.early:

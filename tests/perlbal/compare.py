@@ -30,6 +30,8 @@ class Conversation:
     """The row of `differences` that says why ours is not the same."""
     ours: tuple[str, ...] = ()
     """What ours must have said, where it differs: parts of who got what, with | between."""
+    any_order: bool = False
+    """The original has fields of a head in the order of a hash."""
     attempts: int = 1
     """How often the original may be asked until it says the same: it is not always of one mind."""
 
@@ -48,9 +50,10 @@ class Table:
         alone: bool = False,
         differs: str = "",
         ours: tuple[str, ...] = (),
+        any_order: bool = False,
         attempts: int = 1,
     ) -> None:
-        row = Conversation(place, name, steps, alone, differs, ours, attempts)
+        row = Conversation(place, name, steps, alone, differs, ours, any_order, attempts)
         self.rows.append(row)
 
 
@@ -89,14 +92,26 @@ class Town:
 
     def _hold(self, conversation: Conversation, command: str, place: Path) -> Transcript:
         place.parent.mkdir(parents=True, exist_ok=True)
+        setting, service = conversation.place.setting, conversation.place.service
         if conversation.alone:
-            with house(conversation.place.setting, COMMANDS[command], place) as own:
-                return own.hold(conversation.steps, conversation.place.service)
-        key = conversation.place.setting.name, command
-        if key not in self.houses:
-            opened = house(conversation.place.setting, COMMANDS[command], place)
-            self.houses[key] = self.stack.enter_context(opened)
-        return self.houses[key].hold(conversation.steps, conversation.place.service)
+            with house(setting, COMMANDS[command], place) as own:
+                found = own.hold(conversation.steps, service)
+        else:
+            key = setting.name, command
+            if key not in self.houses:
+                opened = house(setting, COMMANDS[command], place)
+                self.houses[key] = self.stack.enter_context(opened)
+            found = self.houses[key].hold(conversation.steps, service)
+        if conversation.any_order:
+            found = {who: [ordered(each) for each in got] for who, got in found.items()}
+        return found
+
+
+def ordered(text: str) -> str:
+    """With the fields of a head in the order of their names."""
+    head, end, body = text.partition("\r\n\r\n")
+    first, *fields = head.split("\r\n")
+    return "\r\n".join([first, *sorted(fields)]) + end + body
 
 
 @contextlib.contextmanager
@@ -121,7 +136,7 @@ def told(transcript: Transcript) -> str:
 
 def tables() -> dict[str, list[Conversation]]:
     """All that there are, by subject."""
-    from tests.perlbal import ending, managing, proxying, selecting, webserving
+    from tests.perlbal import ending, managing, proxying, reproxying, selecting, uploads, webserving
 
-    modules = (proxying, webserving, selecting, managing, ending)
+    modules = (proxying, reproxying, uploads, webserving, selecting, managing, ending)
     return {module.__name__.rpartition(".")[2]: module.TABLE.rows for module in modules}

@@ -94,7 +94,7 @@ class Talk:
         for name, backend in self.house.backends.items():
             backend.end()
             if backend.script.got:
-                self.transcript[f"backend {name}"] = backend.script.got
+                self.transcript[f"backend {name}"] = backend.script.told()
         if self.server.process.poll() is None:
             self.barrier()
         if self._management:

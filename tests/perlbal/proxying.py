@@ -415,6 +415,8 @@ row(
     silence(),
     manage("queues", order="any", blur=r"(?<=age )\d+"),
 )
+one_each = serve(*[good("x", "Connection: close")] * 5)
+"""A connection for each request: whether one is kept in time for the next is a matter of chance."""
 row(
     NOBODY,
     "a backend that comes later is asked for those who wait, first come, first served",
@@ -422,6 +424,7 @@ row(
     settled(),
     send(get("/2"), by="two"),
     settled(),
+    one_each,
     manage("POOL none ADD {a}"),
     ask(get("/3"), by="three"),
     hear("one"),
@@ -440,6 +443,7 @@ row(
     send(get("/4", "Cookie: fast=pass%20me%21"), by="four"),
     settled(),
     manage("queues", order="any", blur=r"(?<=age )\d+"),
+    one_each,
     manage("POOL empty ADD {a}"),
     ask(get("/5"), by="five"),
     *[hear(name) for name in ("one", "two", "three", "four")],
@@ -455,6 +459,7 @@ row(
     settled(),
     send(get("/3"), by="three"),
     settled(),
+    one_each,
     manage("POOL empty ADD {a}"),
     ask(get("/4"), by="four"),
     *[hear(name) for name in ("one", "two", "three")],
@@ -469,6 +474,7 @@ row(
     settled(),
     leave("one"),
     settled(),
+    one_each,
     manage("POOL empty ADD {a}"),
     ask(get("/3"), by="three"),
     hear("two"),
@@ -546,10 +552,12 @@ row(
 row(
     KEEP,
     "an early answer, then the rest of the body, then the next request",
-    serve(early(good("enough"))),
+    serve(held("x", early(good("enough")))),
     send(post("/", b"x" * 200_000)[:150_000]),
     asked(),
     send(post("/", b"x" * 200_000)[150_000:]),
+    settled(),
+    opens("x"),
     hear(),
     ask(get("/2")),
 )

@@ -181,8 +181,18 @@ def shut(by: str = "client") -> Step:
 
 
 def serve(*answers: Answer, at: str = "a") -> Step:
-    """The answers to the next requests; what comes behind them is answered with OK."""
-    return lambda talk: talk.backend(at).script.answers.extend(answers)
+    """The answers to the next requests; what comes behind them is answered with OK.
+
+    In them @name@ is an address, and @folder@ the folder."""
+
+    def step(talk: Talk) -> None:
+        for answer in answers:
+            data = answer.data.replace(b"@folder@", str(talk.house.folder).encode())
+            for name, port in talk.server.ports.items():
+                data = data.replace(f"@{name}@".encode(), f"127.0.0.1:{port}".encode())
+            talk.backend(at).script.answers.append(replace(answer, data=data))
+
+    return step
 
 
 def opens(gate: str, at: str = "a") -> Step:
