@@ -16,6 +16,8 @@ DEBIAN_PACKAGES = {
     "wrk": "wrk",
     "valgrind": "valgrind",
     "gcc": "gcc",
+    "perlbal": "perlbal libperlbal-perl libnet-netmask-perl libbsd-resource-perl",
+    "nginx": "nginx",
 }
 """Tool name -> the Debian package that brings it."""
 

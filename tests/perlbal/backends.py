@@ -40,9 +40,13 @@ class Script:
     """One conversation's part of a backend."""
 
     answers: deque[Answer] = field(default_factory=deque)
+    verifications: deque[Answer] = field(default_factory=deque)
+    """The answers to OPTIONS."""
     got: list[tuple[socket.socket, str]] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
+    given: int = 0
+    """How many answers have been given."""
     ended: int = 0
     """How many connections the server has closed."""
     gates: dict[str, threading.Event] = field(default_factory=dict)
@@ -146,7 +150,8 @@ class Backend:
         found = LENGTH.search(head)
         length = int(found[1]) if found else 0
         with self.changed:
-            answer = script.answers.popleft() if script.answers else OK
+            waiting = script.verifications if head.startswith(b"OPTIONS") else script.answers
+            answer = waiting.popleft() if waiting else OK
         if not answer.early:
             while len(rest) < length:
                 rest += receive(connection)
@@ -156,6 +161,9 @@ class Backend:
             script.got.append((connection, shown.decode("latin-1")))
             self.changed.notify_all()
         self._give(connection, script, answer)
+        with self.changed:
+            script.given += 1
+            self.changed.notify_all()
         if answer.early:
             missing = length - len(body)
             while missing > 0:

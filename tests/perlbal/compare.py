@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +30,11 @@ class Conversation:
     differs: str = ""
     """The row of `differences` that says why ours is not the same."""
     ours: tuple[str, ...] = ()
-    """What ours must have said, where it differs: parts of who got what, with | between."""
+    """What ours must have said, where it differs: each somewhere among all that was got."""
     any_order: bool = False
     """The original has fields of a head in the order of a hash."""
     attempts: int = 1
-    """How often the original may be asked until it says the same: it is not always of one mind."""
+    """How often it may be held until all is well, where the original is not always of one mind."""
 
 
 class Table:
@@ -84,10 +85,15 @@ class Town:
             command: self.pool.submit(self._hold, conversation, command, places[command])
             for command in self.commands
         }
-        found = {command: future.result() for command, future in futures.items()}
-        for _ in range(1, conversation.attempts):
-            if len(found) == 2 and found["original"] != found["ours"]:
-                found["original"] = self._hold(conversation, "original", places["original"])
+        return {command: future.result() for command, future in futures.items()}
+
+    def fault(self, conversation: Conversation) -> str:
+        """What is wrong with ours in a conversation; empty if nothing is."""
+        found = ""
+        for _ in range(conversation.attempts):
+            found = fault(conversation, self.hold(conversation))
+            if not found:
+                break
         return found
 
     def _hold(self, conversation: Conversation, command: str, place: Path) -> Transcript:
@@ -124,6 +130,21 @@ def town(*commands: str) -> Iterator[Town]:
             opened.close()
 
 
+def fault(conversation: Conversation, found: dict[str, Transcript]) -> str:
+    """What is wrong with these transcripts; empty if nothing is."""
+    original, ours = found["original"], found["ours"]
+    both = [told(each).split("\n") for each in (original, ours)]
+    lines = list(difflib.unified_diff(*both, "original", "ours", n=30, lineterm=""))
+    shown = "\n".join(lines)
+    if not conversation.differs:
+        return shown
+    if not lines:
+        return f"not different, as '{conversation.differs}' would have it:\n{told(ours)}"
+    heard = "".join(each for who, got in ours.items() for each in got)
+    lacking = [part for part in conversation.ours if part not in heard]
+    return f"ours lacks {lacking}:\n{shown}" if lacking else ""
+
+
 def told(transcript: Transcript) -> str:
     """A transcript to be read."""
     lines = []
@@ -136,7 +157,7 @@ def told(transcript: Transcript) -> str:
 
 def tables() -> dict[str, list[Conversation]]:
     """All that there are, by subject."""
-    from tests.perlbal import ending, managing, proxying, reproxying, selecting, uploads, webserving
+    from tests.perlbal import ending, managing, proxying, reproxying, selecting, smuggling, uploads, webserving
 
-    modules = (proxying, reproxying, uploads, webserving, selecting, managing, ending)
+    modules = (proxying, smuggling, reproxying, uploads, webserving, selecting, managing, ending)
     return {module.__name__.rpartition(".")[2]: module.TABLE.rows for module in modules}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 from tests.perlbal.compare import Table
 from tests.perlbal.conversation import Setting, Step
@@ -64,14 +65,18 @@ row("shutdown", manage("SHUTDOWN"), exits())
 row("shutdown with an idle client", ask(get("/")), manage("SHUTDOWN"), exits())
 row("shutdown with a client that waits", *busy, manage("SHUTDOWN"), exits())
 row("graceful with nobody", manage("SHUTDOWN GRACEFUL"), exits())
+closing = partial(row, differs="the last answer says close")
+signals = partial(row, differs="SIGTERM is graceful")
+
 row("graceful with an idle client", ask(get("/")), manage("SHUTDOWN GRACEFUL"), exits())
-row(
+closing(
     "graceful: a client that waits is answered first",
     *busy,
     manage("SHUTDOWN GRACEFUL"),
     opens("x"),
     hear(),
     exits(),
+    ours=("Connection: close", "<closed>", "exit 0"),
 )
 row(
     "graceful: half an answer is sent whole",
@@ -83,7 +88,7 @@ row(
     hear(),
     exits(),
 )
-row(
+closing(
     "graceful: a body on its way is taken to the end",
     send(post("/", b"abcdef")[:-3]),
     settled(),
@@ -91,6 +96,7 @@ row(
     send(b"def"),
     hear(),
     exits(),
+    ours=("Connection: close", "<closed>", "exit 0"),
 )
 row(
     "graceful: nobody new is let in",
@@ -99,13 +105,14 @@ row(
     settled(),
     ask(get("/a.txt"), by="late", to="web"),
 )
-row(
+closing(
     "graceful: the manager still answers",
     *busy,
     manage("SHUTDOWN GRACEFUL", "SHOW SERVICE", "STATES"),
     opens("x"),
     hear(),
     exits(),
+    ours=("Connection: close", "<closed>", "exit 0"),
 )
 row(
     "graceful: not for ever",
@@ -121,9 +128,17 @@ row(
     exits(),
 )
 row("what SHUTDOWN refuses", manage("SHUTDOWN now", "SHUTDOWN GRACEFUL soon", "SHUTDOWN GRACEFUL -1"))
-row("SIGHUP harms nothing", *busy, signalled(signal.SIGHUP), settled(), opens("x"), hear())
-row("SIGTERM with nobody", signalled(signal.SIGTERM), exits())
-row(
+signals(
+    "SIGHUP harms nothing",
+    *busy,
+    signalled(signal.SIGHUP),
+    settled(),
+    opens("x"),
+    hear(),
+    ours=("keep-alive", "late", "<open>"),
+)
+signals("SIGTERM with nobody", signalled(signal.SIGTERM), exits(), ours=("exit 0",))
+signals(
     "SIGTERM: a client that waits is answered first",
     *busy,
     signalled(signal.SIGTERM),
@@ -131,7 +146,8 @@ row(
     opens("x"),
     hear(),
     exits(),
+    ours=("Connection: close", "late", "exit 0"),
 )
-row("SIGINT", signalled(signal.SIGINT), exits())
+signals("SIGINT", signalled(signal.SIGINT), exits(), ours=("exit 0",))
 
 

@@ -139,9 +139,7 @@ row(
         "SET proxy.docroot = /",
         "SET choice.docroot = /",
         "SET web.default_service = web",
-        "SET one.x = y",
         "SET proxy.pool = nobody",
-        "SET choice.default_service = nobody",
         "SET web.role = nothing",
         "SET web.listen = nowhere",
         "SET web.listen = 1.2.3.4",
@@ -166,6 +164,20 @@ row(
         "SET one.nodefile = ",
     ),
     manage("SHOW SERVICE", "SHOW POOL"),
+)
+row(
+    PROXY,
+    "a service that is not there",
+    manage("SET choice.default_service = nobody"),
+    differs="the service that was not found",
+    ours=("ERROR: Service 'nobody' not found",),
+)
+row(
+    PROXY,
+    "a pool's unknown parameter",
+    manage("SET one.x = y", "USE one", "SET idle_timeout = 4"),
+    differs="unknown pool parameters",
+    ours=("ERROR: Unknown pool parameter 'x'", "ERROR: Unknown pool parameter 'idle_timeout'"),
 )
 row(
     PROXY,
@@ -215,7 +227,7 @@ row(
         "SET idle_timeout = 3",
         "SET nonsense = 3",
         "USE one",
-        "SET idle_timeout = 4",
+        "SET balance_method = random",
         "CREATE SERVICE fresh",
         "SET role = web_server",
         "SET docroot = {folder}",
@@ -318,10 +330,17 @@ row(
         "DEFAULT idle_timeout = 12",
         "CREATE SERVICE later",
         "SET role = web_server",
-        "DUMPCONFIG",
-        order="any",
     ),
     alone=True,
+)
+row(
+    PROXY,
+    "DEFAULT, dumped",
+    manage("DEFAULT idle_timeout = 12", "CREATE SERVICE later", "SET role = web_server"),
+    manage("DUMPCONFIG", order="any"),
+    alone=True,
+    differs="DUMPCONFIG can be read in again",
+    ours=("CREATE SERVICE later", "SET idle_timeout = 12"),
 )
 row(
     PROXY,
@@ -399,7 +418,13 @@ row(PROXY, "empty lists", manage("NODES", "BACKENDS", "PENDING", "NOVERIFY", "RE
 row(PROXY, "FD", manage("FD", blur=r"\d+"))
 row(PROXY, "QUEUES", manage("QUEUES", order="any"))
 row(PROXY, "STATES with nothing going on", manage("STATES", "STATES proxy", "STATES web"))
-row(PROXY, "DUMPCONFIG", manage("DUMPCONFIG", order="any"))
+row(
+    PROXY,
+    "DUMPCONFIG",
+    manage("DUMPCONFIG", order="any"),
+    differs="DUMPCONFIG can be read in again",
+    ours=("LOAD Vhosts", "SET plugins = Vhosts", "VHOST a.test = web", "SET buffer_size = 10"),
+)
 row(
     PROXY,
     "DUMPCONFIG of all that was changed",
@@ -414,13 +439,23 @@ row(
     ),
     manage("DUMPCONFIG", order="any"),
     alone=True,
+    differs="DUMPCONFIG can be read in again",
+    ours=(
+        "SET persist_backend = on",
+        "SET buffer_uploads_path = <folder>",
+        "SET queue_relief_size = 3",
+        "SET max_backend_uses = 4",
+        "SET max_put_size = 1",
+        "SET server_tokens = off",
+        "SET latency = 20",
+    ),
 )
 row(
     PROXY,
     "DUMPCONFIG of netmasks",
     manage("SET proxy.trusted_upstream_proxies = 10.0.0.0/8", "DUMPCONFIG", order="any"),
     alone=True,
-    differs="netmasks are dumped as they were set",
+    differs="DUMPCONFIG can be read in again",
     ours=("SET trusted_upstream_proxies = 10.0.0.0/8",),
 )
 row(
@@ -464,7 +499,7 @@ row(
     connect("raw", "management"),
     send(b"\nshow pool\nquit\n", by="raw"),
     hear_or_wait(by="raw"),
-    differs="an empty line of LF says nothing",
+    differs="an empty line of LF",
     ours=("one nodes 3",),
 )
 row(PROXY, "many lines in one go", *said(b"use web\r\n" * 200 + b"quit\r\n"))
@@ -494,9 +529,16 @@ row(
         "INCLUDE = {folder}/conf/none*.conf",
         "INCLUDE = {folder}/conf/*.conf",
         "SHOW POOL",
-        "INCLUDE = {folder}/conf/one.conf",
     ),
     alone=True,
+)
+row(
+    PROXY,
+    "INCLUDE of what is there already",
+    manage("LOAD include", "INCLUDE = {folder}/conf/one.conf", "INCLUDE = {folder}/conf/one.conf"),
+    alone=True,
+    differs="INCLUDE tells of errors",
+    ours=("ERROR: pool 'included' already exists",),
 )
 row(
     PROXY,
@@ -504,6 +546,8 @@ row(
     file("conf/bad.conf", b"CREATE POOL first\nNONSENSE\nCREATE POOL second\n"),
     manage("LOAD include", "INCLUDE = {folder}/conf/bad.conf", "SHOW POOL"),
     alone=True,
+    differs="INCLUDE tells of errors",
+    ours=("ERROR: unknown command: nonsense", "first nodes 0"),
 )
 
 # --- pages ----------------------------------------------------------------------------------------

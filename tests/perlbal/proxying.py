@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.perlbal.compare import Table
-from tests.perlbal.conversation import Setting
+from tests.perlbal.conversation import Setting, Step
 from tests.perlbal.steps import (
     ask,
     asked,
@@ -24,6 +26,7 @@ from tests.perlbal.steps import (
     post,
     put,
     raw,
+    quietly,
     reply,
     request,
     reset,
@@ -33,6 +36,7 @@ from tests.perlbal.steps import (
     settled,
     shut,
     silence,
+    verify,
 )
 
 PROXIES = Setting(
@@ -44,7 +48,8 @@ PROXIES = Setting(
       POOL two ADD {dead}
       POOL two ADD {a}
     CREATE POOL none
-    CREATE POOL empty
+    CREATE POOL slow
+      POOL slow ADD {c}
 
     CREATE SERVICE plain
       SET role   = reverse_proxy
@@ -143,7 +148,8 @@ PROXIES = Setting(
     CREATE SERVICE cookie
       SET role   = reverse_proxy
       SET listen = {cookie}
-      SET pool   = empty
+      SET pool   = slow
+      SET verify_backend = on
       SET high_priority_cookie = fast
       SET high_priority_cookie_contents = pass me
     ENABLE cookie
@@ -163,7 +169,7 @@ PROXIES = Setting(
         "nobody",
         "cookie",
     ),
-    backends=("a", "b"),
+    backends=("a", "b", "c"),
     dead=("dead",),
 )
 
@@ -193,7 +199,13 @@ row(PLAIN, "doubled fields are joined", ask(get("/", "A: 1", "B: 2", "a: 3", "A:
 row(PLAIN, "doubled cookies are joined", ask(get("/", "Cookie: a=1", "Cookie: b=2")))
 row(PLAIN, "a doubled Set-Cookie of a request", ask(get("/", "Set-Cookie: a=1", "Set-Cookie: b=2")))
 row(PLAIN, "an empty value", ask(get("/", "X-Empty:", "X-Space:   ")))
-row(PLAIN, "space around a value", ask(get("/", "X-Wide:  \t v  ")))
+row(
+    PLAIN,
+    "space around a value",
+    ask(get("/", "X-Wide:  \t v  ")),
+    differs="space behind a value",
+    ours=("X-Wide: v\r\n",),
+)
 row(PLAIN, "bytes above ASCII in a value", ask(get("/", "X-Latin: caf\xe9")))
 row(PLAIN, "a whole URL becomes a path and a Host", ask(get("http://Elsewhere:81/p/q?r", "Host: here")))
 row(PLAIN, "a whole URL without a path", ask(get("http://elsewhere", version="1.0")))
@@ -206,7 +218,12 @@ row(PLAIN, "the head comes in lines of LF", send(b"GET /lf HTTP/1.0\nX-A: 1\n\n"
 row(PLAIN, "a head of a hundred fields", ask(get("/", *[f"X-{n}: {n}" for n in range(100)])))
 row(PLAIN, "a head of just under the limit", ask(get("/", "X-Long: " + "x" * 102_000)))
 row(PLAIN, "a path of 8,000 bytes", ask(get("/" + "p" * 8000)))
-row(HEADERS, "fields are put in, put in another's place and taken out", ask(get("/", "x-replaced: theirs", "X-REMOVED: 1", "X-Kept: 1")))
+row(
+    HEADERS,
+    "fields are put in another's place, and taken out",
+    ask(get("/", "x-replaced: theirs", "x-inserted: theirs", "X-REMOVED: 1", "X-Kept: 1")),
+)
+row(HEADERS, "a field is put in", ask(get("/", "x-replaced: theirs")))
 
 # --- who forwards for whom ------------------------------------------------------------------------
 
@@ -303,27 +320,45 @@ for title, data in {
     "1.1 without Host": b"GET / HTTP/1.1\r\n\r\n",
     "a version that is none": b"GET / HTTP/one\r\n\r\n",
     "no version at all": b"GET /\r\n\r\n",
+    "a tab for a space": b"GET\t/ HTTP/1.1\r\nHost: here\r\n\r\n",
     "a space too much": b"GET  / HTTP/1.0\r\n\r\n",
     "a field without a colon": b"GET / HTTP/1.0\r\nX-No colon\r\n\r\n",
     "a field name with a space": b"GET / HTTP/1.0\r\nX Space: 1\r\n\r\n",
-    "an empty field name": b"GET / HTTP/1.0\r\n: 1\r\n\r\n",
     "a head above the limit": b"GET / HTTP/1.0\r\nX: " + b"x" * 103_000,
     "a method with a dash": b"GE-T / HTTP/1.0\r\n\r\n",
-    "a NUL in the path": b"GET /\0 HTTP/1.0\r\n\r\n",
 }.items():
     row(PLAIN, f"no request: {title}", ask(data))
 row(PLAIN, "a negative length", ask(request("POST", "/", "Content-Length: -1")))
 row(PLAIN, "a negative length and a body", ask(request("POST", "/", "Content-Length: -7", body=b"abcdefg")))
-row(KEEP, "a second request in one go is refused", ask(get("/1") + get("/2")))
-row(KEEP, "bytes behind a GET are refused", ask(get("/1") + b"x"))
-row(KEEP, "bytes behind a POST's body are not passed on", ask(post("/1", b"one") + get("/2")))
-row(KEEP, "a second request while the first is with the backend", serve(held("x", good("1"))), send(get("/1")), asked(), send(get("/2")), settled(), opens("x"), hear())
+refusing = partial(
+    row,
+    differs="a refusal says close",
+    ours=("HTTP/1.0 400 ", "Connection: close", "Can't pipeline to HTTP/1.0<closed>"),
+)
+refusing(KEEP, "a second request in one go is refused", ask(get("/1") + get("/2")))
+refusing(KEEP, "bytes behind a GET are refused", ask(get("/1") + b"x"))
+refusing(
+    KEEP,
+    "a second request while the first is with the backend",
+    serve(held("x", good("1"))),
+    send(get("/1")),
+    asked(),
+    send(get("/2")),
+    settled(),
+    opens("x"),
+    hear(),
+)
+row(
+    KEEP,
+    "bytes behind a POST's body are not passed on",
+    ask(post("/1", b"one") + get("/2")),
+    differs="nothing behind a POST",
+    ours=("Connection: close", "ok<closed>"),
+)
 
 # --- backends that fail ---------------------------------------------------------------------------
 
 for title, answer in {
-    "closes without a word": closing(raw(b"")),
-    "resets": resetting(raw(b"")),
     "closes within its head": closing(raw(b"HTTP/1.1 200 OK\r\nX-")),
     "talks nonsense": closing(raw(b"what is this\r\n\r\n")),
     "talks nonsense and stays": raw(b"what is this\r\n\r\n"),
@@ -337,8 +372,23 @@ for title, answer in {
         send(get()),
         asked(),
         hear_or_wait(),
-        differs="a lost backend is a 502",
-        ours=("HTTP/1.0 502 ",),
+        differs="garbage is a 502",
+        ours=("HTTP/1.0 502 ", "<closed>"),
+        alone=True,
+    )
+for title, answer in {
+    "closes without a word": closing(raw(b"")),
+    "resets": resetting(raw(b"")),
+}.items():
+    row(
+        PLAIN,
+        f"a backend that {title}",
+        serve(answer),
+        send(get()),
+        asked(),
+        hear_or_wait(),
+        differs="a lost backend closes its client",
+        ours=("<closed>",),
         alone=True,
     )
 row(
@@ -386,13 +436,13 @@ row(PLAIN, "a 500 without retries", serve(*bad), ask(get()))
 # --- verifying ------------------------------------------------------------------------------------
 
 alive = good("", "Connection: keep-alive")
-row(VERIFY, "a new connection is asked OPTIONS first", serve(alive), ask(get("/1")), ask(get("/2")))
-row(VERIFY, "an error to OPTIONS is good enough", serve(good("", status="403 No")), ask(get("/1")))
-row(VERIFY, "OPTIONS with a body", serve(good("GET, HEAD")), ask(get("/1")))
+row(VERIFY, "a new connection is asked OPTIONS first", verify(alive), ask(get("/1")), ask(get("/2")))
+row(VERIFY, "an error to OPTIONS is good enough", verify(good("", status="403 No")), ask(get("/1")))
+row(VERIFY, "OPTIONS with a body", verify(good("GET, HEAD")), ask(get("/1")))
 row(
     VERIFY,
     "OPTIONS answered with close: the address goes unverified",
-    serve(good("", "Connection: close")),
+    verify(good("", "Connection: close")),
     ask(get("/1")),
     manage("noverify", blur=r"\d+(?=\r)"),
     ask(get("/2")),
@@ -401,12 +451,30 @@ row(
 row(
     VERIFY,
     "OPTIONS not answered: the address goes unverified",
-    serve(closing(raw(b""))),
+    verify(closing(raw(b""))),
     ask(get("/1")),
     alone=True,
 )
 
 # --- waiting --------------------------------------------------------------------------------------
+
+
+def queued(*requests: str | tuple[str, str], gone: tuple[str, ...] = ()) -> list[Step]:
+    """Requests that come while all wait for the backend to be verified.
+
+    It closes behind each answer: that the connections are made in the order in which the clients are
+    taken is certain, whether one is free again in time is not."""
+    asks = [(each, ()) if isinstance(each, str) else (each[0], each[1:]) for each in requests]
+    steps: list[Step] = [
+        verify(held("x", alive), at="c"),
+        serve(*[good("x", "Connection: close")] * len(asks), at="c"),
+    ]
+    for path, fields in asks:
+        steps += [send(get(path, *fields), by=path), settled()]
+    steps += [leave(path) for path in gone]
+    steps += [settled(), opens("x", at="c")]
+    return steps + [hear(path) for path, _ in asks if path not in gone]
+
 
 row(
     NOBODY,
@@ -415,69 +483,40 @@ row(
     silence(),
     manage("queues", order="any", blur=r"(?<=age )\d+"),
 )
-one_each = serve(*[good("x", "Connection: close")] * 5)
-"""A connection for each request: whether one is kept in time for the next is a matter of chance."""
 row(
-    NOBODY,
-    "a backend that comes later is asked for those who wait, first come, first served",
-    send(get("/1"), by="one"),
-    settled(),
-    send(get("/2"), by="two"),
-    settled(),
-    one_each,
-    manage("POOL none ADD {a}"),
-    ask(get("/3"), by="three"),
-    hear("one"),
-    hear("two"),
-    alone=True,
+    COOKIE,
+    "first come, first served",
+    *queued("/1", "/2", "/3", "/4"),
 )
+fast = "Cookie: x=y; fast=oh%20pass%20me%21"
 row(
     COOKIE,
     "who has the cookie goes first",
-    send(get("/1"), by="one"),
-    settled(),
-    send(get("/2", "Cookie: x=y; fast=no"), by="two"),
-    settled(),
-    send(get("/3", "Cookie: x=y; fast=oh%20pass+me"), by="three"),
-    settled(),
-    send(get("/4", "Cookie: fast=pass%20me%21"), by="four"),
-    settled(),
-    manage("queues", order="any", blur=r"(?<=age )\d+"),
-    one_each,
-    manage("POOL empty ADD {a}"),
-    ask(get("/5"), by="five"),
-    *[hear(name) for name in ("one", "two", "three", "four")],
-    alone=True,
+    *queued("/1", ("/2", "Cookie: fast=pass+me"), ("/3", fast), "/4", ("/5", "Cookie: fast=pass%20me")),
 )
 row(
     COOKIE,
     "relief: the normal queue goes first when it is long enough",
-    manage("SET cookie.queue_relief_size = 2", "SET cookie.queue_relief_chance = 100"),
-    send(get("/1"), by="one"),
-    settled(),
-    send(get("/2", "Cookie: fast=pass me"), by="two"),
-    settled(),
-    send(get("/3"), by="three"),
-    settled(),
-    one_each,
-    manage("POOL empty ADD {a}"),
-    ask(get("/4"), by="four"),
-    *[hear(name) for name in ("one", "two", "three")],
+    quietly("SET cookie.queue_relief_size = 2", "SET cookie.queue_relief_chance = 100"),
+    *queued("/1", ("/2", fast), "/3", "/4"),
     alone=True,
 )
 row(
     COOKIE,
-    "who waits and leaves is not served",
+    "no relief: its chance is none",
+    quietly("SET cookie.queue_relief_size = 2", "SET cookie.queue_relief_chance = 0"),
+    *queued("/1", ("/2", fast), "/3", "/4"),
+    alone=True,
+)
+row(COOKIE, "who waits and leaves is not served", *queued("/1", "/2", "/3", gone=("/2",)))
+row(
+    NOBODY,
+    "a backend that comes later serves those who wait",
     send(get("/1"), by="one"),
     settled(),
-    send(get("/2"), by="two"),
-    settled(),
-    leave("one"),
-    settled(),
-    one_each,
-    manage("POOL empty ADD {a}"),
-    ask(get("/3"), by="three"),
-    hear("two"),
+    manage("POOL none ADD {a}"),
+    ask(get("/2"), by="two"),
+    hear("one"),
     alone=True,
 )
 row(
@@ -578,14 +617,17 @@ row(
     send(post("/", b"x" * 300_000)[:150_000]),
     asked(),
     hear_or_wait(),
-    differs="a lost backend is a 502",
-    ours=("HTTP/1.0 502 ",),
+    differs="a lost backend closes its client",
+    ours=("<closed>",),
     alone=True,
+    attempts=5,
 )
 row(
     PLAIN,
-    "Expect: 100-continue goes to the backend",
+    "Expect: 100-continue",
     ask(request("POST", "/", "Expect: 100-continue", "Content-Length: 3", body=b"abc")),
+    differs="100 Continue is ours",
+    ours=("HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.0 200 OK"),
 )
 row(
     PLAIN,
@@ -593,11 +635,14 @@ row(
     serve(raw(b"HTTP/1.1 100 Continue\r\n\r\n" + good("after").data)),
     send(request("POST", "/", "Expect: 100-continue", "Content-Length: 3", body=b"abc")),
     hear(),
+    differs="100 Continue is ours",
+    ours=("HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.0 200 OK", "after"),
 )
 row(
     PLAIN,
     "a chunked body without buffering",
     send(request("POST", "/", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n")),
     hear_or_wait(),
-    alone=True,
+    differs="411 without buffering",
+    ours=("HTTP/1.0 411 ",),
 )

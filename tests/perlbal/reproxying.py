@@ -8,12 +8,14 @@ from tests.perlbal.backends import Answer
 from tests.perlbal.compare import Table
 from tests.perlbal.conversation import MODIFIED, Setting
 from tests.perlbal.steps import (
+    answered,
     ask,
     asked,
     closing,
     get,
     good,
     hear,
+    hear_or_wait,
     held,
     in_two,
     leave,
@@ -95,7 +97,7 @@ row(PROXY, "a file", serve(to_file("file.txt", "Content-Type: x/y")), ask(get("/
 row(PROXY, "a large file", serve(to_file("big.bin")), ask(get("/")), ask(get("/2")))
 row(PROXY, "a file that is not there", serve(to_file("none")), ask(get("/")), ask(get("/2")))
 row(PROXY, "an empty file", serve(to_file("empty.txt")), ask(get("/")))
-row(PROXY, "a folder", serve(to_file("")), send(get("/")), settled(), leave(), alone=True)
+row(PROXY, "a folder", serve(to_file("")), send(get("/")), hear_or_wait(), alone=True, differs="a folder is no file", ours=("HTTP/1.0 404 ",))
 row(PROXY, "a file, field in lower case", serve(good("", "x-reproxy-file: @folder@/docs/file.txt")), ask(get("/")))
 row(PROXY, "a file to HEAD", serve(to_file("file.txt")), ask(request("HEAD", "/")), ask(get("/2")))
 row(PROXY, "a file to POST", serve(to_file("file.txt")), ask(post("/", b"abc")), ask(get("/2")))
@@ -104,7 +106,7 @@ row(PROXY, "a file with 404", serve(to_file("file.txt", status="404 Not Found"))
 row(PROXY, "a file of the size that was expected", serve(to_file("file.txt", "X-REPROXY-EXPECTED-SIZE: 10")), ask(get("/")))
 row(PROXY, "a file of another size", serve(to_file("file.txt", "X-REPROXY-EXPECTED-SIZE: 11")), ask(get("/")))
 row(PROXY, "a file, and cookies with it", serve(to_file("file.txt", "Set-Cookie: a=1", "Set-Cookie: b=2")), ask(get("/")))
-row(PROXY, "a file instead of a body", serve(good("this is dropped", "X-REPROXY-FILE: @folder@/docs/file.txt")), ask(get("/")), ask(get("/2")))
+row(PROXY, "a file instead of a body", serve(good("this is dropped", "X-REPROXY-FILE: @folder@/docs/file.txt")), ask(get("/")), ask(get("/2")), differs="a dropped body is read", ours=("0123456789", "#1 GET /2 "))
 for value in "bytes=2-5", "bytes=5-", "bytes=20-", "bytes=0-1,3-4", "bytes=9-99":
     row(PROXY, f"a file's {value}", serve(to_file("file.txt")), ask(get("/", f"Range: {value}")), ask(get("/2")))
 row(PROXY, "a file's range to HEAD", serve(to_file("file.txt")), ask(request("HEAD", "/", "Range: bytes=1-2")))
@@ -131,7 +133,7 @@ row(PROXY, "the size that was expected", there, serve(to("http://@b@/", "X-REPRO
 row(PROXY, "another size, then a good one", there, serve(good("longer from c"), at="c"), serve(to("http://@b@/ http://@c@/", "X-REPROXY-EXPECTED-SIZE: 13")), ask(get("/")))
 row(PROXY, "206 is taken over", serve(good("rom", "Content-Range: bytes 1-3/6", "Accept-Ranges: bytes", status="206 Part"), at="b"), serve(to("http://@b@/")), ask(get("/", "Range: bytes=1-3")))
 row(PROXY, "416 is taken over", serve(good("", "Content-Range: bytes */6", status="416 No"), at="b"), serve(to("http://@b@/")), ask(get("/", "Range: bytes=9-")))
-row(PROXY, "a body instead of which the URL's is sent", there, serve(to("http://@b@/", body="dropped")), ask(get("/")), ask(get("/2")))
+row(PROXY, "a body instead of which the URL's is sent", there, serve(to("http://@b@/", body="dropped")), ask(get("/")), ask(get("/2")), differs="a dropped body is read", ours=("from b", "#1 GET /2 "))
 row(PROXY, "a URL's connection is used again", serve(good("1", "Connection: keep-alive", version="1.0"), good("2"), at="b"), serve(to("http://@b@/1"), to("http://@b@/2")), ask(get("/")), ask(get("/")))
 row(PROXY, "a URL that redirects once more is not followed", serve(to("http://@c@/"), at="b"), serve(to("http://@b@/")), ask(get("/")))
 row(PROXY, "a URL of 300,000 bytes", serve(good(b"0123456789" * 30_000), at="b"), serve(to("http://@b@/")), ask(get("/")), ask(get("/2")))
@@ -140,13 +142,14 @@ row(PROXY, "a URL without a length", serve(closing(reply("200 OK", body=b"to the
 row(PROXY, "a URL that ends within its body", serve(closing(reply("200 OK", "Content-Length: 9", body=b"half")), at="b"), serve(to("http://@b@/")), ask(get("/", "Connection: close")), alone=True)
 row(PROXY, "the client leaves while the URL thinks", serve(held("x", good("late")), at="b"), serve(to("http://@b@/")), send(get("/")), asked(at="b"), leave(), settled(), ask(get("/2"), by="next"), alone=True)
 row(PROXY, "both, a file and a URL", there, serve(good("", "X-REPROXY-FILE: @folder@/docs/file.txt", "X-REPROXY-URL: http://@b@/")), ask(get("/")))
-row(PROXY, "no more connections than are allowed", manage("SERVER max_reproxy_connections({b}) = 1", "REPROXY_STATE"), serve(held("x", good("1")), good("2"), at="b"), serve(to("http://@b@/1"), to("http://@b@/2")), send(get("/1"), by="one"), asked(at="b"), send(get("/2"), by="two"), asked(2), settled(), manage("REPROXY_STATE", blur=r"(?<=localport=)\d+|(?<=client=)\d+"), opens("x", at="b"), hear("one"), hear("two"), alone=True)
+row(PROXY, "no more connections than are allowed", manage("SERVER max_reproxy_connections({b}) = 1", "REPROXY_STATE"), serve(held("x", good("1")), good("2"), at="b"), serve(to("http://@b@/1"), to("http://@b@/2")), send(get("/1"), by="one"), asked(at="b"), answered(1), send(get("/2"), by="two"), answered(2), manage("REPROXY_STATE", blur=r"(?<=localport=)\d+|(?<=client=)\d+"), opens("x", at="b"), hear("one"), hear("two"), alone=True, differs="max_reproxy_connections with its host", ours=("SERVER max_reproxy_connections(127.0.0.1:<b>) = 1", "clients_queued 127.0.0.1:<b> 1"))
 
 # --- services -------------------------------------------------------------------------------------
 
-row(PROXY, "a service", serve(good("", "X-REPROXY-SERVICE: web")), ask(get("/page")), ask(get("/2")))
+row(PROXY, "a service", serve(good("", "X-REPROXY-SERVICE: web")), ask(get("/page")))
+row(PROXY, "a service, and on", serve(good("", "X-REPROXY-SERVICE: web")), ask(get("/page")), ask(get("/2")), differs="back to the first service", ours=("from the web server", "#1 GET /2 "))
 row(PROXY, "a service that is none", serve(good("", "X-REPROXY-SERVICE: nobody")), ask(get("/page")))
-row(PROXY, "a service that asks again", serve(good("", "X-REPROXY-SERVICE: other"), good("2nd")), ask(get("/")), alone=True)
+row(PROXY, "a service that asks again", serve(good("", "X-REPROXY-SERVICE: other"), good("2nd")), ask(get("/")), alone=True, differs="back to the first service", ours=("keep-alive", "2nd"))
 
 # --- the cache ------------------------------------------------------------------------------------
 

@@ -116,13 +116,21 @@ def quick_recv(connection: socket.socket) -> bytes:
     return connection.recv(1 << 16)
 
 
-def free_ports(count: int) -> list[int]:
-    """So many ports that were free just now."""
+@contextmanager
+def reserved_ports(names: Sequence[str]) -> Iterator[dict[str, int]]:
+    """A free port for each name.
+
+    They stay bound here, so that the kernel gives none of them to somebody's connection before the
+    server has it; that can listen all the same, since both have SO_REUSEADDR and we don't listen.
+    """
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        ports = {}
+        for name in names:
+            holder = held.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(("127.0.0.1", 0))
+            ports[name] = int(holder.getsockname()[1])
+        yield ports
 
 
 def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
@@ -148,8 +156,7 @@ def serving(
     `services` get ports of their own; `ports` are those of others. In the configuration, {name} is
     127.0.0.1 and the port of that name, {folder} the folder.
     """
-    for attempt in range(5):
-        own = dict(zip([*services, "management"], free_ports(len(services) + 1)))
+    with reserved_ports([*services, "management"]) as own:
         known = {**ports, **own}
         file = folder.parent / f"{folder.name}.conf"
         addresses = {name: f"127.0.0.1:{port}" for name, port in known.items()}
@@ -167,11 +174,8 @@ def serving(
         server = Perlbal(process, known, output)
         try:
             if not wait_for(server):
-                if "Address already in use" in server.said() and attempt < 4:
-                    continue  # somebody was given the port in between
                 raise Gone(server.said())
             yield server
-            break
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)

@@ -195,6 +195,11 @@ def serve(*answers: Answer, at: str = "a") -> Step:
     return step
 
 
+def verify(*answers: Answer, at: str = "a") -> Step:
+    """The answers to the next OPTIONS."""
+    return lambda talk: talk.backend(at).script.verifications.extend(answers)
+
+
 def opens(gate: str, at: str = "a") -> Step:
     return lambda talk: talk.backend(at).gate(gate).set()
 
@@ -236,6 +241,16 @@ def dropped(count: int = 1, at: str = "a") -> Step:
     def step(talk: Talk) -> None:
         if not talk.backend(at).wait(lambda script: script.ended >= count):
             talk.note(f"backend {at}, ended", str(talk.backend(at).script.ended))
+
+    return step
+
+
+def answered(times: int, at: str = "a") -> Step:
+    """The backend has given so many answers, and stays."""
+
+    def step(talk: Talk) -> None:
+        talk.backend(at).wait(lambda script: script.given >= times)
+        talk.barrier()
 
     return step
 

@@ -160,6 +160,8 @@ row(
     settled(),
     spool,
     alone=True,
+    differs="a lost backend closes its client",
+    ours=("<closed>", "0 files"),
 )
 row(UPLOADS.at("rate"), "a slow body", send(post("/", SMALL)[:5_000]), settled(), send(post("/", SMALL)[5_000:]), hear(), spool)
 row(UPLOADS.at("time"), "a body that will take no time", ask(post("/", SMALL)), spool)
