@@ -6,9 +6,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.processes import Server, running
+from benchmarks.load import Client, ask
+from benchmarks.processes import Server, environment, on_one_processor, running
+from benchmarks.table import Bench, Figures, Step
 
 TOTAL = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
+SEEDS = (1, 2001)
+"""Lengths of an environment variable. It moves all that Python allocates behind it, and where a block
+comes to lie decides what the C library's malloc does to find another: by a few hundred instructions."""
 
 
 def valgrind(out: str) -> list[str]:
@@ -38,7 +43,7 @@ def of_program(command: Sequence[str], env: Mapping[str, str]) -> int:
     """The instructions of a program that ends by itself."""
     if first_time(command, env):
         subprocess.run(command, env=env, capture_output=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, on_one_processor():
         out = f"{folder}/callgrind.out"
         done = subprocess.run(valgrind(out) + list(command), env=env, capture_output=True)
         if done.returncode:
@@ -55,7 +60,7 @@ def of_server(
             pass
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/callgrind.out"
-        with running(valgrind(out) + list(command), env, one_processor=True) as server:
+        with running(valgrind(out) + list(command), env, pinned=True) as server:
             load(server)
         return total(out)
 
@@ -63,3 +68,37 @@ def of_server(
 def of_each(count: Callable[[int], int], fewer: int, more: int) -> float:
     """What one costs, by the difference of two counts: the start-up is in both and cancels."""
     return (count(more) - count(fewer)) / (more - fewer)
+
+
+def of_a_request(
+    command: Sequence[str], env: Mapping[str, str], connections: int, quick: bool
+) -> float:
+    """What a request costs a server, one at a time on each of so many connections."""
+
+    def served(rounds: int) -> int:
+        def load(server: Server) -> None:
+            with Client(server.port) as client:
+                ask(client.connect(connections), rounds)
+
+        return of_server(command, env, load)
+
+    fewer, more = 640, 1920 if quick else 3840
+    return of_each(served, fewer // connections, more // connections) / connections
+
+
+def step(
+    bench: Bench,
+    label: str,
+    figure: str,
+    count: Callable[[Mapping[str, str]], float],
+    more: Mapping[str, str] | None = None,
+) -> Step:
+    """A step that counts at each seed of the heap, in the environment that it hands to `count`."""
+
+    def measure(figures: Figures) -> None:
+        figures[figure] = tuple(
+            count(environment(bench.package, {**(more or {}), "HEAP_SEED": "x" * length}))
+            for length in SEEDS
+        )
+
+    return Step(label, measure)

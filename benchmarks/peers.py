@@ -76,13 +76,9 @@ PEERS = {
     for peer in (
         Peer("c", "C, epoll", program("gcc", "gcc"), c("epoll.c")),
         Peer("uvloop", "uvloop Protocol", module("uvloop", "uvloop"), python("uvloop_protocol.py")),
-        Peer(
-            "handwritten-os",
-            "hand-written loop over os.read",
-            nothing,
-            python("select_epoll_os.py"),
-        ),
-        Peer("handwritten", "hand-written loop", nothing, python("select_epoll.py")),
+        Peer("bare-os", "bare hand-written loop, os.read", nothing, python("select_epoll_os.py")),
+        Peer("bare", "bare hand-written loop", nothing, python("select_epoll.py")),
+        Peer("fair", "fair hand-written loop", nothing, python("select_epoll_fair.py")),
         Peer("danga_raw", "danga_raw", nothing, python("danga_raw_server.py")),
         Peer(
             "asyncore",

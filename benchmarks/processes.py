@@ -23,11 +23,15 @@ def environment(package: Path, more: Mapping[str, str] | None = None) -> dict[st
         if not name.startswith(("DANGA_RAW_", "PYTHON"))
     }
     return kept | {
-        "PYTHONPATH": f"{package}{os.pathsep}{ROOT}",
+        "PYTHONPATH": str(package),
         "PYTHONHASHSEED": "0",
         "PERL_HASH_SEED": "0",
         **(more or {}),
     }
+
+
+def one_processor() -> set[int]:
+    return {min(os.sched_getaffinity(0))}
 
 
 def give_way(pid: int) -> None:
@@ -35,23 +39,36 @@ def give_way(pid: int) -> None:
 
     A server that wakes at the first of 32 requests would find one event, then 31, or 5 and 27, as
     chance has it. As a batch process on the processor of its client it runs when the client
-    waits, and finds all 32.
+    waits, and finds all 32. Where the client may be a real-time process, no other program can push
+    it off half-way either.
     """
-    if hasattr(os, "sched_setaffinity"):
-        one = {min(os.sched_getaffinity(0))}
-        os.sched_setaffinity(0, one)
-        os.sched_setaffinity(pid, one)
-        os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+    os.sched_setaffinity(0, one_processor())
+    os.sched_setaffinity(pid, one_processor())
+    os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        pass
 
 
 @contextmanager
-def spread() -> Iterator[None]:
+def as_we_were() -> Iterator[None]:
     """Undo, at the end, what `give_way` did to this process."""
-    before = os.sched_getaffinity(0)
+    processors = os.sched_getaffinity(0)
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        os.sched_setscheduler(0, policy, param)
+        os.sched_setaffinity(0, processors)
+
+
+@contextmanager
+def on_one_processor() -> Iterator[None]:
+    """Whatever is started in the block stays on one processor."""
+    with as_we_were():
+        os.sched_setaffinity(0, one_processor())
+        yield
 
 
 @dataclass
@@ -64,10 +81,10 @@ class Server:
 
 @contextmanager
 def running(
-    command: Sequence[str], env: Mapping[str, str], one_processor: bool = False
+    command: Sequence[str], env: Mapping[str, str], pinned: bool = False
 ) -> Iterator[Server]:
     """Start a server, which prints its port first; it is ended by SIGTERM when the block is."""
-    with spread():
+    with as_we_were():
         process = subprocess.Popen(
             command,
             env=env,
@@ -78,7 +95,7 @@ def running(
         )
         assert process.stdout is not None
         try:
-            if one_processor:
+            if pinned:
                 give_way(process.pid)
             line = process.stdout.readline()
             if not line:

@@ -19,15 +19,44 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import docs
-from benchmarks.groups import cpu, idle, memory, queue, requests, startup, stream, timers
+from benchmarks.groups import (
+    cpu,
+    extras,
+    fair,
+    idle,
+    memory,
+    queue,
+    requests,
+    short,
+    startup,
+    stream,
+    subclasses,
+    timers,
+)
 from benchmarks.peers import left_out
 from benchmarks.processes import HERE, ROOT
 from benchmarks.progress import Progress
 from benchmarks.table import Bench, Group, as_text, lines, measure
 
 GROUPS: dict[str, Group] = {
-    module.GROUP.name: module.GROUP
-    for module in (requests, cpu, memory, startup, timers, stream, idle, queue)
+    group.name: group
+    for group in (
+        fair.GROUP,
+        requests.GROUP,
+        subclasses.GROUP,
+        extras.PENDING,
+        extras.RENEWED,
+        extras.PARKED_OBJECTS,
+        extras.PROFILED,
+        short.GROUP,
+        cpu.GROUP,
+        memory.GROUP,
+        startup.GROUP,
+        timers.GROUP,
+        stream.GROUP,
+        idle.GROUP,
+        queue.GROUP,
+    )
 }
 RESULTS = HERE / "results.json"
 
@@ -83,7 +112,8 @@ def main() -> int:
     groups = [group for group in GROUPS.values() if group.name in (chosen.names or GROUPS)]
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(chosen.package.resolve(), Path(scratch), chosen.quick)
-        figures = measure(groups, bench, Progress())
+        steps = (step for group in groups for step in group.plan(bench))
+        figures = measure(steps, Progress())
     table = lines(groups, figures)
     results = {
         "machine": machine(),

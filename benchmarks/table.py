@@ -1,12 +1,14 @@
 """The table: what each row asks for, and what was measured against it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.progress import Progress
 
-Figures = dict[str, float]
+Figure = tuple[float, ...]
+"""What was measured: once, or once for each seed of the heap."""
+Figures = dict[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -25,47 +27,59 @@ class Bench:
 class Step:
     """One thing to measure; it puts its figures beside those that are there."""
 
-    label: str
+    label: str  # of two steps with the same one only the first is measured
     measure: Callable[[Figures], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a figure, or its ratio to another one, and the limits it is held against."""
+    """One line: a figure, what it adds to another one or its ratio to one, and its limits.
+
+    Where there are several seeds of the heap, each is taken by itself, and all have to hold.
+    """
 
     what: str
     figure: str
     over: str = ""
+    beside: str = ""
     must: float | None = None
     aim: float | None = None
     unit: str = "×"
     at_least: bool = False  # the limits are floors: more is better
 
-    def measured(self, figures: Mapping[str, float]) -> float | None:
-        if self.figure not in figures or (self.over and self.over not in figures):
-            return None
-        return figures[self.figure] / (figures[self.over] if self.over else 1)
+    def measured(self, figures: Mapping[str, Figure]) -> Figure | None:
+        values = figures.get(self.figure)
+        if values is not None and self.beside:
+            less = figures[self.beside]
+            values = tuple(one - other for one, other in zip(values, less, strict=True))
+        if values is not None and self.over:
+            base = figures.get(self.over)
+            if base is None:
+                return None
+            values = tuple(one / other for one, other in zip(values, base, strict=True))
+        return values
 
-    def within(self, value: float, limit: float) -> bool:
-        return value >= limit if self.at_least else value <= limit
+    def within(self, values: Figure, limit: float) -> bool:
+        return min(values) >= limit if self.at_least else max(values) <= limit
 
-    def verdict(self, figures: Mapping[str, float]) -> str:
-        value = self.measured(figures)
-        if value is None:
+    def verdict(self, figures: Mapping[str, Figure]) -> str:
+        values = self.measured(figures)
+        if values is None:
             return "left out"
         if self.must is None:
             return "no limit"
-        if not self.within(value, self.must):
+        if not self.within(values, self.must):
             return "does not hold"
-        if self.aim is not None and self.within(value, self.aim):
+        if self.aim is not None and self.within(values, self.aim):
             return "holds, aim too"
         return "holds"
 
-    def cells(self, figures: Mapping[str, float]) -> list[str]:
-        values = (self.must, self.aim, self.measured(figures))
+    def cells(self, figures: Mapping[str, Figure]) -> list[str]:
+        """The row as it is printed: what, must, aim, measured, verdict."""
+        limits = ((value,) if value is not None else None for value in (self.must, self.aim))
         return [
             self.what,
-            *("" if value is None else number(value, self.unit) for value in values),
+            *(numbers(values, self.unit) for values in (*limits, self.measured(figures))),
             self.verdict(figures),
         ]
 
@@ -83,26 +97,33 @@ class Group:
 HEAD = ["", "must", "aim", "measured", ""]
 
 
-def number(value: float, unit: str) -> str:
-    """Three digits that mean something, and the unit."""
+def digits(value: float) -> str:
+    """Three digits that mean something."""
     if abs(value) >= 100:
-        return f"{value:,.0f} {unit}"
-    return f"{value:.{2 if abs(value) < 10 else 1}f} {unit}"
+        return f"{value:,.0f}"
+    return f"{value:.{2 if abs(value) < 10 else 1}f}"
 
 
-def measure(groups: list[Group], bench: Bench, progress: Progress) -> Figures:
-    """Run every step of the groups, in order."""
-    steps = [step for group in groups for step in group.plan(bench)]
-    figures: Figures = {}
-    progress.begin(len(steps))
+def numbers(values: Figure | None, unit: str) -> str:
+    """What was measured, at each seed, and the unit."""
+    return "" if values is None else f"{' / '.join(map(digits, values))} {unit}"
+
+
+def measure(steps: Iterable[Step], progress: Progress) -> Figures:
+    """Run the steps, in order; one that several groups need runs once."""
+    once: dict[str, Step] = {}
     for step in steps:
+        once.setdefault(step.label, step)
+    figures: Figures = {}
+    progress.begin(len(once))
+    for step in once.values():
         progress.step(step.label)
         step.measure(figures)
     progress.end()
     return figures
 
 
-def lines(groups: list[Group], figures: Mapping[str, float]) -> list[list[str]]:
+def lines(groups: list[Group], figures: Mapping[str, Figure]) -> list[list[str]]:
     return [row.cells(figures) for group in groups for row in group.rows]
 
 

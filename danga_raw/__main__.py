@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Final, TypeAlias
 
-from danga_raw import Loop, Socket, _epoll, _kqueue, _poll, _sockopt, _tracecli
-from danga_raw.loop import backends
+from danga_raw import Loop, Socket, __version__, _epoll, _kqueue, _poll, _sockopt
+from danga_raw._registry import backends
 
 Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
 Facts: TypeAlias = Mapping[str, Fact]
@@ -27,8 +27,9 @@ without anything after it could not wait."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status. 2 and one line on stderr for what can't be done."""
-    parser = argparse.ArgumentParser(prog="danga_raw", description=__doc__)
+    """Run the command line; the exit status. 2, and a word on stderr, for what can't be done."""
+    parser = argparse.ArgumentParser(prog=_prog(), description=__doc__)
+    parser.add_argument("--version", action="version", version=f"danga_raw {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("echo", help="send back whatever is received, until SIGTERM")
     command.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
@@ -39,10 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("trace", help="run a program and print its calls")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["trace"]:
+        # Here, so that no fault of the trace can take the other commands down with it.
+        from danga_raw import _tracecli
+
         # What follows PROGRAM is the program's, and so is what it raises.
-        _tracecli.main(argv[1:])
+        _tracecli.main(argv[1:], parser.prog)
         return 0
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands.choices[arguments.command].error(f"unknown argument {unknown[0]!r}")
     try:
         match arguments.command:
             case "echo":
@@ -58,6 +64,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"danga_raw: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _prog() -> str:
+    """The command as it was typed: by the name of the script, or of the module."""
+    name = os.path.basename(sys.argv[0])
+    return name if name == "danga-raw" else "python3 -m danga_raw"
 
 
 def _port(text: str) -> int:
@@ -136,23 +148,47 @@ class EchoServer:
             self.connections += 1
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket at the first of the addresses of `host`, a name or an IPv4 or IPv6 address,
+    that can be had. Raises `OSError` that names what was asked for."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    failure: OSError | UnicodeError = OSError("the name has no address")
+    try:
+        found = socket.getaddrinfo(
+            bare or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        found, failure = [], error
+    for family, _, _, _, address in found:
+        try:
+            listener = socket.socket(family)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(1024)
+                listener.setblocking(False)
+                return listener
+            except BaseException:
+                listener.close()
+                raise
+        except OSError as error:
+            failure = error
+    reason = failure.strerror if isinstance(failure, OSError) else failure
+    raise OSError(f"cannot listen on {shown(bare, port)}: {reason or failure}")
+
+
+def shown(host: str, port: int) -> str:
+    """An address as one types it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def echo(host: str, port: int) -> None:
     """Echo every connection until SIGINT or SIGTERM, then print one line of totals."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reader, writer = socket.socketpair()
-    with Loop() as loop, socket.socket(family) as listener, reader, writer:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-        listener.listen(1024)
-        listener.setblocking(False)
+    with Loop() as loop, listen(host, port) as listener, reader, writer:
         server = EchoServer(loop, listener)
         stop_on_signals(loop, reader, writer)
-        address, port = listener.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        print(f"listening on {shown}:{port}", flush=True)
+        print("listening on", shown(*listener.getsockname()[:2]), flush=True)
         while True:
             try:
                 loop.run()
@@ -235,7 +271,7 @@ def layouts(system: str) -> Facts:
 
 
 def information() -> Facts:
-    """What `info` prints: backend, libc, kernel, Python, and the ABI in force on each backend."""
+    """What `info` prints: version, backend, libc, kernel, Python, and the ABI in force on each backend."""
     uname = os.uname()
     loop = Loop()
     in_force: dict[str, Fact] = {}
@@ -244,6 +280,7 @@ def information() -> Facts:
     if system := "linux" if "epoll" in backends() else _kqueue.system_platform():
         in_force |= layouts(system)
     return {
+        "version": __version__,
         "backend": loop.backend,
         "backends": backends(),
         "libc": " ".join(platform.libc_ver()).strip() or "unknown",

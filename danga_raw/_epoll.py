@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from ctypes import byref, c_uint32, sizeof
-from errno import EINTR
+from errno import EBADF, EINTR, ENOENT
 from struct import Struct
 
-from danga_raw._libc import Descriptor, Fields, check_fd, failure, libc, structure
+from danga_raw._interrupt import Once
+from danga_raw._libc import check_fd, failure, libc
+from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Epoll:
         low_half = 0 if sys.byteorder == "little" else 1
         self._states = words[0::stride]
         self._fds = words[offset + low_half :: stride]
-        self._descriptor = Descriptor()
+        self._descriptor = Once()
         self._epfd = -1
 
     def open(self) -> None:
@@ -92,6 +94,17 @@ class Epoll:
         """
         check_fd(fd, "epoll_ctl")
         self._ctl(EPOLL_CTL_ADD, fd, events)
+
+    def holds(self, fd: int, events: int) -> bool:
+        """False if the descriptor that was watched for `events` under this number was closed since:
+        epoll_ctl(EPOLL_CTL_MOD), which changes nothing. Raises `OSError` (ENOMEM)."""
+        try:
+            self._ctl(EPOLL_CTL_MOD, fd, events)
+        except OSError as error:
+            if error.errno not in (ENOENT, EBADF):
+                raise
+            return False
+        return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Watch `fd` for `new`, no longer for `old`: epoll_ctl(EPOLL_CTL_MOD).

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from ctypes import Structure, byref, c_size_t
 from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
 from fcntl import F_SETFD, FD_CLOEXEC
+from functools import cache
 from operator import methodcaller
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
-from danga_raw._libc import Descriptor, Fields, check_fd, failure, libc, structure
+from danga_raw._interrupt import Once
+from danga_raw._libc import check_fd, failure, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
+from danga_raw._structs import Fields, structure
 
 if TYPE_CHECKING:
     from ctypes import Array
@@ -28,6 +31,7 @@ EV_ADD: Final = 0x0001
 EV_DELETE: Final = 0x0002
 EV_ENABLE: Final = 0x0004
 EV_DISABLE: Final = 0x0008
+EV_ONESHOT: Final = 0x0010
 EV_ERROR: Final = 0x4000
 EV_EOF: Final = 0x8000
 
@@ -118,23 +122,8 @@ class KQueueLibrary(Protocol):
     in this process the number may be another descriptor's.
     """
 
-    @property
-    def kqueue(self) -> KqueueCall: ...
-    @property
-    def kevent(self) -> KeventCall: ...
-
-
-class KqueueCall(Protocol):
-    """`int kqueue(void)`"""
-
-    def __call__(self) -> int: ...
-
-
-class KeventCall(Protocol):
-    """`int kevent(int kq, const struct kevent *changelist, int nchanges, struct kevent *eventlist,
-    int nevents, const struct timespec *timeout)`"""
-
-    def __call__(
+    def kqueue(self) -> int: ...
+    def kevent(
         self,
         kq: int,
         changelist: Array[Kevent] | None,
@@ -146,20 +135,6 @@ class KeventCall(Protocol):
     ) -> int: ...
 
 
-def load_libkqueue(path: str) -> KQueueLibrary:
-    """The userspace libkqueue at `path`, whose layout is "libkqueue".
-
-    Raises `OSError` for a path that is no shared library with `kqueue` and `kevent` in it.
-    """
-    try:
-        library = ctypes.CDLL(path, use_errno=True)
-    except OSError as error:
-        raise OSError(f"no libkqueue to be loaded: {error}") from None
-    if not (hasattr(library, "kqueue") and hasattr(library, "kevent")):
-        raise OSError(f"no libkqueue to be loaded: {path}: it has no kqueue and kevent")
-    return cast(KQueueLibrary, library)
-
-
 def system_platform() -> str | None:
     """The name of this system's kqueue ABI; None where it has no kqueue."""
     if not hasattr(libc, "kevent"):
@@ -168,6 +143,10 @@ def system_platform() -> str | None:
         return "netbsd9"
     return libc.platform if libc.platform in ABIS else None
 
+
+_END: Final = POLLERR | POLLHUP
+_UNREAD: Final = 1 << 16
+"""Beside the bits of an event mask: the read filter has data."""
 
 Change = tuple[int, int, int]
 """(ident, filter, flags) of one entry of a change list."""
@@ -182,9 +161,12 @@ class KQueue:
 
     __slots__ = (
         "_abi",
+        "_alone",
         "_calls",
         "_descriptor",
+        "_dropped",
         "_events",
+        "_filters",
         "_kevent_type",
         "_kq",
         "_pid",
@@ -206,13 +188,19 @@ class KQueue:
             raise OSError(f"this system ({libc.platform}) has no kqueue")
         self._platform = name
         self._abi = abi(name)
+        self._filters = (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT)
         self._kevent_type = kevent_type(name)
         self._events = (self._kevent_type * MAX_EVENTS)()
         self._timespec = structure("timespec", timespec_fields(name, os.uname().machine))
         self._calls = cast(KQueueLibrary, libc) if library is None else library
-        self._watched: set[int] = set()
+        self._watched: dict[int, int] = {}
+        """fd -> what it is watched for."""
+        self._dropped: set[int] = set()
+        """The fds that are watched for POLLOUT and have no write filter: nobody is left to write to."""
+        self._alone: set[int] = set()
+        """The fds of whose end, in the last batch, the write filter alone spoke."""
         self.batch: Batch = []
-        self._descriptor = Descriptor()
+        self._descriptor = Once()
         self._kq = -1
         self._pid = 0
         """Whose kqueue it is."""
@@ -237,10 +225,11 @@ class KQueue:
         one that the filters don't take. What was added by then is taken back.
         """
         check_fd(fd, "kevent")
-        if fd in self._watched:
+        if fd in self._watched and self._is_there(fd, self._watched[fd]):
             raise OSError(EEXIST, f"kevent(EV_ADD, fd {fd}): {os.strerror(EEXIST)}")
+        self._forget(fd)  # Its number may have been closed behind the loop's back.
         changes: list[Change] = []
-        for filter, wanted in (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT):
+        for filter, wanted in self._filters:
             if events == POLLIN != wanted:
                 continue
             changes.append((fd, filter, EV_ADD))
@@ -249,61 +238,101 @@ class KQueue:
                 # disabled in one.
                 changes.append((fd, filter, EV_DISABLE))
         try:
-            self._apply(changes)
+            if not self._apply(changes, EPIPE, EBADF):
+                self._register_hung_up(fd, events)
+        except OSError:
+            self.unregister(fd, events)
+            raise
+        self._watched[fd] = events
+
+    def _register_hung_up(self, fd: int, events: int) -> None:
+        """The same for what has no other end any more, each change by itself.
+
+        macOS says so (EPIPE), has added the filter all the same, and reports the event (mio, issue
+        582). FreeBSD, OpenBSD and DragonFly (EPIPE) and NetBSD (EBADF) have not added the write
+        filter of a pipe. A dead fd is known by its read filter.
+        """
+        (read, _), (write, _) = self._filters
+        self._apply([(fd, read, EV_ADD)], EPIPE)
+        if events != POLLIN:
+            self._apply([(fd, write, EV_ADD)], EPIPE, EBADF)
+        self.modify(fd, ~events, events)
+
+    def holds(self, fd: int, events: int) -> bool:
+        """False if the descriptor that was watched for reading was closed since: kevent(EV_ENABLE)."""
+        try:
+            self._apply([(fd, self._abi.evfilt_read, EV_ENABLE)])
         except OSError as error:
-            if error.errno != EPIPE:
-                self._remove(fd)
+            if error.errno not in (ENOENT, EBADF):
                 raise
-            # macOS says so for a pipe or socket whose other end is gone, has added the filter all
-            # the same, and reports the event (mio, issue 582). The changes behind it are still due.
-            for change in changes:
-                self._apply([change], EPIPE, ENOENT)
-        self._watched.add(fd)
+            return False
+        return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Switch the filters on or off in which `new` differs from `old`: a kevent(2) for each.
 
         Raises `OSError`: EBADF, ENOENT for a fd that is not watched.
         """
-        for filter, wanted in (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT):
-            if (old ^ new) & wanted:
+        for filter, wanted in self._filters:
+            if not (old ^ new) & wanted:
+                continue
+            try:
                 self._apply([(fd, filter, EV_ENABLE if new & wanted else EV_DISABLE)])
+            except OSError as error:
+                # A write filter may be refused, or dropped, since the other end of a pipe is gone.
+                # Where the read filter is gone too, so is the descriptor that had the number.
+                if error.errno != ENOENT or not self._is_there(fd, new):
+                    raise
+                (self._dropped.add if new & wanted else self._dropped.discard)(fd)
+        self._watched[fd] = new
 
     def unregister(self, fd: int, events: int) -> None:
         """Watch `fd` no longer: a kevent(2) for each filter.
 
         A filter that isn't there, or a fd that is closed, is as good as unregistered.
         """
-        self._watched.discard(fd)
-        self._remove(fd, read_only=events == POLLIN)
+        self._forget(fd)
+        for filter, wanted in self._filters:
+            if events != POLLIN or events == wanted:
+                # One call each, as a change that fails keeps those behind it from being applied.
+                self._apply([(fd, filter, EV_DELETE)], ENOENT, EBADF)
 
-    def _remove(self, fd: int, read_only: bool = False) -> None:
-        # One call each, as a change that fails keeps those behind it from being applied.
-        self._apply([(fd, self._abi.evfilt_read, EV_DELETE)], ENOENT, EBADF)
-        if not read_only:
-            self._apply([(fd, self._abi.evfilt_write, EV_DELETE)], ENOENT, EBADF)
+    def _forget(self, fd: int) -> None:
+        self._watched.pop(fd, None)
+        self._dropped.discard(fd)
 
-    def _apply(self, changes: Sequence[Change], *ignored: int) -> None:
-        """One kevent(2) that changes and does not wait; an errno in `ignored` is no failure."""
+    def _is_there(self, fd: int, events: int) -> bool:
+        """Whether `fd` still has its read filter, which goes with the descriptor: a kevent(2) that
+        switches it as it is."""
+        change = EV_ENABLE if events & POLLIN else EV_DISABLE
+        return self._apply([(fd, self._abi.evfilt_read, change)], ENOENT, EBADF)
+
+    def _apply(self, changes: Sequence[Change], *ignored: int) -> bool:
+        """One kevent(2) that changes and does not wait; False where it fails by an errno in
+        `ignored`."""
         table = (self._kevent_type * len(changes))(*[self._kevent_type(*c) for c in changes])
         kevent = self._calls.kevent
         if kevent(self._kq, table, self._count(len(changes)), None, self._count(0), None) < 0:
             error = failure(f"kevent({self._kq}, fd {changes[0][0]})")
             if error.errno not in ignored:
                 raise error
+            return False
+        return True
 
     def _count(self, n: int) -> int | c_size_t:
         return c_size_t(n) if self._abi.counts_are_size_t else n
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
-        """The (fd, event mask) of each filter that fired, at most 1,000: kevent(2).
+        """The (fd, event mask) of each descriptor with filters that fired, at most 1,000: kevent(2).
 
         A filter fires with POLLIN or POLLOUT; EV_EOF adds POLLERR if it comes with an error, else
-        POLLHUP. Both filters of a fd may be in one batch. Blocks for at most `timeout_ms`
-        milliseconds, for ever where it is negative. A signal ends the wait with nothing ready.
-        Raises `OSError`, also for an error that is reported about a fd; one that is merely gone is
-        dropped with a warning.
+        POLLHUP. These wait while there is data for who watches for reading. Blocks for at most
+        `timeout_ms` milliseconds, for ever where it is negative. A signal ends the wait with
+        nothing ready. Raises `OSError`, also for an error that is reported about a fd; one that is
+        merely gone is dropped with a warning.
         """
+        if self._dropped:
+            timeout_ms = 0
         limit = None
         if timeout_ms >= 0:
             seconds, ms = divmod(timeout_ms, 1000)
@@ -315,20 +344,46 @@ class KQueue:
             error = failure(f"kevent({self._kq})")
             if error.errno != EINTR:
                 raise error
-        ready: list[tuple[int, int]] = []
+        found = dict.fromkeys(self._dropped, POLLOUT | POLLHUP)
         for event in self._events[: max(count, 0)]:
             fd = event.ident
             if event.flags & EV_ERROR:
                 if event.data not in (EBADF, ENOENT):
                     raise OSError(event.data, f"kevent(fd {fd}): {os.strerror(event.data)}")
                 warn("kevent() found fd %d gone. removing.", fd)
-                self._watched.discard(fd)
+                self._forget(fd)
                 continue
             state = POLLIN if event.filter == self._abi.evfilt_read else POLLOUT
+            if state == POLLIN and event.data > 0:
+                state |= _UNREAD
             if event.flags & EV_EOF:
                 state |= POLLERR if event.fflags else POLLHUP
-            ready.append((fd, state))
-        self.batch = ready
+                if event.flags & EV_ONESHOT:  # FreeBSD: the reader of a pipe is gone, and the filter.
+                    self._dropped.add(fd)
+            found[fd] = found.get(fd, 0) | state
+        self.batch = ready = self._in_time(found)
+        return ready
+
+    def _in_time(self, found: dict[int, int]) -> list[tuple[int, int]]:
+        """What was found, but for each end before which there is something to be read. It is said
+        again in the next batch.
+
+        Filters come in the order in which they fired. One that fires while another thread of the
+        kernel waits, or for which a full batch has no room, is in the next. So what the write filter
+        says alone of an end counts from the second time on: the read filter has had its turn.
+        """
+        ready: list[tuple[int, int]] = []
+        before, self._alone = self._alone, set()
+        for fd, state in found.items():
+            watched = self._watched.get(fd, POLLIN | POLLOUT)
+            if state & _END and watched & POLLIN:
+                if not state & POLLIN:
+                    self._alone.add(fd)
+                if state & _UNREAD or (fd in self._alone and fd not in before):
+                    state &= ~_END
+            # libkqueue may tell the end of what is switched off, as epoll does.
+            if state := state & (watched | _END):
+                ready.append((fd, state))
         return ready
 
     def fileno(self) -> int:
@@ -340,3 +395,35 @@ class KQueue:
         leaves a kqueue behind, and by now the number may be another's."""
         if libc.getpid() == self._pid and (close := getattr(self._calls, "close", None)):
             self._descriptor.close(close)
+
+
+@cache
+def load_libkqueue(path: str) -> KQueueLibrary:
+    """The userspace libkqueue at `path`, whose layout is "libkqueue"; tried out on a pipe(2).
+
+    Raises `OSError` for a path that is no shared library with `kqueue` and `kevent` in it, and for
+    a library that can't switch on both filters of a descriptor: 2.3.1 answers EEXIST.
+    """
+    try:
+        library = ctypes.CDLL(path, use_errno=True)
+    except OSError as error:
+        raise OSError(f"no libkqueue to be loaded: {error}") from None
+    if not (hasattr(library, "kqueue") and hasattr(library, "kevent")):
+        raise OSError(f"no libkqueue to be loaded: {path}: it has no kqueue and kevent")
+    calls = cast(KQueueLibrary, library)
+    trial = KQueue(calls, "libkqueue")
+    ends = os.pipe()
+    try:
+        trial.open()
+        trial.register(ends[0], 0)
+        trial.modify(ends[0], 0, POLLIN | POLLOUT)
+    except OSError as error:
+        raise OSError(
+            f"no libkqueue to be used: {path} can't watch one descriptor both for reading and for "
+            f"writing, as 2.7.0 can: {error}"
+        ) from None
+    finally:
+        for end in ends:
+            os.close(end)
+        trial.close()
+    return calls

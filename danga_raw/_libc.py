@@ -19,16 +19,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import resource
 import sys
 import time
 from operator import methodcaller
 
+from _socket import SO_ERROR, SOL_SOCKET
+
 # Not from typing, which costs more to import than all of this package (see types.py).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from typing import Final, TypeAlias
+    from collections.abc import Callable, Mapping
+    from resource import struct_rusage
+    from socket import socket as Socket
+    from types import FrameType
+    from typing import Final
+
+    from libc import SockAddr as SocketAddress
 
     import libc as libc
 
@@ -37,92 +43,6 @@ PLATFORM: Final = sys.platform.rstrip("0123456789")
 
 INT_MAX: Final = 0x7FFFFFFF
 """The largest C int, on every platform with one of these mechanisms."""
-
-Fields: TypeAlias = tuple[tuple[str, str], ...]
-"""A C struct as its header declares it: the names of its fields and their C types, in order."""
-
-C_TYPES: Final = {
-    "short": ctypes.c_short,
-    "unsigned short": ctypes.c_ushort,
-    "int": ctypes.c_int,
-    "unsigned int": ctypes.c_uint,
-    "long": ctypes.c_long,
-    "unsigned long": ctypes.c_ulong,
-    "int64_t": ctypes.c_int64,
-    "uint32_t": ctypes.c_uint32,
-    "uint64_t": ctypes.c_uint64,
-    "uint64_t[4]": ctypes.c_uint64 * 4,
-    "intptr_t": ctypes.c_ssize_t,
-    "uintptr_t": ctypes.c_size_t,
-    "void *": ctypes.c_void_p,
-}
-"""The C types that occur in the structs of this package, as this platform has them."""
-
-
-def structure(
-    name: str, fields: Fields, *, pack: int = 0, base: type[ctypes.Structure] = ctypes.Structure
-) -> type[ctypes.Structure]:
-    """The ctypes type of a C struct; `pack` is that of `#pragma pack`, 0 for natural alignment."""
-    body: dict[str, object] = {"_fields_": [(field, C_TYPES[c]) for field, c in fields]}
-    if pack:
-        # Since 3.14 a packed ctypes struct must say that it is laid out so; earlier ones look away.
-        body |= {"_pack_": pack, "_layout_": "ms"}
-    return type(name, (base,), body)
-
-
-RESULT: Final = "_danga_raw_result"
-"""The attribute of an exception that was raised behind a call and knows what the call returned."""
-
-
-def take_result(error: BaseException) -> object:
-    """What the call returned behind which `error` was raised, if it knows: the sink of a trace may
-    raise, and the call has been made all the same. A signal's handler knows nothing: then None."""
-    result: object = vars(error).pop(RESULT, None)
-    return result
-
-
-def by_handler(error: BaseException) -> bool:
-    """True if a signal's handler raised, behind a call or before it. The failures of calls have an
-    errno; an OSError of a handler, mostly a TimeoutError, has none."""
-    return not isinstance(error, OSError) or error.errno is None
-
-
-class Descriptor:
-    """A descriptor of the package's own, which is made once and closed once, also where an exception
-    comes in between, as a signal's handler may raise at nearly any time.
-
-    To extend a list by a map, which calls only then, is to call and to keep the result in one
-    instruction. An iterator gives the number once, whatever is raised meanwhile.
-    """
-
-    __slots__ = ("_closing", "_made")
-
-    def __init__(self) -> None:
-        self._made: list[int] = []
-        self._closing: Iterator[int] = iter(self._made)  # It gives what the list will hold by then.
-
-    def make(self, results: Iterator[int]) -> int:
-        """What `results`, a map over one call, gives, or what an earlier one gave; -1 for a
-        failure, after which it can be tried again. Not to be called behind `close`."""
-        made = self._made
-        if not made:
-            try:
-                made += results
-            except BaseException as error:
-                # The call is made also if the sink of a trace raised behind it.
-                if isinstance(fd := take_result(error), int) and fd >= 0:
-                    made += (fd,)
-                raise
-        fd = made[0]
-        if fd < 0:
-            del made[:]
-        return fd
-
-    def close(self, call: Callable[[int], object]) -> None:
-        """`call(fd)`, if it is open."""
-        for _ in map(call, self._closing):
-            pass
-
 
 def check_fd(fd: int, call: str) -> None:
     """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""
@@ -147,8 +67,32 @@ FOREIGN: Final[Mapping[str, tuple[str, ...]]] = {
     "poll": ("poll",),
     "setsockopt": ("setsockopt",),
     "fcntl": ("fcntl",),
+    "pipe2": ("pipe2",),
+    "pipe": ("pipe",),
 }
 """Each foreign function and the symbols to look for, the newest first."""
+
+
+def _getrusage(who: int) -> struct_rusage:
+    from resource import getrusage  # for profiling only, and a small container may lack it
+
+    return getrusage(who)
+
+
+def _signal(number: int, handler: Callable[[int, FrameType | None], object] | int) -> object:
+    from signal import signal  # imports enum, and most programs that make a loop have no use for it
+
+    return signal(number, handler)
+
+
+def _socket(family: int, kind: int) -> Socket:
+    from socket import socket  # imports selectors, which opens and closes an epoll
+
+    return socket(family, kind)
+
+
+def _connect(sock: Socket, address: SocketAddress) -> None:
+    sock.connect(address)
 
 
 class Door:
@@ -171,8 +115,14 @@ class Door:
         self.close = os.close
         self.fstat = os.fstat
         self.getpid = os.getpid
-        self.getrusage = resource.getrusage
+        self.getrusage = _getrusage
         self.clock_gettime = time.clock_gettime
+        self.signal = _signal
+        self.socket = _socket
+        self.connect = _connect
+        self.accept = methodcaller("accept")
+        self.setblocking = methodcaller("setblocking", False)
+        self.getsockopt = methodcaller("getsockopt", SOL_SOCKET, SO_ERROR)
         self.getpeername = methodcaller("getpeername")
         self.getsockname = methodcaller("getsockname")
 

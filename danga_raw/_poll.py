@@ -7,8 +7,11 @@ from errno import EEXIST, EINTR, ENOENT, EPERM
 from os import strerror
 from stat import S_ISDIR, S_ISREG
 
-from danga_raw._libc import PLATFORM, Fields, check_fd, failure, libc, structure
+from danga_raw._epoll import Epoll
+from danga_raw._interrupt import by_handler
+from danga_raw._libc import PLATFORM, check_fd, failure, libc
 from danga_raw._log import warn
+from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,10 +39,11 @@ class Poll:
     """A table of struct pollfd, handed whole to poll(2) at each wait, whose cost is linear in it.
 
     poll itself takes any number for a fd. So that a program fails as it does on epoll, `register`
-    refuses a dead fd, one that is there, and a regular file; a wait that finds a dead fd drops it.
+    refuses a dead fd, one that is there, and a file that can't be polled; a wait that finds a dead
+    fd drops it.
     """
 
-    __slots__ = ("_changed", "_events", "_fds", "_revents", "_slot", "_table", "_torn", "batch")
+    __slots__ = ("_asked", "_changed", "_events", "_fds", "_files", "_revents", "_slot", "_table", "_torn", "batch")
 
     def __init__(self) -> None:
         """Makes no system call."""
@@ -49,6 +53,8 @@ class Poll:
         # table: a signal's handler that closes a socket could meet another change half done.
         self._changed: dict[int, int] = {}  # its keys, in order
         self._torn = False  # True if an exception has cut a change of the table short
+        self._asked: Epoll | None = None  # what is asked whether a file can be polled
+        self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
         self._slot: dict[int, int] = {}  # fd -> where it stands in the table
         self._fds: list[int] = []  # the fd of each used slot
         self._table: Array[Structure]
@@ -60,22 +66,55 @@ class Poll:
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: fstat(2), no call of poll's own.
 
-        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EPERM for a
-        regular file or a directory.
+        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already (a number whose
+        descriptor was closed and opened again is not), EPERM for a file that can't be polled.
         """
+        file = self._file(fd)
+        if fd in self._events and self._files.get(fd) == file:
+            raise _refusal(EEXIST, fd)
+        self._changed[fd] = 0
+        self._files[fd] = file
+        self._events[fd] = events
+
+    def _file(self, fd: int) -> tuple[int, int]:
+        """What is open under a number: fstat(2). Raises `OSError` for what can't be watched."""
         check_fd(fd, "poll")
         try:
-            mode = libc.fstat(fd).st_mode
+            status = libc.fstat(fd)
         except OSError as error:
-            if error.errno is None:
-                raise  # A signal's handler did.
-            raise _refusal(error.errno, fd) from None
-        if fd in self._events:
-            raise _refusal(EEXIST, fd)
-        if S_ISREG(mode) or S_ISDIR(mode):
+            if by_handler(error):
+                raise
+            raise _refusal(error.errno or 0, fd) from None
+        mode = status.st_mode
+        if (S_ISREG(mode) or S_ISDIR(mode)) and not self._takes(fd):
             raise _refusal(EPERM, fd)
-        self._changed[fd] = 0
-        self._events[fd] = events
+        return status.st_dev, status.st_ino
+
+    def _takes(self, fd: int) -> bool:
+        """Whether a regular file or a directory can be polled: most can't, and /proc/self/mounts can.
+        poll(2) takes all, but the kernel tells by an epoll: epoll_create1(2), once, and
+        epoll_ctl(2). Where there is none, none is taken."""
+        if not hasattr(libc, "epoll_create1"):
+            return False
+        self._asked = self._asked or Epoll()
+        try:
+            self._asked.open()
+            self._asked.register(fd, 0)
+            self._asked.unregister(fd, 0)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            return False
+        return True
+
+    def holds(self, fd: int, events: int) -> bool:
+        """False if the descriptor that was watched under this number was closed since: fstat(2)."""
+        try:
+            return fd in self._events and self._files.get(fd) == self._file(fd)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            return False
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Watch `fd` for `new`, no longer for `old`. Makes no system call.
@@ -91,6 +130,7 @@ class Poll:
     def unregister(self, fd: int, events: int) -> None:
         """Watch `fd` no longer. Makes no system call; raises as `modify` does."""
         self._changed[fd] = 0
+        self._files.pop(fd, None)
         try:
             del self._events[fd]
         except KeyError:
@@ -167,7 +207,8 @@ class Poll:
             self._changed[dead] = 0
             if self._events.pop(dead, None) is not None:
                 warn("poll() found fd %d closed. removing.", dead)
-        self.batch = alive = [(fd, state) for fd, state in ready if not state & POLLNVAL]
+        alive = [(fd, state) for fd, state in ready if not state & POLLNVAL]
+        self.batch = alive
         return alive
 
     def fileno(self) -> int:
@@ -175,8 +216,12 @@ class Poll:
         return -1
 
     def close(self) -> None:
-        """Makes no system call."""
+        """Makes no system call, but where a file was to be watched: close(2) for the epoll that was
+        asked."""
+        if self._asked is not None:
+            self._asked.close()
 
 
 def _refusal(number: int, fd: int) -> OSError:
     return OSError(number, f"poll(fd {fd}): {strerror(number)}")
+

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 from ctypes import byref, c_int, sizeof
-from errno import EINVAL, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP
-
 from danga_raw._libc import failure, libc
 
 TYPE_CHECKING = False
@@ -26,24 +25,33 @@ used on another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting that 
 NetBSD has none: TCP_NOPUSH stands in its header under `#ifdef notyet`, and its kernel refuses the
 number."""
 
-NO_CORK_HERE: Final = frozenset({EINVAL, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP})
-"""What setsockopt(2) answers for a descriptor that can't be corked: a datagram socket on FreeBSD or
-on Linux, a pipe, a UNIX socket. Nothing is wrong then; nothing is corked either."""
+NO_SUCH_KIND: Final = {errno.EINVAL, errno.ENOPROTOOPT, errno.ENOTSOCK, errno.EOPNOTSUPP}
+"""What setsockopt(2) answers for a kind of descriptor that can't be corked: a datagram socket on
+FreeBSD (EINVAL) or on Linux, a pipe, a UNIX socket."""
+
+CONNECTION_GONE: Final = {
+    *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN),
+    *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
+    *(errno.ENOTCONN, errno.EPIPE, errno.ESHUTDOWN, errno.ETIMEDOUT),
+}
+"""What it may answer of a connection that is gone, which the other side decides, and a read or an
+event tells: ECONNRESET on FreeBSD (tcp_ctloutput). macOS answers EINVAL (sosetoptlock)."""
 
 
 def set_cork(fd: int, on: bool) -> bool:
     """Hold back partial segments of the TCP socket `fd` from here on, or send them: setsockopt(2).
 
-    True if it was done, False where this kind of descriptor or this platform has no such thing.
-    Raises `OSError` for any other answer (EBADF). What clearing the option sends, and when, differs
-    by platform: docs/platforms.md.
+    True if it was done, False where this platform or this kind of descriptor has no such thing, or
+    the connection is gone: nothing is wrong then, and nothing corked. Raises `OSError` for any other
+    answer (EBADF). What clearing the option sends, and when, differs by platform:
+    docs/platforms.md.
     """
     if libc.platform not in CORK_OPTIONS:
         return False
     name, number = CORK_OPTIONS[libc.platform]
     if libc.setsockopt(fd, IPPROTO_TCP, number, byref(c_int(on)), sizeof(c_int)) < 0:
         error = failure(f"setsockopt(fd {fd}, IPPROTO_TCP, {name}, {int(on)})")
-        if error.errno not in NO_CORK_HERE:
+        if error.errno not in NO_SUCH_KIND | CONNECTION_GONE:
             raise error
         return False
     return True

@@ -1,4 +1,7 @@
-"""One system call as a record, and as the line that strace 6.1 prints for it."""
+"""One system call as a record, and as the line that strace 7.2 prints for it.
+
+What the kernel is asked, under which name and with which arguments, `_kernel.py` says.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,22 @@ import errno
 import os
 import re
 import stat
-import sys
 from collections.abc import Callable, Mapping
 from ctypes import Array, Structure, addressof, c_char_p, c_void_p
 from ctypes import cast as to_pointer
 from functools import lru_cache
-from resource import struct_rusage
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
+from danga_raw._clibrary import Where
 from danga_raw._epoll import EPOLL_CTL_DEL, EVENT
+from danga_raw._kernel import ASKED_AGAIN, EMPTY_PATH, F_GETFD, HERE, NO_AUTOMOUNT, Asked, asked
 from danga_raw._libc import PLATFORM
 from danga_raw._sockopt import CORK_OPTIONS, IPPROTO_TCP
 
 if TYPE_CHECKING:
+    from resource import struct_rusage
+
     from danga_raw._kqueue import Kevent
     from libc import SockAddr
 
@@ -83,6 +88,10 @@ def _flags(value: int, names: Mapping[int, str], unknown: str) -> str:
     return "|".join(found) or "0"
 
 
+def _hex(value: int) -> str:
+    return f"{value:#x}" if value else "0"
+
+
 def _named(value: int, names: Mapping[int, str], unknown: str) -> str:
     return names.get(value) or f"{value:#x} /* {unknown} */"
 
@@ -126,8 +135,7 @@ class Event(NamedTuple):
     data: int
 
     def __str__(self) -> str:
-        u32 = self.data & 0xFFFFFFFF if sys.byteorder == "little" else self.data >> 32
-        return f"{{events={_epoll_events(self.events)}, data={{u32={u32}, u64={self.data}}}}}"
+        return f"{{events={_epoll_events(self.events)}, data={_hex(self.data)}}}"
 
 
 class PollFd(NamedTuple):
@@ -210,6 +218,20 @@ class Length(NamedTuple):
         return f"[{self.room}]" if self.used == self.room else f"[{self.room} => {self.used}]"
 
 
+class Usage(NamedTuple):
+    """struct rusage: its times, in microseconds."""
+
+    user: int
+    system: int
+
+    def __str__(self) -> str:
+        return f"{{ru_utime={_timeval(self.user)}, ru_stime={_timeval(self.system)}, ...}}"
+
+
+def _timeval(microseconds: int) -> str:
+    return f"{{tv_sec={microseconds // 1_000_000}, tv_usec={microseconds % 1_000_000}}}"
+
+
 Value: TypeAlias = (
     int
     | str
@@ -220,7 +242,7 @@ Value: TypeAlias = (
     | Address
     | Length
     | os.stat_result
-    | struct_rusage
+    | Usage
     | tuple[Event, ...]
     | tuple[PollFd, ...]
     | tuple[KernelEvent, ...]
@@ -238,13 +260,10 @@ def _text(value: Value) -> str:
             return quoted(value[:_MOST]) + ("..." if len(value) > _MOST else "")
         case str():
             return quoted(os.fsencode(value))
-        case int() | Event() | Pointer() | Timespec() | Address() | Length():
+        case int() | Event() | Pointer() | Timespec() | Address() | Length() | Usage():
             return str(value)
         case os.stat_result():
             return _stat(value)
-        case struct_rusage():
-            user, system = (round(t * 1_000_000) for t in (value.ru_utime, value.ru_stime))
-            return f"{{ru_utime={_timeval(user)}, ru_stime={_timeval(system)}, ...}}"
         case _:
             return _list([str(member) for member in value[: _MOST + 1]])
 
@@ -265,19 +284,27 @@ def _that_fit(members: list[str]) -> list[str]:
     return members
 
 
-def _timeval(microseconds: int) -> str:
-    return f"{{tv_sec={microseconds // 1_000_000}, tv_usec={microseconds % 1_000_000}}}"
-
-
 def _stat(info: os.stat_result) -> str:
     mode = info.st_mode
-    kind = [_MODES[stat.S_IFMT(mode)]] if stat.S_IFMT(mode) in _MODES else []
-    kind += [_MODES[bit] for bit in (stat.S_ISUID, stat.S_ISGID, stat.S_ISVTX) if mode & bit]
     what = f"st_size={info.st_size}"
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        numbers = [f"{n:#x}" if n else "0" for n in (os.major(info.st_rdev), os.minor(info.st_rdev))]
+        numbers = [_hex(n) for n in (os.major(info.st_rdev), os.minor(info.st_rdev))]
         what = f"st_rdev=makedev({', '.join(numbers)})"
-    return f"{{st_mode={'|'.join([*kind, f'0{mode & 0o777:03o}'])}, {what}, ...}}"
+    return f"{{st_mode={_mode(mode)}, {what}, ...}}"
+
+
+def _statx(value: Value) -> str:
+    """What was asked for by fstat tells neither which fields statx filled nor the attributes."""
+    if not isinstance(value, os.stat_result):
+        return _text(value)
+    what = f"stx_mode={_mode(value.st_mode)}, stx_size={value.st_size}"
+    return f"{{stx_mask=..., stx_attributes=..., {what}, ...}}"
+
+
+def _mode(mode: int) -> str:
+    kind = [_MODES[stat.S_IFMT(mode)]] if stat.S_IFMT(mode) in _MODES else []
+    kind += [_MODES[bit] for bit in (stat.S_ISUID, stat.S_ISGID, stat.S_ISVTX) if mode & bit]
+    return "|".join([*kind, f"0{mode & 0o777:03o}"])
 
 
 # --- a record -----------------------------------------------------------------------------------
@@ -287,7 +314,7 @@ class Call(NamedTuple):
     """One system call."""
 
     name: str
-    """The name under which strace knows it."""
+    """The name under which strace knows it: the kernel's."""
     args: tuple[Value, ...]
     """The arguments, with what the kernel wrote into them."""
     result: int
@@ -313,9 +340,12 @@ class Call(NamedTuple):
         outcome = str(self.result)
         if self.error is not None:
             outcome += f" {self.error} ({os.strerror(self.errno)})"
-        elif self.name == "poll":
+        elif self.name in ("poll", "ppoll"):
             ready = [e.returned() for e in cast(tuple[PollFd, ...], self.args[0]) if e.revents]
-            outcome += f" ({_list(_that_fit(ready)) if self.result else 'Timeout'})"
+            told = _list(_that_fit(ready)) if self.result else "Timeout"
+            if self.result and isinstance(self.args[2], Timespec):
+                told += ", left {tv_sec=..., tv_nsec=...}"  # That the C library keeps to itself.
+            outcome += f" ({told})"
         head = f"{prefix}{self.name}({', '.join(self.decoded)}) "
         return f"{head:<40}= {outcome}"
 
@@ -338,16 +368,32 @@ def _boxed(value: Value) -> str:
     return f"[{value!r}]"
 
 
-_FSTATAT: Final = "newfstatat"
-_AT_EMPTY_PATH: Final = 0x1000
+_AT: Final = {NO_AUTOMOUNT: "AT_NO_AUTOMOUNT", EMPTY_PATH: "AT_EMPTY_PATH"}
+_STATX_BASIC_STATS: Final = 0x7FF
+
+
+def _sync_as_stat(value: Value) -> str:
+    """The flags of statx; that of no bit has a name of its own."""
+    return "AT_STATX_SYNC_AS_STAT|" + _flags(cast(int, value), _AT, "AT_???")
+
+
+_FCNTL: Final = {
+    1: _one_of({F_GETFD: "F_GETFD", 2: "F_SETFD"}, "F_???"),
+    2: _set_of({1: "FD_CLOEXEC"}, "FD_???"),
+}
 
 _FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {
     "epoll_create1": {0: _set_of(_CLOEXEC, "EPOLL_???")},
     "epoll_ctl": {1: _one_of(_OPERATIONS, "EPOLL_CTL_???")},
     "setsockopt": {1: _one_of(_LEVELS, "SOL_???"), 2: _one_of(_OPTIONS, "TCP_???"), 3: _boxed},
-    "fcntl": {1: _one_of({2: "F_SETFD"}, "F_???"), 2: _set_of({1: "FD_CLOEXEC"}, "FD_???")},
+    **{name: _FCNTL for name in ("fcntl", "fcntl64")},
     "getrusage": {0: _one_of({0: "RUSAGE_SELF"}, "RUSAGE_???")},
-    _FSTATAT: {3: _set_of({_AT_EMPTY_PATH: "AT_EMPTY_PATH"}, "AT_???")},
+    "newfstatat": {3: _set_of(_AT, "AT_???")},
+    "statx": {
+        2: _sync_as_stat,
+        3: _one_of({_STATX_BASIC_STATS: "STATX_BASIC_STATS"}, "STATX_???"),
+        4: _statx,
+    },
 }
 """By call and position: how an argument is printed whose type does not say it."""
 
@@ -446,12 +492,13 @@ def _write(given: Given, result: object) -> tuple[Value, ...]:
 
 def _fstat(given: Given, result: object) -> tuple[Value, ...]:
     fd = _int(given[0])
-    info = Pointer(None) if result is None else cast(os.stat_result, result)
-    return (fd, "", info, _AT_EMPTY_PATH) if FSTAT == _FSTATAT else (fd, info)
+    return (fd, Pointer(None) if result is None else cast(os.stat_result, result))
 
 
 def _getrusage(given: Given, result: object) -> tuple[Value, ...]:
-    return (_int(given[0]), cast(struct_rusage, result))
+    usage = cast("struct_rusage", result)
+    user, system = (round(t * 1_000_000) for t in (usage.ru_utime, usage.ru_stime))
+    return (_int(given[0]), Usage(user, system))
 
 
 def _name(given: Given, result: object) -> tuple[Value, ...]:
@@ -472,32 +519,81 @@ def _name(given: Given, result: object) -> tuple[Value, ...]:
     return (fd, Address(cast("SockAddr", result)), Length(room, used))
 
 
-def _fstat_name() -> str:
-    """What the C library's fstat calls: newfstatat in glibc 2.33 to 2.38, and else fstat."""
-    if PLATFORM == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names:
-        version = re.findall(r"\d+", os.confstr("CS_GNU_LIBC_VERSION") or "")
-        if [2, 33] <= [int(part) for part in version[:2]] < [2, 39]:
-            return _FSTATAT
-    return "fstat"
-
-
-FSTAT: Final = _fstat_name()
-
 Taking: TypeAlias = Callable[[Given, object], tuple[Value, ...]]
 
-CALLS: Final[Mapping[str, tuple[str, Taking]]] = {
-    **{name: (name, _ints) for name in ("epoll_create1", "kqueue", "fcntl", "close", "getpid")},
-    "epoll_ctl": ("epoll_ctl", _epoll_ctl),
-    "epoll_wait": ("epoll_wait", _epoll_wait),
-    "poll": ("poll", _poll),
-    "kevent": ("kevent", _kevent),
-    "setsockopt": ("setsockopt", _setsockopt),
-    "read": ("read", _read),
-    "write": ("write", _write),
-    "fstat": (FSTAT, _fstat),
-    "getpeername": ("getpeername", _name),
-    "getsockname": ("getsockname", _name),
-    "getrusage": ("getrusage", _getrusage),
+_TAKING: Final[Mapping[str, Taking]] = {
+    **{name: _ints for name in ("epoll_create1", "kqueue", "fcntl", "close", "getpid")},
+    "epoll_ctl": _epoll_ctl,
+    "epoll_wait": _epoll_wait,
+    "poll": _poll,
+    "kevent": _kevent,
+    "setsockopt": _setsockopt,
+    "read": _read,
+    "write": _write,
+    "fstat": _fstat,
+    "getpeername": _name,
+    "getsockname": _name,
+    "getrusage": _getrusage,
 }
-"""Each function of the door that is a system call: the name strace has for it, and what takes its
-arguments, given those and what Python got back (None for an exception)."""
+"""Each function of the door that is a system call: what takes the C function's arguments, given
+those and what Python got back (None for an exception)."""
+
+
+# --- the arguments as the kernel has them --------------------------------------------------------
+
+
+def _ppoll(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Value, ...]:
+    fds, count, timeout = args
+    limit: Value = None
+    if isinstance(timeout, int) and timeout >= 0:
+        limit = Timespec(timeout // 1000, timeout % 1000 * 1_000_000)
+    return (fds, count, limit, *constants)
+
+
+def _newfstatat(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Value, ...]:
+    fd, info = args
+    return (fd, "", info, *constants)
+
+
+def _statx_of(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Value, ...]:
+    fd, info = args
+    return (fd, "", *constants, _STATX_BASIC_STATS, info)
+
+
+def _behind(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Value, ...]:
+    return (*args, *constants)
+
+
+_ARRANGED: Final = {"ppoll": _ppoll, "newfstatat": _newfstatat, "statx": _statx_of}
+"""By the kernel's name: where what the C library adds doesn't just stand behind the rest."""
+
+
+def calls(place: Where) -> Mapping[str, tuple[str, Taking]]:
+    """Each function of the door that is a system call, on that C library and machine: the name
+    strace has for it, and what takes its arguments."""
+    return {name: _call(name, asked(name, place)) for name in _TAKING}
+
+
+def _call(function: str, kernels: Asked) -> tuple[str, Taking]:
+    take = _TAKING[function]
+    arrange, constants = _ARRANGED.get(kernels.name, _behind), kernels.constants
+
+    def arranged(given: Given, result: object) -> tuple[Value, ...]:
+        return arrange(take(given, result), constants)
+
+    as_in_c = not constants and kernels.name not in _ARRANGED
+    return (kernels.printed(function), take if as_in_c else arranged)
+
+
+def asked_again(call: Call, place: Where) -> Call | None:
+    """What the C library there asks the kernel by itself after `call`, which has failed."""
+    again = ASKED_AGAIN
+    if call.name != again.behind or call.errno != again.errno or place.libc != again.libc:
+        return None
+    return call._replace(name=again.asked.name, args=(call.args[0], *again.asked.constants))
+
+
+CALLS: Final = calls(HERE)
+"""Those of this program."""
+FSTAT: Final = CALLS["fstat"][0]
+"""The name strace has for fstat(2)."""

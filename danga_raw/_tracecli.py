@@ -2,42 +2,98 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import atexit
-import builtins
 import json
 import os
-import resource
+import re
 import select
+import stat
 import sys
 import time
-from _thread import allocate_lock
-from collections import Counter, deque
+from _thread import get_ident, get_native_id
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from errno import EBADF
-from fcntl import F_DUPFD_CLOEXEC, fcntl
-from importlib.machinery import SourceFileLoader
-from types import CodeType, ModuleType, TracebackType
-from typing import Final
+from fcntl import F_DUPFD_CLOEXEC, F_GETFL, fcntl
+from functools import partial
+from typing import Final, cast
 
-from danga_raw._strace import CALLS, FSTAT
+from danga_raw import _program
+from danga_raw._strace import CALLS
 from danga_raw.trace import Call, Trace
 
-_PLAIN_FSTAT: Final = "fstat"
-"""Under this name -e takes the call too where strace has it as newfstatat."""
+_TRIES: Final = 10
+"""How often a line is begun anew because a signal's handler has raised meanwhile."""
+
+_FIRST_THREAD: Final = get_ident()
+
+_other_threads: Final[Callable[[], int]] = getattr(_thread, "_count")
+"""How many there are that Python has made. Its public `threading` knows it too, and costs a program
+that has no threads the import of it."""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the program under a trace. Ends by SystemExit: 2, and one line on stderr, for a program or
-    a file that can't be opened and for an unknown call; by the program's own exception otherwise."""
+def main(argv: Sequence[str], prog: str) -> None:
+    """Run the program under a trace. Ends by SystemExit: 2, and a word on stderr, for a program or a
+    file that can't be opened and for an unknown call; by the program's own exception otherwise."""
+    parser = _parser(prog)
+    options, program = _split(argv)
+    arguments, unknown = parser.parse_known_args(options)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}")
+    if not program:
+        parser.error("a PROGRAM is needed")
+    if program == ["-m"]:
+        parser.error("-m takes the name of a MODULE")
+    try:
+        names = _selection(arguments.only)
+        run = _program.prepare(program)
+        output = _Output(arguments.output)
+    except OSError as error:
+        parser.exit(2, f"danga_raw trace: {error.filename}: {error.strerror}\n")
+    except ValueError as error:
+        parser.exit(2, f"danga_raw trace: {error}\n")
+    counting = _Counting(names)
+    form = _as_json if arguments.json else partial(_as_line, arguments.stamp)
+    trace = counting if arguments.table else _Printing(form, names, output)
+    output.at_end = trace.stop
+
+    def alone() -> None:
+        # As strace does without -f. The lines of two processes in one text would belong to neither.
+        output.leave()
+        trace.stop()
+
+    def counted() -> None:
+        output.write([counting.table()])
+
+    def audit(event: str, given: tuple[object, ...]) -> None:
+        # Nothing else tells of an exec, which ends the interpreter without a word.
+        if event == "os.exec":
+            counted()
+            output.hand_on(cast("Sequence[str]", given[1]))
+
+    os.register_at_fork(after_in_child=alone)
+    # Registered before the program can do so, and so run after all that it registers.
+    atexit.register(counted)
+    if arguments.table or arguments.output is not None:
+        sys.addaudithook(audit)
+    trace.start()
+    run()
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="danga_raw trace",
+        prog=f"{prog} trace",
         usage="%(prog)s [-o FILE] [-c | --json] [-e NAME,NAME] [-t] PROGRAM [ARG ...]",
         description="Run a Python program and print the system calls that danga_raw makes in it, as"
         " strace does: those of the process itself, not of its children. Lines are written as the"
-        " calls return; the table of -c when the interpreter ends, so not by os._exit or a deadly"
-        " signal.",
+        " calls return; the table of -c when the interpreter ends or execs another program, so not"
+        " by os._exit or a deadly signal.",
+        epilog="PROGRAM is what python3 takes: a file, a folder or zip archive with a __main__.py,"
+        " -m MODULE, or - for the standard input.",
+        allow_abbrev=False,
     )
     parser.add_argument("-o", metavar="FILE", dest="output", help="write to FILE, not to stderr")
     form = parser.add_mutually_exclusive_group()
@@ -46,9 +102,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "-e",
         metavar="[trace=]NAME,NAME",
+        action="append",
+        default=[],
         dest="only",
-        default="all",
-        help="only these calls, or behind a ! all but these",
+        help="only these calls, or behind a ! all but these; a second -e adds to the first, or"
+        " takes away",
     )
     parser.add_argument(
         "-t",
@@ -57,87 +115,156 @@ def main(argv: Sequence[str]) -> None:
         dest="stamp",
         help="the time at which a call returned; -tt with microseconds, -ttt since the epoch",
     )
-    options, program = _split(argv)
-    arguments = parser.parse_args(options)
-    if not program:
-        parser.error("a PROGRAM is needed")
-    try:
-        names = _selection(arguments.only)
-        with open(program[0], "rb") as file:
-            source = file.read()
-        output = _Output(arguments.output)
-    except OSError as error:
-        parser.exit(2, f"danga_raw trace: {error.filename}: {error.strerror}\n")
-    except ValueError as error:
-        parser.exit(2, f"danga_raw trace: {error}\n")
-    calls: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-
-    def count(call: Call) -> None:
-        calls[call.name] += 1
-        errors[call.name] += call.errno != 0
-
-    def line(call: Call) -> None:
-        output.write(call.line(_stamp(arguments.stamp, call.time)) + "\n")
-
-    def as_json(call: Call) -> None:
-        fields = {"name": call.name, "args": call.decoded, "result": call.result}
-        output.write(json.dumps({**fields, "errno": call.error, "time": call.time}) + "\n")
-
-    trace = _Printing(count if arguments.table else as_json if arguments.json else line, names)
-    output.at_end = trace.stop
-
-    def alone() -> None:
-        # As strace does without -f. The lines of two processes in one text would belong to neither.
-        trace.stop()
-        calls.clear()
-
-    os.register_at_fork(after_in_child=alone)
-    # Registered before the program can do so, and so run after all that it registers.
-    atexit.register(lambda: output.write(_table(calls, errors)))
-    atexit.register(trace.drain)
-    trace.start()
-    _run_program(source, program)
+    return parser
 
 
 def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Our options, and the program with its arguments, which are none of ours."""
     at = 0
-    while at < len(argv) and argv[at].startswith("-"):
+    while at < len(argv) and argv[at].startswith("-") and argv[at] != "-":
         if argv[at] == "--":
             return argv[:at], argv[at + 1 :]
-        at += 2 if argv[at] in ("-o", "-e") else 1
+        # Several letters may stand behind one dash, and the value of the last one behind it.
+        taking = re.match("-([^-oem]*)([oem])(.*)", argv[at], re.DOTALL)
+        if taking and taking[2] == "m":
+            flags = [f"-{taking[1]}"] if taking[1] else []
+            module = [taking[3]] if taking[3] else []
+            return [*argv[:at], *flags], ["-m", *module, *argv[at + 1 :]]
+        at += 2 if taking and not taking[3] else 1
     return argv[:at], argv[at:]
 
 
-class _Printing(Trace):
-    """A trace whose sink raises nothing of its own and has the package make no call. So what is
-    raised meanwhile, and what is called, is the program's, whose signals are handled at any time."""
+# --- what is done with a call ---------------------------------------------------------------------
 
-    def __init__(self, sink: Callable[[Call], object], names: frozenset[str]) -> None:
-        super().__init__(sink)
+
+class _Printing(Trace):
+    """A trace by which each thread prints its own calls, one by one, before it goes on.
+
+    Nothing is locked, so that no thread waits for another, no signal's handler for the thread that
+    it has interrupted, and no child of a fork for a thread that it doesn't have: a line is one
+    write(2), and the kernel keeps those apart. What is raised here is the program's, by a signal's
+    handler, and finds the line written all the same.
+    """
+
+    def __init__(
+        self, form: Callable[[Call], bytes], names: frozenset[str], output: _Output
+    ) -> None:
+        super().__init__()
+        self._form = form
         self._names = names
-        self._waiting: deque[Call] = deque()
-        self._lock = allocate_lock()
+        self._output = output
+
+    def hand_over(self, call: Call) -> None:
+        if call.name not in self._names:
+            return
+        text: list[bytes] = []
+        raised: BaseException | None = None
+        tries = _TRIES
+        while tries and (not text or text[0]):
+            tries -= 1
+            try:
+                if not text:
+                    text += map(self._form, (call,))
+                self._output.write(text)
+            except BaseException as error:
+                raised = raised or error
+        if raised is not None:
+            raise raised
+
+
+class _Counting(Trace):
+    """A trace that counts, by thread, so that nobody adds to a number that another is adding to."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self._names = names
+        # With these, unlike a Counter, no handler of a signal comes between a look and an addition.
+        self._counts: defaultdict[tuple[int, str], int] = defaultdict(int)
+        self._failed: defaultdict[tuple[int, str], int] = defaultdict(int)
 
     def hand_over(self, call: Call) -> None:
         if call.name in self._names:
-            self._waiting.append(call)
-            self.drain()
+            key = (get_ident(), call.name)
+            self._counts[key] += 1
+            self._failed[key] += call.errno != 0
 
-    def drain(self) -> None:
-        """Print what waits, unless another thread, or who was interrupted, is at it."""
-        while self._waiting:
-            # Unpacked, so that no handler of a signal comes between the call and its result.
-            (mine,) = map(self._lock.acquire, (False,))
-            if not mine:
-                return
-            try:
-                while self._waiting:
-                    self.sink(self._waiting[0])
-                    del self._waiting[0]
-            finally:
-                self._lock.release()
+    def table(self) -> bytes:
+        """Those columns of strace's -c that can be filled, since the last time: the kernel's time is
+        not seen here."""
+        calls, errors = _total(self._counts), _total(self._failed)
+        if not calls:
+            return b""
+        rows = [(number, errors[name], name) for name, number in calls.most_common()]
+        rule = f"{'':->9} {'':->9} {'':->16}"
+        total = (sum(calls.values()), sum(errors.values()), "total")
+        lines = [f"{number:9} {failed or '':>9} {name}" for number, failed, name in [*rows, total]]
+        title = f"{'calls':>9} {'errors':>9} syscall"
+        return "\n".join([title, rule, *lines[:-1], rule, lines[-1], ""]).encode()
+
+
+def _total(counts: defaultdict[tuple[int, str], int]) -> Counter[str]:
+    """The sum of all threads by name, of counts that begin anew."""
+    total: Counter[str] = Counter()
+    for key in list(counts):
+        total[key[1]] += counts.pop(key)
+    return total
+
+
+def _as_line(stamp: int, call: Call) -> bytes:
+    thread = _thread_number()
+    prefix = "" if thread is None else f"[pid {thread:5}] "
+    return _encoded(call.line(prefix + _stamp(stamp, call.time)))
+
+
+def _as_json(call: Call) -> bytes:
+    fields = {"name": call.name, "args": call.decoded, "result": call.result}
+    fields |= {"errno": call.error, "time": call.time}
+    thread = _thread_number()
+    return _encoded(json.dumps(fields if thread is None else {"pid": thread, **fields}))
+
+
+def _encoded(line: str) -> bytes:
+    return f"{line}\n".encode("utf-8", "surrogateescape")
+
+
+def _thread_number() -> int | None:
+    """The kernel's number of this thread, where the process has more than one."""
+    # A thread that Python has not made is not counted.
+    return get_native_id() if _other_threads() or get_ident() != _FIRST_THREAD else None
+
+
+def _stamp(kind: int, seconds: float) -> str:
+    """The time as strace's -t, -tt and -ttt have it."""
+    whole, part = divmod(int(seconds * 1_000_000), 1_000_000)
+    if kind == 0:
+        return ""
+    if kind > 2:
+        return f"{whole}.{part:06} "
+    clock = time.strftime("%H:%M:%S", time.localtime(whole))
+    return f"{clock}.{part:06} " if kind == 2 else f"{clock} "
+
+
+def _selection(expressions: Sequence[str]) -> frozenset[str]:
+    """The names that the -e choose. Raises `ValueError` for one that is no call of the package."""
+    names = {alias: kernels for name, (kernels, _) in CALLS.items() for alias in (name, kernels)}
+    known = frozenset(names.values())
+    # strace goes by the last -e alone. Whoever writes two means both.
+    selected = known if not expressions or "!" in expressions[0][:7] else frozenset[str]()
+    for expression in expressions:
+        _, equals, wanted = expression.rpartition("=")
+        if equals and not expression.startswith(("trace=", "t=")):
+            raise ValueError(f"invalid expression {expression!r}; known is trace=NAME,NAME")
+        chosen = wanted.removeprefix("!")
+        words = names if chosen == "all" else set(chosen.split(",")) - {"none"}
+        if unknown := sorted(set(words) - set(names)):
+            listed = ", ".join(sorted(names))
+            raise ValueError(f"invalid system call {unknown[0]!r}; known are {listed}")
+        picked = frozenset(names[word] for word in words)
+        selected = selected - picked if wanted.startswith("!") else selected | picked
+    return selected
+
+
+# --- where it goes --------------------------------------------------------------------------------
 
 
 class _Output:
@@ -156,141 +283,118 @@ class _Output:
         self.path = path
         self.at_end: Callable[[], object] = lambda: None
         """Called when nothing can be written any more."""
-        self._folder = os.getcwd()
-        self._fd = -1
+        self._folder = os.getcwd() if path is not None else ""
+        # One number, or none when all is over. A list, since a map asks for its member just before
+        # it calls: no handler of a signal that forks comes between.
+        self._fds = [-1]
+        self._inheritable = False
         try:
-            self._open(os.O_TRUNC)
+            self._open(at_first=True)
         except OSError as error:
             if path is not None:
                 raise OSError(error.errno, error.strerror, path) from None
             # There is no standard error, which is no reason not to run the program.
+            self._fds.clear()
 
-    def _open(self, more: int = 0) -> None:
+    def _open(self, at_first: bool = False) -> None:
         opened = 2
         if self.path is not None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | more
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             opened = os.open(os.path.join(self._folder, self.path), flags, 0o666)
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        high = 1023 if limit == resource.RLIM_INFINITY else min(limit - 1, 1023)
+            mode = os.fstat(opened).st_mode
+            if at_first and not _comes_from_before(opened) and stat.S_ISREG(mode):
+                os.ftruncate(opened, 0)
+        limit = os.sysconf("SC_OPEN_MAX")
+        high = 1023 if limit < 0 else min(limit - 1, 1023)
         try:
-            self._fd = fcntl(opened, F_DUPFD_CLOEXEC, high)
+            fd = fcntl(opened, F_DUPFD_CLOEXEC, high)
         except OSError:  # There the program has its own.
-            self._fd = fcntl(opened, F_DUPFD_CLOEXEC, 3)
+            fd = fcntl(opened, F_DUPFD_CLOEXEC, 3)
         if self.path is not None:
             os.close(opened)
-        self._file = os.fstat(self._fd)
+        self._file = os.fstat(fd)
+        if self._fds:
+            self._fds[:] = [fd]
 
-    def write(self, text: str) -> None:
-        data = text.encode("utf-8", "surrogateescape")
-        while data and self._fd >= 0:
+    def write(self, text: list[bytes]) -> None:
+        """Write the one member of `text`, and leave of it what is not written yet."""
+        if self._inheritable:  # The exec has failed.
+            self._inherit(False)
+        while text[0]:
             try:
                 if not self._is_ours():
                     self._open()
-                # Unpacked, so that no handler of a signal comes between the call and its result.
-                (written,) = map(os.write, (self._fd,), (data,))
-                data = data[written:]
+                for written in map(os.write, self._fds, text):
+                    text[0] = text[0][written:]
             except BlockingIOError:
                 # The program may have made a terminal non-blocking that it shares with us.
-                select.select((), (self._fd,), ())
+                select.select((), self._fds, ())
             except OSError as error:
                 if error.errno is None:
                     raise  # A signal's handler did, with a TimeoutError for instance.
                 self._give_up(error)
+            if not self._fds:
+                text[0] = b""
 
     def _is_ours(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._fd), self._file)
+            return all(os.path.samestat(info, self._file) for info in map(os.fstat, self._fds))
         except OSError as error:
             if error.errno != EBADF:
                 raise
             return False
 
     def _give_up(self, error: OSError) -> None:
-        self._fd = -1
-        self.at_end()
-        if self.path is not None:
-            with suppress(OSError):
-                os.write(2, f"danga_raw trace: {self.path}: {error.strerror}\n".encode())
+        if self._fds:  # Otherwise this is a child, made while its parent was writing.
+            self._fds.clear()
+            self.at_end()
+            if self.path is not None:
+                with suppress(OSError):
+                    os.write(2, f"danga_raw trace: {self.path}: {error.strerror}\n".encode())
+
+    def leave(self) -> None:
+        """Write no more, in the child of a fork, also where a handler forked amid a write."""
+        if self._is_ours():
+            for fd in self._fds:
+                os.close(fd)
+        self._fds.clear()
+
+    def hand_on(self, command: Sequence[str | bytes | os.PathLike[str]]) -> None:
+        """Before an exec: what traces into the same file learns by the open descriptor that the
+        lines there are those of this process, which strace, too, follows into its next program."""
+        path = self.path
+        if path is not None and any(os.fsdecode(word).endswith(path) for word in command):
+            if not self._is_ours():  # A program may well close them all before an exec.
+                with suppress(OSError):
+                    self._open()
+            self._inherit(True)
+
+    def _inherit(self, on: bool) -> None:
+        if self._is_ours():
+            for fd in self._fds:
+                os.set_inheritable(fd, on)
+        self._inheritable = on
 
 
-def _stamp(kind: int, seconds: float) -> str:
-    """The time as strace's -t, -tt and -ttt have it."""
-    whole, part = divmod(int(seconds * 1_000_000), 1_000_000)
-    if kind == 0:
-        return ""
-    if kind > 2:
-        return f"{whole}.{part:06} "
-    clock = time.strftime("%H:%M:%S", time.localtime(whole))
-    return f"{clock}.{part:06} " if kind == 2 else f"{clock} "
+def _comes_from_before(opened: int) -> bool:
+    """Close the descriptor of the same file that this process had before an exec; false if there is
+    none."""
+    file = os.fstat(opened)
+    for fd in _descriptors():
+        with suppress(OSError):
+            if (
+                fd not in (0, 1, 2, opened)
+                and os.path.samestat(os.fstat(fd), file)
+                and os.get_inheritable(fd)
+                and fcntl(fd, F_GETFL) & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+            ):
+                os.close(fd)
+                return True
+    return False
 
 
-def _selection(expression: str) -> frozenset[str]:
-    """The names of an -e. Raises `ValueError` for one that is no call of the package."""
-    known = frozenset(name for name, _ in CALLS.values())
-    _, equals, names = expression.partition("=")
-    if equals and not expression.startswith(("trace=", "t=")):
-        raise ValueError(f"invalid expression {expression!r}")
-    wanted = names if equals else expression
-    chosen = wanted.removeprefix("!")
-    selected = known if chosen == "all" else frozenset(chosen.split(",")) - {"none"}
-    if _PLAIN_FSTAT in selected:
-        selected = selected - {_PLAIN_FSTAT} | {FSTAT}
-    if unknown := selected - known:
-        raise ValueError(f"invalid system call {min(unknown)!r}")
-    return known - selected if wanted.startswith("!") else selected
-
-
-def _table(calls: Counter[str], errors: Counter[str]) -> str:
-    """Those columns of strace's -c that can be filled: the kernel's time is not seen here."""
-    if not calls:
-        return ""
-    rows = [(number, errors[name], name) for name, number in calls.most_common()]
-    rule = f"{'':->9} {'':->9} {'':->16}"
-    total = (sum(calls.values()), sum(errors.values()), "total")
-    lines = [f"{number:9} {failed or '':>9} {name}" for number, failed, name in [*rows, total]]
-    title = f"{'calls':>9} {'errors':>9} syscall"
-    return "\n".join([title, rule, *lines[:-1], rule, lines[-1], ""])
-
-
-def _run_program(source: bytes, argv: Sequence[str]) -> None:
-    """What `python PROGRAM ARG` does; exceptions go on to the interpreter, which ends by them in its
-    own way."""
-    # Since 3.9 the program knows its file by the whole path, also when it changes the directory.
-    path = os.path.join(os.getcwd(), argv[0])
-    main = ModuleType("__main__")
-    main.__dict__.update(
-        __annotations__={},
-        __builtins__=builtins,
-        __cached__=None,
-        __file__=path,
-        __loader__=SourceFileLoader("__main__", path),
-    )
-    sys.modules["__main__"] = main
-    sys.argv = list(argv)
-    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
-        sys.path[0] = os.path.dirname(os.path.realpath(path))
+def _descriptors() -> Sequence[int]:
     try:
-        code: CodeType = compile(source, path, "exec", dont_inherit=True)
-        exec(code, main.__dict__)
-    except SystemExit:
-        raise
-    except BaseException as error:
-        _hide_us(error)
-        raise
-
-
-def _hide_us(error: BaseException) -> None:
-    """Have the traceback printed without the frames above the program, which are none of its own."""
-    theirs = error.__traceback__
-    while theirs is not None and theirs.tb_frame.f_code.co_filename == __file__:
-        theirs = theirs.tb_next
-    shown = getattr(sys, "excepthook", None)
-
-    def show(
-        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
-        assert shown is not None
-        shown(kind, error.with_traceback(theirs), theirs)
-
-    if shown is not None:
-        sys.excepthook = show
+        return [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        return range(1024)

@@ -2,92 +2,47 @@
 
 from __future__ import annotations
 
-import os
+import sys
+from _thread import _count as count_other_threads
 from collections import deque
 from operator import index
-from resource import RUSAGE_SELF
 
-from _socket import socket as RawSocket
-from danga_raw._epoll import Epoll
-from danga_raw._libc import INT_MAX, by_handler, libc
-from danga_raw._log import warn
-from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT, Poll
+from danga_raw._libc import INT_MAX, libc
+from danga_raw._log import described, warn
+from danga_raw._mistakes import callable_or_none, check_callback
+from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
+from danga_raw._registry import Registry, choose_backend
+from danga_raw._typing import cast
 from danga_raw.timers import Timer, Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Final, TypeVar
+    from types import FrameType, TracebackType
+    from collections.abc import Callable
+    from typing import Final
 
+    from danga_raw._waker import Waker
     from danga_raw.types import (
-        Batch,
+        AnySocket,
+        Callback,
         DescriptorMapping,
         ExceptionCallback,
         Handle,
         OtherFdCallback,
         OtherFdMapping,
         PostLoopCallback,
-        Poller,
         ProfileMapping,
-        Watched,
+        Socket,
     )
 
-    Callback = TypeVar("Callback")
-
-
-class Leaving:
-    """A descriptor on its way out, until the batch of events in which it left is over.
-
-    Until then its object stays in the map and its number can't be given out again, since the batch
-    may still hold an event for it.
-    """
-
-    __slots__ = ("fd", "obj", "open_fd", "sock")
-
-    def __init__(self, fd: int, obj: Watched | None, sock: Handle | None) -> None:
-        self.fd: int = fd
-        self.obj: Watched | None = obj
-        """Whose entry in the map is to go; None for an other fd."""
-        self.sock: Handle | None = sock
-        """The handle to close; None if it isn't ours to close."""
-        self.open_fd: Iterator[int] = iter(())
-        """The descriptor that `sock` has given up and that is still to be closed."""
-
-
-def backends() -> list[str]:
-    """The names of the backends that this system has, the preferred one first."""
-    names = ["poll"]
-    if hasattr(libc, "epoll_create1"):
-        names.insert(0, "epoll")
-    if hasattr(libc, "kqueue") or "DANGA_RAW_LIBKQUEUE" in os.environ:
-        names.insert(0, "kqueue")
-    return names
-
-
-def _choose_backend(name: str | None) -> str:
-    there = backends()
-    wanted = name if name is not None else os.environ.get("DANGA_RAW_BACKEND") or there[0]
-    if wanted not in there:
-        raise ValueError(f"no backend {wanted!r} here; there are {', '.join(there)}")
-    return wanted
-
-
-def _closes_as_usual(kind: type[RawSocket]) -> bool:
-    """True unless a class of sockets has a close() of its own, which then is called."""
-    return getattr(kind.close, "__module__", "socket") == "socket"
-
-
-def callable_or_none(what: str, callback: Callback | None) -> Callback | None:
-    if callback is not None and not callable(callback):
-        raise TypeError(f"{what} is a callable or None, not {callback!r}")
-    return callback
+RUSAGE_SELF: Final = 0
 
 
 class Loop:
     """One event loop with its own poller. A process may have many, one a thread.
 
-    A loop belongs to the thread that runs it; nothing of it may be called from another but `stop`.
+    A loop belongs to the thread that runs it; from another, or from a signal's handler, only `stop`
+    and `call_soon_threadsafe` may be called.
     """
 
     def __init__(self, backend: str | None = None) -> None:
@@ -95,56 +50,53 @@ class Loop:
         None, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there.
         """
-        self.backend: Final = _choose_backend(backend)
+        self.backend: Final = choose_backend(backend)
         """The name of the mechanism in use."""
+        self._registry = Registry(self.backend)
         self._on_exception: ExceptionCallback | None = None
-        self._opening: Poller | None = None
-        """The poller, from before it is opened."""
-        self._poller: Poller | None = None
-        """The same, once it is open."""
         self._timers = Timers()
+        self._soon: deque[Callback] = deque()
+        """What `call_soon` was given and has not run."""
         self._timeout = -1
         self._stopping = False
-        self._outer: list[Batch] = []
-        """For each call of `run` that is going on, the batch that was in hand when it began: what
-        is left of it is dropped when numbers of which it speaks may have been given out again.
-        Events are level-triggered, so the next wait says again what is still true."""
-        self._other_fds: dict[int, OtherFdCallback] = {}
+        self._resets = 0
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
         self._profile: dict[str, tuple[float, float, int]] = {}
-        # What `Socket` and the loop share.
-        self.sockets: dict[int, Watched] = {}
-        """The objects by their fd, those included that left in the present batch."""
-        self.leaving: deque[Leaving] = deque()
-        """What goes when the present batch is over, in order."""
-        self.pushed_back: dict[int, Watched] = {}
-        """The objects that have pushed-back data to read, by their fd."""
-        self.own_callbacks: dict[int, PostLoopCallback] = {}
-        """The post-loop callbacks of single objects, by their fd."""
+
+    def __repr__(self) -> str:
+        registry = self._registry
+        return (
+            f"<Loop on {self.backend}: {len(registry.objects)} sockets, "
+            f"{len(registry.other_fds)} other fds, {len(self._timers.heap)} timers>"
+        )
 
     # --- running ----------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Wait for events and dispatch them, until a post-loop callback says false or `stop`.
 
-        A turn: the timers that are due; one wait for events; for each of them the object's
-        event_read, event_write, event_err and event_hup, as far as they are due and the object
-        isn't closed by then, or the callback of an other fd; event_read again while pushed-back
-        data waits; the deferred closes; the post-loop callbacks.
+        A turn: the timers that are due, and what `call_soon` was given; one wait for events, which
+        does not block while a close is due; for each of them the object's event_read, event_write,
+        event_err and event_hup, as far as they are due and the object isn't closed by then, or the
+        callback of an other fd; event_read again while pushed-back data waits; the deferred closes;
+        the post-loop callbacks.
 
         An exception of a handler leaves `run` unless there is an `on_exception`. Either way the
-        deferred closes are done, nothing else is lost, and the loop can be run again. Raises
-        `OSError` where the wait fails for another reason than a signal, which counts as a wait with
-        no events.
+        deferred closes are done, nothing else is lost, and the loop can be run again. A request to
+        stop that this run did not come to obey is due in the next. Raises `OSError` where the wait
+        fails for another reason than a signal, which counts as a wait with no events.
 
         System calls: the wait of the backend, close(2) for the deferred closes, and what the
         handlers make.
         """
-        depth = len(self._outer)
+        outer = self._registry.outer
+        depth = len(outer)
         try:
-            self._outer.append([] if self._poller is None else self._poller.batch)
+            poller = self._registry.poller
+            outer.append([] if poller is None else poller.batch)
             self._run_until_stopped()
+            self._stopping = False
             self._end_run(depth)
         except BaseException:
             try:
@@ -154,18 +106,31 @@ class Loop:
             raise
 
     def _run_until_stopped(self) -> None:
-        sockets = self.sockets
+        registry = self._registry
+        objects, leaving, pushed_back = registry.objects, registry.leaving, registry.pushed_back
+        timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
+        resets = self._resets
+        if registry.polls and count_other_threads():
+            self._open_waker()
         while not self._stopping:
-            timeout = self._run_timers() if self._timers.heap else self._timeout
-            if timeout is None:
-                return
-            if self.pushed_back and self._has_pushed_back():
-                timeout = 0
+            if timers or overdue or soon or leaving or pushed_back:
+                timeout = self._run_what_is_due()
+                if timeout is None:
+                    return
+            else:
+                timeout = self._timeout
+            poller = registry.poller
+            if poller is None:
+                if resets != self._resets and not (timers or soon or registry.watches_any()):
+                    return  # A reset in this run has left nothing to wait for.
+                poller = registry.open()
+            if registry.polls and timeout != 0 and count_other_threads():
+                self._open_waker()
             # What nearly all events are. To be told by one comparison spares them four masks.
             common = -1 if self._profiling else POLLIN
-            for fd, state in (self._poller or self.poller()).wait(timeout):
+            for fd, state in poller.wait(timeout):
                 try:
-                    obj = sockets[fd]
+                    obj = objects[fd]
                 except KeyError:
                     pass
                 else:
@@ -177,93 +142,75 @@ class Loop:
                         elif not obj.closed:
                             obj.event_read()
                     except Exception as error:
-                        if not self._handled(error, obj):
+                        if not self.handle_exception(error, obj):
                             raise
                     continue
                 self._other_event(fd, state)
-            if self.pushed_back:
+            if pushed_back:
                 self._read_pushed_back()
-            if self.leaving:
+            if leaving:
                 self._let_go()
-            if self.own_callbacks or self._post_loop_callback is not None:
+            if registry.own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
                     return
 
     def _end_run(self, depth: int) -> None:
         """What is to be done at the end of a run that began within `depth` others. To do it twice
         is no harm, and no call is in it behind which a signal's handler could raise."""
-        self._stopping = False
-        if own := self._outer[depth:]:
-            if self._poller is not None:
-                self._poller.batch = own[0]
-            del self._outer[depth:]
+        registry = self._registry
+        if own := registry.outer[depth:]:
+            if registry.poller is not None:
+                registry.poller.batch = own[0]
+            del registry.outer[depth:]
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
-        `run` is going on, the next one returns at once. Doesn't wake a wait that has begun."""
+        `run` is going on, the next one returns at once.
+
+        Safe from any thread and signal's handler where the loop can be woken, which it can once one
+        of `call_soon_threadsafe` and `add_signal_handler` was used: then it ends a wait that has
+        begun, by a write(2), and else it does not.
+        """
         self._stopping = True
+        if (waker := self._registry.waker) is not None:
+            waker.wake()
 
-    def poller(self) -> Poller:
-        """The poller, opened at its first use: epoll_create1(2), or kqueue(2) and fcntl(2)."""
-        if self._poller is None:
-            # It is kept before it is opened: an exception in between, and what it has open is lost.
-            if self._opening is None:
-                self._opening = self._new_poller()
-            self._opening.open()
-            self._poller = self._opening
-        return self._poller
-
-    def _new_poller(self) -> Poller:
-        if self.backend == "epoll":
-            return Epoll()
-        if self.backend == "poll":
-            return Poll()
-        # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
-        from danga_raw._kqueue import KQueue, load_libkqueue
-
-        path = os.environ.get("DANGA_RAW_LIBKQUEUE")
-        return KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
-
-    def watch(self, fd: int, events: int, obj: Watched | None = None) -> None:
-        """Register a descriptor with the poller, and the object that has it, if one does: both or,
-        where an exception comes in between, as that of a signal's handler may, neither."""
-        try:
-            self.poller().register(fd, events)
-            if obj is not None:
-                self.sockets[fd] = obj
-        except BaseException as error:
-            if by_handler(error) and fd not in self._other_fds:
-                self.unwatch(fd, events)
-            raise
-
-    def unwatch(self, fd: int, events: int) -> None:
-        """Take a descriptor off the poller, unless it is an object's by now. If its owner has closed
-        it, it is off already."""
-        obj = self.sockets.get(fd)
-        if obj is None or obj.closed:
+    def _run_what_is_due(self) -> int | None:
+        """Run the timers that are due and what `call_soon` was given; how long the wait may take, or
+        None if one of them has stopped the loop."""
+        timeout = self._timeout
+        while self._timers.heap or self._timers.due:
             try:
-                self.poller().unregister(fd, events)
-            except OSError:
-                pass
-
-    def _run_timers(self) -> int | None:
-        """Fire what is due; how long the wait may take, or None if a timer has stopped the loop."""
-        number = self._timers.added
-        while True:
-            try:
-                until_next = self._timers.run_due(number)
-                break
+                until_next = self._timers.run_due()
             except Exception as error:
-                if not self._handled(error):
+                if not self.handle_exception(error):
+                    raise
+                continue
+            if until_next >= 0 and (timeout < 0 or until_next < timeout):
+                timeout = until_next
+            break
+        # What is added meanwhile waits for the next turn, or one that always adds itself again
+        # would keep the loop from everything else.
+        for _ in range(len(self._soon)):
+            if not self._soon:  # A callback has run the loop.
+                break
+            callback = self._soon.popleft()
+            try:
+                callback()
+            except Exception as error:
+                if not self.handle_exception(error):
                     raise
         if self._stopping:
             return None
-        if until_next < 0 or 0 <= self._timeout < until_next:
-            return self._timeout
-        return until_next
+        registry = self._registry
+        return 0 if self._soon or registry.pushed_back or registry.due() else timeout
 
-    def _dispatch(self, obj: Watched, state: int) -> None:
+    def _dispatch(self, obj: AnySocket, state: int) -> None:
         """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
+        connecting = self._registry.connecting
+        if connecting and (pending := connecting.get(obj.fd or 0)) is not None:
+            pending.finish()
+            return
         if self._profiling:
             self._dispatch_profiled(obj, state)
             return
@@ -276,7 +223,7 @@ class Loop:
         if state & POLLHUP and not obj.closed:
             obj.event_hup()
 
-    def _dispatch_profiled(self, obj: Watched, state: int) -> None:
+    def _dispatch_profiled(self, obj: AnySocket, state: int) -> None:
         """The same, with the cost of each handler noted."""
         for event, item, handler in (
             (POLLIN, "read", obj.event_read),
@@ -297,114 +244,87 @@ class Loop:
 
     def _other_event(self, fd: int, state: int) -> None:
         """An event for a descriptor that no object has."""
-        callback = self._other_fds.get(fd)
+        registry = self._registry
+        callback = registry.other_fds.get(fd)
         if callback is not None:
             try:
                 callback(state)
             except Exception as error:
-                if not self._handled(error):
+                if not self.handle_exception(error):
                     raise
-        elif fd not in [entry.fd for entry in list(self.leaving)]:
-            # Nobody can handle it, and as long as it is there every wait would return at once.
-            warn(
-                "%s returned fd %d with state %d, of which nothing is known. removing.",
-                self.backend,
-                fd,
-                state,
-            )
-            try:
-                self.poller().unregister(fd, state)
-                libc.close(fd)
-            except OSError as error:
-                warn("fd %d: %s", fd, error)
+        elif registry.waker is not None and fd == registry.waker.fileno():
+            registry.waker.heard()
+        else:
+            registry.remove_unknown(fd, state)
 
-    def _handled(self, error: Exception, obj: Watched | None = None) -> bool:
-        """True if `on_exception` took what a handler (of `obj`) or a callback raised."""
+    def handle_exception(self, error: Exception, obj: AnySocket | None = None) -> bool:
+        """Hand what a handler (of `obj`) or a callback raised to `on_exception`, and close the
+        object, also where its own `close` raises. False, and nothing is done, if there is no
+        `on_exception`: then it is the caller's to raise."""
         if self._on_exception is None:
             return False
         try:
-            self._on_exception(obj, error)
+            # Which kind of handle the object has is the callback's to ask.
+            self._on_exception(cast("Socket | None", obj), error)
         finally:
             if obj is not None and not obj.closed:
-                obj.close("exception")
+                try:
+                    obj.close_as("exception")
+                except Exception as another:
+                    warn("in close of %s: %r", described(obj), another)
         return True
-
-    def _has_pushed_back(self) -> bool:
-        """True if pushed-back data waits for an object that watches for reading: pushed back by a
-        timer, before `run`, or in a batch that an exception cut short."""
-        for obj in list(self.pushed_back.values()):  # A signal's handler may close some.
-            if obj.event_watch & POLLIN:
-                return True
-        return False
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
         again = True
         while again:
             again = False
-            for fd in list(self.pushed_back):
-                # An event_read before this one may have closed it.
-                obj = self.pushed_back.get(fd)
-                if obj is None or not obj.event_watch & POLLIN:
+            for fd in list(self._registry.pushed_back):
+                obj = self._registry.pushed_back.get(fd)
+                if obj is None:  # An event_read before this one has closed it.
+                    continue
+                if obj.closed or not obj.read_push_back:
+                    # A signal's handler came between the object and what is noted of it here.
+                    self._registry.pushed_back.pop(fd, None)
                     continue
                 again = True
                 try:
                     obj.event_read()
                 except Exception as error:
-                    if not self._handled(error, obj):
+                    if not self.handle_exception(error, obj):
                         raise
 
     def _let_go(self) -> None:
-        """Close what waits to be closed, and take from the map what has left: close(2) for each."""
-        while self.leaving:
-            entry = self.leaving[0]
-            if entry.obj is not None:
-                entry.obj.finish_leaving()
-            sock = entry.sock
-            usual = isinstance(sock, RawSocket) and _closes_as_usual(type(sock))
+        """Close what is due to be closed; first what the close of a handle or a signal's handler
+        raises is kept until all are closed."""
+        first: BaseException | None = None
+        while self._registry.leaving:
             try:
-                if isinstance(sock, RawSocket) and usual:
-                    # A socket can give up its descriptor, and then close(2) goes through the door,
-                    # where the audit sees it. If its owner has closed it behind our back, there is
-                    # nothing to close: the number may be another's by now. A signal's handler may
-                    # raise after any of these calls, and the next to come here goes on from there.
-                    if sock.fileno() == entry.fd:
-                        entry.open_fd = iter((entry.fd,))
-                    sock.detach()
-                    entry.sock = None
-                elif sock is not None:
-                    entry.sock = None
-                    sock.close()
-                # An iterator gives a number once, whatever its close raises.
-                for _ in map(libc.close, entry.open_fd):
-                    pass
-            except OSError as error:
-                if usual and by_handler(error):
-                    raise
-                # The descriptor is gone all the same (close(2), "Dealing with error returns").
-                warn("close(fd %d): %s", entry.fd, error)
-            if entry.obj is not None and self.sockets.get(entry.fd) is entry.obj:
-                del self.sockets[entry.fd]
-            for batch in self._outer:
-                batch.clear()
-            # The close() of a handle may have run the loop, or reset it.
-            if self.leaving and self.leaving[0] is entry:
-                self.leaving.popleft()
+                self._registry.let_go()
+            except Exception as error:
+                if not self.handle_exception(error):
+                    first = first or error
+            except BaseException as error:
+                first = first if isinstance(first, KeyboardInterrupt) else error
+        if self._registry.starved:
+            self._registry.feed()
+        if first is not None:
+            raise first
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
-        for fd in list(self.own_callbacks):
-            own = self.own_callbacks.get(fd)
-            if own is not None and not self._keep_running(own, self.sockets.get(fd)):
+        for fd in list(self._registry.own_callbacks):
+            own = self._registry.own_callbacks.get(fd)
+            if own is not None and not self._keep_running(own, self._registry.objects.get(fd)):
                 return False
         callback = self._post_loop_callback
         return callback is None or self._keep_running(callback, None)
 
-    def _keep_running(self, callback: PostLoopCallback, obj: Watched | None) -> bool:
+    def _keep_running(self, callback: PostLoopCallback, obj: AnySocket | None) -> bool:
         try:
-            return bool(callback(self.sockets, self._other_fds))
+            return bool(callback(self._registry.objects, self._registry.other_fds))
         except Exception as error:
-            if not self._handled(error, obj):
+            if not self.handle_exception(error, obj):
                 raise
             return True
 
@@ -418,6 +338,50 @@ class Loop:
         system call (clock_gettime needs none).
         """
         return self._timers.add(seconds, callback)
+
+    def call_soon(self, callback: Callback) -> None:
+        """Call `callback()` in the next turn, before it waits; in the order of the calls, each once.
+        For the loop's own thread. Raises `TypeError` for what can't be called. No system call."""
+        check_callback("a callback", callback)
+        self._soon.append(callback)
+
+    def call_soon_threadsafe(self, callback: Callback) -> None:
+        """The same from any thread or signal's handler: the wait ends at once.
+
+        Calls write(2), unless that was done since the loop last looked, and at first use pipe2(2)
+        and what watches its read end; that may be in another thread's first call. Raises `OSError`
+        where there is no pipe to be had (EMFILE).
+        """
+        check_callback("a callback", callback)
+        waker = self._open_waker()
+        self._soon.append(callback)
+        waker.wake()
+
+    def add_signal_handler(self, number: int, callback: Callback) -> None:
+        """Call `callback()` in the next turn when the signal comes, which ends the wait; a signal
+        that comes again before that counts once more. For the main thread.
+
+        A loop's signals end when it is reset or closed. Of several loops with signal handlers, the
+        one that runs, or that ran last, is woken at once. Calls rt_sigaction(2), and at first use
+        those of `call_soon_threadsafe`. Raises `ValueError` for a number that is no signal and in
+        another thread, `OSError` (EINVAL) for one that can't be handled, `TypeError` for what can't
+        be called.
+        """
+        check_callback("a signal's callback", callback)
+
+        def heard(number: int, frame: FrameType | None) -> None:
+            self.call_soon_threadsafe(callback)
+
+        self._open_waker().add_signal(number, heard)
+
+    def remove_signal_handler(self, number: int) -> bool:
+        """Handle the signal as the system does (SIGINT: as Python does); False if this loop has no
+        handler for it. rt_sigaction(2)."""
+        waker = self._registry.waker
+        return waker is not None and waker.remove_signal(number)
+
+    def _open_waker(self) -> Waker:
+        return self._registry.waker or self._registry.open_waker()
 
     def set_loop_timeout(self, ms: int) -> int:
         """Wait at most `ms` milliseconds for events; -1, as at first, for ever; 0 not at all.
@@ -454,17 +418,17 @@ class Loop:
     @property
     def descriptor_map(self) -> DescriptorMapping:
         """The objects by their fd. A closed one stays until its batch is over."""
-        return self.sockets
+        return self._registry.objects
 
     @property
     def watched_sockets(self) -> int:
         """The number of objects in the descriptor map."""
-        return len(self.sockets)
+        return len(self._registry.objects)
 
     @property
     def to_close(self) -> list[Handle]:
         """The raw sockets that wait to be closed, in order of closing."""
-        return [entry.sock for entry in list(self.leaving) if entry.sock is not None]
+        return [entry.sock for entry in list(self._registry.leaving) if entry.sock is not None]
 
     @property
     def other_fds(self) -> OtherFdMapping:
@@ -474,25 +438,11 @@ class Loop:
         Setting it replaces all, as `add_other_fds` adds them. Those left out are watched no longer,
         and not closed.
         """
-        return self._other_fds
+        return self._registry.other_fds
 
     @other_fds.setter
     def other_fds(self, fds: OtherFdMapping) -> None:
-        kept = dict(fds)
-        try:
-            self.add_other_fds(kept)
-            self._drop_other_fds(kept)
-        except BaseException:
-            # A signal's handler raised. Where these were added, the rest is due as well.
-            if kept.items() <= self._other_fds.items():
-                self._drop_other_fds(kept)
-            raise
-
-    def _drop_other_fds(self, kept: dict[int, OtherFdCallback]) -> None:
-        for fd in [fd for fd in self._other_fds if fd not in kept]:
-            self.leaving.append(Leaving(fd, None, None))
-            self.unwatch(fd, POLLIN)
-            del self._other_fds[fd]
+        self._registry.replace_other_fds(_checked(fds))
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
@@ -501,26 +451,8 @@ class Loop:
         callback for a fd that is watched takes no call. Raises `TypeError` for a callback that
         can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added.
         """
-        fds = dict(fds)
-        for fd, callback in fds.items():
-            if not callable(callback):
-                raise TypeError(f"an other fd takes a callable, not {callback!r} (fd {fd})")
-            index(fd)
-        added: list[int] = []
-        try:
-            for fd in fds:
-                if fd not in self._other_fds:
-                    added += (fd,)
-                    self.watch(fd, POLLIN)
-            self._other_fds |= fds
-        except BaseException as error:
-            if not by_handler(error):
-                del added[-1:]  # It was refused, and may be another's.
-            for fd in added:
-                if fd not in self._other_fds:
-                    self.unwatch(fd, POLLIN)
-            raise
-        return self._other_fds
+        self._registry.add_other_fds(_checked(fds))
+        return self._registry.other_fds
 
     # --- profiling --------------------------------------------------------------------------------
 
@@ -574,28 +506,17 @@ class Loop:
 
     def _forget(self) -> None:
         self._let_go()
-        for batch in self._outer:
-            batch.clear()
-        self.sockets.clear()
-        self.pushed_back.clear()
-        self.own_callbacks.clear()
-        self._other_fds.clear()
         self._timers.clear()
+        self._soon.clear()
         self._timeout = -1
         self._post_loop_callback = None
         self._profiling = False
         self._profile.clear()
         self._on_exception = None
-        if not self._outer:
+        if not self._registry.outer:
             self._stopping = False
-        poller = self._opening
-        if poller is not None:
-            poller.batch.clear()
-            try:
-                poller.close()
-            except OSError as error:
-                warn("close(%s): %s", self.backend, error)
-            self._poller = self._opening = None
+        self._resets += 1
+        self._registry.forget()
 
     def close(self) -> None:
         """As `reset`: a closed loop is as good as a new one."""
@@ -611,3 +532,30 @@ class Loop:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        """Give the poller of a loop that nobody closed back, and say so (ResourceWarning)."""
+        registry = getattr(self, "_registry", None)
+        if registry is None or registry.poller is None or sys.is_finalizing():
+            return
+        import warnings  # for who has forgotten something only
+
+        warnings.warn(f"unclosed loop {self!r}", ResourceWarning, source=self)
+        registry.forget()
+
+
+def registry_of(loop: Loop) -> Registry:
+    """What a loop watches, for the objects to be watched. Raises `TypeError`."""
+    if not isinstance(loop, Loop):
+        raise TypeError(f"a Socket takes a Loop, not {loop!r}; Loop({loop!r}) makes one")
+    return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
+
+
+def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
+    """Raises `TypeError` for what is no descriptor's number or no callback."""
+    for fd, callback in fds.items():
+        if hasattr(fd, "fileno"):
+            raise TypeError(f"an other fd is a number, not {fd!r}: give its fileno()")
+        index(fd)
+        check_callback(f"the callback of other fd {fd}", callback)
+    return dict(fds)

@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from ctypes import get_errno, set_errno
-from errno import EBADF, ECONNRESET, ENOENT, EPIPE
+from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
+from operator import index
 
-from danga_raw._libc import by_handler, libc, take_result
-from danga_raw._log import debug, warn
+from danga_raw import _addresses
+from danga_raw._addresses import NOWHERE
+from danga_raw._connecting import Connecting, begin
+from danga_raw._interrupt import by_handler, take_result
+from danga_raw._libc import libc
+from danga_raw._log import debug, described, formatted, print_error, warn
+from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, not_made
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
-from danga_raw.loop import Leaving, Loop, callable_or_none
+from danga_raw._typing import Generic, cast
+from danga_raw.loop import Loop, registry_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import ClassVar, Final, NoReturn
+    from types import FrameType
+    from typing import Final, NoReturn, TypeVar
 
     from danga_raw.timers import Timer
     from danga_raw.types import (
         Block,
+        Callback,
+        Constructor,
         DescriptorMapping,
         Handle,
+        HandleT,
         OtherFdMapping,
         PostLoopCallback,
         ProfileMapping,
         Queued,
+        SocketT,
+        SocketAddress,
         Writable,
         WriterFunc,
     )
+
+    Method = TypeVar("Method")
+else:
+    HandleT = object
 
 MAX_READ: Final = 1_048_576
 """The most bytes that one read(2) asks for, as in the original."""
@@ -52,76 +68,115 @@ def default_loop() -> Loop:
     return _default_loop
 
 
+def _as(described: object) -> Callable[[Method], Method]:
+    """A decorator: documented as what it hands on to."""
+
+    def document(method: Method) -> Method:
+        method.__doc__ = described.__doc__
+        return method
+
+    return document
+
+
 class _PostLoopCallbackSetter:
-    """`SetPostLoopCallback`: it sets the loop's on the class, and on an object the object's."""
+    """Call a callback with (descriptor map, other fds) after each batch; a false answer ends the
+    loop. On the class it sets the one of the default loop, on an object that object's own, which goes
+    with it. None takes it off. Raises `TypeError` for what can't be called."""
 
     def __get__(
-        self, obj: Socket | None, owner: type[Socket]
+        self, obj: Socket[Handle] | None, owner: type[Socket[Handle]]
     ) -> Callable[[PostLoopCallback | None], None]:
         return owner.set_loop_callback if obj is None else obj.set_own_callback
 
 
-class Socket:
+class Socket(Generic[HandleT]):
     """A socket, or anything with a descriptor that epoll takes, on an event loop.
 
     Subclass it and give it the events it is to handle; `event_write` is there. A subclass may have
     `__slots__`. The descriptor should not block.
     """
 
-    __slots__ = (
-        "_local",
-        "_peer",
-        "closed",
-        "corked",
-        "event_watch",
-        "fd",
-        "loop",
-        "read_push_back",
-        "sock",
-        "write_buf",
-        "write_buf_offset",
-        "write_buf_size",
-        "write_set_watch",
-        "writer_func",
-    )
+    __slots__ = {
+        "_addresses": "The addresses of the other side and of this one, once they were asked for.",
+        "_direct": "The descriptor while reads and writes can go straight to it, else None: nothing "
+        "is queued or pushed back, no function writes, and it is open.",
+        "_registry": "What its loop watches.",
+        "closed": "True from `close` or `steal_socket` on.",
+        "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
+        "event_watch": "The mask of the events that it is watched for, as poll(2) has it.",
+        "fd": "Its descriptor; None once closed or stolen.",
+        "loop": "The loop that watches it.",
+        "read_push_back": "The pieces pushed back, the next to be read first.",
+        "sock": "The underlying handle; None once closed or stolen.",
+        "write_buf": "What is queued for writing.",
+        "write_buf_offset": "How much of the first queued block is out already, in bytes.",
+        "write_buf_size": "How many bytes are queued; a callable counts as one.",
+        "write_set_watch": "True while it is watched for writability on account of `write`, not of a "
+        "subclass.",
+        "writer_func": "Called instead of write(2); see `set_writer_func`.",
+    }
 
-    def __init__(self, sock: Handle, loop: Loop | None = None) -> None:
+    def __init_subclass__(cls, **more: object) -> None:
+        super().__init_subclass__(**more)
+        check_class(cls)
+
+    def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
         """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups.
 
         Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD, EV_DISABLE) for both filters or, on poll,
         fstat(2). Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be
-        watched, and leaves the loop as it was.
+        watched, and leaves the loop as it was. Warns, once, of a socket that blocks.
         """
-        fd = sock.fileno()
-        self.sock: Handle | None = sock
-        """The underlying handle; None once closed or stolen."""
+        try:
+            fd = sock.fileno()
+        except AttributeError:
+            raise NoHandleError(sock) from None
+        self.loop: Loop = loop if loop is not None else default_loop()
+        self._registry = registry_of(self.loop)
+        self.sock: HandleT | None = sock
         self.fd: int | None = fd
-        """Its descriptor; None once closed or stolen."""
-        self.loop: Final = loop if loop is not None else default_loop()
-        """The loop that watches it."""
         self.closed: bool = False
-        """True from `close` or `steal_socket` on."""
         self.corked: bool = False
-        """True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`."""
         self.event_watch: int = POLLERR | POLLHUP | POLLNVAL
-        """The mask of the events that it is watched for."""
         self.writer_func: WriterFunc | None = None
-        """Called instead of write(2); see `set_writer_func`."""
         self.write_buf_offset: int = 0
-        """How much of the first queued block is out already."""
         self.write_buf_size: int = 0
-        """How many bytes are queued; a callable counts as one."""
         self.write_set_watch: bool = False
-        """True while it is watched for writability on account of `write`, not of a subclass."""
         self.write_buf: deque[Queued] = _NO_QUEUE
-        """What is queued for writing."""
         self.read_push_back: deque[Block] = _NO_PIECES
-        """The pieces pushed back, the next to be read first."""
-        self._peer = self._local = _NOWHERE
-        before = self.loop.sockets.get(fd)
-        self.loop.watch(fd, self.event_watch, self)
-        if before is not None and not before.closed:
-            warn("fd %d was closed behind the back of %s", fd, before.as_string())
+        self._addresses = (NOWHERE, NOWHERE)
+        self._direct: int | None = fd
+        self._registry.register(fd, self.event_watch, self)
+        if getattr(sock, "gettimeout", _does_not_block)() is None:
+            _warn_of_blocking(self)
+
+    @classmethod
+    def connect(
+        cls: type[SocketT],
+        address: SocketAddress,
+        *args: object,
+        timeout: float | None = None,
+        **more: object,
+    ) -> SocketT:
+        """An object of this class that connects to `address`: ("127.0.0.1", 80), ("::1", 80), or the
+        path of a UNIX socket. It is made by `cls(sock, *args, **more)`, and its `event_connect` is
+        told the outcome once, from the loop: a TimeoutError after `timeout` seconds. What is written
+        meanwhile is queued.
+
+        Calls socket(2), connect(2), those of the constructor and of `watch_write`, then
+        getsockopt(SO_ERROR). Raises `ValueError` for a name, which is never looked up, `TypeError`
+        for what is no address, and `OSError` where there is no socket to be had (EMFILE); a connect
+        that fails at once is told as any other.
+        """
+        sock, error = begin(address)
+        try:
+            # What a subclass's constructor takes is its own, and can't be said here.
+            obj = cast("SocketT", cast("Constructor", cls)(sock, *args, **more))
+        except BaseException:
+            sock.close()
+            raise
+        Connecting(obj, obj._registry.connecting, error, timeout)
+        return obj
 
     # --- reading and writing ----------------------------------------------------------------------
 
@@ -130,60 +185,74 @@ class Socket:
 
         `b""` means that nothing is there now, and `None` that the other side has closed, that there
         was an error, or that the object is closed. Not the usual way of Python, where `b""` is the
-        end. Raises `ValueError` for a `bytecount` below 1.
+        end. Raises `ValueError` for a `bytecount` below 1, `TypeError` for what is no int.
 
         Where a signal's handler raises behind the call, what was read is lost with the result, and
         the object is closed with the reason "interrupted".
         """
-        if bytecount < 1:
+        try:
+            fd = self._direct
+        except AttributeError:
+            not_made(self)
+        if fd is None or bytecount < 1:
+            return self._read_pushed_back(bytecount)
+        read = libc.read  # To call a local spares CPython 3.11 the search for a method.
+        try:
+            # An empty result is the end of the stream.
+            return read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None
+        except BaseException as error:
+            return self._read_failed(error, bytecount)
+
+    def _read_pushed_back(self, bytecount: int) -> bytes | None:
+        """`read` where it can't go straight to the descriptor."""
+        if index(bytecount) < 1:
             raise ValueError(f"read takes a number of bytes from 1 up, not {bytecount!r}")
         fd = self.fd
         if fd is None:
             return None
         try:
-            if self.read_push_back:
-                data = self._read_pushed_back(fd, bytecount)
+            pieces = self.read_push_back
+            if not pieces:
+                return libc.read(fd, min(bytecount, MAX_READ)) or None
+            first = pieces[0]
+            if len(first) > bytecount:
+                view = memoryview(first)
+                data = bytes(view[:bytecount])
+                pieces[0] = view[bytecount:]
                 return data
-            # An empty result is the end of the stream.
-            return libc.read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None
-        except BlockingIOError:
-            return b""
-        except OSError:
-            return None
+            data = bytes(first)
+            waits = self._registry.pushed_back.get(fd) is self
+            # No call from here on: a signal's handler could raise behind it, and the piece be lost.
+            del pieces[0]
+            if not pieces and not self.closed:
+                if waits:
+                    del self._registry.pushed_back[fd]
+                if not self.write_buf and self.writer_func is None:
+                    self._direct = fd
+            return data
         except BaseException as error:
-            self._read_interrupted(error)
-            raise
+            return self._read_failed(error, bytecount)
 
-    def _read_interrupted(self, error: BaseException) -> None:
-        """Close, as a signal's handler raised, perhaps behind a read(2), and what that gave has
-        gone with the result; unless the exception knows it: then it is still to be read."""
+    def _read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
+        """What `read` says of an error; closes where a signal's handler raised, perhaps behind a
+        read(2), and what that gave has gone with the result; unless the exception knows it: then it
+        is still to be read."""
+        if isinstance(error, BlockingIOError):
+            return b""
+        if isinstance(error, OSError):
+            return None
+        index(bytecount)  # That TypeError is no handler's, and nothing was read.
         match take_result(error):
             case bytes(data):
                 if data and self.fd is not None:
+                    self._direct = None
                     self.read_push_back = deque((data, *self.read_push_back))
-                    self.loop.pushed_back[self.fd] = self
+                    self._heed_pushed_back()
             case int():
                 pass  # It has failed.
             case _:
-                self.close("interrupted")
-
-    def _read_pushed_back(self, fd: int, bytecount: int) -> bytes | None:
-        pieces = self.read_push_back
-        if not pieces:
-            return None  # A signal's handler has just closed the object.
-        first = pieces[0]
-        if len(first) > bytecount:
-            view = memoryview(first)
-            data = bytes(view[:bytecount])
-            pieces[0] = view[bytecount:]
-            return data
-        data = bytes(first)
-        waits = self.loop.pushed_back.get(fd) is self
-        # No call from here on: a signal's handler could raise behind it, and the piece be lost.
-        del pieces[0]
-        if waits and not pieces and not self.closed:
-            del self.loop.pushed_back[fd]
-        return data
+                self.close_as("interrupted")
+        raise error
 
     def push_back_read(self, buf: bytes | bytearray | memoryview) -> None:
         """Put `buf` behind what was pushed back before; `read` returns that, a piece a call, before
@@ -197,9 +266,20 @@ class Socket:
         pieces = self.read_push_back or deque()
         # No call from here on: a signal's handler could close the object behind it.
         if self.fd is not None and not self.closed:
+            self._direct = None
             pieces += piece
             self.read_push_back = pieces
-            self.loop.pushed_back[self.fd] = self
+            self._heed_pushed_back()
+
+    def _heed_pushed_back(self) -> None:
+        """Have the loop call `event_read` for what is pushed back, if that is watched for."""
+        fd = self.fd
+        known = fd is not None and self._registry.objects.get(fd) is self
+        # Questions that fall through: behind a jump a signal's handler could close the object.
+        if known and fd is not None and self.read_push_back and self.event_watch & POLLIN:
+            self._registry.pushed_back[fd] = self
+        elif known and fd is not None:
+            self._registry.pushed_back.pop(fd, None)
 
     def write(self, data: Writable) -> bool:
         """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
@@ -211,21 +291,23 @@ class Socket:
         not run again, and what is queued behind it stays.
 
         A failing write closes the object by its `close` with the reason "EPIPE", "ECONNRESET" or
-        "write_error", and returns False; one that a signal's handler raises behind, so that nobody
-        knows what went out, with "interrupted". On a closed object nothing happens, and it returns
-        True.
+        "write_error", before this returns False; one that a signal's handler raises behind, so that
+        nobody knows what went out, with "interrupted". On a closed object nothing happens, and it
+        returns True.
         Raises `TypeError` for anything else, a str among it, and `OSError` where the watch fails.
         """
-        fd = self.fd
-        if fd is None:
-            return True
-        if not isinstance(data, bytes) or self.write_buf or self.writer_func is not None:
-            return self._write_in_turn(fd, data)
+        try:
+            fd = self._direct
+        except AttributeError:
+            not_made(self)
+        if fd is None or not isinstance(data, bytes):
+            return self._write_in_turn(data)
         # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
         # nothing queued there is no watch of our own to drop.
+        write = libc.write
         try:
             try:
-                written = libc.write(fd, data)
+                written = write(fd, data)
                 if written == len(data) or self.closed:
                     return True
                 self._account(written, data)
@@ -240,13 +322,16 @@ class Socket:
             self._hear_queue(error)
             raise
 
-    def _write_in_turn(self, fd: int, data: Writable) -> bool:
+    def _write_in_turn(self, data: Writable) -> bool:
+        """`write` where it can't go straight to the descriptor."""
+        if self.fd is None:
+            return True
         new = None if data is None else _block(data)
         try:
             if new is not None and self.write_buf:
                 self._queue(new)
                 return False
-            return self._write_queue(fd, new)
+            return self._write_queue(self.fd, new)
         except BaseException as error:
             self._hear_queue(error)
             raise
@@ -262,9 +347,11 @@ class Socket:
             if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self._unwatch_write()
+                if not self.closed and not self.read_push_back and self.writer_func is None:
+                    self._direct = self.fd
                 return True
             block = new if new is not None else queue[0]
-            if callable(block):
+            if not isinstance(block, (bytes, memoryview)):
                 if new is None:
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
@@ -299,7 +386,13 @@ class Socket:
 
     def _write_by_func(self, block: Block, count: int, offset: int) -> int:
         assert self.writer_func is not None
-        written = self.writer_func(block, count, offset)
+        answer = self.writer_func(block, count, offset)
+        try:
+            written = index(answer)
+        except TypeError:
+            raise TypeError(
+                f"a writer function returns how many bytes it wrote, not {answer!r}"
+            ) from None
         if not 0 <= written <= count:
             raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
         return written
@@ -317,7 +410,7 @@ class Socket:
         block = queue[0]
         self.write_buf_offset += written
         self.write_buf_size -= written
-        if not callable(block) and self.write_buf_offset == len(block):
+        if isinstance(block, (bytes, memoryview)) and self.write_buf_offset == len(block):
             self.write_buf_offset = 0
             del queue[0]
 
@@ -326,7 +419,7 @@ class Socket:
         went out; unless the exception knows it."""
         written = take_result(error)
         if not isinstance(written, int):
-            self.close("interrupted")
+            self.close_as("interrupted")
         elif written >= 0 and not self.closed:
             self._account(written, new)
 
@@ -342,6 +435,7 @@ class Socket:
         size = _size(new)
         # No call from here on: a signal's handler could close the object behind it.
         if not self.closed:
+            self._direct = None
             self.write_buf = queue
             queue += (new,)
             self.write_buf_size += size
@@ -350,8 +444,10 @@ class Socket:
         """What becomes of a write that failed; `new` is its block if that is not in the queue."""
         if self.closed:
             return True
-        if not isinstance(error, BlockingIOError):
-            self.close(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
+        # Where a write has to wait for the connection, some say so in their own words (NetBSD).
+        connecting = error.errno == ENOTCONN and self.fd in self._registry.connecting
+        if not isinstance(error, BlockingIOError) and not connecting:
+            self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
             return False
         if new is not None:
             self._queue(new)
@@ -387,7 +483,12 @@ class Socket:
         would block it raises BlockingIOError; any other OSError closes the object. It may close the
         object, but must not write to it. Raises `TypeError` for what can't be called.
         """
-        self.writer_func = callable_or_none("a writer function", func)
+        func = callable_or_none("a writer function", func)
+        if func is not None:
+            self._direct = None
+        self.writer_func = func
+        if func is None and not self.write_buf and not self.read_push_back and not self.closed:
+            self._direct = self.fd
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -411,25 +512,16 @@ class Socket:
         self._watch(POLLOUT, on)
 
     def _watch(self, event: int, on: bool) -> None:
-        old = self.event_watch
+        try:
+            old = self.event_watch
+        except AttributeError:
+            not_made(self)
         new = old | event if on else old & ~event
         fd = self.fd
         if new != old and fd is not None:
-            poller = self.loop.poller()
-            try:
-                poller.modify(fd, old, new)
-                self.event_watch = new
-            except BaseException as error:
-                if by_handler(error):
-                    # Before the call or behind it.
-                    self.event_watch = old
-                    try:
-                        poller.modify(fd, new, old)
-                    except OSError:
-                        pass
-                elif self.closed:  # By a signal's handler, just now.
-                    return
-                raise
+            self._registry.modify(self, fd, new)
+            if self.read_push_back:
+                self._heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
@@ -452,7 +544,7 @@ class Socket:
             if error.errno != EBADF:
                 raise
             warn("%s", error)
-            self.close("tcp_cork_failed")
+            self.close_as("tcp_cork_failed")
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -464,58 +556,35 @@ class Socket:
         can't be another's while the batch may have an event for it: in `run`, `reset`, or at the
         end of `with loop`. Closing twice does nothing.
         """
-        if not self.closed:
-            debug("closing fd %d (%s)", self.fd, reason)
-            self._leave(self.sock)
+        try:
+            fd = self.fd
+        except AttributeError:
+            not_made(self)
+        # Told when it is done: whoever is told may do and raise what he likes.
+        if self._registry.leave(self, self.sock):
+            debug("closing fd %d (%s)", fd, reason)
 
-    def steal_socket(self) -> Handle | None:
+    def close_as(self, reason: str) -> None:
+        """`close`, on the package's own account: where that of a subclass raises, the object is
+        closed all the same."""
+        try:
+            self.close(reason)
+        except BaseException:
+            Socket.close(self, reason)
+            raise
+
+    def steal_socket(self) -> HandleT | None:
         """Close the object but not its socket, which is returned, off the poller (the calls are
         those of `close`) and free to be wrapped again at once. None if the object is closed."""
         stolen = self.sock
-        return stolen if self._leave(None) else None
+        return stolen if self._registry.leave(self, None) else None
 
-    def _leave(self, sock: Handle | None) -> bool:
-        """Leave the loop, which is to close `sock`. False if that is done already."""
-        fd = self.fd
-        if fd is None:
-            return False
-        # A signal's handler may close between a failing call and the look at its errno.
-        number = get_errno()
-        leaving = Leaving(fd, self, sock)
-        # From here on it will be let go, also if a signal's handler raises before the rest is done.
-        self.loop.leaving += (leaving,)
-        was_closed, self.closed = self.closed, True
-        if was_closed:  # By a signal's handler, just now.
-            leaving.sock = None
-            return False
-        self.finish_leaving(cut_short=False)
-        set_errno(number)
-        return True
-
-    def finish_leaving(self, cut_short: bool = True) -> None:
-        """The rest of `close` and `steal_socket`, which the loop does where a signal's handler has
-        cut it short. Does nothing if it is done."""
-        self.closed = True
-        # Callables in the queue tend to refer back to the object.
-        self.write_buf = _NO_QUEUE
+    def let_go(self) -> None:
+        """Drop what a closed object holds; the loop's registry calls this. Makes no call, as a
+        signal's handler could come behind it."""
+        self._direct = None
+        self.write_buf = _NO_QUEUE  # Callables in it tend to refer back to the object.
         self.write_buf_offset = self.write_buf_size = 0
-        fd = self.fd
-        if fd is None:
-            return
-        try:
-            # Sends what is held back, in case that was forgotten.
-            self.tcp_cork(False)
-        except OSError as error:
-            warn("%s", error)
-        # A loop that was reset since knows nothing of this object.
-        if self.loop.sockets.get(fd) is self:
-            try:
-                self.loop.poller().unregister(fd, self.event_watch)
-            except OSError as error:
-                if error.errno != ENOENT or not cut_short:
-                    self.dump_error(str(error))
-            self.loop.pushed_back.pop(fd, None)
-            self.loop.own_callbacks.pop(fd, None)
         self.read_push_back = _NO_PIECES
         self.sock = self.fd = None
 
@@ -541,104 +610,120 @@ class Socket:
         `NotImplementedError`."""
         self._not_implemented("event_hup")
 
+    def event_connect(self, error: OSError | None) -> None:
+        """What came of `connect`: None if it is connected. Where it is not the object is closed when
+        this returns. For a subclass to use; this one does nothing."""
+
     def _not_implemented(self, event: str) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} has no {event}: {self.as_string()}")
 
-    # --- telling ----------------------------------------------------------------------------------
+    # --- addresses --------------------------------------------------------------------------------
 
     def peer_ip_string(self) -> str | None:
         """The IP address of the other side; None if it has none (a UNIX socket, not connected,
         closed). getpeername(2), until it has succeeded once."""
-        return self._peer_address().ip
+        return self._ask_peer().ip
 
     def peer_addr_string(self) -> str | None:
         """The other side as "ip:port" or "[ip]:port"; None and calls as `peer_ip_string`."""
-        return self._peer_address().with_port()
+        return self._ask_peer().with_port()
 
     def local_ip_string(self) -> str | None:
         """The IP address of this side; None if it has none. getsockname(2), until it has succeeded
         once."""
-        return self._local_address().ip
+        return self._ask_local().ip
 
     def local_addr_string(self) -> str | None:
         """This side as "ip:port" or "[ip]:port"; None and calls as `local_ip_string`."""
-        return self._local_address().with_port()
+        return self._ask_local().with_port()
 
     @property
     def peer_ip(self) -> str | None:
         """The IP address of the other side once it was asked for; None before. No system call, as
         with all four of these."""
-        return self._peer.ip
+        return self._addresses[0].ip
 
     @property
     def peer_port(self) -> int | None:
         """The port of the other side once it was asked for."""
-        return self._peer.port
+        return self._addresses[0].port
 
     @property
     def local_ip(self) -> str | None:
         """The IP address of this side once it was asked for."""
-        return self._local.ip
+        return self._addresses[1].ip
 
     @property
     def local_port(self) -> int | None:
         """The port of this side once it was asked for."""
-        return self._local.port
+        return self._addresses[1].port
 
-    def _peer_address(self) -> _Address:
+    def _ask_peer(self) -> _addresses.Address:
         if self.sock is None:
-            return _NOWHERE
-        if self._peer is _NOWHERE:
-            self._peer = _address(libc.getpeername, self.sock)
-        return self._peer
+            return NOWHERE
+        if self._addresses[0] is NOWHERE:
+            self._addresses = (_addresses.peer(self.sock), self._addresses[1])
+        return self._addresses[0]
 
-    def _local_address(self) -> _Address:
+    def _ask_local(self) -> _addresses.Address:
         if self.sock is None:
-            return _NOWHERE
-        if self._local is _NOWHERE:
-            self._local = _address(libc.getsockname, self.sock)
-        return self._local
+            return NOWHERE
+        if self._addresses[1] is NOWHERE:
+            self._addresses = (self._addresses[0], _addresses.local(self.sock))
+        return self._addresses[1]
+
+    # --- describing -------------------------------------------------------------------------------
 
     def as_string(self) -> str:
         """The class, what is watched for, open or closed, and the other side if there is one:
         "Client(RW): open to 127.0.0.1:4711". Calls as `peer_ip_string`."""
-        watched = ("R" if self.event_watch & POLLIN else "") + (
-            "W" if self.event_watch & POLLOUT else ""
-        )
-        state = "closed" if self.closed else "open"
         peer = self.peer_addr_string()
-        return f"{type(self).__name__}({watched}): {state}" + (f" to {peer}" if peer else "")
+        return f"{self._state()}{f' to {peer}' if peer else ''}"
+
+    def _state(self) -> str:
+        watched = "R" * bool(self.event_watch & POLLIN) + "W" * bool(self.event_watch & POLLOUT)
+        return f"{type(self).__name__}({watched}): {'closed' if self.closed else 'open'}"
+
+    def __repr__(self) -> str:
+        """As `as_string`, with the descriptor and what is queued, and without a system call."""
+        try:
+            peer = self._addresses[0].with_port()
+            queued = f", {self.write_buf_size} bytes queued" if self.write_buf_size else ""
+            return f"<{self._state()}{f' to {peer}' if peer else ''}, fd {self.fd}{queued}>"
+        except AttributeError:
+            return f"<{type(self).__name__}, not made>"
 
     def dump_error(self, message: str) -> None:
-        """Print `message`, this object and the calls that led here to standard error."""
-        import traceback  # seldom needed, and dear to import
-
-        calls = [
-            f"\t{frame.filename}:{frame.lineno} called {frame.name}\n"
-            for frame in reversed(traceback.extract_stack()[:-1])
-        ]
-        sys.stderr.write(f"ERROR: {message}\n\t{self!r} = {self.as_string()}\n{''.join(calls)}")
+        """Print `message`, this object and the calls that led here to standard error. Raises
+        nothing."""
+        calls = []
+        # Not by `traceback`, which would open the source of every caller.
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            calls.append(f"\t{code.co_filename}:{frame.f_lineno} called {code.co_name}\n")
+            frame = frame.f_back
+        me = f"{object.__repr__(self)} = {described(self, self.as_string)}"
+        print_error(f"ERROR: {message}\n\t{me}\n{''.join(calls)}")
 
     def debugmsg(self, message: str, *args: object) -> None:
-        """Print `message % args` to standard error, behind ">>> "."""
+        """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         Socket.DebugMsg(message, *args)
 
     # --- the loop, in the manual's words ----------------------------------------------------------
 
-    SetPostLoopCallback: ClassVar[_PostLoopCallbackSetter] = _PostLoopCallbackSetter()
-    """Call a callback with (descriptor map, other fds) after each batch; a false answer ends the
-    loop. On the class it sets the one of the default loop, on an object that object's own, which
-    goes with it. None takes it off."""
+    SetPostLoopCallback = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
         callback = callable_or_none("a post-loop callback", callback)
         fd = self.fd
+        known = fd is not None and self._registry.objects.get(fd) is self
         # Questions that fall through: behind a jump a signal's handler could close the object.
-        if fd is not None and callback is not None and not self.closed:
-            self.loop.own_callbacks[fd] = callback
-        elif fd is not None:
-            self.loop.own_callbacks.pop(fd, None)
+        if known and fd is not None and callback is not None and not self.closed:
+            self._registry.own_callbacks[fd] = callback
+        elif known and fd is not None:
+            self._registry.own_callbacks.pop(fd, None)
 
     @staticmethod
     def set_loop_callback(callback: PostLoopCallback | None) -> None:
@@ -646,113 +731,96 @@ class Socket:
         default_loop().set_post_loop_callback(callback)
 
     @classmethod
+    @_as(Loop.run)
     def EventLoop(cls) -> None:
-        """`Loop.run`."""
         default_loop().run()
 
     @classmethod
+    @_as(Loop.reset)
     def Reset(cls) -> None:
-        """`Loop.reset`."""
         default_loop().reset()
 
     @classmethod
+    @_as(Loop.have_epoll)
     def HaveEpoll(cls) -> bool:
-        """`Loop.have_epoll`."""
         return default_loop().have_epoll
 
     @classmethod
+    @_as(Loop.have_kqueue)
     def HaveKQueue(cls) -> bool:
-        """`Loop.have_kqueue`."""
         return default_loop().have_kqueue
 
     @classmethod
+    @_as(Loop.watched_sockets)
     def WatchedSockets(cls) -> int:
-        """`Loop.watched_sockets`."""
         return default_loop().watched_sockets
 
     @classmethod
+    @_as(Loop.descriptor_map)
     def DescriptorMap(cls) -> DescriptorMapping:
-        """`Loop.descriptor_map`."""
         return default_loop().descriptor_map
 
     @classmethod
+    @_as(Loop.to_close)
     def ToClose(cls) -> list[Handle]:
-        """`Loop.to_close`."""
         return default_loop().to_close
 
     @classmethod
+    @_as(Loop.other_fds)
     def OtherFds(cls, fds: OtherFdMapping | None = None) -> OtherFdMapping:
-        """`Loop.other_fds`; with a mapping, set it."""
         if fds is not None:
             default_loop().other_fds = fds
         return default_loop().other_fds
 
     @classmethod
+    @_as(Loop.add_other_fds)
     def AddOtherFds(cls, fds: OtherFdMapping) -> OtherFdMapping:
-        """`Loop.add_other_fds`."""
         return default_loop().add_other_fds(fds)
 
     @classmethod
+    @_as(Loop.set_loop_timeout)
     def SetLoopTimeout(cls, ms: int) -> int:
-        """`Loop.set_loop_timeout`."""
         return default_loop().set_loop_timeout(ms)
 
     @classmethod
-    def AddTimer(cls, seconds: float, callback: Callable[[], object]) -> Timer:
-        """`Loop.add_timer`."""
+    @_as(Loop.add_timer)
+    def AddTimer(cls, seconds: float, callback: Callback) -> Timer:
         return default_loop().add_timer(seconds, callback)
 
     @classmethod
+    @_as(Loop.enable_profiling)
     def EnableProfiling(cls) -> bool:
-        """`Loop.enable_profiling`."""
         return default_loop().enable_profiling()
 
     @classmethod
+    @_as(Loop.disable_profiling)
     def DisableProfiling(cls) -> None:
-        """`Loop.disable_profiling`."""
         default_loop().disable_profiling()
 
     @classmethod
+    @_as(Loop.profiling_data)
     def ProfilingData(cls) -> ProfileMapping:
-        """`Loop.profiling_data`."""
         return default_loop().profiling_data
 
     @classmethod
     def DebugMsg(cls, message: str, *args: object) -> None:
-        """Print `message % args` to standard error, behind ">>> "."""
-        text = message.rstrip("\n")
-        sys.stderr.write(f">>> {text % args if args else text}\n")
+        """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
+        print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
 
 
-class _Address:
-    """One side's IP address and port, kept once the kernel has told them."""
-
-    __slots__ = ("ip", "port")
-
-    def __init__(self, ip: str | None, port: int | None) -> None:
-        self.ip = ip
-        self.port = port
-
-    def with_port(self) -> str | None:
-        if self.ip is None:
-            return None
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+def _does_not_block() -> float:
+    """For a handle that does not say: nobody can know without a system call."""
+    return 0.0
 
 
-_NOWHERE: Final = _Address(None, None)
+_warned = False
 
 
-def _address(ask: Callable[[Handle], object], sock: Handle) -> _Address:
-    """What getpeername or getsockname tells of `sock`, if that is an IP address and a port."""
-    try:
-        answer = ask(sock)
-    except (OSError, AttributeError):
-        return _NOWHERE
-    match answer:
-        case (str(ip), int(port)) | (str(ip), int(port), int(), int()):
-            return _Address(ip.partition("%")[0], port)
-        case _:
-            return _NOWHERE
+def _warn_of_blocking(obj: Socket[Handle]) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warn("%r is on a socket that blocks: call its setblocking(False) first", obj)
 
 
 def _block(data: Writable) -> Queued:
@@ -768,7 +836,7 @@ def _block(data: Writable) -> Queued:
 
 
 def _size(queued: Queued) -> int:
-    return 1 if callable(queued) else len(queued)
+    return len(queued) if isinstance(queued, (bytes, memoryview)) else 1
 
 
 def _piece(buf: object) -> bytes:

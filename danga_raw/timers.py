@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections import deque
 from heapq import heapify, heappop, heappush
+from math import isfinite
 from time import CLOCK_MONOTONIC
 
 from danga_raw._libc import INT_MAX, libc
+from danga_raw._mistakes import check_callback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Final
+
+    from danga_raw.types import Callback
 
 _FEW: Final = 64
 """Up to here spent timers are not worth clearing out."""
@@ -20,11 +23,14 @@ _FEW: Final = 64
 class Timer:
     """A callback that is due once; what `add_timer` and `AddTimer` return."""
 
-    __slots__ = ("_timers", "callback")
+    __slots__ = {
+        "_timers": "The timers of its loop.",
+        "callback": "What it calls; None once it has fired or was cancelled.",
+    }
 
-    def __init__(self, timers: Timers, callback: Callable[[], object]) -> None:
+    def __init__(self, timers: Timers, callback: Callback) -> None:
         self._timers = timers
-        self.callback: Callable[[], object] | None = callback
+        self.callback: Callback | None = callback
 
     def cancel(self) -> None:
         """Never fire. Drops the callback at once; does nothing for a timer that fired already."""
@@ -32,81 +38,96 @@ class Timer:
             self.callback = None
             self._timers.spent_one()
 
+    def __repr__(self) -> str:
+        return f"<Timer {'spent' if self.callback is None else f'of {self.callback!r}'}>"
+
 
 class Timers:
     """The timers of one loop, in order of deadline; equal ones in the order they were added."""
 
-    __slots__ = ("_spent", "added", "heap")
+    __slots__ = ("_added", "_spent", "due", "heap")
 
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Timer]] = []
-        self._spent = 0  # how many of the heap have no callback any more
-        self.added: int = 0
-        """How many timers there ever were, and so the number of the next."""
+        self._added = 0  # how many there ever were
+        self.due: deque[Timer] = deque()
+        """What the present pass has still to fire, and what one left that an exception cut short."""
+        self._spent = 0  # roughly how many of the heap have no callback any more
 
-    def add(self, seconds: float, callback: Callable[[], object]) -> Timer:
+    def add(self, seconds: float, callback: Callback) -> Timer:
         """A new timer, due `seconds` from now. Calls clock_gettime(CLOCK_MONOTONIC).
 
         Raises `TypeError` for a callback that can't be called, `ValueError` for a number of seconds
         that is not finite.
         """
-        if not callable(callback):
-            raise TypeError(f"a timer takes a callable, not {callback!r}")
-        if not math.isfinite(seconds):
-            raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r}")
+        check_callback("a timer's callback", callback)
+        try:
+            finite = isfinite(seconds)
+        except OverflowError:  # an int that no float can hold
+            finite = False
+        if not finite:
+            raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
         timer = Timer(self, callback)
         deadline = libc.clock_gettime(CLOCK_MONOTONIC) + seconds
         # Counted before any call: a signal's handler could add one behind it.
-        number = self.added
-        self.added = number + 1
+        number = self._added
+        self._added = number + 1
         heappush(self.heap, (deadline, number, timer))
         return timer
 
-    def run_due(self, number: int) -> int:
-        """Fire what is due of the timers before the `number`th; the ms to the next one (a C int), or -1.
+    def run_due(self) -> int:
+        """Fire what is due; the milliseconds to the next one (a C int), or -1 if there is none.
 
-        Those that a callback adds wait for another call, or one that always adds itself again would
-        keep the loop from everything else. The time is rounded up to a whole millisecond past the
-        deadline, since a timer that is woken a little early waits in many short turns.
-        Calls clock_gettime(CLOCK_MONOTONIC).
+        What is due when a pass begins fires in that pass, and what is added in it waits for the
+        next: one that adds itself again and again can't keep others from firing. A pass that an
+        exception has cut short is finished by the next call. The time is rounded up to a whole
+        millisecond past the deadline, since a timer that is woken a little early waits in many
+        short turns. Calls clock_gettime(CLOCK_MONOTONIC).
         """
-        heap = self.heap
+        heap, due = self.heap, self.due
         now = libc.clock_gettime(CLOCK_MONOTONIC)
-        fired = False
-        while heap:
-            deadline, added, timer = heap[0]
-            callback = timer.callback
-            if callback is None:
-                heappop(heap)
-                self._spent -= 1
-            elif deadline <= now and added < number:
-                # Spent before it is called and popped after, so that neither an exception nor a
-                # signal's handler in between can lose a timer or have it fire twice.
+        if heap and heap[0][0] <= now or due:
+            if not due:
+                while heap and heap[0][0] <= now:
+                    # In both for a moment, where an exception may come between: it fires once.
+                    due += (heap[0][2],)
+                    heappop(heap)
+            while due:
+                timer = due[0]
+                callback = timer.callback
+                # Spent before it is called, and no call in between: it is neither lost nor called
+                # twice, whatever is raised.
                 timer.callback = None
-                self._spent += 1
-                fired = True
-                callback()
-            else:
-                if fired:
-                    now = libc.clock_gettime(CLOCK_MONOTONIC)
-                # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
-                return max(int(min((deadline - now) * 1000, INT_MAX - 1)) + 1, 0)
-        return -1
+                del due[0]
+                if callback is not None:
+                    callback()
+            now = libc.clock_gettime(CLOCK_MONOTONIC)
+        while heap and heap[0][2].callback is None:
+            heappop(heap)
+            self._spent -= 1
+        if not heap:
+            return -1
+        wait = (heap[0][0] - now) * 1000
+        if wait <= 0:
+            return 0
+        # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
+        return int(wait) + 1 if wait < INT_MAX else INT_MAX
 
     def spent_one(self) -> None:
         """Note that a timer was cancelled; once the half of all were, give back their room."""
         self._spent += 1
         if self._spent > _FEW and 2 * self._spent > len(self.heap):
-            added = self.added
+            added = self._added
             kept = [entry for entry in self.heap if entry[2].callback is not None]
             heapify(kept)
-            if added == self.added:  # No signal's handler has added one meanwhile.
+            if added == self._added:  # No signal's handler has added one meanwhile.
                 self.heap[:] = kept
                 self._spent = 0
 
     def clear(self) -> None:
         """Forget all timers; none of them fires."""
-        for _, _, timer in self.heap:
+        for timer in [entry[2] for entry in self.heap] + list(self.due):
             timer.callback = None
         self.heap.clear()
+        self.due.clear()
         self._spent = 0

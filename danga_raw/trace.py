@@ -9,9 +9,12 @@ What can't be seen from here: clock_gettime, which the C library answers without
 or a poll(2) has yet to be (ERESTART_RESTARTBLOCK); whether a call came before those of a signal's
 handler that came just behind it; the address of a buffer that Python made, which
 is printed as 0x..., and so is an address of another family than AF_INET, AF_INET6 and AF_UNIX; a
-call out of which a signal's handler raised an exception; and a `close` that a handle which is no
-socket does by itself. Lines are those of x86-64, where the kernel has all these calls under the
-names of the C functions.
+call out of which a signal's handler raised an exception; a `close` that a handle which is no socket
+does by itself; how much of its time a ppoll(2) had left, and which fields a statx(2) filled, which
+the C library tells nobody.
+
+Names and arguments are those of the system call that the C library makes of the function
+(`_kernel.py`), or the function's own where that isn't known; the text is that of strace 7.2.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from types import TracebackType
 from typing import Final, Protocol, cast
 
 from _ctypes import CFuncPtr
-from danga_raw._libc import FOREIGN, RESULT, libc
-from danga_raw._strace import CALLS, Given
+from danga_raw._interrupt import RESULT
+from danga_raw._kernel import HERE
+from danga_raw._libc import FOREIGN, libc
+from danga_raw._strace import CALLS, Given, asked_again
 from danga_raw._strace import Call as Call
 
 
@@ -207,10 +212,13 @@ def _reporting(name: str, real: _Function) -> _Function:
 def _report(name: str, given: Given, result: object, returned: int, number: int) -> None:
     kernels_name, take = CALLS[name]
     call = Call(kernels_name, take(given, result), returned, number, time.time())
+    again = asked_again(call, HERE) if number else None
     failure: BaseException | None = None
     for trace in tuple(_on):
         try:
             trace.hand_over(call)
+            if again is not None:
+                trace.hand_over(again)
         except BaseException as error:
             failure = failure or error
     if failure is not None:

@@ -1,13 +1,32 @@
 """The types of the public surface, for annotations.
 
-The running package doesn't import this: `typing` alone would double the time that it takes to
-import. So modules here set `TYPE_CHECKING = False` themselves, which type checkers take for true.
+`typing` would double the time that the package takes to import, so at run time its protocols and
+type variables have plain stand-ins. Annotations are strings, whose names `typing.get_type_hints`
+looks for in the module of what is annotated: so this room, the last to be imported, hands its names
+down. Type checkers alone see the lower rooms import it; they take `TYPE_CHECKING` for true.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, TypeAlias
+from _collections_abc import Callable, Iterable, Mapping
+from types import FrameType, TracebackType
+
+from _socket import socket as RawSocket
+from danga_raw import _connecting, _registry, listener, loop, socket, timers
+from danga_raw._typing import Protocol
+from danga_raw.loop import Loop as Loop
+from danga_raw.socket import Socket as Socket
+from danga_raw.timers import Timer as Timer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket as PythonSocket
+    from typing import TypeAlias
+
+    from typing_extensions import TypeVar
+else:
+    PythonSocket = RawSocket
+    TypeAlias = object
 
 
 class Handle(Protocol):
@@ -17,24 +36,22 @@ class Handle(Protocol):
     def close(self) -> object: ...
 
 
-class Watched(Protocol):
-    """What a loop asks of an object whose descriptor it watches. `Socket` is one."""
+if TYPE_CHECKING:
+    HandleT = TypeVar("HandleT", bound=Handle, default=PythonSocket, covariant=True)
+    """The type of a `Socket`'s handle; of a `Socket` without brackets, `socket.socket`."""
+    SocketT = TypeVar("SocketT", bound=Socket[Handle])
+else:
+    HandleT, SocketT = Handle, Socket
 
-    fd: int | None
-    closed: bool
-    event_watch: int
 
-    def event_read(self) -> object: ...
-    def event_write(self) -> object: ...
-    def event_err(self) -> object: ...
-    def event_hup(self) -> object: ...
-    def close(self, reason: str | None = None, /) -> object: ...
-    def finish_leaving(self) -> None: ...
-    def as_string(self) -> str: ...
+class Constructor(Protocol):
+    """What makes an object of a socket and what else it takes."""
+
+    def __call__(self, sock: PythonSocket, /, *args: object, **more: object) -> object: ...
 
 
 Batch: TypeAlias = list[int] | list[tuple[int, int]]
-"""What the last wait found. The loop goes through it, and may drop the rest by `clear()`."""
+"""What the last wait found. The loop goes through it as it is, and may drop the rest by `clear()`."""
 
 
 class Poller(Protocol):
@@ -44,6 +61,7 @@ class Poller(Protocol):
 
     def open(self) -> None: ...
     def register(self, fd: int, events: int) -> None: ...
+    def holds(self, fd: int, events: int) -> bool: ...
     def modify(self, fd: int, old: int, new: int) -> None: ...
     def unregister(self, fd: int, events: int) -> None: ...
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]: ...
@@ -51,7 +69,10 @@ class Poller(Protocol):
     def close(self) -> None: ...
 
 
-DescriptorMapping: TypeAlias = Mapping[int, Watched]
+AnySocket: TypeAlias = Socket[Handle]
+"""An object on any kind of handle."""
+
+DescriptorMapping: TypeAlias = Mapping[int, Socket]
 """fd -> the object that has it."""
 
 OtherFdCallback: TypeAlias = Callable[[int], object]
@@ -63,7 +84,7 @@ OtherFdMapping: TypeAlias = Mapping[int, OtherFdCallback]
 PostLoopCallback: TypeAlias = Callable[[DescriptorMapping, OtherFdMapping], object]
 """Called after each batch; a false answer ends the loop."""
 
-ExceptionCallback: TypeAlias = Callable[[Watched | None, Exception], object]
+ExceptionCallback: TypeAlias = Callable[[Socket | None, Exception], object]
 """Called with the object whose handler raised, if it was an object's, and the exception."""
 
 ProfileMapping: TypeAlias = Mapping[str, tuple[float, float, int]]
@@ -72,12 +93,27 @@ ProfileMapping: TypeAlias = Mapping[str, tuple[float, float, int]]
 Block: TypeAlias = bytes | memoryview
 """What data is on its way out; it is never copied."""
 
-Queued: TypeAlias = Block | Callable[[], object]
+Callback: TypeAlias = Callable[[], object]
+"""Called with nothing, its result ignored."""
+
+Queued: TypeAlias = Block | Callback
 """What may wait in the write queue."""
 
-Writable: TypeAlias = bytes | bytearray | memoryview | Callable[[], object] | None
+Writable: TypeAlias = bytes | bytearray | memoryview | Callback | None
 """What `write` takes."""
 
 WriterFunc: TypeAlias = Callable[[Block, int, int], int]
 """Writes `data[offset:offset + count]`, given as (data, count, offset). Returns how many bytes it
 wrote, raises BlockingIOError where it would block and any other OSError where it failed."""
+
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
+"""An IPv4 or IPv6 address with its port, or the path of a UNIX socket."""
+
+Accepted: TypeAlias = Callable[[PythonSocket, object], object]
+"""Called with a new connection and the address of its other side."""
+
+if not TYPE_CHECKING:
+    for room in _connecting, _registry, listener, loop, socket, timers:
+        for name, value in list(globals().items()):
+            if not name.startswith("_") and name not in ("annotations", "room", "name"):
+                vars(room).setdefault(name, value)

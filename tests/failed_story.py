@@ -88,12 +88,12 @@ class Watchdog:
 def ready(loop: Loop) -> bool:
     """True if the loop has something to do, by poll(2) and its own books, not by its poller."""
     poll = select.poll()
-    for fd, obj in loop.sockets.items():
+    for fd, obj in loop._registry.objects.items():
         if not obj.closed:
             poll.register(fd, obj.event_watch & (POLLIN | POLLOUT))
     for fd in loop.other_fds:
         poll.register(fd, POLLIN)
-    pushed_back = any(obj.event_watch & POLLIN for obj in loop.pushed_back.values())
+    pushed_back = any(obj.event_watch & POLLIN for obj in loop._registry.pushed_back.values())
     now = libc.clock_gettime(1)
     due = any(deadline <= now and timer.callback for deadline, _, timer in loop._timers.heap)
     return bool(poll.poll(0)) or pushed_back or due

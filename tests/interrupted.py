@@ -209,7 +209,7 @@ class Story:
         if self.turns > 1000:
             raise AssertionError("it goes round for ever")
         # The constructor of an object that is in the map had done all but return.
-        born = [each for each in self.loop.sockets.values() if isinstance(each, Reader)]
+        born = [each for each in self.loop._registry.objects.values() if isinstance(each, Reader)]
         self.objects += [each for each in born if each not in self.objects]
         try:
             self.arrived += self.pairs[0][1].recv(1 << 16)
@@ -226,7 +226,7 @@ class Story:
             self.loop.set_post_loop_callback(self.turn)
             self.loop.run()
             idle = not self.steps and not any(each.write_buf for each in self.objects)
-            if idle and not self.loop.leaving and not self.loop.pushed_back:
+            if idle and not self.loop._registry.leaving and not self.loop._registry.pushed_back:
                 break
 
     def ending(self) -> list[str]:
@@ -245,13 +245,13 @@ class Story:
         """End the story, and complain of what is wrong with it."""
         wrong = self.complaints
         loop = self.loop
-        if loop.leaving or self.steps or loop._outer:
+        if loop._registry.leaving or self.steps or loop._registry.outer:
             wrong.append("it does not come to its end")
         live = [each for each in self.objects if not each.closed]
-        if loop.sockets:  # It wasn't reset.
+        if loop._registry.objects:  # It wasn't reset.
             self.check_loop()
         else:
-            asked = {**loop.other_fds, **loop.pushed_back, **loop.own_callbacks}
+            asked = {**loop.other_fds, **loop._registry.pushed_back, **loop._registry.own_callbacks}
             if loop._timers.heap or asked or registered(loop):
                 wrong.append("half reset")
         if any(not each.event_watch & 1 for each in live if each in self.listening):
@@ -276,7 +276,7 @@ class Story:
         for each in live:
             each.close("the end")
         loop.close()
-        if loop.sockets or loop.leaving or loop._timers.heap:
+        if loop._registry.objects or loop._registry.leaving or loop._timers.heap:
             wrong.append("something is left in the loop")
         for end in self.ends():
             end.close()
@@ -291,13 +291,13 @@ class Story:
             if each.closed != (each.fd is None):
                 wrong.append(f"half closed: {each.closed} {each.fd}")
         live = {each.fd: each for each in self.objects if not each.closed}
-        known = {fd: each for fd, each in self.loop.sockets.items() if not each.closed}
+        known = {fd: each for fd, each in self.loop._registry.objects.items() if not each.closed}
         if known != live:
             wrong.append(f"in the map: {known}")
         if any(unread(each) for each in live.values() if each in self.listening):
             wrong.append("what has come is not heard")
         asked = {fd: each.event_watch & MASK for fd, each in live.items()}
-        asked |= dict.fromkeys(self.loop._other_fds, 1)
+        asked |= dict.fromkeys(self.loop.other_fds, 1)
         if there != asked:
             wrong.append(f"registered: {there}, and asked for: {asked}")
 
@@ -337,7 +337,7 @@ def unread(each: Reader) -> bool:
 
 
 def registered(loop: Loop) -> dict[int, int]:
-    poller = loop.poller()
+    poller = loop._registry.open()
     return by_poll(poller) if isinstance(poller, Poll) else by_epoll(poller.fileno())
 
 

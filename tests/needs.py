@@ -3,9 +3,15 @@
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
+
+from tests import seccomp
+
+ROOT = Path(__file__).parents[1]
 
 DEBIAN_PACKAGES = {
     "perl": "perl",
@@ -18,6 +24,7 @@ DEBIAN_PACKAGES = {
     "gcc": "gcc",
     "perlbal": "perlbal libperlbal-perl libnet-netmask-perl libbsd-resource-perl",
     "nginx": "nginx",
+    "seccomp": "linux-libc-dev",
 }
 """Tool name -> the Debian package that brings it."""
 
@@ -42,6 +49,11 @@ def present(tool: str) -> bool:
             return False
         trial = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)
         return trial.returncode == 0
+    if tool == "seccomp":
+        if os.uname().machine != "x86_64" or sys.maxsize < 1 << 32 or seccomp.header() is None:
+            return False
+        code = "from tests.seccomp import *; install(INTERPRETER); os._exit(0)"
+        return subprocess.call([sys.executable, "-c", code], cwd=ROOT) == 0
     return shutil.which(tool) is not None
 
 

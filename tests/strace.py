@@ -21,7 +21,7 @@ NOTES = 1000
 
 TRACED = (
     "epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait read write setsockopt close fcntl "
-    "socketpair socket accept accept4 pipe pipe2 dup openat"
+    "socketpair socket accept accept4 pipe pipe2 dup open openat"
 ).split()
 """The calls a comparison needs: the loop's own, and those that give birth to descriptors."""
 
@@ -59,10 +59,10 @@ class Call:
     def events(self) -> list[tuple[str, int]]:
         """The masks and descriptors of all events the call names, given or returned."""
         return [
-            (mask, int(fd))
+            (mask, int(data, 0) & 0xFFFFFFFF)
             for arg in self.args
             if arg.startswith(("{events=", "[{events="))
-            for mask, fd in re.findall(r"\{events=([^,]*), data=\{u32=(\d+),", arg)
+            for mask, data in re.findall(r"\{events=([^,]*), data=(0x[0-9a-f]+|0)\}", arg)
         ]
 
     @property
@@ -75,6 +75,14 @@ class Call:
             if pair and self.name in ("socketpair", "pipe", "pipe2"):
                 return [int(pair[1]), int(pair[2])]
         return [self.result]
+
+
+_UNION = re.compile(r"\bdata=\{u32=\d+, u64=(\d+)\}")
+
+
+def in_newest_words(line: str) -> str:
+    """A line of an older strace as 7.2 prints it: up to 6.1 it has an event's data as a union."""
+    return _UNION.sub(lambda union: f"data={int(union[1]):#x}".replace("=0x0", "=0"), line)
 
 
 _PID = re.compile(r"(?:\[pid +(\d+)\] |(\d+) +)")
@@ -137,7 +145,7 @@ def parse(lines: Iterable[str]) -> Iterator[Call]:
     """All calls of a trace, with interrupted lines put together where they ended."""
     open_lines: dict[str, str] = {}
     for text in lines:
-        line = text.rstrip("\n")
+        line = in_newest_words(text.rstrip("\n"))
         pid = ""
         prefix = _PID.match(line)
         if prefix:
@@ -254,7 +262,7 @@ def own_calls(calls: Iterable[Call]) -> list[str]:
         return names.get(fd, str(fd))
 
     def renamed(arg: str) -> str:
-        arg = re.sub(r"\b(u32|u64)=(\d+)", lambda m: f"{m[1]}={name(int(m[2]))}", arg)
+        arg = re.sub(r"\bdata=(0x[0-9a-f]+|0)\b", lambda m: f"data={name(int(m[1], 0))}", arg)
         return "ADDRESS" if re.fullmatch(r"0x[0-9a-f]+", arg) else arg
 
     for call in between_marks(calls):
@@ -272,7 +280,7 @@ def own_calls(calls: Iterable[Call]) -> list[str]:
             if call.fd in creating and call.args[1:] == ("F_SETFD", "FD_CLOEXEC"):
                 at = creating.pop(call.fd)
                 lines[at] = lines[at].replace("epoll_create =", "epoll_create close-on-exec =")
-        elif call.name == "openat":
+        elif call.name in ("open", "openat"):
             if call.result is not None:
                 borrowed.add(call.result)
         elif call.name == "close" and call.fd in borrowed:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from danga_raw import _epoll, _kqueue, _libc, _poll
+from danga_raw import _epoll, _kqueue, _poll, _structs
 from tests.abi import model, probe, table
 from tests.abi.probe import Answer
 from tests.abi.targets import TARGETS
@@ -87,14 +87,14 @@ def data_model() -> dict[str, int]:
     """Sizes and alignments of the C types here, as ctypes has them from the compiler of Python."""
     facts: dict[str, int] = {"big-endian": int(sys.byteorder == "big")}
     for name in table.TYPES:
-        if name in _libc.C_TYPES:
-            alone = _libc.structure("alone", (("v", name),))
+        if name in _structs.C_TYPES:
+            alone = _structs.structure("alone", (("v", name),))
             facts[f"sizeof({name})"] = ctypes.sizeof(alone)
             facts[f"alignof({name})"] = ctypes.alignment(alone)
     return facts
 
 
-def layout_here(name: str, struct: type[ctypes.Structure], fields: _libc.Fields) -> dict[str, int]:
+def layout_here(name: str, struct: type[ctypes.Structure], fields: _structs.Fields) -> dict[str, int]:
     facts = {f"sizeof({name})": ctypes.sizeof(struct)}
     for field, _ in fields:
         facts[f"offsetof({name}.{field})"] = getattr(struct, field).offset

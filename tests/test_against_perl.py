@@ -38,12 +38,12 @@ class Difference:
 
 
 def _add(fd: str) -> str:
-    event = f"{{events=EPOLLIN, data={{u32={fd}, u64={fd}}}}}"
+    event = f"{{events=EPOLLIN, data={fd}}}"
     return f"epoll_ctl(epoll, EPOLL_CTL_ADD, {fd}, {event}) = 0"
 
 
 def _ready(fd: str) -> str:
-    return f"epoll_wait(epoll, [{{events=EPOLLIN, data={{u32={fd}, u64={fd}}}}}], 1000, 0) = 1"
+    return f"epoll_wait(epoll, [{{events=EPOLLIN, data={fd}}}], 1000, 0) = 1"
 
 
 def _again(fd: str) -> str:
@@ -51,7 +51,7 @@ def _again(fd: str) -> str:
 
 
 def _mod(events: str) -> str:
-    event = f"{{events={events}EPOLLERR|EPOLLHUP|EPOLLNVAL, data={{u32=fd1, u64=fd1}}}}"
+    event = f"{{events={events}EPOLLERR|EPOLLHUP|EPOLLNVAL, data=fd1}}"
     return f"epoll_ctl(epoll, EPOLL_CTL_MOD, fd1, {event}) = 0"
 
 
@@ -118,7 +118,7 @@ DIFFERENCES: dict[str, list[Difference]] = {
             here=(
                 "# raised",
                 "epoll_ctl(epoll, EPOLL_CTL_MOD, fd1, {events=EPOLLIN|EPOLLERR|EPOLLHUP|EPOLLNVAL, "
-                "data={u32=fd1, u64=fd1}}) = -1 EBADF",
+                "data=fd1}) = -1 EBADF",
                 "# raised",
             ),
         )
@@ -253,6 +253,8 @@ def told(name: str, side: str) -> list[str]:
     """What one side of a scenario does."""
     script = SCENARIOS / f"{name}.pl"
     inject = re.findall(r"^# inject (\S+)$", script.read_text(), re.MULTILINE)
+    # The C library may wait by epoll_pwait(2): musl does, and glibc where there is no other.
+    inject = [expression.replace("epoll_wait:", "?epoll_wait,epoll_pwait:") for expression in inject]
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("DANGA_RAW_")
     }
@@ -342,7 +344,7 @@ def test_a_call_that_never_returned() -> None:
 def test_structs_stay_whole() -> None:
     call = one(
         "epoll_ctl(5, EPOLL_CTL_ADD, 3, {events=EPOLLIN|0x40 /* EPOLL??? */, "
-        "data={u32=3, u64=3}}) = 0"
+        "data=0x3}) = 0"
     )
     assert call.args[:3] == ("5", "EPOLL_CTL_ADD", "3")
     assert len(call.args) == 4
@@ -351,8 +353,8 @@ def test_structs_stay_whole() -> None:
 
 def test_all_events_of_a_wait() -> None:
     call = one(
-        "epoll_wait(5, [{events=EPOLLIN, data={u32=3, u64=3}}, "
-        "{events=EPOLLOUT|EPOLLHUP, data={u32=7, u64=7}}], 1000, -1) = 2"
+        "epoll_wait(5, [{events=EPOLLIN, data=0x3}, "
+        "{events=EPOLLOUT|EPOLLHUP, data=0x7}], 1000, -1) = 2"
     )
     assert call.events == [("EPOLLIN", 3), ("EPOLLOUT|EPOLLHUP", 7)]
     assert call.args[2:] == ("1000", "-1")
@@ -403,10 +405,10 @@ setsockopt(3, SOL_SOCKET, SO_SNDBUF, [4608], 4) = 0
 read(5, "module", 10) = 6
 epoll_create(1024) = 5
 fcntl(5, F_SETFD, FD_CLOEXEC) = 0
-epoll_ctl(5, EPOLL_CTL_ADD, 4, {events=EPOLLIN, data={u32=4, u64=4}}) = 0
+epoll_ctl(5, EPOLL_CTL_ADD, 4, {events=EPOLLIN, data=0x4}) = 0
 write(1000, "hello", 5) = -1 EBADF (Bad file descriptor)
 setsockopt(4, SOL_TCP, TCP_CORK, [1], 4) = -1 EOPNOTSUPP (Operation not supported)
-epoll_wait(5, [{events=EPOLLIN, data={u32=4, u64=4}}], 1000, -1) = 1
+epoll_wait(5, [{events=EPOLLIN, data=0x4}], 1000, -1) = 1
 read(4, 0x5555, 10) = -1 EAGAIN (Resource temporarily unavailable)
 close(4) = 0
 close(4) = -1 EBADF (Bad file descriptor)
@@ -421,10 +423,10 @@ close(3) = 0
 """
     assert own_calls(parse(trace.splitlines())) == [
         "epoll_create close-on-exec = epoll",
-        "epoll_ctl(epoll, EPOLL_CTL_ADD, fd2, {events=EPOLLIN, data={u32=fd2, u64=fd2}}) = 0",
+        "epoll_ctl(epoll, EPOLL_CTL_ADD, fd2, {events=EPOLLIN, data=fd2}) = 0",
         "# hello",
         "setsockopt(fd2, SOL_TCP, TCP_CORK, [1], 4) = -1 EOPNOTSUPP",
-        "epoll_wait(epoll, [{events=EPOLLIN, data={u32=fd2, u64=fd2}}], 1000, -1) = 1",
+        "epoll_wait(epoll, [{events=EPOLLIN, data=fd2}], 1000, -1) = 1",
         "read(fd2, ADDRESS, 10) = -1 EAGAIN",
         "close(fd2) = 0",
         "close(fd2) = -1 EBADF",

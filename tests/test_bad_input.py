@@ -14,7 +14,8 @@ import pytest
 
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
-from danga_raw.loop import backends
+from danga_raw._registry import backends
+from danga_raw.types import AnySocket
 from tests.world import IN, Noted, World, drain, only, readiness_only
 
 NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
@@ -29,14 +30,14 @@ def state(loop: Loop) -> tuple[object, ...]:
         len(loop._timers.heap),
         loop._timeout,
         loop._post_loop_callback,
-        dict(loop.own_callbacks),
-        dict(loop.pushed_back),
+        dict(loop._registry.own_callbacks),
+        dict(loop._registry.pushed_back),
         loop.on_exception,
         loop._stopping,
     )
 
 
-def fields(obj: Socket) -> tuple[object, ...]:
+def fields(obj: AnySocket) -> tuple[object, ...]:
     """All that an object knows."""
     return (
         obj.sock, obj.fd, obj.closed, obj.corked, obj.event_watch, obj.writer_func,
@@ -46,7 +47,7 @@ def fields(obj: Socket) -> tuple[object, ...]:
 
 
 @contextmanager
-def unchanged(world: World, *objects: Socket) -> Iterator[None]:
+def unchanged(world: World, *objects: AnySocket) -> Iterator[None]:
     """Inside, something is refused, and the loop, the objects and the poller are as before."""
     before = state(world.loop), [fields(obj) for obj in objects]
     with world.calls() as calls:
@@ -273,7 +274,7 @@ def test_the_same_fd_twice_is_refused(world: World, obj: Noted) -> None:
     assert obj.sock is not None and obj.fd is not None
     with unchanged(world, obj):
         with pytest.raises(OSError) as caught:
-            Noted(obj.sock, world.loop)  # type: ignore[arg-type]
+            Noted(obj.sock, world.loop)
         check(caught.value, EEXIST, obj.fd, world)
         with pytest.raises(OSError) as caught:
             world.loop.add_other_fds({obj.fd: print})
@@ -321,11 +322,11 @@ def test_a_poller_that_cannot_be_had_is_an_error_that_names_the_call(
 
     loop = Loop(backend)
     monkeypatch.setattr(libc, call, full)
-    with pytest.raises(OSError, match=rf"{call}\(.*Too many open files") as caught:
-        loop.poller()
+    with pytest.raises(OSError, match=rf"{call}\(.*{os.strerror(EMFILE)}") as caught:
+        loop._registry.open()
     assert caught.value.errno == EMFILE
     monkeypatch.undo()
-    assert loop.poller().fileno() >= 0
+    assert loop._registry.open().fileno() >= 0
     loop.close()
 
 

@@ -1,12 +1,14 @@
 """examples/ddlockd.py, told over loopback what good and hostile clients tell it."""
 
 import contextlib
+import os
 import random
 import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from errno import EADDRINUSE
 
 import pytest
 
@@ -240,7 +242,7 @@ def test_what_it_cannot_serve_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for argument, reason in (
-            (port, "Address already in use"),
+            (port, os.strerror(EADDRINUSE)),
             ("70000", "port must be 0-65535"),
             ("door", "invalid literal"),
         ):

@@ -83,7 +83,7 @@ close(4) = 0"""
 
 
 def test_waits_of_which_nothing_comes_are_a_spin() -> None:
-    wait = "epoll_wait(5, [{events=EPOLLIN, data={u32=3, u64=3}}], 1000, -1) = 1\n"
+    wait = "epoll_wait(5, [{events=EPOLLIN, data=0x3}], 1000, -1) = 1\n"
     assert spin(calls(wait * 4))
     assert not spin(calls((wait * 3 + 'read(3, "x", 10) = 1\n') * 4))
     assert not spin(calls("epoll_wait(5, [], 1000, 0) = 0\n" * 9))

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from errno import EADDRINUSE, ENOENT, ENOTDIR
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from tests.clients import (
     serving,
     split,
 )
+from tests.first_free import FIRST
 
 BIG = 200 * 1024 * 1024
 LITTLE_MEMORY = 8 * 1024 * 1024
@@ -658,7 +660,7 @@ def test_at_the_limit_every_client_can_be_sent_a_file(tree: Path, backend: str) 
 
 def test_a_file_that_finds_no_descriptor_is_unavailable_for_now(tree: Path) -> None:
     # One client, and no descriptor for a file beside it.
-    with serving("httpd.py", str(tree), "--port", "0", descriptors=7) as server:
+    with serving("httpd.py", str(tree), "--port", "0", descriptors=FIRST + 4) as server:
         with server.connect() as client:
             for _ in range(2):
                 client.sendall(get("/hello.txt"))
@@ -682,9 +684,9 @@ def test_what_it_cannot_serve_is_said_in_one_line(tree: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, reason in (
-            ([str(tree / "missing")], "No such file"),
-            ([str(tree / "hello.txt")], "Not a directory"),
-            ([str(tree), "--port", port], "Address already in use"),
+            ([str(tree / "missing")], os.strerror(ENOENT)),
+            ([str(tree / "hello.txt")], os.strerror(ENOTDIR)),
+            ([str(tree), "--port", port], os.strerror(EADDRINUSE)),
             ([str(tree), "--port", "70000"], "port must be 0-65535"),
         ):
             code, complaint = failing("httpd.py", *arguments)

@@ -309,7 +309,7 @@ def test_an_unknown_fd_is_warned_about_removed_and_closed(
 ) -> None:
     one, two = world.socketpair()
     fd = one.fileno()
-    world.loop.poller().register(fd, IN)
+    world.loop._registry.open().register(fd, IN)
     two.send(b"x")
     one.detach()
     with caplog.at_level(logging.WARNING), world.calls() as calls:
@@ -359,7 +359,7 @@ def test_a_number_is_unknown_again_after_the_run_in_which_it_left(
     assert inner == [1] and not world.is_open(fd)
     three, four = world.socketpair()
     handle, peer = (three, four) if three.fileno() == fd else (four, three)
-    world.loop.poller().register(fd, IN)
+    world.loop._registry.open().register(fd, IN)
     handle.detach()
     peer.send(b"x")
     world.turn()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -71,7 +72,7 @@ def test_nothing_but_the_standard_library_is_loaded() -> None:
 import sys
 import danga_raw
 loop = danga_raw.Loop()
-loop.poller()
+loop._registry.open()
 loop.close()
 outside = [name for name in sys.modules
            if name.split(".")[0] not in sys.stdlib_module_names | {"danga_raw", "__main__"}]
@@ -89,3 +90,37 @@ print(outside)
 @pytest.mark.parametrize("name", danga_raw.__all__)
 def test_what_is_named_can_be_imported(name: str) -> None:
     assert getattr(importlib.import_module("danga_raw"), name) is not None
+
+
+OLD = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/[23].*"))
+"""The Pythons that pyenv has, of which the older ones are for the tests below."""
+
+
+def too_old(python: Path) -> bool:
+    major, minor = python.name.split(".")[:2]
+    return minor.isdecimal() and (int(major), int(minor)) < (3, 10)
+
+
+@pytest.mark.parametrize("python", [path for path in OLD if too_old(path)], ids=lambda p: p.name)
+def test_an_older_python_is_told_what_is_needed_in_one_line(python: Path, tmp_path: Path) -> None:
+    version = ".".join(python.name.split(".")[:2])
+    line = f"danga_raw needs Python 3.10 or later; this is Python {version}"
+    imported = "try:\n    import danga_raw.trace\nexcept ImportError as error:\n    print(error)"
+    for argv, out, err, status in (
+        (["-c", imported], line + "\n", "", 0),
+        (["-m", "danga_raw", "echo"], "", line + "\n", 1),
+        (["-m", "danga_raw.trace"], "", line + "\n", 1),
+    ):
+        done = subprocess.run(
+            [python / "bin/python", "-B", *argv],
+            env={"PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr, done.returncode) == (out, err, status)
+
+
+def test_the_version_is_in_the_package() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", danga_raw.__version__)

@@ -363,7 +363,7 @@ def test_a_watch_that_fails_leaves_the_mask_as_it_was(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
     obj = Noted(one, world.loop)
-    world.loop.poller().unregister(one.fileno(), 56)
+    world.loop._registry.open().unregister(one.fileno(), 56)
     with pytest.raises(OSError):
         obj.watch_read(True)
     assert not obj.event_watch & IN

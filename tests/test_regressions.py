@@ -17,7 +17,7 @@ LP64 = sys.maxsize > 2**32
 BACKENDS = ["epoll", "poll", *(["kqueue freebsd", "kqueue netbsd"] if LP64 else [])]
 
 
-class Sender(Socket):
+class Sender(Socket[Handle]):
     """An object that only writes."""
 
     def event_hup(self) -> None:
@@ -88,7 +88,7 @@ def test_callables_behind_one_that_raises_leave_no_watch_for_writing(
     loop.close()
 
 
-class Reader(Socket):
+class Reader(Socket[Handle]):
     """An object that notes what it is told, and does `first` when it can read."""
 
     def __init__(self, handle: Handle, loop: Loop, first: Callable[[], None]) -> None:

@@ -8,7 +8,16 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_size_t, c_ulong
-from errno import EBADF, ECONNRESET, EINVAL, EMFILE, ENOENT, EPIPE
+from errno import (
+    EBADF,
+    ECONNREFUSED,
+    ECONNRESET,
+    EINVAL,
+    EMFILE,
+    ENOENT,
+    ENOTCONN,
+    EPIPE,
+)
 from typing import Any
 
 import pytest
@@ -16,10 +25,19 @@ import pytest
 from danga_raw._epoll import EVENT, Epoll, epoll_event
 from danga_raw._kqueue import KQueue, kevent_type
 from danga_raw._libc import libc
-from danga_raw._poll import POLLIN, POLLOUT, Poll, pollfd
+from danga_raw._poll import POLLHUP, POLLIN, POLLOUT, Poll, pollfd
 from tests.simkernel import LAYOUTS, Handle, SimError, SimKernel
-from tests.simkernel.kqueue import EV_ADD, EV_DELETE, EV_DISABLE, EV_ENABLE, EV_EOF, EV_ERROR
-from tests.simkernel.sockets import SHUT_WR
+from tests.simkernel.kernel import CORK_OPTION
+from tests.simkernel.kqueue import (
+    EV_ADD,
+    EV_DELETE,
+    EV_DISABLE,
+    EV_ENABLE,
+    EV_EOF,
+    EV_ERROR,
+    EV_ONESHOT,
+)
+from tests.simkernel.sockets import SHUT_RD, SHUT_WR
 
 lp64 = pytest.mark.skipif(sys.maxsize < 2**32, reason="its kqueue has the layouts of LP64")
 
@@ -251,6 +269,197 @@ class TestWhatTheKernelsDo:
         fd = writer.fileno()
         assert (bench.call((fd, bench.write, EV_ADD)), bench.errno) == (-1, EPIPE)
         assert [event[0] for event in bench.events()] == [fd]
+
+    def test_filters_come_in_the_order_of_their_activation(self, bench: Bench) -> None:
+        one, two = bench.kernel.socketpair()
+        fd = one.fileno()
+        bench.call((fd, bench.read, EV_ADD), (fd, bench.write, EV_ADD))
+        assert [event[1] for event in bench.events()] == [bench.write]
+        two.send(b"abc")
+        two.close()
+        assert [(e[1], e[2] & EV_EOF, e[4]) for e in bench.events() if e[1] == bench.read] == [
+            (bench.read, EV_EOF, 3)
+        ]
+        assert [event[1] for event in bench.events()] == [bench.write, bench.read]
+
+    def test_what_a_full_batch_has_no_room_for_stands_in_front_of_the_next(
+        self, bench: Bench
+    ) -> None:
+        fds = []
+        for _ in range(3):
+            one, _ = bench.kernel.socketpair()
+            fds.append(one.fileno())
+            bench.call((one.fileno(), bench.write, EV_ADD))
+        told = []
+        for _ in range(3):
+            bench.call(room=2)
+            told += [event[0] for event in bench.told]
+        assert told == fds * 2
+
+    @pytest.mark.parametrize("platform", LAYOUTS)
+    def test_the_write_filter_of_a_pipe_whose_other_end_is_gone(self, platform: str) -> None:
+        bench = Bench(platform)
+        for writes in (False, True):
+            ends = bench.kernel.pipe()
+            ends[not writes].close()
+            fd = ends[writes].fileno()
+            refused = {"darwin": 0, "libkqueue": 0, "netbsd": EBADF, "netbsd9": EBADF}
+            bench.call((fd, bench.write, EV_ADD))
+            number = refused.get(platform, EPIPE)
+            assert bench.errno == number
+            assert len(bench.events()) == (0 if number else 1)
+            assert bench.call((fd, bench.read, EV_ADD)) == 0
+            ends[writes].close()
+
+    @pytest.mark.parametrize("platform", LAYOUTS)
+    @pytest.mark.parametrize("enabled", [False, True])
+    def test_the_write_filter_of_a_pipe_whose_other_end_goes_later(
+        self, platform: str, enabled: bool
+    ) -> None:
+        bench = Bench(platform)
+        reader, writer = bench.kernel.pipe()
+        fd = writer.fileno()
+        bench.call((fd, bench.write, EV_ADD))
+        if not enabled:
+            bench.call((fd, bench.write, EV_DISABLE))
+        reader.close()
+        assert bench.call((fd, bench.write, EV_ENABLE)) == 0
+        [(_, _, flags, *_)] = bench.events()
+        assert flags & EV_EOF
+        once = platform == "freebsd"
+        assert bool(flags & EV_ONESHOT) == once
+        assert len(bench.events()) == (0 if once else 1)
+        bench.call((fd, bench.write, EV_DISABLE))
+        assert bench.errno == (ENOENT if once else 0)
+
+    def test_the_write_filter_of_a_pipes_read_end_fires_on_freebsd_alone(
+        self, bench: Bench
+    ) -> None:
+        reader, writer = bench.kernel.pipe()
+        bench.call((reader.fileno(), bench.write, EV_ADD))
+        assert len(bench.events()) == (0 if netbsd(bench) else 1)
+        writer.close()
+        [(_, _, flags, *_)] = bench.events()
+        assert flags & EV_EOF
+
+    def test_a_closing_peer_with_unread_data_sends_a_fin_and_answers_data_by_a_reset(
+        self, bench: Bench
+    ) -> None:
+        one, two = bench.kernel.socketpair(tcp=True)
+        one.send(b"unread")
+        two.close()
+        assert one.recv(1) == b""
+        one.send(b"x")
+        with pytest.raises(ConnectionResetError):
+            one.recv(1)
+
+    def test_a_write_after_a_reset_is_epipe(self, bench: Bench) -> None:
+        one, two = bench.kernel.socketpair(tcp=True)
+        two.reset()
+        for _ in range(2):
+            with pytest.raises(BrokenPipeError):
+                one.send(b"x")
+        assert one.take_error() == ECONNRESET, "a write leaves it to a reader"
+
+    def test_a_unix_socket_closed_with_unread_data_is_no_reset(self, bench: Bench) -> None:
+        one, two = bench.kernel.socketpair()
+        one.send(b"unread")
+        two.close()
+        assert one.recv(1) == b""
+        assert one.take_error() == 0
+
+    def test_a_shut_read_side_drops_what_is_unread_and_the_peer_goes_on_writing(
+        self, bench: Bench
+    ) -> None:
+        for tcp in (True, False):
+            one, two = bench.kernel.socketpair(tcp)
+            two.send(b"unread")
+            one.shutdown(SHUT_RD)
+            assert one.recv(10) == b""
+            two.setblocking(False)
+            for _ in range(10):
+                assert two.send(bytes(3000)) == 3000
+            assert one.recv(10) == b""
+
+    def test_one_s_own_shutdown_is_eof_to_the_write_filter(self, bench: Bench) -> None:
+        one, _ = bench.kernel.socketpair(tcp=True)
+        bench.call((one.fileno(), bench.write, EV_ADD))
+        one.shutdown(SHUT_WR)
+        [(_, _, flags, *_)] = bench.events()
+        assert flags & EV_EOF
+
+    def test_a_netbsd_unix_socket_is_silent_below_its_low_water_mark(self, bench: Bench) -> None:
+        one, _ = bench.kernel.socketpair()
+        one.setblocking(False)
+        bench.call((one.fileno(), bench.write, EV_ADD))
+        one.send(bytes(2000))
+        assert len(bench.events()) == 1
+        one.send(bytes(100))
+        assert len(bench.events()) == (0 if netbsd(bench) else 1)
+        assert one.send(b"it takes more all the same") > 0
+
+    def test_setsockopt_on_a_connection_that_is_gone(self) -> None:
+        answers = {}
+        for platform, option in CORK_OPTION.items():
+            kernel = SimKernel(platform=platform)
+            one, two = kernel.socketpair(tcp=True)
+            two.reset()
+            on = byref(c_int(1))
+            failed = kernel.setsockopt(one.fileno(), 6, option, on, 4)
+            answers[platform] = ctypes.get_errno() if failed else 0
+        gone = dict.fromkeys(("freebsd", "dragonfly", "openbsd"), ECONNRESET)
+        assert answers == {"linux": 0, "darwin": EINVAL, **gone}
+
+    def test_a_connection_in_the_making(self, bench: Bench) -> None:
+        one, end = bench.kernel.connecting()
+        fd = one.fileno()
+        for filter in (bench.read, bench.write):
+            bench.call((fd, filter, EV_ADD))
+        assert bench.events() == []
+        with pytest.raises(BlockingIOError):
+            one.recv(1)
+        if netbsd(bench):
+            with pytest.raises(OSError) as early:
+                one.send(b"early")
+            assert early.value.errno == ENOTCONN
+        else:
+            assert one.send(b"early") == 5
+        far = end(0)
+        assert far is not None
+        assert [event[1] for event in bench.events()] == [bench.write]
+        far.setblocking(False)
+        if not netbsd(bench):
+            assert far.recv(10) == b"early"
+
+    def test_a_refused_connection_is_eof_with_the_error_on_both_filters(
+        self, bench: Bench
+    ) -> None:
+        one, end = bench.kernel.connecting()
+        for filter in (bench.read, bench.write):
+            bench.call((one.fileno(), filter, EV_ADD))
+        end(ECONNREFUSED)
+        told = bench.events()
+        assert {event[1] for event in told} == {bench.read, bench.write}
+        assert all(event[2] & EV_EOF and event[3] == ECONNREFUSED for event in told)
+
+    def test_a_listener_is_written_to_and_read_in_vain(self, bench: Bench) -> None:
+        listener = bench.kernel.listener()
+        bench.call((listener.fileno(), bench.write, EV_ADD))
+        bench.kernel.connect(listener)
+        assert bench.events() == []
+        for call in (lambda: listener.send(b"x"), lambda: listener.recv(1)):
+            with pytest.raises(OSError) as refused:
+                call()
+            assert refused.value.errno == ENOTCONN
+
+    def test_poll_after_a_reset_tells_no_error(self, bench: Bench) -> None:
+        with bench.kernel.installed():
+            one, two = bench.kernel.socketpair(tcp=True)
+            two.reset()
+            poller = Poll()
+            poller.register(one.fileno(), POLLIN | POLLOUT)
+            [(_, mask)] = poller.wait(0)
+        assert mask == (POLLIN | POLLOUT if netbsd(bench) else POLLIN | POLLHUP)
 
 
 class TestStrictness:

@@ -10,10 +10,10 @@ from heapq import heappop
 import pytest
 
 from danga_raw import _epoll
-from danga_raw.loop import Loop
+from danga_raw._registry import Registry
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
-from danga_raw.types import Block, Handle
+from danga_raw.types import AnySocket, Block, Handle
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.world import BACKENDS, Backend, World
 
@@ -73,24 +73,24 @@ def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Socket._leave
+    original = Registry.leave
 
-    def leave(self: Socket, sock: Handle | None) -> bool:
-        left = original(self, sock)
-        self.loop._let_go()
+    def leave(self: Registry, obj: AnySocket, sock: Handle | None) -> bool:
+        left = original(self, obj, sock)
+        self.let_go()
         return left
 
-    monkeypatch.setattr(Socket, "_leave", leave)
+    monkeypatch.setattr(Registry, "leave", leave)
 
 
 def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Loop._let_go
+    original = Registry.let_go
 
-    def let_go(self: Loop) -> None:
+    def let_go(self: Registry) -> None:
         self.leaving.reverse()
         original(self)
 
-    monkeypatch.setattr(Loop, "_let_go", let_go)
+    monkeypatch.setattr(Registry, "let_go", let_go)
 
 
 def stay_registered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +111,10 @@ def ignore_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
 def lose_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Timers.run_due
 
-    def run_due(self: Timers, number: int) -> int:
+    def run_due(self: Timers) -> int:
         if len(self.heap) > 2:
             heappop(self.heap)
-        return original(self, number)
+        return original(self)
 
     monkeypatch.setattr(Timers, "run_due", run_due)
 

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import subprocess
 import sys
 from ctypes import c_int
-from errno import EBADF, EINVAL, EIO, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP
+from errno import (
+    EBADF,
+    ECONNABORTED,
+    ECONNREFUSED,
+    ECONNRESET,
+    EHOSTDOWN,
+    EHOSTUNREACH,
+    EINVAL,
+    EIO,
+    ENETDOWN,
+    ENETRESET,
+    ENETUNREACH,
+    ENOPROTOOPT,
+    ENOTCONN,
+    ENOTSOCK,
+    EOPNOTSUPP,
+    EPIPE,
+    ESHUTDOWN,
+    ETIMEDOUT,
+    errorcode,
+)
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
+from danga_raw.types import AnySocket
 from tests.world import ERR, HUP, IN, Noted, Thing, World, drain, only, real_only
+
+ROOT = Path(__file__).parents[1]
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_CORK")
 
@@ -46,7 +72,7 @@ def test_an_object_goes_on_the_default_loop_unless_told_otherwise(world: World) 
 
 
 def test_a_subclass_may_have_slots_and_then_has_no_dict(world: World) -> None:
-    class Slotted(Socket):
+    class Slotted(Socket[Thing]):
         __slots__ = ("mine",)
         mine: int
 
@@ -58,7 +84,7 @@ def test_a_subclass_may_have_slots_and_then_has_no_dict(world: World) -> None:
 
 
 def test_a_subclass_with_an_init_of_its_own_calls_up(world: World) -> None:
-    class Mine(Socket):
+    class Mine(Socket[Thing]):
         def __init__(self, sock: Thing, loop: Loop, name: str) -> None:
             super().__init__(sock, loop)
             self.name = name
@@ -179,6 +205,50 @@ def test_a_kind_of_descriptor_that_cannot_be_corked_is_left_alone(
     assert values in ([1, 1], [])  # no call where the platform has no such option
 
 
+GONE = [ECONNRESET, ECONNABORTED, ECONNREFUSED, ENOTCONN, EPIPE, ESHUTDOWN, ETIMEDOUT, ENETDOWN,
+        ENETUNREACH, ENETRESET, EHOSTDOWN, EHOSTUNREACH]  # fmt: skip
+"""What a socket may be told of a connection that is gone."""
+
+
+@pytest.mark.parametrize("number", GONE, ids=errorcode.__getitem__)
+@pytest.mark.parametrize("on", [True, False], ids=["cork", "uncork"])
+def test_a_connection_that_is_gone_is_no_fault_of_who_corks_it(
+    world: World,
+    number: int,
+    on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    obj = Noted(world.socketpair(tcp=True)[0], world.loop)
+    if not on:
+        obj.tcp_cork(True)
+    refusing(monkeypatch, number)
+    obj.tcp_cork(on)
+    assert not obj.closed
+    obj.close()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("corked", [False, True], ids=["corked after it", "corked before it"])
+def test_a_client_that_resets_ends_no_loop_by_a_cork(
+    world: World, corked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(obj: Noted) -> None:
+        obj.tcp_cork(not corked)
+        obj.write(b"an answer")
+        obj.tcp_cork(corked)
+        obj.close()
+
+    one, reset = world.reset_when_told()
+    obj = Noted(one, world.loop, read=answer, err=answer)
+    obj.tcp_cork(corked)
+    obj.watch_read(True)
+    reset()
+    world.until(lambda: obj.closed)
+    world.turn()
+    assert not world.is_open(one.fileno()) and caplog.text == ""
+
+
 @linux_only
 @real_only
 def test_corking_a_dead_descriptor_warns_and_closes(
@@ -189,7 +259,7 @@ def test_corking_a_dead_descriptor_warns_and_closes(
     with caplog.at_level(logging.WARNING, "danga_raw"):
         obj.tcp_cork(True)
     assert obj.events == ["close tcp_cork_failed"]
-    assert "setsockopt" in caplog.text and "Bad file descriptor" in caplog.text
+    assert "setsockopt" in caplog.text and os.strerror(EBADF) in caplog.text
 
 
 @linux_only
@@ -371,10 +441,10 @@ def test_debug_messages_go_to_standard_error(
 def test_dump_error_prints_the_message_the_object_and_the_calls(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def inner(obj: Socket) -> None:
+    def inner(obj: AnySocket) -> None:
         obj.dump_error("what went wrong")
 
-    def outer(obj: Socket) -> None:
+    def outer(obj: AnySocket) -> None:
         inner(obj)
 
     obj = Noted(world.socketpair()[0], world.loop)
@@ -388,6 +458,25 @@ def test_dump_error_prints_the_message_the_object_and_the_calls(
     assert lines[2].startswith(f"\t{__file__}:")
 
 
+def test_dump_error_opens_no_file() -> None:
+    # An audit hook can't be taken off again, so it has a process of its own.
+    code = (
+        "import sys, socket\n"
+        "from danga_raw import Socket\n"
+        "object = Socket(socket.socket())\n"
+        "seen = []\n"
+        "sys.addaudithook(lambda event, _: seen.append(event))\n"
+        "object.dump_error('what went wrong')\n"
+        "print({'open', 'import'} & set(seen), flush=True)\n"
+        "object.close()\n"
+        "object.loop.reset()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    assert "<string>:6 called <module>" in done.stderr
+
+
 def test_a_failure_to_unregister_is_dumped_and_the_close_goes_on(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -395,7 +484,7 @@ def test_a_failure_to_unregister_is_dumped_and_the_close_goes_on(
     one, _ = world.socketpair()
     fd = one.fileno()
     obj = Noted(one, world.loop)
-    world.loop.poller().unregister(fd, obj.event_watch)
+    world.loop._registry.open().unregister(fd, obj.event_watch)
     obj.close()
     world.turn()
     assert obj.closed and not world.is_open(fd)
@@ -411,7 +500,7 @@ def test_warnings_reach_standard_error_where_nothing_is_configured() -> None:
 import os, danga_raw
 loop = danga_raw.Loop("poll")
 here, there = os.pipe()
-loop.poller().register(here, 1)
+loop._registry.open().register(here, 1)
 os.write(there, b"x")
 loop.set_post_loop_callback(lambda *_: False)
 loop.run()

@@ -80,7 +80,7 @@ def _change(change: object) -> str:
 # --- the ground on which a row is tried -----------------------------------------------------------
 
 
-class Client(Socket):
+class Client(Socket[Thing]):
     """What a row is about: each handler does the least."""
 
     __slots__ = ("reads",)
@@ -117,7 +117,7 @@ class Ground:
         patch.setattr(danga_raw.socket, "_default_loop", self.loop)
         self.loop.set_loop_timeout(0)
         self.loop.set_post_loop_callback(lambda *_: False)
-        self.loop.poller()
+        self.loop._registry.open()
         self.near, self.far = self.pair(tcp=True)
 
     def pair(self, tcp: bool = False) -> tuple[Thing, Thing]:
@@ -197,8 +197,8 @@ def _(g: Ground) -> Steps:
     loop = Loop(g.backend)
     g.stack.callback(loop.close)
     yield
-    loop.poller()
-    loop.poller()
+    loop._registry.open()
+    loop._registry.open()
 
 
 @row(MAKING, "`Socket(sock)` (`Loop.watch()`)")
@@ -511,7 +511,7 @@ def _(g: Ground) -> Steps:
 @row(RUNNING, "one with an event for a descriptor of which nothing is known")
 def _(g: Ground) -> Steps:
     g.far.send(b"x")
-    g.loop.poller().register(g.near.detach(), 1)
+    g.loop._registry.open().register(g.near.detach(), 1)
     yield
     g.loop.set_loop_timeout(-1)
     g.loop.run()

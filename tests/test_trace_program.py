@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
 
 import pytest
 
 from danga_raw._strace import FSTAT
+from tests.first_free import FIRST
 
 ROOT = Path(__file__).parent.parent
 TRACE = [sys.executable, "-m", "danga_raw", "trace"]
@@ -24,12 +29,15 @@ near, far = socket.socketpair()
 near.setblocking(False)
 loop = Loop("epoll")
 obj = Socket(near, loop)
-fd, epfd = near.fileno(), loop.poller().fileno()
+fd, epfd = near.fileno(), loop._registry.open().fileno()
 def wrote(text):
     obj.write(text)
 wrote(b"begin")
 """
 """A program that makes three calls, to which a test adds how it ends."""
+
+PID = r"^\[pid +\d+\] "
+"""What is in front of a line where there is more than one thread."""
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -68,7 +76,7 @@ ENDINGS = {
         "import atexit\natexit.register(lambda: print(sys.last_type))\n1/0"
     ),
     "all descriptors closed": (
-        "a = os.dup(fd)\nos.closerange(4, 4096)\nloop = Loop('epoll')\nobj = Socket(near, loop)"
+        "a = os.dup(fd)\nos.closerange(fd + 1, 4096)\nloop = Loop('epoll')\nobj = Socket(near, loop)"
     ),
     "its own hook": "sys.excepthook = lambda *a: print(a[0], a[2].tb_lineno)\n1/0",
     "os._exit": "os._exit(7)",
@@ -93,14 +101,14 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
     assert (traced.returncode, traced.stdout) == (alone.returncode, alone.stdout)
     errors = traced.stderr.splitlines()
     if ending.startswith("a hook"):  # Python tells who raised in the hook.
-        ours = [at for at, line in enumerate(errors) if "_tracecli.py" in line]
+        ours = [at for at, line in enumerate(errors) if "_program.py" in line]
         del errors[ours[0] : errors.index(next(e for e in errors[ours[0] + 1 :] if "File" in e))]
     assert errors == alone.stderr.splitlines()
     writes = 2 if ending in ("atexit", "a thread") else 1
     start = ["epoll_crea", "epoll_ctl("]
     more = start if ending == "all descriptors closed" else []
-    assert [line[:10] for line in out.read_text().splitlines()] == [
-        *start, *['write(3, "'] * writes, *more
+    assert [re.sub(PID, "", line)[:10] for line in out.read_text().splitlines()] == [
+        *start, *[f'write({FIRST}, "'] * writes, *more
     ]  # fmt: skip
 
 
@@ -110,23 +118,109 @@ def test_a_syntax_error_is_the_programs(program: Path) -> None:
     assert (traced.returncode, traced.stderr) == (alone.returncode, alone.stderr)
 
 
-def test_a_program_sees_what_it_would(program: Path) -> None:
-    (program.parent / "beside.py").write_text("here = __file__")
-    program.write_text(
-        "from __future__ import barry_as_FLUFL\nimport sys, os, beside\n"
-        "print(sys.argv, sys.path[0], beside.here, __name__, __file__, __package__, __spec__)\n"
-        "print(sys.modules['__main__'].__dict__ is globals(), type(__loader__), __doc__)\n"
-        "print(sorted(map(int, os.listdir('/dev/fd')))[:4], os.get_inheritable(0))\n"
-        "print(f'{1:{2}}', (lambda x: int)(1), __builtins__, globals().get('__annotations__'))\n"
-    )
-    link = program.parent / "elsewhere"
-    link.mkdir()
-    (link / "linked.py").symlink_to(program)
-    for path in (program, link / "linked.py"):
-        argv = [str(path), "--", "-c", "--json", "-o", "x", "--", "-t"]
-        alone, traced = run([sys.executable, *argv]), run([*TRACE, *argv])
-        assert alone.stderr == ""
-        assert (traced.stdout, traced.stderr) == (alone.stdout, "")
+ABOUT = """
+import atexit, inspect, os, pickle, re, sys, threading, typing
+number: int = 1
+class Kept:
+    def __eq__(self, other): return type(other) is type(self)
+def show(names):
+    for name in names:
+        value = globals().get(name, "has none")
+        print(name, re.sub(" at 0x[0-9a-f]+", "", repr(value)))
+SYSTEMS = ("__annotations__", "__cached__", "__doc__", "__file__", "__loader__", "__name__",
+           "__package__", "__spec__")
+show(("__builtins__", *SYSTEMS))
+main = sys.modules["__main__"]
+print([name for name in globals() if name.startswith("__")])
+print(sys.argv, sys.path, sys.flags, sys.warnoptions, sorted(os.environ), os.getcwd())
+print(main.__dict__ is globals(), typing.get_type_hints(main), (lambda x: int)(1))
+print(pickle.loads(pickle.dumps(Kept())) == Kept(), Kept, Kept.__module__, f"{1:{2}}")
+print(inspect.getmodule(Kept) is main, inspect.getfile(show), show.__code__.co_filename)
+try:
+    print(inspect.getsource(show))
+except OSError as error:
+    print(error)
+try:
+    import beside
+    print(beside.here)
+except ImportError as error:
+    print(error)
+print(sorted(map(int, os.listdir("/dev/fd")))[:4], os.get_inheritable(0), sys.stdin.read())
+threading.Thread(target=lambda: (threading.main_thread().join(), show(["__name__"]))).start()
+atexit.register(show, SYSTEMS)
+atexit.register(lambda: print(getattr(sys, "last_type", None)))
+def inner(): 1/0
+if sys.argv[-1] == "raises":
+    inner()
+elif sys.argv[-1] != "ends":
+    sys.exit(sys.argv[-1])
+"""
+"""A program that says all that it can see of how it is run."""
+
+WAYS = ["file.py", "./file.py", "../here/file.py", "link.py", "folder", "./folder/", "zip.pyz"]
+WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-", "/dev/stdin"]
+IN_VAIN = ["nowhere", "empty", "-m nowhere", "-m package.nowhere", "-m empty", "bad.pyc"]
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the program in all the forms that python3 runs."""
+    here = tmp_path_factory.mktemp("ways") / "here"
+    for folder in ("elsewhere", "folder", "package", "empty"):
+        (here / folder).mkdir(parents=True)
+    for path in ("file.py", "folder/__main__.py", "package/__main__.py", "package/inner.py"):
+        (here / path).write_text(ABOUT)
+        (here / path).with_name("beside.py").write_text("here = __file__")
+    (here / "package/__init__.py").write_text("import sys; print(sys.argv[0])")
+    (here / "elsewhere/file.py").write_text(ABOUT)
+    (here / "link.py").symlink_to("elsewhere/file.py")
+    zipapp.create_archive(here / "folder", here / "zip.pyz")
+    py_compile.compile(str(here / "file.py"), str(here / "compiled.pyc"))
+    shutil.copy(here / "compiled.pyc", here / "compiled")
+    (here / "bad.pyc").write_bytes(b"no magic number")
+    return here
+
+
+ISOLATED = f"""
+import sys
+sys.path.append({str(ROOT)!r})
+from danga_raw._tracecli import main
+sys.path.pop()
+main(sys.argv[1:], "danga-raw")
+"""
+"""Our command line under -I, where no variable of the environment leads to the package."""
+
+OPTIONS: dict[str, tuple[list[str], list[str]]] = {
+    "": ([], ["-m", "danga_raw", "trace"]),
+    "-I": (["-I"], ["-I", "-c", ISOLATED]),
+    "-OW": (["-OWerror::UserWarning"], ["-OWerror::UserWarning", "-m", "danga_raw", "trace"]),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("way", [*WAYS, *IN_VAIN])
+def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> None:
+    plain, trace = OPTIONS[options]
+    for end in ("ends", "raises", "in so many words") if options == "" else ("raises",):
+        alone, traced = (
+            subprocess.run(
+                [sys.executable, *before, *way.split(), "--", "-o", "x", "-m", "-", end],
+                env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+                cwd=ways,
+                input=ABOUT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for before in (plain, [*trace, "-o", os.devnull])
+        )
+        found = way not in IN_VAIN and (options, way[:3]) not in [("-I", "-m ")]
+        assert (alone.returncode == 0) == (end == "ends" and found)
+        assert traced.stdout == alone.stdout
+        said = alone.stderr
+        if way == "nowhere":
+            said = "danga_raw trace: nowhere: No such file or directory\n"
+        assert (traced.stderr, traced.returncode) == (said, alone.returncode)
 
 
 def test_the_programs_descriptors_have_the_numbers_they_would_have(program: Path) -> None:
@@ -151,7 +245,7 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
     lines = to_stderr.stderr
     assert lines == out.read_text()
     assert to_file.stderr == ""
-    assert lines.splitlines()[2] == 'write(3, "begin", 5)'.ljust(40) + "= 5"
+    assert lines.splitlines()[2] == f'write({FIRST}, "begin", 5)'.ljust(40) + "= 5"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +265,67 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
 def test_e_picks_calls(expression: str, names: set[str], program: Path) -> None:
     done = run([*TRACE, "-e", expression, str(program)])
     assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
+
+
+@pytest.mark.parametrize(
+    ("expressions", "names"),
+    [
+        (["write", "trace=epoll_ctl"], {"write", "epoll_ctl"}),
+        (["write", "none"], {"write"}),
+        (["all", "!write"], {"epoll_create1", "epoll_ctl"}),
+        (["!write", "!epoll_ctl"], {"epoll_create1"}),
+        (["write,epoll_ctl", "!write", "epoll_create1"], {"epoll_ctl", "epoll_create1"}),
+    ],
+)
+def test_a_second_e_adds_or_takes_away(
+    expressions: list[str], names: set[str], program: Path
+) -> None:
+    options = [option for expression in expressions for option in ("-e", expression)]
+    done = run([*TRACE, *options, str(program)])
+    assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["-co FILE", "-coFILE", "-cewrite -oFILE", "-tto FILE", "-ttoFILE -c", "-o FILE -tce write"],
+)
+def test_letters_stand_together_as_everywhere(options: str, program: Path) -> None:
+    out = program.parent / "calls"
+    words = options.replace("FILE", str(out)).split()
+    for way in ([str(program)], ["--", str(program)], ["-m", "program"], ["-mprogram"]):
+        done = run([*TRACE, *words, *way, "-c", "-o", "x"], PYTHONPATH=f"{ROOT}:{program.parent}")
+        assert (done.returncode, done.stderr) == (0, "")
+        text = out.read_text()
+        if "c" in options:
+            assert text.splitlines()[0].split() == ["calls", "errors", "syscall"]
+            assert ("epoll_ctl" in text) == ("e" not in options)
+        else:
+            assert re.match(r"\d\d:\d\d:\d\d\.\d{6} epoll_create1", text)
+        out.unlink()
+    done = run([*TRACE, "-com", "FILE"], PYTHONPATH=str(ROOT))
+    assert done.stderr.startswith("danga_raw trace: FILE: No such file")
+
+
+def test_trace_runs_the_other_commands_and_itself(program: Path) -> None:
+    info = [sys.executable, "-m", "danga_raw", "info", "--json"]
+    assert run([*TRACE, *info[1:]]).stdout == run(info).stdout
+    once, twice = run([*TRACE, str(program)]), run([*TRACE, *TRACE[1:], str(program)])
+    assert sorted(twice.stderr.splitlines()) == sorted(2 * once.stderr.splitlines())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DANGA_RAW_BACKEND": "epoll"}
+    with subprocess.Popen(
+        [*TRACE, "-e", "read,write", "-m", "danga_raw", "echo"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as server:  # fmt: skip
+        assert server.stdout is not None
+        port = int(server.stdout.readline().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"hello")
+            assert client.recv(5) == b"hello"
+        server.terminate()
+        said, lines = server.communicate()
+    assert (said, server.returncode) == ("1 connections, 5 bytes echoed\n", 0)
+    assert [line.partition("(")[0] for line in lines.splitlines()[:2]] == ["read", "write"]
+    assert '"hello"' in lines.splitlines()[0]
 
 
 @pytest.mark.needs("strace")
@@ -236,18 +391,18 @@ def test_json_is_one_object_a_line(program: Path) -> None:
     done = run([*TRACE, "--json", "-e", "write,read", str(program)])
     write, read = map(json.loads, done.stderr.splitlines())
     assert write.pop("time") <= read.pop("time")
-    assert write == {"name": "write", "args": ["3", '"begin"', "5"], "result": 5, "errno": None}
-    assert read == {"name": "read", "args": ["3", "0x...", "5"], "result": -1, "errno": "EAGAIN"}
+    fd = str(FIRST)
+    assert write == {"name": "write", "args": [fd, '"begin"', "5"], "result": 5, "errno": None}
+    assert read == {"name": "read", "args": [fd, "0x...", "5"], "result": -1, "errno": "EAGAIN"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere.py"], "danga_raw trace: nowhere.py: No such file or directory"),
-        (["/"], "danga_raw trace: /: Is a directory"),
         ([""], "danga_raw trace: : No such file or directory"),
         (["-o", "|cat", __file__], "danga_raw trace: -o takes a file, not a command: '|cat'"),
-        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'"),
+        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are close, epoll_"),
         (["-e", "read,,write", "p"], "danga_raw trace: invalid system call ''"),
         (["-e", "inject=read:error=EIO", "p"], "danga_raw trace: invalid expression 'inject=read"),
         (["-o", "/nowhere/calls", __file__], "danga_raw trace: /nowhere/calls: No such file"),
@@ -258,6 +413,211 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], message: 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+THREADS = """
+import os, signal, socket, sys, threading, time
+from danga_raw import Loop, Socket
+class Pair:
+    def __init__(self):
+        near, self.far = socket.socketpair()
+        near.setblocking(False)
+        self.obj = Socket(near, Loop("epoll"))
+    def write(self, text):
+        self.obj.write(text)
+        self.far.recv(100)
+"""
+"""What a thread needs to make calls of its own."""
+
+
+@pytest.mark.needs("strace")
+def test_threads_are_told_apart_as_strace_does(program: Path) -> None:
+    program.write_text(
+        START + "import threading\nturn, done = threading.Event(), threading.Event()\n"
+        "def other():\n    wrote(b'other')\n    turn.set()\n    done.wait()\n    wrote(b'ends')\n"
+        "thread = threading.Thread(target=other)\nthread.start()\nturn.wait()\nwrote(b'first')\n"
+        "done.set()\nthread.join()\nwhile len(os.listdir('/proc/self/task')) > 1: pass\n"
+        "wrote(b'alone')\n"
+    )
+    for more in ([], ["-tt"]):
+        own = program.parent / "own"
+        strace = ["strace", "-f", *more, "-qq", "-e", "trace=write", "-e", "signal=none"]
+        done = run([*strace, *TRACE, *more, "-o", str(own), "-e", "write", str(program)])
+        line = re.compile(r"(\[pid +\d+\] )?([\d:.]+ )?write\(3, ")
+        theirs = [text for text in done.stderr.splitlines() if line.match(text)]
+        ours = own.read_text().splitlines()
+        assert [line.startswith("[pid ") for line in ours] == [False, True, True, True, False]
+        ours, theirs = ([re.sub(r"[\d:.]{15}", "", x) for x in y] for y in (ours, theirs))
+        assert ours == theirs
+    pids = [json.loads(line).get("pid") for line in
+            run([*TRACE, "--json", "-e", "write", str(program)]).stderr.splitlines()]  # fmt: skip
+    assert pids[0] is pids[4] is None
+    assert pids[1] == pids[3] != pids[2] is not None
+
+
+@pytest.mark.parametrize("output", ["a file", "a pipe"])
+def test_each_thread_prints_its_own_calls_before_it_goes_on(output: str, program: Path) -> None:
+    out = program.parent / "calls"
+    program.write_text(
+        THREADS + "sys.setswitchinterval(1e-6)\nlate = 0\n"
+        "def work(number):\n    global late\n    pair = Pair()\n"
+        "    file = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "    for count in range(100):\n        text = b'%d of %d' % (count, number)\n"
+        "        pair.write(text)\n"
+        "        printed = os.pread(file, 1 << 20, 0)\n"
+        "        late += sys.argv[2] == 'a file' and b'\"%s\"' % text not in printed\n"
+        "threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]\n"
+        "for thread in threads: thread.start()\nfor thread in threads: thread.join()\n"
+        "print(late)\n"
+    )
+    to = ["-o", str(out)] if output == "a file" else []
+    done = run([*TRACE, *to, "-e", "write", str(program), str(out if to else program), output])
+    assert done.stdout == "0\n"
+    lines = out.read_text() if to else done.stderr
+    wanted = sorted(f"{count} of {number}" for number in range(4) for count in range(100))
+    found = [re.fullmatch(PID + r'write\(\d+, "(.*)", \d+\) += \d+', line)
+             for line in lines.splitlines()]  # fmt: skip
+    assert sorted(match[1] for match in found if match) == wanted
+
+
+@pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 15)", "sys.exit()", "1/0"])
+def test_nothing_is_lost_at_the_end_of_a_process_with_busy_threads(
+    ending: str, program: Path
+) -> None:
+    program.write_text(
+        THREADS + "def work():\n    pair = Pair()\n    while True: pair.write(b'more')\n"
+        "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
+        "Pair().write(b'the last')\n" + ending
+    )
+    out = program.parent / "calls"
+    for _ in range(3):
+        run([*TRACE, "-o", str(out), "-e", "write", str(program)])
+        text = out.read_text()
+        assert '"the last"' in text and text.endswith("\n")
+
+
+AMID = """
+real, count = os.fstat, 0
+def fstat(fd):
+    global count
+    count += 1
+    if count == 1:
+        handler()
+    return real(fd)
+def amid(what):
+    "Print a line, and have the function that is called just before it is written do more."
+    os.fstat = fstat
+    obj.write(b"printed")
+    os.fstat = real
+"""
+"""What a signal's handler may do while a line is printed: here it comes at the worst moment."""
+
+
+def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:
+    for end in ("os._exit(0)", "sys.exit()", "None"):
+        program.write_text(
+            START + AMID + "def handler():\n    pid = os.fork()\n"
+            f"    if pid == 0: {end}\n    else: os.waitpid(pid, 0)\n"
+            "amid(handler)\nobj.write(b'behind')\n"
+        )
+        for more in ([], ["-c"]):
+            done = run([*TRACE, *more, "-e", "write", str(program)])
+            assert done.returncode == 0
+            if more:
+                assert done.stderr.splitlines()[2].split() == ["3", "write"]
+                assert done.stderr.count("syscall") == 1
+            else:
+                assert [line[:12] for line in done.stderr.splitlines()] == [
+                    'write(3, "be', 'write(3, "pr', 'write(3, "be'
+                ]  # fmt: skip
+
+
+def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(program: Path) -> None:
+    program.write_text(
+        START + AMID + "def handler():\n    obj.write(b'handler')\n    raise ValueError\n"
+        "try:\n    amid(handler)\nexcept ValueError:\n    print('raised', obj.closed)\n"
+    )
+    done = run([*TRACE, "-e", "write", str(program)])
+    assert (done.returncode, done.stdout) == (0, "raised False\n")
+    written = [line.split('"')[1] for line in done.stderr.splitlines()]
+    assert written == ["begin", "handler", "printed"]
+
+
+def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -> None:
+    program.write_text(
+        THREADS + "sys.setswitchinterval(1e-6)\non = True\n"
+        "def work():\n    pair, count = Pair(), 0\n"
+        "    while on:\n        pair.write(b'%d' % count)\n        count += 1\n"
+        "thread = threading.Thread(target=work)\nthread.start()\n"
+        "for _ in range(50):\n    pid = os.fork()\n    if pid == 0: sys.exit(0)\n"
+        "    os.waitpid(pid, 0)\non = False\nthread.join()\n"
+    )
+    out = program.parent / "calls"
+    done = run([sys.executable, "-W", "ignore", *TRACE[1:], "-o", str(out), str(program)])
+    assert (done.returncode, done.stderr) == (0, "")
+    numbers = re.findall(r'write\(\d+, "(\d+)"', out.read_text())
+    assert numbers == [str(number) for number in range(len(numbers))]
+
+
+# --- an exec ------------------------------------------------------------------------------------
+
+AGAIN = """
+import os, sys, danga_raw
+loop = danga_raw.Loop("epoll")
+loop.add_timer(0.001, loop.stop)
+loop.run()
+if "AGAIN" not in os.environ:
+    os.environ["AGAIN"] = "1"
+    {}
+"""
+"""A program that makes two calls and then, in its first life, something else."""
+
+EXECS = {
+    "execv": "os.execv(sys.executable, sys.orig_argv)",
+    "execve": "os.execve(sys.executable, sys.orig_argv, dict(os.environ))",
+    "execvp": "os.execvp(sys.executable, [os.fsencode(word) for word in sys.orig_argv])",
+    "a thread": "import threading\n    threading.Thread(target=os.execv, args=(sys.executable,"
+    " sys.orig_argv)).start()",
+    "an exec that failed": "try: os.execv('/nowhere', sys.orig_argv)\n    except OSError: pass\n"
+    "    os.execv(sys.executable, sys.orig_argv)",
+    "descriptors closed": "os.closerange(3, 4096); os.execv(sys.executable, sys.orig_argv)",
+}
+
+
+@pytest.mark.parametrize("how", EXECS)
+def test_a_program_that_execs_itself_goes_on_in_the_same_file(how: str, program: Path) -> None:
+    program.write_text(AGAIN.format(EXECS[how]))
+    out = program.parent / "calls"
+    for options in (["-o", str(out)], [f"-to{out}"]):
+        out.write_text("what was there before\n" * 10)
+        done = run([*TRACE, *options, str(program)])
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = [line.split()[-3].split("(")[0] for line in out.read_text().splitlines()]
+        assert "before" not in out.read_text()
+        assert len(lines) == 4, lines
+
+
+def test_c_counts_each_life(program: Path) -> None:
+    program.write_text(AGAIN.format(EXECS["execv"]))
+    done = run([*TRACE, "-c", str(program)])
+    assert done.stderr.count("syscall") == 2
+    assert done.stderr.count("epoll_wait") == 2
+
+
+def test_nothing_is_left_to_another_program_or_after_an_exec_that_failed(program: Path) -> None:
+    shown = "import os; print(sorted(map(int, os.listdir(\"/dev/fd\"))))"
+    program.write_text(
+        "import os, sys, danga_raw\ntry:\n    os.execv('/nowhere', sys.orig_argv)\n"
+        "except OSError:\n    pass\ndanga_raw.Loop('epoll').poller()\n"
+        f"command = [sys.executable, '-c', '{shown}']\n"
+        "os.spawnv(os.P_WAIT, sys.executable, command)\nos.execv(sys.executable, command)\n"
+    )
+    alone = run([sys.executable, str(program)])
+    traced = run([*TRACE, "-o", str(program.parent / "calls"), str(program)])
+    assert traced.stdout.count("[0, 1, 2, 3]") == 2
+    assert (traced.stdout, traced.stderr) == (alone.stdout, "")
 
 
 # --- children, signals --------------------------------------------------------------------------
@@ -301,9 +661,10 @@ def test_a_file_that_takes_no_more_ends_the_trace_not_the_program(program: Path)
 
 def test_the_programs_own_files_are_not_written_into(program: Path) -> None:
     program.write_text(
-        START + "os.closerange(4, 4096)\n"
+        START + "os.closerange(fd + 1, 4096)\n"
         "while os.open('mine', os.O_RDWR | os.O_CREAT) < 1023: pass\n"
-        "os.closerange(4, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\nwrote(b'more')\n"
+        "os.closerange(fd + 1, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\n"
+        "wrote(b'more')\n"
         "print(os.path.getsize('mine'))\n"
     )
     done = run(["sh", "-c", f"cd {program.parent}; ulimit -n 1024; exec \"$@\"", "sh",
@@ -330,7 +691,7 @@ def test_what_a_signals_handler_raises_is_the_programs(program: Path) -> None:
     out = program.parent / "calls"
     done = run([*TRACE, "-o", str(out), str(program)])
     assert (done.returncode, done.stdout, done.stderr) == (0, "50\n", "")
-    assert 'write(3, "the end", 7)' in out.read_text().splitlines()[-1]
+    assert f'write({FIRST}, "the end", 7)' in out.read_text().splitlines()[-1]
 
 
 @pytest.mark.needs("strace")

@@ -15,11 +15,12 @@ PACKAGE = ROOT / "danga_raw"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 FLOORS = [
-    {"_libc", "_log", "types"},
+    {"_clibrary", "_libc", "_log", "types"},
     {"_epoll", "_kqueue", "_poll", "_sockopt"},
     {"timers"},
     {"loop"},
     {"socket"},
+    {"_kernel"},
     {"_strace"},
     {"trace", "_tracecli"},
     {"__init__"},

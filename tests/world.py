@@ -22,7 +22,7 @@ from danga_raw._epoll import Epoll
 from danga_raw._kqueue import KQueue
 from danga_raw._libc import libc
 from danga_raw._poll import Poll
-from danga_raw.loop import backends
+from danga_raw._registry import backends
 from tests.simkernel import SimKernel
 
 IN, OUT, ERR, HUP = 1, 4, 8, 16
@@ -188,6 +188,12 @@ class World:
 
     def reset_by_peer(self) -> Thing:
         """A TCP socket whose other side has given the connection up."""
+        one, reset = self.reset_when_told()
+        reset()
+        return one
+
+    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
+        """A TCP socket, and what has its other side give the connection up."""
         raise NotImplementedError
 
     def lenient(self) -> None:
@@ -269,13 +275,12 @@ class RealWorld(World):
             return False
         return True
 
-    def reset_by_peer(self) -> Thing:
+    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
         one, two = self._tcp()
         one.setblocking(False)
-        self._kept(one)
+        self._kept(one, two)
         two.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        two.close()
-        return one
+        return one, two.close
 
 
 class SimulatedWorld(World):
@@ -308,12 +313,11 @@ class SimulatedWorld(World):
     def open_fds(self) -> set[int]:
         return set(self.kernel.table.files)
 
-    def reset_by_peer(self) -> Thing:
+    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
         one, two = self.kernel.socketpair(tcp=True)
         one.setblocking(False)
         self._kept(one)
-        two.reset()
-        return one
+        return one, two.reset
 
     def lenient(self) -> None:
         self.kernel.strict = False
@@ -374,7 +378,7 @@ def fill(thing: Thing) -> int:
     return total
 
 
-class Noted(Socket):
+class Noted(Socket[Thing]):
     """Notes its events in `events`, and what it has read in `got`.
 
     An event for which it was given an action (`read=`, `write=`, `err=`, `hup=`) does only that;

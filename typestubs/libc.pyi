@@ -4,9 +4,12 @@ The upper part is called by ctypes in the C library. The lower part is Python's 
 call each, under the call's name. Nothing else of the package reaches the operating system.
 """
 
-from ctypes import Array, Structure, c_size_t, c_uint, c_ulong
+from collections.abc import Callable
+from ctypes import Array, Structure, c_int, c_size_t, c_uint, c_ulong
 from os import stat_result
 from resource import struct_rusage
+from socket import socket as Socket
+from types import FrameType
 from typing import TypeAlias
 
 from _ctypes import _CArgObject as Reference
@@ -64,7 +67,13 @@ def setsockopt(
     """
 
 def fcntl(fd: int, op: int, arg: int, /) -> int:
-    """`int fcntl(int fd, int op, ...)`: fcntl(2), here always F_SETFD with an int."""
+    """`int fcntl(int fd, int op, ...)`: fcntl(2), here F_SETFD or F_SETFL with an int."""
+
+def pipe2(pipefd: Array[c_int], flags: int, /) -> int:
+    """`int pipe2(int pipefd[2], int flags)`: pipe2(2), to wake a loop."""
+
+def pipe(pipefd: Array[c_int], /) -> int:
+    """`int pipe(int pipefd[2])`: pipe(2), where there is no pipe2 (macOS)."""
 
 # --- by Python's own wrappers, which raise OSError ------------------------------------------------
 
@@ -80,6 +89,31 @@ def close(fd: int, /) -> None:
 
 def fstat(fd: int, /) -> stat_result:
     """`int fstat(int fd, struct stat *statbuf)`: fstat(2), by `os.fstat`."""
+
+def accept(sock: Socket, /) -> tuple[Socket, SockAddr]:
+    """`int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags)`: accept4(2)
+    with SOCK_CLOEXEC, by the listener's own method; to make a socket of it Python asks
+    getsockname(2)."""
+
+def setblocking(sock: Socket, /) -> None:
+    """`int ioctl(int fd, FIONBIO, int *on)`: ioctl(2), by the socket's own method; it blocks no
+    more."""
+
+def socket(family: int, type: int, /) -> Socket:
+    """`int socket(int domain, int type, int protocol)`: socket(2) with SOCK_CLOEXEC, by
+    `socket.socket`."""
+
+def connect(sock: Socket, address: SockAddr, /) -> None:
+    """`int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen)`: connect(2), by the
+    socket's own method."""
+
+def getsockopt(sock: object, /) -> int:
+    """`int getsockopt(int sockfd, SOL_SOCKET, SO_ERROR, void *optval, socklen_t *optlen)`:
+    getsockopt(2), by the socket's own method."""
+
+def signal(number: int, handler: Callable[[int, FrameType | None], object] | int, /) -> object:
+    """`int sigaction(int signum, const struct sigaction *act, struct sigaction *oldact)`:
+    rt_sigaction(2), by `signal.signal`."""
 
 def getpeername(sock: object, /) -> SockAddr:
     """`int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen)`: getpeername(2), by

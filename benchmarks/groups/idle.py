@@ -1,19 +1,20 @@
 """Busy connections among many idle ones."""
 
+from collections.abc import Mapping
+
 from benchmarks import instructions
 from benchmarks.load import Client, ask
 from benchmarks.peers import PEERS
-from benchmarks.processes import Server, environment
-from benchmarks.table import Bench, Figures, Group, Row, Step
+from benchmarks.processes import Server
+from benchmarks.table import Bench, Group, Row, Step
 
 BUSY, IDLE = 32, 10_000
 # On poll each connection that comes costs a look at all that are there: 10,000 would take long.
 IDLE_ON_POLL = (1000, 3000)
 
 
-def a_request(bench: Bench, backend: str, idle: int) -> float:
+def a_request(bench: Bench, idle: int, env: Mapping[str, str]) -> float:
     """Instructions a request on the busy connections."""
-    env = environment(bench.package, {"DANGA_RAW_BACKEND": backend})
 
     def served(rounds: int) -> int:
         def load(server: Server) -> None:
@@ -28,12 +29,13 @@ def a_request(bench: Bench, backend: str, idle: int) -> float:
 
 def plan(bench: Bench) -> list[Step]:
     def step(backend: str, idle: int) -> Step:
-        def measure(figures: Figures) -> None:
-            figures[f"idle.{backend}.{idle}"] = a_request(
-                bench, backend, bench.count(idle, idle // 10)
-            )
-
-        return Step(f"{BUSY} busy connections beside {idle:,} idle ones, {backend}", measure)
+        return instructions.step(
+            bench,
+            f"{BUSY} busy connections beside {idle:,} idle ones, {backend}",
+            f"idle.{backend}.{idle}",
+            lambda env: a_request(bench, bench.count(idle, idle // 10), env),
+            {"DANGA_RAW_BACKEND": backend},
+        )
 
     return [
         *(step("epoll", idle) for idle in (0, IDLE)),
@@ -46,7 +48,7 @@ def row(backend: str, idle: int, must: float | None = None) -> Row:
         f"a busy request, {BUSY} connections beside {idle:,} idle, over none idle ({backend})",
         f"idle.{backend}.{idle}",
         f"idle.{backend}.0",
-        must,
+        must=must,
     )
 
 

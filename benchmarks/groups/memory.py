@@ -34,7 +34,7 @@ def a_connection(bench: Bench, peer: Peer) -> float:
 def plan(bench: Bench) -> list[Step]:
     def step(peer: Peer) -> Step:
         def measure(figures: Figures) -> None:
-            figures[f"memory.{peer.name}"] = a_connection(bench, peer)
+            figures[f"memory.{peer.name}"] = (a_connection(bench, peer),)
 
         return Step(f"memory for an idle connection: {peer.title}", measure)
 

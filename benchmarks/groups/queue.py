@@ -1,6 +1,7 @@
 """Much that waits for a slow reader: linear time, and no copy of it."""
 
 import subprocess
+from collections.abc import Mapping
 
 from benchmarks import instructions
 from benchmarks.processes import HERE, PYTHON, environment
@@ -14,21 +15,24 @@ BLOCKS, BLOCK_BYTES = 16, 4 * 1024 * 1024
 def plan(bench: Bench) -> list[Step]:
     env = environment(bench.package)
 
-    def counted(count: int) -> int:
-        return instructions.of_program([*PROGRAM, "writes", str(count)], env)
-
     def step(key: str, count: int) -> Step:
-        def measure(figures: Figures) -> None:
-            figures[f"queue.{key}"] = instructions.of_each(counted, 0, count)
+        def each(env: Mapping[str, str]) -> float:
+            return instructions.of_each(
+                lambda count: instructions.of_program([*PROGRAM, "writes", str(count)], env),
+                0,
+                count,
+            )
 
-        return Step(f"a queue of {count:,} small writes", measure)
+        return instructions.step(
+            bench, f"a queue of {count:,} small writes", f"queue.{key}", each
+        )
 
     def memory(figures: Figures) -> None:
         command = [*PROGRAM, "memory", str(BLOCKS)]
         done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
         most, small = map(float, done.stdout.split())
-        figures["queue.copied"] = 100 * most / BLOCK_BYTES
-        figures["queue.small"] = small
+        figures["queue.copied"] = (100 * most / BLOCK_BYTES,)
+        figures["queue.small"] = (small,)
 
     return [
         step("few", bench.count(FEW, 1000)),

@@ -2,6 +2,7 @@
 
 import statistics
 import subprocess
+from collections.abc import Mapping
 
 from benchmarks import instructions
 from benchmarks.peers import PEERS
@@ -27,7 +28,7 @@ def plan(bench: Bench) -> list[Step]:
         for _ in range(bench.count(11, 3)):
             with running(BARE, env) as bare, running(server, env) as idle:
                 differences.append(memory(idle.pid, "VmRSS") - memory(bare.pid, "VmRSS"))
-        figures["startup.memory"] = statistics.median(differences) / 2**20
+        figures["startup.memory"] = (statistics.median(differences) / 2**20,)
 
     def importing(figures: Figures) -> None:
         command = [PYTHON, "-c", IMPORT]
@@ -37,20 +38,22 @@ def plan(bench: Bench) -> list[Step]:
             for _ in range(bench.count(60, 10))
         ]
         # The fastest: what else the machine does only ever adds.
-        figures["startup.import"] = min(seconds) * 1000
-        figures["startup.import.median"] = statistics.median(seconds) * 1000
+        figures["startup.import"] = (min(seconds) * 1000,)
+        figures["startup.import.median"] = (statistics.median(seconds) * 1000,)
 
-    def counting(figures: Figures) -> None:
+    def counted(env: Mapping[str, str]) -> float:
         bare, whole = (
             instructions.of_program([PYTHON, "-c", f"import ctypes, socket{more}"], env)
             for more in ("", ", danga_raw")
         )
-        figures["startup.import.instructions"] = (whole - bare) / 1e6
+        return (whole - bare) / 1e6
 
     return [
         Step("resident memory", resident),
         Step("import time", importing),
-        Step("instructions of the import", counting),
+        instructions.step(
+            bench, "instructions of the import", "startup.import.instructions", counted
+        ),
     ]
 
 

@@ -29,7 +29,7 @@ def plan(bench: Bench) -> list[Step]:
                 taken.append(seconds(how))
             # The fastest of each: sender and reader fill two processors, and whatever else runs
             # on the machine only ever adds.
-            figures["stream"] = min(blockings) / min(packages)
+            figures["stream"] = (min(blockings) / min(packages),)
 
         return Step(f"1 GiB through write() and sendall, round {number} of {rounds}", measure)
 

@@ -1,6 +1,7 @@
 """Timers: a cost that hardly grows with how many wait, and memory that comes back."""
 
 import subprocess
+from collections.abc import Mapping
 
 from benchmarks import instructions
 from benchmarks.processes import HERE, PYTHON, environment
@@ -14,31 +15,31 @@ def plan(bench: Bench) -> list[Step]:
     env = environment(bench.package)
     many = bench.count(MANY, 10_000)
 
-    def counted(what: str, pending: int, count: int) -> int:
-        return instructions.of_program([*PROGRAM, what, str(pending), str(count)], env)
+    def step(label: str, what: str, key: str, pending: int, fewer: int, more: int) -> Step:
+        def each(env: Mapping[str, str]) -> float:
+            return instructions.of_each(
+                lambda count: instructions.of_program(
+                    [*PROGRAM, what, str(pending), str(count)], env
+                ),
+                fewer,
+                more,
+            )
+
+        return instructions.step(bench, label, f"timers.{what}.{key}", each)
 
     def fire(key: str, pending: int) -> Step:
-        def measure(figures: Figures) -> None:
-            figures[f"timers.fire.{key}"] = instructions.of_each(
-                lambda count: counted("fire", pending, count), 500, 2500
-            )
-
-        return Step(f"a timer added and fired, {pending:,} pending", measure)
+        label = f"a timer added and fired, {pending:,} pending"
+        return step(label, "fire", key, pending, 500, 2500)
 
     def cancel(key: str, pending: int) -> Step:
-        def measure(figures: Figures) -> None:
-            figures[f"timers.cancel.{key}"] = instructions.of_each(
-                lambda count: counted("cancel", pending, count), 0, pending
-            )
-
-        return Step(f"cancelling {pending:,} timers", measure)
+        return step(f"cancelling {pending:,} timers", "cancel", key, pending, 0, pending)
 
     def memory(figures: Figures) -> None:
         command = [*PROGRAM, "memory", str(MANY)]
         done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
         full, held = map(int, done.stdout.split())
-        figures["timers.memory"] = full / MANY
-        figures["timers.held"] = 100 * held / full
+        figures["timers.memory"] = (full / MANY,)
+        figures["timers.held"] = (100 * held / full,)
 
     return [
         fire("few", FEW),

@@ -2,7 +2,7 @@
 
 import socket
 
-from benchmarks.servers.danga_raw_server import Connection, serve
+from danga_raw_server import Connection, serve
 
 
 class Counted(Connection):

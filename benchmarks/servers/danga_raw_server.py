@@ -1,6 +1,7 @@
 """The package itself."""
 
 import socket
+from collections.abc import Callable
 
 from danga_raw import Socket
 
@@ -14,7 +15,7 @@ class Connection(Socket):
     __slots__ = ()
 
     def event_read(self) -> None:
-        data = self.read(4096)
+        data = self.read(256)
         if data is None:
             self.close()
         elif data.endswith(END):
@@ -27,14 +28,14 @@ class Connection(Socket):
         self.close()
 
 
-def serve(connection_class: type[Connection]) -> None:
+def serve(connect: Callable[[socket.socket], Connection]) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listener.setblocking(False)
 
     def accept(state: int) -> None:
         connection, _ = listener.accept()
         connection.setblocking(False)
-        connection_class(connection).watch_read(True)
+        connect(connection).watch_read(True)
 
     Socket.AddOtherFds({listener.fileno(): accept})
     print(listener.getsockname()[1], flush=True)

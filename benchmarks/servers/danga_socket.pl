@@ -10,7 +10,7 @@ my $RESPONSE = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1
 
 sub event_read {
     my Connection $self = shift;
-    my $data = $self->read(4096);
+    my $data = $self->read(256);
     return $self->close unless defined $data;
     $self->write($RESPONSE) if substr($$data, -4) eq "\r\n\r\n";
 }

@@ -11,7 +11,7 @@ RESPONSE = (
 
 
 def serve(connection: socket.socket, address: object) -> None:
-    while data := connection.recv(4096):
+    while data := connection.recv(256):
         if data.endswith(END):
             connection.sendall(RESPONSE)
 

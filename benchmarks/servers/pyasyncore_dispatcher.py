@@ -14,7 +14,7 @@ class Connection(asyncore.dispatcher):  # type: ignore[misc, unused-ignore]
         return False
 
     def handle_read(self) -> None:
-        if self.recv(4096).endswith(END):
+        if self.recv(256).endswith(END):
             self.send(RESPONSE)
 
 

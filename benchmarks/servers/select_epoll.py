@@ -26,7 +26,7 @@ def main() -> None:
                 poller.register(connection, select.EPOLLIN)
             else:
                 connection = connections[fd]
-                data = connection.recv(4096)
+                data = connection.recv(256)
                 if data.endswith(END):
                     connection.send(RESPONSE)
                 elif not data:

@@ -26,7 +26,7 @@ def main() -> None:
                 connections[connection.fileno()] = connection
                 poller.register(connection, select.EPOLLIN)
             else:
-                data = os.read(fd, 4096)
+                data = os.read(fd, 256)
                 if data.endswith(END):
                     os.write(fd, RESPONSE)
                 elif not data:

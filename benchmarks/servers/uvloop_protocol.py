@@ -2,6 +2,6 @@
 
 import uvloop  # type: ignore[import-not-found, unused-ignore]
 
-from benchmarks.servers.asyncio_protocol import main
+from asyncio_protocol import main
 
 uvloop.run(main())

@@ -1,7 +1,6 @@
 """Runs the tests on other machines' Pythons: `python -m tests.abi.foreign i386 s390x`.
 
-Debian's own python3 for each machine is unpacked into a scratch folder (nothing is installed in the
-system, which needs no foreign architecture for it) and runs under qemu's user mode, where the
+Debian's own python3 for each machine is unpacked into the cache folder (`debian.py`) and runs under qemu's user mode, where the
 guest's structs are converted by qemu's own knowledge of the guest's ABI; i386 runs on the kernel
 itself where that can. pytest is that of the Python that runs this. It takes apt and the Debian
 package qemu-user-static.
@@ -16,10 +15,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.abi import debian
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +46,8 @@ class Machine(NamedTuple):
     qemu: str
     triplet: str
     """The folder of its libraries."""
+    suite: str = debian.STABLE
+    """Where its Python is taken from."""
 
 
 MACHINES = {
@@ -54,6 +56,8 @@ MACHINES = {
     "armhf": Machine("arm", "arm-linux-gnueabihf"),
     "s390x": Machine("s390x", "s390x-linux-gnu"),
     "ppc64el": Machine("ppc64le", "powerpc64le-linux-gnu"),
+    # Debian has this one since trixie.
+    "riscv64": Machine("riscv64", "riscv64-linux-gnu", "trixie"),
 }
 
 SMOKE = """
@@ -95,50 +99,9 @@ print(f"Python {platform.python_version()}, {os.uname().machine}, {sys.byteorder
 
 def fetch(architecture: str, scratch: Path) -> Path:
     """Unpack Python for `architecture` under `scratch`, if it isn't there; its root folder."""
-    root = scratch / architecture
-    if (root / "complete").exists():
-        return root
-    shutil.rmtree(root, ignore_errors=True)
-    apt = root / "apt"
-    for folder in ("state/lists/partial", "cache/archives/partial", "etc"):
-        (apt / folder).mkdir(parents=True)
-    (apt / "status").touch()
-    # Only Debian's own main section: the system may have other sources, without these machines.
-    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (apt / "etc/sources.list").write_text(
-        f"deb [signed-by={keyring}] http://deb.debian.org/debian bookworm main\n"
-    )
-    options = {
-        "APT::Architecture": architecture,
-        "APT::Architectures": architecture,
-        "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "",
-        "Acquire::Languages": "none",
-        "Dir::State": f"{apt}/state",
-        "Dir::State::status": f"{apt}/status",
-        "Dir::Cache": f"{apt}/cache",
-        "Dir::Etc::SourceList": f"{apt}/etc/sources.list",
-        "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::Etc::Preferences": "/dev/null",
-        "Dir::Etc::PreferencesParts": "/dev/null",
-    }
-    command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
-    install = ["install", "--yes", "--download-only", *PACKAGES]
-    for verb in (["update"], install):
-        done = subprocess.run(command + verb, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(f"apt-get {verb[0]} for {architecture}: {done.stderr.strip()}")
-    for package in sorted((apt / "cache/archives").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", package, root], check=True)
-    shutil.rmtree(apt)
-    for path in root.rglob("*"):
-        # An absolute link would lead out of the unpacked root: ppc64el's loader is one.
-        if path.is_symlink() and os.readlink(path).startswith("/"):
-            inside = os.path.relpath(f"{root}{os.readlink(path)}", path.parent)
-            path.unlink()
-            path.symlink_to(inside)
-    (root / "complete").touch()
-    return root
+    suite = MACHINES[architecture].suite
+    root = scratch / f"python3-{suite}-{architecture}"
+    return debian.unpack(PACKAGES, root, suite=suite, architecture=architecture)
 
 
 def lend_pytest(scratch: Path) -> Path:
@@ -157,24 +120,35 @@ def lend_pytest(scratch: Path) -> Path:
     return folder
 
 
+def ways(architecture: str, root: Path) -> list[tuple[str, list[str]]]:
+    """What may run the programs unpacked in `root`, the best first: its name, and the words to put
+    before a program."""
+    machine = MACHINES[architecture]
+    folders = [root / stem / machine.triplet for stem in ("lib", "usr/lib")]
+    found = []
+    if architecture == "i386":
+        library_path = ":".join(map(str, folders))
+        loader = [f"{root}/lib/ld-linux.so.2", "--library-path", library_path]
+        found.append(("the kernel itself", loader))
+    if qemu := shutil.which(f"qemu-{machine.qemu}-static"):
+        found.append((f"qemu-{machine.qemu}", [qemu, "-L", str(root)]))
+    return found
+
+
+NAMED = {"the kernel itself": "--argv0"}
+"""How a way is told under which name the program is called, if not by -0."""
+
+
 def wrap(architecture: str, root: Path) -> tuple[Path, str]:
     """A command that runs the unpacked Python and calls itself `sys.executable`; and what runs it.
 
     Tests start further Pythons by `sys.executable`, which must come here too.
     """
-    machine = MACHINES[architecture]
     (python,) = root.glob("usr/bin/python3.??")
     wrapper = python.with_name(WRAPPER)
-    folders = [root / stem / machine.triplet for stem in ("lib", "usr/lib")]
-    ways = []
-    if architecture == "i386":
-        library_path = ":".join(map(str, folders))
-        native = f"{root}/lib/ld-linux.so.2 --argv0 $0 --library-path {library_path}"
-        ways.append(("the kernel itself", native))
-    if qemu := shutil.which(f"qemu-{machine.qemu}-static"):
-        ways.append((f"qemu-{machine.qemu}", f"{qemu} -L {root} -0 $0"))
-    for name, way in ways:
-        wrapper.write_text(f'#!/bin/sh\nexec {way} {python} "$@"\n')
+    for name, way in ways(architecture, root):
+        words = " ".join([*way, NAMED.get(name, "-0")])
+        wrapper.write_text(f'#!/bin/sh\nexec {words} $0 {python} "$@"\n')
         wrapper.chmod(0o755)
         if subprocess.run([wrapper, "-c", ""], capture_output=True, check=False).returncode == 0:
             return wrapper, name
@@ -236,8 +210,7 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abi.foreign", description=__doc__)
     parser.add_argument("machines", nargs="*", metavar="MACHINE", help="; ".join(MACHINES))
-    default = Path(tempfile.gettempdir()) / f"danga_raw-foreign-{os.getuid()}"
-    parser.add_argument("--scratch", type=Path, default=default, help="default: %(default)s")
+    parser.add_argument("--scratch", type=Path, default=debian.CACHE, help="default: %(default)s")
     what = "the rest goes to pytest: which tests to run, and how (default: all)"
     parser.add_argument("--tests", nargs=argparse.REMAINDER, default=["tests"], help=what)
     arguments = parser.parse_args()

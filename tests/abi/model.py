@@ -9,7 +9,7 @@ from types import ModuleType
 from unittest.mock import patch
 
 from danga_raw import _epoll, _kqueue, _libc, _poll, _sockopt
-from danga_raw._libc import Fields
+from danga_raw._structs import Fields
 from tests.abi.probe import Answer, Facts
 from tests.abi.targets import Target
 
@@ -17,7 +17,7 @@ EPOLL_NAMES = (
     "EPOLL_CTL_ADD EPOLL_CTL_DEL EPOLL_CTL_MOD EPOLLIN EPOLLOUT EPOLLERR EPOLLHUP".split()
 )
 POLL_NAMES = "POLLIN POLLOUT POLLERR POLLHUP POLLNVAL".split()
-KQUEUE_NAMES = "EV_ADD EV_DELETE EV_ENABLE EV_DISABLE EV_EOF EV_ERROR".split()
+KQUEUE_NAMES = "EV_ADD EV_DELETE EV_ENABLE EV_DISABLE EV_ONESHOT EV_EOF EV_ERROR".split()
 
 
 def room_on(name: str, platform: str) -> ModuleType:

@@ -126,7 +126,8 @@ TABLES: Mapping[str, list[Column]] = {
     "kqueue constants": [
         _constant(name)
         for name in (
-            "EVFILT_READ EVFILT_WRITE EV_ADD EV_DELETE EV_ENABLE EV_DISABLE EV_EOF EV_ERROR"
+            "EVFILT_READ EVFILT_WRITE EV_ADD EV_DELETE EV_ENABLE EV_DISABLE EV_ONESHOT EV_EOF "
+            "EV_ERROR"
         ).split()
     ],
     "struct timespec": _struct("timespec"),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from danga_raw import Socket
 from danga_raw.timers import Timer
-from danga_raw.types import Watched, Writable
+from danga_raw.types import Writable
 from tests.random_stories.stories import Act, Answer, Other, Story
 from tests.scenarios.story import (
     Teller,
@@ -79,7 +79,7 @@ class Player:
         left = list(batches)
         batch = 0
 
-        def after_batch(descriptors: Mapping[int, Watched], others: object) -> bool:
+        def after_batch(descriptors: Mapping[int, Socket], others: object) -> bool:
             nonlocal batch
             batch += 1
             open_now = sum(not obj.closed for obj in descriptors.values())

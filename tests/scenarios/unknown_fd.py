@@ -9,7 +9,7 @@ def tell() -> None:
     ours, theirs = pair()
     s = Teller(ours, "s")
     reader, writer = ends_of_pipe()
-    s.loop.poller().register(reader.fileno(), 1)
+    s.loop._registry.open().register(reader.fileno(), 1)
     peer_write(writer, b"x")
 
     def steps() -> Iterator[None]:

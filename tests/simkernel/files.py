@@ -12,6 +12,7 @@ from tests.simkernel.errors import SimError
 if TYPE_CHECKING:
     from tests.simkernel.epoll import Epoll
     from tests.simkernel.kernel import SimKernel
+    from tests.simkernel.kqueue import Note
 
 POLLIN = 0x01
 POLLOUT = 0x04
@@ -47,6 +48,8 @@ class OpenFile:
         self.nonblocking = False
         self.watchers: set[tuple[Epoll, int]] = set()
         """The epolls, and the numbers under which they watch this file."""
+        self.filters: list[Note] = []
+        """The kqueue filters on this file, of any descriptor."""
 
     def poll(self) -> int:
         """The poll(2) mask of the moment."""
@@ -55,6 +58,16 @@ class OpenFile:
     def filter(self, write: bool) -> Filter:
         """What the kqueue filter sees at the moment."""
         raise NotImplementedError
+
+    def refused_filter(self, write: bool) -> int:
+        """The errno with which adding this kqueue filter fails now, and 0 where it doesn't."""
+        return 0
+
+    def stirred(self) -> None:
+        """Something has happened to the file: the filters that fire now are queued in this order,
+        behind those that fired before."""
+        for note in self.filters:
+            note.kqueue.activate(note)
 
     def read(self, count: int) -> bytes:
         """read(2). Raises `OSError`."""

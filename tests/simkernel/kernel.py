@@ -66,6 +66,8 @@ class SimKernel:
             form = "linux" if platform is None else _form_of(platform)
         self.form: Form = form
         self.platform = platform or form
+        self.rules: Form = "linux" if self.platform == "libkqueue" else form
+        """Whose sockets, pipes and poll(2) these are: libkqueue stands on Linux."""
         if form != "linux" and self.platform not in LAYOUTS:
             raise ValueError(f"no layout for {platform!r}; known are {', '.join(sorted(LAYOUTS))}")
         self.luck = Luck(seed, noise, harm)
@@ -99,17 +101,19 @@ class SimKernel:
     def socketpair(self, tcp: bool = False) -> tuple[handles.Handle, handles.Handle]:
         """Two connected blocking sockets, as socketpair(2) makes them, or with TCP's manners."""
         self.table.free(2)
-        one, two = self._connection("", "") if not tcp else self._connection(*self._addresses())
-        one.tcp = two.tcp = tcp
+        names = self._addresses() if tcp else ("", "")
+        one, two = self._connection(*names, tcp)
         return handles.Handle(self, self.open(one)), handles.Handle(self, self.open(two))
 
     def _addresses(self) -> tuple[Address, Address]:
         self._ports += 2
         return ("127.0.0.1", self._ports), ("127.0.0.1", self._ports + 1)
 
-    def _connection(self, name: Address, peer: Address) -> tuple[StreamSocket, StreamSocket]:
-        one = StreamSocket(self, True, self._capacity(), name, peer)
-        two = StreamSocket(self, True, self._capacity(), peer, name)
+    def _connection(
+        self, name: Address, peer: Address, tcp: bool = True
+    ) -> tuple[StreamSocket, StreamSocket]:
+        one = StreamSocket(self, tcp, self._capacity(), name, peer)
+        two = StreamSocket(self, tcp, self._capacity(), peer, name)
         one.peer, two.peer = two, one
         return one, two
 
@@ -146,6 +150,24 @@ class SimKernel:
         self.table.free()
         file.connected(far)
         return handles.Handle(self, self.open(near))
+
+    def connecting(self) -> tuple[handles.Handle, Callable[[int], handles.Handle | None]]:
+        """A non-blocking TCP socket that connects, and what ends that: called with 0 it gives the
+        other side, with an errno the connection fails."""
+        self.table.free()
+        near, far = self._connection(*self._addresses())
+        near.nonblocking = near.connecting = True
+        handle = handles.Handle(self, self.open(near))
+
+        def end(number: int = 0) -> handles.Handle | None:
+            near.connecting = False
+            if number:
+                near.fail(number)
+                return None
+            near.stirred()
+            return handles.Handle(self, self.open(far))
+
+        return handle, end
 
     def dup(self, fd: int) -> int:
         """dup(2). Raises `OSError`."""
@@ -327,6 +349,8 @@ class SimKernel:
             if isinstance(file, StreamSocket):
                 if not file.tcp:
                     raise error(EOPNOTSUPP)
+                if number := file.refused_option():
+                    raise error(number)
                 if number := self.luck.failure("setsockopt", ENOBUFS):
                     raise error(number)
                 file.set_cork(any(on))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.simkernel.kernel import SimKernel
 
 EV_ADD, EV_DELETE, EV_ENABLE, EV_DISABLE = 0x1, 0x2, 0x4, 0x8
-EV_ERROR, EV_EOF = 0x4000, 0x8000
+EV_ONESHOT, EV_ERROR, EV_EOF = 0x10, 0x4000, 0x8000
 KNOWN: Final = EV_ADD | EV_DELETE | EV_ENABLE | EV_DISABLE
 
 Fields = tuple[int, int, int, int, int, int]
@@ -52,9 +52,16 @@ _POINTER_BITS = 8 * struct.calcsize("P")
 class Note:
     """A filter on a descriptor, as one EV_ADD has made it."""
 
-    def __init__(self, file: OpenFile, write: bool, flags: int, udata: int) -> None:
+    def __init__(
+        self, kqueue: KQueue, key: tuple[int, int], file: OpenFile, flags: int, udata: int
+    ) -> None:
+        self.kqueue = kqueue
+        self.key = key
+        """ident, filter"""
         self.file = file
-        self.write = write
+        self.write = key[1] == kqueue.layout.write
+        self.once = False
+        """True if the kernel drops the filter with its next event."""
         self.enabled = not flags & EV_DISABLE
         self.first_flags = flags
         self.udata = udata
@@ -73,6 +80,8 @@ class KQueue(OpenFile):
         self.layout = LAYOUTS[kernel.platform]
         self.netbsd = kernel.form == "netbsd"
         self.notes: dict[tuple[int, int], Note] = {}
+        self.active: dict[Note, None] = {}
+        """What has fired, in this order; those that a wait has told of stand behind the others."""
 
     def __str__(self) -> str:
         return "a kqueue"
@@ -111,6 +120,7 @@ class KQueue(OpenFile):
         if not told and room:
             told = self.kernel.wait_ns(self.ready, timeout_ns, "kevent")
             told = self.kernel.luck.shuffled(self._with_spurious(told))[:room]
+            self._requeue(told)
         for i, fields in enumerate(told):
             assert view is not None
             view[i * size : (i + 1) * size] = bytes(size)
@@ -186,18 +196,24 @@ class KQueue(OpenFile):
                 return ENOENT
             if number := self.kernel.luck.failure("kevent", *self.kernel.NO_MEMORY):
                 return number
-            note = Note(file, filter == self.layout.write, flags, udata)
-            self.notes[(ident, filter)] = note
+            if number := file.refused_filter(filter == self.layout.write):
+                return number
+            note = Note(self, (ident, filter), file, flags, udata)
+            self.notes[note.key] = note
+            file.filters.append(note)
+            self.activate(note)
             return EPIPE if self._says_epipe(note) else 0
         if flags & EV_DELETE:
-            del self.notes[(ident, filter)]
+            self._drop(note)
             return 0
         if not self.netbsd or flags & EV_ADD:
             note.udata = udata
         if flags & EV_DISABLE:
             note.enabled = False
+            self.active.pop(note, None)
         if flags & EV_ENABLE:
             note.enabled = True
+            self.activate(note)
         return 0
 
     def _says_epipe(self, note: Note) -> bool:
@@ -210,35 +226,60 @@ class KQueue(OpenFile):
 
     def forget(self, fd: int) -> None:
         """The descriptor is closed."""
-        self.notes.pop((fd, self.layout.read), None)
-        self.notes.pop((fd, self.layout.write), None)
+        for filter in (self.layout.read, self.layout.write):
+            if note := self.notes.get((fd, filter)):
+                self._drop(note)
+
+    def _drop(self, note: Note) -> None:
+        del self.notes[note.key]
+        note.file.filters.remove(note)
+        self.active.pop(note, None)
 
     # --- events -----------------------------------------------------------------------------------
 
+    def activate(self, note: Note) -> None:
+        """Queue a filter that is enabled and fires, behind those that are queued."""
+        if note.enabled and note not in self.active and note.file.filter(note.write).fires:
+            self.active[note] = None
+
     def ready(self) -> list[Fields]:
-        """An event for each enabled filter that fires."""
+        """An event for each enabled filter that fires, in the order in which they began to."""
+        for note in self.notes.values():
+            self.activate(note)
         found: list[Fields] = []
-        for (ident, filter), note in self.notes.items():
-            if note.enabled:
-                seen = note.file.filter(note.write)
-                if seen.fires:
-                    flags = self._flags(note) | (EV_EOF if seen.eof else 0)
-                    found.append((ident, filter, flags, seen.fflags, seen.data, note.udata))
+        for note in list(self.active):
+            seen = note.file.filter(note.write)
+            if seen.fires:
+                flags = self._flags(note) | (EV_EOF if seen.eof else 0)
+                found.append((*note.key, flags, seen.fflags, seen.data, note.udata))
+            else:
+                del self.active[note]
         return found
+
+    def _requeue(self, told: list[Fields]) -> None:
+        """What was told goes behind what had no room, or altogether if it was to fire once."""
+        for ident, filter, *_ in told:
+            note = self.notes[(ident, filter)]
+            if note.once:
+                self._drop(note)
+            elif note in self.active:
+                del self.active[note]
+                self.active[note] = None
 
     def _flags(self, note: Note) -> int:
         # NetBSD keeps what the first EV_ADD said, FreeBSD takes the verbs out.
-        return note.first_flags if self.netbsd else 0
+        return (note.first_flags if self.netbsd else 0) | (EV_ONESHOT if note.once else 0)
 
     def _with_spurious(self, told: list[Fields]) -> list[Fields]:
         if self.notes and self.kernel.luck.noisy("spurious event"):
             (ident, filter), note = self.kernel.luck.random.choice(list(self.notes.items()))
-            if note.enabled and (ident, filter) not in {event[:2] for event in told}:
+            if note.enabled and not note.once and note.key not in {event[:2] for event in told}:
                 told = [*told, (ident, filter, self._flags(note), 0, 1, note.udata)]
         return told
 
     def released(self) -> None:
-        self.notes.clear()
+        for note in list(self.notes.values()):
+            self._drop(note)
         self.kernel.kqueues.remove(self)
 
 

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 PIPE_BUF = 4096
 """A write of no more than this is done whole or not at all; pipe(7)."""
 
+WRITE_FILTER_REFUSED = {
+    "freebsd": EPIPE,
+    "dragonfly": EPIPE,
+    "openbsd": EPIPE,
+    "netbsd": EBADF,
+    "netbsd9": EBADF,
+}
+"""What adding a write filter to a pipe is answered when the other end is gone: pipe_kqfilter() in
+each kernel's sys_pipe.c. The filter is not there then."""
+
 
 class PipeEnd(OpenFile):
     """One end of a pipe; both ends share the buffer."""
@@ -42,14 +52,22 @@ class PipeEnd(OpenFile):
         return (POLLIN if self.buffer else 0) | (0 if self.other else POLLHUP)
 
     def filter(self, write: bool) -> Filter:
-        # The pipes of the BSDs have a buffer each way inside, so that each end takes both filters.
+        # The pipes of the BSDs have a buffer each way inside, so that each end takes both filters;
+        # NetBSD's that leads backwards has no room.
         if self.other is None:
             return Filter(True, 0 if self.writes or write else len(self.buffer), eof=True)
         if write:
-            space = self.space if self.writes else self.capacity
+            space = self.space
+            if not self.writes:
+                space = 0 if self.kernel.rules == "netbsd" else self.capacity
             return Filter(space >= PIPE_BUF, space)
         unread = 0 if self.writes else len(self.buffer)
         return Filter(unread > 0, unread)
+
+    def refused_filter(self, write: bool) -> int:
+        if write and self.other is None:
+            return WRITE_FILTER_REFUSED.get(self.kernel.platform, 0)
+        return 0
 
     def read(self, count: int) -> bytes:
         if self.writes:
@@ -76,8 +94,13 @@ class PipeEnd(OpenFile):
         if count > PIPE_BUF:
             count = self.kernel.luck.cut(count, "short write")
         self.buffer += data[:count]
+        self.other.stirred()
         return count
 
     def released(self) -> None:
         if self.other:
             self.other.other = None
+            for note in self.other.filters:
+                # FreeBSD hangs a write filter on the other end, and clears that list (knlist_clear).
+                note.once = note.write and self.kernel.platform == "freebsd"
+            self.other.stirred()

@@ -284,7 +284,7 @@ _WILD_ACTS: Final = (
 )  # fmt: skip
 
 
-class Peer(Socket):
+class Peer(Socket[Handle]):
     """The server's object."""
 
     __slots__ = ("conn",)
@@ -334,7 +334,7 @@ class Peer(Socket):
         super().close(reason)
 
 
-class Acceptor(Socket):
+class Acceptor(Socket[Handle]):
     """A listener; the connections that wait for it are known by their order."""
 
     __slots__ = ("waiting", "world")

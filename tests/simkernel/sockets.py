@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tests.simkernel.kernel import SimKernel
 
 SHUT_RD, SHUT_WR, SHUT_RDWR = 0, 1, 2
+UNIX_BUFFER, UNIX_LOW_WATER = 4096, 2048
+"""Of NetBSD's UNIX sockets: with less room than the low-water mark the write filter is silent."""
+
 CORK_NS = 200_000_000
 """How long a corked socket holds back a partial segment at most; tcp(7)."""
 SEGMENT = 1448
@@ -44,18 +47,24 @@ class StreamSocket(OpenFile):
     ) -> None:
         super().__init__(kernel)
         self.tcp = tcp
-        self.capacity = capacity
+        self.bsd = kernel.rules != "linux"
+        small = kernel.rules == "netbsd" and not tcp
+        self.capacity = min(capacity, UNIX_BUFFER) if small else capacity
         self.name = name
         self.peer_name: Address | None = peer_name
         self.peer: StreamSocket | None = None
         self.inbox = bytearray()
         self.arrived = 0  # how much of the inbox has travelled
         self.low_water = kernel.luck.random.randint(1, capacity // 2) if kernel.luck.noise else 1
+        if small:
+            self.low_water = min(UNIX_LOW_WATER, self.capacity // 2)
+        self.connecting = False
         self.taken = 0  # how many bytes writes have been accepted for, ever
         self.error = 0  # SO_ERROR
         self.shut_read = False
         self.shut_write = False
         self.got_fin = False
+        self.deaf = False  # what comes is dropped, on the BSDs once the read side is shut
         self.dead = False  # the last descriptor is closed
         self.corked = False
         self._last_packet_ns = 0
@@ -74,6 +83,10 @@ class StreamSocket(OpenFile):
         return self.space >= (self.peer.low_water if self.peer else 1)
 
     def poll(self) -> int:
+        if self.connecting:
+            return 0
+        if self.bsd:
+            return self._bsd_poll()
         mask = POLLIN if self.arrived or self.shut_read else 0
         # The write side of TCP is ready once it is shut, that of UNIX only by its buffer.
         if self._has_room() or (self.tcp and self.shut_write):
@@ -84,7 +97,15 @@ class StreamSocket(OpenFile):
             mask |= POLLHUP
         return mask
 
+    def _bsd_poll(self) -> int:
+        mask = POLLIN if self.arrived or self.shut_read or self.error else 0
+        if self.kernel.rules == "freebsd" and self.shut_read and self.shut_write:
+            return mask | POLLHUP
+        return mask | (POLLOUT if self._has_room() or self.shut_write or self.error else 0)
+
     def filter(self, write: bool) -> Filter:
+        if self.connecting:
+            return Filter(False)
         if write:
             ready = self.shut_write or self.error or self._has_room()
             return Filter(bool(ready), self.space, self.shut_write, self._fflags(self.shut_write))
@@ -101,10 +122,19 @@ class StreamSocket(OpenFile):
         number, self.error = self.error, 0
         return number
 
+    def refused_option(self) -> int:
+        """The errno with which setsockopt(TCP_NOPUSH) fails now, and 0 where it doesn't. A BSD's
+        connection that is gone has no control block any more (tcp_ctloutput), and macOS looks
+        whether both directions are shut (sosetoptlock)."""
+        if self.kernel.platform == "darwin":
+            return EINVAL if self.shut_read and self.shut_write else 0
+        gone = self.peer is None or (self.shut_write and self.got_fin)
+        return ECONNRESET if self.bsd and gone and not self.connecting else 0
+
     def read(self, count: int) -> bytes:
         while count and not self.arrived:
-            # On TCP, a FIN that came before the reset hides it from a reader (SOCK_DONE).
-            if self.got_fin and self.tcp:
+            # On Linux a FIN that came before the reset hides it from a reader (SOCK_DONE).
+            if self.got_fin and self.tcp and not (self.bsd and self.error):
                 return b""
             if self.error:
                 raise error(self.take_error())
@@ -115,11 +145,16 @@ class StreamSocket(OpenFile):
         data = bytes(self.inbox[:count])
         del self.inbox[:count]
         self.arrived -= count
+        if self.peer:
+            self.peer.stirred()
         return data
 
     def write(self, data: memoryview) -> int:
+        if self.connecting and self.kernel.rules != "freebsd":
+            raise error(ENOTCONN if self.bsd else EAGAIN)
         while True:
-            if self.tcp and self.error:
+            # A BSD looks at the direction first, and leaves the error to a reader.
+            if self.tcp and self.error and not self.bsd:
                 raise error(self.take_error())
             if self.shut_write or self.peer is None:
                 raise error(EPIPE)
@@ -158,11 +193,21 @@ class StreamSocket(OpenFile):
             raise error(ENOTCONN)
         if how in (SHUT_RD, SHUT_RDWR):
             self.shut_read = True
-            if not self.tcp and self.peer:
+            if self.bsd:
+                self.deaf = True
+                self._drop_unread()
+            elif not self.tcp and self.peer:
                 self.peer.shut_write = True
         if how in (SHUT_WR, SHUT_RDWR) and not self.shut_write:
             self.shut_write = True
             self._send_fin()
+        self.stirred()
+
+    def _drop_unread(self) -> None:
+        self.inbox.clear()
+        self.arrived = 0
+        if self.peer:
+            self.peer.stirred()
 
     def _send_fin(self) -> None:
         if peer := self.peer:
@@ -179,9 +224,10 @@ class StreamSocket(OpenFile):
             return
         if not self.tcp:
             peer.shut_read = peer.shut_write = True
-            peer.error = ECONNRESET if unread else peer.error
+            peer.error = ECONNRESET if unread and not self.bsd else peer.error
             peer.peer = None
-        elif unread and not (self.shut_write and self.got_fin):
+            peer.stirred()
+        elif unread and not self.bsd and not (self.shut_write and self.got_fin):
             self.send_reset()
         elif not self.shut_write:
             self._send_fin()
@@ -213,18 +259,23 @@ class StreamSocket(OpenFile):
             self.send_reset()
         else:
             self.arrived = min(self.arrived + count, len(self.inbox))
+            if self.deaf:
+                self._drop_unread()
+            self.stirred()
 
     def on_fin(self) -> None:
         """The peer will send no more."""
         if not self.dead:
             self.arrived = len(self.inbox)
             self.shut_read = self.got_fin = True
+            self.stirred()
 
     def on_reset(self) -> None:
         """The peer has given the connection up."""
         if not self.dead and not (self.shut_read and self.shut_write and self.got_fin):
-            # To a socket that has seen the FIN the reset says that nobody reads its data any more.
-            self.fail(EPIPE if self.got_fin else ECONNRESET)
+            # To a socket that has seen the FIN the reset says that nobody reads its data any more,
+            # which Linux tells by an error of its own.
+            self.fail(EPIPE if self.got_fin and not self.bsd else ECONNRESET)
 
     def fail(self, number: int) -> None:
         """The connection is gone, and SO_ERROR says why; what has arrived can still be read."""
@@ -240,6 +291,7 @@ class StreamSocket(OpenFile):
             else:
                 other.on_reset()
         self.peer = None
+        self.stirred()
 
 
 class Listener(OpenFile):
@@ -263,18 +315,19 @@ class Listener(OpenFile):
         return Filter(False) if write else Filter(bool(self.waiting), len(self.waiting))
 
     def read(self, count: int) -> bytes:
-        if count:
+        if count or self.kernel.rules == "netbsd":
             raise error(ENOTCONN)
         return b""
 
     def write(self, data: memoryview) -> int:
-        raise error(EPIPE)
+        raise error(EPIPE if self.kernel.rules == "linux" else ENOTCONN)
 
     def connected(self, socket: StreamSocket) -> None:
         """A client has connected; `socket` is this side of it. Raises `OSError` (ECONNREFUSED)."""
         if self.dead:
             raise error(ECONNREFUSED)
         self.waiting.append(socket)
+        self.stirred()
 
     def accept(self) -> StreamSocket:
         """The oldest connection that waits. Raises `OSError` (EAGAIN, EINVAL, ECONNABORTED)."""

@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
 from danga_raw.loop import Loop
-from danga_raw.types import PostLoopCallback, Watched
+from danga_raw.types import AnySocket, PostLoopCallback
 from tests.simkernel.clients import Tap
 from tests.simkernel.epoll import as_epoll
 from tests.simkernel.files import POLLIN, POLLOUT
@@ -170,7 +170,7 @@ class World:
                 loop.on_exception = self._on_exception
             self.to_close[loop] = []
             self.loops.append(loop)
-            self._insist(loop.poller)
+            self._insist(loop._registry.open)
             handle = self.kernel.listener()
             handle.setblocking(False)
             self.acceptors.append(self._insist(partial(Acceptor, self, handle, loop)))
@@ -232,7 +232,7 @@ class World:
                     f"connection {conn.number} read {conn.consumed} bytes of those sent",
                 )
 
-    def _on_exception(self, obj: Watched | None, error: Exception) -> None:
+    def _on_exception(self, obj: AnySocket | None, error: Exception) -> None:
         if not isinstance(error, (Boom, OSError)):
             raise error
 
@@ -300,16 +300,16 @@ class World:
             if acceptor.loop is loop:
                 assert acceptor.fd is not None
                 asked[acceptor.fd] = acceptor.event_watch & MASK
-        mapped = loop.sockets.keys()
+        mapped = loop._registry.objects.keys()
         if mapped != asked.keys():
-            leaving = {entry.fd for entry in loop.leaving}
+            leaving = {entry.fd for entry in loop._registry.leaving}
             if mapped - leaving != asked.keys() - leaving:
                 raise Broken(f"the map has {sorted(mapped)}, and {sorted(asked)} are open")
-        if not loop.pushed_back.keys() <= asked.keys():
+        if not loop._registry.pushed_back.keys() <= asked.keys():
             raise Broken("pushed-back data outlives its object")
-        if not loop.own_callbacks.keys() <= asked.keys():
+        if not loop._registry.own_callbacks.keys() <= asked.keys():
             raise Broken("a callback outlives its object")
-        if len(self.to_close[loop]) != len(loop.leaving):
+        if len(self.to_close[loop]) != len(loop._registry.leaving):
             raise Broken("the closes that wait are not those asked for")
         for tap in self.taps:
             if tap.watched and tap.loop is loop:
@@ -324,7 +324,7 @@ class World:
 
     def watched(self, loop: Loop) -> dict[int, int]:
         """What the kernel watches for `loop`."""
-        poller = loop.poller()
+        poller = loop._registry.open()
         if isinstance(poller, PollPoller):
             return by_poll(poller)
         file = self.kernel.table.files[poller.fileno()]

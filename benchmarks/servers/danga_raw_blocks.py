@@ -1,0 +1,42 @@
+"""The package, writing much through a small send buffer: danga_raw_blocks.py BYTES COUNT.
+
+A request is answered by so many blocks of so many bytes, each handed over when the one before it is
+out.
+"""
+
+import socket
+import sys
+
+from danga_raw_server import END, Connection, serve
+
+BLOCK, COUNT = bytes(int(sys.argv[1])), int(sys.argv[2])
+
+
+class Sender(Connection):
+    __slots__ = ("left",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.left = 0
+
+    def event_read(self) -> None:
+        data = self.read(256)
+        if data is None:
+            self.close()
+        elif data.endswith(END):
+            self.left = COUNT
+            self.more()
+
+    def event_write(self) -> None:
+        if self.write(None):
+            self.more()
+
+    def more(self) -> None:
+        while self.left:
+            self.left -= 1
+            if not self.write(BLOCK):
+                break
+
+
+serve(Sender)

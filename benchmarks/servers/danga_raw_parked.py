@@ -1,0 +1,16 @@
+"""The package, beside objects that have pushed-back data and do not read: danga_raw_parked.py COUNT."""
+
+import resource
+import socket
+import sys
+
+from danga_raw import Socket
+from danga_raw_server import Connection, serve
+
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+parked = []
+for _ in range(int(sys.argv[1])):
+    parked.append(Socket(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+    parked[-1].push_back_read(b"later")
+serve(Connection)

@@ -1,0 +1,89 @@
+"""The fair mark: the loop written by hand, doing what a server in earnest can't do without.
+
+Over select_epoll.py it has an object for each connection with a method for each event, outlives any
+error of a connection, and sends later what the kernel didn't take at once.
+"""
+
+import select
+import socket
+from select import EPOLLIN, EPOLLOUT
+
+END = b"\r\n\r\n"
+RESPONSE = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
+)
+
+poller = select.epoll()
+
+
+class Connection:
+    __slots__ = ("sock", "unsent")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.unsent = bytearray()
+
+    def readable(self) -> None:
+        data = self.sock.recv(256)
+        if data.endswith(END):
+            self.send(RESPONSE)
+        elif not data:
+            self.close()
+
+    def writable(self) -> None:
+        del self.unsent[: self.sock.send(self.unsent)]
+        if not self.unsent:
+            poller.modify(self.sock, EPOLLIN)
+
+    def send(self, data: bytes) -> None:
+        if self.unsent:
+            self.unsent += data
+            return
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self.unsent += data[sent:]
+            poller.modify(self.sock, EPOLLIN | EPOLLOUT)
+
+    def close(self) -> None:
+        del connections[self.sock.fileno()]
+        self.sock.close()
+
+
+connections: dict[int, Connection] = {}
+
+
+def serve(connect: type[Connection]) -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    listener.setblocking(False)
+    listening = listener.fileno()
+    poller.register(listening, EPOLLIN)
+    print(listener.getsockname()[1], flush=True)
+    while True:
+        for fd, events in poller.poll():
+            if fd == listening:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:
+                    continue  # it has gone again
+                sock.setblocking(False)
+                fd = sock.fileno()
+                connections[fd] = connect(sock)
+                poller.register(fd, EPOLLIN)
+                continue
+            connection = connections[fd]
+            try:
+                if events & EPOLLOUT:
+                    connection.writable()
+                if events != EPOLLOUT:  # readable, or else recv tells what is wrong
+                    connection.readable()
+            except BlockingIOError:
+                pass
+            except OSError:
+                connection.close()
+
+
+if __name__ == "__main__":
+    serve(Connection)

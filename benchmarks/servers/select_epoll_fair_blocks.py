@@ -1,0 +1,38 @@
+"""The fair loop, writing much through a small send buffer, as danga_raw_blocks.py does."""
+
+import socket
+import sys
+
+from select_epoll_fair import END, Connection, serve
+
+BLOCK, COUNT = bytes(int(sys.argv[1])), int(sys.argv[2])
+
+
+class Sender(Connection):
+    __slots__ = ("left",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.left = 0
+
+    def readable(self) -> None:
+        data = self.sock.recv(256)
+        if data.endswith(END):
+            self.left = COUNT
+            self.more()
+        elif not data:
+            self.close()
+
+    def writable(self) -> None:
+        super().writable()
+        if not self.unsent:
+            self.more()
+
+    def more(self) -> None:
+        while self.left and not self.unsent:
+            self.left -= 1
+            self.send(BLOCK)
+
+
+serve(Sender)

@@ -1,0 +1,160 @@
+"""Which C library this is, in which version, and for which machine.
+
+All of it is told by what is in memory already: no program is run and no file is opened, since a
+minimal container may have neither a shell nor /proc nor a libc under a name that is known.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final, NamedTuple
+
+GLIBC: Final = "glibc"
+MUSL: Final = "musl"
+
+
+class Where(NamedTuple):
+    """A C library on a machine."""
+
+    libc: str
+    """`GLIBC`, `MUSL`, or "" for another."""
+    version: tuple[int, ...]
+    """(2, 36) for 2.36; empty where it is not known."""
+    machine: str
+    """As `uname -m` names it where it is the kernel's own: "x86_64", "i386", "arm", "aarch64", ..."""
+
+    def __str__(self) -> str:
+        return f"{self.libc} {'.'.join(map(str, self.version))}".strip() or "unknown"
+
+
+def where() -> Where:
+    """Those of the running program."""
+    machine = _machine(os.uname().machine, ctypes.sizeof(ctypes.c_void_p))
+    version = _glibc()
+    if version is not None:
+        return Where(GLIBC, _numbers(version), machine)
+    version = _musl()
+    if version is not None:
+        return Where(MUSL, _numbers(version), machine)
+    return Where("", (), machine)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(1, 2, 5) for "1.2.5", and for "1.2.5-git-20-g0a1b2c3"."""
+    found = re.match(r"[\d.]*", version)
+    return tuple(int(part) for part in found[0].split(".") if part) if found else ()
+
+
+_X86: Final = re.compile(r"x86_64|i[3-6]86")
+_ARM: Final = re.compile(r"aarch64|armv?\d*\w*")
+
+
+def _machine(kernels: str, pointer: int) -> str:
+    """The machine of a program whose pointers have so many bytes, under a kernel that says it is
+    `kernels`: one of 64 bits runs programs of 32, and says it is of 32 if it is asked to."""
+    if _X86.fullmatch(kernels):
+        if pointer == 8:
+            return "x86_64"
+        # x32 is x86-64 with short pointers, and aligns as that does.
+        return "i386" if ctypes.alignment(ctypes.c_int64) == 4 else "x32"
+    if _ARM.fullmatch(kernels) and sys.byteorder == "little":
+        return "aarch64" if pointer == 8 else "arm"
+    if pointer == 4 and "64" in kernels or kernels == "s390x" and pointer == 4:
+        return f"{kernels} with 32-bit programs"
+    return kernels
+
+
+def _glibc() -> str | None:
+    """The version of glibc; other C libraries have no answer, and musl says EINVAL."""
+    try:
+        told = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, OSError, ValueError):
+        return None
+    return told.removeprefix("glibc ") if told.startswith("glibc ") else None
+
+
+# --- musl, which tells its version to nobody but who runs its loader ------------------------------
+
+_SIGN: Final = re.compile(rb"musl libc \([^)\0]*\)\n")
+"""How it introduces itself then (ldso/dynlink.c)."""
+_VERSION: Final = re.compile(rb"(?<![\w.])(\d+\.\d+\.\d+(?:-git-[-\w]+)?)\0")
+
+
+def _musl() -> str | None:
+    """The version of musl, "" if it is musl of an unknown one."""
+    if sys.platform != "linux":
+        return None
+    image = b"".join(_read_only_data())
+    if not _SIGN.search(image):
+        return None
+    found = set(_VERSION.findall(image))
+    return found.pop().decode() if len(found) == 1 else ""
+
+
+class _DlInfo(ctypes.Structure):
+    """Dl_info of <dlfcn.h>."""
+
+    _fields_ = (
+        ("dli_fname", ctypes.c_char_p),
+        ("dli_fbase", ctypes.c_void_p),
+        ("dli_sname", ctypes.c_char_p),
+        ("dli_saddr", ctypes.c_void_p),
+    )
+
+
+class _Elf(NamedTuple):
+    """Where those fields of an image stand that are read here (elf(5))."""
+
+    header: Struct
+    """e_type, e_phoff, e_phentsize, e_phnum."""
+    segment: Struct
+    """p_type, p_vaddr, p_filesz, and p_flags at the place that `flags` says."""
+    flags: int
+
+
+_ELF: Final = {
+    4: _Elf(Struct("=16xH10xI10xHH"), Struct("=I4xI4xI4xI4x"), 3),
+    8: _Elf(Struct("=16xH14xQ14xHH"), Struct("=II8xQ8xQ16x"), 1),
+}
+_ET_DYN: Final = 3
+_PT_LOAD: Final = 1
+_PF_W: Final = 2
+_PF_R: Final = 4
+
+_UNUSED: Final = "hsearch"
+"""A function of every C library (POSIX has it) that no Python uses. The address of one that the
+program uses may be, on some machines, that of a jump to it in the program itself."""
+
+
+def _read_only_data() -> Iterator[bytes]:
+    """What the C library has in memory that isn't to be written: dladdr(3) says where it stands,
+    and its own header how much there is."""
+    program = ctypes.CDLL(None)
+    try:
+        dladdr, function = program.dladdr, getattr(program, _UNUSED)
+    except AttributeError:
+        return
+    info = _DlInfo()
+    if not dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(info)):
+        return
+    base: int = info.dli_fbase or 0
+    elf = _ELF[ctypes.sizeof(ctypes.c_void_p)]
+    header = ctypes.string_at(base, elf.header.size)
+    kind, table, size, count = elf.header.unpack(header)
+    if not header.startswith(b"\x7fELF") or kind != _ET_DYN:
+        return
+    first: int | None = None
+    for number in range(count):
+        entry = ctypes.string_at(base + table + number * size, elf.segment.size)
+        fields: list[int] = list(elf.segment.unpack(entry))
+        flags = fields.pop(elf.flags)
+        segment, start, length = fields
+        if segment == _PT_LOAD:
+            first = start if first is None else first  # This one stands at the base.
+            if flags & (_PF_R | _PF_W) == _PF_R:
+                yield ctypes.string_at(base + start - first, length)

@@ -1,0 +1,120 @@
+"""Connecting: a socket whose connect(2) has begun, until the kernel says what came of it."""
+
+from __future__ import annotations
+
+import os
+from errno import EINPROGRESS, EINTR, ETIMEDOUT
+
+import _socket
+from danga_raw._libc import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket as PythonSocket
+    from typing import Final
+
+    from danga_raw.timers import Timer
+    from danga_raw.types import AnySocket, SocketAddress
+
+_PENDING: Final = (EINPROGRESS, EINTR)
+"""What connect(2) answers where it goes on by itself."""
+
+_NONBLOCK: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
+
+
+def family(address: SocketAddress) -> int:
+    """The address family of an address. Raises `ValueError` for a name, which is not looked up, as
+    that could take any time, and `TypeError` for what is no address."""
+    match address:
+        case str() | bytes():
+            return _socket.AF_UNIX
+        case (str(host), int(), *_):
+            kind = _socket.AF_INET6 if ":" in host else _socket.AF_INET
+            try:
+                _socket.inet_pton(kind, host)
+            except OSError:
+                raise ValueError(
+                    f"connect takes an IP address, and no name, which {host!r} is: look it up first"
+                ) from None
+            return kind
+        case _:
+            raise TypeError(f"an address is (ip, port), or the path of a UNIX socket: {address!r}")
+
+
+def begin(address: SocketAddress) -> tuple[PythonSocket, OSError | None]:
+    """A socket that doesn't block and has begun to connect, and the error if it has failed already:
+    socket(2) and connect(2). Raises `OSError` where there is no socket to be had (EMFILE)."""
+    sock = libc.socket(family(address), _socket.SOCK_STREAM | _NONBLOCK)
+    try:
+        if not _NONBLOCK:
+            libc.setblocking(sock)
+        libc.connect(sock, address)
+    except OSError as error:
+        if error.errno in _PENDING:
+            return sock, None
+        return sock, error
+    except BaseException:
+        sock.close()
+        raise
+    return sock, None
+
+
+class Connecting:
+    """An object whose connect is pending."""
+
+    __slots__ = ("_error", "_obj", "_pending", "_timer")
+
+    def __init__(
+        self,
+        obj: AnySocket,
+        pending: dict[int, Connecting],
+        error: OSError | None,
+        timeout: float | None,
+    ) -> None:
+        """Watch `obj` for the outcome, among those that are `pending`; tell an `error` that is known
+        already in the next turn, and a TimeoutError in so many seconds."""
+        self._obj = obj
+        self._pending = pending
+        self._error = error
+        self._timer: Timer | None = None
+        assert obj.fd is not None
+        pending[obj.fd] = self
+        if error is not None:
+            obj.loop.call_soon(self._tell)
+            return
+        obj.watch_write(True)
+        if timeout is not None:
+            self._timer = obj.loop.add_timer(timeout, self._time_out)
+
+    def finish(self) -> None:
+        """The kernel has something to say: getsockopt(SO_ERROR) tells what."""
+        sock = self._obj.sock
+        number = libc.getsockopt(sock) if sock is not None else 0
+        self._error = OSError(number, os.strerror(number)) if number else None
+        self._tell()
+
+    def _time_out(self) -> None:
+        self._error = TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the object the outcome, unless it was closed; it is told once."""
+        obj, error = self._obj, self._error
+        if obj.fd is None or self._pending.get(obj.fd) is not self:
+            return
+        del self._pending[obj.fd]
+        self.cancel()
+        if error is None:
+            # What was written meanwhile is queued, and the watch is over when that is out.
+            obj.watch_write(bool(obj.write_buf))
+            obj.write_set_watch = bool(obj.write_buf)
+        try:
+            obj.event_connect(error)
+        finally:
+            if error is not None and not obj.closed:
+                obj.close_as("not connected")
+
+    def cancel(self) -> None:
+        """The object has no use for a timeout any more."""
+        if self._timer is not None:
+            self._timer.cancel()

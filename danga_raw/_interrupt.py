@@ -1,0 +1,81 @@
+"""What a signal may do to this package, and the few idioms that withstand it.
+
+CPython runs a signal's handler, in the main thread, behind a call, at the start of a function and at
+a backward jump, and behind no other instruction (ceval.c, CHECK_EVAL_BREAKER). A handler may raise,
+as the usual one for Ctrl-C does, and may close sockets, add timers or reset the loop before it
+returns. So between two of those places a few instructions are done whole or not at all, and code
+that must not be cut short is arranged so that its calls come first. Where a comment says "no call
+from here on", that is what it means.
+
+The idioms:
+
+* `made += map(call, arguments)` calls and keeps the result in one instruction: the map calls only
+  when the list takes from it. With a call and an assignment a handler could raise between the two,
+  and what the call has made would be nobody's. `Once` is this for a descriptor.
+* `queue += (item,)` is one instruction, where `queue.append(item)` is a call, behind which a handler
+  may find the item queued and its caller may not know it.
+* An iterator gives each item once, whatever is raised meanwhile: `for _ in map(close, descriptors)`
+  can be begun again and closes nothing twice.
+* A state is written before the step that it speaks of, and the step can be repeated: a descriptor is
+  listed as leaving before it is unregistered, and who is cut short is finished by the next to look.
+* A question and what depends on it (`if not self.closed: ...`) have no call between them.
+
+An exception that comes out of a call leaves two questions, which the functions below answer: did the
+call fail, or did a handler raise; and is known what the call returned.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Final
+
+RESULT: Final = "_danga_raw_result"
+"""The attribute of an exception that was raised behind a call and knows what the call returned."""
+
+
+def take_result(error: BaseException) -> object:
+    """What the call returned behind which `error` was raised, if it knows: the sink of a trace may
+    raise, and the call has been made all the same. A signal's handler knows nothing: then None."""
+    result: object = vars(error).pop(RESULT, None)
+    return result
+
+
+def by_handler(error: BaseException) -> bool:
+    """True if a signal's handler raised, behind a call or before it. The failures of calls have an
+    errno; an OSError of a handler, mostly a TimeoutError, has none."""
+    return not isinstance(error, OSError) or error.errno is None
+
+
+class Once:
+    """Descriptors of the package's own, made together by one call and closed once each, also where an
+    exception comes in between."""
+
+    __slots__ = ("_closing", "_made")
+
+    def __init__(self) -> None:
+        self._made: list[int] = []
+        self._closing: Iterator[int] = iter(self._made)  # It gives what the list will hold by then.
+
+    def make(self, results: Iterator[int]) -> int:
+        """What `results`, a map over one call, gives, or what an earlier one gave; -1 for a
+        failure, after which it can be tried again. Not to be called behind `close`."""
+        made = self._made
+        if not made:
+            try:
+                made += results
+            except BaseException as error:
+                # The call is made also if the sink of a trace raised behind it.
+                if isinstance(fd := take_result(error), int) and fd >= 0:
+                    made += (fd,)
+                raise
+        fd = made[0]
+        if fd < 0:
+            del made[:]
+        return fd
+
+    def close(self, call: Callable[[int], object]) -> None:
+        """`call(fd)` for each that is open."""
+        for _ in map(call, self._closing):
+            pass

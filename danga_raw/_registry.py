@@ -1,0 +1,549 @@
+"""What a loop watches, and the life of a descriptor in it.
+
+A descriptor's number names an object, or the callback of an other fd, from its registration to its
+leaving, and nobody else:
+
+* *registered*: the poller reports its events, and `objects` or `other_fds` says whose they are.
+* *leaving*: its owner has closed it, given it away or taken it off. No event is told any more. The
+  batch in hand may still hold one, so its number is kept, and close(2) waits, until that is over.
+* *gone*: nothing here knows the number. It may be given out again.
+
+A number may come back while somebody here still holds it, as its owner has closed the descriptor
+behind the loop's back, or may take another owner in the midst of a batch, as one that was stolen is
+wrapped again. Then the old holder is dropped, and so is what is left of a batch in hand that speaks of
+the number: events are level-triggered, so the next wait says again what is still true.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import RLock
+from collections import deque
+from ctypes import get_errno, set_errno
+from errno import EEXIST, ENOENT
+
+from _socket import socket as RawSocket
+from danga_raw._epoll import Epoll
+from danga_raw._interrupt import by_handler
+from danga_raw._libc import libc
+from danga_raw._log import warn
+from danga_raw._poll import POLLIN, Poll
+from danga_raw._sockopt import set_cork
+from danga_raw._typing import cast
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Final
+
+    from danga_raw._connecting import Connecting
+    from danga_raw._waker import Waker
+    from danga_raw.types import (
+        AnySocket,
+        Batch,
+        Callback,
+        Handle,
+        OtherFdCallback,
+        OtherFdMapping,
+        Poller,
+        PostLoopCallback,
+        Socket,
+    )
+
+
+def backends() -> list[str]:
+    """The names of the backends that this system has, the preferred one first."""
+    names = ["poll"]
+    if hasattr(libc, "epoll_create1"):
+        names.insert(0, "epoll")
+    if hasattr(libc, "kqueue") or "DANGA_RAW_LIBKQUEUE" in os.environ:
+        names.insert(0, "kqueue")
+    return names
+
+
+def choose_backend(name: str | None) -> str:
+    """`name`, or what DANGA_RAW_BACKEND says, or the preferred one. Raises `ValueError`."""
+    there = backends()
+    wanted = name if name is not None else os.environ.get("DANGA_RAW_BACKEND") or there[0]
+    if wanted not in there:
+        raise ValueError(f"no backend {wanted!r} here; there are {', '.join(there)}")
+    return wanted
+
+
+def _new_poller(backend: str) -> Poller:
+    if backend == "epoll":
+        return Epoll()
+    if backend == "poll":
+        return Poll()
+    # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
+    from danga_raw._kqueue import KQueue, load_libkqueue
+
+    path = os.environ.get("DANGA_RAW_LIBKQUEUE")
+    return KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
+
+
+class Leaving:
+    """A descriptor on its way out."""
+
+    __slots__ = ("fd", "obj", "open_fd", "sock")
+
+    def __init__(self, fd: int, obj: AnySocket | None, sock: Handle | None) -> None:
+        self.fd: int = fd
+        self.obj: AnySocket | None = obj
+        """Whose entry in the map is to go; None for an other fd."""
+        self.sock: Handle | None = sock
+        """The handle to close; None if it isn't ours to close."""
+        self.open_fd: Iterator[int] = iter(())
+        """The descriptor that `sock` has given up and that is still to be closed."""
+
+
+class Registry:
+    """The descriptors of one loop, and the poller that watches them."""
+
+    __slots__ = (
+        "_dropped",
+        "_made",
+        "_opening",
+        "backend",
+        "connecting",
+        "leaving",
+        "objects",
+        "other_fds",
+        "outer",
+        "own_callbacks",
+        "poller",
+        "polls",
+        "pushed_back",
+        "stale",
+        "starved",
+        "waker",
+    )
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.polls: Final = backend == "poll"
+        """True where a wait hands all over to the kernel at its beginning, so that nothing that
+        another thread adds can end it."""
+        self.poller: Poller | None = None
+        """The poller, while it is open."""
+        self._made: Poller | None = None
+        """The same, from before it is opened: an exception in between could lose it."""
+        self.objects: dict[int, Socket] = {}
+        """The objects by their fd, those included that are leaving."""
+        self.other_fds: dict[int, OtherFdCallback] = {}
+        """The callbacks of descriptors that no object has, by fd."""
+        self.leaving: deque[Leaving] = deque()
+        """What goes when the present batch is over, in order."""
+        self.pushed_back: dict[int, AnySocket] = {}
+        """The objects that have pushed-back data and watch for reading, by their fd."""
+        self.own_callbacks: dict[int, PostLoopCallback] = {}
+        """The post-loop callbacks of single objects, by their fd."""
+        self.outer: list[Batch] = []
+        """For each run of the loop that is going on, the batch that was in hand when it began."""
+        self.connecting: dict[int, Connecting] = {}
+        """The connects that are pending, by the fd of their objects."""
+        self.starved: dict[int, Callback] = {}
+        """How listeners begin again that had no descriptor left for a connection, by their fd."""
+        self.stale: set[int] = set()
+        """Numbers under which an epoll may still have the entry of a file that its owner has closed
+        and somebody else (a forked child, a dup) has open: that can't be removed any more."""
+        self.waker: Waker | None = None
+        """What others wake the loop by, once somebody has asked for it."""
+        self._dropped: list[Poller] = []
+        """Pollers to be closed."""
+        self._opening = RLock()
+        """The first call from another thread may make the waker while the loop opens the poller."""
+
+    # --- the poller -------------------------------------------------------------------------------
+
+    def open(self) -> Poller:
+        """The poller, opened at its first use, and given what the registry knows: epoll_create1(2),
+        or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        if self.poller is None:
+            with self._opening:
+                self._close_dropped()
+                if self._made is None:
+                    self._made = _new_poller(self.backend)
+                self._made.open()
+                for fd, events in self._known().items():
+                    self._register_again(self._made, fd, events)
+                self.poller = self._made
+        return self.poller
+
+    def _known(self) -> dict[int, int]:
+        """What is to be watched: fd -> event mask."""
+        known = {fd: obj.event_watch for fd, obj in list(self.objects.items()) if not obj.closed}
+        known |= dict.fromkeys(self.other_fds, POLLIN)
+        if self.waker is not None:
+            known[self.waker.fileno()] = POLLIN
+        return known
+
+    def _register_again(self, poller: Poller, fd: int, events: int) -> None:
+        try:
+            poller.register(fd, events)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            # It is there where an exception has cut an earlier opening short. Else its owner has
+            # closed it, and will hear so when it is used.
+            if error.errno != EEXIST:
+                warn("%s", error)
+
+    def renew(self) -> None:
+        """Drop the poller, with the entries in it that can't be removed; the next use opens another
+        and registers what is known. It is closed first, as the table of descriptors may be full."""
+        if self._made is not None:
+            batch = self._made.batch
+            self._drop_poller()
+            self._made = _new_poller(self.backend)
+            self._made.batch = batch
+        self.open()
+
+    def _drop_poller(self) -> None:
+        if self._made is not None:
+            self._dropped += (self._made,)
+        self._made = self.poller = None
+        self.stale.clear()
+        self._close_dropped()
+
+    def _close_dropped(self) -> None:
+        while self._dropped:
+            try:
+                self._dropped[0].close()
+            except OSError as error:
+                if by_handler(error):
+                    raise
+                warn("close(%s): %s", self.backend, error)
+            del self._dropped[:1]
+
+    def watches_any(self) -> bool:
+        """True if there is anything to wait for."""
+        return bool(self.objects or self.other_fds or self.waker is not None)
+
+    def open_waker(self) -> Waker:
+        """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
+        read end. Raises `OSError`, and then it is tried anew at the next."""
+        # Costs nothing to who wakes no loop: an import, and what it imports.
+        from danga_raw._waker import Waker
+
+        with self._opening:
+            if self.waker is None:
+                waker = Waker()
+                try:
+                    waker.open()
+                    if self.waker is None:  # A signal's handler may have made one just now.
+                        self.waker = waker
+                        if self.poller is not None:
+                            self.poller.register(waker.fileno(), POLLIN)
+                except BaseException:
+                    self.waker = None
+                    raise
+                finally:
+                    if self.waker is not waker:
+                        waker.close()
+            return self.waker
+
+    def feed(self) -> None:
+        """A descriptor was closed: listeners that had none left begin again."""
+        for begin in list(self.starved.values()):
+            begin()
+
+    # --- registered -------------------------------------------------------------------------------
+
+    def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
+        """Watch a descriptor, for the object that has it, if one does: all of it or, where an
+        exception comes in between, as that of a signal's handler may, nothing.
+
+        Raises `OSError`, EEXIST where the number's holder still has it.
+        """
+        if fd in self.stale:
+            self.renew()
+        try:
+            self.open().register(fd, events)
+            self._drop_events(fd)
+            if self._dispossess(fd) and self.backend == "epoll":
+                # An entry goes when the last descriptor of its file does, and a forked child or a
+                # dup may have one: its events would be taken for those of the newcomer.
+                self.renew()
+                self.open().register(fd, events)
+            if obj is not None:
+                self.other_fds.pop(fd, None)
+                # Who takes the objects out asks what their handle is where that matters.
+                self.objects[fd] = cast("Socket", obj)
+        except BaseException as error:
+            if by_handler(error) and fd not in self.other_fds:
+                self.unregister(fd, events)
+            raise
+
+    def _dispossess(self, fd: int) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new. True if the
+        descriptor was closed behind the loop's back."""
+        lost = False
+        for entry in list(self.leaving):
+            if entry.fd == fd and entry.sock is not None:
+                _disown(entry.sock, fd)
+                entry.sock = None
+                lost = True
+        obj = self.objects.get(fd)
+        if obj is not None and not obj.closed:
+            sock, obj.closed = obj.sock, True
+            if sock is not None:
+                _disown(sock, fd)
+            obj.let_go()
+            self._forget_callbacks(fd)
+            warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
+            lost = True
+        return lost
+
+    def _drop_events(self, fd: int) -> None:
+        """What the batches in hand may still say of `fd` is not about who has it now."""
+        if self.poller is not None:
+            _drop_if_about(fd, self.poller.batch)
+        for batch in self.outer:
+            _drop_if_about(fd, batch)
+
+    def modify(self, obj: AnySocket, fd: int, new: int) -> None:
+        """Watch an object for the events of another mask. Raises `OSError`."""
+        old = obj.event_watch
+        poller = self.poller or self.open()
+        try:
+            poller.modify(fd, old, new)
+            obj.event_watch = new
+        except BaseException as error:
+            if by_handler(error):
+                # Before the call or behind it.
+                obj.event_watch = old
+                try:
+                    poller.modify(fd, new, old)
+                except OSError:
+                    pass
+            elif obj.closed:  # By a signal's handler, just now.
+                return
+            raise
+
+    def unregister(self, fd: int, events: int) -> None:
+        """Take a descriptor off the poller, unless it is an object's by now. If its owner has closed
+        it, it is off already."""
+        obj = self.objects.get(fd)
+        if obj is None or obj.closed:
+            try:
+                self.open().unregister(fd, events)
+            except OSError as error:
+                self._note_stale(fd, error)
+
+    def _note_stale(self, fd: int, error: OSError) -> None:
+        """`fd` could not be unregistered."""
+        if by_handler(error):
+            raise error
+        if self.backend == "epoll":
+            self.stale.add(fd)
+
+    def remove_unknown(self, fd: int, state: int) -> None:
+        """The poller speaks of a descriptor that is nobody's. As long as it is there every wait
+        would return at once: it is unregistered and closed, as in the original, or where that can't
+        be, since the number is another file's by now or nobody's, the poller is renewed."""
+        if any(entry.fd == fd for entry in list(self.leaving)):
+            return
+        what = "%s returned fd %d with state %d, of which nothing is known."
+        try:
+            self.open().unregister(fd, state)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            warn(what + " %s. opening a new poller.", self.backend, fd, state, error)
+            self.renew()
+            return
+        warn(what + " removing.", self.backend, fd, state)
+        try:
+            libc.close(fd)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            warn("fd %d: %s", fd, error)
+
+    # --- other fds --------------------------------------------------------------------------------
+
+    def add_other_fds(self, fds: OtherFdMapping) -> None:
+        """Watch descriptors for reading that no object has: all of `fds` or none. Raises `OSError`."""
+        added: list[int] = []
+        try:
+            for fd in fds:
+                # One that is there may have been closed and opened again.
+                if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
+                    added += (fd,)
+                    self.register(fd, POLLIN)
+            self.other_fds |= fds
+        except BaseException as error:
+            if not by_handler(error):
+                del added[-1:]  # It was refused, and may be another's.
+            for fd in added:
+                if fd not in self.other_fds:
+                    self.unregister(fd, POLLIN)
+            raise
+
+    def replace_other_fds(self, fds: dict[int, OtherFdCallback]) -> None:
+        """Watch these other fds and no others. Raises `OSError`."""
+        try:
+            self.add_other_fds(fds)
+            self._drop_other_fds(fds)
+        except BaseException:
+            # A signal's handler raised. Where these were added, the rest is due as well.
+            if fds.items() <= self.other_fds.items():
+                self._drop_other_fds(fds)
+            raise
+
+    def _drop_other_fds(self, kept: dict[int, OtherFdCallback]) -> None:
+        for fd in [fd for fd in self.other_fds if fd not in kept]:
+            self.leaving.append(Leaving(fd, None, None))
+            self.unregister(fd, POLLIN)
+            del self.other_fds[fd]
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def leave(self, obj: AnySocket, sock: Handle | None) -> bool:
+        """Let an object leave, and close `sock` when the batch in hand is over. False if it has left
+        already."""
+        fd = obj.fd
+        if fd is None:
+            return False
+        # A signal's handler may close between a failing call and the look at its errno.
+        number = get_errno()
+        entry = Leaving(fd, obj, sock)
+        # From here on it will be let go, also if a signal's handler raises before the rest is done.
+        self.leaving += (entry,)
+        was_closed, obj.closed = obj.closed, True
+        if was_closed:  # By a signal's handler, just now.
+            entry.sock = None
+            return False
+        self._take_off(fd, obj, False)
+        set_errno(number)
+        return True
+
+    def _take_off(self, fd: int, obj: AnySocket, cut_short: bool) -> None:
+        """Unregister an object that is leaving. Can be repeated where that was `cut_short`."""
+        trouble = None
+        if obj.corked:
+            try:
+                set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
+            except OSError as error:
+                if by_handler(error):
+                    raise
+                warn("%s", error)
+            obj.corked = False
+        # A loop that was reset since knows nothing of this object.
+        if self.objects.get(fd) is obj:
+            try:
+                (self.poller or self.open()).unregister(fd, obj.event_watch)
+            except OSError as error:
+                self._note_stale(fd, error)
+                if error.errno != ENOENT or not cut_short:
+                    trouble = error
+            self._forget_callbacks(fd)
+        obj.let_go()
+        if trouble is not None:
+            obj.dump_error(str(trouble))
+
+    def _forget_callbacks(self, fd: int) -> None:
+        self.pushed_back.pop(fd, None)
+        self.own_callbacks.pop(fd, None)
+        self.starved.pop(fd, None)
+        if (pending := self.connecting.pop(fd, None)) is not None:
+            pending.cancel()
+
+    def due(self) -> bool:
+        """True if a close(2) is due: the wait that comes before it is not to block."""
+        for entry in list(self.leaving):
+            if entry.sock is not None:
+                return True
+        return False
+
+    # --- gone -------------------------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """Close what waits to be closed, and forget who has left: close(2) for each.
+
+        What the close of a handle or a signal's handler raises comes out, and whoever calls again
+        goes on behind it.
+        """
+        while self.leaving:
+            entry = self.leaving[0]
+            obj = entry.obj
+            if obj is not None and obj.fd is not None:
+                obj.closed = True
+                self._take_off(obj.fd, obj, True)
+            _close(entry)
+            if obj is not None and self.objects.get(entry.fd) is obj:
+                del self.objects[entry.fd]
+            for batch in self.outer[1:]:
+                _drop_if_about(entry.fd, batch)
+            # The close() of a handle may have run the loop, or reset it.
+            if self.leaving and self.leaving[0] is entry:
+                self.leaving.popleft()
+
+    def forget(self) -> None:
+        """Know nothing any more, and close the poller: close(2)."""
+        for batch in self.outer:
+            batch.clear()
+        if self._made is not None:
+            self._made.batch.clear()
+        self.objects.clear()
+        self.pushed_back.clear()
+        self.own_callbacks.clear()
+        self.other_fds.clear()
+        self.connecting.clear()
+        self.starved.clear()
+        self._drop_poller()
+        if self.waker is not None:
+            self.waker.close()
+            self.waker = None
+
+
+def _drop_if_about(fd: int, batch: Batch) -> None:
+    """Drop what is left of a batch that has something of `fd` in it."""
+    if fd in batch:
+        batch.clear()
+    elif batch and not isinstance(batch[0], int):
+        if any(fd == entry[0] for entry in batch if not isinstance(entry, int)):
+            batch.clear()
+
+
+def _disown(sock: Handle, fd: int) -> None:
+    """Keep a handle whose descriptor is another's by now from closing it when it is dropped."""
+    if isinstance(sock, RawSocket) and sock.fileno() == fd:
+        sock.detach()
+
+
+_CLOSING: Final = ("close", "_real_close", "detach")
+
+
+def _closes_as_usual(kind: type[RawSocket]) -> bool:
+    """True unless a class of sockets has a close of its own, which then is called: what a TLS socket
+    has open beside its descriptor would go on writing to the number."""
+    methods = [getattr(kind, name, None) for name in _CLOSING]
+    return all(getattr(method, "__module__", "socket") in ("socket", None) for method in methods)
+
+
+def _close(entry: Leaving) -> None:
+    """Close the handle of an entry, in steps that are each done once."""
+    sock = entry.sock
+    usual = isinstance(sock, RawSocket) and _closes_as_usual(type(sock))
+    try:
+        if isinstance(sock, RawSocket) and usual:
+            # A socket can give up its descriptor, and then close(2) goes through the door, where
+            # the audit sees it. If its owner has closed it behind our back, there is nothing to
+            # close: the number may be another's by now. A signal's handler may raise after any of
+            # these calls, and the next to come here goes on from there.
+            if sock.fileno() == entry.fd:
+                entry.open_fd = iter((entry.fd,))
+            sock.detach()
+            entry.sock = None
+        elif sock is not None:
+            entry.sock = None
+            sock.close()
+        for _ in map(libc.close, entry.open_fd):
+            pass
+    except OSError as error:
+        if usual and by_handler(error):
+            raise
+        # The descriptor is gone all the same (close(2), "Dealing with error returns").
+        warn("close(fd %d): %s", entry.fd, error)

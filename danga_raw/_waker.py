@@ -1,0 +1,126 @@
+"""What wakes a loop that waits: a pipe whose read end the loop watches, and into which others write.
+
+One mechanism serves all platforms, other threads and signals alike (libev, libuv and asyncio do the
+same). A program that wakes no loop never imports this.
+"""
+
+from __future__ import annotations
+
+import signal
+from ctypes import c_int
+from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
+from os import O_CLOEXEC, O_NONBLOCK
+
+from danga_raw._interrupt import by_handler
+from danga_raw._libc import failure, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+
+class Waker:
+    """A pipe of which a byte ends the wait of one loop, and the signals that write into it."""
+
+    __slots__ = ("_closing", "_ends", "_former", "_handled", "_woken")
+
+    def __init__(self) -> None:
+        """Makes no system call; `open` does."""
+        self._ends = (c_int * 2)(-1, -1)
+        """The read end and the write end: the call itself writes them here, so none is lost."""
+        self._closing = iter((0, 1))
+        self._woken = False
+        self._handled: set[int] = set()
+        self._former = -1
+        """The descriptor to which signals wrote before."""
+
+    def open(self) -> None:
+        """Make the pipe, where that isn't done: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has
+        no other. Raises `OSError` (EMFILE, ENFILE)."""
+        if self._ends[0] >= 0:
+            return
+        if hasattr(libc, "pipe2"):
+            if libc.pipe2(self._ends, O_CLOEXEC | O_NONBLOCK) < 0:
+                raise failure("pipe2()")
+            return
+        if libc.pipe(self._ends) < 0:
+            raise failure("pipe()")
+        for fd in self._ends:
+            libc.fcntl(fd, F_SETFD, FD_CLOEXEC)
+            libc.fcntl(fd, F_SETFL, O_NONBLOCK)
+
+    def fileno(self) -> int:
+        """The descriptor that the loop watches for reading."""
+        return self._ends[0]
+
+    def wake(self) -> None:
+        """End the wait, from any thread or signal's handler: write(2), unless that was done since
+        the loop last looked."""
+        if self._woken:
+            return
+        try:
+            self._woken = True
+            libc.write(self._ends[1], b"\0")
+        except BaseException as error:
+            self._woken = False
+            # A full pipe is read all the same; a closed one belongs to a loop that was reset.
+            if by_handler(error):
+                raise
+
+    def heard(self) -> None:
+        """Take out what was written: read(2). Who wakes from here on is heard by the next wait."""
+        self._woken = False  # Before the read: behind it an exception could leave it true for ever.
+        try:
+            libc.read(self._ends[0], 512)
+        except BlockingIOError:
+            pass
+
+    def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
+        """Have a signal end the wait and call `handler`: rt_sigaction(2).
+
+        Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
+        (EINVAL) for a signal that can't be handled.
+        """
+        libc.signal(number, handler)
+        self._handled.add(number)
+        self.hear_signals()
+
+    def hear_signals(self) -> None:
+        """Have the signals of this process end the wait of this loop and of no other. Raises
+        `ValueError` out of the main thread."""
+        former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+        if former != self._ends[1]:
+            self._former = former
+
+    def remove_signal(self, number: int) -> bool:
+        """Handle a signal as if nobody had asked for it; False if nobody has."""
+        if number not in self._handled:
+            return False
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        libc.signal(number, usual)
+        self._handled.discard(number)
+        if not self._handled:
+            self._unhear_signals()
+        return True
+
+    @property
+    def has_signals(self) -> bool:
+        """True if it handles any."""
+        return bool(self._handled)
+
+    def _unhear_signals(self) -> None:
+        now = signal.set_wakeup_fd(self._former, warn_on_full_buffer=False)
+        if now != self._ends[1]:  # It has become somebody else's meanwhile.
+            signal.set_wakeup_fd(now, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Handle no signal any more, and close(2) both ends, once."""
+        for number in tuple(self._handled):
+            try:
+                self.remove_signal(number)
+            except ValueError:  # Not in the main thread: there the handler goes on, to no effect.
+                self._handled.discard(number)
+        for end in self._closing:
+            if self._ends[end] >= 0:
+                libc.close(self._ends[end])

@@ -1,0 +1,142 @@
+"""A socket that accepts connections."""
+
+from __future__ import annotations
+
+import errno
+
+from danga_raw._libc import libc
+from danga_raw._log import warn
+from danga_raw._mistakes import check_callback
+from danga_raw.socket import Socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from socket import socket as PythonSocket
+    from typing import Final
+
+    from danga_raw.loop import Loop
+    from danga_raw.timers import Timer
+    from danga_raw.types import Accepted
+
+AT_ONCE: Final = 64
+"""So many connections are taken in one batch, so that those that are there get their turn too."""
+
+PAUSE: Final = 0.5
+"""Seconds until a listener that had no room for a connection tries again, if none closes before."""
+
+_PASSED_BY: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED ECONNRESET EHOSTDOWN EHOSTUNREACH EINTR ENETDOWN ENETUNREACH ENONET "
+        "ENOPROTOOPT EPERM EPROTO ETIMEDOUT"
+    ).split()
+    if hasattr(errno, name)
+)
+"""What was wrong with one connection, which is gone: there may be another behind it (accept(2),
+"Error handling"; EPERM is a firewall's)."""
+
+_BROKEN: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
+"""The listener doesn't listen, and never will again."""
+
+
+class Listener(Socket):
+    """A listening socket that hands each new connection to a function.
+
+    The listener is the caller's to make (`socket.create_server`), with its backlog and its options;
+    any family of stream sockets will do. Where the system has no descriptor or no memory for a
+    connection it stops listening, and begins again when one of the loop's sockets has closed, or
+    after half a second.
+    """
+
+    __slots__ = {
+        "_retry": "The timer by which it listens again, after it had no room for a connection.",
+        "accepted": "Called with each connection, which doesn't block, and the address of its other "
+        "side, as accept(2) gave it.",
+    }
+
+    def __init__(self, sock: PythonSocket, accepted: Accepted, loop: Loop | None = None) -> None:
+        """Listen on `sock`, which blocks no more from here on, and call `accepted(connection,
+        address)`. A connection is closed where that raises, and what it raised goes the way of a
+        handler's; the listener goes on.
+
+        Calls ioctl(FIONBIO), those of `Socket`, and then accept4(2), getsockname(2) (in the making
+        of a Python socket) and ioctl(FIONBIO) for each connection, and an accept4(2) that finds
+        none. Raises `TypeError` for a callback that can't be called and for a socket that has a
+        protocol of its own (TLS: wrap the connections), `OSError` as `Socket` does.
+        """
+        check_callback("accepted", accepted)
+        if getattr(type(sock).accept, "__module__", None) == "ssl":
+            raise TypeError(f"a Listener takes a plain socket: wrap what it accepts, not {sock!r}")
+        self.accepted: Accepted = accepted
+        self._retry: Timer | None = None
+        libc.setblocking(sock)
+        super().__init__(sock, loop)
+        self.watch_read(True)
+
+    def event_read(self) -> None:
+        for _ in range(AT_ONCE):
+            sock = self.sock
+            if sock is None:  # `accepted` has closed the listener.
+                return
+            try:
+                connection, address = libc.accept(sock)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PASSED_BY:
+                    continue
+                if error.errno in _BROKEN:
+                    warn("%r: accept: %s", self, error)
+                    self.close_as("accept failed")
+                else:
+                    self._starve(error)
+                return
+            self._retry = None
+            self._hand_over(connection, address)
+
+    def _hand_over(self, connection: PythonSocket, address: object) -> None:
+        try:
+            libc.setblocking(connection)
+            self.accepted(connection, address)
+        except BaseException as error:
+            fd = connection.fileno()
+            obj = self._registry.objects.get(fd)
+            if obj is not None and obj.sock is not connection:
+                obj = None
+            try:
+                if not isinstance(error, Exception) or not self.loop.handle_exception(error, obj):
+                    raise
+            finally:
+                if obj is not None:
+                    obj.close_as("exception")
+                elif fd >= 0:
+                    libc.close(connection.detach())
+
+    def _starve(self, error: OSError) -> None:
+        """There is no room for a connection (EMFILE, ENFILE, ENOBUFS, ENOMEM), or nobody knows what
+        is wrong: to try again at once would be all that the loop does."""
+        if self._retry is None:
+            warn("%r: accept: %s", self, error)
+        else:
+            self._retry.cancel()
+        self.watch_read(False)
+        self._retry = self.loop.add_timer(PAUSE, self._begin_again)
+        if self.fd is not None:
+            self._registry.starved[self.fd] = self._begin_again
+
+    def _begin_again(self) -> None:
+        if self.fd is None or self._registry.starved.get(self.fd) != self._begin_again:
+            return
+        del self._registry.starved[self.fd]
+        try:
+            self.watch_read(True)
+        except OSError as error:
+            self._starve(error)
+
+    def event_err(self) -> None:
+        """A listener that has an error says which when it accepts."""
+        self.event_read()
+
+    def event_hup(self) -> None:
+        """Its `shutdown` was called."""
+        self.close("hang-up")

@@ -1,0 +1,383 @@
+"""Connections to backends: verified, used one request after another, and watched while idle."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from examples.perlbal._standin import Connector, connect
+from examples.perlbal.heads import MAX_HEAD, Refused, Response, find_end, parse_response
+from examples.perlbal.pools import Pool, node_name
+
+if TYPE_CHECKING:
+    from danga_raw import Loop
+    from danga_raw.types import Handle
+
+    from examples.perlbal.proxy import ProxyExchange
+    from examples.perlbal.server import Server
+    from examples.perlbal.services import Service
+
+READ_SIZE: Final = 61_440
+NO_VERIFY_SECONDS: Final = 60
+MOST_NODES: Final = 10_000
+CODES_KEPT: Final = 500
+MOST_READS: Final = 64
+_TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
+
+
+class Owner(Protocol):
+    """Whom a backend connection works for: a service's balancer, or the reproxy manager."""
+
+    server: Server
+    generation: int
+
+    @property
+    def service(self) -> Service | None: ...
+
+    def register_boredom(self, backend: BackendHTTP) -> None: ...
+    def may_live(self, backend: BackendHTTP) -> bool: ...
+    def note_bad_backend_connect(self, backend: BackendHTTP, seconds: float) -> None: ...
+    def note_backend_close(self, backend: BackendHTTP) -> None: ...
+
+
+class NodeStats:
+    """What became of the connections to one node."""
+
+    __slots__ = (
+        "attempts", "codes", "connects", "lastattempt", "lastconnect", "lastresponse", "requests",
+        "verifies",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.attempts = self.connects = self.verifies = self.requests = 0
+        self.lastattempt = self.lastconnect = self.lastresponse = 0
+        self.codes: deque[int] = deque(maxlen=CODES_KEPT)
+
+    def lines(self) -> list[str]:
+        lines = [
+            f"{key} {getattr(self, key)}"
+            for key in self.__slots__
+            if key != "codes" and getattr(self, key)
+        ]
+        counts: dict[int, int] = {}
+        for code in self.codes:
+            counts[code] = counts.get(code, 0) + 1
+        return lines + [f"responsecodes {code} {count}" for code, count in sorted(counts.items())]
+
+
+class BackendHTTP(Connector):
+    """One connection to a backend."""
+
+    __slots__ = (
+        "alive",
+        "created",
+        "disconnect_at",
+        "exchange",
+        "generation",
+        "has_attention",
+        "head",
+        "inbox",
+        "ipport",
+        "kept_alive",
+        "left",
+        "owner",
+        "pool",
+        "state",
+        "stats",
+        "use_count",
+        "where",
+    )
+
+    owner: Owner
+    """Whom it is told to when it is ready, bored, or closed."""
+    ipport: str
+    stats: NodeStats
+
+    def __init__(self, sock: Handle, loop: Loop | None = None) -> None:
+        super().__init__(sock, loop)
+        self.created: float = time.monotonic()
+        self.alive = self.created
+        """When it last had finished something."""
+        self.state = "connecting"
+        self.pool: Pool | None = None
+        self.generation = 0
+        self.exchange: ProxyExchange | None = None
+        """What it is working on."""
+        self.head: Response | None = None
+        """The response that is coming in, from when its head is there."""
+        self.inbox = b""
+        """What was read and isn't a whole head yet."""
+        self.left: int | None = None
+        """Bytes of the response's body that are to come; None if they end with the connection."""
+        self.has_attention = False
+        """Whether a process and not only the kernel is known to be behind it."""
+        self.disconnect_at: float = 0.0
+        """When it said it would close; 0 if it didn't say."""
+        self.use_count = 0
+        self.kept_alive = False
+        """Whether the present response leaves it open for another request."""
+        self.where: tuple[str, str, int] = ("", "", 0)
+        """The reproxy manager's: the node's name, host and port."""
+
+    @classmethod
+    def open(cls, owner: Owner, ip: str, port: int, timeout: float) -> BackendHTTP | None:
+        """Begin to connect; None if that fails at once."""
+        name = node_name(ip, port)
+        stats = owner.server.node_stats(name)
+        stats.attempts += 1
+        stats.lastattempt = int(time.time())
+        try:
+            backend = connect(cls, (ip, port), owner.server.loop, timeout)
+        except OSError as error:
+            owner.server.log(f"connecting to {name}: {error}")
+            return None
+        backend.owner = owner
+        backend.ipport = name
+        backend.stats = stats
+        backend.generation = owner.generation
+        if owner.service is not None:
+            backend.pool = owner.service.pool
+        return backend
+
+    def age(self) -> int:
+        return int(time.monotonic() - self.created)
+
+    # --- getting ready ----------------------------------------------------------------------------
+
+    def event_connect(self, error: OSError | None) -> None:
+        if error is not None:
+            self.owner.note_bad_backend_connect(self, 1)
+            self.close("connect failed")
+            return
+        self.stats.connects += 1
+        self.stats.lastconnect = int(time.time())
+        self.watch_read(True)
+        service = self.owner.service
+        if service is None or not service.verify_backend or self._unverifiable():
+            self.state = "bored"
+            self.owner.register_boredom(self)
+            return
+        self.state = "verifying_backend"
+        path = service.verify_backend_path
+        self.write(f"OPTIONS {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode("latin-1"))
+        self.loop.add_timer(max(0.0, self.created + 15 - time.monotonic()), self._verify_timeout)
+
+    def _unverifiable(self) -> bool:
+        """Whether its node was found to know no OPTIONS or no keep-alive, a short time ago."""
+        until = self.owner.server.no_verify.get(self.ipport)
+        if until is not None and until < time.monotonic():
+            del self.owner.server.no_verify[self.ipport]
+            return False
+        return until is not None
+
+    def _verify_timeout(self) -> None:
+        if self.state == "verifying_backend":
+            self.close("callback_timeout")
+
+    def _verify_failed(self) -> None:
+        self.owner.server.no_verify[self.ipport] = time.monotonic() + NO_VERIFY_SECONDS
+        self.owner.note_bad_backend_connect(self, 0)
+        self.close("no_keep_alive")
+
+    def _read_verification(self, data: bytes) -> None:
+        if self.head is None:
+            try:
+                self.head = self._read_head(data)
+            except Refused:
+                return self._verify_failed()
+            if self.head is None:
+                return
+            self._note_persistence(self.head, head_only=True)
+            if not self.kept_alive:
+                return self._verify_failed()
+            # A length is taken at its word, although OPTIONS has seldom a body.
+            self.left = self.head.length or 0
+            data, self.inbox = self.inbox, b""
+        assert self.left is not None
+        self.left -= len(data)
+        if self.left < 0:
+            self._verify_failed()
+        elif self.left == 0:
+            self.has_attention = True
+            self.stats.verifies += 1
+            self.next_request(initial=True)
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def assign(self, exchange: ProxyExchange) -> None:
+        """Send this backend a service's request."""
+        service = exchange.service
+        if service.pool is not None and self.ipport in service.pool.used:
+            service.pool.used[self.ipport] += 1
+        self.begin(exchange, exchange.head_for_backend())
+
+    def begin(self, exchange: ProxyExchange, head: bytes) -> None:
+        """Send this backend a request, whose body follows by the exchange."""
+        self.exchange = exchange
+        exchange.backend = self
+        self.state = "wait_res"
+        self.write(head)
+        if not self.closed:
+            exchange.backend_ready(self)
+
+    def next_request(self, initial: bool = False) -> None:
+        """What it was doing is done: close, or wait for more. `initial`: it was the OPTIONS."""
+        if self.closed:
+            return
+        self.exchange = None
+        self.alive = time.monotonic()
+        self.stats.lastresponse = int(time.time())
+        if not initial:
+            self.stats.requests += 1
+            self.use_count += 1
+            # A body that nobody wants would be taken for the next response.
+            if self.left != 0 or not self.kept_alive or self.write_buf_size:
+                self.close("next_request_no_persist")
+                return
+        if not self.owner.may_live(self):
+            self.close("pool_requested_closure")
+            return
+        self.state = "bored"
+        self.head = None
+        self.left = None
+        self.owner.register_boredom(self)
+
+    # --- responses --------------------------------------------------------------------------------
+
+    def _read_head(self, data: bytes) -> Response | None:
+        """The head of the response, once it is whole; what follows stays in the inbox."""
+        if self.inbox:
+            data = self.inbox + data
+        while True:
+            end, after = find_end(data)
+            if end < 0:
+                if len(data) >= MAX_HEAD:
+                    raise Refused(502, "A head that is too long")
+                self.inbox = data
+                return None
+            if end > MAX_HEAD:
+                raise Refused(502, "A head that is too long")
+            head = parse_response(data[:end].decode("latin-1"))
+            data = data[after:]
+            if head.code == 101:
+                raise Refused(502, "101 unasked for")
+            if head.code >= 200:
+                self.inbox = data
+                return head
+            # A preliminary response: another follows.
+
+    def _note_persistence(self, head: Response, head_only: bool) -> None:
+        """Note what the response says of the connection, before it is changed for the client."""
+        self.kept_alive = head.kept_alive(head_only)
+        self.disconnect_at = 0.0
+        timeout = head.values.get("keep-alive")
+        if timeout is not None and (found := _TIMEOUT.search(timeout)):
+            self.disconnect_at = time.monotonic() + int(found[1])
+
+    def event_read(self) -> None:
+        exchange = self.exchange
+        if exchange is not None and self.head is not None and exchange.too_far_behind_backend():
+            self.watch_read(False)
+            exchange.backend_stalled = True
+            return
+        data = self.read(READ_SIZE)
+        if data == b"":
+            return
+        if self.state == "verifying_backend":
+            if data is None:
+                self._verify_failed()
+            else:
+                self._read_verification(data)
+        elif exchange is None:
+            # An idle backend has nothing to say but that it ends.
+            self.close("read_with_no_client")
+        elif data is None:
+            exchange.backend_ended(self)
+        elif self.head is not None:
+            self._body(exchange, data)
+        else:
+            try:
+                self.head = self._read_head(data)
+                if self.head is None:
+                    return
+                length = 0 if exchange.request.method == "HEAD" else self.head.length
+            except Refused as refused:
+                exchange.backend_garbage(self, refused.text)
+                return
+            self.left = length
+            self._note_persistence(self.head, exchange.request.method == "HEAD")
+            self.has_attention = True
+            self.state = "xfer_res"
+            self.stats.codes.append(self.head.code)
+            data, self.inbox = self.inbox, b""
+            if length is not None:
+                self.left = length - len(data)
+                # More than was announced: it is cut, and the connection isn't used again.
+                data = data[:length] if self.left < 0 else data
+            exchange.response_received(self, self.head, data)
+
+    def _body(self, exchange: ProxyExchange, data: bytes) -> None:
+        if self.left is not None:
+            if len(data) > self.left:
+                rest = self.left
+                self.left -= len(data)
+                data = data[:rest]
+            else:
+                self.left -= len(data)
+        exchange.response_body(self, data)
+
+    def event_write(self) -> None:
+        super().event_write()
+        exchange = self.exchange
+        if exchange is not None and not self.closed and not self.write_buf_size:
+            exchange.backend_drained(self)
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def event_err(self) -> None:
+        super().event_err()
+        if self.closed or self.state == "connecting":
+            return
+        # What came before the error is still there to be read.
+        for _ in range(MOST_READS):
+            if self.closed or self.exchange is None or self.exchange.backend_stalled:
+                break
+            self.event_read()
+        self.close("error")
+
+    def event_hup(self) -> None:
+        # What is still to be read is read first; its end tells the rest.
+        super().event_hup()
+        if not self.closed and self.state != "connecting":
+            self.event_read()
+            if not self.closed and self.exchange is None:
+                self.close("after_hup")
+
+    def close(self, reason: str | None = None) -> None:
+        if self.closed:
+            return
+        self.state = "closed"
+        super().close(reason)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.backend_lost(self)
+        self.owner.note_backend_close(self)
+
+    def die_gracefully(self) -> None:
+        if self.state == "bored":
+            self.close("graceful_death")
+
+    def as_string(self) -> str:
+        text = "Perlbal::" + super().as_string()
+        self.local_addr_string()
+        if self.local_port is not None:
+            text += f": localport={self.local_port}"
+        if self.exchange is not None and not self.exchange.client.closed:
+            text += f"; client={self.exchange.client.fd}"
+        text += f"; uses={self.use_count}; {self.state}"
+        service = self.owner.service
+        if service is not None and service.verify_backend:
+            text += f"; has_attention={'yes' if self.has_attention else 'no'}"
+        return text

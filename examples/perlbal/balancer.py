@@ -1,0 +1,196 @@
+"""What a reverse proxy has waiting: clients in three queues, and connections to backends."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from examples.perlbal.backends import BackendHTTP
+
+if TYPE_CHECKING:
+    from examples.perlbal.proxy import ProxyExchange
+    from examples.perlbal.services import Service
+
+MOST_NEW_CONNECTIONS: Final = 10
+"""How many connects are begun at a time."""
+CONNECT_SECONDS: Final = 5
+VERIFY_SECONDS: Final = 60
+GIVE_UP_SECONDS: Final = 15
+RETRY_SECONDS: Final = 1
+UNVERIFIED_SECONDS: Final = 5
+"""How old a connection may be that was neither used nor verified."""
+
+Queue = OrderedDict["ProxyExchange", None]
+
+
+class Balancer:
+    """Brings clients and backends of one service together."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.server = service.server
+        self.waiting: Queue = OrderedDict()
+        self.waiting_highpri: Queue = OrderedDict()
+        self.waiting_lowpri: Queue = OrderedDict()
+        self.pending: dict[str, BackendHTTP] = {}
+        """The connections that aren't there yet, at most one for each node."""
+        self.blocked: set[str] = set()
+        """The nodes that were not to be reached, and aren't tried for the moment."""
+        self.bored: deque[BackendHTTP] = deque()
+        """The connections that have nothing to do, the best first."""
+        self.generation = 0
+        """Grows when the service gets another pool."""
+        self._spawning = False
+
+    def waiting_count(self) -> int:
+        return len(self.waiting) + len(self.waiting_highpri) + len(self.waiting_lowpri)
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def request_backend_connection(self, exchange: ProxyExchange) -> None:
+        """Give the exchange a backend, now or when it is its turn."""
+        exchange.high_priority = self._is_high_priority(exchange)
+        while self.bored:
+            backend = self.bored.popleft()
+            if backend.closed or not self._same_pool(backend):
+                continue
+            now = time.monotonic()
+            if not backend.has_attention and backend.created < now - UNVERIFIED_SECONDS:
+                backend.close("too_old_bored")
+            elif backend.disconnect_at and now + 2 > backend.disconnect_at:
+                backend.close("too_close_disconnect")
+            else:
+                backend.assign(exchange)
+                self.spawn_backends()
+                return
+        if exchange.high_priority:
+            self.waiting_highpri[exchange] = None
+        elif exchange.request.low_priority:
+            self.waiting_lowpri[exchange] = None
+        else:
+            self.waiting[exchange] = None
+        self.spawn_backends()
+
+    def forget(self, exchange: ProxyExchange) -> None:
+        """The client has left."""
+        for queue in (self.waiting, self.waiting_highpri, self.waiting_lowpri):
+            queue.pop(exchange, None)
+
+    def _is_high_priority(self, exchange: ProxyExchange) -> bool:
+        name = self.service.high_priority_cookie
+        if not name:
+            return False
+        for each in (exchange.request.get("cookie") or "").split(";"):
+            key, equals, value = each.strip().partition("=")
+            if equals and unquote(key) == name:
+                return self.service.high_priority_cookie_contents in unquote(value)
+        return False
+
+    def _next_client(self) -> ProxyExchange | None:
+        service = self.service
+        queues = [self.waiting_highpri, self.waiting, self.waiting_lowpri]
+        if (
+            service.queue_relief_size
+            and len(self.waiting) >= service.queue_relief_size
+            and random.random() * 100 < service.queue_relief_chance
+        ):
+            queues[:2] = self.waiting, self.waiting_highpri
+        for queue in queues:
+            if queue:
+                return queue.popitem(last=False)[0]
+        return None
+
+    # --- backends ---------------------------------------------------------------------------------
+
+    def spawn_backends(self) -> None:
+        """Begin as many connections as are wanted and aren't there or on their way."""
+        waiting = len(self.waiting) + len(self.waiting_highpri) + len(self.waiting_lowpri)
+        wanted = waiting + self.service.connect_ahead - len(self.bored)
+        pool = self.service.pool
+        if wanted <= 0 or pool is None or self._spawning or self.server.stopping and not waiting:
+            return
+        self._spawning = True
+        try:
+            self._drop_overdue()
+            pool.refresh()
+            free = [name for name in pool.nodes if name not in self.blocked | self.pending.keys()]
+            wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS, len(free))
+            for name in random.sample(free, max(wanted, 0)):
+                ip, port = pool.nodes[name]
+                backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
+                if backend is None:
+                    self._block(name)
+                else:
+                    self.pending[name] = backend
+        finally:
+            self._spawning = False
+
+    def _drop_overdue(self) -> None:
+        now = time.monotonic()
+        for backend in list(self.pending.values()):
+            limit = CONNECT_SECONDS if backend.state == "connecting" else VERIFY_SECONDS
+            if now - backend.created >= limit:
+                backend.close("connect_timeout")
+
+    def _same_pool(self, backend: BackendHTTP) -> bool:
+        """Whether its node is still one of the service's; if not, it is closed."""
+        if backend.generation != self.generation:
+            pool = self.service.pool
+            if pool is None or backend.ipport not in pool.nodes:
+                backend.close("invalid_generation")
+                return False
+            backend.generation = self.generation
+        return True
+
+    def register_boredom(self, backend: BackendHTTP) -> None:
+        """A backend has nothing to do."""
+        self._no_longer_pending(backend)
+        if not self._same_pool(backend):
+            return
+        if (exchange := self._next_client()) is not None:
+            backend.assign(exchange)
+            self.spawn_backends()
+            return
+        if self.server.stopping or (
+            backend.use_count and len(self.bored) >= self.service.backend_persist_cache
+        ):
+            backend.close("too_many_bored")
+        elif backend.has_attention:
+            self.bored.appendleft(backend)
+        else:
+            self.bored.append(backend)
+
+    def may_live(self, backend: BackendHTTP) -> bool:
+        """Whether it may be used once more."""
+        most = self.service.max_backend_uses
+        if most and backend.use_count > most:
+            return False
+        return backend.pool is None or backend.pool.services > 0
+
+    def note_bad_backend_connect(self, backend: BackendHTTP, seconds: float) -> None:
+        """It was not to be reached; its node is left alone for some seconds."""
+        self._no_longer_pending(backend)
+        if seconds:
+            self._block(backend.ipport)
+
+    def _block(self, name: str) -> None:
+        def unblock() -> None:
+            self.blocked.discard(name)
+            self.spawn_backends()
+
+        self.blocked.add(name)
+        self.server.loop.add_timer(RETRY_SECONDS, unblock)
+
+    def note_backend_close(self, backend: BackendHTTP) -> None:
+        """A backend is closed, by whomsoever."""
+        self._no_longer_pending(backend)
+        if not backend.exchange and backend in self.bored:
+            self.bored.remove(backend)
+        self.spawn_backends()
+
+    def _no_longer_pending(self, backend: BackendHTTP) -> None:
+        if self.pending.get(backend.ipport) is backend:
+            del self.pending[backend.ipport]

@@ -1,0 +1,571 @@
+"""Connections from HTTP clients, of every role but management.
+
+A connection reads heads; each request gets an `Exchange`, of the kind that the service's role asks
+for, which is handed the body and sees to the answer. Between requests there is none, so that an
+idle client costs little.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from danga_raw import Socket
+
+from examples.perlbal.heads import MAX_HEAD, SERVER, Refused, Request, Response, find_end
+from examples.perlbal.uploads import ChunkDecoder
+
+if TYPE_CHECKING:
+    from examples.perlbal.services import Service
+
+READ_SIZE: Final = 65_536
+PIECE: Final = 131_072
+"""Bytes of a file that are sent at a time."""
+SMALL_FILE: Final = 65_536
+"""Up to here a file is read and goes out with its head."""
+LINGER_SECONDS: Final = 30.0
+MOST_SELECTORS: Final = 10
+UNKNOWN: Final = 1 << 62
+"""The length of a chunked body."""
+
+_CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP"}
+
+
+class Exchange:
+    """A request and what is done about it. This one does nothing: see its subclasses."""
+
+    __slots__ = ("client", "request", "service")
+
+    def __init__(self, client: Client, service: Service, request: Request) -> None:
+        self.client = client
+        self.service = service
+        self.request = request
+
+    def start(self) -> None:
+        """The head is there, and no plugin has seen to it."""
+
+    def body(self, data: bytes) -> None:
+        """Some of the request's body; what nobody asked for is thrown away."""
+
+    def body_done(self) -> None:
+        """The request's body is whole."""
+
+    def overflow(self, data: bytes) -> None:
+        """The client sends more than its request: perhaps the next one, which then has to wait."""
+        self.client.inbox += data
+        self.client.watch_read(False)
+
+    def end_of_input(self) -> None:
+        """The client has ended its side, or is gone."""
+        self.client.close("user_disconnected")
+
+    def client_drained(self) -> None:
+        """There was room to write to the client."""
+
+    def release(self) -> None:
+        """Let go of all that it holds. May be called twice."""
+
+    def as_string(self) -> str:
+        """What SOCKS is to tell of it."""
+        return ""
+
+
+class SelectorExchange(Exchange):
+    """A request to a selector, which looks for the service that is to have it."""
+
+    __slots__ = ()
+
+    def start(self) -> None:
+        if self.service.latency:
+            self.client.watch_read(False)
+            self.client.loop.add_timer(self.service.latency / 1000, self._select_late)
+        else:
+            self._select()
+
+    def _select_late(self) -> None:
+        client = self.client
+        if client.exchange is self:
+            client.watch_read(True)
+            self._select()
+            rest, client.inbox = client.inbox, b""
+            client.hand_over(rest)
+            client.go_on()
+
+    def body(self, data: bytes) -> None:
+        raise AssertionError("a selector has no use for a body")
+
+    def _select(self) -> None:
+        client, service = self.client, self.service
+        selecting = [plugin for plugin in service.plugins if plugin.selects]
+        if not selecting and service.default_service is None:
+            client.send_page(500, "No service selector configured.")
+            return
+        for plugin in selecting:
+            target, answered = plugin.select(client, service, self.request)
+            if answered:
+                return
+            if target is not None:
+                break
+        else:
+            target = service.default_service
+        if target is None:
+            client.send_page(404, "Not Found (no configured vhost)")
+            return
+        service.munge_headers(self.request)
+        client.adopted += 1
+        if client.adopted > MOST_SELECTORS:
+            client.send_page(500, "Selectors lead in a circle")
+            return
+        client.serve(target, self.request)
+
+
+class SentFile:
+    """The part of a file that is on its way to a client: sendfile(2), where the system has it."""
+
+    __slots__ = ("client", "end", "fd", "offset", "then")
+
+    def __init__(
+        self, client: Client, fd: int, offset: int, end: int, then: Callable[[], object]
+    ) -> None:
+        self.client = client
+        self.fd = fd
+        self.offset = offset
+        self.end = end
+        self.then = then
+
+    def go_on(self) -> None:
+        """Send some more, as there is room."""
+        client = self.client
+        assert client.fd is not None
+        try:
+            count = min(PIECE, self.end - self.offset)
+            sent = os.sendfile(client.fd, self.fd, self.offset, count)
+        except BlockingIOError:
+            return
+        except (OSError, AttributeError):
+            # Not with this kind of file, or not on this system; or the client is gone, which
+            # writing will tell.
+            client.watch_write(False)
+            self._write_on()
+            return
+        self.offset += sent
+        if not sent:
+            client.close("the file has shrunk")  # Its length is promised.
+        elif self.offset == self.end:
+            client.watch_write(False)
+            client.drop_file()
+            self.then()
+
+    def _write_on(self) -> None:
+        """The same by read and write, a piece at a time."""
+        client = self.client
+        if client.file is not self:
+            return
+        try:
+            data = os.pread(self.fd, min(PIECE, self.end - self.offset), self.offset)
+        except OSError as error:
+            client.server.log(f"reading a file: {error}")
+            data = b""
+        self.offset += len(data)
+        if not data:
+            client.close("the file has shrunk")
+        elif self.offset == self.end:
+            client.drop_file()
+            client.send(data, self.then)
+        elif client.write(data):
+            client.loop.add_timer(0, self._write_on)  # Others have their turn between.
+        else:
+            client.write(self._write_on)
+
+
+def _read_file(fd: int, start: int, end: int) -> bytes | None:
+    """A part of a file, which is closed; None if it isn't all there."""
+    try:
+        data = os.pread(fd, end - start, start)
+    except OSError:
+        data = b""
+    os.close(fd)
+    return data if len(data) == end - start else None
+
+
+class Client(Socket):
+    """A client's connection."""
+
+    __slots__ = (
+        "adopted",
+        "alive",
+        "base",
+        "body_left",
+        "created",
+        "decoder",
+        "ditch_crlf",
+        "exchange",
+        "file",
+        "inbox",
+        "keep_alive",
+        "observed_ip",
+        "overfed",
+        "request",
+        "requests",
+        "server",
+        "service",
+        "state",
+    )
+
+    def __init__(self, service: Service, sock: socket.socket) -> None:
+        self.server = service.server
+        super().__init__(sock, self.server.loop)
+        self.base = service
+        """The service that it came to, and comes back to after each request."""
+        self.service = service
+        """The service that has the present request."""
+        self.created = self.alive = time.monotonic()
+        self.state = "reading_headers"
+        self.inbox = b""
+        """What was read and is not used yet."""
+        self.request: Request | None = None
+        self.exchange: Exchange | None = None
+        self.body_left = 0
+        """Bytes of the request's body that haven't come yet."""
+        self.decoder: ChunkDecoder | None = None
+        self.keep_alive = False
+        """Whether it goes on after the present answer."""
+        self.overfed = False
+        """Whether there is more to come from it that nobody wants."""
+        self.ditch_crlf = False
+        """Whether a CRLF may come before the next request, as some browsers send it after POST."""
+        self.observed_ip: str | None = None
+        """The address that a trusted upstream says the request comes from."""
+        self.requests = 0
+        self.adopted = 0
+        """How often selectors handed on the present request."""
+        self.file: SentFile | None = None
+        self.server.clients += 1
+        self.watch_read(True)
+        self.server.idle.note(service.idle_timeout)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def event_read(self) -> None:
+        self.alive = time.monotonic()
+        data = self.read(READ_SIZE)
+        if data is None:
+            if self.exchange is not None:
+                self.exchange.end_of_input()
+            else:
+                self.close("remote_closure")
+        elif not data:
+            return
+        elif self.state == "draining":
+            if self.decoder is None and self.body_left:
+                self.body_left -= len(data)
+                if self.body_left <= 0:
+                    self.close("no_keep_alive")
+        else:
+            if self.exchange is not None:
+                self.feed(data)
+            else:
+                self.inbox += data
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Take the requests that are there, one after the other."""
+        while self.exchange is None and self.inbox and not self.closed:
+            if self.state == "draining":
+                self.inbox = b""
+            elif not self._next_request():
+                return
+
+    def _next_request(self) -> bool:
+        data = self.inbox
+        if self.ditch_crlf and data[:2] == b"\r\n":
+            self.inbox = data = data[2:]
+            self.ditch_crlf = False
+        end, after = find_end(data)
+        if end < 0 or end > MAX_HEAD:
+            if len(data) >= MAX_HEAD:
+                self.close("long_headers")
+            return False
+        try:
+            request = Request(data[:end].decode("latin-1"))
+        except Refused as refused:
+            self.refuse(refused)
+            return False
+        self.inbox = b""
+        self.ditch_crlf = False
+        self.server.requests += 1
+        self.requests += 1
+        self.adopted = 0
+        self.request = request
+        self.keep_alive = False
+        if request.chunked:
+            self.decoder = ChunkDecoder()
+            self.body_left = UNKNOWN
+        else:
+            self.body_left = request.length
+        self.serve(self.base, request)
+        self.hand_over(data[after:])
+        return True
+
+    def hand_over(self, rest: bytes) -> None:
+        """Give what came behind a head to whom it is for: the exchange, or the next request."""
+        if rest and not self.closed:
+            if self.exchange is None or isinstance(self.exchange, SelectorExchange):
+                self.inbox += rest
+            else:
+                self.feed(rest)
+
+    def serve(self, service: Service, request: Request) -> None:
+        """Have the request served."""
+        self.service = service
+        self.observed_ip = None
+        if (service.always_trusted or service.trusted_upstream_proxies) and service.trusts(
+            self.peer_ip_string() or ""
+        ):
+            forwarded = request.values.get("x-forwarded-for")
+            if forwarded:
+                self.observed_ip = forwarded.partition(",")[0].strip()
+        kind = self.server.exchanges.get(service.role, Exchange)
+        exchange = self.exchange = kind(self, service, request)
+        if kind is Exchange:
+            self.send_page(500, f"Can't map to service type {service.role}")
+            return
+        for plugin in service.plugins:
+            if plugin.start_http_request(self, service, request):
+                return
+        exchange.start()
+
+    def feed(self, data: bytes) -> None:
+        """Hand the exchange what has come of the body, and see to what is behind it."""
+        exchange = self.exchange
+        assert exchange is not None
+        if not self.body_left:
+            exchange.overflow(data)
+            return
+        rest = b""
+        if self.decoder is not None:
+            try:
+                data, rest = self.decoder.feed(data)
+            except Refused as refused:
+                self.refuse(refused)
+                return
+            if self.decoder.done:
+                self.decoder = None
+                self.body_left = 0
+        else:
+            if len(data) > self.body_left:
+                rest = data[self.body_left :]
+                data = data[: self.body_left]
+            self.body_left -= len(data)
+        if data:
+            exchange.body(data)
+        if self.exchange is exchange and not self.body_left and not self.closed:
+            exchange.body_done()
+        if rest and not self.closed:
+            if self.exchange is exchange:
+                exchange.overflow(rest)
+            else:
+                self.inbox += rest
+
+    # --- answering --------------------------------------------------------------------------------
+
+    def setup_keepalive(self, head: Response) -> None:
+        """Decide whether to go on after this answer, and say so in its head."""
+        request = self.request
+        self.keep_alive = bool(
+            self.base.persist_client
+            and request is not None
+            and request.keep_alive
+            and not self.body_left
+            and not self.overfed
+            and not self.server.stopping
+            and (
+                "content-length" in head.values
+                or head.code in (204, 304)
+                or request.method == "HEAD"
+            )
+        )
+        if self.keep_alive:
+            head.set("Connection", "keep-alive")
+            timeout = self.service.persist_client_idle_timeout
+            if timeout:
+                head.set("Keep-Alive", f"timeout={timeout}, max=100")
+                return
+        else:
+            head.set("Connection", "close")
+        head.drop("keep-alive")
+
+    def send(self, data: bytes, then: Callable[[], object]) -> None:
+        """Write, and call `then` when all is out."""
+        if not self.write(data):
+            self.write(then)
+        elif not self.closed:
+            then()
+
+    def send_page(self, code: int, text: str = "") -> None:
+        """Answer with a page of our own."""
+        head = Response(code)
+        body = b""
+        if code not in (204, 304):
+            reason = f" - {head.reason}" if head.reason else ""
+            body = f"<h1>{code}{reason}</h1>\n{text}".encode("latin-1", "replace")
+            head.set("Content-Type", "text/html")
+            head.set("Content-Length", str(len(body)))
+        if self.service.server_tokens:
+            head.set("Server", SERVER)
+        self.send_answer(head, body)
+
+    def send_answer(self, head: Response, body: bytes = b"") -> None:
+        """Answer with this head, to which how to go on is added, and this body."""
+        self.setup_keepalive(head)
+        self.state = "xfer_resp"
+        if self.request is not None and self.request.method == "HEAD":
+            body = b""
+        self.send(head.to_bytes() + body, self.finished)
+
+    def send_file(self, head: Response, fd: int, start: int, end: int) -> None:
+        """Answer with this head, as it is, and a part of a file, which is closed when it is out."""
+        self.state = "xfer_disk"
+        if end - start <= SMALL_FILE:
+            data = _read_file(fd, start, end)
+            if data is None:
+                self.close("the file has shrunk")
+            else:
+                self.send(head.to_bytes() + data, self.finished)
+            return
+        self.write(head.to_bytes())
+        self.send_part(fd, start, end, self.finished)
+
+    def send_part(self, fd: int, start: int, end: int, then: Callable[[], object]) -> bool:
+        """Send a part of a file, which is closed when it is out. False if that is so already;
+        otherwise `then` is called when it is."""
+        if end - start <= SMALL_FILE:
+            data = _read_file(fd, start, end)
+            if data is None:
+                self.close("the file has shrunk")
+                return True
+            if self.write(data):
+                return self.closed
+            self.write(then)
+            return True
+        if self.closed:
+            os.close(fd)
+            return True
+        self.watch_read(False)
+        self.file = SentFile(self, fd, start, end, then)
+        self.watch_write(True)
+        return True
+
+    def drop_file(self) -> None:
+        """Close the file that was being sent."""
+        if self.file is not None:
+            fd, self.file = self.file.fd, None
+            os.close(fd)
+
+    def refuse(self, refused: Refused) -> None:
+        """Answer what isn't taken, and end."""
+        if not refused.status:
+            self.close("parse_header_failure")
+            return
+        self.overfed = True
+        self.send_page(refused.status, refused.text)
+
+    def finished(self) -> None:
+        """The answer is out: wait for the next request, or end."""
+        self.alive = time.monotonic()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.release()
+        request, self.request = self.request, None
+        self.service = self.base
+        if not self.keep_alive or self.server.stopping or request is None:
+            self._end()
+            return
+        self.ditch_crlf = request.method == "POST"
+        self.state = "persist_wait"
+        self.server.idle.note(self.base.persist_client_idle_timeout)
+        self.watch_read(True)
+
+    def _end(self) -> None:
+        """Close; but where there is more to be read, that would take the answer with it: so let the
+        client be the first, as RFC 9112, 9.6 asks."""
+        if not self.body_left and not self.overfed and not self.inbox:
+            if not self.read(READ_SIZE):
+                self.close("no_keep_alive")
+                return
+        self.state = "draining"
+        self.inbox = b""
+        try:
+            assert isinstance(self.sock, socket.socket)
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close("no_keep_alive")
+            return
+        self.watch_read(True)
+        self.loop.add_timer(LINGER_SECONDS if self.body_left else 2.0, self._end_draining)
+
+    def _end_draining(self) -> None:
+        self.close("no_keep_alive")
+        self.server.wake()
+
+    def event_write(self) -> None:
+        self.alive = time.monotonic()
+        if self.file is not None and not self.write_buf_size:
+            self.file.go_on()
+        else:
+            super().event_write()
+        if self.exchange is not None and not self.closed:
+            self.exchange.client_drained()
+        self.go_on()
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def idle_seconds(self) -> int:
+        """How long it may be silent; 0: for ever."""
+        if self.state == "persist_wait":
+            return self.service.persist_client_idle_timeout
+        return self.service.idle_timeout
+
+    def die_gracefully(self) -> None:
+        """Close if it has nothing to do, and had something before."""
+        if self.state == "persist_wait":
+            self.event_read()  # A request may be on its way in.
+            if self.state == "persist_wait" and not self.inbox:
+                self.close("graceful_shutdown")
+
+    def event_err(self) -> None:
+        self.close("error")
+
+    def event_hup(self) -> None:
+        self.close("hup")
+
+    def close(self, reason: str | None = None) -> None:
+        if self.closed:
+            return
+        self.state = "closed"
+        super().close(reason)
+        self.drop_file()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.release()
+        self.server.client_closed()
+
+    def class_name(self) -> str:
+        return "Perlbal::" + _CLASS_NAMES.get(self.service.role, "ClientHTTPBase")
+
+    def as_string(self) -> str:
+        text = super().as_string().replace(type(self).__name__, self.class_name(), 1)
+        self.local_addr_string()
+        if self.local_port is not None:
+            text += f": localport={self.local_port}"
+        if self.observed_ip is not None:
+            text += f"; observed_ip={self.observed_ip}"
+        text += f"; reqs={self.requests}; {self.state}"
+        if self.request is not None:
+            text += f"; http://{self.request.get('host') or 'unknown'}{self.request.uri}"
+        if self.exchange is not None:
+            text += self.exchange.as_string()
+        return text

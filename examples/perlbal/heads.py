@@ -1,0 +1,310 @@
+"""Heads of HTTP messages: the first line and the fields, read as strictly as RFC 9112 asks.
+
+A field's name keeps the case in which it came, and its place among the others. What is doubled is
+joined with a comma, but for Set-Cookie.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from functools import lru_cache
+from typing import Final
+
+MAX_HEAD: Final = 102_400
+"""Bytes of a head; as in the original."""
+
+SERVER: Final = "Perlbal"
+
+REASONS: Final = {
+    200: "OK",
+    204: "No Content",
+    206: "Partial Content",
+    301: "Permanent Redirect",
+    302: "Found",
+    304: "Not Modified",
+    400: "Bad request",
+    403: "Forbidden",
+    404: "Not Found",
+    411: "Length Required",
+    413: "Content Too Large",
+    416: "Request range not satisfiable",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+}
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
+_REQUEST_LINE: Final = re.compile(
+    r"(\w+) ([^\0- \x7f]+) HTTP/(1)\.(\d)", re.ASCII
+)
+_STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
+_ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
+_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_FOLD: Final = re.compile(r"\r?\n[ \t]+")
+_MAX_DIGITS: Final = 18
+
+_keys: dict[str, str] = {}
+"""Names of fields that came before, and their keys: to check a name is dear, and most are few."""
+_MAX_KEYS: Final = 2000
+
+
+class Refused(Exception):
+    """A message that isn't taken. `status` is what its sender is told; 0: nothing at all."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+def _key(name: str) -> str:
+    """The key of a field's name. Raises `Refused` for what is none."""
+    if not _TOKEN.fullmatch(name):
+        # What another server might take for something else gets an answer, what is plain nonsense
+        # doesn't.
+        hidden = name[:1] in (" ", "\t", "") or _TOKEN.fullmatch(name.rstrip(" \t"))
+        raise Refused(400 if hidden else 0, f"Invalid field name {name!r:.40}")
+    if len(_keys) >= _MAX_KEYS:
+        _keys.clear()
+    key = _keys[name] = name.lower()
+    return key
+
+
+class Head:
+    """The fields of a message. `values` has them by name in lower case, in their order."""
+
+    __slots__ = ("names", "values")
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+        """How a name is written, by its key; also of fields that were taken off."""
+        self.values: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        return self.values.get(key)
+
+    def set(self, name: str, value: str) -> None:
+        """Set a field, in the place and with the name it has already."""
+        key = name.lower()
+        if key not in self.values:
+            self.names[key] = name
+        self.values[key] = value
+
+    def drop(self, key: str) -> None:
+        self.values.pop(key, None)
+
+    def _fill(self, lines: list[str], once: frozenset[str]) -> None:
+        names, values = self.names, self.values
+        for line in lines:
+            name, colon, value = line.partition(":")
+            key = _keys.get(name) or _key(name)
+            if not colon:
+                raise Refused(0, f"No field: {line!r:.40}")
+            value = value.strip(" \t")
+            if key not in values:
+                names[key] = name
+                values[key] = value
+            elif key in once:
+                raise Refused(400, f"Doubled {name}")
+            elif key == "set-cookie":
+                values[key] += "\r\nSet-Cookie: " + value
+            else:
+                values[key] += ", " + value
+
+    def _lines(self, first: str) -> bytes:
+        names = self.names
+        lines = [first]
+        for key, value in self.values.items():
+            lines.append(f"{names[key]}: {value}")
+        lines.append("\r\n")
+        return "\r\n".join(lines).encode("latin-1")
+
+
+_ONCE_IN_REQUEST: Final = frozenset(("host", "content-length", "transfer-encoding"))
+_ONCE_IN_RESPONSE: Final = frozenset(("content-length",))
+
+
+class Request(Head):
+    """The head of a request."""
+
+    __slots__ = (
+        "chunked",
+        "keep_alive",
+        "length",
+        "low_priority",
+        "method",
+        "uri",
+        "version",
+    )
+
+    def __init__(self, text: str) -> None:
+        """Read `text`, without the empty line at its end. Raises `Refused`."""
+        super().__init__()
+        newline = "\r\n" if "\r" in text else "\n"
+        first, *lines = text.split(newline)
+        if "\0" in text or text.count("\n") != len(lines) or text.count("\r") not in (0, len(lines)):
+            raise Refused(400, "Invalid line end")
+        line = _REQUEST_LINE.fullmatch(first)
+        if line is None:
+            raise Refused(0, f"Bogus request line {first!r:.40}")
+        self.method, self.uri, _, minor = line.groups()
+        self.version = "1." + minor
+        self.low_priority = False
+        """Set by a plugin: this request is to wait behind all others."""
+        values = self.values
+        self._fill(lines, _ONCE_IN_REQUEST)
+        if self.uri[0] != "/" and (absolute := _ABSOLUTE.fullmatch(self.uri)):
+            path = absolute[2] or "/"
+            self.uri = path if path[0] == "/" else "/" + path
+            self.set("Host", absolute[1].lower())
+        if minor != "0" and not values.get("host"):
+            raise Refused(0, "HTTP/1.1 without Host")
+        wishes = values["connection"].lower() if "connection" in values else ""
+        self.keep_alive: bool = (minor != "0" or "keep-alive" in wishes) and "close" not in wishes
+        """Whether the client wants to go on after this request."""
+        self.chunked = False
+        self.length = 0
+        """Bytes of the body; 0 also if it is chunked."""
+        if "transfer-encoding" in values:
+            if "content-length" in values:
+                raise Refused(400, "Transfer-Encoding and Content-Length")
+            if values["transfer-encoding"].lower() != "chunked":
+                raise Refused(501, "Unknown Transfer-Encoding")
+            self.chunked = True
+            if minor == "0":
+                self.keep_alive = False
+        elif "content-length" in values:
+            self.length = _length(values["content-length"])
+
+    def to_bytes(self, values: dict[str, str]) -> bytes:
+        """The request as it goes to a backend, with these fields."""
+        names = self.names
+        lines = [f"{self.method} {self.uri} HTTP/1.0"]
+        for key, value in values.items():
+            lines.append(f"{names[key]}: {value}")
+        lines.append("\r\n")
+        return "\r\n".join(lines).encode("latin-1")
+
+    def range(self, size: int) -> tuple[int, int, int]:
+        """What is asked for of `size` bytes: 200 and all, 206 and a part, or 416; the place of its
+        first byte, and of that behind its last."""
+        asked = self.values.get("range")
+        found = _RANGE.fullmatch(asked) if asked else None
+        if found is None or not (found[1] or found[2]):
+            return 200, 0, size
+        if max(len(found[1]), len(found[2])) > _MAX_DIGITS:
+            return 416, 0, 0
+        start = int(found[1] or "0")
+        if start >= size or (found[2] and (start > int(found[2]) or found[0] == "bytes=-0")):
+            return 416, 0, 0
+        return 206, start, min(int(found[2]) + 1, size) if found[2] else size
+
+
+def _length(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS:
+        return int(text)
+    if re.fullmatch(r"-\d+", text):
+        raise Refused(400, "Invalid request: Content-Length < 0")
+    raise Refused(400, "Invalid request: Content-Length")
+
+
+class Response(Head):
+    """The head of a response, of ours or of a backend's."""
+
+    __slots__ = ("code", "reason", "version")
+
+    def __init__(self, code: int, reason: str | None = None) -> None:
+        super().__init__()
+        self.code = code
+        self.reason: str = REASONS.get(code, "") if reason is None else reason
+        self.version = "1.0"
+
+    def set_code(self, code: int) -> None:
+        """Change the code, and the reason with it."""
+        if code != self.code:
+            self.code = code
+            self.reason = REASONS.get(code, "")
+
+    def to_bytes(self) -> bytes:
+        return self._lines(f"HTTP/1.0 {self.code} {self.reason}")
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body; None if they aren't told. 0 where no body can be."""
+        if self.code in (204, 304):
+            return 0
+        text = self.values.get("content-length")
+        return None if text is None else _length(text)
+
+    def copy(self) -> Response:
+        other = Response(self.code, self.reason)
+        other.version = self.version
+        other.names = self.names.copy()
+        other.values = self.values.copy()
+        return other
+
+    def kept_alive(self, head_only: bool) -> bool:
+        """Whether who sent this will keep the connection open; `head_only` for what had no body
+        whatever its length is said to be."""
+        values = self.values
+        wishes = values["connection"].lower() if "connection" in values else ""
+        if "close" in wishes:
+            return False
+        if self.version != "1.0":
+            return True
+        return "keep-alive" in wishes and (
+            head_only or "content-length" in values or self.code in (204, 304)
+        )
+
+
+def parse_response(text: str) -> Response:
+    """A backend's response, without the empty line at its end. Raises `Refused`."""
+    if "\n " in text or "\n\t" in text:
+        text = _FOLD.sub(" ", text)
+    # RFC 9112, 2.2: a line may end with LF alone. Perlbal's own tests have backends that mix the two.
+    text = text.replace("\r\n", "\n")
+    if "\0" in text or "\r" in text:
+        raise Refused(502, "A line of the backend's head ends oddly")
+    first, *lines = text.split("\n")
+    line = _STATUS_LINE.fullmatch(first)
+    if line is None:
+        raise Refused(502, "No status line")
+    response = Response(int(line[3]), line[4] or "")
+    if line[1] != "1" or line[2] != "0":
+        response.version = f"{line[1]}.{line[2]}"
+    if line[1] == "0":
+        response.version = "1.0"
+    response._fill(lines, _ONCE_IN_RESPONSE)
+    values = response.values
+    if "transfer-encoding" in values:
+        if "identity" not in values["transfer-encoding"].lower():
+            # RFC 9112, 6.3: the length is not to be believed.
+            values.pop("content-length", None)
+    elif "content-length" in values:
+        _length(values["content-length"])
+    return response
+
+
+def find_end(data: bytes) -> tuple[int, int]:
+    """Where a head ends, and where what follows begins; -1 if the end isn't there yet."""
+    end = data.find(b"\n\r\n")
+    short = data.find(b"\n\n", 0, end if end >= 0 else len(data))
+    if short >= 0:
+        return short, short + 2
+    if end > 0 and data[end - 1] == 13:
+        return end - 1, end + 3
+    return end, end + 3
+
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+
+@lru_cache(1000)
+def http_date(seconds: int) -> str:
+    """A moment, in seconds since the epoch, as HTTP writes it."""
+    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
+    date = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year}"
+    return f"{date} {hour:02}:{minute:02}:{second:02} GMT"

@@ -1,0 +1,115 @@
+"""Management connections: the language, or pages for a browser."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from danga_raw import Socket
+
+from examples.perlbal.heads import MAX_HEAD, Refused, Request, find_end
+from examples.perlbal.language import Context
+from examples.perlbal.pages import page
+
+if TYPE_CHECKING:
+    from examples.perlbal.server import Server
+
+MAX_LINE: Final = 65_536
+MAX_UNREAD: Final = 1_048_576
+"""How many bytes of answers may wait before no more commands are read."""
+LINES_A_TURN: Final = 100
+_HTTP: Final = (b"GET ", b"HEAD ", b"POST ")
+
+
+class ManagementConnection(Socket):
+    """A connection to a management service."""
+
+    __slots__ = ("context", "created", "inbox", "is_http", "server")
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        super().__init__(sock, server.loop)
+        self.server = server
+        self.created = time.monotonic()
+        self.context = Context(verbose=True)
+        self.inbox = b""
+        self.is_http = False
+        self.watch_read(True)
+
+    def event_read(self) -> None:
+        data = self.read(8192)
+        if data is None:
+            self.close("end")
+            return
+        self.inbox += data
+        if self.inbox.startswith(_HTTP):
+            self.is_http = True
+        if self.is_http:
+            self._http()
+        else:
+            self._lines()
+
+    def _lines(self) -> None:
+        for _ in range(LINES_A_TURN):
+            if self.write_buf_size > MAX_UNREAD:
+                # Nobody reads the answers.
+                self.watch_read(False)
+                return
+            line, newline, rest = self.inbox.partition(b"\n")
+            if not newline:
+                if len(line) > MAX_LINE:
+                    self.write(b"ERROR: the line is too long\r\n")
+                    self.close("long line")
+                return
+            self.inbox = rest
+            text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
+            if text.strip().lower() in ("quit", "exit"):
+                self.close("user_requested_quit")
+                return
+            answer: list[str] = []
+            self.server.language.run(text, answer.append, self.context)
+            if answer:
+                lines = "".join(f"{each}\r\n" for each in answer)
+                self.write(lines.encode("utf-8", "surrogateescape"))
+            if self.closed:
+                return
+        self.watch_read(False)
+        self.loop.add_timer(0, self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.closed:
+            self.watch_read(True)
+            self._lines()
+
+    def event_write(self) -> None:
+        super().event_write()
+        if not self.write_buf_size and not self.closed and not self.is_http:
+            self._go_on()
+
+    def _http(self) -> None:
+        end, _ = find_end(self.inbox)
+        if end < 0:
+            if len(self.inbox) > MAX_HEAD:
+                self.close("long_headers")
+            return
+        try:
+            request = Request(self.inbox[:end].decode("latin-1"))
+        except Refused:
+            self.close("parse_header_failure")
+            return
+        self.server.requests += 1
+        self.watch_read(False)
+        code, body = page(self.server, request.uri)
+        data = body.encode("utf-8", "surrogateescape")
+        head = f"HTTP/1.0 {code}\r\nContent-type: text/html\r\nContent-Length: {len(data)}\r\n\r\n"
+        self.write(head.encode() + (b"" if request.method == "HEAD" else data))
+        self.write(self.close)
+
+    def event_err(self) -> None:
+        self.close("error")
+
+    def event_hup(self) -> None:
+        self.close("hup")
+
+    def as_string(self) -> str:
+        return super().as_string().replace(type(self).__name__, "Perlbal::ClientManage", 1)

@@ -1,0 +1,314 @@
+"""The plugins that are built in, and the class that others are made of.
+
+A plugin of one's own is a subclass of `Plugin` that is put into `PLUGINS` before the configuration
+is read. LOAD brings a plugin's commands, and `SET service.plugins` its services.
+"""
+
+from __future__ import annotations
+
+import glob
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from examples.perlbal.heads import Head, Request, Response
+from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
+
+if TYPE_CHECKING:
+    from examples.perlbal.clients import Client
+    from examples.perlbal.language import Command
+    from examples.perlbal.proxy import ProxyExchange
+    from examples.perlbal.server import Server
+    from examples.perlbal.services import Service
+
+    PluginCommand = Callable[[Command], None]
+
+_HOST_PATTERN: Final = re.compile(r"[\w\-.*;:]+", re.ASCII)
+_USING: Final = re.compile(r"/__using/([\w.]+)/\w+(?:\?.*)?", re.ASCII)
+
+
+class Plugin:
+    """What can be done to the requests of a service, and commands of its own."""
+
+    name = ""
+    settings: frozenset[str] = frozenset()
+    """What can be set of a service that uses it, as "plugin.key"."""
+    selects = False
+    """Whether `select` finds the service for a selector's requests."""
+    parameters: Mapping[str, Parameter] = {}
+    """Parameters of services that there are once it is loaded."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def commands(self) -> dict[str, PluginCommand]:
+        """Its commands, by their first word. They raise `LanguageError`."""
+        return {}
+
+    def register(self, service: Service) -> None:
+        """A service begins to use it. Raises `LanguageError`."""
+
+    def unregister(self, service: Service) -> None:
+        """A service uses it no longer."""
+
+    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+        """See a request first. True if it has been answered."""
+        return False
+
+    def select(
+        self, client: Client, service: Service, request: Request
+    ) -> tuple[Service | None, bool]:
+        """The service for a request to a selector, if there is one; and whether it has been
+        answered already."""
+        return None, False
+
+    def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
+        """Change the fields that go to a backend."""
+
+    def dump(self, service: Service) -> list[str]:
+        """The commands that make it what it is for a service."""
+        return []
+
+
+def _by_host(maps: Mapping[str, str], host: str) -> list[str]:
+    """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it is
+    in, to "*"."""
+    host = re.sub(r":\d+$", "", host)
+    patterns = [host, f"*.{host}"] if host else []
+    while host and (rest := re.sub(r"^[\w\-]+", "", host, count=1, flags=re.ASCII)) != host:
+        host = rest.removeprefix(".")
+        patterns.append(f"*{rest}")
+        if not rest.startswith("."):
+            break
+    return [maps[each] for each in [*patterns, "*"] if each in maps]
+
+
+class Vhosts(Plugin):
+    """Services by the name of the host."""
+
+    name = "Vhosts"
+    selects = True
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.maps: dict[Service, dict[str, str]] = {}
+
+    def commands(self) -> dict[str, PluginCommand]:
+        return {"vhost": self._vhost}
+
+    def _vhost(self, command: Command) -> None:
+        name, host, target = command.parse(
+            r"vhost\s+(?:(\w+)\s+)?(\S+)\s*=\s*(\w+)",
+            "usage: VHOST [<service>] <host_or_pattern> = <dest_service>",
+        )
+        name = name or command.context.last_created
+        if not name:
+            raise LanguageError("omitted service name not implied from context")
+        service = self.server.services.get(name)
+        if service is None or service.role != "selector":
+            raise LanguageError(f"Service '{name}' is not a selector service")
+        host = host.lower()
+        if not _HOST_PATTERN.fullmatch(host):
+            raise LanguageError(f"invalid host pattern: '{host}'")
+        self.maps.setdefault(service, {})[host] = target
+
+    def register(self, service: Service) -> None:
+        if service.role != "selector":
+            raise LanguageError("You can't load the vhost plugin on a service not of role selector.")
+        self.maps[service] = {}
+
+    def select(
+        self, client: Client, service: Service, request: Request
+    ) -> tuple[Service | None, bool]:
+        maps = self.maps.get(service, {})
+        services = self.server.services
+        host = (request.values.get("host") or "").removesuffix(".")
+        if host and (using := _USING.fullmatch(request.uri)):
+            target = services.get(maps.get(f"{host};using:{using[1]}", ""))
+            if target is None:
+                client.send_page(404, "Vhost twiddling not configured for requested pair.")
+                return None, True
+            request.set("Host", using[1])
+            return target, False
+        for name in _by_host(maps, host.lower()):
+            if name in services:
+                return services[name], False
+        return None, False
+
+    def dump(self, service: Service) -> list[str]:
+        return [f"VHOST {host} = {name}" for host, name in self.maps.get(service, {}).items()]
+
+
+class Redirect(Plugin):
+    """Other hosts for some."""
+
+    name = "Redirect"
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.maps: dict[Service, dict[str, str]] = {}
+
+    def commands(self) -> dict[str, PluginCommand]:
+        return {"redirect": self._redirect}
+
+    def _redirect(self, command: Command) -> None:
+        host, target = command.parse(
+            r"redirect\s+host\s+(\S+)\s+(\S+)", "usage: REDIRECT HOST <match_host> <target_host>"
+        )
+        service = command.service_in_context()
+        self.maps.setdefault(service, {})[host.lower()] = target.lower()
+        command.silent = True
+
+    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+        maps = self.maps.get(service, {})
+        targets = _by_host(maps, (request.values.get("host") or "").lower())
+        if not targets:
+            return False
+        head = Response(301)
+        head.set("Location", f"http://{targets[0]}{request.uri}")
+        head.set("Content-Length", "0")
+        if service.server_tokens:
+            head.set("Server", "Perlbal")
+        client.send_answer(head)
+        return True
+
+    def dump(self, service: Service) -> list[str]:
+        return [f"REDIRECT HOST {host} {to}" for host, to in self.maps.get(service, {}).items()]
+
+
+class AccessControl(Plugin):
+    """Rules of who may come in."""
+
+    name = "AccessControl"
+    settings = frozenset(("accesscontrol.use_observed_ip",))
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.rules: dict[Service, list[tuple[str, str, str, Netmask | None]]] = {}
+        """Action, kind, how it is written, and the addresses if it isn't a single one."""
+        self.denies: set[Service] = set()
+        """Where who isn't named by a rule stays outside."""
+
+    def commands(self) -> dict[str, PluginCommand]:
+        return {"access": self._access}
+
+    def _access(self, command: Command) -> None:
+        action, what, value = command.parse(
+            r"access\s+(policy|allow|deny|reset|queue_low)(?:\s+(\S+))?(?:\s+(\S+))?",
+            "usage: ACCESS <cmd> <arg1> [<arg2>]",
+        )
+        service = command.service_in_context()
+        if action == "reset":
+            self.rules.pop(service, None)
+            self.denies.discard(service)
+        elif action == "policy":
+            if what not in ("allow", "deny"):
+                raise LanguageError("policy must be 'allow' or 'deny'")
+            (self.denies.add if what == "deny" else self.denies.discard)(service)
+        elif what not in ("ip", "netmask"):
+            raise LanguageError(f"Unknown item to {action}: '{what}'")
+        else:
+            mask = None
+            if what == "netmask":
+                try:
+                    mask = netmask(value)
+                except ValueError:
+                    raise LanguageError("Error parsing netmask") from None
+            self.rules.setdefault(service, []).append((action, what, value, mask))
+
+    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+        ip = client.peer_ip_string() or ""
+        if client.observed_ip and service.extra.get("accesscontrol.use_observed_ip", "0") != "0":
+            ip = client.observed_ip
+        for action, _, value, mask in self.rules.get(service, ()):
+            if not (ip == value if mask is None else _within(ip, mask)):
+                continue
+            if action == "queue_low":
+                request.low_priority = True
+            if action != "deny":
+                return False
+            break
+        else:
+            if service not in self.denies:
+                return False
+        client.send_page(403, "Access denied.")
+        return True
+
+    def dump(self, service: Service) -> list[str]:
+        lines = [
+            f"ACCESS {action.upper()} {what.upper()} {value}"
+            for action, what, value, _ in self.rules.get(service, ())
+        ]
+        return [*lines, f"ACCESS POLICY {'DENY' if service in self.denies else 'ALLOW'}"]
+
+
+def _within(ip: str, mask: Netmask) -> bool:
+    try:
+        return ipaddress.ip_address(ip) in mask
+    except ValueError:
+        return False
+
+
+class XFFExtras(Plugin):
+    """X-Forwarded-Port and X-Forwarded-Proto for backends."""
+
+    name = "XFFExtras"
+    parameters: Mapping[str, Parameter] = {
+        "send_backend_port": Parameter("reverse_proxy", boolean, "0"),
+        "send_backend_proto": Parameter("reverse_proxy", boolean, "0"),
+    }
+
+    def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
+        client, service = exchange.client, exchange.service
+        if service.blind_proxy and service.trusts(client.peer_ip_string() or ""):
+            return
+        if getattr(service, "send_backend_port", 0):
+            client.local_ip_string()
+            head.set("X-Forwarded-Port", str(client.local_port))
+        if getattr(service, "send_backend_proto", 0):
+            head.set("X-Forwarded-Proto", "http")
+
+
+class Include(Plugin):
+    """Commands from other files."""
+
+    name = "Include"
+    MOST_DEEP = 10
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._depth = 0
+
+    def commands(self) -> dict[str, PluginCommand]:
+        return {"include": self._include}
+
+    def _include(self, command: Command) -> None:
+        (patterns,) = command.parse(r"include\s+=\s+(.+)", "usage: INCLUDE = <config files>")
+        if self._depth >= self.MOST_DEEP:
+            raise LanguageError(f"INCLUDE within INCLUDE, {self.MOST_DEEP} deep: {patterns}")
+        self._depth += 1
+        try:
+            for pattern in patterns.split():
+                is_pattern = glob.has_magic(pattern)
+                for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
+                    if not os.path.isfile(name):
+                        raise LanguageError(f"Error opening config file ({name})")
+                    self.server.language.load_file(name, command.out)
+        finally:
+            self._depth -= 1
+
+
+PLUGINS: Final[dict[str, type[Plugin]]] = {
+    kind.name.lower(): kind for kind in (Vhosts, Redirect, AccessControl, XFFExtras, Include)
+}
+
+LEFT_OUT: Final = frozenset(
+    (
+        "throttle", "stats", "palimg", "flvstreaming", "atominject", "atomstream", "lazycdn",
+        "cgilike", "echoservice", "notmodified", "queues", "vpaths", "autoremoveleadingdir",
+        "highpri", "maxcontentlength",
+    )
+)  # fmt: skip
+"""Perlbal's plugins that aren't here."""

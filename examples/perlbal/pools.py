@@ -1,0 +1,92 @@
+"""Pools: the nodes among which a reverse proxy chooses."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Final
+
+from examples.perlbal.parameters import LanguageError
+
+NODEFILE_CHECK_SECONDS: Final = 3
+_NODE: Final = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}|\[[\da-fA-F:.]+\])(?::(\d{1,5}))?", re.ASCII)
+
+
+def node_name(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+class Pool:
+    """A named set of nodes, from commands or from a file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.services = 0
+        """How many services use it."""
+        self.nodes: dict[str, tuple[str, int]] = {}
+        """Address and port of each node by its name, "ip:port" or "[ip]:port", in their order."""
+        self.used: dict[str, int] = {}
+        """How many requests each node was given."""
+        self.nodefile: str | None = None
+        self._modified = 0.0
+        self._checked = 0.0
+
+    def add(self, ip: str, port: int) -> None:
+        """Put a node at the end; one that is there already moves."""
+        self.remove(ip, port)
+        name = node_name(ip, port)
+        self.nodes[name] = (ip, port)
+        self.used[name] = 0
+
+    def remove(self, ip: str, port: int) -> None:
+        name = node_name(ip, port)
+        self.nodes.pop(name, None)
+        self.used.pop(name, None)
+
+    def set(self, key: str, value: str) -> None:
+        """Carry out `SET pool.key = value`."""
+        if key == "nodefile":
+            if value in ("none", "undef", "null", '""', "''"):
+                self.nodefile = None
+                return
+            if not os.path.exists(value):
+                raise LanguageError("File not found")
+            self.nodefile = value
+            self._modified = 0.0
+            self._load()
+        elif key == "balance_method":
+            if value != "random":
+                raise LanguageError("Unknown balance method")
+        else:
+            raise LanguageError(f"Unknown pool parameter '{key}'")
+
+    def refresh(self) -> None:
+        """Read the nodefile again if it has changed; it is looked at every three seconds."""
+        now = time.monotonic()
+        if self.nodefile is not None and now - self._checked > NODEFILE_CHECK_SECONDS:
+            self._load()
+
+    def _load(self) -> None:
+        assert self.nodefile is not None
+        self._checked = time.monotonic()
+        try:
+            modified = os.stat(self.nodefile).st_mtime
+            if modified == self._modified:
+                return
+            with open(self.nodefile, encoding="latin-1") as file:
+                lines = file.read(10_000_000).splitlines()
+        except OSError:
+            return  # It may be there again the next time; until then the nodes stay.
+        self._modified = modified
+        self.nodes.clear()
+        self.used.clear()
+        for line in lines:
+            if found := _NODE.search(line.partition("#")[0]):
+                self.add(found[1].strip("[]"), int(found[2] or 80))
+
+    def dump(self) -> list[str]:
+        """The commands that make it what it is."""
+        if self.nodefile is not None:
+            return [f"SET nodefile = {self.nodefile}"]
+        return [f"POOL ADD {self.name} {name}" for name in self.nodes]

@@ -1,0 +1,550 @@
+"""The reverse proxy: a request on its way to a backend, and the response on its way back."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from examples.perlbal.clients import Client, Exchange
+from examples.perlbal.heads import Request, Response, http_date
+from examples.perlbal.reproxy import Url, file_to_send, parse_urls
+from examples.perlbal.uploads import BufferedUpload
+
+if TYPE_CHECKING:
+    from examples.perlbal.backends import BackendHTTP
+    from examples.perlbal.services import Service
+
+READ_AHEAD: Final = 32_768
+"""How many bytes of a body may wait for a backend before no more is read."""
+PIECE: Final = 131_072
+"""Bytes of an upload on disk that are sent at a time."""
+_REPROXY_HEADERS: Final = (
+    "x-reproxy-file",
+    "x-reproxy-url",
+    "x-reproxy-expected-size",
+    "x-reproxy-cache-for",
+)
+_DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
+
+
+class ProxyExchange(Exchange):
+    """A request to a reverse proxy."""
+
+    __slots__ = (
+        "_body",
+        "_body_size",
+        "_expected_size",
+        "_primary",
+        "_responded",
+        "_retries",
+        "_upload",
+        "_urls",
+        "backend",
+        "backend_stalled",
+        "high_priority",
+        "requested",
+        "reproxying",
+        "since",
+    )
+
+    def __init__(self, client: Client, service: Service, request: Request) -> None:
+        super().__init__(client, service, request)
+        self.since = time.monotonic()
+        self.backend: BackendHTTP | None = None
+        self.backend_stalled = False
+        """Whether the backend isn't read from, as the client is too slow."""
+        self.high_priority = False
+        self.requested = False
+        """Whether a backend was asked for."""
+        self._responded = False
+        """Whether a response has begun: what still comes of the body is thrown away."""
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._upload: BufferedUpload | None = None
+        self._retries = 0
+        self._primary: Response | None = None
+        """The response that asked to have another URL's body in the place of its own."""
+        self._urls: list[Url] = []
+        """The URLs that may still be tried, the present one first."""
+        self._expected_size: str | None = None
+        self.reproxying: Url | None = None
+        """The URL that a backend is being asked for."""
+
+    # --- the request ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        client, service, request = self.client, self.service, self.request
+        if not client.body_left:
+            if service.reproxy_cache is not None and self._from_cache():
+                return
+            self.request_backend()
+            return
+        if request.chunked and not service.buffer_uploads:
+            client.send_page(411, "A chunked body needs buffer_uploads")
+            return
+        expected = request.get("expect")
+        if expected is not None and "100-continue" in expected.lower():
+            request.drop("expect")
+            if request.chunked or request.version != "1.0":
+                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.chunked:
+            request.drop("transfer-encoding")
+            self._buffer_to_disk("chunked")
+        elif not service.buffer_backend_connect and not service.buffer_uploads:
+            self.request_backend()
+        elif (
+            service.buffer_uploads
+            and service.buffer_upload_threshold_size
+            and request.length >= service.buffer_upload_threshold_size
+        ):
+            self._buffer_to_disk("size")
+        else:
+            client.state = "buffering_request"
+
+    def _buffer_to_disk(self, reason: str) -> None:
+        service, client = self.service, self.client
+        client.state = "buffering_upload"
+        name = f"{service.name}-{service.listen or ''}-client-{client.fd}"
+        self._upload = BufferedUpload(service.buffer_uploads_path, name, reason)
+        if _DEBUG_UPLOADS and reason != "chunked":
+            self.request.set("X-PERLBAL-BUFFERED-UPLOAD-REASON", reason)
+
+    def _reason_to_buffer(self) -> str | None:
+        """Why the body should go to disk, by what has come of it so far; None if it shouldn't."""
+        service = self.service
+        rate = self._body_size / ((time.monotonic() - self.since) or 1)
+        reason = None
+        if service.buffer_upload_threshold_rate and rate < service.buffer_upload_threshold_rate:
+            reason = "rate"
+        limit = service.buffer_upload_threshold_time
+        if limit and self.client.body_left / rate > limit:
+            reason = "time"
+        return reason
+
+    def body(self, data: bytes) -> None:
+        client, service = self.client, self.service
+        if self._responded:
+            return
+        if self._upload is not None and not self.requested:
+            limit = service.max_chunked_request_size
+            if self.request.chunked and limit and self._upload.size + len(data) > limit:
+                client.close("max_chunked_request_size")
+                return
+            self._to_disk(data)
+            return
+        if self.backend is not None:
+            self.backend.write(data)
+            if self.backend is not None and self.backend.write_buf_size > READ_AHEAD:
+                client.watch_read(False)
+            return
+        self._body.append(data)
+        self._body_size += len(data)
+        if self.requested:
+            if self._body_size >= READ_AHEAD:
+                client.watch_read(False)
+            return
+        if client.body_left and self._body_size < service.buffer_backend_connect:
+            return
+        if service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
+            self._buffer_to_disk(reason)
+            gathered, self._body, self._body_size = b"".join(self._body), [], 0
+            self._to_disk(gathered)
+            return
+        self.request_backend()
+
+    def _to_disk(self, data: bytes) -> None:
+        assert self._upload is not None
+        try:
+            self._upload.write(data)
+        except OSError as error:
+            self.client.server.log(f"buffered upload {self._upload.name}: {error}")
+            self._upload.purge()
+            self._responded = True
+            self.client.send_page(500)
+
+    def body_done(self) -> None:
+        if self._upload is None or self.requested or self._responded:
+            return
+        if self.request.chunked:
+            self.request.set("Content-Length", str(self._upload.size))
+        self.request_backend()
+
+    def overflow(self, data: bytes) -> None:
+        client = self.client
+        if self.request.length or self.request.chunked:
+            # Old browsers send a CRLF behind a body. Anything else is never passed on.
+            client.inbox += data
+            if client.inbox not in (b"\r", b"\r\n"):
+                client.overfed = True
+                client.inbox = b""
+                client.watch_read(False)
+        elif not self._responded:
+            self.release()
+            self._responded = client.overfed = True
+            client.send_page(400, "Can't pipeline to HTTP/1.0")
+        else:
+            client.overfed = True
+            client.watch_read(False)
+
+    # --- the backend ------------------------------------------------------------------------------
+
+    def request_backend(self) -> None:
+        self.requested = True
+        self.client.state = "wait_backend"
+        self.service.balancer.request_backend_connection(self)
+
+    def head_for_backend(self) -> bytes:
+        """The request as the service's backends are to have it, with what has come of its body."""
+        service, request = self.service, self.request
+        values = request.values.copy()
+        names = request.names
+        names.setdefault("connection", "Connection")
+        values["connection"] = "keep-alive" if service.persist_backend else "close"
+        if service.enable_reproxy:
+            names.setdefault("x-proxy-capabilities", "X-Proxy-Capabilities")
+            values["x-proxy-capabilities"] = "reproxy-file"
+        names.setdefault("x-forwarded-for", "X-Forwarded-For")
+        ip = self.client.peer_ip_string() or ""
+        if not service.trusts(ip):
+            values["x-forwarded-for"] = ip
+            values.pop("x-host", None)
+            values.pop("x-forwarded-host", None)
+        elif not service.blind_proxy:
+            before = values.get("x-forwarded-for")
+            values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
+        if service.plugins or service.removed_headers or service.inserted_headers:
+            changed = Response(0)
+            changed.names, changed.values = names, values
+            for plugin in service.plugins:
+                plugin.backend_client_assigned(self, changed)
+            service.munge_headers(changed)
+        head = request.to_bytes(values)
+        if self._body:
+            head += b"".join(self._body)
+            self._body = []
+            self._body_size = 0
+        return head
+
+    def backend_ready(self, backend: BackendHTTP) -> None:
+        """The head is on its way."""
+        self.client.state = "wait_res"
+        if self.reproxying is not None:
+            return
+        if self._upload is not None:
+            backend.watch_write(True)
+        elif self.client.body_left:
+            self.client.watch_read(True)
+
+    def backend_drained(self, backend: BackendHTTP) -> None:
+        """The backend has taken all that was written to it."""
+        upload = self._upload
+        if upload is not None and not self._responded:
+            if upload.sent < upload.size:
+                try:
+                    data = upload.read(PIECE)
+                except OSError as error:
+                    self.client.server.log(f"buffered upload {upload.name}: {error}")
+                    data = b""
+                if not data:
+                    self.client.close("buffered upload is gone")
+                    return
+                self.client.alive = time.monotonic()
+                backend.write(data)
+                if upload.sent < upload.size or backend.closed:
+                    return
+            upload.purge()
+            if not backend.write_buf_size:
+                backend.watch_write(False)
+        elif self.client.body_left and not self._responded:
+            self.client.watch_read(True)
+
+    def too_far_behind_backend(self) -> bool:
+        """Whether so much waits for the client that no more should come."""
+        service = self.service
+        most = service.buffer_size if self.reproxying is None else service.buffer_size_reproxy_url
+        return self.client.write_buf_size > most
+
+    def client_drained(self) -> None:
+        if self.backend_stalled and self.backend is not None and not self.too_far_behind_backend():
+            self.backend_stalled = False
+            self.backend.watch_read(True)
+
+    def backend_garbage(self, backend: BackendHTTP, what: str) -> None:
+        """What the backend says is no response."""
+        self.client.server.log(f"backend {backend.ipport}: {what}")
+        self._let_go(backend, "garbage")
+        if self.reproxying is not None:
+            self.try_next_url()
+        else:
+            self._responded = True
+            self.client.send_page(502)
+
+    def backend_ended(self, backend: BackendHTTP) -> None:
+        """The backend has closed."""
+        if backend.head is None:
+            if backend.inbox:
+                self.backend_garbage(backend, "it closed in the midst of a head")
+            else:
+                backend.close("remote_closure")
+        elif backend.left is None:
+            self._let_go(backend, "backend_disconnect")
+            self.client.send(b"", self.client.finished)
+        else:
+            backend.close("backend_disconnect")
+
+    def backend_lost(self, backend: BackendHTTP) -> None:
+        """The backend is closed, and has not answered, or not all. It is not asked again."""
+        self.backend = None
+        if self.reproxying is not None and backend.head is None:
+            self.try_next_url()
+        else:
+            self.client.close("backend_error")
+
+    def _let_go(self, backend: BackendHTTP, reason: str) -> None:
+        """Close a backend that this request needs no more."""
+        self.backend = None
+        backend.exchange = None
+        backend.close(reason)
+
+    # --- the response -----------------------------------------------------------------------------
+
+    def response_received(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
+        """The head of a response is here, and `data` of its body."""
+        client, service = self.client, self.service
+        values = head.values
+        if client.body_left or self._upload is not None and self._upload.sent < self._upload.size:
+            # It has answered before it had the whole body; the rest is read and thrown away.
+            backend.kept_alive = False
+            client.watch_read(True)
+        if self.reproxying is not None:
+            if not self._as_expected(head):
+                self._let_go(backend, "non_200_reproxy")
+                self.try_next_url()
+                return
+            head = self._reproxied_head(head)
+        elif service.enable_reproxy and (
+            "x-reproxy-file" in values
+            or "x-reproxy-url" in values
+            or "x-reproxy-service" in values
+        ):
+            self._reproxy(backend, head)
+            return
+        elif head.code == 500 and self._retry(backend):
+            return
+        self._responded = True
+        client.state = "xfer_res"
+        client.setup_keepalive(head)
+        self.response_body(backend, head.to_bytes() + data)
+
+    def response_body(self, backend: BackendHTTP, data: bytes) -> None:
+        """Some of the response, in the form in which the client is to have it."""
+        client = self.client
+        client.alive = time.monotonic()
+        if backend.left is None or backend.left > 0:
+            client.write(data)
+            return
+        # Off the client first: whatever becomes of that is nothing to the backend any more.
+        self.backend = None
+        client.send(data, client.finished)
+        backend.next_request()
+
+    def _retry(self, backend: BackendHTTP) -> bool:
+        """Ask another backend if that is wanted."""
+        service = self.service
+        request = self.request
+        if not service.enable_error_retries or request.method not in ("GET", "HEAD"):
+            return False
+        if request.length or request.chunked:
+            return False  # The body is gone.
+        delays = service.error_retry_schedule.split(",")
+        if self._retries >= len(delays):
+            return False
+        delay = float(delays[self._retries].strip(" .") and delays[self._retries] or 0)
+        self._retries += 1
+        self._let_go(backend, "500")
+        self.client.state = "wait_backend"
+        self.requested = False
+        if delay:
+            self.client.loop.add_timer(delay, self._request_again)
+        else:
+            self._request_again()
+        return True
+
+    def _request_again(self) -> None:
+        if self.client.exchange is self:
+            self.request_backend()
+
+    # --- reproxying -------------------------------------------------------------------------------
+
+    def _reproxy(self, backend: BackendHTTP, head: Response) -> None:
+        """Do what the backend's headers ask for."""
+        values = head.values
+        self._responded = True
+        self.backend = None
+        if (path := values.get("x-reproxy-file")) is not None:
+            backend.next_request()
+            self._reproxy_file(path, head)
+        elif (urls := values.get("x-reproxy-url")) is not None:
+            cache_for = values.get("x-reproxy-cache-for")
+            if cache_for and self.service.reproxy_cache is not None:
+                self.service.reproxy_cache.add(self._cache_key(), cache_for, urls, head)
+            backend.next_request()
+            self._start_reproxy(urls, head)
+        else:
+            backend.next_request()
+            service = self.client.server.services.get(values["x-reproxy-service"])
+            if service is None:
+                self.client.send_page(404, "Vhost twiddling not configured for requested pair.")
+            else:
+                self.client.adopted += 1
+                if self.client.adopted > 10:
+                    self.client.send_page(500, "Services lead in a circle")
+                else:
+                    self.release()
+                    self._forget_body()
+                    self.client.serve(service, self.request)
+
+    def _forget_body(self) -> None:
+        """Make a request without a body of one whose body is used up."""
+        if self.request.length or self.request.chunked:
+            self.request.set("Content-Length", "0")
+            self.request.length = 0
+            self.request.chunked = False
+
+    def _reproxy_file(self, path: str, head: Response) -> None:
+        client = self.client
+        client.state = "wait_stat"
+        found = file_to_send(path.encode("latin-1"), head.get("x-reproxy-expected-size"))
+        if found is None:
+            client.send_page(404)
+            return
+        fd, size = found
+        status, start, end = self.request.range(size)
+        if status == 416:
+            head = Response(416)
+            head.set("Accept-Ranges", "bytes")
+            head.set("Content-Range", f"bytes */{size}")
+        else:
+            head.set("Accept-Ranges", "bytes")
+            if head.code == 204:
+                head.set_code(200)
+            head.set("Content-Length", str(end - start))
+            if status == 206:
+                head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
+                head.set_code(206)
+            head.drop("x-reproxy-file")
+        client.setup_keepalive(head)
+        if status == 416 or self.request.method == "HEAD":
+            os.close(fd)
+            client.send(head.to_bytes(), client.finished)
+        else:
+            client.send_file(head, fd, start, end)
+
+    def _start_reproxy(self, urls: str, primary: Response) -> None:
+        """Have the first of these URLs that gives what is expected."""
+        self._primary = primary
+        self._urls = parse_urls(urls)
+        self._expected_size = primary.get("x-reproxy-expected-size")
+        self._ask_for_url()
+
+    def _ask_for_url(self) -> None:
+        if not self._urls:
+            self.reproxying = None
+            self.client.send_page(503)
+            return
+        self.client.state = "wait_backend"
+        self.reproxying = self._urls[0]
+        self.client.server.reproxy_manager.request(self, self.reproxying)
+
+    def try_next_url(self) -> None:
+        """The present URL is not to be had."""
+        del self._urls[0]
+        self._ask_for_url()
+
+    def use_reproxy_backend(self, backend: BackendHTTP) -> None:
+        """A backend is there that can be asked for the present URL."""
+        assert self.reproxying is not None
+        request = self.request
+        method = "HEAD" if request.method == "HEAD" else "GET"
+        lines = [f"{method} {self.reproxying.path} HTTP/1.0", "Connection: keep-alive"]
+        for name in ("Range", "Host"):
+            value = request.get(name.lower())
+            if value:
+                lines.append(f"{name}: {value}")
+        backend.begin(self, "\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    def _as_expected(self, head: Response) -> bool:
+        if head.code != 416 and not 200 <= head.code <= 299:
+            return False
+        length = head.get("content-length")
+        expected = self._expected_size
+        return not expected or (length is not None and expected.strip() == length)
+
+    def _reproxied_head(self, head: Response) -> Response:
+        """The first backend's head, made to fit the URL's body."""
+        assert self._primary is not None
+        primary = self._primary
+        for key in ("content-length", *_REPROXY_HEADERS):
+            primary.drop(key)
+        if (length := head.get("content-length")) is not None:
+            primary.set("Content-Length", length)
+        if head.code in (206, 416):
+            primary.set_code(head.code)
+            for name in ("Accept-Ranges", "Content-Range"):
+                if (value := head.get(name.lower())) is not None:
+                    primary.set(name, value)
+        if primary.code == 204:
+            primary.set_code(200)
+        return primary
+
+    def _cache_key(self) -> str:
+        return f"{self.request.get('host') or ''}|{self.request.uri}"
+
+    def _from_cache(self) -> bool:
+        """Answer without asking a backend, if it is known where the body is."""
+        cache = self.service.reproxy_cache
+        assert cache is not None
+        found = cache.look_up(self._cache_key())
+        if found is None:
+            return False
+        self._responded = True
+        known = self.request.get("if-modified-since")
+        if known is not None:
+            modified = next((v for n, v in found.headers if n.lower() == "last-modified"), None)
+            if known.partition("; length=")[0] == modified:
+                head = Response(304)
+                head.set("Content-Length", "0")
+                self.client.send_answer(head)
+                return True
+        head = Response(200)
+        head.set("Date", http_date(int(time.time())))
+        for name, value in found.headers:
+            head.set(name, value)
+        self._start_reproxy(found.urls, head)
+        return True
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def as_string(self) -> str:
+        text = ""
+        if self.backend is not None:
+            text += f"; backend={self.backend.ipport}"
+        elif self.client.write_buf_size:
+            text += f"; write_buf_size={self.client.write_buf_size}"
+        text += "; highpri" if self.high_priority else ""
+        text += "; lowpri" if self.request.low_priority else ""
+        text += "; responded" if self._responded else ""
+        if self.request.length:
+            text += f"; waiting_for={self.client.body_left}"
+        return text + ("; reproxying" if self.reproxying is not None else "")
+
+    def release(self) -> None:
+        if self.backend is not None:
+            self._let_go(self.backend, "proxied_from_client_close")
+        elif self.reproxying is not None:
+            self.client.server.reproxy_manager.forget(self)
+        elif self.requested:
+            self.service.balancer.forget(self)
+        if self._upload is not None:
+            self._upload.purge()

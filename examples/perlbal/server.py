@@ -1,0 +1,254 @@
+"""What a running server has: services, pools, plugins, counts, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from danga_raw import Loop, Socket, Timer
+
+from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
+from examples.perlbal.clients import Client, Exchange, SelectorExchange
+from examples.perlbal.language import Language
+from examples.perlbal.parameters import LanguageError, Parameter
+from examples.perlbal.pools import Pool
+from examples.perlbal.proxy import ProxyExchange
+from examples.perlbal.reproxy import ReproxyManager
+from examples.perlbal.services import Door, Service
+from examples.perlbal.webserver import WebExchange
+
+if TYPE_CHECKING:
+    from examples.perlbal.language import Command
+    from examples.perlbal.plugins import Plugin
+
+LOOKS_PER_SECOND: Final = 10
+"""How often idle clients are looked for at the most."""
+CLIENTS_PER_SECOND: Final = 20_000
+"""How many are looked at in a second, about, at the most."""
+
+
+class IdleClients:
+    """Closes clients that were silent too long, at most a tenth of a second late.
+
+    A timer for each would cost more than it is worth: most clients are heard of long before their
+    time. So all are looked at when the first of them may be due.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._timer: Timer | None = None
+        self._due = 0.0
+
+    def note(self, seconds: int) -> None:
+        """A client may be due that many seconds from now; 0: never."""
+        if seconds:
+            self._look_at(time.monotonic() + seconds)
+
+    def look_soon(self) -> None:
+        """The seconds have changed."""
+        self._look_at(time.monotonic())
+
+    def _look_at(self, due: float) -> None:
+        if self._timer is None or due < self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            # Fewer looks where there is much to be looked at.
+            pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
+            wait = max(due - time.monotonic(), pause)
+            self._timer = self._server.loop.add_timer(wait, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        first = float("inf")
+        for each in list(self._server.loop.descriptor_map.values()):
+            if isinstance(each, Client) and (seconds := each.idle_seconds()):
+                due = each.alive + seconds
+                if due <= now:
+                    each.close("perlbal_timeout")
+                    self._server.wake()
+                else:
+                    first = min(first, due)
+        if first < float("inf"):
+            self._look_at(first)
+
+
+class Server:
+    """All of one Perlbal."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.services: dict[str, Service] = {}
+        self.pools: dict[str, Pool] = {}
+        self.pools_by_command = False
+        """Whether a pool was created by command: then none is made by itself any more."""
+        self.defaults: dict[str, str] = {}
+        """What DEFAULT has set, as it is written."""
+        self.plugins: dict[str, Plugin] = {}
+        self.plugin_commands: dict[str, Callable[[Command], None]] = {}
+        self.extra_parameters: dict[str, Parameter] = {}
+        self.exchanges: dict[str, type[Exchange]] = {
+            "reverse_proxy": ProxyExchange,
+            "web_server": WebExchange,
+            "selector": SelectorExchange,
+        }
+        self.language = Language(self)
+        self.reproxy_manager = ReproxyManager(self)
+        self.idle = IdleClients(self)
+        self.nodes: dict[str, NodeStats] = {}
+        self.no_verify: dict[str, float] = {}
+        """Until when a node isn't verified, as it was found not to know how."""
+        self.verified_directories: set[str] = set()
+        self.requests = 0
+        self.clients = 0
+        """The connections of HTTP clients that are open."""
+        self.started = int(time.time())
+        self.pidfile: str | None = None
+        self.running = False
+        self.stopping = False
+        """Whether a graceful shutdown is going on."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def log(self, message: str) -> None:
+        """Tell the administrator."""
+        try:
+            print(message, file=sys.stderr, flush=True)
+        except OSError:
+            pass  # Nobody listens.
+
+    # --- what there is ----------------------------------------------------------------------------
+
+    def _check_name(self, name: str) -> None:
+        if name in self.services:
+            raise LanguageError(f"service '{name}' already exists")
+        if name in self.pools:
+            raise LanguageError(f"pool '{name}' already exists")
+
+    def create_service(self, name: str) -> Service:
+        self._check_name(name)
+        service = self.services[name] = Service(self, name)
+        return service
+
+    def create_pool(self, name: str) -> Pool:
+        self._check_name(name)
+        pool = self.pools[name] = Pool(name)
+        return pool
+
+    def node_stats(self, name: str) -> NodeStats:
+        """The counts of a node."""
+        stats = self.nodes.get(name)
+        if stats is None:
+            if len(self.nodes) >= MOST_NODES:
+                del self.nodes[next(iter(self.nodes))]
+            stats = self.nodes[name] = NodeStats()
+        return stats
+
+    def sockets(self) -> Iterator[Socket]:
+        """All that are open, by number."""
+        for _, each in sorted(self.loop.descriptor_map.items()):
+            if isinstance(each, Socket) and not each.closed:
+                yield each
+
+    def sockets_list(self) -> list[str]:
+        """The answer to SOCKS."""
+        lines = [f"{'fd':>5} {'age':>6}"]
+        for each in self.sockets():
+            age = int(time.monotonic() - getattr(each, "created", time.monotonic()))
+            lines.append(f"{each.fd:5} {age:5}s {each.as_string()}")
+        return lines
+
+    def sockets_summary(self) -> list[str]:
+        """The answer to SOCKS SUMMARY."""
+        counts: dict[str, int] = {}
+        waiting = files = 0
+        for each in self.sockets():
+            name = each.as_string().partition("(")[0]
+            counts[name] = counts.get(name, 0) + 1
+            waiting += each.write_buf_size
+            files += isinstance(each, Client) and each.file is not None
+        return [
+            *(f"{count:5} {name}" for name, count in sorted(counts.items())),
+            "",
+            f"Aggregate write buffer: {waiting / 1024:.1f}k",
+            f"            Open files: {files}",
+        ]
+
+    # --- running and ending -----------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the end."""
+        self.running = True
+        self.loop.on_exception = self._on_exception
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, lambda *_: self.loop.stop())
+        signal.signal(signal.SIGHUP, lambda *_: None)
+        if self.pidfile:
+            try:
+                with open(self.pidfile, "w", encoding="ascii") as file:
+                    file.write(f"{os.getpid()}\n")
+            except OSError as error:
+                self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
+                self.pidfile = None
+        self._awake()
+        try:
+            self.loop.run()
+        finally:
+            if self.pidfile:
+                os.unlink(self.pidfile)
+            for each in list(self.sockets()):
+                each.close("shutdown")
+
+    def _awake(self) -> None:
+        """A signal that comes just before a wait begins is noticed when that ends."""
+        self.loop.add_timer(1, self._awake)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.loop.add_timer(0, lambda: self.shut_down_gracefully(None))
+
+    def _on_exception(self, obj: object, error: Exception) -> None:
+        import traceback
+
+        self.log("".join(traceback.format_exception(error)))
+
+    def stop(self) -> None:
+        """End at once."""
+        self.loop.stop()
+
+    def shut_down_gracefully(self, seconds: int | None) -> None:
+        """Take nobody in any more, let those finish who are at something, and end; after so many
+        seconds at the latest."""
+        if seconds is not None:
+            self.loop.add_timer(seconds, self.stop)
+        self.stopping = True
+        everybody = list(self.sockets())
+        for each in everybody:
+            if isinstance(each, Door):
+                # Who is in the queue of the kernel was let in as well.
+                each.event_read()
+                each.close("graceful_death")
+        for each in everybody:
+            if isinstance(each, (Client, BackendHTTP)) and not each.closed:
+                each.die_gracefully()
+
+        self._stop_if_alone()
+        self.wake()
+
+    def client_closed(self) -> None:
+        """A client has left."""
+        self.clients -= 1
+        self._stop_if_alone()
+
+    def _stop_if_alone(self) -> None:
+        if self.stopping and not self.clients:
+            self.loop.stop()
+
+    def wake(self) -> None:
+        """Have what was closed by a timer closed now: the loop does it after the next wait."""
+        self.loop.add_timer(0, lambda: None)

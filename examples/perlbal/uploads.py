@@ -1,0 +1,128 @@
+"""Bodies of requests: chunks taken apart, and what is kept on disk until it is whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from typing import Final
+
+from examples.perlbal.heads import Refused
+
+_MAX_LINE: Final = 1024
+"""Bytes of a chunk's size and its extensions."""
+_MAX_TRAILER: Final = 16_384
+_SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\0-\x08\n-\x1f\x7f]*)?")
+
+
+class ChunkDecoder:
+    """Takes a chunked body apart, as strictly as RFC 9112, 7.1 has it. Extensions and trailers are
+    thrown away."""
+
+    __slots__ = ("_before", "_left", "_trailer", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._before = b""
+        """What isn't a whole line yet."""
+        self._left = 0
+        """Bytes of the present chunk that are to come, with the CRLF behind it; 0: a size is next."""
+        self._trailer = -1
+        """Bytes of the trailer so far; -1 before it begins."""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """What of `data` is body; and, when the body is done, what is behind it. Raises
+        `Refused`."""
+        if self._before:
+            data = self._before + data
+            self._before = b""
+        pieces: list[bytes] = []
+        at = 0
+        while at < len(data):
+            if self._left > 2:
+                piece = data[at : at + self._left - 2]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                continue
+            if self._left:
+                end = data[at : at + self._left]
+                if not b"\r\n"[2 - self._left :].startswith(end):
+                    raise Refused(400, "A chunk is longer than it says")
+                at += len(end)
+                self._left -= len(end)
+                continue
+            newline = data.find(b"\n", at)
+            if newline < 0:
+                if len(data) - at > _MAX_LINE:
+                    raise Refused(400, "A chunk's size takes too much room")
+                self._before = data[at:]
+                break
+            line = data[at:newline]
+            at = newline + 1
+            if len(line) > _MAX_LINE or line[-1:] != b"\r":
+                raise Refused(400, "A chunk's line ends oddly")
+            if self._line(line[:-1]):
+                self.done = True
+                return b"".join(pieces), data[at:]
+        return b"".join(pieces), b""
+
+    def _line(self, line: bytes) -> bool:
+        """Take a line of a size or of the trailer; True if it is the last one."""
+        if self._trailer >= 0:
+            self._trailer += len(line)
+            if self._trailer > _MAX_TRAILER:
+                raise Refused(400, "The trailer is too long")
+            return not line
+        found = _SIZE_LINE.fullmatch(line)
+        if found is None:
+            raise Refused(400, "Invalid chunk size")
+        size = int(found[1], 16)
+        if size:
+            self._left = size + 2
+        else:
+            self._trailer = 0
+        return False
+
+
+class BufferedUpload:
+    """A body that is kept in a file. The file is made when there is something to put in it."""
+
+    __slots__ = ("_fd", "name", "reason", "sent", "size")
+
+    def __init__(self, folder: str | None, prefix: str, reason: str) -> None:
+        """`reason`: "size", "rate", "time" or "chunked"."""
+        self.reason = reason
+        self.name = f"{folder or ''}/{prefix}-{random.randrange(0xFFFFFFFF)}"
+        self._fd = -1
+        self.size = 0
+        """Bytes that are in the file."""
+        self.sent = 0
+        """Bytes that were read out of it again."""
+
+    def write(self, data: bytes) -> None:
+        """Put `data` at the end. open(2) the first time, write(2). Raises `OSError`."""
+        if self._fd < 0:
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+            self._fd = os.open(self.name, flags, 0o644)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        self.size += len(data)
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, for who sends it on; none if all were read. Raises `OSError`."""
+        data = os.pread(self._fd, count, self.sent) if self._fd >= 0 else b""
+        self.sent += len(data)
+        return data
+
+    def purge(self) -> None:
+        """Take the file away. Doing it twice is no harm."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        try:
+            os.unlink(self.name)
+        except OSError:
+            pass

@@ -1,0 +1,141 @@
+"""Debian's packages of any suite and machine, unpacked into a folder of their own.
+
+Nothing is installed in the system, which needs no foreign architecture and no other suite for it.
+It takes apt and dpkg-deb, and the network once: what is unpacked stays in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "danga_raw")
+"""Where things stay that take time to get; whatever is missing there is got anew."""
+
+STABLE = "bookworm"
+"""The suite to take things from that need no newer one."""
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+def run(command: Sequence[str], cwd: Path | None = None) -> str:
+    """The standard output of `command`. Raises `OSError` with the last it said where it fails."""
+    if shutil.which(command[0]) is None:
+        raise OSError(f"there is no {command[0]} here")
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise OSError(f"{' '.join(command)}: " + "\n".join(said[-20:]))
+    return done.stdout
+
+
+def archive() -> str:
+    """The address of Debian's archive that apt here takes its packages from."""
+    form = "$(ORIGIN)/$(LABEL)/$(COMPONENT) $(REPO_URI)"
+    for line in run(["apt-get", "indextargets", "--format", form]).splitlines():
+        what, _, address = line.partition(" ")
+        if what == "Debian/Debian/main":
+            return address
+    raise OSError("apt knows no archive of Debian here: apt-get update")
+
+
+@contextmanager
+def apt_get(suite: str, architecture: str) -> Iterator[list[str]]:
+    """The beginning of an apt-get command that knows one suite for one machine and nothing else.
+
+    No package is installed there, so that all that a package needs comes with it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        apt = Path(folder)
+        for each in ("state/lists/partial", "cache/archives/partial", "etc"):
+            (apt / each).mkdir(parents=True)
+        (apt / "status").touch()
+        # Only Debian's own main section: the system may have other sources, without these machines.
+        where = f"[signed-by={KEYRING}] {archive()} {suite} main"
+        (apt / "etc/sources.list").write_text(f"deb {where}\ndeb-src {where}\n")
+        options = {
+            "APT::Architecture": architecture,
+            "APT::Architectures": architecture,
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "",
+            "Acquire::Languages": "none",
+            "Dir::State": f"{apt}/state",
+            "Dir::State::status": f"{apt}/status",
+            "Dir::Cache": f"{apt}/cache",
+            "Dir::Etc::SourceList": f"{apt}/etc/sources.list",
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::Etc::Preferences": "/dev/null",
+            "Dir::Etc::PreferencesParts": "/dev/null",
+        }
+        command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
+        run([*command, "update"])
+        yield command
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder to make things in, which becomes `folder` once all of them are there.
+
+    Two processes may make the same at one time; what the second has made is dropped.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = folder.with_name(f".{folder.name}-{os.getpid()}")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    try:
+        yield made
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def unpack(packages: Sequence[str], root: Path, *, suite: str, architecture: str) -> Path:
+    """`root`, with `packages` and all that they depend on unpacked in it, if they aren't yet.
+
+    Raises `OSError` where they can't be had.
+    """
+    if root.exists():
+        return root
+    with whole(root) as made, apt_get(suite, architecture) as command:
+        store = made / "archives"
+        (store / "partial").mkdir(parents=True)
+        command = [*command, f"-oDir::Cache::Archives={store}"]
+        run([*command, "install", "--yes", "--download-only", *packages])
+        for package in sorted(store.glob("*.deb")):
+            run(["dpkg-deb", "-x", str(package), str(made)])
+        shutil.rmtree(store)
+        for name in ("bin", "lib", "lib64", "sbin"):
+            # Since trixie these are links that no package has but the one that sets a system up.
+            if (made / "usr" / name).exists() and not (made / name).exists():
+                (made / name).symlink_to(f"usr/{name}")
+        for path in made.rglob("*"):
+            # An absolute link would lead out of the unpacked root: ppc64el's loader is one.
+            if path.is_symlink() and os.readlink(path).startswith("/"):
+                inside = os.path.relpath(f"{made}{os.readlink(path)}", path.parent)
+                path.unlink()
+                path.symlink_to(inside)
+    return root
+
+
+def source(package: str, folder: Path, *, suite: str) -> Path:
+    """The folder under `folder` with the source of `package`, as its authors made it.
+
+    Debian's changes, which are for Debian's own layout, stay out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with apt_get(suite, "amd64") as command:
+        run([*command, "source", "--download-only", "--tar-only", package], cwd=folder)
+    (tarball,) = folder.glob(f"{package}_*.orig.tar.*z")
+    run(["tar", "-xf", str(tarball)], cwd=folder)
+    tarball.unlink()
+    (unpacked,) = folder.iterdir()
+    return unpacked

@@ -1,0 +1,124 @@
+"""Runs the tests on Pythons that this system doesn't have: `python -m tests.abi.pythons 3.14 musl`.
+
+The newest ones and PyPy come from Debian's unstable suite, together with the C library they need;
+others are built from source (see `built.py`). Nothing is installed in the system. pytest is that of
+the Python that runs this. It takes apt-get and the Debian package patchelf, or what a build needs.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.abi import built, debian
+from tests.abi.foreign import ROOT, lend_pytest
+
+SUITE = "sid"
+
+
+class Package(NamedTuple):
+    """A Python of Debian's."""
+
+    name: str
+    program: str
+
+
+PACKAGES = {
+    "3.14": Package("python3.14", "python3.14"),
+    "3.15": Package("python3.15", "python3.15"),
+    "pypy": Package("pypy3", "pypy3.11"),
+}
+
+NAMES = (*PACKAGES, *built.BUILDS)
+
+PYPY = (
+    "test_close_and_steal.py test_loop.py test_other_fds.py test_read.py test_socket.py "
+    "test_timers.py test_without_tools.py test_write.py"
+).split()
+"""The suites that hold on PyPy, on the real kernel: the simulated one counts references."""
+
+WARNINGS = "error,ignore::ResourceWarning"
+"""For every Python that a test starts too. pytest takes no resource warning either; but a program
+may end with its sockets open, as servers do that are ended by a signal."""
+
+HUNG = 3600
+"""Seconds after which the tests, which take some minutes, are given up."""
+
+
+def unpacked(name: str) -> Path:
+    """Debian's interpreter of that name, unpacked into the cache if it isn't there."""
+    package = PACKAGES[name]
+    root = debian.CACHE / f"{package.name}-{SUITE}"
+    machine = debian.run(["dpkg", "--print-architecture"]).strip()
+    debian.unpack([package.name], root, suite=SUITE, architecture=machine)
+    program = root / "usr/bin" / package.program
+    # With the loader and the libraries of the root in its own header it is a program like others:
+    # what starts it by `sys.executable` starts it so, and strace sees it and no wrapper.
+    (loader,) = root.glob("usr/lib/*/ld-linux-*.so.*")
+    if debian.run(["patchelf", "--print-interpreter", str(program)]).strip() != str(loader):
+        path = f"{loader.parent}:{root / 'usr/lib'}"
+        at = ["--set-interpreter", str(loader), "--force-rpath", "--set-rpath", path]
+        debian.run(["patchelf", *at, str(program)])
+    return program
+
+
+def interpreter(name: str) -> Path:
+    """The interpreter of that name, which is made if it isn't there. Raises `OSError`."""
+    return unpacked(name) if name in PACKAGES else built.python(name)
+
+
+def venv(python: Path, folder: Path) -> Path:
+    """The interpreter of a virtual environment under `folder`, which has this project as if it
+    were installed, and the pytest of the Python that runs this."""
+    debian.run([str(python), "-m", "venv", "--without-pip", str(folder / "venv")])
+    (packages,) = folder.glob("venv/lib/*/site-packages")
+    (packages / "lent.pth").write_text(f"{ROOT}\n{lend_pytest(folder)}\n")
+    return folder / "venv/bin/python"
+
+
+def run(name: str, arguments: Sequence[str]) -> tuple[bool, str]:
+    """The tests on one Python: whether all is well, and a line about it."""
+    begin = time.monotonic()
+    try:
+        python = interpreter(name)
+    except OSError as error:
+        return False, f"{name}: {error}"
+    with tempfile.TemporaryDirectory() as scratch:
+        python = venv(python, Path(scratch))
+        version = [str(python), "-c", "import sys; print(sys.version.replace('\\n', ' '))"]
+        told = [debian.run(version).strip()]
+        print(f"--- {name}: {told[0]}", flush=True)
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": WARNINGS}
+        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+        with subprocess.Popen(
+            pytest, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace"
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                told.append(line)
+            well = process.wait(HUNG) == 0
+    summary = re.findall(r"^(?:=+ )?(\d+ \w+.*?) in [\d.]+s", "".join(told), re.MULTILINE)
+    line = f"{name} ({told[0].split(' ')[0]}): {summary[-1] if summary else 'no end'}"
+    return well, f"{line} ({time.monotonic() - begin:.0f} s)"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.abi.pythons", description=__doc__)
+    parser.add_argument("pythons", nargs="+", choices=NAMES, metavar="PYTHON", help=str(NAMES))
+    what = "the rest goes to pytest: which tests to run, and how (default: all)"
+    parser.add_argument("--tests", nargs=argparse.REMAINDER, help=what)
+    arguments = parser.parse_args()
+    results = [run(name, arguments.tests or []) for name in arguments.pythons]
+    print("\n".join(line for _, line in results))
+    return 0 if all(well for well, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

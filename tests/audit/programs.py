@@ -1,0 +1,141 @@
+"""The programs whose calls are compared, beside the scenarios and the examples."""
+
+PUMP = """
+import os, socket, sys
+from danga_raw import Loop, Socket
+
+class Echo(Socket):
+    def event_read(self):
+        data = self.read(100)
+        if data is None:
+            self.close("end")
+        elif data:
+            self.write(data)
+
+    def event_err(self):
+        self.close("error")
+
+    event_hup = event_err
+
+with Loop() as loop:
+    pairs = [socket.socketpair() for _ in range(20)]
+    for near, far in pairs:
+        near.setblocking(False)
+        far.setblocking(False)
+        try:
+            Echo(near, loop).watch_read(True)
+        except OSError as error:
+            sys.stderr.write(f"{error}\\n")
+    rounds = 0
+
+    def again(*_):
+        global rounds
+        for near, far in pairs:
+            try:
+                far.send(b"round %d" % rounds)
+                far.recv(100)
+            except OSError:
+                pass
+        rounds += 1
+        return rounds < int(sys.argv[1]) and loop.watched_sockets
+
+    loop.set_post_loop_callback(again)
+    again()
+    try:
+        loop.run()
+    except OSError as error:
+        sys.stderr.write(f"{error}\\n")
+    for obj in list(loop.descriptor_map.values()):
+        obj.tcp_cork(True)
+        obj.as_string()
+        obj.close()
+os._exit(0)
+"""
+"""Echoes what comes over 20 pairs of sockets; the rounds are the one argument."""
+
+FORMS = """
+import ctypes, os, resource, socket, sys, tempfile
+from danga_raw._epoll import EVENT, epoll_event
+from danga_raw._libc import libc
+from danga_raw._poll import pollfd
+
+epfd = libc.epoll_create1(os.O_CLOEXEC)
+near, far = socket.socketpair()
+fd = near.fileno()
+def control(op, fd, mask):
+    return libc.epoll_ctl(epfd, op, fd, EVENT.pack(mask, fd + (9 << 32)))
+control(1, fd, 0)
+for bit in range(32):
+    control(3, fd, 1 << bit)
+for mask in (0xFFFFFFFF, 0x800, 0x801):
+    control(3, fd, mask)
+control(9, fd, 1)
+control(2, fd, 1)
+control(2, fd, 1)
+control(1, fd, 0x38)
+for mask in [*(1 << bit for bit in range(16)), 0xFFFF, 0x4800, 0]:
+    table = (pollfd * 1)(pollfd(fd, ctypes.c_short(mask).value, 0))
+    libc.poll(ctypes.byref(table), ctypes.c_ulong(1), 0)
+libc.poll(ctypes.byref(table), ctypes.c_ulong(0), 1)
+for first in range(256):
+    for then in (b"", b"1", b"8", b"x"):
+        libc.write(fd, bytes([first]) + then)
+        far.recv(9)
+for length in (31, 32, 33, 34, 5000):
+    for byte in (b"a", bytes(1), bytes([9])):
+        libc.write(fd, byte * length)
+        far.recv(9999)
+        far.send(byte * length)
+        libc.read(fd, 9999)
+libc.write(fd, bytes(32) + b"7")
+for value in (0, 1, 7, -1):
+    libc.setsockopt(fd, 6, 3, ctypes.byref(ctypes.c_int(value)), 4)
+unbound, bound = (socket.socket(socket.AF_UNIX) for _ in range(2))
+abstract, longest = (socket.socket(socket.AF_UNIX) for _ in range(2))
+folder = tempfile.mkdtemp(dir="/tmp")
+os.chdir(folder)
+bound.bind(folder + "/a \\n\\x01" + 50 * "1")
+abstract.bind(b"\\0abs\\x01" + 50 * b"2")
+longest.bind(107 * "z")
+listener, listener6 = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET6)
+client = socket.create_connection(listener.getsockname())
+for sock in (near, unbound, bound, abstract, longest, listener, listener6, client):
+    control(1, sock.fileno(), 0x38)
+    for ask in (libc.getsockname, libc.getpeername):
+        try:
+            ask(sock)
+        except OSError:
+            pass
+for name in os.listdir("."):
+    os.unlink(name)
+os.rmdir(folder)
+null = os.open("/dev/null", os.O_RDWR)
+reader, writer = os.pipe()
+terminal, other_end = os.openpty()
+for other in (fd, null, reader, terminal, other_end, os.eventfd(0) if hasattr(os, "eventfd") else 0):
+    libc.fstat(other)
+libc.getrusage(resource.RUSAGE_SELF)
+events = (epoll_event * 3)()
+far.send(b"x")
+libc.epoll_wait(epfd, ctypes.byref(events), 3, 0xFFFFFFFF)
+libc.epoll_wait(epfd, ctypes.byref(events), 0, 0)
+libc.close(near.detach())
+libc.close(epfd)
+os._exit(0)
+"""
+"""Every flag, byte and kind of address, by the door's own functions."""
+
+READY = """
+import os, socket
+from danga_raw import Loop
+from danga_raw._poll import POLLIN, POLLOUT, Poll
+poll = Poll()
+near, far = socket.socketpair()
+far.send(b"x")
+for n in range(34):
+    os.dup2(near.fileno(), {first} + n)
+    poll.register({first} + n, {events})
+    assert len(list(poll.wait(-1))) == n + 1
+os._exit(0)
+"""
+"""Many descriptors that are ready at once."""

@@ -1,0 +1,188 @@
+"""Runs a program under a seccomp filter: the kernel kills it at the first call that isn't allowed.
+
+    python -m tests.seccomp [--without CALL] PROGRAM [ARG ...]
+
+PROGRAM is `echo`, a file of `examples/` or a file of `tests/scenarios/`. The filter is put on when
+the interpreter has started and all is imported, just before the program's own work. It allows what
+the package calls on the backend in use, what the interpreter calls to stay alive, and what the
+program calls itself, each of the three named below. seccomp(2), x86-64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging  # noqa: F401  the package imports it for its first warning, and that reads files
+import os
+import platform
+import re
+import runpy
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from danga_raw import Loop
+
+EVERY_BACKEND = frozenset(
+    "read write close setsockopt getpeername getsockname getrusage clock_gettime".split()
+)
+BACKENDS = {
+    "epoll": frozenset({"epoll_create1", "epoll_ctl", "epoll_wait"}),
+    "poll": frozenset({"poll", "fstat"}),
+    "kqueue": frozenset({"kqueue", "kevent", "fcntl", "getpid"}),
+}
+"""The functions of `typestubs/libc.pyi`: those that every backend needs, and those of one alone."""
+
+INTERPRETER = frozenset(
+    "brk mmap munmap mremap madvise "  # memory
+    "futex "  # the interpreter's lock
+    "rt_sigaction rt_sigprocmask rt_sigreturn "  # a signal's handler; the second is musl's
+    "getpid "  # logging, for each warning
+    "exit_group".split()
+)
+"""What CPython calls by itself in a program that runs."""
+
+PROGRAMS = {
+    # A signal wakes the loop by a byte: set_wakeup_fd looks at the descriptor it is given.
+    "echo": "socketpair socket bind listen accept4 ioctl recvfrom fstat fcntl",
+    "httpd.py": "socket bind listen accept4 ioctl shutdown stat open lseek fstat fcntl getrlimit",
+    "ddlockd.py": "bind listen accept4 ioctl",
+    "scenarios": "socketpair socket bind listen connect accept4 ioctl shutdown pipe",
+}
+"""What a program calls itself, by what it is in C; what is named above isn't named again."""
+
+KERNEL = {
+    "fstat": {"fstat", "newfstatat"},
+    "getrlimit": {"prlimit64"},
+    "open": {"open", "openat"},
+    "pipe": {"pipe2"},
+    "stat": {"stat", "newfstatat"},
+}
+"""C function -> the calls that one C library or another makes of it."""
+
+_AUDIT_ARCH_X86_64 = 0xC000003E
+_NO_CALL = 0xFFFFFFFF
+"""The number of a call that a tracer has answered itself, as strace does when it injects an error."""
+
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_PR_SET_NO_NEW_PRIVS = 38
+_RET_KILL_PROCESS, _RET_ALLOW = 0x80000000, 0x7FFF0000
+_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+"""BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K and BPF_RET|BPF_K."""
+
+
+class sock_filter(ctypes.Structure):
+    _fields_ = [
+        ("code", ctypes.c_uint16),
+        ("jt", ctypes.c_uint8),
+        ("jf", ctypes.c_uint8),
+        ("k", ctypes.c_uint32),
+    ]
+
+
+class sock_fprog(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.POINTER(sock_filter))]
+
+
+def header() -> Path | None:
+    """The kernel's own list of the numbers of its calls, if its headers are here."""
+    places = Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu")
+    found = (place / "asm/unistd_64.h" for place in places)
+    return next((path for path in found if path.exists()), None)
+
+
+def numbers() -> dict[str, int]:
+    """Every system call of x86-64 that the kernel's headers here know."""
+    path = header()
+    if path is None:
+        raise OSError("the kernel's headers are missing: apt-get install linux-libc-dev")
+    found = re.findall(r"^#define __NR_(\w+) (\d+)$", path.read_text(), re.MULTILINE)
+    return {name: int(number) for name, number in found}
+
+
+def kernels_name(function: str) -> str:
+    """What the kernel here calls a function of the package's surface."""
+    library, version = platform.libc_ver()
+    if library != "glibc":
+        return {"epoll_wait": "epoll_pwait"}.get(function, function)
+    at_fd = (2, 33) <= tuple(map(int, version.split("."))) < (2, 39)
+    return "newfstatat" if function == "fstat" and at_fd else function
+
+
+def surface(backend: str) -> set[str]:
+    """What the package calls on `backend`, under the kernel's names."""
+    return set(map(kernels_name, EVERY_BACKEND | BACKENDS[backend]))
+
+
+def allowed(backend: str, program: str) -> set[str]:
+    """What a program may call: the package's, the interpreter's, and its own."""
+    own = PROGRAMS.get(program, PROGRAMS["scenarios"]).split()
+    return surface(backend).union(INTERPRETER, *(KERNEL.get(name, {name}) for name in own))
+
+
+def instructions(numbers: Collection[int]) -> list[tuple[int, int, int, int]]:
+    """The filter that lets the calls of these numbers through and kills at any other."""
+    kill, allow = (_RETURN, 0, 0, _RET_KILL_PROCESS), (_RETURN, 0, 0, _RET_ALLOW)
+    # struct seccomp_data: the number at 0, the architecture at 4. The calls of x32 have numbers of
+    # their own, so they are none of these.
+    made = [(_LOAD, 0, 0, 4), (_JUMP_IF_EQUAL, 1, 0, _AUDIT_ARCH_X86_64), kill, (_LOAD, 0, 0, 0)]
+    for number in sorted(numbers):
+        made += [(_JUMP_IF_EQUAL, 0, 1, number), allow]
+    return [*made, kill]
+
+
+def install(names: Collection[str]) -> None:
+    """From here on this process may make the calls of these names, and dies at any other.
+
+    Names that x86-64 doesn't have are of other machines. Raises `OSError` where the kernel refuses.
+    """
+    known = numbers()
+    made = instructions([known[name] for name in names if name in known] + [_NO_CALL])
+    filters = (sock_filter * len(made))(*(sock_filter(*each) for each in made))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    word = ctypes.c_ulong
+    for arguments in (
+        (_PR_SET_NO_NEW_PRIVS, word(1), word(0), word(0), word(0)),
+        (_PR_SET_SECCOMP, word(_SECCOMP_MODE_FILTER), ctypes.byref(sock_fprog(len(made), filters))),
+    ):
+        if prctl(*arguments) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"prctl({arguments[0]}): {os.strerror(number)}")
+
+
+def prepared(path: str) -> Callable[[], object]:
+    """The work of a program whose imports are done."""
+    if path == "echo":
+        from danga_raw.__main__ import echo
+
+        return lambda: echo("127.0.0.1", 0)
+    if Path(path).parent.name == "examples":
+        work: Callable[[], object] = runpy.run_path(path)["main"]
+        return work
+    from tests.scenarios import story
+
+    tales: list[Callable[[], None]] = []
+    tell = story.story
+    setattr(story, "story", tales.append)
+    runpy.run_path(path)
+    (tale,) = tales
+    return lambda: tell(tale)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.seccomp", description=__doc__)
+    parser.add_argument("--without", metavar="CALL", help="allow all but this one")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    sys.argv = [options.program, *options.arguments]
+    names = allowed(Loop().backend, Path(options.program).name)
+    if options.without and options.without not in names:
+        parser.error(f"{options.without} isn't allowed in the first place")
+    work = prepared(options.program)
+    install(names - {options.without})
+    work()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""What kqueue tells otherwise than epoll, and a program must not notice: the order of the two
+filters, hang-ups before the end of the data, filters that the kernel refuses or drops."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from errno import EBADF, ECONNREFUSED, ECONNRESET, EEXIST, ENOENT
+
+import pytest
+
+from danga_raw import Loop, _kqueue
+from danga_raw._kqueue import EV_EOF, EV_ERROR, KQueue
+from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
+from tests.simkernel import Handle, SimKernel
+from tests.simkernel.kqueue import LAYOUTS
+from tests.world import WORLDS, Noted, SimulatedWorld, World, fill
+
+on_kqueue = pytest.mark.parametrize(
+    "world", [kind for kind in WORLDS if kind.backend == "kqueue"], indirect=True, ids=str
+)
+SOCKET = POLLERR | POLLHUP | POLLNVAL
+"""The mask with which a Socket is registered."""
+
+
+def watched(world: World, one: object, **on: Callable[[Noted], object]) -> Noted:
+    assert isinstance(one, Handle) or not world.simulated
+    obj = Noted(one, world.loop, **on)  # type: ignore[arg-type]
+    obj.watch_read(True)
+    obj.watch_write(True)
+    return obj
+
+
+# --- hang-ups -------------------------------------------------------------------------------------
+
+
+def test_a_hang_up_in_the_batch_of_the_last_data_comes_behind_it(world: World) -> None:
+    # The write filter fires before anything has come, so that it stands in front of the read
+    # filter from then on.
+    one, two = world.socketpair()
+    obj = watched(world, one)
+    world.turn()
+    assert obj.events == ["write"]
+    two.send(b"last words")
+    two.close()
+    world.until(lambda: obj.closed)
+    assert obj.got == b"last words"
+    assert obj.events[:3] == ["write", "read", "write"]
+
+
+@on_kqueue
+def test_no_hang_up_is_told_before_all_is_read(world: World) -> None:
+    def read_a_byte(obj: Noted) -> None:
+        obj.got += obj.read(1) or b""
+
+    one, two = world.socketpair()
+    obj = watched(world, one, read=read_a_byte)
+    world.turn()
+    two.send(b"abc")
+    two.close()
+    world.until(lambda: obj.closed)
+    assert obj.got == b"abc"
+    assert obj.events == ["write", *["read", "write"] * 3, "read", "write", "hup", "close None"]
+
+
+@on_kqueue
+def test_no_error_is_told_before_all_is_read(world: World) -> None:
+    def read_a_byte(obj: Noted) -> None:
+        obj.got += obj.read(1) or b""
+
+    assert isinstance(world, SimulatedWorld)
+    one, two = world.kernel.socketpair(tcp=True)
+    one.setblocking(False)
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop, read=read_a_byte)
+    obj.watch_read(True)
+    two.send(b"abc")
+    two.reset()
+    world.until(lambda: obj.closed)
+    assert obj.got == b"abc"
+    assert obj.events[:3] == ["read"] * 3 and obj.events[-1] == "close None"
+
+
+def test_a_hang_up_is_told_to_who_does_not_read(world: World) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_write(True)
+    two.close()
+    world.until(lambda: obj.closed)
+    assert "hup" in obj.events and "read" not in obj.events
+
+
+@on_kqueue
+def test_a_hang_up_that_the_write_filter_alone_tells_is_told(world: World) -> None:
+    # As it is after one's own shutdown(SHUT_WR), where the read filter has nothing to say.
+    one, _ = world.socketpair(tcp=True)
+    obj = watched(world, one)
+    one.shutdown(1)
+    world.until(lambda: obj.closed)
+    assert "hup" in obj.events and "read" not in obj.events
+
+
+@on_kqueue
+def test_an_error_is_told_as_one_and_not_as_a_hang_up(world: World) -> None:
+    obj = Noted(world.reset_by_peer(), world.loop, read=lambda obj: None)
+    obj.watch_read(True)
+    world.turn()
+    assert obj.events == ["read", "err", "close None"]
+
+
+@on_kqueue
+@pytest.mark.parametrize("room", [2, 3, 5])
+def test_a_batch_that_is_full_loses_no_data_to_a_hang_up(
+    world: World, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kqueue, "MAX_EVENTS", room)
+    objects = []
+    for number in range(5):
+        one, two = world.socketpair()
+        objects.append(watched(world, one))
+        # What is ready in front of its read filter.
+        for _ in range(number):
+            noise, _ = world.socketpair()
+            Noted(noise, world.loop).watch_write(True)
+        world.turn()
+        two.send(b"last words")
+        two.close()
+    world.until(lambda: all(obj.closed for obj in objects))
+    assert [bytes(obj.got) for obj in objects] == [b"last words"] * 5
+
+
+class Told:
+    """A library whose waits tell what they are given, one batch after the other."""
+
+    def __init__(self, platform: str, *batches: Sequence[tuple[int, ...]]) -> None:
+        self.layout = LAYOUTS[platform]
+        self.batches = list(batches)
+
+    def kqueue(self) -> int:
+        return 99
+
+    def kevent(
+        self, kq: int, changes: object, n: object, events: object, room: object, limit: object, /
+    ) -> int:
+        if changes is not None:
+            return 0
+        view = memoryview(events).cast("B")  # type: ignore[arg-type]
+        batch = self.batches.pop(0)
+        for i, (ident, filter, flags, fflags, data) in enumerate(batch):
+            self.layout.fields.pack_into(
+                view, i * self.layout.size, ident, filter, flags, fflags, data, 0
+            )
+        return len(batch)
+
+
+def test_a_wait_tells_each_descriptor_once_and_holds_back_a_hang_up_for_data() -> None:
+    poller = KQueue(
+        Told(
+            "darwin",
+            [(5, -2, EV_EOF, 0, 0), (6, -1, 0, 0, 3), (5, -1, EV_EOF, 0, 3), (6, -2, 0, 0, 9)],
+            # A write filter that speaks alone may have been looked at before the data came, and
+            # the read filter queued behind what one wait takes.
+            [(5, -2, EV_EOF, 0, 0)],
+            [(5, -2, EV_EOF, 0, 0)],
+            [(5, -2, EV_EOF, ECONNRESET, 0), (5, -1, EV_EOF, ECONNRESET, 1)],
+            [(5, -2, EV_EOF, 0, 0)],
+            [(5, -2, EV_EOF, 0, 0), (5, -1, EV_EOF, 0, 0)],
+            [(5, -2, EV_EOF, ECONNRESET, 0), (5, -1, EV_EOF, ECONNRESET, 0)],
+        ),
+        "darwin",
+    )
+    poller.open()
+    for fd in (5, 6):
+        poller.register(fd, SOCKET | POLLIN | POLLOUT)
+    both = POLLIN | POLLOUT
+    assert list(poller.wait(0)) == [(5, both), (6, both)]
+    assert list(poller.wait(0)) == [(5, POLLOUT)]
+    assert list(poller.wait(0)) == [(5, POLLOUT | POLLHUP)]
+    assert list(poller.wait(0)) == [(5, both)]
+    assert list(poller.wait(0)) == [(5, POLLOUT)]
+    assert list(poller.wait(0)) == [(5, both | POLLHUP)]
+    assert list(poller.wait(0)) == [(5, both | POLLERR)]
+    poller.modify(5, SOCKET | both, SOCKET | POLLOUT)
+    poller._calls.batches.append([(5, -2, EV_EOF, 0, 0)])  # type: ignore[attr-defined]
+    assert list(poller.wait(0)) == [(5, POLLOUT | POLLHUP)], "nobody asks for the data"
+
+
+def test_a_filter_that_is_switched_off_and_speaks_all_the_same_says_no_more_than_a_hang_up() -> None:
+    # libkqueue 2.7 stands on epoll, which tells a hang-up unasked.
+    poller = KQueue(
+        Told("libkqueue", [(5, -1, EV_EOF, 0, 3), (5, -2, EV_EOF, 0, 0)], [(5, -1, 0, 0, 3)]),
+        "libkqueue",
+    )
+    poller.open()
+    poller.register(5, SOCKET)
+    assert list(poller.wait(0)) == [(5, POLLHUP)]
+    assert list(poller.wait(0)) == []
+
+
+# --- pipes whose other end is gone ----------------------------------------------------------------
+
+
+def hung_up(obj: Noted) -> bool:
+    """Told so as epoll tells the write end of a pipe, or the read end."""
+    return "err" in obj.events or "hup" in obj.events
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["read end", "write end"])
+def test_a_pipe_whose_other_end_is_gone_is_an_object_as_any(world: World, writes: bool) -> None:
+    ends = world.pipe()
+    one, other = ends[writes], ends[not writes]
+    if not writes:
+        other.send(b"what is left")
+    other.close()
+    # Who must not lose the end of the data reads on in event_hup, as epoll calls that alone.
+    obj = Noted(
+        one,
+        world.loop,
+        err=lambda obj: None,
+        hup=lambda obj: obj.take() if obj.event_watch & POLLIN else None,
+    )
+    obj.watch_write(True)
+    world.turn()
+    assert hung_up(obj) and "read" not in obj.events
+    world.turn()  # It is told again, as long as it is so.
+    assert obj.events.count("hup") + obj.events.count("err") == 2
+    obj.watch_write(False)
+    if not writes:
+        obj.watch_read(True)
+        world.until(lambda: obj.closed)
+        assert obj.got == b"what is left" and obj.events[-1] == "close end"
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["read end", "write end"])
+@pytest.mark.parametrize("watched_before", [False, True], ids=["off", "on"])
+def test_a_pipe_whose_other_end_goes_later_is_hung_up(
+    world: World, writes: bool, watched_before: bool
+) -> None:
+    ends = world.pipe()
+    one, other = ends[writes], ends[not writes]
+    obj = Noted(one, world.loop, err=lambda obj: None, hup=lambda obj: None)
+    obj.watch_write(watched_before)
+    world.turn()
+    other.close()
+    obj.watch_write(True)
+    for _ in range(3):
+        obj.events.clear()
+        world.turn()
+        assert hung_up(obj)
+    obj.watch_write(False)
+    obj.events.clear()
+    obj.watch_write(True)
+    world.turn()
+    assert hung_up(obj)
+    obj.close()
+    world.turn()
+    assert not world.is_open(one.fileno())
+
+
+def test_a_full_pipe_whose_reader_goes_closes_who_writes(world: World) -> None:
+    reader, writer = world.pipe()
+    fill(writer)
+    obj = Noted(writer, world.loop, err=lambda obj: obj.write(None))
+    assert obj.write(b"queued") is False
+    reader.close()
+    world.until(lambda: obj.closed)
+    assert obj.events[-1] == "close EPIPE"
+
+
+@on_kqueue
+def test_what_is_left_in_a_pipe_is_read_before_its_hang_up(world: World) -> None:
+    def read_a_byte(obj: Noted) -> None:
+        obj.got += obj.read(1) or b""
+
+    reader, writer = world.pipe()
+    obj = watched(world, reader, read=read_a_byte)
+    writer.send(b"abc")
+    writer.close()
+    world.until(lambda: obj.closed)
+    assert obj.got == b"abc"
+
+
+@on_kqueue
+def test_a_pipe_is_hung_up_also_where_it_is_registered_on_a_new_poller(world: World) -> None:
+    # With all that it is watched for, as by a loop that has opened another poller.
+    reader, writer = world.pipe()
+    reader.close()
+    poller = world.new_loop().poller()
+    poller.register(writer.fileno(), SOCKET | POLLIN | POLLOUT)
+    for _ in range(2):
+        [(fd, state)] = poller.wait(-1)
+        assert fd == writer.fileno() and state & POLLHUP
+    poller.unregister(writer.fileno(), SOCKET | POLLIN | POLLOUT)
+    assert list(poller.wait(0)) == []
+
+
+def test_a_pipe_that_is_hung_up_and_let_go_of_keeps_nobody_awake(world: World) -> None:
+    reader, writer = world.pipe()
+    reader.close()
+    obj = Noted(writer, world.loop)
+    obj.watch_write(True)
+    world.until(lambda: obj.closed)
+    with world.calls() as calls:
+        world.loop.add_timer(0.001, world.loop.stop)
+        world.loop.run()
+    assert len([call for call in calls if call[0] == "wait"]) <= 2
+
+
+@pytest.mark.parametrize("gone", ["freebsd", "netbsd", "darwin"])
+def test_the_changes_behind_one_that_is_refused_are_applied(gone: str) -> None:
+    kernel = SimKernel(platform=gone)
+    kernel.epipe_at_registration = True
+    with kernel.installed():
+        poller = KQueue()
+        poller.open()
+        reader, writer = kernel.pipe()
+        writer.send(b"x")
+        writer.close()
+        poller.register(reader.fileno(), SOCKET)
+        assert list(poller.wait(0)) == [], "both filters are to be off"
+
+
+# --- who has a number -----------------------------------------------------------------------------
+
+
+@on_kqueue
+@pytest.mark.parametrize("events", [SOCKET, SOCKET | POLLIN, POLLIN])
+def test_a_number_that_was_closed_behind_the_back_is_free_again(world: World, events: int) -> None:
+    poller = world.new_loop().poller()
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    poller.register(fd, events)
+    with pytest.raises(OSError, match=f"fd {fd}") as there:
+        poller.register(fd, events)
+    assert there.value.errno == EEXIST
+    one.close()
+    again, other = world.socketpair()
+    assert again.fileno() == fd
+    poller.register(fd, SOCKET)
+    poller.modify(fd, SOCKET, SOCKET | POLLIN)
+    other.send(b"x")
+    assert list(poller.wait(0)) == [(fd, POLLIN)]
+    with pytest.raises(OSError) as there:
+        poller.register(fd, events)
+    assert there.value.errno == EEXIST
+    assert list(poller.wait(0)) == [(fd, POLLIN)], "asking has changed nothing"
+
+
+@on_kqueue
+def test_a_dead_number_is_refused_also_where_it_was_watched(world: World) -> None:
+    world.lenient()
+    poller = world.new_loop().poller()
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    poller.register(fd, SOCKET)
+    one.close()
+    with pytest.raises(OSError) as dead:
+        poller.register(fd, SOCKET)
+    assert dead.value.errno == EBADF
+
+
+@on_kqueue
+@pytest.mark.parametrize("event", [POLLIN, POLLOUT])
+def test_a_watch_on_a_number_that_is_another_descriptors_by_now_is_refused(
+    world: World, event: int
+) -> None:
+    poller = world.new_loop().poller()
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    poller.register(fd, SOCKET)
+    one.close()
+    again, _ = world.socketpair()
+    assert again.fileno() == fd
+    with pytest.raises(OSError) as stale:
+        poller.modify(fd, SOCKET, SOCKET | event)
+    assert stale.value.errno == ENOENT
+    assert list(poller.wait(0)) == []
+
+
+def test_a_descriptor_that_is_found_gone_is_watched_no_longer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    poller = KQueue(Told("darwin", [(5, -1, EV_ERROR, 0, ENOENT)], []), "darwin")
+    poller.open()
+    poller.register(5, SOCKET)
+    assert list(poller.wait(0)) == []
+    assert "fd 5 gone" in caplog.text
+
+
+# --- connecting -----------------------------------------------------------------------------------
+
+
+@on_kqueue
+def test_a_refused_connection_is_an_error(world: World) -> None:
+    assert isinstance(world, SimulatedWorld)
+    one, end = world.kernel.connecting()
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop)
+    obj.watch_write(True)
+    world.turn()
+    assert obj.events == []
+    end(ECONNREFUSED)
+    world.until(lambda: obj.closed)
+    assert obj.events == ["write", "err", "close None"]

@@ -1,0 +1,198 @@
+"""The kernel's word that nothing but the list is called: programs on the package run under a filter
+that kills at any other call (see `seccomp.py`), and with one call less on the list they die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests import needs, seccomp, surface
+from tests.clients import PATIENCE, Server
+from tests.strace import run_group
+
+pytestmark = pytest.mark.needs("seccomp")
+
+ROOT = Path(__file__).parents[1]
+SCENARIOS = ROOT / "tests" / "scenarios"
+NAMES = sorted(path.stem for path in SCENARIOS.glob("*.pl"))
+BACKENDS = ["epoll", "poll"]
+WAITS = {"epoll": "?epoll_wait,epoll_pwait", "poll": "poll"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tests.seccomp", *arguments]
+
+
+def environment(backend: str) -> Mapping[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "DANGA_RAW_BACKEND": backend}
+
+
+def ended(backend: str, *arguments: str) -> int:
+    """The status of a program that ran under the filter."""
+    done = subprocess.run(
+        command(*arguments), env=environment(backend), capture_output=True, timeout=PATIENCE
+    )
+    return done.returncode
+
+
+def killed_at(backend: str, *arguments: str) -> str:
+    """The last call of a program that the filter killed, for whoever has to find out why."""
+    if not needs.present("strace"):
+        return "strace would tell at which call"
+    run = ["strace", "-qq", "-o", "/dev/stdout", *command(*arguments)]
+    said, _ = run_group(run, environment(backend), PATIENCE)
+    return said[-200:]
+
+
+# --- to their end -------------------------------------------------------------------------------
+
+
+def test_what_the_filter_allows_of_the_package_is_what_the_stub_declares() -> None:
+    assert seccomp.EVERY_BACKEND.union(*seccomp.BACKENDS.values()) == set(surface.stub())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scenario_makes_no_call_beside_the_list(name: str, backend: str) -> None:
+    script = str(SCENARIOS / f"{name}.py")
+    source = (SCENARIOS / f"{name}.pl").read_text()
+    inject = re.findall(r"^# inject epoll_wait:(\S+)$", source, re.MULTILINE)
+    if inject:
+        needs.need("strace")
+        errors = [f"-einject={WAITS[backend]}:{error}" for error in inject]
+        strace = ["strace", "-qq", "-o", os.devnull, *errors]
+        said, status = run_group([*strace, *command(script)], environment(backend), PATIENCE)
+        assert status == 0, said
+    else:
+        status = ended(backend, script)
+        assert status == 0, killed_at(backend, script)
+
+
+@contextlib.contextmanager
+def guarded(backend: str, *arguments: str) -> Iterator[Server]:
+    """A server under the filter, which lives until a signal ends it, and then ends by itself."""
+    with subprocess.Popen(
+        command(*arguments), env=environment(backend), stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            greeting = process.stdout.readline().decode().strip()
+            assert greeting.startswith("listening on "), f"it ended with {process.wait(PATIENCE)}"
+            server = Server(process, greeting, Path(os.devnull))
+            try:
+                yield server
+            finally:
+                assert process.poll() != -signal.SIGSYS
+            # What the interpreter does at its end is allowed too.
+            server.stop()
+        finally:
+            process.kill()
+
+
+@pytest.mark.needs("ab", "curl")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_file_server_under_load_makes_no_call_beside_the_list(
+    backend: str, tmp_path: Path
+) -> None:
+    (tmp_path / "small").write_bytes(b"a small file\n")
+    (tmp_path / "large").write_bytes(bytes(range(256)) * 8192)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "index.html").write_text("front")
+    with guarded(backend, str(ROOT / "examples" / "httpd.py"), "--port=0", str(tmp_path)) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        for options in (["-k"], []):
+            load = ["ab", "-q", *options, "-c", "40", "-n", "1000", f"{url}/small"]
+            report = subprocess.run(load, check=True, capture_output=True, text=True).stdout
+            assert re.search(r"Failed requests: +0\n", report)
+        curl = ["curl", "-s", "-D-", f"{url}/large", f"{url}/none", f"{url}/folder"]
+        got = subprocess.run(curl, check=True, capture_output=True, timeout=PATIENCE).stdout
+        assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"404", b"200"]
+        assert b" 400 " in server.talk(b"\x00\xff nonsense\r\n\r\n")
+    assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_lock_server_makes_no_call_beside_the_list(backend: str) -> None:
+    with guarded(backend, str(ROOT / "examples" / "ddlockd.py"), "0") as server:
+        for turn in range(40):
+            locks = "".join(f"trylock lock={turn}-{n}\r\nlocks\r\n" for n in range(9))
+            answer = server.talk(locks.encode(), b"\xe9 \x01\r\n", b"releaselock lock=1\r\n")
+            assert answer.count(b"OK \r\n") == 9
+    assert server.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_echo_server_makes_no_call_beside_the_list(backend: str) -> None:
+    data = bytes(range(256)) * 8192  # more than fits in between: the queue is used
+    with guarded(backend, "echo") as server:
+        for _ in range(5):
+            with server.connect() as idle, server.connect(4096) as client:
+                client.sendall(b"hello")
+                sender = threading.Thread(target=client.sendall, args=(data,))
+                sender.start()
+                got = b""
+                while len(got) < len(data) + 5:
+                    got += client.recv(65536)
+                sender.join()
+                assert got == b"hello" + data
+                reset(idle)
+    assert server.process.returncode == 0
+
+
+def reset(client: socket.socket) -> None:
+    """Close a connection so that the other side is told of an error."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+# --- the filter bites ---------------------------------------------------------------------------
+
+NEEDED = {
+    "read": "end_of_file",
+    "write": "end_of_file",
+    "close": "end_of_file",
+    "setsockopt": "cork",
+    "getrusage": "profiling",
+}
+"""Call -> a scenario that can't do without it."""
+
+ALONE = {"epoll": ["epoll_create1", "epoll_ctl", "epoll_wait"], "poll": ["poll", "fstat"]}
+"""What any scenario needs on one backend."""
+
+
+@pytest.mark.parametrize(
+    "backend, call, name",
+    [(backend, call, name) for backend in BACKENDS for call, name in NEEDED.items()]
+    + [(backend, call, "cork") for backend, calls in ALONE.items() for call in calls],
+)
+def test_with_one_call_of_the_package_taken_off_the_list_it_dies(
+    backend: str, call: str, name: str
+) -> None:
+    without = seccomp.kernels_name(call)
+    assert ended(backend, "--without", without, str(SCENARIOS / f"{name}.py")) == -signal.SIGSYS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_a_call_of_its_own_taken_off_the_list_a_program_dies(backend: str) -> None:
+    status = ended(backend, "--without", "socketpair", str(SCENARIOS / "end_of_file.py"))
+    assert status == -signal.SIGSYS
+
+
+def test_a_call_that_is_nobodys_is_the_last_of_a_program() -> None:
+    names = sorted(seccomp.allowed("epoll", "scenarios"))
+    code = f"import os; from tests.seccomp import install; install({names})\n"
+    for last, status in (("os.getpid()", 0), ("os.getppid()", -signal.SIGSYS)):
+        # Nothing is said in between: a C library may ask what standard output is.
+        done = subprocess.run([sys.executable, "-c", f"{code}{last}\nos._exit(0)"], cwd=ROOT)
+        assert done.returncode == status
