@@ -499,7 +499,7 @@ class Client(Socket):
         self.state = "draining"
         self.inbox = b""
         try:
-            assert isinstance(self.sock, socket.socket)
+            assert self.sock is not None
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.close("no_keep_alive")
@@ -509,7 +509,6 @@ class Client(Socket):
 
     def _end_draining(self) -> None:
         self.close("no_keep_alive")
-        self.server.wake()
 
     def event_write(self) -> None:
         self.alive = time.monotonic()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from danga_raw import Loop, Socket, Timer
+from danga_raw import Loop, Socket, Timer, log_exception
 
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
@@ -71,7 +71,6 @@ class IdleClients:
                 due = each.alive + seconds
                 if due <= now:
                     each.close("perlbal_timeout")
-                    self._server.wake()
                 else:
                     first = min(first, due)
         if first < float("inf"):
@@ -185,10 +184,10 @@ class Server:
     def run(self) -> None:
         """Serve until the end."""
         self.running = True
-        self.loop.on_exception = self._on_exception
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, lambda *_: self.loop.stop())
-        signal.signal(signal.SIGHUP, lambda *_: None)
+        self.loop.on_exception = log_exception
+        self.loop.add_signal_handler(signal.SIGTERM, lambda: self.shut_down_gracefully(None))
+        self.loop.add_signal_handler(signal.SIGINT, self.stop)
+        self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
         if self.pidfile:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:
@@ -196,7 +195,6 @@ class Server:
             except OSError as error:
                 self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
                 self.pidfile = None
-        self._awake()
         try:
             self.loop.run()
         finally:
@@ -204,18 +202,6 @@ class Server:
                 os.unlink(self.pidfile)
             for each in list(self.sockets()):
                 each.close("shutdown")
-
-    def _awake(self) -> None:
-        """A signal that comes just before a wait begins is noticed when that ends."""
-        self.loop.add_timer(1, self._awake)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.loop.add_timer(0, lambda: self.shut_down_gracefully(None))
-
-    def _on_exception(self, obj: object, error: Exception) -> None:
-        import traceback
-
-        self.log("".join(traceback.format_exception(error)))
 
     def stop(self) -> None:
         """End at once."""
@@ -238,7 +224,6 @@ class Server:
                 each.die_gracefully()
 
         self._stop_if_alone()
-        self.wake()
 
     def client_closed(self) -> None:
         """A client has left."""
@@ -248,7 +233,3 @@ class Server:
     def _stop_if_alone(self) -> None:
         if self.stopping and not self.clients:
             self.loop.stop()
-
-    def wake(self) -> None:
-        """Have what was closed by a timer closed now: the loop does it after the next wait."""
-        self.loop.add_timer(0, lambda: None)

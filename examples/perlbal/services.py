@@ -6,7 +6,8 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING, Final
 
-from examples.perlbal._standin import Listener
+from danga_raw import Listener
+
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head
@@ -236,7 +237,6 @@ class Service:
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
-                sock.setblocking(False)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 # The accepted ones inherit it: a request or an answer is written at once.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
