@@ -28,6 +28,8 @@ class Answer:
     """It waits until the conversation opens the gate of this name."""
     rest: bytes = b""
     """What is sent behind `data` once the gate is open (`data` is sent at once then)."""
+    pieces: tuple[bytes, ...] = ()
+    """`data` as it is sent, if not in one go."""
     early: bool = False
     """It does not wait for the body of the request."""
 
@@ -185,7 +187,8 @@ class Backend:
                 raise EOFError
             connection.sendall(answer.rest or answer.data)
         else:
-            connection.sendall(answer.data)
+            for piece in answer.pieces or (answer.data,):
+                connection.sendall(piece)
         if answer.then == "close":
             raise EOFError
         if answer.then == "reset":

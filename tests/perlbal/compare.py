@@ -133,8 +133,8 @@ def town(*commands: str) -> Iterator[Town]:
 def fault(conversation: Conversation, found: dict[str, Transcript]) -> str:
     """What is wrong with these transcripts; empty if nothing is."""
     original, ours = found["original"], found["ours"]
-    both = [told(each).split("\n") for each in (original, ours)]
-    lines = list(difflib.unified_diff(*both, "original", "ours", n=30, lineterm=""))
+    one, other = (told(each).split("\n") for each in (original, ours))
+    lines = list(difflib.unified_diff(one, other, "original", "ours", n=30, lineterm=""))
     shown = "\n".join(lines)
     if not conversation.differs:
         return shown

@@ -48,13 +48,17 @@ class Perlbal:
     def connect(self, service: str, source: str = "127.0.0.1", buffer: int = 0) -> socket.socket:
         """A connection to one of its services, from an address of the loopback."""
         client = socket.socket()
-        client.settimeout(PATIENCE)
-        if buffer:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        if source != "127.0.0.1":
-            client.bind((source, 0))
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.connect(("127.0.0.1", self.ports[service]))
+        try:
+            client.settimeout(PATIENCE)
+            if buffer:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            if source != "127.0.0.1":
+                client.bind((source, 0))
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.connect(("127.0.0.1", self.ports[service]))
+        except OSError:
+            client.close()
+            raise
         return client
 
     def manage(self, *lines: str) -> list[str]:
