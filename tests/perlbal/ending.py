@@ -137,7 +137,7 @@ signals(
     hear(),
     ours=("keep-alive", "late", "<open>"),
 )
-signals("SIGTERM with nobody", signalled(signal.SIGTERM), exits(), ours=("exit 0",))
+signals("SIGTERM with nobody", settled(), signalled(signal.SIGTERM), exits(), ours=("exit 0",))
 signals(
     "SIGTERM: a client that waits is answered first",
     *busy,
@@ -148,6 +148,6 @@ signals(
     exits(),
     ours=("Connection: close", "late", "exit 0"),
 )
-signals("SIGINT", signalled(signal.SIGINT), exits(), ours=("exit 0",))
+signals("SIGINT", settled(), signalled(signal.SIGINT), exits(), ours=("exit 0",))
 
 

@@ -307,7 +307,7 @@ row(MOVED, "a host that moved", ask(host("old.example.com", "/path?query=1")), a
 row(MOVED, "a host that moved, in capitals", ask(host("OLD.example.com:81", "/")))
 row(MOVED, "all below a host", ask(host("a.b.gone.example.com", "/x")))
 row(MOVED, "a host that did not", ask(host("example.com")))
-row(MOVED, "HEAD", ask(request("HEAD", "/", "Host: old.example.com")))
+row(MOVED, "HEAD of what moved", ask(request("HEAD", "/", "Host: old.example.com")))
 row(MOVED, "POST of nothing", ask(post("/", b"", "Host: old.example.com")))
 row(
     MOVED,
