@@ -117,6 +117,9 @@ class Backend:
             thread.join(PATIENCE)
 
     def close(self) -> None:
+        """Nobody listens any more; again: nothing."""
+        if self.listener.fileno() < 0:
+            return
         # accept(2) in another thread does not hear of a close.
         self.listener.shutdown(socket.SHUT_RDWR)
         self.end()
