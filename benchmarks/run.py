@@ -25,6 +25,7 @@ from benchmarks.groups import (
     fair,
     idle,
     memory,
+    perlbal,
     queue,
     requests,
     short,
@@ -56,6 +57,7 @@ GROUPS: dict[str, Group] = {
         stream.GROUP,
         idle.GROUP,
         queue.GROUP,
+        perlbal.GROUP,
     )
 }
 RESULTS = HERE / "results.json"
