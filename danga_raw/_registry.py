@@ -114,6 +114,7 @@ class Registry:
         "poller",
         "polls",
         "pushed_back",
+        "readable",
         "stale",
         "starved",
         "waker",
@@ -135,7 +136,9 @@ class Registry:
         self.leaving: deque[Leaving] = deque()
         """What goes when the present batch is over, in order."""
         self.pushed_back: dict[int, AnySocket] = {}
-        """The objects that have pushed-back data and watch for reading, by their fd."""
+        """The objects that have pushed-back data, by their fd, in the order of their first piece."""
+        self.readable: set[int] = set()
+        """Which of them watch for reading."""
         self.own_callbacks: dict[int, PostLoopCallback] = {}
         """The post-loop callbacks of single objects, by their fd."""
         self.outer: list[Batch] = []
@@ -444,6 +447,7 @@ class Registry:
             obj.dump_error(str(trouble))
 
     def _forget_callbacks(self, fd: int) -> None:
+        self.readable.discard(fd)
         self.pushed_back.pop(fd, None)
         self.own_callbacks.pop(fd, None)
         self.starved.pop(fd, None)
@@ -487,6 +491,7 @@ class Registry:
         if self._made is not None:
             self._made.batch.clear()
         self.objects.clear()
+        self.readable.clear()
         self.pushed_back.clear()
         self.own_callbacks.clear()
         self.other_fds.clear()

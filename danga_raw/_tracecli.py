@@ -21,7 +21,7 @@ from fcntl import F_DUPFD_CLOEXEC, F_GETFL, fcntl
 from functools import partial
 from typing import Final, cast
 
-from danga_raw import _program
+import danga_raw._program as _program
 from danga_raw._strace import CALLS
 from danga_raw.trace import Call, Trace
 

@@ -19,5 +19,5 @@ else:
         __slots__ = ()
         __class_getitem__ = classmethod(GenericAlias)
 
-    def cast(kind, value):
+    def cast(kind: object, value: object) -> object:
         return value

@@ -107,13 +107,13 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
-        objects, leaving, pushed_back = registry.objects, registry.leaving, registry.pushed_back
+        objects, leaving, readable = registry.objects, registry.leaving, registry.readable
         timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
         resets = self._resets
         if registry.polls and count_other_threads():
             self._open_waker()
         while not self._stopping:
-            if timers or overdue or soon or leaving or pushed_back:
+            if timers or overdue or soon or leaving or readable:
                 timeout = self._run_what_is_due()
                 if timeout is None:
                     return
@@ -146,7 +146,7 @@ class Loop:
                             raise
                     continue
                 self._other_event(fd, state)
-            if pushed_back:
+            if readable:
                 self._read_pushed_back()
             if leaving:
                 self._let_go()
@@ -178,17 +178,14 @@ class Loop:
     def _run_what_is_due(self) -> int | None:
         """Run the timers that are due and what `call_soon` was given; how long the wait may take, or
         None if one of them has stopped the loop."""
-        timeout = self._timeout
+        until_next = -1
         while self._timers.heap or self._timers.due:
             try:
                 until_next = self._timers.run_due()
+                break
             except Exception as error:
                 if not self.handle_exception(error):
                     raise
-                continue
-            if until_next >= 0 and (timeout < 0 or until_next < timeout):
-                timeout = until_next
-            break
         # What is added meanwhile waits for the next turn, or one that always adds itself again
         # would keep the loop from everything else.
         for _ in range(len(self._soon)):
@@ -202,8 +199,11 @@ class Loop:
                     raise
         if self._stopping:
             return None
-        registry = self._registry
-        return 0 if self._soon or registry.pushed_back or registry.due() else timeout
+        if self._soon or self._registry.readable or self._registry.due():
+            return 0
+        if until_next < 0 or 0 <= self._timeout < until_next:
+            return self._timeout
+        return until_next
 
     def _dispatch(self, obj: AnySocket, state: int) -> None:
         """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
@@ -276,18 +276,17 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        again = True
-        while again:
-            again = False
-            for fd in list(self._registry.pushed_back):
-                obj = self._registry.pushed_back.get(fd)
-                if obj is None:  # An event_read before this one has closed it.
+        registry = self._registry
+        while registry.readable:
+            for fd in list(registry.pushed_back):
+                obj = registry.pushed_back.get(fd)
+                # An event_read before this one may have closed it.
+                if obj is None or fd not in registry.readable:
                     continue
                 if obj.closed or not obj.read_push_back:
                     # A signal's handler came between the object and what is noted of it here.
-                    self._registry.pushed_back.pop(fd, None)
+                    registry.readable.discard(fd)
                     continue
-                again = True
                 try:
                     obj.event_read()
                 except Exception as error:

@@ -7,8 +7,7 @@ from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
-from danga_raw import _addresses
-from danga_raw._addresses import NOWHERE
+from danga_raw._addresses import NOWHERE, Address, local, peer
 from danga_raw._connecting import Connecting, begin
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
@@ -226,6 +225,7 @@ class Socket(Generic[HandleT]):
             del pieces[0]
             if not pieces and not self.closed:
                 if waits:
+                    self._registry.readable -= {fd}
                     del self._registry.pushed_back[fd]
                 if not self.write_buf and self.writer_func is None:
                     self._direct = fd
@@ -276,10 +276,12 @@ class Socket(Generic[HandleT]):
         fd = self.fd
         known = fd is not None and self._registry.objects.get(fd) is self
         # Questions that fall through: behind a jump a signal's handler could close the object.
-        if known and fd is not None and self.read_push_back and self.event_watch & POLLIN:
+        if known and fd is not None and self.read_push_back:
             self._registry.pushed_back[fd] = self
-        elif known and fd is not None:
-            self._registry.pushed_back.pop(fd, None)
+            if self.event_watch & POLLIN:
+                self._registry.readable |= {fd}
+            else:
+                self._registry.readable -= {fd}
 
     def write(self, data: Writable) -> bool:
         """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
@@ -658,18 +660,18 @@ class Socket(Generic[HandleT]):
         """The port of this side once it was asked for."""
         return self._addresses[1].port
 
-    def _ask_peer(self) -> _addresses.Address:
+    def _ask_peer(self) -> Address:
         if self.sock is None:
             return NOWHERE
         if self._addresses[0] is NOWHERE:
-            self._addresses = (_addresses.peer(self.sock), self._addresses[1])
+            self._addresses = (peer(self.sock), self._addresses[1])
         return self._addresses[0]
 
-    def _ask_local(self) -> _addresses.Address:
+    def _ask_local(self) -> Address:
         if self.sock is None:
             return NOWHERE
         if self._addresses[1] is NOWHERE:
-            self._addresses = (self._addresses[0], _addresses.local(self.sock))
+            self._addresses = (self._addresses[0], local(self.sock))
         return self._addresses[1]
 
     # --- describing -------------------------------------------------------------------------------

@@ -108,10 +108,9 @@ class Timers:
         if not heap:
             return -1
         wait = (heap[0][0] - now) * 1000
-        if wait <= 0:
-            return 0
         # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
-        return int(wait) + 1 if wait < INT_MAX else INT_MAX
+        whole = int(wait) + 1 if wait < INT_MAX else INT_MAX
+        return whole if whole > 0 else 0
 
     def spent_one(self) -> None:
         """Note that a timer was cancelled; once the half of all were, give back their room."""

@@ -8,12 +8,13 @@ down. Type checkers alone see the lower rooms import it; they take `TYPE_CHECKIN
 
 from __future__ import annotations
 
+import sys
 from _collections_abc import Callable, Iterable, Mapping
 from types import FrameType, TracebackType
 
 from _socket import socket as RawSocket
-from danga_raw import _connecting, _registry, listener, loop, socket, timers
 from danga_raw._typing import Protocol
+from danga_raw.listener import Listener as Listener
 from danga_raw.loop import Loop as Loop
 from danga_raw.socket import Socket as Socket
 from danga_raw.timers import Timer as Timer
@@ -113,7 +114,8 @@ Accepted: TypeAlias = Callable[[PythonSocket, object], object]
 """Called with a new connection and the address of its other side."""
 
 if not TYPE_CHECKING:
-    for room in _connecting, _registry, listener, loop, socket, timers:
-        for name, value in list(globals().items()):
-            if not name.startswith("_") and name not in ("annotations", "room", "name"):
-                vars(room).setdefault(name, value)
+    _names = {name: value for name, value in globals().items() if not name.startswith("_")}
+    for _room in "_connecting", "_registry", "listener", "loop", "socket", "timers":
+        vars(sys.modules[f"danga_raw.{_room}"]).update(
+            {**_names, **vars(sys.modules[f"danga_raw.{_room}"])}
+        )

@@ -187,10 +187,10 @@ DIFFERENCES: dict[str, list[Difference]] = {
     "timer_overdue": [
         Difference(
             "what a timer adds waits for the next turn even if it is due, so that a timer which "
-            "always adds itself can't keep the loop from its events",
-            here=(_NOTHING, "# batch 2"),
+            "always adds itself can't keep the loop from its events or from other timers",
+            original=("# timer overdue",),
         ),
-        Difference("the same turn", original=("# batch 2", _NOTHING)),
+        Difference("the next turn", here=("# timer overdue",)),
     ],
     "callable_dies": [
         Difference(

@@ -285,7 +285,7 @@ def test_a_pipe_is_hung_up_also_where_it_is_registered_on_a_new_poller(world: Wo
     # With all that it is watched for, as by a loop that has opened another poller.
     reader, writer = world.pipe()
     reader.close()
-    poller = world.new_loop().poller()
+    poller = world.new_loop()._registry.open()
     poller.register(writer.fileno(), SOCKET | POLLIN | POLLOUT)
     for _ in range(2):
         [(fd, state)] = poller.wait(-1)
@@ -326,7 +326,7 @@ def test_the_changes_behind_one_that_is_refused_are_applied(gone: str) -> None:
 @on_kqueue
 @pytest.mark.parametrize("events", [SOCKET, SOCKET | POLLIN, POLLIN])
 def test_a_number_that_was_closed_behind_the_back_is_free_again(world: World, events: int) -> None:
-    poller = world.new_loop().poller()
+    poller = world.new_loop()._registry.open()
     one, _ = world.socketpair()
     fd = one.fileno()
     poller.register(fd, events)
@@ -349,7 +349,7 @@ def test_a_number_that_was_closed_behind_the_back_is_free_again(world: World, ev
 @on_kqueue
 def test_a_dead_number_is_refused_also_where_it_was_watched(world: World) -> None:
     world.lenient()
-    poller = world.new_loop().poller()
+    poller = world.new_loop()._registry.open()
     one, _ = world.socketpair()
     fd = one.fileno()
     poller.register(fd, SOCKET)
@@ -364,7 +364,7 @@ def test_a_dead_number_is_refused_also_where_it_was_watched(world: World) -> Non
 def test_a_watch_on_a_number_that_is_another_descriptors_by_now_is_refused(
     world: World, event: int
 ) -> None:
-    poller = world.new_loop().poller()
+    poller = world.new_loop()._registry.open()
     one, _ = world.socketpair()
     fd = one.fileno()
     poller.register(fd, SOCKET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,17 @@ PACKAGE = ROOT / "danga_raw"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 FLOORS = [
-    {"_clibrary", "_libc", "_log", "types"},
-    {"_epoll", "_kqueue", "_poll", "_sockopt"},
-    {"timers"},
+    {"_interrupt", "_libc", "_log", "_mistakes", "_structs", "_typing"},
+    {"_addresses", "_connecting", "_epoll", "_kqueue", "_poll", "_sockopt", "_waker"},
+    {"_registry", "timers"},
     {"loop"},
     {"socket"},
+    {"listener"},
+    {"types"},
+    {"_clibrary"},
     {"_kernel"},
     {"_strace"},
-    {"trace", "_tracecli"},
+    {"trace", "_program", "_tracecli"},
     {"__init__"},
     {"__main__"},
 ]
@@ -33,10 +37,26 @@ def tree(module: str) -> ast.Module:
     return ast.parse((PACKAGE / f"{module}.py").read_text())
 
 
+def for_checkers_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """What of a module there is at run time, inside its functions too. Annotations may name what is
+    above, and type checkers see it imported."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and for_checkers_only(child):
+            for other in child.orelse:
+                yield from running(other)
+        else:
+            yield from running(child)
+
+
 def imports(module: str) -> set[str]:
-    """What a module imports, inside its functions too."""
+    """What a module imports at run time."""
     found: set[str] = set()
-    for node in ast.walk(tree(module)):
+    for node in running(tree(module)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module
             found.add(node.module)
@@ -48,7 +68,8 @@ def imports(module: str) -> set[str]:
 def rooms(module: str) -> set[str]:
     """The rooms of the package that a room knows."""
     names = [name.split(".") for name in imports(module)]
-    return {parts[1] if parts[1:] else "__init__" for parts in names if parts[0] == "danga_raw"}
+    found = {parts[1] if parts[1:] else "__init__" for parts in names if parts[0] == "danga_raw"}
+    return found - {"__init__"} if module == "__init__" else found  # `from danga_raw import types`
 
 
 def floor(module: str) -> int:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from danga_raw._libc import libc
+from danga_raw._registry import Registry
 
 if TYPE_CHECKING:
     from tests.simkernel.kernel import SimKernel
@@ -40,11 +41,24 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
     if kernel.platform == "netbsd9":
         door["kevent"] = _named("__kevent50", kernel)
     door["platform"] = "netbsd" if kernel.platform == "netbsd9" else kernel.platform
+    made: list[Registry] = []
+    init = Registry.__init__
+
+    def noted(self: Registry, backend: str) -> None:
+        init(self, backend)
+        made.append(self)
+
+    setattr(Registry, "__init__", noted)
     try:
         yield
     finally:
+        setattr(Registry, "__init__", init)
         door.clear()
         door.update(before)
+        for registry in made:
+            # What a loop that nobody closed gives back when it is dropped would be closed in the
+            # real kernel, where the number is somebody else's.
+            registry.poller = registry._made = registry.waker = None
 
 
 def _named(name: str, kernel: SimKernel) -> object:
