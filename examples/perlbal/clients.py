@@ -539,7 +539,10 @@ class Client(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        self.close("hup")
+        if self.loop.have_kqueue:
+            self.event_read()  # There half a hang-up comes here as well.
+        else:
+            self.close("hup")
 
     def close(self, reason: str | None = None) -> None:
         if self.closed:

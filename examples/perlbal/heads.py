@@ -42,6 +42,7 @@ _REQUEST_LINE: Final = re.compile(
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_NO_HOST: Final = re.compile(r"[\s,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _MAX_DIGITS: Final = 18
 
@@ -159,7 +160,11 @@ class Request(Head):
             path = absolute[2] or "/"
             self.uri = path if path[0] == "/" else "/" + path
             self.set("Host", absolute[1].lower())
-        if minor != "0" and not values.get("host"):
+        host = values.get("host")
+        if host:
+            if _NO_HOST.search(host):
+                raise Refused(400, "Invalid Host")
+        elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
         wishes = values["connection"].lower() if "connection" in values else ""
         self.keep_alive: bool = (minor != "0" or "keep-alive" in wishes) and "close" not in wishes
@@ -285,6 +290,11 @@ def parse_response(text: str) -> Response:
     elif "content-length" in values:
         _length(values["content-length"])
     return response
+
+
+def wire(text: str) -> str:
+    """Text of the language, which is UTF-8, as it is written in a head, whose letters are bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def find_end(data: bytes) -> tuple[int, int]:

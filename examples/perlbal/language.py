@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
+from examples.perlbal.heads import wire
 from examples.perlbal.parameters import LanguageError
 from examples.perlbal.plugins import LEFT_OUT, PLUGINS
 from examples.perlbal.webserver import MIME_TYPES
@@ -258,7 +259,7 @@ class Language:
         elif not value:
             raise LanguageError("no value provided")
         else:
-            service.inserted_headers.append((header, value))
+            service.inserted_headers.append((header, wire(value)))
 
     def _do_enable(self, command: Command) -> None:
         verb, name = command.parse(
@@ -490,7 +491,7 @@ class Language:
         elif what == "set":
             if not ending or not kind:
                 raise LanguageError("Usage: set <ext> <mime>")
-            MIME_TYPES[ending] = kind
+            MIME_TYPES[ending] = wire(kind)
             command.say(f"{ending} set to {kind}.")
         elif what == "remove":
             if MIME_TYPES.pop(ending, None) is None:

@@ -62,6 +62,12 @@ def string(key: str, service: str, text: str) -> str:
     return text
 
 
+def path(key: str, service: str, text: str) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise LanguageError(f"'{text}' is no path that can be asked for")
+    return text
+
+
 def role(key: str, service: str, text: str) -> str:
     if text == "upload_tracker":
         raise LanguageError("The role upload_tracker is not supported here")
@@ -196,7 +202,7 @@ PARAMETERS: Final[dict[str, Parameter]] = {
     "connect_ahead": Parameter(_PROXY, integer, "0"),
     "max_backend_uses": Parameter(_PROXY, integer, "0"),
     "verify_backend": Parameter(_PROXY, boolean, "0"),
-    "verify_backend_path": Parameter(_PROXY, string, "*"),
+    "verify_backend_path": Parameter(_PROXY, path, "*"),
     "buffer_size": Parameter(_PROXY, size, "256k"),
     "buffer_size_reproxy_url": Parameter(_PROXY, size, "50k"),
     "buffer_backend_connect": Parameter(_PROXY, size, "100k"),

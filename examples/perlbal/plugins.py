@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from examples.perlbal.heads import Head, Request, Response
+from examples.perlbal.heads import Head, Request, Response, wire
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Redirect(Plugin):
             r"redirect\s+host\s+(\S+)\s+(\S+)", "usage: REDIRECT HOST <match_host> <target_host>"
         )
         service = command.service_in_context()
-        self.maps.setdefault(service, {})[host.lower()] = target.lower()
+        self.maps.setdefault(service, {})[host.lower()] = wire(target.lower())
         command.silent = True
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:

@@ -187,6 +187,13 @@ class ProxyExchange(Exchange):
             client.overfed = True
             client.watch_read(False)
 
+    def end_of_input(self) -> None:
+        if (self.request.length or self.request.chunked) and not self.client.body_left:
+            # As in the original, who has sent a body may shut his side behind it.
+            self.client.watch_read(False)
+        else:
+            super().end_of_input()
+
     # --- the backend ------------------------------------------------------------------------------
 
     def request_backend(self) -> None:

@@ -213,13 +213,10 @@ class Server:
         if seconds is not None:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True
-        everybody = list(self.sockets())
-        for each in everybody:
+        for each in list(self.sockets()):
             if isinstance(each, Door):
-                # Who is in the queue of the kernel was let in as well.
-                each.event_read()
-                each.close("graceful_death")
-        for each in everybody:
+                each.stop("graceful_death")
+        for each in list(self.sockets()):
             if isinstance(each, (Client, BackendHTTP)) and not each.closed:
                 each.die_gracefully()
 

@@ -27,15 +27,18 @@ _TRUST_CACHE: Final = 1000
 class Door(Listener):
     """The listening socket of a service."""
 
-    __slots__ = ("created", "service")
+    __slots__ = ("created", "entered", "service")
 
     def __init__(self, service: Service, sock: socket.socket) -> None:
         super().__init__(sock, self.enter, service.server.loop)
         self.service = service
         self.created = service.server.now()
+        self.entered = 0
+        """How many connections it has taken in."""
 
     def enter(self, connection: socket.socket, address: object) -> None:
         """Make an object of a new connection."""
+        self.entered += 1
         service = self.service
         if service.role == "management":
             ManagementConnection(service.server, connection)
@@ -44,6 +47,21 @@ class Door(Listener):
             size = min(service.client_sndbuf_size, 1 << 30)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         Client(service, connection)
+
+    def stop(self, reason: str) -> None:
+        """Take in those who are in the queue of the kernel, who would be lost, and close."""
+        for _ in range(2 * BACKLOG):
+            before = self.entered
+            self.event_read()
+            if self.entered == before:
+                break
+        try:
+            # Its address is free at once then, while close(2) waits for the end of the batch.
+            if self.sock is not None:
+                self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.close(reason)
 
     def as_string(self) -> str:
         text = super().as_string().replace(type(self).__name__, "Perlbal::TCPListener", 1)
@@ -187,7 +205,7 @@ class Service:
             # The new one first: if it can't be had, all stays as it was.
             door = self._open(listen)
             if self.listener is not None:
-                self.listener.close("listens elsewhere")
+                self.listener.stop("listens elsewhere")
             self.listener = door
         self.listen = listen
 
@@ -262,7 +280,7 @@ class Service:
             raise LanguageError("can't disable management service")
         self.enabled = False
         if self.listener is not None:
-            self.listener.close("disabled")
+            self.listener.stop("disabled")
             self.listener = None
 
     # --- what requests ask it ---------------------------------------------------------------------

@@ -77,7 +77,7 @@ class WebExchange(Exchange):
             if service.docroot is None:
                 client.send_page(500, "Docroot unconfigured")
             else:
-                self._get(service.docroot.encode("latin-1"))
+                self._get(os.fsencode(service.docroot))
         elif method == "PUT":
             self._put()
         elif method == "DELETE":
@@ -167,7 +167,7 @@ class WebExchange(Exchange):
     def _get_directory(self, docroot: bytes, uri: bytes, modified: str) -> None:
         client, service = self.client, self.service
         for name in service.index_files:
-            index = uri + b"/" + name.encode("latin-1")
+            index = uri + b"/" + os.fsencode(name)
             if os.path.isfile(docroot + index):
                 self._get_one(docroot, index)
                 return
