@@ -200,7 +200,6 @@ for name in (
     "managed.test",
     "gone.test",
     "mapped.test",
-    "alpha.example.com, beta.example.com",
     "127.0.0.1",
     "[::1]",
     " ",
@@ -212,6 +211,13 @@ row(
     ask(host("ALPHA.Example.COM")),
     differs="hosts in any case",
     ours=("alpha",),
+)
+row(
+    VHOSTS,
+    "two Hosts in one",
+    ask(host("alpha.example.com, beta.example.com")),
+    differs="strict heads",
+    ours=("HTTP/1.0 400 ", "<closed>"),
 )
 row(VHOSTS, "no Host at all", ask(get("/", version="1.0")))
 row(VHOSTS, "Host by a whole URL", ask(get("http://alpha.example.com/", version="1.0")))
