@@ -279,7 +279,9 @@ class BackendHTTP(Socket):
             return
         if self.state == "verifying_backend":
             if data is None:
-                self._verify_failed()
+                # It may be on its way down. To try again at once could go on for ever.
+                self.owner.note_bad_backend_connect(self, 1)
+                self.close("remote_closure")
             else:
                 self._read_verification(data)
         elif exchange is None:

@@ -94,9 +94,6 @@ class SelectorExchange(Exchange):
             client.hand_over(rest)
             client.go_on()
 
-    def body(self, data: bytes) -> None:
-        raise AssertionError("a selector has no use for a body")
-
     def _select(self) -> None:
         client, service = self.client, self.service
         selecting = [plugin for plugin in service.plugins if plugin.selects]

@@ -276,7 +276,7 @@ def parse_response(text: str) -> Response:
     line = _STATUS_LINE.fullmatch(first)
     if line is None:
         raise Refused(502, "No status line")
-    response = Response(int(line[3]), line[4] or "")
+    response = Response(int(line[3]), line[4] or None)
     if line[1] != "1" or line[2] != "0":
         response.version = f"{line[1]}.{line[2]}"
     if line[1] == "0":

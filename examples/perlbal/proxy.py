@@ -430,7 +430,6 @@ class ProxyExchange(Exchange):
         status, start, end = self.request.range(size)
         if status == 416:
             head = Response(416)
-            head.set("Accept-Ranges", "bytes")
             head.set("Content-Range", f"bytes */{size}")
         else:
             head.set("Accept-Ranges", "bytes")
