@@ -1,4 +1,4 @@
-"""The same conversations with Debian's Perlbal and with ours: the same bytes, or a named difference."""
+"""The same conversations with Debian's Perlbal and ours: the same bytes, or a named difference."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.perlbal.compare import Conversation, Town, tables, told, town
+from tests.perlbal.compare import TABLES, Town, fault, told, town
 from tests.perlbal.differences import DIFFERENCES
 from tests.perlbal.proxying import PLAIN, TABLE
 from tests.perlbal.servers import ORIGINAL, OURS
 from tests.perlbal.starting import REFUSALS, Refusal, refused
 from tests.perlbal.steps import ask, get
+from tests.perlbal.tables import Conversation
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "perlbal.md"
 
-ROWS = {f"{subject}: {row.name}": row for subject, rows in tables().items() for row in rows}
+ROWS = {f"{subject}: {row.name}": row for subject, rows in TABLES.items() for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_a_configuration_is_refused_in_the_same_words(refusal: Refusal, tmp_path
 
 
 def test_there_are_conversations_enough_and_each_has_its_name() -> None:
-    assert len(ROWS) == sum(len(rows) for rows in tables().values()) >= 200
+    assert len(ROWS) == sum(len(rows) for rows in TABLES.values()) >= 200
 
 
 def test_every_difference_is_shown_and_every_one_shown_is_named() -> None:
@@ -66,8 +67,6 @@ def test_a_server_that_says_something_else_is_found(place: Town) -> None:
     found = place.hold(row)
     assert found["original"] == found["ours"]
     spoilt = {**found, "ours": {**found["ours"], "client": ["HTTP/1.0 200 OK\r\n\r\nko"]}}
-    from tests.perlbal.compare import fault
-
     assert "+    ko" in fault(row, spoilt)
     assert "not different" in fault(replace(row, differs="strict heads"), found)
     assert "ours lacks ['x']" in fault(replace(row, differs="strict heads", ours=("x",)), spoilt)

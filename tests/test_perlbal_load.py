@@ -75,7 +75,10 @@ def many_descriptors() -> Iterator[None]:
 def proxying(port: int, folder: Path) -> Iterator[Perlbal]:
     folder.mkdir()
     (folder / "small.txt").write_bytes(b"x" * 1024)
-    with many_descriptors(), serving(OURS, PROXY, folder, {"far": port}, ("proxy", "web")) as server:
+    with (
+        many_descriptors(),
+        serving(OURS, PROXY, folder, {"far": port}, ("proxy", "web")) as server,
+    ):
         yield server
         assert "Traceback" not in server.said(), server.said()
 
@@ -304,4 +307,3 @@ def test_a_backend_that_dies_in_the_midst_takes_only_its_own_clients_along(two: 
     for _ in range(40):
         with two.server.connect("proxy") as connection:
             ask(connection, "/")
-

@@ -1,4 +1,4 @@
-"""examples/perlbal beside Perlbal itself and nginx: as a proxy, as a web server, and its idle clients."""
+"""examples/perlbal beside Perlbal and nginx: as a proxy, as a web server, and its idle clients."""
 
 import re
 import shutil

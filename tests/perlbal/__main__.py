@@ -2,8 +2,8 @@
 
     python -m tests.perlbal [--original] [--ours] [WORD ...]
 
-Those whose names have all the words in them. Without --original or --ours both are held, and printed
-where ours says something else than it should.
+Those whose names have all the words in them. Without --original or --ours both are held, and
+printed where ours says something else than it should.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 
-from tests.perlbal.compare import tables, told, town
+from tests.perlbal.compare import TABLES, told, town
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     only = [name for name in ("original", "ours") if getattr(options, name)]
     count = faults = 0
     with town(*only) as place:
-        for subject, rows in tables().items():
+        for subject, rows in TABLES.items():
             for row in rows:
                 if not all(word in f"{subject}: {row.name}" for word in options.words):
                     continue

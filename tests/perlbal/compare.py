@@ -7,55 +7,40 @@ import difflib
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from tests.perlbal.conversation import House, Place, Step, Transcript, house
+from tests.perlbal import (
+    ending,
+    managing,
+    proxying,
+    reproxying,
+    selecting,
+    smuggling,
+    uploads,
+    webserving,
+)
+from tests.perlbal.conversation import House, Transcript, house
 from tests.perlbal.servers import ORIGINAL, OURS
+from tests.perlbal.tables import Conversation
+
+TABLES = {
+    module.__name__.rpartition(".")[2]: module.TABLE.rows
+    for module in (
+        proxying,
+        smuggling,
+        reproxying,
+        uploads,
+        webserving,
+        selecting,
+        managing,
+        ending,
+    )
+}
+"""All conversations, by subject."""
 
 COMMANDS = {"original": ORIGINAL, "ours": OURS}
-"""The folders of the two have names of one length, or answers that name a file would differ in it."""
+"""Names of one length: answers that name a file would differ in theirs."""
 FOLDERS = {"original": "orig", "ours": "ours"}
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A row of a table."""
-
-    place: Place
-    name: str
-    steps: tuple[Step, ...]
-    alone: bool = False
-    """It changes what the setting is, or ends the server: nothing is held with that one again."""
-    differs: str = ""
-    """The row of `differences` that says why ours is not the same."""
-    ours: tuple[str, ...] = ()
-    """What ours must have said, where it differs: each somewhere among all that was got."""
-    any_order: bool = False
-    """The original has fields of a head in the order of a hash."""
-    attempts: int = 1
-    """How often it may be held until all is well, where the original is not always of one mind."""
-
-
-class Table:
-    """Conversations of one subject."""
-
-    def __init__(self) -> None:
-        self.rows: list[Conversation] = []
-
-    def row(
-        self,
-        place: Place,
-        name: str,
-        *steps: Step,
-        alone: bool = False,
-        differs: str = "",
-        ours: tuple[str, ...] = (),
-        any_order: bool = False,
-        attempts: int = 1,
-    ) -> None:
-        row = Conversation(place, name, steps, alone, differs, ours, any_order, attempts)
-        self.rows.append(row)
 
 
 class Town:
@@ -153,11 +138,3 @@ def told(transcript: Transcript) -> str:
             shown = each.replace("\r\n", "\n").rstrip("\n").replace("\n", "\n    ")
             lines.append(f"{who}:\n    {shown}")
     return "\n".join(lines)
-
-
-def tables() -> dict[str, list[Conversation]]:
-    """All that there are, by subject."""
-    from tests.perlbal import ending, managing, proxying, reproxying, selecting, smuggling, uploads, webserving
-
-    modules = (proxying, smuggling, reproxying, uploads, webserving, selecting, managing, ending)
-    return {module.__name__.rpartition(".")[2]: module.TABLE.rows for module in modules}

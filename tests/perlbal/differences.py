@@ -1,7 +1,8 @@
 """What ours is meant to do otherwise than Debian's Perlbal.
 
-docs/perlbal.md has a table of the same names, in the same order, under "What differs". A conversation that differs names
-its row; a row that no conversation shows is as much a fault as a difference without a row.
+docs/perlbal.md has a table of the same names, in the same order, under "What differs". A
+conversation that differs names its row; a row that no conversation shows is as much a fault as a
+difference without a row.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ DIFFERENCES = {
     "DUMPCONFIG can be read in again": "the original leaves out plugins and writes ARRAY(0x...)",
     "INCLUDE tells of errors": "the original says OK",
     "an empty line of LF": "the original's port hangs on it",
+    "a new node serves at once": "in the original those who wait go on waiting until another comes",
     "max_reproxy_connections with its host": "the original shows the same line for every host",
 }
 """Name -> why."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from functools import partial
 
-from tests.perlbal.compare import Table
 from tests.perlbal.conversation import Setting, Step
 from tests.perlbal.steps import (
     ask,
@@ -26,6 +25,7 @@ from tests.perlbal.steps import (
     settled,
     signalled,
 )
+from tests.perlbal.tables import Table
 
 ENDING = Setting(
     "ending",
@@ -127,7 +127,10 @@ row(
     leave(),
     exits(),
 )
-row("what SHUTDOWN refuses", manage("SHUTDOWN now", "SHUTDOWN GRACEFUL soon", "SHUTDOWN GRACEFUL -1"))
+row(
+    "what SHUTDOWN refuses",
+    manage("SHUTDOWN now", "SHUTDOWN GRACEFUL soon", "SHUTDOWN GRACEFUL -1"),
+)
 signals(
     "SIGHUP harms nothing",
     *busy,
@@ -149,5 +152,3 @@ signals(
     ours=("Connection: close", "late", "exit 0"),
 )
 signals("SIGINT", settled(), signalled(signal.SIGINT), exits(), ours=("exit 0",))
-
-

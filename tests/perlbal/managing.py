@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.perlbal.compare import Table
 from tests.perlbal.conversation import Setting, Talk
 from tests.perlbal.steps import (
     ask,
@@ -25,6 +24,7 @@ from tests.perlbal.steps import (
     shut,
     silence,
 )
+from tests.perlbal.tables import Table
 
 MANAGED = Setting(
     "managed",
@@ -503,7 +503,13 @@ row(
     ours=("one nodes 3",),
 )
 row(PROXY, "many lines in one go", *said(b"use web\r\n" * 200 + b"quit\r\n"))
-row(PROXY, "no line end at all", connect("raw", "management"), send(b"quit", by="raw"), silence("raw"))
+row(
+    PROXY,
+    "no line end at all",
+    connect("raw", "management"),
+    send(b"quit", by="raw"),
+    silence("raw"),
+)
 row(
     PROXY,
     "VERBOSE",
@@ -551,6 +557,7 @@ row(
 )
 
 # --- pages ----------------------------------------------------------------------------------------
+
 
 def status(talk: Talk) -> None:
     """Of a page only its first line is held to be the same: it is made for people."""

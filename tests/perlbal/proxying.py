@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.perlbal.compare import Table
 from tests.perlbal.conversation import Setting, Step
 from tests.perlbal.steps import (
     ask,
@@ -25,8 +24,8 @@ from tests.perlbal.steps import (
     opens,
     post,
     put,
-    raw,
     quietly,
+    raw,
     reply,
     request,
     reset,
@@ -38,6 +37,7 @@ from tests.perlbal.steps import (
     silence,
     verify,
 )
+from tests.perlbal.tables import Table
 
 PROXIES = Setting(
     "proxies",
@@ -207,12 +207,20 @@ row(
     ours=("X-Wide: v\r\n",),
 )
 row(PLAIN, "bytes above ASCII in a value", ask(get("/", "X-Latin: caf\xe9")))
-row(PLAIN, "a whole URL becomes a path and a Host", ask(get("http://Elsewhere:81/p/q?r", "Host: here")))
+row(
+    PLAIN,
+    "a whole URL becomes a path and a Host",
+    ask(get("http://Elsewhere:81/p/q?r", "Host: here")),
+)
 row(PLAIN, "a whole URL without a path", ask(get("http://elsewhere", version="1.0")))
 row(PLAIN, "a path of a star", ask(request("OPTIONS", "*")))
 row(PLAIN, "a path that is none", ask(get("nothing")))
 row(PLAIN, "an odd method", ask(request("BREW", "/pot")))
-row(PLAIN, "Keep-Alive and Connection of the client", ask(get("/", "Connection: keep-alive, X-Hop", "Keep-Alive: 300", "X-Hop: 1")))
+row(
+    PLAIN,
+    "Keep-Alive and Connection of the client",
+    ask(get("/", "Connection: keep-alive, X-Hop", "Keep-Alive: 300", "X-Hop: 1")),
+)
 row(PLAIN, "the head comes byte by byte", send(*[bytes([each]) for each in get("/slow")]), hear())
 row(PLAIN, "the head comes in lines of LF", send(b"GET /lf HTTP/1.0\nX-A: 1\n\n"), hear())
 row(PLAIN, "a head of a hundred fields", ask(get("/", *[f"X-{n}: {n}" for n in range(100)])))
@@ -242,61 +250,237 @@ row(BLIND, "a blind proxy adds nothing", ask(get("/")))
 # --- the answer, as the client gets it ------------------------------------------------------------
 
 row(PLAIN, "an answer of 1.0", serve(good(version="1.0")), ask(get()))
-row(PLAIN, "an answer without a length ends with the connection", serve(closing(reply("200 OK", "X-A: 1", body=b"until the end"))), ask(get()))
-row(PLAIN, "an answer's names keep case and order", serve(good("x", "zED: 1", "Alpha: 2", "server: s")), ask(get()))
-row(PLAIN, "doubled fields of an answer are joined", serve(good("x", "A: 1", "B: 2", "a: 3")), ask(get()))
-row(PLAIN, "doubled Set-Cookies stay apart", serve(good("x", "Set-Cookie: a=1", "X: y", "set-cookie: b=2")), ask(get()))
+row(
+    PLAIN,
+    "an answer without a length ends with the connection",
+    serve(closing(reply("200 OK", "X-A: 1", body=b"until the end"))),
+    ask(get()),
+)
+row(
+    PLAIN,
+    "an answer's names keep case and order",
+    serve(good("x", "zED: 1", "Alpha: 2", "server: s")),
+    ask(get()),
+)
+row(
+    PLAIN,
+    "doubled fields of an answer are joined",
+    serve(good("x", "A: 1", "B: 2", "a: 3")),
+    ask(get()),
+)
+row(
+    PLAIN,
+    "doubled Set-Cookies stay apart",
+    serve(good("x", "Set-Cookie: a=1", "X: y", "set-cookie: b=2")),
+    ask(get()),
+)
 row(PLAIN, "an own reason phrase", serve(good("x", status="200 Quite Fine")), ask(get()))
 row(PLAIN, "an odd status", serve(good("x", status="299 Odd")), ask(get()))
 row(PLAIN, "a status above all", serve(good("x", status="999 Far")), ask(get()))
 row(PLAIN, "an empty reason phrase", serve(good("x", status="200 ")), ask(get()))
 row(PLAIN, "an empty body", serve(good("")), ask(get()))
-row(PLAIN, "a redirect with a body", serve(good("go", "Location: /there", status="302 Found")), ask(get()))
+row(
+    PLAIN,
+    "a redirect with a body",
+    serve(good("go", "Location: /there", status="302 Found")),
+    ask(get()),
+)
 row(PLAIN, "an error of the backend", serve(good("broken", status="500 Broken")), ask(get()))
 row(PLAIN, "204 without a length", serve(reply("204 No Content")), ask(get()))
 row(PLAIN, "304 without a length", serve(reply("304 Not Modified", "ETag: x")), ask(get()))
-row(PLAIN, "304 with a length that is not sent", serve(reply("304 Not Modified", "Content-Length: 5")), ask(get()))
-row(PLAIN, "HEAD, with a length that is not sent", serve(reply("200 OK", "Content-Length: 5000")), ask(request("HEAD", "/")))
+row(
+    PLAIN,
+    "304 with a length that is not sent",
+    serve(reply("304 Not Modified", "Content-Length: 5")),
+    ask(get()),
+)
+row(
+    PLAIN,
+    "HEAD, with a length that is not sent",
+    serve(reply("200 OK", "Content-Length: 5000")),
+    ask(request("HEAD", "/")),
+)
 row(PLAIN, "HEAD, without a length", serve(closing(reply("200 OK"))), ask(request("HEAD", "/")))
 row(PLAIN, "a body of 1 MB", serve(good(bytes(range(250)) * 4000)), ask(get()))
-row(PLAIN, "a chunked answer is passed on as it is", serve(closing(reply("200 OK", "Transfer-Encoding: chunked", body=b"2\r\nok\r\n0\r\n\r\n"))), ask(get()))
-row(PLAIN, "a chunked answer with a length loses it", serve(closing(reply("200 OK", "Transfer-Encoding: chunked", "Content-Length: 99", body=b"2\r\nok\r\n0\r\n\r\n"))), ask(get()))
-row(PLAIN, "a head in two pieces", serve(in_two("go", good("later"), 20)), send(get()), asked(), silence(), opens("go"), hear())
-row(PLAIN, "a body in two pieces", serve(in_two("go", good("sooner or later"), 45)), send(get()), asked(), opens("go"), hear())
+row(
+    PLAIN,
+    "a chunked answer is passed on as it is",
+    serve(closing(reply("200 OK", "Transfer-Encoding: chunked", body=b"2\r\nok\r\n0\r\n\r\n"))),
+    ask(get()),
+)
+row(
+    PLAIN,
+    "a chunked answer with a length loses it",
+    serve(
+        closing(
+            reply(
+                "200 OK",
+                "Transfer-Encoding: chunked",
+                "Content-Length: 99",
+                body=b"2\r\nok\r\n0\r\n\r\n",
+            )
+        )
+    ),
+    ask(get()),
+)
+row(
+    PLAIN,
+    "a head in two pieces",
+    serve(in_two("go", good("later"), 20)),
+    send(get()),
+    asked(),
+    silence(),
+    opens("go"),
+    hear(),
+)
+row(
+    PLAIN,
+    "a body in two pieces",
+    serve(in_two("go", good("sooner or later"), 45)),
+    send(get()),
+    asked(),
+    opens("go"),
+    hear(),
+)
 row(PLAIN, "a backend that speaks in lines of LF", serve(good("x")), ask(get()))
-row(PLAIN, "X-REPROXY fields go through where reproxying is off", serve(good("x", "X-REPROXY-FILE: /etc/passwd")), ask(get()))
+row(
+    PLAIN,
+    "X-REPROXY fields go through where reproxying is off",
+    serve(good("x", "X-REPROXY-FILE: /etc/passwd")),
+    ask(get()),
+)
 
 # --- which connections stay -----------------------------------------------------------------------
 
 row(KEEP, "two requests of 1.1 on one connection", ask(get("/1")), ask(get("/2")))
-row(KEEP, "two requests of 1.0 with keep-alive", ask(get("/1", "Connection: keep-alive", version="1.0")), ask(get("/2", "Connection: Keep-Alive", version="1.0")))
+row(
+    KEEP,
+    "two requests of 1.0 with keep-alive",
+    ask(get("/1", "Connection: keep-alive", version="1.0")),
+    ask(get("/2", "Connection: Keep-Alive", version="1.0")),
+)
 row(KEEP, "1.0 without keep-alive is closed", ask(get("/", version="1.0")))
 row(KEEP, "1.1 with close is closed", ask(get("/", "Connection: close")))
 row(KEEP, "1.1 with Close in capitals among others", ask(get("/", "Connection: x, CLOSE")))
 row(KEEP, "no length, no persistence", serve(closing(reply("200 OK", body=b"end"))), ask(get()))
-row(KEEP, "a 1.0 backend with keep-alive stays", serve(good("1", "Connection: keep-alive", version="1.0")), ask(get("/1")), ask(get("/2")))
-row(KEEP, "a 1.0 backend without keep-alive goes", serve(good("1", version="1.0")), ask(get("/1")), dropped(), ask(get("/2")))
-row(KEEP, "a 1.1 backend with close goes", serve(good("1", "Connection: close")), ask(get("/1")), dropped(), ask(get("/2")))
+row(
+    KEEP,
+    "a 1.0 backend with keep-alive stays",
+    serve(good("1", "Connection: keep-alive", version="1.0")),
+    ask(get("/1")),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "a 1.0 backend without keep-alive goes",
+    serve(good("1", version="1.0")),
+    ask(get("/1")),
+    dropped(),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "a 1.1 backend with close goes",
+    serve(good("1", "Connection: close")),
+    ask(get("/1")),
+    dropped(),
+    ask(get("/2")),
+)
 row(KEEP, "204 keeps both", serve(reply("204 No Content")), ask(get("/1")), ask(get("/2")))
 row(KEEP, "304 keeps both", serve(reply("304 Not Modified")), ask(get("/1")), ask(get("/2")))
-row(KEEP, "304 with a length keeps both", serve(reply("304 Not Modified", "Content-Length: 5")), ask(get("/1")), ask(get("/2")))
-row(KEEP, "HEAD keeps both", serve(reply("200 OK", "Content-Length: 5")), ask(request("HEAD", "/1")), ask(get("/2")))
-row(KEEP, "HEAD without a length keeps the client", serve(reply("200 OK")), ask(request("HEAD", "/1")), ask(get("/2")))
+row(
+    KEEP,
+    "304 with a length keeps both",
+    serve(reply("304 Not Modified", "Content-Length: 5")),
+    ask(get("/1")),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "HEAD keeps both",
+    serve(reply("200 OK", "Content-Length: 5")),
+    ask(request("HEAD", "/1")),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "HEAD without a length keeps the client",
+    serve(reply("200 OK")),
+    ask(request("HEAD", "/1")),
+    ask(get("/2")),
+)
 row(KEEP, "a length of nothing keeps both", serve(good("")), ask(get("/1")), ask(get("/2")))
 row(KEEP, "two POSTs on one connection", ask(post("/1", b"one")), ask(post("/2", b"two")))
-row(KEEP, "a line end behind a POST's body is eaten", ask(post("/1", b"one") + b"\r\n"), ask(post("/2", b"two")))
-row(KEEP, "a line end behind a POST's body, later", ask(post("/1", b"one")), ask(b"\r\n" + get("/2")))
+row(
+    KEEP,
+    "a line end behind a POST's body is eaten",
+    ask(post("/1", b"one") + b"\r\n"),
+    ask(post("/2", b"two")),
+)
+row(
+    KEEP,
+    "a line end behind a POST's body, later",
+    ask(post("/1", b"one")),
+    ask(b"\r\n" + get("/2")),
+)
 row(KEEP, "a POST without a body", ask(request("POST", "/1", "Content-Length: 0")), ask(get("/2")))
 row(KEEP, "a POST without a length", ask(request("POST", "/1")), ask(get("/2")))
-row(KEEP, "a GET with a body", ask(request("GET", "/1", "Content-Length: 3", body=b"abc")), ask(get("/2")))
-row(KEEP, "two clients share a backend's connection, one after the other", ask(get("/1")), leave(), ask(get("/2")))
-row(KEEP, "a kept backend connection that its backend closes", serve(closing(good("1"))), ask(get("/1")), dropped(), settled(), ask(get("/2")))
-row(KEEP, "Keep-Alive about to end is not used again", serve(good("1", "Keep-Alive: timeout=1")), ask(get("/1")), settled(), ask(get("/2")))
-row(KEEP, "Keep-Alive with time left is used again", serve(good("1", "Keep-Alive: timeout=9")), ask(get("/1")), settled(), ask(get("/2")))
+row(
+    KEEP,
+    "a GET with a body",
+    ask(request("GET", "/1", "Content-Length: 3", body=b"abc")),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "two clients share a backend's connection, one after the other",
+    ask(get("/1")),
+    leave(),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "a kept backend connection that its backend closes",
+    serve(closing(good("1"))),
+    ask(get("/1")),
+    dropped(),
+    settled(),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "Keep-Alive about to end is not used again",
+    serve(good("1", "Keep-Alive: timeout=1")),
+    ask(get("/1")),
+    settled(),
+    ask(get("/2")),
+)
+row(
+    KEEP,
+    "Keep-Alive with time left is used again",
+    serve(good("1", "Keep-Alive: timeout=9")),
+    ask(get("/1")),
+    settled(),
+    ask(get("/2")),
+)
 row(CLIENT, "the client stays, the backend does not", ask(get("/1")), ask(get("/2")))
-row(CLIENT, "the client says keep-alive, the backend says close", serve(closing(good("1", "Connection: close"))), ask(get("/1")), ask(get("/2")))
+row(
+    CLIENT,
+    "the client says keep-alive, the backend says close",
+    serve(closing(good("1", "Connection: close"))),
+    ask(get("/1")),
+    ask(get("/2")),
+)
 row(BACKEND, "the backend stays, the client does not", ask(get("/1")), ask(get("/2"), by="other"))
-row(BACKEND, "a backend connection used as often as it may be", ask(get("/1")), ask(get("/2"), by="b"), ask(get("/3"), by="c"), dropped(), ask(get("/4"), by="d"))
+row(
+    BACKEND,
+    "a backend connection used as often as it may be",
+    ask(get("/1")),
+    ask(get("/2"), by="b"),
+    ask(get("/3"), by="c"),
+    dropped(),
+    ask(get("/4"), by="d"),
+)
 row(
     BACKEND,
     "as many idle ones as are to be kept",
@@ -329,7 +513,11 @@ for title, data in {
 }.items():
     row(PLAIN, f"no request: {title}", ask(data))
 row(PLAIN, "a negative length", ask(request("POST", "/", "Content-Length: -1")))
-row(PLAIN, "a negative length and a body", ask(request("POST", "/", "Content-Length: -7", body=b"abcdefg")))
+row(
+    PLAIN,
+    "a negative length and a body",
+    ask(request("POST", "/", "Content-Length: -7", body=b"abcdefg")),
+)
 refusing = partial(
     row,
     differs="a refusal says close",
@@ -428,7 +616,12 @@ row(HALF, "one of two is down", ask(get("/1")), ask(get("/2"), by="b"), ask(get(
 bad = [good(str(number), status="500 Bad") for number in range(4)]
 row(RETRIES, "a 500 is asked again until it is none", serve(*bad[:2]), ask(get()))
 row(RETRIES, "a 500 is given through at last", serve(*bad), ask(get()))
-row(RETRIES, "a 500 to HEAD", serve(reply("500 Bad", "Content-Length: 0")), ask(request("HEAD", "/")))
+row(
+    RETRIES,
+    "a 500 to HEAD",
+    serve(reply("500 Bad", "Content-Length: 0")),
+    ask(request("HEAD", "/")),
+)
 row(RETRIES, "a 500 to POST is not asked again", serve(*bad), ask(post("/", b"once")))
 row(RETRIES, "a 503 is not asked again", serve(good("1", status="503 Busy")), ask(get()))
 row(PLAIN, "a 500 without retries", serve(*bad), ask(get()))
@@ -436,7 +629,9 @@ row(PLAIN, "a 500 without retries", serve(*bad), ask(get()))
 # --- verifying ------------------------------------------------------------------------------------
 
 alive = good("", "Connection: keep-alive")
-row(VERIFY, "a new connection is asked OPTIONS first", verify(alive), ask(get("/1")), ask(get("/2")))
+row(
+    VERIFY, "a new connection is asked OPTIONS first", verify(alive), ask(get("/1")), ask(get("/2"))
+)
 row(VERIFY, "an error to OPTIONS is good enough", verify(good("", status="403 No")), ask(get("/1")))
 row(VERIFY, "OPTIONS with a body", verify(good("GET, HEAD")), ask(get("/1")))
 row(
@@ -462,8 +657,9 @@ row(
 def queued(*requests: str | tuple[str, str], gone: tuple[str, ...] = ()) -> list[Step]:
     """Requests that come while all wait for the backend to be verified.
 
-    It closes behind each answer: that the connections are made in the order in which the clients are
-    taken is certain, whether one is free again in time is not."""
+    It closes behind each answer: that the connections are made in the order in which the clients
+    are taken is certain, whether one is free again in time is not.
+    """
     asks = [(each, ()) if isinstance(each, str) else (each[0], each[1:]) for each in requests]
     steps: list[Step] = [
         verify(held("x", alive), at="c"),
@@ -492,7 +688,9 @@ fast = "Cookie: x=y; fast=oh%20pass%20me%21"
 row(
     COOKIE,
     "who has the cookie goes first",
-    *queued("/1", ("/2", "Cookie: fast=pass+me"), ("/3", fast), "/4", ("/5", "Cookie: fast=pass%20me")),
+    *queued(
+        "/1", ("/2", "Cookie: fast=pass+me"), ("/3", fast), "/4", ("/5", "Cookie: fast=pass%20me")
+    ),
 )
 row(
     COOKIE,
@@ -518,6 +716,17 @@ row(
     ask(get("/2"), by="two"),
     hear("one"),
     alone=True,
+)
+row(
+    NOBODY,
+    "a backend that comes later serves those who wait at once",
+    send(get("/1")),
+    settled(),
+    manage("POOL none ADD {a}"),
+    hear_or_wait(),
+    alone=True,
+    differs="a new node serves at once",
+    ours=("GET /1 ", "HTTP/1.0 200 OK"),
 )
 row(
     PLAIN,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.perlbal.compare import Table
 from tests.perlbal.conversation import Setting
 from tests.perlbal.steps import (
     ask,
@@ -19,6 +18,7 @@ from tests.perlbal.steps import (
     settled,
     silence,
 )
+from tests.perlbal.tables import Table
 
 SELECTORS = Setting(
     "selectors",
@@ -221,7 +221,11 @@ row(
 )
 row(VHOSTS, "no Host at all", ask(get("/", version="1.0")))
 row(VHOSTS, "Host by a whole URL", ask(get("http://alpha.example.com/", version="1.0")))
-row(VHOSTS, "Host by a whole URL, against the field", ask(host("beta.example.com", "http://alpha.example.com/")))
+row(
+    VHOSTS,
+    "Host by a whole URL, against the field",
+    ask(host("beta.example.com", "http://alpha.example.com/")),
+)
 row(
     VHOSTS,
     "one connection to three services",
@@ -259,7 +263,12 @@ row(
 row(VHOSTS, "close is heeded", ask(host("alpha.example.com", "/", "Connection: close")))
 row(VHOSTS, "1.0 without keep-alive", ask(get("/", "Host: alpha.example.com", version="1.0")))
 row(VHOSTS, "HEAD", ask(request("HEAD", "/", "Host: beta.example.com")), ask(host("nobody.test")))
-row(VHOSTS, "__using", ask(host("x.test", "/__using/mapped.test/x")), ask(host("x.test", "/__using/other.test/x")))
+row(
+    VHOSTS,
+    "__using",
+    ask(host("x.test", "/__using/mapped.test/x")),
+    ask(host("x.test", "/__using/other.test/x")),
+)
 row(
     VHOSTS,
     "two requests in one go",
@@ -278,7 +287,13 @@ row(
     ours=("alpha",),
 )
 row(SELECTORS.at("late"), "latency", send(host("any.test")), silence(), hear())
-row(SELECTORS.at("late"), "a client that leaves in the latency", send(host("any.test")), settled(), leave())
+row(
+    SELECTORS.at("late"),
+    "a client that leaves in the latency",
+    send(host("any.test")),
+    settled(),
+    leave(),
+)
 row(
     VHOSTS,
     "a vhost that is set later, and over another",
@@ -309,7 +324,12 @@ row(
 
 # --- Redirect -------------------------------------------------------------------------------------
 
-row(MOVED, "a host that moved", ask(host("old.example.com", "/path?query=1")), ask(host("stays.test")))
+row(
+    MOVED,
+    "a host that moved",
+    ask(host("old.example.com", "/path?query=1")),
+    ask(host("stays.test")),
+)
 row(MOVED, "a host that moved, in capitals", ask(host("OLD.example.com:81", "/")))
 row(MOVED, "all below a host", ask(host("a.b.gone.example.com", "/x")))
 row(MOVED, "a host that did not", ask(host("example.com")))
@@ -367,7 +387,11 @@ row(SELECTORS.at("closed"), "policy deny", ask(get("/")), ask(get("/")))
 row(SELECTORS.at("closed"), "policy deny, HEAD", ask(request("HEAD", "/")))
 row(SELECTORS.at("closed"), "policy deny, allowed", connect(source="127.0.0.2"), ask(get("/")))
 row(SELECTORS.at("observed"), "observed", ask(get("/", "X-Forwarded-For: 10.1.1.1, 10.2.2.2")))
-row(SELECTORS.at("observed"), "observed behind", ask(get("/", "X-Forwarded-For: 10.2.2.2, 10.1.1.1")))
+row(
+    SELECTORS.at("observed"),
+    "observed behind",
+    ask(get("/", "X-Forwarded-For: 10.2.2.2, 10.1.1.1")),
+)
 row(SELECTORS.at("observed"), "observed nobody", ask(get("/")))
 row(SELECTORS.at("slow"), "queue_low is answered too", connect(source="127.0.0.2"), ask(get("/")))
 row(

@@ -1,12 +1,11 @@
 """reverse_proxy: requests and answers that two readers could take for different ones.
 
-RFC 9112 says which are to be refused. The original is lax; ours refuses all of them, and what it does
-pass on says the same to everybody.
+RFC 9112 says which are to be refused. The original is lax; ours refuses all of them, and what it
+does pass on says the same to everybody.
 """
 
 from __future__ import annotations
 
-from tests.perlbal.compare import Table
 from tests.perlbal.proxying import KEEP, PLAIN
 from tests.perlbal.steps import (
     asked,
@@ -18,6 +17,7 @@ from tests.perlbal.steps import (
     serve,
     settled,
 )
+from tests.perlbal.tables import Table
 from tests.perlbal.uploads import SIZE
 
 TABLE = Table()
@@ -40,8 +40,16 @@ def refused(title: str, data: bytes, status: str = "400") -> None:
 
 
 for title, fields, body in (
-    ("length with Transfer-Encoding", b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
-    ("Transfer-Encoding with length", b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", b"0\r\n\r\n"),
+    (
+        "length with Transfer-Encoding",
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        b"0\r\n\r\n",
+    ),
+    (
+        "Transfer-Encoding with length",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+        b"0\r\n\r\n",
+    ),
     ("two lengths", b"Content-Length: 3\r\nContent-Length: 4\r\n", b"abcd"),
     ("two lengths in one", b"Content-Length: 3, 4\r\n", b"abcd"),
     ("a length with a sign", b"Content-Length: +3\r\n", b"abc"),
@@ -54,7 +62,11 @@ for title, fields, body in (
     ("a tab before the colon", b"Content-Length\t: 3\r\n", b"abc"),
     ("a field that goes on in the next line", b"X-A: 1\r\n Content-Length: 3\r\n", b"abc"),
     ("a field that goes on after a tab", b"X-A: 1\r\n\tmore\r\n", b""),
-    ("chunked twice", b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),
+    (
+        "chunked twice",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        b"0\r\n\r\n",
+    ),
     ("a CR within a value", b"X-A: 1\rContent-Length: 3\r\n", b"abc"),
     ("a NUL within a value", b"X-A: 1\x002\r\n", b""),
     ("a NUL within a name", b"X-\x00A: 1\r\n", b""),

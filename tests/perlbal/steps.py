@@ -39,10 +39,14 @@ def put(path: str, body: bytes, *fields: str) -> bytes:
 
 def reply(status: str, *fields: str, body: bytes = b"", version: str = "1.1") -> Answer:
     """A backend's answer as it stands: no length unless it is among the fields."""
-    return Answer("\r\n".join([f"HTTP/{version} {status}", *fields, "", ""]).encode("latin-1") + body)
+    return Answer(
+        "\r\n".join([f"HTTP/{version} {status}", *fields, "", ""]).encode("latin-1") + body
+    )
 
 
-def good(body: bytes | str = b"ok", *fields: str, status: str = "200 OK", version: str = "1.1") -> Answer:
+def good(
+    body: bytes | str = b"ok", *fields: str, status: str = "200 OK", version: str = "1.1"
+) -> Answer:
     """A backend's answer with its length."""
     body = body.encode() if isinstance(body, str) else body
     return reply(status, *fields, f"Content-Length: {len(body)}", body=body, version=version)
@@ -79,9 +83,7 @@ def in_two(gate: str, answer: Answer, at: int) -> Answer:
 # --- clients --------------------------------------------------------------------------------------
 
 
-def connect(
-    by: str = "client", to: str = "", source: str = "127.0.0.1", buffer: int = 0
-) -> Step:
+def connect(by: str = "client", to: str = "", source: str = "127.0.0.1", buffer: int = 0) -> Step:
     """A new connection under this name; it is not needed for the first service's."""
 
     def step(talk: Talk) -> None:

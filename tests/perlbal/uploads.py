@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.perlbal.compare import Table
 from tests.perlbal.conversation import Setting, Talk
 from tests.perlbal.steps import (
     ask,
@@ -20,6 +19,7 @@ from tests.perlbal.steps import (
     serve,
     settled,
 )
+from tests.perlbal.tables import Table
 
 UPLOADS = Setting(
     "uploads",
@@ -163,7 +163,15 @@ row(
     differs="a lost backend closes its client",
     ours=("<closed>", "0 files"),
 )
-row(UPLOADS.at("rate"), "a slow body", send(post("/", SMALL)[:5_000]), settled(), send(post("/", SMALL)[5_000:]), hear(), spool)
+row(
+    UPLOADS.at("rate"),
+    "a slow body",
+    send(post("/", SMALL)[:5_000]),
+    settled(),
+    send(post("/", SMALL)[5_000:]),
+    hear(),
+    spool,
+)
 row(UPLOADS.at("time"), "a body that will take no time", ask(post("/", SMALL)), spool)
 
 # --- in chunks ------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import hashlib
 from email.utils import formatdate
 from functools import partial
 
-from tests.perlbal.compare import Table
 from tests.perlbal.conversation import MODIFIED, Setting
 from tests.perlbal.steps import (
     ask,
@@ -24,6 +23,7 @@ from tests.perlbal.steps import (
     shows,
     shut,
 )
+from tests.perlbal.tables import Table
 
 FILES = {
     "docs/hello.txt": b"hello, world\n",
@@ -156,7 +156,9 @@ row(
 row(WEB, "GET of a file of 640,000 bytes", ask(get("/big.txt")))
 row(KEPT, "GET of 1.1 stays", ask(get("/hello.txt")), ask(get("/page.html")), ask(get("/nothing")))
 row(KEPT, "GET of 1.0 does not stay", ask(get("/hello.txt", version="1.0")))
-row(KEPT, "GET of 1.0 that asks to", ask(get("/hello.txt", "Connection: keep-alive", version="1.0")))
+row(
+    KEPT, "GET of 1.0 that asks to", ask(get("/hello.txt", "Connection: keep-alive", version="1.0"))
+)
 row(KEPT, "GET with close", ask(get("/hello.txt", "Connection: close")))
 row(KEPT, "a large file stays", ask(get("/big.txt")), ask(get("/hello.txt")))
 row(WEB, "HEAD of a file", ask(request("HEAD", "/hello.txt")))
@@ -288,7 +290,9 @@ for path in (
 ):
     several(KEPT, f"several: {path[:40]}, {len(path)} bytes", ask(get(path)))
 several(KEPT, "several, HEAD", ask(request("HEAD", "/??hello.txt,page.html")))
-several(KEPT, "several, not modified", ask(get("/??hello.txt,page.html", f"If-Modified-Since: {DATE}")))
+several(
+    KEPT, "several, not modified", ask(get("/??hello.txt,page.html", f"If-Modified-Since: {DATE}"))
+)
 several(KEPT, "several, then another", ask(get("/??hello.txt,page.html")), ask(get("/digits.bin")))
 row(WEB, "several, where it is off", ask(get("/??hello.txt,page.html")))
 
@@ -302,7 +306,9 @@ def md5(body: bytes) -> str:
 row(STORE, "PUT of a new file", ask(put("/new/put1.txt", b"content")), shows("docs/new/put1.txt"))
 row(STORE, "PUT over a file", ask(put("/p2", b"1st")), ask(put("/p2", b"2")), shows("docs/p2"))
 row(STORE, "PUT of an empty file", ask(put("/p3", b"")), shows("docs/p3"))
-row(STORE, "PUT in pieces", send(put("/p4", b"abcdef")[:-4], b"cd", b"ef"), hear(), shows("docs/p4"))
+row(
+    STORE, "PUT in pieces", send(put("/p4", b"abcdef")[:-4], b"cd", b"ef"), hear(), shows("docs/p4")
+)
 row(STORE, "PUT with its sum", ask(put("/p5", b"good", md5(b"good"))), shows("docs/p5"))
 row(STORE, "PUT with another sum", ask(put("/p6", b"good", md5(b"bad"))), shows("docs/p6"))
 row(
@@ -312,13 +318,24 @@ row(
     ask(put("/p7", b"good", md5(b"bad"))),
     shows("docs/p7"),
 )
-row(STORE, "PUT with nonsense for a sum", ask(put("/p8", b"good", "Content-MD5: x")), shows("docs/p8"))
+row(
+    STORE,
+    "PUT with nonsense for a sum",
+    ask(put("/p8", b"good", "Content-MD5: x")),
+    shows("docs/p8"),
+)
 row(STORE, "PUT that is too large", ask(put("/p9", b"x" * 1025)), shows("docs/p9"))
 row(STORE, "PUT just as large", ask(put("/p10", b"x" * 1024)), shows("docs/p10"))
 row(STORE, "PUT without a length", ask(request("PUT", "/p11")), shows("docs/p11"))
 row(STORE, "PUT to a folder", ask(put("/sub", b"x")))
 row(STORE, "PUT below a file", ask(put("/hello.txt/x", b"x")))
-row(STORE, "PUT of a second file stays", ask(put("/p12", b"1")), ask(put("/p13", b"2")), shows("docs"))
+row(
+    STORE,
+    "PUT of a second file stays",
+    ask(put("/p12", b"1")),
+    ask(put("/p13", b"2")),
+    shows("docs"),
+)
 for path in "/../x", "/a/../x", "/a b", "/a%20b", "/x..y", "/x?y", "/x:y", "/", "/sub/", "x":
     row(STORE, f"PUT {path}", ask(put(path, b"x")))
 row(
@@ -353,7 +370,13 @@ row(
 )
 row(DEEP, "PUT where they are not", ask(put("/d4/d5/x", b"1")), shows("docs/d4"))
 row(DEEP, "PUT in too few", ask(put("/x-few", b"1")), shows("docs/x-few"))
-row(DEEP, "PUT with a wrong sum that nobody checks", file("docs/e/e/f", b""), ask(put("/e/e/x", b"good", md5(b"bad"))), shows("docs/e/e/x"))
+row(
+    DEEP,
+    "PUT with a wrong sum that nobody checks",
+    file("docs/e/e/f", b""),
+    ask(put("/e/e/x", b"good", md5(b"bad"))),
+    shows("docs/e/e/x"),
+)
 CHUNKED = request("PUT", "/c1", "Transfer-Encoding: chunked")
 row(
     STORE,
@@ -370,7 +393,12 @@ row(
     hear(),
     shows("docs/c2"),
 )
-row(STORE, "PUT in chunks, none", ask(request("PUT", "/c3", "Transfer-Encoding: chunked", body=b"0\r\n\r\n")), shows("docs/c3"))
+row(
+    STORE,
+    "PUT in chunks, none",
+    ask(request("PUT", "/c3", "Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
+    shows("docs/c3"),
+)
 row(STORE, "DELETE", file("docs/gone", b"x"), ask(request("DELETE", "/gone")), shows("docs/gone"))
 row(STORE, "DELETE of nothing", ask(request("DELETE", "/never")))
 row(STORE, "DELETE of a folder", ask(request("DELETE", "/bare")), shows("docs/bare"))
