@@ -7,5 +7,6 @@ and `ending`; `compare` holds each with both; `differences` names what is meant 
 
     python -m tests.perlbal [WORD ...]        the conversations whose names have these words in them
     python -m tests.perlbal.fuzz              random and mutated input
+    python -m tests.perlbal.simulated         the same on the simulated kernel
     python -m tests.perlbal.soak              millions of requests
 """
