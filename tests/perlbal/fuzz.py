@@ -162,7 +162,8 @@ requests of other cases write to folders that aren't ours."""
 FRAGMENTS = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b"=", b"%", b"%00", b"/../", b"??", b",", b";",
     b"\r\n\r\n", b"HTTP/1.1", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"-1",
-    b"0", b"99999999999999999999", b"ffffffff\r\n", b"\xff\xfe", b"A" * 300, b"GET / HTTP/1.0\r\n\r\n",
+    b"0", b"99999999999999999999", b"ffffffff\r\n", b"\xff\xfe", b"A" * 300,
+    b"GET / HTTP/1.0\r\n\r\n",
     b"Host: web.test\r\n", b"X-REPROXY-FILE: /\r\n", b"$", b"${", b"#", b"\x80", "\u0663".encode(),
 ]  # fmt: skip
 

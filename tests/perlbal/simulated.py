@@ -210,6 +210,8 @@ class Witness(Talker):
         self.to_say = [get("/witness")]
 
     def act(self) -> None:
+        if self.world.harm and b" 502 " in self.heard:
+            self.leave()  # its backend's connection was harmed
         if self.heard.endswith(b"\r\n\r\nok"):
             if not self.heard.startswith(b"HTTP/1.0 200 OK\r\n"):
                 raise Broken(f"the witness heard {self.heard!r}")
