@@ -23,6 +23,7 @@ import sys
 import time
 from operator import methodcaller
 
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr
 from _socket import SO_ERROR, SOL_SOCKET
 
 # Not from typing, which costs more to import than all of this package (see types.py).
@@ -95,18 +96,34 @@ def _connect(sock: Socket, address: SocketAddress) -> None:
     sock.connect(address)
 
 
+class _Function(CFuncPtr):
+    """A C function that returns an int. Without a `restype` CPython makes it one by itself; to be
+    told it costs 210 instructions a call."""
+
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+
+
+def _function(library: ctypes.CDLL, symbol: str) -> object:
+    # Elsewhere it would be void.
+    python = sys.implementation.name
+    function = _Function((symbol, library)) if python == "cpython" else getattr(library, symbol)
+    setattr(function, "__name__", symbol)
+    if symbol == "fcntl":
+        # A variadic function has a calling convention of its own on some machines (arm64 macOS),
+        # and ctypes takes it when it is told which arguments are the named ones.
+        setattr(function, "argtypes", (ctypes.c_int, ctypes.c_int))
+    return function
+
+
 class Door:
     """Holds what `typestubs/libc.pyi` declares; a function that this platform lacks is absent."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.platform = PLATFORM
-        # A variadic function has a calling convention of its own on some machines (arm64 macOS),
-        # and ctypes takes it when it is told which arguments are the named ones.
-        library.fcntl.argtypes = (ctypes.c_int, ctypes.c_int)
         for name, symbols in FOREIGN.items():
             for symbol in symbols:
                 if hasattr(library, symbol):
-                    setattr(self, name, getattr(library, symbol))
+                    setattr(self, name, _function(library, symbol))
                     break
         # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
         # and let the handle decode its own kind of address.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, NoReturn, TypeVar
+    from typing import Final, TypeVar
 
     AnyCallback = TypeVar("AnyCallback")
 
@@ -57,7 +57,8 @@ class NoHandleError(TypeError, AttributeError):
         super().__init__(f"a Socket takes a socket, or what else has a fileno(), not {given!r}{hint}")
 
 
-def not_made(obj: object) -> NoReturn:
-    """For an object whose constructor has not called that of `Socket`."""
-    name = type(obj).__name__
-    raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
+def check_made(obj: object) -> None:
+    """Raises `AttributeError` for an object whose constructor has not called that of `Socket`."""
+    if not hasattr(obj, "fd"):
+        name = type(obj).__name__
+        raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None

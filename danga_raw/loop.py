@@ -109,8 +109,9 @@ class Loop:
         registry = self._registry
         objects, leaving, readable = registry.objects, registry.leaving, registry.readable
         timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
+        own_callbacks, polls = registry.own_callbacks, registry.polls
         resets = self._resets
-        if registry.polls and count_other_threads():
+        if polls and count_other_threads():
             self._open_waker()
         while not self._stopping:
             if timers or overdue or soon or leaving or readable:
@@ -124,33 +125,31 @@ class Loop:
                 if resets != self._resets and not (timers or soon or registry.watches_any()):
                     return  # A reset in this run has left nothing to wait for.
                 poller = registry.open()
-            if registry.polls and timeout != 0 and count_other_threads():
+            if polls and timeout != 0 and count_other_threads():
                 self._open_waker()
-            # What nearly all events are. To be told by one comparison spares them four masks.
-            common = -1 if self._profiling else POLLIN
-            for fd, state in poller.wait(timeout):
+            found = poller.wait(timeout)
+            if self._profiling:
+                found = [(each, POLLIN) if isinstance(each, int) else each for each in found]
+            for event in found:
+                # What nearly all events are comes as the bare number of an object that is readable.
                 try:
-                    obj = objects[fd]
+                    obj = objects[event]  # type: ignore[index]
                 except KeyError:
-                    pass
-                else:
-                    # The object may have been closed by an earlier event of this batch. Then it
-                    # is still in the map, and has nothing more to say.
-                    try:
-                        if state != common:
-                            self._dispatch(obj, state)
-                        elif not obj.closed:
-                            obj.event_read()
-                    except Exception as error:
-                        if not self.handle_exception(error, obj):
-                            raise
+                    self._special_event(event)
                     continue
-                self._other_event(fd, state)
+                # The object may have been closed by an earlier event of this batch. Then it is
+                # still in the map, and has nothing more to say.
+                try:
+                    if not obj.closed:
+                        obj.event_read()
+                except Exception as error:
+                    if not self.handle_exception(error, obj):
+                        raise
             if readable:
                 self._read_pushed_back()
             if leaving:
                 self._let_go()
-            if registry.own_callbacks or self._post_loop_callback is not None:
+            if own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
                     return
 
@@ -205,6 +204,19 @@ class Loop:
             return self._timeout
         return until_next
 
+    def _special_event(self, event: int | tuple[int, int]) -> None:
+        """An event that is more than an object's being readable."""
+        fd, state = (event, POLLIN) if isinstance(event, int) else event
+        obj = self._registry.objects.get(fd)
+        try:
+            if obj is not None:
+                self._dispatch(obj, state)
+            else:
+                self._other_event(fd, state)
+        except Exception as error:
+            if not self.handle_exception(error, obj):
+                raise
+
     def _dispatch(self, obj: AnySocket, state: int) -> None:
         """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
         connecting = self._registry.connecting
@@ -247,11 +259,7 @@ class Loop:
         registry = self._registry
         callback = registry.other_fds.get(fd)
         if callback is not None:
-            try:
-                callback(state)
-            except Exception as error:
-                if not self.handle_exception(error):
-                    raise
+            callback(state)
         elif registry.waker is not None and fd == registry.waker.fileno():
             registry.waker.heard()
         else:

@@ -12,7 +12,7 @@ from danga_raw._connecting import Connecting, begin
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, not_made
+from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -191,16 +191,11 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-        except AttributeError:
-            not_made(self)
-        if fd is None or bytecount < 1:
-            return self._read_pushed_back(bytecount)
-        read = libc.read  # To call a local spares CPython 3.11 the search for a method.
-        try:
-            # An empty result is the end of the stream.
-            return read(fd, bytecount if bytecount < MAX_READ else MAX_READ) or None
+            if fd is not None and 0 < bytecount <= MAX_READ:
+                return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
         except BaseException as error:
             return self._read_failed(error, bytecount)
+        return self._read_pushed_back(bytecount)
 
     def _read_pushed_back(self, bytecount: int) -> bytes | None:
         """`read` where it can't go straight to the descriptor."""
@@ -241,6 +236,7 @@ class Socket(Generic[HandleT]):
             return b""
         if isinstance(error, OSError):
             return None
+        check_made(self)
         index(bytecount)  # That TypeError is no handler's, and nothing was read.
         match take_result(error):
             case bytes(data):
@@ -300,16 +296,12 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-        except AttributeError:
-            not_made(self)
-        if fd is None or not isinstance(data, bytes):
-            return self._write_in_turn(data)
-        # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
-        # nothing queued there is no watch of our own to drop.
-        write = libc.write
-        try:
+            if fd is None or not isinstance(data, bytes):
+                return self._write_in_turn(data)
+            # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
+            # nothing queued there is no watch of our own to drop.
             try:
-                written = write(fd, data)
+                written = libc.write(fd, data)
                 if written == len(data) or self.closed:
                     return True
                 self._account(written, data)
@@ -329,14 +321,10 @@ class Socket(Generic[HandleT]):
         if self.fd is None:
             return True
         new = None if data is None else _block(data)
-        try:
-            if new is not None and self.write_buf:
-                self._queue(new)
-                return False
-            return self._write_queue(self.fd, new)
-        except BaseException as error:
-            self._hear_queue(error)
-            raise
+        if new is not None and self.write_buf:
+            self._queue(new)
+            return False
+        return self._write_queue(self.fd, new)
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""
@@ -427,6 +415,7 @@ class Socket(Generic[HandleT]):
 
     def _hear_queue(self, error: BaseException) -> None:
         """A callable or a signal's handler raised. What is queued still has to go out."""
+        check_made(self)
         if not isinstance(error, Exception):  # It may have come between the queue and its size.
             self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
         if self.write_buf and not self.event_watch & POLLOUT:
@@ -514,10 +503,8 @@ class Socket(Generic[HandleT]):
         self._watch(POLLOUT, on)
 
     def _watch(self, event: int, on: bool) -> None:
-        try:
-            old = self.event_watch
-        except AttributeError:
-            not_made(self)
+        check_made(self)
+        old = self.event_watch
         new = old | event if on else old & ~event
         fd = self.fd
         if new != old and fd is not None:
@@ -558,10 +545,8 @@ class Socket(Generic[HandleT]):
         can't be another's while the batch may have an event for it: in `run`, `reset`, or at the
         end of `with loop`. Closing twice does nothing.
         """
-        try:
-            fd = self.fd
-        except AttributeError:
-            not_made(self)
+        check_made(self)
+        fd = self.fd
         # Told when it is done: whoever is told may do and raise what he likes.
         if self._registry.leave(self, self.sock):
             debug("closing fd %d (%s)", fd, reason)

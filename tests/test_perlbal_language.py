@@ -12,6 +12,10 @@ from examples.perlbal.plugins import _by_host
 from examples.perlbal.server import Server
 
 
+BETWEEN = "Expecting integer value between 0 and 100, inclusive."
+LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
+
+
 class Said:
     """A server, and what it answers."""
 
@@ -60,9 +64,9 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("SET p.docroot = /", "The 'docroot' option can only be set on a 'web_server' service"),
         ("SET p.persist_client = 2", "Expecting boolean value for parameter 'persist_client'"),
         ("SET p.connect_ahead = -1", "Expecting integer value for parameter 'connect_ahead'"),
-        ("SET p.queue_relief_chance = 101", "Expecting integer value between 0 and 100, inclusive."),
-        ("SET p.listen = 1.2.3.4", "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"),
-        ("SET p.listen = 99999", "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"),
+        ("SET p.queue_relief_chance = 101", BETWEEN),
+        ("SET p.listen = 1.2.3.4", LISTEN),
+        ("SET p.listen = 99999", LISTEN),
         ("SET p.pool = q", "Pool 'q' not found"),
         ("POOL q ADD 1.2.3.4", "Pool 'q' not found"),
         ("POOL a ADD 1.2.3.444", "'1.2.3.444' is no address"),
@@ -92,10 +96,12 @@ def test_a_node_that_is_added_again_moves_to_the_end(say: Said) -> None:
 
 
 def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
-    say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras", "CREATE POOL a", "POOL a ADD 1.1.1.1")
+    say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras")
+    say("CREATE POOL a", "POOL a ADD 1.1.1.1")
     say("CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a", "SET buffer_size = 10k")
-    say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on", "ACCESS DENY ip 1.1.1.1")
-    say("SET trusted_upstream_proxies = 10/8, fe80::/10", "HEADER p INSERT x: y", "HEADER p REMOVE z")
+    say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on")
+    say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10/8, fe80::/10")
+    say("HEADER p INSERT x: y", "HEADER p REMOVE z")
     say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
     say("SET persist_client = on")
     dumped = say("DUMPCONFIG")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import danga_raw.loop
+import danga_raw._registry
 import danga_raw.socket
 from danga_raw import Loop, Socket, Timer
 from danga_raw._libc import libc
@@ -106,8 +106,8 @@ class Ground:
             self.kernel = SimKernel(0, platform="freebsd", strict=False)
             stack.enter_context(self.kernel.installed())
             # A simulated socket has to be let go as a real one is, by a close(2) through the door.
-            patch.setattr(danga_raw.loop, "RawSocket", Handle)
-            patch.setattr(danga_raw.loop, "_closes_as_usual", lambda kind: True)
+            patch.setattr(danga_raw._registry, "RawSocket", Handle)
+            patch.setattr(danga_raw._registry, "_closes_as_usual", lambda kind: True)
         self.stack = stack
         # From the start: a kqueue keeps the kevent it was made with, and a simulated one is no C
         # function, in whose place comes another.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Perlbal, a reverse proxy and web server, in Python on danga_raw: python3 examples/perlbal FILE."""
+"""Perlbal, a reverse proxy and web server, on danga_raw: python3 examples/perlbal FILE."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main() -> int:
         print(f"{error}\nError starting up.", file=sys.stderr)
         return 1
     if not any(service.listener for service in server.services.values()):
-        print("No services or management port configured.  Nothing to do.  Stopping.", file=sys.stderr)
+        print("No service listens.  Nothing to do.  Stopping.", file=sys.stderr)
         return 1
     print("Running.", flush=True)
     server.run()

@@ -96,7 +96,9 @@ class Head:
     def drop(self, key: str) -> None:
         self.values.pop(key, None)
 
-    def _fill(self, lines: list[str], once: frozenset[str]) -> None:
+    def fill(self, lines: list[str], once: frozenset[str]) -> None:
+        """Take the fields of these lines; `once` are the keys that may not be doubled. Raises
+        `Refused`."""
         names, values = self.names, self.values
         for line in lines:
             name, colon, value = line.partition(":")
@@ -114,13 +116,13 @@ class Head:
             else:
                 values[key] += ", " + value
 
-    def _lines(self, first: str) -> bytes:
-        names = self.names
-        lines = [first]
-        for key, value in self.values.items():
-            lines.append(f"{names[key]}: {value}")
-        lines.append("\r\n")
-        return "\r\n".join(lines).encode("latin-1")
+
+def _written(first: str, names: dict[str, str], values: dict[str, str]) -> bytes:
+    lines = [first]
+    for key, value in values.items():
+        lines.append(f"{names[key]}: {value}")
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("latin-1")
 
 
 _ONCE_IN_REQUEST: Final = frozenset(("host", "content-length", "transfer-encoding"))
@@ -145,7 +147,8 @@ class Request(Head):
         super().__init__()
         newline = "\r\n" if "\r" in text else "\n"
         first, *lines = text.split(newline)
-        if "\0" in text or text.count("\n") != len(lines) or text.count("\r") not in (0, len(lines)):
+        ends = (text.count("\n"), text.count("\r"))
+        if "\0" in text or ends[0] != len(lines) or ends[1] not in (0, len(lines)):
             raise Refused(400, "Invalid line end")
         line = _REQUEST_LINE.fullmatch(first)
         if line is None:
@@ -155,7 +158,7 @@ class Request(Head):
         self.low_priority = False
         """Set by a plugin: this request is to wait behind all others."""
         values = self.values
-        self._fill(lines, _ONCE_IN_REQUEST)
+        self.fill(lines, _ONCE_IN_REQUEST)
         if self.uri[0] != "/" and (absolute := _ABSOLUTE.fullmatch(self.uri)):
             path = absolute[2] or "/"
             self.uri = path if path[0] == "/" else "/" + path
@@ -185,12 +188,7 @@ class Request(Head):
 
     def to_bytes(self, values: dict[str, str]) -> bytes:
         """The request as it goes to a backend, with these fields."""
-        names = self.names
-        lines = [f"{self.method} {self.uri} HTTP/1.0"]
-        for key, value in values.items():
-            lines.append(f"{names[key]}: {value}")
-        lines.append("\r\n")
-        return "\r\n".join(lines).encode("latin-1")
+        return _written(f"{self.method} {self.uri} HTTP/1.0", self.names, values)
 
     def range(self, size: int) -> tuple[int, int, int]:
         """What is asked for of `size` bytes: 200 and all, 206 and a part, or 416; the place of its
@@ -233,7 +231,7 @@ class Response(Head):
             self.reason = REASONS.get(code, "")
 
     def to_bytes(self) -> bytes:
-        return self._lines(f"HTTP/1.0 {self.code} {self.reason}")
+        return _written(f"HTTP/1.0 {self.code} {self.reason}", self.names, self.values)
 
     @property
     def length(self) -> int | None:
@@ -242,13 +240,6 @@ class Response(Head):
             return 0
         text = self.values.get("content-length")
         return None if text is None else _length(text)
-
-    def copy(self) -> Response:
-        other = Response(self.code, self.reason)
-        other.version = self.version
-        other.names = self.names.copy()
-        other.values = self.values.copy()
-        return other
 
     def kept_alive(self, head_only: bool) -> bool:
         """Whether who sent this will keep the connection open; `head_only` for what had no body
@@ -281,7 +272,7 @@ def parse_response(text: str) -> Response:
         response.version = f"{line[1]}.{line[2]}"
     if line[1] == "0":
         response.version = "1.0"
-    response._fill(lines, _ONCE_IN_RESPONSE)
+    response.fill(lines, _ONCE_IN_RESPONSE)
     values = response.values
     if "transfer-encoding" in values:
         if "identity" not in values["transfer-encoding"].lower():

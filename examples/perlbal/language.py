@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import wire
-from examples.perlbal.parameters import LanguageError
+from examples.perlbal.parameters import PARAMETERS, LanguageError
 from examples.perlbal.plugins import LEFT_OUT, PLUGINS
 from examples.perlbal.webserver import MIME_TYPES
 
@@ -242,6 +242,8 @@ class Language:
         key, value = command.parse(
             r"default (\w+) ?= ?(.+)", "usage: DEFAULT <param> = <value>"
         )
+        if key in PARAMETERS:
+            PARAMETERS[key].read(key, "", value)  # What is wrong is told here, not by the next role.
         self.server.defaults[key] = value
 
     def _do_header(self, command: Command) -> None:

@@ -19,7 +19,7 @@ class LanguageError(Exception):
 
 
 Reader = Callable[[str, str, str], Value]
-"""Makes a value of (the parameter's key, the service's name, the text), or raises `LanguageError`."""
+"""Makes a value of a parameter's key, the service's name and the text; may raise `LanguageError`."""
 
 _ON: Final = ("1", "true", "on", "yes")
 _OFF: Final = ("0", "false", "off", "no")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import ipaddress
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -116,7 +115,9 @@ class Vhosts(Plugin):
 
     def register(self, service: Service) -> None:
         if service.role != "selector":
-            raise LanguageError("You can't load the vhost plugin on a service not of role selector.")
+            raise LanguageError(
+                "You can't load the vhost plugin on a service not of role selector."
+            )
         self.maps[service] = {}
 
     def select(
@@ -293,8 +294,6 @@ class Include(Plugin):
             for pattern in patterns.split():
                 is_pattern = glob.has_magic(pattern)
                 for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
-                    if not os.path.isfile(name):
-                        raise LanguageError(f"Error opening config file ({name})")
                     self.server.language.load_file(name, command.out)
         finally:
             self._depth -= 1

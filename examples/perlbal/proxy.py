@@ -133,9 +133,10 @@ class ProxyExchange(Exchange):
                 return
             self._to_disk(data)
             return
-        if self.backend is not None:
-            self.backend.write(data)
-            if self.backend is not None and self.backend.write_buf_size > READ_AHEAD:
+        backend = self.backend
+        if backend is not None:
+            backend.write(data)
+            if backend.write_buf_size > READ_AHEAD:
                 client.watch_read(False)
             return
         self._body.append(data)

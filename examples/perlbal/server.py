@@ -13,12 +13,12 @@ from danga_raw import Loop, Socket, Timer, log_exception
 
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Language
+from examples.perlbal.language import Context, Language
 from examples.perlbal.parameters import LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
-from examples.perlbal.services import Door, Service
+from examples.perlbal.services import TCPListener, Service
 from examples.perlbal.webserver import WebExchange
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class Server:
         self.started = int(time.time())
         self.pidfile: str | None = None
         self.running = False
+        self.ended = False
+        """Whether it has been told to end at once."""
         self.stopping = False
         """Whether a graceful shutdown is going on."""
 
@@ -152,7 +154,7 @@ class Server:
     def sockets(self) -> Iterator[Socket]:
         """All that are open, by number."""
         for _, each in sorted(self.loop.descriptor_map.items()):
-            if isinstance(each, Socket) and not each.closed:
+            if not each.closed:
                 yield each
 
     def sockets_list(self) -> list[str]:
@@ -174,7 +176,6 @@ class Server:
             files += isinstance(each, Client) and each.file is not None
         return [
             *(f"{count:5} {name}" for name, count in sorted(counts.items())),
-            "",
             f"Aggregate write buffer: {waiting / 1024:.1f}k",
             f"            Open files: {files}",
         ]
@@ -188,6 +189,7 @@ class Server:
         self.loop.add_signal_handler(signal.SIGTERM, lambda: self.shut_down_gracefully(None))
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
         if self.pidfile:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:
@@ -196,15 +198,27 @@ class Server:
                 self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
                 self.pidfile = None
         try:
-            self.loop.run()
+            while True:
+                try:
+                    self.loop.run()
+                    break
+                except OSError as error:  # Waiting failed, for want of memory maybe.
+                    self.log(str(error))
+                    time.sleep(1)
         finally:
             if self.pidfile:
                 os.unlink(self.pidfile)
             for each in list(self.sockets()):
                 each.close("shutdown")
 
+    def _log_what_goes_on(self) -> None:
+        commands = [f"show service {name}" for name in sorted(self.services)]
+        for command in (*commands, "states", "queues"):
+            self.language.run(command, self.log, Context(verbose=False))
+
     def stop(self) -> None:
         """End at once."""
+        self.ended = True
         self.loop.stop()
 
     def shut_down_gracefully(self, seconds: int | None) -> None:
@@ -214,7 +228,7 @@ class Server:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True
         for each in list(self.sockets()):
-            if isinstance(each, Door):
+            if isinstance(each, TCPListener):
                 each.stop("graceful_death")
         for each in list(self.sockets()):
             if isinstance(each, (Client, BackendHTTP)) and not each.closed:

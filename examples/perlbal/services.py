@@ -24,7 +24,7 @@ BACKLOG: Final = 1024
 _TRUST_CACHE: Final = 1000
 
 
-class Door(Listener):
+class TCPListener(Listener):
     """The listening socket of a service."""
 
     __slots__ = ("created", "entered", "service")
@@ -120,7 +120,7 @@ class Service:
         self.name = name
         self.role = ""
         self.enabled = False
-        self.listener: Door | None = None
+        self.listener: TCPListener | None = None
         self.pool: Pool | None = None
         self.default_service: Service | None = None
         self.plugins: list[Plugin] = []
@@ -192,7 +192,9 @@ class Service:
 
     def _set_role(self, role: str) -> None:
         if self.enabled and role != self.role:
-            raise LanguageError(f"service {self.name} is enabled; disable it before its role changes")
+            raise LanguageError(
+                f"service {self.name} is enabled; disable it before its role changes"
+            )
         self.role = role
         for key, parameter in (PARAMETERS | self.server.extra_parameters).items():
             if parameter.role in ("*", role):
@@ -203,10 +205,10 @@ class Service:
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
             # The new one first: if it can't be had, all stays as it was.
-            door = self._open(listen)
+            listener = self._open(listen)
             if self.listener is not None:
                 self.listener.stop("listens elsewhere")
-            self.listener = door
+            self.listener = listener
         self.listen = listen
 
     def _set_pool(self, name: str) -> None:
@@ -244,7 +246,7 @@ class Service:
         if self.role == "reverse_proxy":
             self.balancer.spawn_backends()
 
-    def _open(self, listen: str) -> Door:
+    def _open(self, listen: str) -> TCPListener:
         where = address(listen)
         assert where is not None
         host, port = where
@@ -262,7 +264,7 @@ class Service:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.bind((host, port))
                 sock.listen(BACKLOG)
-                return Door(self, sock)
+                return TCPListener(self, sock)
             except BaseException:
                 sock.close()
                 raise
@@ -363,5 +365,6 @@ class Service:
         for plugin in self.plugins:
             lines += plugin.dump(self)
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
-        lines += [f"HEADER {self.name} INSERT {name}: {value}" for name, value in self.inserted_headers]
+        for name, value in self.inserted_headers:
+            lines.append(f"HEADER {self.name} INSERT {name}: {value}")
         return lines
