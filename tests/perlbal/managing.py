@@ -326,12 +326,19 @@ row(
         "DEFAULT",
         "DEFAULT x",
         "DEFAULT nonsense = 1",
-        "DEFAULT idle_timeout = soon",
         "DEFAULT idle_timeout = 12",
         "CREATE SERVICE later",
         "SET role = web_server",
     ),
     alone=True,
+)
+row(
+    PROXY,
+    "DEFAULT of a value that is none",
+    manage("DEFAULT idle_timeout = soon"),
+    alone=True,
+    differs="DEFAULT checks its value",
+    ours=("ERROR: Expecting integer value for parameter 'idle_timeout'",),
 )
 row(
     PROXY,

@@ -709,16 +709,6 @@ row(
 row(COOKIE, "who waits and leaves is not served", *queued("/1", "/2", "/3", gone=("/2",)))
 row(
     NOBODY,
-    "a backend that comes later serves those who wait",
-    send(get("/1"), by="one"),
-    settled(),
-    manage("POOL none ADD {a}"),
-    ask(get("/2"), by="two"),
-    hear("one"),
-    alone=True,
-)
-row(
-    NOBODY,
     "a backend that comes later serves those who wait at once",
     send(get("/1")),
     settled(),
