@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
-    from _ctypes import _CArgObject as CArgument  # pyright: ignore[reportPrivateUsage]
-
     from danga_raw.types import Batch
 
 EPOLLIN: Final = 0x001
@@ -52,6 +50,10 @@ EVENT: Final = Struct("=IQ" if epoll_event.data.offset == 4 else "=I4xQ")
 MAX_EVENTS: Final = 1000
 """The most events that one wait takes, as in the original."""
 
+_FOREVER: Final = 0xFFFFFFFF
+"""The C int -1, a timeout without end, as the number with the same bits. ctypes converts a negative
+Python int by raising and clearing an exception, which costs 90 ns of a wait of 730."""
+
 
 class Epoll:
     """The ready list of one epoll descriptor.
@@ -60,7 +62,7 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_arguments", "_descriptor", "_epfd", "_events", "_fds", "_states", "_timeout", "batch")
+    __slots__ = ("_descriptor", "_endless", "_epfd", "_events", "_fds", "_states", "batch")
 
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
@@ -77,21 +79,15 @@ class Epoll:
         self._fds = words[offset + low_half :: stride]
         self._descriptor = Once()
         self._epfd = -1
-        self._timeout = -1
-        self._arguments = self._arguments_of(-1)
-        """Those of a wait with the last timeout: mostly the next one's too."""
+        self._endless = (self._epfd, self._events, MAX_EVENTS, _FOREVER)
+        """The arguments of a wait without a timeout, which need not be put together each time."""
 
     def open(self) -> None:
         """epoll_create1(2), where that isn't done. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         self._epfd = self._descriptor.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
         if self._epfd < 0:
             raise failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
-        self._arguments = self._arguments_of(self._timeout)
-
-    def _arguments_of(self, timeout_ms: int) -> tuple[int, CArgument, int, int]:
-        # ctypes converts a negative Python int by raising and clearing an exception, which costs 90
-        # ns of a wait of 730. The C int -1 is the number with the same bits.
-        return self._epfd, self._events, MAX_EVENTS, timeout_ms if timeout_ms >= 0 else 0xFFFFFFFF
+        self._endless = (self._epfd, self._events, MAX_EVENTS, _FOREVER)
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).
@@ -137,11 +133,10 @@ class Epoll:
         Blocks for at most `timeout_ms` milliseconds, for ever where it is negative. A signal ends
         the wait with nothing ready. Raises `OSError` (EBADF, EINVAL, ENOMEM).
         """
-        if timeout_ms != self._timeout:
-            self._arguments = self._arguments_of(timeout_ms)
-            self._timeout = timeout_ms
-        epoll_wait = libc.epoll_wait
-        count = epoll_wait(*self._arguments)
+        if timeout_ms < 0:
+            count = libc.epoll_wait(*self._endless)
+        else:
+            count = libc.epoll_wait(self._epfd, self._events, MAX_EVENTS, timeout_ms)
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
             state = self._states[0]
