@@ -39,8 +39,8 @@ TABLES = {
 """All conversations, by subject."""
 
 COMMANDS = {"original": ORIGINAL, "ours": OURS}
-"""Names of one length: answers that name a file would differ in theirs."""
 FOLDERS = {"original": "orig", "ours": "ours"}
+"""Names of one length: answers that name a file would differ in theirs."""
 
 
 class Town:
@@ -131,10 +131,11 @@ def fault(conversation: Conversation, found: dict[str, Transcript]) -> str:
 
 
 def told(transcript: Transcript) -> str:
-    """A transcript to be read."""
+    """A transcript to be read: two that are not the same are not told the same."""
     lines = []
     for who, got in transcript.items():
         for each in got:
-            shown = each.replace("\r\n", "\n").rstrip("\n").replace("\n", "\n    ")
-            lines.append(f"{who}:\n    {shown}")
+            # A line ends with CR LF; where one ends otherwise, that is to be seen.
+            ends = [line.replace("\r", "\\r").replace("\n", "\\n") for line in each.split("\r\n")]
+            lines.append(f"{who}:\n    " + "\n    ".join(ends))
     return "\n".join(lines)

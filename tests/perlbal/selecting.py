@@ -7,14 +7,12 @@ from tests.perlbal.steps import (
     ask,
     connect,
     get,
-    good,
     hear,
     leave,
     manage,
     post,
     request,
     send,
-    serve,
     settled,
     silence,
 )
@@ -447,5 +445,3 @@ row(
     "a command of a plugin that is not loaded",
     manage("INCLUDE = x", "THROTTLE x"),
 )
-
-_ = (good, serve)

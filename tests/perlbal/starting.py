@@ -27,7 +27,6 @@ class Refusal:
 
     name: str
     configuration: str
-    differs: str = ""
 
 
 REFUSALS = [
