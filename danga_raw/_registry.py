@@ -122,7 +122,7 @@ class Registry:
     )
 
     def __init__(self, backend: str) -> None:
-        self.backend = backend
+        self.backend: str = backend
         self.has_entries: Final = backend == "epoll"
         """True where what is watched is an entry of the open file, and may outlive its number."""
         self.polls: Final = backend == "poll"

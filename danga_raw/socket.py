@@ -722,7 +722,7 @@ class Socket(Generic[HandleT]):
 
     # --- the loop, in the manual's words ----------------------------------------------------------
 
-    SetPostLoopCallback = _PostLoopCallbackSetter()
+    SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
