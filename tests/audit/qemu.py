@@ -22,6 +22,9 @@ from tests.strace import parse_line
 _LINE = re.compile(r"(?:\d+ )?([A-Za-z_]\w*)\((.*)\) = (-?\d+|0x[0-9a-f]+)(?: errno=(\d+) \(.*\))?")
 _TRACE_IS_ON = re.compile(r"(?:\d+ )?fcntl(?:64)?\(\d+,F_DUPFD_CLOEXEC,\d+\) = (\d+)")
 
+_FIONBIO = re.compile(r",(?:FIONBIO|0x8004667e),")
+"""The latter is that of powerpc, of which qemu has no name."""
+
 _NAMES = {
     "NULL": 0,
     "EPOLL_CTL_ADD": 1,
@@ -125,7 +128,7 @@ def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iter
             # Of what isn't a file that was opened; the interpreter looks at nothing else.
             own=name in ("accept4", "socket", "connect")
             or name == "ioctl"
-            and ",FIONBIO," in line
+            and _FIONBIO.search(line) is not None
             or name == "getsockopt"
             and (operation, target) == (1, 4)
             or makes_pipe,
