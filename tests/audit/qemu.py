@@ -25,6 +25,9 @@ _TRACE_IS_ON = re.compile(r"(?:\d+ )?fcntl(?:64)?\(\d+,F_DUPFD_CLOEXEC,\d+\) = (
 _FIONBIO = re.compile(r",(?:FIONBIO|0x8004667e),")
 """The latter is that of powerpc, of which qemu has no name."""
 
+_ACCEPT4 = "18,"
+"""SYS_ACCEPT4, the one call of socketcall(2) into which qemu doesn't look (linux/net.h)."""
+
 _NAMES = {
     "NULL": 0,
     "EPOLL_CTL_ADD": 1,
@@ -80,6 +83,8 @@ def as_told(line: str) -> Told | None:
     name = found[1]
     if name.isupper():
         name = f"socketcall {name.lower()}"
+    elif name == "socketcall" and found[2].startswith(_ACCEPT4):
+        return Told("socketcall accept4", (None,), int(found[3]), int(found[4] or 0))
     error = int(found[4] or 0)
     if error in INTERRUPTED:
         error = errno.EINTR
