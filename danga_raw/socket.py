@@ -57,6 +57,10 @@ _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
+_EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
+"""Where a write that has to wait for the connection isn't told EAGAIN, but ENOTCONN (sosend() in
+each uipc_socket.c)."""
+
 _default_loop: Loop | None = None
 
 
@@ -319,13 +323,14 @@ class Socket(Generic[HandleT]):
 
     def _write_in_turn(self, data: Writable) -> bool:
         """`write` where it can't go straight to the descriptor."""
-        if self.fd is None:
+        fd = self.fd
+        if fd is None:
             return True
         new = None if data is None else _block(data)
         if new is not None and self.write_buf:
             self._queue(new)
             return False
-        return self._write_queue(self.fd, new)
+        return self._write_queue(fd, new)
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""
@@ -344,6 +349,8 @@ class Socket(Generic[HandleT]):
             block = new if new is not None else queue[0]
             if not isinstance(block, (bytes, memoryview)):
                 if new is None:
+                    if self.closed:  # By a signal's handler, just now.
+                        return True
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
                     del queue[0]
@@ -436,9 +443,8 @@ class Socket(Generic[HandleT]):
         """What becomes of a write that failed; `new` is its block if that is not in the queue."""
         if self.closed:
             return True
-        # Where a write has to wait for the connection, some say so in their own words (NetBSD).
-        connecting = error.errno == ENOTCONN and self.fd in self._registry.connecting
-        if not isinstance(error, BlockingIOError) and not connecting:
+        early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN
+        if not isinstance(error, BlockingIOError) and not early:
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
             return False
         if new is not None:
