@@ -374,7 +374,8 @@ def test_t_stamps_lines_as_strace_does(option: str, form: str, program: Path) ->
     theirs = [line for line in text.splitlines() if re.match(rf"{form}\w+\(\d,", line)]
     ours = done.stderr.splitlines()
     assert all(stamp.match(line) for line in [*ours, *theirs])
-    assert [stamp.sub("", line) for line in ours] == [stamp.sub("", line) for line in theirs]
+    plain = [stamp.sub("", in_newest_words(line)) for line in theirs]
+    assert [stamp.sub("", line) for line in ours] == plain
 
 
 @pytest.mark.needs("strace")
@@ -420,7 +421,7 @@ def test_json_is_one_object_a_line(program: Path) -> None:
         (["nowhere.py"], "danga_raw trace: nowhere.py: No such file or directory"),
         ([""], "danga_raw trace: : No such file or directory"),
         (["-o", "|cat", __file__], "danga_raw trace: -o takes a file, not a command: '|cat'"),
-        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are close, epoll_"),
+        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are acc"),
         (["-e", "read,,write", "p"], "danga_raw trace: invalid system call ''"),
         (["-e", "inject=read:error=EIO", "p"], "danga_raw trace: invalid expression 'inject=read"),
         (["-o", "/nowhere/calls", __file__], "danga_raw trace: /nowhere/calls: No such file"),
