@@ -41,7 +41,8 @@ INTERPRETER: Final[Mapping[str, str]] = {
         clone clone3 futex futex_time64 gettid getpid sched_yield exit
     """,
     "to know the time": "clock_gettime clock_gettime64 gettimeofday time clock_getres",
-    "to print": "write writev",
+    # The lock is on the file to which `danga_raw trace -o` writes.
+    "to print": "write writev flock",
     "to end": "exit_group",
 }
 """What CPython itself needs."""
