@@ -12,10 +12,10 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Final, TypeAlias, cast
 
 from danga_raw import (
+    Listener,
     Loop,
     Socket,
     __version__,
@@ -25,6 +25,7 @@ from danga_raw import (
     _poll,
     _seccomp,
     _sockopt,
+    log_exception,
 )
 from danga_raw._registry import backends
 from danga_raw._seccomp import Json
@@ -33,8 +34,7 @@ Fact: TypeAlias = Json
 Facts: TypeAlias = Mapping[str, Fact]
 
 _PAUSE: Final = 0.2
-"""Seconds without accepting after the system had no descriptor or no memory for a connection, and
-without anything after it could not wait."""
+"""Seconds until echo waits again after it could not."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,11 +102,6 @@ class Echo(Socket):
     def __init__(self, sock: socket.socket, server: EchoServer) -> None:
         super().__init__(sock, server.loop)
         self.server: EchoServer = server
-        try:
-            self.watch_read(True)
-        except OSError:
-            self.close("not to be watched")
-            raise
 
     def event_read(self) -> None:
         data = self.read(65536)
@@ -133,32 +128,13 @@ class EchoServer:
 
     def __init__(self, loop: Loop, listener: socket.socket) -> None:
         self.loop: Loop = loop
-        self.listener: socket.socket = listener
         self.connections: int = 0
         self.bytes: int = 0
-        self.start()
+        self.listener: Listener = Listener(listener, self.accepted, loop)
 
-    def start(self) -> None:
-        self.loop.add_other_fds({self.listener.fileno(): self.accept})
-
-    def accept(self, state: int) -> None:
-        while True:
-            try:
-                sock, _ = self.listener.accept()
-                sock.setblocking(False)
-                Echo(sock, self)
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError:
-                # No descriptor or no memory is to be had, and the listener stays readable: to watch
-                # it now would be a busy loop.
-                fd = self.listener.fileno()
-                self.loop.other_fds = {k: v for k, v in self.loop.other_fds.items() if k != fd}
-                self.loop.add_timer(_PAUSE, self.start)
-                return
-            self.connections += 1
+    def accepted(self, connection: socket.socket, address: object) -> None:
+        Echo(connection, self).watch_read(True)
+        self.connections += 1
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -197,10 +173,11 @@ def shown(host: str, port: int) -> str:
 
 def echo(host: str, port: int) -> None:
     """Echo every connection until SIGINT or SIGTERM, then print one line of totals."""
-    reader, writer = socket.socketpair()
-    with Loop() as loop, listen(host, port) as listener, reader, writer:
+    with Loop() as loop, listen(host, port) as listener:
         server = EchoServer(loop, listener)
-        stop_on_signals(loop, reader, writer)
+        loop.on_exception = log_exception
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, loop.stop)
         print("listening on", shown(*listener.getsockname()[:2]), flush=True)
         while True:
             try:
@@ -210,29 +187,9 @@ def echo(host: str, port: int) -> None:
                 # Waiting failed, for want of memory maybe. All is as it was, so wait again.
                 print(f"danga_raw: {error}", file=sys.stderr)
                 time.sleep(_PAUSE)
-        for connection in loop.descriptor_map.values():
+        for connection in list(loop.descriptor_map.values()):
             connection.close("shutdown")
-        signal.set_wakeup_fd(-1)
         print(f"{server.connections} connections, {server.bytes} bytes echoed", flush=True)
-
-
-def stop_on_signals(loop: Loop, reader: socket.socket, writer: socket.socket) -> None:
-    """Stop `loop` on SIGINT and SIGTERM.
-
-    Python runs the handler of a signal between two bytecodes. One that comes just before the wait
-    would be noticed only after it; so the signal also writes a byte into `writer`
-    (signal.set_wakeup_fd), and the wait watches `reader`.
-    """
-    reader.setblocking(False)
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.fileno())
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        loop.stop()
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    loop.add_other_fds({reader.fileno(): lambda state: reader.recv(4096)})
 
 
 # --- info -----------------------------------------------------------------------------------------
