@@ -12,6 +12,7 @@ import resource
 import select
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -610,6 +611,17 @@ def _(g: Ground) -> Steps:
     g.client(watch=True)
     yield
     Socket.EventLoop()
+
+
+@row(RUNNING, "the first of a loop while other threads live, which may want to wake it")
+def _(g: Ground) -> Steps:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    g.stack.callback(thread.join)
+    g.stack.callback(over.set)
+    yield
+    g.loop.run()
 
 
 @row(RUNNING, "one in which timers fire: the clock is no system call")
