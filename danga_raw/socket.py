@@ -323,7 +323,7 @@ class Socket(Generic[HandleT]):
 
     def _write_in_turn(self, data: Writable) -> bool:
         """`write` where it can't go straight to the descriptor."""
-        fd = self.fd  # read once: a signal's handler may close the object at any place
+        fd = self.fd
         if fd is None:
             return True
         new = None if data is None else _block(data)
@@ -349,6 +349,8 @@ class Socket(Generic[HandleT]):
             block = new if new is not None else queue[0]
             if not isinstance(block, (bytes, memoryview)):
                 if new is None:
+                    if self.closed:  # By a signal's handler, just now.
+                        return True
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
                     del queue[0]

@@ -18,10 +18,13 @@ DEBIAN_PACKAGES = {
     "danga": "libdanga-socket-perl",
     "strace": "strace",
     "curl": "curl",
+    "openssl": "openssl",
     "ab": "apache2-utils",
     "wrk": "wrk",
     "valgrind": "valgrind",
     "gcc": "gcc",
+    "perlbal": "perlbal libperlbal-perl libnet-netmask-perl libbsd-resource-perl",
+    "nginx": "nginx",
     "seccomp": "linux-libc-dev",
     "chroot": "util-linux",
 }
