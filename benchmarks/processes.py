@@ -71,9 +71,13 @@ def as_we_were() -> Iterator[None]:
 @contextmanager
 def on_one_processor() -> Iterator[None]:
     """Whatever is started in the block stays on one processor."""
-    with as_we_were():
-        os.sched_setaffinity(0, one_processor())
+    # Without the scheduler's policies, which musl leaves out.
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, one_processor())
+    try:
         yield
+    finally:
+        os.sched_setaffinity(0, processors)
 
 
 @dataclass

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
-    from _ctypes import _CArgObject as CArgument  # pyright: ignore[reportPrivateUsage]
-
     from danga_raw.types import Batch
 
 EPOLLIN: Final = 0x001
@@ -52,6 +50,10 @@ EVENT: Final = Struct("=IQ" if epoll_event.data.offset == 4 else "=I4xQ")
 MAX_EVENTS: Final = 1000
 """The most events that one wait takes, as in the original."""
 
+_FOREVER: Final = 0xFFFFFFFF
+"""The C int -1, a timeout without end, as the number with the same bits. ctypes converts a negative
+Python int by raising and clearing an exception, which costs 90 ns of a wait of 730."""
+
 
 class Epoll:
     """The ready list of one epoll descriptor.
@@ -60,10 +62,12 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_arguments", "_descriptor", "_epfd", "_events", "_fds", "_states", "_timeout", "batch")
+    __slots__ = ("_bare", "_descriptor", "_endless", "_epfd", "_events", "_fds", "_states", "batch")
 
-    def __init__(self) -> None:
-        """Makes no system call; `open` does."""
+    def __init__(self, bare: bool = False) -> None:
+        """Makes no system call; `open` does. With `bare`, what is readable and nothing else comes out
+        of a wait as its number, which spares most batches a tuple for each event."""
+        self._bare = bare
         self.batch: Batch = []
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
@@ -77,21 +81,15 @@ class Epoll:
         self._fds = words[offset + low_half :: stride]
         self._descriptor = Once()
         self._epfd = -1
-        self._timeout = -1
-        self._arguments = self._arguments_of(-1)
-        """Those of a wait with the last timeout: mostly the next one's too."""
+        self._endless = (self._epfd, self._events, MAX_EVENTS, _FOREVER)
+        """The arguments of a wait without a timeout, which need not be put together each time."""
 
     def open(self) -> None:
         """epoll_create1(2), where that isn't done. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         self._epfd = self._descriptor.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
         if self._epfd < 0:
             raise failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
-        self._arguments = self._arguments_of(self._timeout)
-
-    def _arguments_of(self, timeout_ms: int) -> tuple[int, CArgument, int, int]:
-        # ctypes converts a negative Python int by raising and clearing an exception, which costs 90
-        # ns of a wait of 730. The C int -1 is the number with the same bits.
-        return self._epfd, self._events, MAX_EVENTS, timeout_ms if timeout_ms >= 0 else 0xFFFFFFFF
+        self._endless = (self._epfd, self._events, MAX_EVENTS, _FOREVER)
 
     def register(self, fd: int, events: int) -> None:
         """Watch `fd` for `events`: epoll_ctl(EPOLL_CTL_ADD).
@@ -130,27 +128,24 @@ class Epoll:
             raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})")
 
     def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]:
-        """Each ready descriptor, at most 1,000: epoll_wait(2). One that is readable and nothing else
-        comes as its number, which spares most batches a tuple for each; any other as (fd, event
-        mask).
+        """The (fd, event mask) of each ready descriptor, at most 1,000, or the bare fd: epoll_wait(2).
 
         Blocks for at most `timeout_ms` milliseconds, for ever where it is negative. A signal ends
         the wait with nothing ready. Raises `OSError` (EBADF, EINVAL, ENOMEM).
         """
-        if timeout_ms != self._timeout:
-            self._arguments = self._arguments_of(timeout_ms)
-            self._timeout = timeout_ms
-        epoll_wait = libc.epoll_wait
-        count = epoll_wait(*self._arguments)
+        if timeout_ms < 0:
+            count = libc.epoll_wait(*self._endless)
+        else:
+            count = libc.epoll_wait(self._epfd, self._events, MAX_EVENTS, timeout_ms)
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
             state = self._states[0]
-            return (self._fds[0] if state == EPOLLIN else (self._fds[0], state),)
+            return (self._fds[0] if state == EPOLLIN and self._bare else (self._fds[0], state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()
             states = self._states[:count].tolist()
-            return fds if states.count(EPOLLIN) == count else zip(fds, states)
+            return fds if self._bare and states.count(EPOLLIN) == count else zip(fds, states)
         if count < 0:
             error = failure(f"epoll_wait({self._epfd})")
             if error.errno != EINTR:

@@ -17,18 +17,18 @@ HANDLERS: Final = ("event_read", "event_write", "event_err", "event_hup", "event
 
 def is_coroutine(function: object) -> bool:
     """True for what `async def` makes."""
-    function = getattr(function, "__func__", function)
     flags: object = getattr(getattr(function, "__code__", None), "co_flags", 0)
     return isinstance(flags, int) and flags & _COROUTINE != 0
 
 
 def check_callback(what: str, callback: object) -> None:
     """Raises `TypeError` for what can't be called, and for what would do nothing if it were."""
-    if not callable(callback):
-        called = "; give the function itself, f and not f()" if callback is None else ""
-        raise TypeError(f"{what} is a callable, not {callback!r}{called}")
-    if is_coroutine(callback):
+    if callable(callback):
+        if not is_coroutine(callback):
+            return
         raise TypeError(f"{what} is called and not awaited: {callback!r} is a coroutine function")
+    called = "; give the function itself, f and not f()" if callback is None else ""
+    raise TypeError(f"{what} is a callable, not {callback!r}{called}")
 
 
 def callable_or_none(what: str, callback: AnyCallback | None) -> AnyCallback | None:

@@ -148,6 +148,7 @@ _OURS: Final = frozenset(
     os.path.join(os.path.dirname(__file__), name)
     for name in ("_program.py", "_tracecli.py", "trace.py")
 )
+"""The files whose frames stand above the program's, or among them where a call is traced."""
 
 
 def _hide_us(error: BaseException, main: ModuleType) -> None:

@@ -72,7 +72,7 @@ def choose_backend(name: str | None) -> str:
 
 def _new_poller(backend: str) -> Poller:
     if backend == "epoll":
-        return Epoll()
+        return Epoll(bare=True)
     if backend == "poll":
         return Poll()
     # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
@@ -106,6 +106,7 @@ class Registry:
         "_opening",
         "backend",
         "connecting",
+        "has_entries",
         "leaving",
         "objects",
         "other_fds",
@@ -122,6 +123,8 @@ class Registry:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
+        self.has_entries: Final = backend == "epoll"
+        """True where what is watched is an entry of the open file, and may outlive its number."""
         self.polls: Final = backend == "poll"
         """True where a wait hands all over to the kernel at its beginning, so that nothing that
         another thread adds can end it."""
@@ -259,18 +262,21 @@ class Registry:
 
         Raises `OSError`, EEXIST where the number's holder still has it.
         """
-        if fd in self.stale:
+        if self.stale and fd in self.stale:
             self.renew()
         try:
-            self.open().register(fd, events)
-            self._drop_events(fd)
-            if self._dispossess(fd) and self.backend == "epoll":
+            poller = self.poller or self.open()
+            poller.register(fd, events)
+            if self.outer:
+                self._drop_events(fd, poller.batch)
+            if (self.leaving or fd in self.objects) and self._dispossess(fd) and self.has_entries:
                 # An entry goes when the last descriptor of its file does, and a forked child or a
                 # dup may have one: its events would be taken for those of the newcomer.
                 self.renew()
                 self.open().register(fd, events)
             if obj is not None:
-                self.other_fds.pop(fd, None)
+                if self.other_fds:
+                    self.other_fds.pop(fd, None)
                 # Who takes the objects out asks what their handle is where that matters.
                 self.objects[fd] = cast("Socket", obj)
         except BaseException as error:
@@ -298,31 +304,20 @@ class Registry:
             lost = True
         return lost
 
-    def _drop_events(self, fd: int) -> None:
+    def _drop_events(self, fd: int, batch: Batch) -> None:
         """What the batches in hand may still say of `fd` is not about who has it now."""
-        if self.poller is not None:
-            _drop_if_about(fd, self.poller.batch)
-        for batch in self.outer:
-            _drop_if_about(fd, batch)
+        _drop_if_about(fd, batch)
+        if len(self.outer) > 1:
+            for batch in self.outer[1:]:
+                _drop_if_about(fd, batch)
 
-    def modify(self, obj: AnySocket, fd: int, new: int) -> None:
-        """Watch an object for the events of another mask. Raises `OSError`."""
-        old = obj.event_watch
-        poller = self.poller or self.open()
+    def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
+        """A signal's handler raised before the mask was changed in the poller, or behind it."""
+        obj.event_watch = old
         try:
-            poller.modify(fd, old, new)
-            obj.event_watch = new
-        except BaseException as error:
-            if by_handler(error):
-                # Before the call or behind it.
-                obj.event_watch = old
-                try:
-                    poller.modify(fd, new, old)
-                except OSError:
-                    pass
-            elif obj.closed:  # By a signal's handler, just now.
-                return
-            raise
+            self.open().modify(fd, new, old)
+        except OSError:
+            pass
 
     def unregister(self, fd: int, events: int) -> None:
         """Take a descriptor off the poller, unless it is an object's by now. If its owner has closed
@@ -338,7 +333,7 @@ class Registry:
         """`fd` could not be unregistered."""
         if by_handler(error):
             raise error
-        if self.backend == "epoll":
+        if self.has_entries:
             self.stale.add(fd)
 
     def remove_unknown(self, fd: int, state: int) -> None:
@@ -441,7 +436,8 @@ class Registry:
                 self._note_stale(fd, error)
                 if error.errno != ENOENT or not cut_short:
                     trouble = error
-            self._forget_callbacks(fd)
+            if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
+                self._forget_callbacks(fd)
         obj.let_go()
         if trouble is not None:
             obj.dump_error(str(trouble))
@@ -478,8 +474,8 @@ class Registry:
             _close(entry)
             if obj is not None and self.objects.get(entry.fd) is obj:
                 del self.objects[entry.fd]
-            for batch in self.outer[1:]:
-                _drop_if_about(entry.fd, batch)
+            if len(self.outer) > 1:
+                self._drop_events(entry.fd, [])
             # The close() of a handle may have run the loop, or reset it.
             if self.leaving and self.leaving[0] is entry:
                 self.leaving.popleft()
@@ -521,11 +517,17 @@ def _disown(sock: Handle, fd: int) -> None:
 _CLOSING: Final = ("close", "_real_close", "detach")
 
 
+_usual: Final[dict[type[RawSocket], bool]] = {}
+
+
 def _closes_as_usual(kind: type[RawSocket]) -> bool:
     """True unless a class of sockets has a close of its own, which then is called: what a TLS socket
     has open beside its descriptor would go on writing to the number."""
-    methods = [getattr(kind, name, None) for name in _CLOSING]
-    return all(getattr(method, "__module__", "socket") in ("socket", None) for method in methods)
+    if kind not in _usual:
+        methods = [getattr(kind, name, None) for name in _CLOSING]
+        modules = {getattr(method, "__module__", None) for method in methods}
+        _usual[kind] = modules <= {None, "socket"}
+    return _usual[kind]
 
 
 def _close(entry: Leaving) -> None:

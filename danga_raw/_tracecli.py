@@ -17,11 +17,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from errno import EBADF
-from fcntl import F_DUPFD_CLOEXEC, F_GETFL, fcntl
+from fcntl import F_DUPFD_CLOEXEC, F_GETFL, LOCK_EX, LOCK_NB, fcntl, flock
 from functools import partial
 from typing import Final, cast
 
-import danga_raw._program as _program
+from danga_raw._program import prepare
 from danga_raw._strace import CALLS
 from danga_raw.trace import Call, Trace
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str], prog: str) -> None:
         parser.error("-m takes the name of a MODULE")
     try:
         names = _selection(arguments.only)
-        run = _program.prepare(program)
+        run = prepare(program)
         output = _Output(arguments.output)
     except OSError as error:
         parser.exit(2, f"danga_raw trace: {error.filename}: {error.strerror}\n")
@@ -283,11 +283,14 @@ class _Output:
         self.path = path
         self.at_end: Callable[[], object] = lambda: None
         """Called when nothing can be written any more."""
-        self._folder = os.getcwd() if path is not None else ""
+        self._folder = ""
+        with suppress(FileNotFoundError):
+            self._folder = os.getcwd()
         # One number, or none when all is over. A list, since a map asks for its member just before
         # it calls: no handler of a signal that forks comes between.
         self._fds = [-1]
         self._inheritable = False
+        self._is_terminal = False
         try:
             self._open(at_first=True)
         except OSError as error:
@@ -297,50 +300,66 @@ class _Output:
             self._fds.clear()
 
     def _open(self, at_first: bool = False) -> None:
-        opened = 2
-        if self.path is not None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            opened = os.open(os.path.join(self._folder, self.path), flags, 0o666)
-            mode = os.fstat(opened).st_mode
-            if at_first and not _comes_from_before(opened) and stat.S_ISREG(mode):
-                os.ftruncate(opened, 0)
+        opened = 2 if self.path is None else self._open_file(self.path, at_first)
         limit = os.sysconf("SC_OPEN_MAX")
         high = 1023 if limit < 0 else min(limit - 1, 1023)
         try:
             fd = fcntl(opened, F_DUPFD_CLOEXEC, high)
-        except OSError:  # There the program has its own.
+        except OSError as error:
+            if _by_handler(error):
+                raise
+            # There the program has its own.
             fd = fcntl(opened, F_DUPFD_CLOEXEC, 3)
         if self.path is not None:
             os.close(opened)
         self._file = os.fstat(fd)
+        # One that the program has made non-blocking takes a part of a line if it isn't asked first.
+        self._is_terminal = os.isatty(fd)
         if self._fds:
             self._fds[:] = [fd]
+
+    def _open_file(self, path: str, at_first: bool) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        opened = os.open(os.path.join(self._folder, path), flags, 0o666)
+        continued, alone = _is_continued(opened), _lock(opened)
+        if at_first and alone and not continued and stat.S_ISREG(os.fstat(opened).st_mode):
+            os.ftruncate(opened, 0)
+        return opened
 
     def write(self, text: list[bytes]) -> None:
         """Write the one member of `text`, and leave of it what is not written yet."""
         if self._inheritable:  # The exec has failed.
             self._inherit(False)
+        full = self._is_terminal
         while text[0]:
             try:
+                if full:
+                    self._wait()
                 if not self._is_ours():
                     self._open()
                 for written in map(os.write, self._fds, text):
                     text[0] = text[0][written:]
             except BlockingIOError:
-                # The program may have made a terminal non-blocking that it shares with us.
-                select.select((), self._fds, ())
+                full = True  # The program has made non-blocking what it shares with us.
             except OSError as error:
-                if error.errno is None:
-                    raise  # A signal's handler did, with a TimeoutError for instance.
+                if _by_handler(error):
+                    raise
                 self._give_up(error)
             if not self._fds:
                 text[0] = b""
+
+    def _wait(self) -> None:
+        """Until there is room, or for a second."""
+        room = select.poll()
+        for fd in self._fds:
+            room.register(fd, select.POLLOUT)
+        room.poll(1000)
 
     def _is_ours(self) -> bool:
         try:
             return all(os.path.samestat(info, self._file) for info in map(os.fstat, self._fds))
         except OSError as error:
-            if error.errno != EBADF:
+            if error.errno != EBADF or _by_handler(error):
                 raise
             return False
 
@@ -363,7 +382,10 @@ class _Output:
         """Before an exec: what traces into the same file learns by the open descriptor that the
         lines there are those of this process, which strace, too, follows into its next program."""
         path = self.path
-        if path is not None and any(os.fsdecode(word).endswith(path) for word in command):
+        if path is None:
+            return
+        words = map(os.fsdecode, command)
+        if any(word == path or (word[:1] == "-" and word.endswith(path)) for word in words):
             if not self._is_ours():  # A program may well close them all before an exec.
                 with suppress(OSError):
                     self._open()
@@ -376,9 +398,16 @@ class _Output:
         self._inheritable = on
 
 
-def _comes_from_before(opened: int) -> bool:
-    """Close the descriptor of the same file that this process had before an exec; false if there is
-    none."""
+def _by_handler(error: OSError) -> bool:
+    """True if a signal's handler has raised it, whose exceptions are the program's."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_code.co_filename != __file__
+
+
+def _is_continued(opened: int) -> bool:
+    """True if this process had the file open before an exec; that descriptor is closed."""
     file = os.fstat(opened)
     for fd in _descriptors():
         with suppress(OSError):
@@ -391,6 +420,18 @@ def _comes_from_before(opened: int) -> bool:
                 os.close(fd)
                 return True
     return False
+
+
+def _lock(opened: int) -> bool:
+    """False if another trace that still goes on writes into the file: that of the parent maybe of a
+    program that starts its own command once more. The lock is there to tell, nobody waits for it."""
+    try:
+        flock(opened, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # Not every file system has locks.
+    return True
 
 
 def _descriptors() -> Sequence[int]:

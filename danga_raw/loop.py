@@ -58,7 +58,7 @@ class Loop:
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
         self._timeout = -1
-        self._stopping = False
+        self._stopping: int = False
         self._resets = 0
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
@@ -107,19 +107,29 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
-        objects, leaving, readable = registry.objects, registry.leaving, registry.readable
+        objects = cast("dict[object, Socket | None]", registry.objects)
+        leaving, readable = registry.leaving, registry.readable
         timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
+        run_due = self._timers.run_due
         own_callbacks, polls = registry.own_callbacks, registry.polls
         resets = self._resets
         if polls and count_other_threads():
             self._open_waker()
         while not self._stopping:
-            if timers or overdue or soon or leaving or readable:
-                timeout = self._run_what_is_due()
-                if timeout is None:
-                    return
-            else:
-                timeout = self._timeout
+            timeout = self._timeout
+            if timers or overdue:
+                try:
+                    timeout = run_due(timeout)
+                except Exception as error:
+                    if not self.handle_exception(error):
+                        raise
+                    continue
+            if soon:
+                self._run_soon()
+            if soon or readable or leaving and registry.due():
+                timeout = 0
+            if self._stopping > 0:
+                return
             poller = registry.poller
             if poller is None:
                 if resets != self._resets and not (timers or soon or registry.watches_any()):
@@ -133,8 +143,10 @@ class Loop:
             for event in found:
                 # What nearly all events are comes as the bare number of an object that is readable.
                 try:
-                    obj = objects[event]  # type: ignore[index]
+                    obj = objects[event]
                 except KeyError:
+                    obj = None
+                if obj is None:
                     self._special_event(event)
                     continue
                 # The object may have been closed by an earlier event of this batch. Then it is
@@ -174,35 +186,18 @@ class Loop:
         if (waker := self._registry.waker) is not None:
             waker.wake()
 
-    def _run_what_is_due(self) -> int | None:
-        """Run the timers that are due and what `call_soon` was given; how long the wait may take, or
-        None if one of them has stopped the loop."""
-        until_next = -1
-        while self._timers.heap or self._timers.due:
-            try:
-                until_next = self._timers.run_due()
-                break
-            except Exception as error:
-                if not self.handle_exception(error):
-                    raise
-        # What is added meanwhile waits for the next turn, or one that always adds itself again
-        # would keep the loop from everything else.
+    def _run_soon(self) -> None:
+        """Call what `call_soon` was given. What is added meanwhile waits for the next turn, or one
+        that always adds itself again would keep the loop from everything else."""
         for _ in range(len(self._soon)):
             if not self._soon:  # A callback has run the loop.
-                break
+                return
             callback = self._soon.popleft()
             try:
                 callback()
             except Exception as error:
                 if not self.handle_exception(error):
                     raise
-        if self._stopping:
-            return None
-        if self._soon or self._registry.readable or self._registry.due():
-            return 0
-        if until_next < 0 or 0 <= self._timeout < until_next:
-            return self._timeout
-        return until_next
 
     def _special_event(self, event: int | tuple[int, int]) -> None:
         """An event that is more than an object's being readable."""

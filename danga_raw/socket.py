@@ -7,6 +7,7 @@ from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
+from _socket import socket as RawSocket
 from danga_raw._addresses import NOWHERE, Address, local, peer
 from danga_raw._connecting import Connecting, begin
 from danga_raw._interrupt import by_handler, take_result
@@ -55,6 +56,10 @@ _NO_QUEUE: Final[deque[Queued]] = deque(maxlen=0)
 _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
+
+_EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
+"""Where a write that has to wait for the connection isn't told EAGAIN, but ENOTCONN (sosend() in
+each uipc_socket.c)."""
 
 _default_loop: Loop | None = None
 
@@ -146,7 +151,7 @@ class Socket(Generic[HandleT]):
         self._addresses = (NOWHERE, NOWHERE)
         self._direct: int | None = fd
         self._registry.register(fd, self.event_watch, self)
-        if getattr(sock, "gettimeout", _does_not_block)() is None:
+        if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
 
     @classmethod
@@ -318,13 +323,14 @@ class Socket(Generic[HandleT]):
 
     def _write_in_turn(self, data: Writable) -> bool:
         """`write` where it can't go straight to the descriptor."""
-        if self.fd is None:
+        fd = self.fd
+        if fd is None:
             return True
         new = None if data is None else _block(data)
         if new is not None and self.write_buf:
             self._queue(new)
             return False
-        return self._write_queue(self.fd, new)
+        return self._write_queue(fd, new)
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""
@@ -343,6 +349,8 @@ class Socket(Generic[HandleT]):
             block = new if new is not None else queue[0]
             if not isinstance(block, (bytes, memoryview)):
                 if new is None:
+                    if self.closed:  # By a signal's handler, just now.
+                        return True
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
                     del queue[0]
@@ -435,9 +443,8 @@ class Socket(Generic[HandleT]):
         """What becomes of a write that failed; `new` is its block if that is not in the queue."""
         if self.closed:
             return True
-        # Where a write has to wait for the connection, some say so in their own words (NetBSD).
-        connecting = error.errno == ENOTCONN and self.fd in self._registry.connecting
-        if not isinstance(error, BlockingIOError) and not connecting:
+        early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN
+        if not isinstance(error, BlockingIOError) and not early:
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
             return False
         if new is not None:
@@ -503,14 +510,27 @@ class Socket(Generic[HandleT]):
         self._watch(POLLOUT, on)
 
     def _watch(self, event: int, on: bool) -> None:
-        check_made(self)
-        old = self.event_watch
+        try:
+            old = self.event_watch
+        except AttributeError:
+            check_made(self)
+            raise
         new = old | event if on else old & ~event
         fd = self.fd
-        if new != old and fd is not None:
-            self._registry.modify(self, fd, new)
-            if self.read_push_back:
-                self._heed_pushed_back()
+        if new == old or fd is None:
+            return
+        registry = self._registry
+        try:
+            (registry.poller or registry.open()).modify(fd, old, new)
+            self.event_watch = new
+        except BaseException as error:
+            if by_handler(error):
+                registry.undo_modify(self, fd, old, new)
+            elif self.closed:  # By a signal's handler, just now.
+                return
+            raise
+        if self.read_push_back:
+            self._heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
@@ -545,10 +565,13 @@ class Socket(Generic[HandleT]):
         can't be another's while the batch may have an event for it: in `run`, `reset`, or at the
         end of `with loop`. Closing twice does nothing.
         """
-        check_made(self)
-        fd = self.fd
+        try:
+            fd = self.fd
+        except AttributeError:
+            check_made(self)
+            raise
         # Told when it is done: whoever is told may do and raise what he likes.
-        if self._registry.leave(self, self.sock):
+        if fd is not None and self._registry.leave(self, self.sock):
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
@@ -793,11 +816,6 @@ class Socket(Generic[HandleT]):
     def DebugMsg(cls, message: str, *args: object) -> None:
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
-
-
-def _does_not_block() -> float:
-    """For a handle that does not say: nobody can know without a system call."""
-    return 0.0
 
 
 _warned = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heapify, heappop, heappush
-from math import isfinite
+from math import floor, isfinite
 from time import CLOCK_MONOTONIC
 
 from danga_raw._libc import INT_MAX, libc
@@ -75,8 +75,9 @@ class Timers:
         heappush(self.heap, (deadline, number, timer))
         return timer
 
-    def run_due(self) -> int:
-        """Fire what is due; the milliseconds to the next one (a C int), or -1 if there is none.
+    def run_due(self, timeout: int) -> int:
+        """Fire what is due; how long a wait may take, in milliseconds, that may take `timeout` for
+        all else (-1: for ever).
 
         What is due when a pass begins fires in that pass, and what is added in it waits for the
         next: one that adds itself again and again can't keep others from firing. A pass that an
@@ -84,33 +85,39 @@ class Timers:
         millisecond past the deadline, since a timer that is woken a little early waits in many
         short turns. Calls clock_gettime(CLOCK_MONOTONIC).
         """
-        heap, due = self.heap, self.due
+        heap = self.heap
         now = libc.clock_gettime(CLOCK_MONOTONIC)
-        if heap and heap[0][0] <= now or due:
-            if not due:
-                while heap and heap[0][0] <= now:
-                    # In both for a moment, where an exception may come between: it fires once.
-                    due += (heap[0][2],)
-                    heappop(heap)
-            while due:
-                timer = due[0]
-                callback = timer.callback
-                # Spent before it is called, and no call in between: it is neither lost nor called
-                # twice, whatever is raised.
-                timer.callback = None
-                del due[0]
-                if callback is not None:
-                    callback()
+        if self.due or heap and heap[0][0] <= now:
+            self._fire(now)
             now = libc.clock_gettime(CLOCK_MONOTONIC)
-        while heap and heap[0][2].callback is None:
+        while heap:
+            deadline, _, timer = heap[0]
+            if timer.callback is not None:
+                wait = (deadline - now) * 1000
+                if 0 <= timeout <= wait:
+                    return timeout
+                # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
+                return floor(wait) + 1 if 0 <= wait < INT_MAX else INT_MAX if wait > 0 else 0
             heappop(heap)
             self._spent -= 1
-        if not heap:
-            return -1
-        wait = (heap[0][0] - now) * 1000
-        # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
-        whole = int(wait) + 1 if wait < INT_MAX else INT_MAX
-        return whole if whole > 0 else 0
+        return timeout
+
+    def _fire(self, now: float) -> None:
+        heap, due = self.heap, self.due
+        if not due:
+            while heap and heap[0][0] <= now:
+                # In both for a moment, where an exception may come between: it fires once.
+                due += (heap[0][2],)
+                heappop(heap)
+        while due:
+            timer = due[0]
+            callback = timer.callback
+            # Spent before it is called, and no call in between: it is neither lost nor called twice,
+            # whatever is raised.
+            timer.callback = None
+            del due[0]
+            if callback is not None:
+                callback()
 
     def spent_one(self) -> None:
         """Note that a timer was cancelled; once the half of all were, give back their room."""

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw.trace import Call, Trace
 
 BACKENDS = ["epoll", "poll"]
 
@@ -164,3 +165,35 @@ def test_a_loop_is_stopped_from_another_thread() -> None:
         stopper.start()
         loop.run()
         stopper.join()
+
+
+def test_a_trace_hands_over_each_threads_calls_in_that_thread_before_it_goes_on() -> None:
+    told: dict[int, list[bytes]] = {}
+    early: list[bool] = []
+
+    def sink(call: Call) -> None:
+        if call.name == "write" and isinstance(text := call.args[1], bytes):
+            told[threading.get_ident()].append(text)
+
+    def work() -> None:
+        mine = told.setdefault(threading.get_ident(), [])
+        with Loop("epoll") as loop:
+            echo, far = echo_on(loop)
+            with far:
+                for number in range(200):
+                    echo.write(b"%d" % number)
+                    early.append(mine[-1:] != [b"%d" % number])
+                    far.recv(100)
+            echo.close()
+
+    trace = Trace(sink)
+    trace.start()
+    threads = [threading.Thread(target=work) for _ in range(LOOPS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    trace.stop()
+    assert len(early) == 200 * LOOPS and not any(early)
+    texts = [text for texts in told.values() for text in texts]
+    assert sorted(texts) == sorted(LOOPS * [b"%d" % number for number in range(200)])

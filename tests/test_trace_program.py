@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import py_compile
 import re
 import shutil
@@ -11,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tty
 import zipapp
 from pathlib import Path
 
 import pytest
 
+from danga_raw._kernel import HERE, asked
 from danga_raw._strace import FSTAT
-from tests.first_free import FIRST
+from tests.strace import in_newest_words
 
 ROOT = Path(__file__).parent.parent
 TRACE = [sys.executable, "-m", "danga_raw", "trace"]
@@ -38,6 +41,8 @@ wrote(b"begin")
 
 PID = r"^\[pid +\d+\] "
 """What is in front of a line where there is more than one thread."""
+WRITE = r'write\(\d+, "(.*)", \d+\) += \d+'
+"""A line of a write. What numbers a program's descriptors have is ctypes's: libffi may keep one."""
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -48,6 +53,17 @@ def run(argv: list[str], **more: str) -> Ended:
     return subprocess.run(
         argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
+
+
+def called(text: str) -> list[str]:
+    """The calls that lines tell of."""
+    return [re.sub(PID, "", line).partition("(")[0] for line in text.splitlines()]
+
+
+def written(text: str) -> list[str]:
+    """The texts that lines tell to have been written, each of them whole."""
+    lines = [re.fullmatch(WRITE, re.sub(PID, "", line)) for line in text.splitlines()]
+    return [match[1] if match else "?" for match in lines]
 
 
 @pytest.fixture
@@ -105,11 +121,9 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
         del errors[ours[0] : errors.index(next(e for e in errors[ours[0] + 1 :] if "File" in e))]
     assert errors == alone.stderr.splitlines()
     writes = 2 if ending in ("atexit", "a thread") else 1
-    start = ["epoll_crea", "epoll_ctl("]
+    start = ["epoll_create1", "epoll_ctl"]
     more = start if ending == "all descriptors closed" else []
-    assert [re.sub(PID, "", line)[:10] for line in out.read_text().splitlines()] == [
-        *start, *[f'write({FIRST}, "'] * writes, *more
-    ]  # fmt: skip
+    assert called(out.read_text()) == [*start, *["write"] * writes, *more]
 
 
 def test_a_syntax_error_is_the_programs(program: Path) -> None:
@@ -197,8 +211,11 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("way", [*WAYS, *IN_VAIN])
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [(way, options) for options in OPTIONS for way in [*WAYS, *IN_VAIN]
+     if not options or way in ("file.py", "folder", "zip.pyz", "-m file", "-m package", "-")],
+)  # fmt: skip
 def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> None:
     plain, trace = OPTIONS[options]
     for end in ("ends", "raises", "in so many words") if options == "" else ("raises",):
@@ -245,7 +262,8 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
     lines = to_stderr.stderr
     assert lines == out.read_text()
     assert to_file.stderr == ""
-    assert lines.splitlines()[2] == f'write({FIRST}, "begin", 5)'.ljust(40) + "= 5"
+    assert re.fullmatch(r'write\(\d, "begin", 5\) {16,}= 5', lines.splitlines()[2])
+    assert lines.splitlines()[2].index("=") == 40
 
 
 @pytest.mark.parametrize(
@@ -264,7 +282,7 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
 )
 def test_e_picks_calls(expression: str, names: set[str], program: Path) -> None:
     done = run([*TRACE, "-e", expression, str(program)])
-    assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
+    assert set(called(done.stderr)) == names
 
 
 @pytest.mark.parametrize(
@@ -282,17 +300,17 @@ def test_a_second_e_adds_or_takes_away(
 ) -> None:
     options = [option for expression in expressions for option in ("-e", expression)]
     done = run([*TRACE, *options, str(program)])
-    assert {line.partition("(")[0] for line in done.stderr.splitlines()} == names
+    assert set(called(done.stderr)) == names
 
 
 @pytest.mark.parametrize(
     "options",
-    ["-co FILE", "-coFILE", "-cewrite -oFILE", "-tto FILE", "-ttoFILE -c", "-o FILE -tce write"],
+    ["-co FILE", "-coFILE", "-cewrite -oFILE", "-tto FILE", "-o FILE -tce write"],
 )
 def test_letters_stand_together_as_everywhere(options: str, program: Path) -> None:
     out = program.parent / "calls"
     words = options.replace("FILE", str(out)).split()
-    for way in ([str(program)], ["--", str(program)], ["-m", "program"], ["-mprogram"]):
+    for way in (["--", str(program)], ["-mprogram"]):
         done = run([*TRACE, *words, *way, "-c", "-o", "x"], PYTHONPATH=f"{ROOT}:{program.parent}")
         assert (done.returncode, done.stderr) == (0, "")
         text = out.read_text()
@@ -353,7 +371,8 @@ def test_t_stamps_lines_as_strace_does(option: str, form: str, program: Path) ->
     strace = ["strace", "-qq", option, "-o", str(out), "-e", "trace=epoll_ctl,write"]
     done = run([*strace, *TRACE, option, "-e", "epoll_ctl,write", str(program)])
     stamp = re.compile(rf"^{form}")
-    theirs = [line for line in out.read_text().splitlines() if re.match(rf"{form}\w+\(\d,", line)]
+    text = in_newest_words(out.read_text())
+    theirs = [line for line in text.splitlines() if re.match(rf"{form}\w+\(\d,", line)]
     ours = done.stderr.splitlines()
     assert all(stamp.match(line) for line in [*ours, *theirs])
     assert [stamp.sub("", line) for line in ours] == [stamp.sub("", line) for line in theirs]
@@ -391,7 +410,7 @@ def test_json_is_one_object_a_line(program: Path) -> None:
     done = run([*TRACE, "--json", "-e", "write,read", str(program)])
     write, read = map(json.loads, done.stderr.splitlines())
     assert write.pop("time") <= read.pop("time")
-    fd = str(FIRST)
+    fd = write["args"][0]
     assert write == {"name": "write", "args": [fd, '"begin"', "5"], "result": 5, "errno": None}
     assert read == {"name": "read", "args": [fd, "0x...", "5"], "result": -1, "errno": "EAGAIN"}
 
@@ -402,7 +421,7 @@ def test_json_is_one_object_a_line(program: Path) -> None:
         (["nowhere.py"], "danga_raw trace: nowhere.py: No such file or directory"),
         ([""], "danga_raw trace: : No such file or directory"),
         (["-o", "|cat", __file__], "danga_raw trace: -o takes a file, not a command: '|cat'"),
-        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are close, epoll_"),
+        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are acc"),
         (["-e", "read,,write", "p"], "danga_raw trace: invalid system call ''"),
         (["-e", "inject=read:error=EIO", "p"], "danga_raw trace: invalid expression 'inject=read"),
         (["-o", "/nowhere/calls", __file__], "danga_raw trace: /nowhere/calls: No such file"),
@@ -445,7 +464,7 @@ def test_threads_are_told_apart_as_strace_does(program: Path) -> None:
         own = program.parent / "own"
         strace = ["strace", "-f", *more, "-qq", "-e", "trace=write", "-e", "signal=none"]
         done = run([*strace, *TRACE, *more, "-o", str(own), "-e", "write", str(program)])
-        line = re.compile(r"(\[pid +\d+\] )?([\d:.]+ )?write\(3, ")
+        line = re.compile(r'(\[pid +\d+\] )?([\d:.]+ )?write\(\d, "(begin|other|first|ends|alone)')
         theirs = [text for text in done.stderr.splitlines() if line.match(text)]
         ours = own.read_text().splitlines()
         assert [line.startswith("[pid ") for line in ours] == [False, True, True, True, False]
@@ -477,9 +496,32 @@ def test_each_thread_prints_its_own_calls_before_it_goes_on(output: str, program
     assert done.stdout == "0\n"
     lines = out.read_text() if to else done.stderr
     wanted = sorted(f"{count} of {number}" for number in range(4) for count in range(100))
-    found = [re.fullmatch(PID + r'write\(\d+, "(.*)", \d+\) += \d+', line)
-             for line in lines.splitlines()]  # fmt: skip
-    assert sorted(match[1] for match in found if match) == wanted
+    assert sorted(written(lines)) == wanted
+    assert all(re.match(PID, line) for line in lines.splitlines())
+
+
+def test_a_terminal_that_takes_only_so_much_gets_whole_lines(program: Path) -> None:
+    program.write_text(
+        THREADS + "os.set_blocking(2, False)\n"
+        "def work():\n    pair = Pair()\n    for _ in range(300): pair.write(b'of a thread')\n"
+        "threads = [threading.Thread(target=work) for _ in range(3)]\n"
+        "for thread in threads: thread.start()\nfor thread in threads: thread.join()\n"
+    )
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*TRACE, "-e", "write", str(program)]
+    with subprocess.Popen(command, env=environment, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        try:
+            while piece := os.read(ours, 100):
+                text += piece
+        except OSError:
+            pass  # EIO: nobody has the other end any more.
+        assert process.wait() == 0
+    os.close(ours)
+    assert written(text.decode()) == 900 * ["of a thread"]
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 15)", "sys.exit()", "1/0"])
@@ -506,10 +548,9 @@ def fstat(fd):
     if count == 1:
         handler()
     return real(fd)
-def amid(what):
-    "Print a line, and have the function that is called just before it is written do more."
+def amid(call):
     os.fstat = fstat
-    obj.write(b"printed")
+    call()
     os.fstat = real
 """
 """What a signal's handler may do while a line is printed: here it comes at the worst moment."""
@@ -520,7 +561,7 @@ def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:
         program.write_text(
             START + AMID + "def handler():\n    pid = os.fork()\n"
             f"    if pid == 0: {end}\n    else: os.waitpid(pid, 0)\n"
-            "amid(handler)\nobj.write(b'behind')\n"
+            "amid(lambda: obj.write(b'printed'))\nobj.write(b'behind')\n"
         )
         for more in ([], ["-c"]):
             done = run([*TRACE, *more, "-e", "write", str(program)])
@@ -529,20 +570,29 @@ def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:
                 assert done.stderr.splitlines()[2].split() == ["3", "write"]
                 assert done.stderr.count("syscall") == 1
             else:
-                assert [line[:12] for line in done.stderr.splitlines()] == [
-                    'write(3, "be', 'write(3, "pr', 'write(3, "be'
-                ]  # fmt: skip
+                assert written(done.stderr) == ["begin", "printed", "behind"]
 
 
-def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(program: Path) -> None:
+@pytest.mark.parametrize(
+    ("raises", "named"),
+    [
+        ("raise ValueError", "ValueError"),
+        ("open('/nowhere')", "FileNotFoundError"),
+        ("os.close(99)", "OSError"),
+    ],
+)
+def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(
+    raises: str, named: str, program: Path
+) -> None:
     program.write_text(
-        START + AMID + "def handler():\n    obj.write(b'handler')\n    raise ValueError\n"
-        "try:\n    amid(handler)\nexcept ValueError:\n    print('raised', obj.closed)\n"
+        START + AMID + f"def handler():\n    obj.write(b'handler')\n    {raises}\n"
+        "try:\n    amid(lambda: obj.watch_write(True))\nexcept Exception as error:\n"
+        "    print(type(error).__name__, obj.closed)\n"
     )
-    done = run([*TRACE, "-e", "write", str(program)])
-    assert (done.returncode, done.stdout) == (0, "raised False\n")
-    written = [line.split('"')[1] for line in done.stderr.splitlines()]
-    assert written == ["begin", "handler", "printed"]
+    done = run([*TRACE, "-e", "!epoll_create1", str(program)])
+    assert (done.returncode, done.stdout) == (0, f"{named} False\n")
+    # The package may take back what it asked for.
+    assert called(done.stderr)[:4] == ["epoll_ctl", "write", "write", "epoll_ctl"]
 
 
 def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -> None:
@@ -551,7 +601,7 @@ def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -
         "def work():\n    pair, count = Pair(), 0\n"
         "    while on:\n        pair.write(b'%d' % count)\n        count += 1\n"
         "thread = threading.Thread(target=work)\nthread.start()\n"
-        "for _ in range(50):\n    pid = os.fork()\n    if pid == 0: sys.exit(0)\n"
+        "for _ in range(20):\n    pid = os.fork()\n    if pid == 0: sys.exit(0)\n"
         "    os.waitpid(pid, 0)\non = False\nthread.join()\n"
     )
     out = program.parent / "calls"
@@ -566,7 +616,8 @@ def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -
 AGAIN = """
 import os, sys, danga_raw
 loop = danga_raw.Loop("epoll")
-loop.add_timer(0.001, loop.stop)
+loop.set_loop_timeout(0)
+loop.set_post_loop_callback(lambda sockets, others: False)
 loop.run()
 if "AGAIN" not in os.environ:
     os.environ["AGAIN"] = "1"
@@ -599,24 +650,35 @@ def test_a_program_that_execs_itself_goes_on_in_the_same_file(how: str, program:
         assert len(lines) == 4, lines
 
 
+def test_a_child_by_the_same_command_leaves_its_parents_lines(program: Path) -> None:
+    for start in ("subprocess.run(sys.orig_argv)",
+                  "if os.fork(): os.wait()\n    else: os.execv(sys.executable, sys.orig_argv)"):  # fmt: skip
+        program.write_text("import subprocess\n" + AGAIN.format(start))
+        out = program.parent / "calls"
+        out.write_text("what was there before\n")
+        done = run([*TRACE, "-o", str(out), str(program)])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert called(out.read_text()) == 2 * ["epoll_create1", "epoll_wait"]
+
+
 def test_c_counts_each_life(program: Path) -> None:
     program.write_text(AGAIN.format(EXECS["execv"]))
     done = run([*TRACE, "-c", str(program)])
     assert done.stderr.count("syscall") == 2
-    assert done.stderr.count("epoll_wait") == 2
+    assert done.stderr.count(asked("epoll_wait", HERE).name) == 2
 
 
 def test_nothing_is_left_to_another_program_or_after_an_exec_that_failed(program: Path) -> None:
     shown = "import os; print(sorted(map(int, os.listdir(\"/dev/fd\"))))"
     program.write_text(
         "import os, sys, danga_raw\ntry:\n    os.execv('/nowhere', sys.orig_argv)\n"
-        "except OSError:\n    pass\ndanga_raw.Loop('epoll').poller()\n"
+        "except OSError:\n    pass\ndanga_raw.Loop('poll')\n"
         f"command = [sys.executable, '-c', '{shown}']\n"
         "os.spawnv(os.P_WAIT, sys.executable, command)\nos.execv(sys.executable, command)\n"
     )
     alone = run([sys.executable, str(program)])
     traced = run([*TRACE, "-o", str(program.parent / "calls"), str(program)])
-    assert traced.stdout.count("[0, 1, 2, 3]") == 2
+    assert traced.stdout.count("\n") == 2
     assert (traced.stdout, traced.stderr) == (alone.stdout, "")
 
 
@@ -663,8 +725,7 @@ def test_the_programs_own_files_are_not_written_into(program: Path) -> None:
     program.write_text(
         START + "os.closerange(fd + 1, 4096)\n"
         "while os.open('mine', os.O_RDWR | os.O_CREAT) < 1023: pass\n"
-        "os.closerange(fd + 1, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\n"
-        "wrote(b'more')\n"
+        "os.closerange(fd + 1, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\nwrote(b'more')\n"
         "print(os.path.getsize('mine'))\n"
     )
     done = run(["sh", "-c", f"cd {program.parent}; ulimit -n 1024; exec \"$@\"", "sh",
@@ -691,7 +752,7 @@ def test_what_a_signals_handler_raises_is_the_programs(program: Path) -> None:
     out = program.parent / "calls"
     done = run([*TRACE, "-o", str(out), str(program)])
     assert (done.returncode, done.stdout, done.stderr) == (0, "50\n", "")
-    assert f'write({FIRST}, "the end", 7)' in out.read_text().splitlines()[-1]
+    assert written(out.read_text().splitlines()[-1]) == ["the end"]
 
 
 @pytest.mark.needs("strace")
@@ -710,12 +771,14 @@ def test_what_a_signals_handler_calls_is_traced_though_a_line_is_being_written(
     own, theirs = program.parent / "own", program.parent / "theirs"
     strace = ["strace", "-qq", "-e", "trace=epoll_ctl", "-e", "signal=none", "-o", str(theirs)]
     assert run([*strace, *TRACE, "-o", str(own), "-e", "epoll_ctl", str(program)]).returncode == 0
-    assert sorted(own.read_text().splitlines()) == sorted(theirs.read_text().splitlines())
+    told = in_newest_words(theirs.read_text())
+    assert sorted(own.read_text().splitlines()) == sorted(told.splitlines())
 
 
 def test_an_address_of_another_family_is_no_matter(program: Path) -> None:
     program.write_text(
-        START + "obj = Socket(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), loop)\n"
+        START + "link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)\n"
+        "link.setblocking(False)\nobj = Socket(link, loop)\n"
         "print(obj.local_addr_string())\n"
     )
     done = run([*TRACE, "-e", "getsockname", str(program)])
