@@ -47,6 +47,8 @@ class Script:
     got: list[tuple[socket.socket, str]] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
+    begun: int = 0
+    """How many answers have been given in part."""
     given: int = 0
     """How many answers have been given."""
     ended: int = 0
@@ -181,6 +183,9 @@ class Backend:
                 gate = script.gates.setdefault(answer.gate, threading.Event())
             if answer.rest:
                 connection.sendall(answer.data)
+                with self.changed:
+                    script.begun += 1
+                    self.changed.notify_all()
             limit = time.monotonic() + PATIENCE
             while not gate.wait(0.01) and time.monotonic() < limit:
                 with suppress(BlockingIOError):
