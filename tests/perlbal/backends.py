@@ -91,6 +91,9 @@ class Backend:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.changed:
                 script = self.script
+                if script.over:
+                    connection.close()
+                    continue
                 thread = threading.Thread(target=self._serve, args=(connection, script))
                 thread.daemon = True
                 script.connections.append(connection)
