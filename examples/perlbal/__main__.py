@@ -30,7 +30,12 @@ def main() -> int:
     name = options.file or options.config
     if not name:
         parser.error("which configuration? give a FILE")
-    server = Server(Loop())
+    with Loop() as loop:
+        return run(Server(loop), name)
+
+
+def run(server: Server, name: str) -> int:
+    """Carry out the configuration and serve; the exit status."""
     try:
         server.language.load_file(name, print_line)
     except LanguageError as error:
