@@ -12,18 +12,29 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
-from danga_raw import Loop, Socket, __version__, _epoll, _kqueue, _poll, _sockopt
+from danga_raw import (
+    Listener,
+    Loop,
+    Socket,
+    __version__,
+    _epoll,
+    _kernel,
+    _kqueue,
+    _poll,
+    _seccomp,
+    _sockopt,
+    log_exception,
+)
 from danga_raw._registry import backends
+from danga_raw._seccomp import Json
 
-Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
+Fact: TypeAlias = Json
 Facts: TypeAlias = Mapping[str, Fact]
 
 _PAUSE: Final = 0.2
-"""Seconds without accepting after the system had no descriptor or no memory for a connection, and
-without anything after it could not wait."""
+"""Seconds until echo waits again after it could not."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
     command = commands.add_parser("info", help="the backend, and the ABI in force")
     command.add_argument("--json", action="store_true", help="as one JSON object")
-    command.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
+    one = command.add_mutually_exclusive_group()
+    one.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
+    one.add_argument("--syscalls", action="store_true", help="all that the kernel can be asked here")
+    one.add_argument("--seccomp", action="store_true", help="an OCI seccomp profile, as JSON")
     commands.add_parser("trace", help="run a program and print its calls")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["trace"]:
@@ -54,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             case "echo":
                 echo(arguments.host, arguments.port)
             case _:
-                facts = information() if arguments.abi is None else layouts(arguments.abi)
-                show(facts, arguments.json)
+                info(arguments.abi, arguments.syscalls, arguments.seccomp, arguments.json)
     except BrokenPipeError:
         # Who read our output has enough of it; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,11 +102,6 @@ class Echo(Socket):
     def __init__(self, sock: socket.socket, server: EchoServer) -> None:
         super().__init__(sock, server.loop)
         self.server: EchoServer = server
-        try:
-            self.watch_read(True)
-        except OSError:
-            self.close("not to be watched")
-            raise
 
     def event_read(self) -> None:
         data = self.read(65536)
@@ -120,32 +128,13 @@ class EchoServer:
 
     def __init__(self, loop: Loop, listener: socket.socket) -> None:
         self.loop: Loop = loop
-        self.listener: socket.socket = listener
         self.connections: int = 0
         self.bytes: int = 0
-        self.start()
+        self.listener: Listener = Listener(listener, self.accepted, loop)
 
-    def start(self) -> None:
-        self.loop.add_other_fds({self.listener.fileno(): self.accept})
-
-    def accept(self, state: int) -> None:
-        while True:
-            try:
-                sock, _ = self.listener.accept()
-                sock.setblocking(False)
-                Echo(sock, self)
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError:
-                # No descriptor or no memory is to be had, and the listener stays readable: to watch
-                # it now would be a busy loop.
-                fd = self.listener.fileno()
-                self.loop.other_fds = {k: v for k, v in self.loop.other_fds.items() if k != fd}
-                self.loop.add_timer(_PAUSE, self.start)
-                return
-            self.connections += 1
+    def accepted(self, connection: socket.socket, address: object) -> None:
+        Echo(connection, self).watch_read(True)
+        self.connections += 1
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -184,10 +173,11 @@ def shown(host: str, port: int) -> str:
 
 def echo(host: str, port: int) -> None:
     """Echo every connection until SIGINT or SIGTERM, then print one line of totals."""
-    reader, writer = socket.socketpair()
-    with Loop() as loop, listen(host, port) as listener, reader, writer:
+    with Loop() as loop, listen(host, port) as listener:
         server = EchoServer(loop, listener)
-        stop_on_signals(loop, reader, writer)
+        loop.on_exception = log_exception
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, loop.stop)
         print("listening on", shown(*listener.getsockname()[:2]), flush=True)
         while True:
             try:
@@ -197,32 +187,48 @@ def echo(host: str, port: int) -> None:
                 # Waiting failed, for want of memory maybe. All is as it was, so wait again.
                 print(f"danga_raw: {error}", file=sys.stderr)
                 time.sleep(_PAUSE)
-        for connection in loop.descriptor_map.values():
+        for connection in list(loop.descriptor_map.values()):
             connection.close("shutdown")
-        signal.set_wakeup_fd(-1)
         print(f"{server.connections} connections, {server.bytes} bytes echoed", flush=True)
 
 
-def stop_on_signals(loop: Loop, reader: socket.socket, writer: socket.socket) -> None:
-    """Stop `loop` on SIGINT and SIGTERM.
-
-    Python runs the handler of a signal between two bytecodes. One that comes just before the wait
-    would be noticed only after it; so the signal also writes a byte into `writer`
-    (signal.set_wakeup_fd), and the wait watches `reader`.
-    """
-    reader.setblocking(False)
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.fileno())
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        loop.stop()
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    loop.add_other_fds({reader.fileno(): lambda state: reader.recv(4096)})
-
-
 # --- info -----------------------------------------------------------------------------------------
+
+
+def info(platform: str | None, syscalls: bool, seccomp: bool, as_json: bool) -> None:
+    """Print what the backend and the ABI are, or the layouts of a platform, or what the kernel can
+    be asked, or the profile that allows it."""
+    if seccomp:
+        show(_seccomp.profile(), True)
+    elif syscalls and as_json:
+        show(surface(), True)
+    elif syscalls:
+        print(*table(surface()), sep="\n", flush=True)
+    else:
+        show(information() if platform is None else layouts(platform), as_json)
+
+
+def surface() -> Facts:
+    """What `info --syscalls` prints: the calls that the package can make here."""
+    entries = _kernel.surface(_kernel.HERE, backends())
+    return {
+        "libc": str(_kernel.HERE),
+        "machine": _kernel.HERE.machine,
+        "known": _kernel.known(_kernel.HERE),
+        "syscalls": [cast("Facts", entry._asdict()) for entry in entries],
+    }
+
+
+def table(facts: Facts) -> Iterator[str]:
+    """The same for people to read."""
+    where = f"{facts['libc']} on {facts['machine']}"
+    if facts["known"]:
+        yield f"# as {where} makes them"
+    else:
+        yield f"# {where}: not known how it makes them; these are the C functions' own names"
+    yield f"{'C function':16}{'system call':16}{'arguments':>9}  when"
+    for row in cast("list[Mapping[str, Fact]]", facts["syscalls"]):
+        yield f"{row['function']:16}{row['call']:16}{row['arguments']:>9}  {row['when']}"
 
 
 def layout(struct: type[ctypes.Structure]) -> Facts:
@@ -283,7 +289,7 @@ def information() -> Facts:
         "version": __version__,
         "backend": loop.backend,
         "backends": backends(),
-        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        "libc": str(_kernel.HERE),
         "kernel": f"{uname.sysname} {uname.release} {uname.machine}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "pointer": f"{8 * ctypes.sizeof(ctypes.c_void_p)} bits, {sys.byteorder}-endian",
@@ -300,7 +306,7 @@ def show(facts: Facts, as_json: bool) -> None:
 def _lines(facts: Facts) -> Iterator[str]:
     for name, value in facts.items():
         if isinstance(value, list):
-            yield f"{name}: {', '.join(value)}"
+            yield f"{name}: {', '.join(map(str, value))}"
         elif not isinstance(value, Mapping):
             yield f"{name}: {value}"
         elif any(isinstance(part, Mapping) for part in value.values()):

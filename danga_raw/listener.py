@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 
 from danga_raw._libc import libc
-from danga_raw._log import warn
+from danga_raw._log import debug, warn
 from danga_raw._mistakes import check_callback
+from danga_raw._poll import POLLIN
 from danga_raw.socket import Socket
 
 TYPE_CHECKING = False
@@ -34,6 +35,9 @@ _PASSED_BY: Final = frozenset(
 )
 """What was wrong with one connection, which is gone: there may be another behind it (accept(2),
 "Error handling"; EPERM is a firewall's)."""
+
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""The system has no descriptor or no memory for a connection now."""
 
 _BROKEN: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
 """The listener doesn't listen, and never will again."""
@@ -71,12 +75,17 @@ class Listener(Socket):
         self._retry: Timer | None = None
         libc.setblocking(sock)
         super().__init__(sock, loop)
-        self.watch_read(True)
+        try:
+            self.watch_read(True)
+        except BaseException:
+            self.steal_socket()  # Nobody has it yet, and the socket is the caller's.
+            raise
 
     def event_read(self) -> None:
         for _ in range(AT_ONCE):
             sock = self.sock
-            if sock is None:  # `accepted` has closed the listener.
+            # `accepted` may have closed the listener, or have had enough for now.
+            if sock is None or not self.event_watch & POLLIN:
                 return
             try:
                 connection, address = libc.accept(sock)
@@ -113,13 +122,17 @@ class Listener(Socket):
                     libc.close(connection.detach())
 
     def _starve(self, error: OSError) -> None:
-        """There is no room for a connection (EMFILE, ENFILE, ENOBUFS, ENOMEM), or nobody knows what
-        is wrong: to try again at once would be all that the loop does."""
+        """There is no room for a connection, or nobody knows what is wrong: to try again at once
+        would be all that the loop does."""
         if self._retry is None:
-            warn("%r: accept: %s", self, error)
+            # A server at its limit comes here with every client that leaves.
+            (debug if error.errno in _NO_ROOM else warn)("%r: accept: %s", self, error)
         else:
             self._retry.cancel()
-        self.watch_read(False)
+        try:
+            self.watch_read(False)
+        except OSError:
+            pass  # Then the next turn finds it readable, and tries again.
         self._retry = self.loop.add_timer(PAUSE, self._begin_again)
         if self.fd is not None:
             self._registry.starved[self.fd] = self._begin_again

@@ -6,22 +6,31 @@ or "ERR code text" for each. Only the holder of a lock can release it, and it di
 connection.
 """
 
+import argparse
 import logging
 import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from os.path import abspath, dirname
 from urllib.parse import parse_qsl, quote_plus
 
 # The package lies beside this folder: a bare checkout runs without being installed.
 sys.path.insert(0, dirname(dirname(abspath(__file__))))
 
-from danga_raw import Socket, default_loop
+from danga_raw import Listener, Socket, default_loop, log_exception
 
 MAX_LINE = 64 * 1024
+
+PIECE = 64 * 1024
+"""So many bytes of a long answer are made at a time; and then the others get their turn."""
+
+A_TURN = 1000
+"""So many locks of a client that has left are released at a time, for the same reason."""
 
 ERRORS = {
     "unknown_command": "Unknown server command",
@@ -30,26 +39,59 @@ ERRORS = {
     "didnthave": "This connection doesn't hold this lock",
 }
 
-holder: dict[str, "Client"] = {}
-"""Who holds each lock."""
+class Names:
+    """Names in order, in runs that are short, so that a new one moves only a few."""
 
-server = socket.socket()
-"""Where the clients come in."""
+    RUN = 500
+
+    def __init__(self) -> None:
+        self.runs: list[list[str]] = []
+
+    def place(self, name: str) -> int:
+        """The run that `name` is in, or would be."""
+        return max(0, bisect_right(self.runs, name, key=itemgetter(0)) - 1)
+
+    def add(self, name: str) -> None:
+        if not self.runs:
+            self.runs.append([name])
+            return
+        at = self.place(name)
+        run = self.runs[at]
+        insort(run, name)
+        if len(run) > 2 * self.RUN:
+            self.runs[at : at + 1] = [run[: self.RUN], run[self.RUN :]]
+
+    def remove(self, name: str) -> None:
+        at = self.place(name)
+        run = self.runs[at]
+        del run[bisect_left(run, name)]
+        if not run:
+            del self.runs[at]
+
+    def behind(self, name: str) -> Iterator[str]:
+        """All that come after `name`. Not to be used any more once there are others."""
+        for run in self.runs[self.place(name) :]:
+            yield from run[bisect_right(run, name) :]
+
+
+holder: dict[str, "Client"] = {}
+"""Who holds each lock; until it is released, also who has left with it."""
+
+names = Names()
+"""The locks by name."""
 
 
 class Client(Socket):
     """One connection and the locks that it holds."""
 
-    __slots__ = ("read_buf", "locks")
+    __slots__ = ("read_buf", "locks", "listed")
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self.read_buf = b""
         self.locks: set[str] = set()
-        try:
-            self.watch_read(True)
-        except OSError:
-            self.close("nobody would hear it")
+        self.listed: str | None = None  # the last lock named in an answer that isn't finished
+        self.watch_read(True)
 
     def event_read(self) -> None:
         data = self.read(8192)
@@ -60,12 +102,18 @@ class Client(Socket):
         self.process_lines()
 
     def event_write(self) -> None:
-        self.write(None)
+        if self.write(None):
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Say what is still to be said, then hear what comes next."""
+        if self.listed is not None:
+            self.list_more(self.listed)
         self.process_lines()
 
     def process_lines(self) -> None:
         # As long as answers wait to be sent, no more are made: who doesn't read, isn't read from.
-        while not self.write_buf_size and not self.closed:
+        while not self.write_buf_size and not self.closed and self.listed is None:
             line, end, rest = self.read_buf.partition(b"\n")
             if len(line.removesuffix(b"\r")) > MAX_LINE:
                 self.close("the line is too long")
@@ -74,7 +122,7 @@ class Client(Socket):
                 break
             self.read_buf = rest
             self.process_line(line.removesuffix(b"\r").decode("latin-1"))
-        self.watch_read(not self.write_buf_size)
+        self.watch_read(not self.write_buf_size and self.listed is None)
 
     def process_line(self, line: str) -> None:
         words = re.match(r"(\w+)\s*(.*)", line, re.ASCII)
@@ -90,12 +138,17 @@ class Client(Socket):
         lock = args.get("lock")
         if not lock:
             self.err_line("empty_lock")
-        elif lock in holder:
+            return
+        other = holder.get(lock)
+        if other and not other.closed:
             self.err_line("taken")
-        else:
-            holder[lock] = self
-            self.locks.add(lock)
-            self.ok_line()
+            return
+        if other:
+            other.release(lock)
+        holder[lock] = self
+        names.add(lock)
+        self.locks.add(lock)
+        self.ok_line()
 
     def cmd_releaselock(self, args: dict[str, str]) -> None:
         lock = args.get("lock")
@@ -108,12 +161,24 @@ class Client(Socket):
             self.ok_line()
 
     def cmd_locks(self, args: dict[str, str]) -> None:
-        lines = ["LOCKS:"]
-        for lock, client in sorted(holder.items(), key=lambda item: item[0]):
-            # A control character would let a name pass for a line of its own.
-            name = re.sub(r"[\x00-\x1f\x7f]", lambda control: quote_plus(control[0]), lock)
-            lines.append(f"  {name} = {client.as_string()}")
-        self.write("".join(f"{line}\n" for line in lines).encode("latin-1"))
+        self.list_more("", b"LOCKS:\n")
+
+    def list_more(self, listed: str, piece: bytes = b"") -> None:
+        """Name some of the locks behind `listed`; the rest when the peer has taken these."""
+        self.listed = None
+        for looked, lock in enumerate(names.behind(listed)):
+            if len(piece) >= PIECE or looked == A_TURN:
+                self.listed = listed
+                break
+            listed = lock
+            if not holder[lock].closed:
+                # A control character would let a name pass for a line of its own.
+                name = re.sub(r"[\x00-\x1f\x7f]", lambda control: quote_plus(control[0]), lock)
+                piece += f"  {name} = {holder[lock].as_string()}\n".encode("latin-1")
+        if piece:
+            self.write(piece)
+        if self.listed is not None and not self.write_buf_size:
+            default_loop().call_soon(self.go_on)
 
     def cmd_noop(self, args: dict[str, str]) -> None:
         self.ok_line()
@@ -125,14 +190,21 @@ class Client(Socket):
         self.write(f"ERR {code} {quote_plus(ERRORS[code])}\r\n".encode())
 
     def release(self, lock: str) -> None:
-        self.locks.remove(lock)
+        self.locks.discard(lock)
         del holder[lock]
+        names.remove(lock)
+
+    def release_all(self) -> None:
+        for _ in range(A_TURN):
+            if not self.locks:
+                return
+            self.release(self.locks.pop())
+        default_loop().call_soon(self.release_all)
 
     def close(self, reason: str | None = None) -> None:
-        for lock in list(self.locks):
-            self.release(lock)
         super().close(reason)
-        Socket.AddOtherFds({server.fileno(): accept})  # there may be room for another client
+        self.listed = None
+        self.release_all()
 
     def event_err(self) -> None:
         self.close("error")
@@ -141,36 +213,21 @@ class Client(Socket):
         self.event_read()
 
 
-def accept(state: int) -> None:
-    """Take the clients that wait at the door."""
-    while True:
-        try:
-            csock, _ = server.accept()
-            csock.setblocking(False)
-            Client(csock)
-        except BlockingIOError:
-            return
-        except ConnectionAbortedError:
-            continue
-        except OSError:
-            # No descriptor is free. The clients wait in the kernel until one leaves, or a second.
-            Socket.OtherFds({})
-            Socket.AddTimer(1, lambda: Socket.AddOtherFds({server.fileno(): accept}))
-            return
+def accepted(connection: socket.socket, address: object) -> None:
+    Client(connection)
 
 
 def main() -> None:
-    port = sys.argv[1] if len(sys.argv) > 1 else "7002"
+    parser = argparse.ArgumentParser(description="A lock server on 127.0.0.1.")
+    parser.add_argument("port", metavar="PORT", nargs="?", default="7002", help="%(default)s; 0: any")
+    port: str = parser.parse_args().port
     try:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(("127.0.0.1", int(port)))
-        server.listen(1024)
-        server.setblocking(False)
+        server = socket.create_server(("127.0.0.1", int(port)), backlog=1024)
         # What the clients' sockets inherit. Keepalive frees the locks of a machine that has died.
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        Socket.AddOtherFds({server.fileno(): accept})
-        default_loop().on_exception = lambda _, e: logging.error("a handler failed", exc_info=e)
+        Listener(server, accepted)
+        default_loop().on_exception = log_exception
         # Nothing is left to be done at the end: Ctrl-C may do what it does to a C program.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("listening on %s:%d" % server.getsockname(), flush=True)

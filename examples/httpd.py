@@ -11,6 +11,7 @@ import logging
 import mimetypes
 import os
 import re
+import select
 import signal
 import socket
 import stat
@@ -22,18 +23,19 @@ from email.utils import formatdate
 from http import HTTPStatus
 from io import BytesIO, FileIO
 from resource import RLIMIT_NOFILE, getrlimit
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # bare checkout
 
-from danga_raw import Loop, Socket
+from danga_raw import Listener, Loop, Socket, log_exception
 
 MAX_HEAD = 16 * 1024  # bytes of a request line and its header fields
 PIECE = 128 * 1024  # bytes of a file that may wait in the write queue
 STEPS_A_TURN = 64  # then the other connections get their turn
+EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 HEAD_END = re.compile(rb"\n\r?\n")
 HEAD = re.compile(
-    rb"(TOKEN) (?:http://[\w.:\[\]-]+)?(/[^\0- #?\x7f-\xff]*)(?:\?[^\0- #\x7f-\xff]*)?"
+    rb"(TOKEN) (?:http://[\w.:\[\]-]+)?(/[^\0- #?\x7f-\xff]*)(\?[^\0- #\x7f-\xff]*)?"
     rb" HTTP/1\.(\d)\r((?:\nTOKEN:[^\0-\x08\x0a-\x1f\x7f]*\r)*)"
     .replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
 )
@@ -43,13 +45,13 @@ class Refused(Exception):
     """A request that gets an error for an answer. The argument is the status."""
 
 
-def parse(head: bytes) -> tuple[bytes, dict[str, str], bool]:
-    """Path, fields and keep-alive of a request; strict, so that no proxy reads it otherwise."""
+def parse(head: bytes) -> tuple[bytes, str, dict[str, str], bool]:
+    """Path, query, fields and keep-alive; strict, so that no proxy reads the request otherwise."""
     if len(head) > MAX_HEAD:
         raise Refused(431 if b"\r\n" in head[:MAX_HEAD] else 414)
     if not (request := HEAD.fullmatch(head)):
         raise Refused(400)
-    method, target, minor, lines = request.groups()
+    method, target, query, minor, lines = request.groups(b"")
     if method not in (b"GET", b"HEAD"):
         raise Refused(405)
     fields: dict[str, str] = {}
@@ -63,34 +65,48 @@ def parse(head: bytes) -> tuple[bytes, dict[str, str], bool]:
     if body or not one_host or b"\0" in (path := unquote_to_bytes(target)):
         raise Refused(400)
     wishes = fields.get("connection", "").lower()
-    return path, fields, "close" not in wishes and (minor != b"0" or "keep-alive" in wishes)
+    keep_alive = "close" not in wishes and (minor != b"0" or "keep-alive" in wishes)
+    return path, query.decode(), fields, keep_alive
+
+
+def names_in(path: bytes) -> list[str]:
+    return [name for name in os.fsdecode(path).split("/") if name not in ("", ".")]
 
 
 def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
-    """Open the file at `path` below a folder, or a folder's index.html: file and name.
+    """Open the file at `path` below a folder: file and name. IsADirectoryError for a folder whose
+    path doesn't end in a slash; of one that does, its index.html.
 
     It is walked name by name, following no symbolic link, so that none leads out of it. What is
-    neither file nor folder isn't opened at all: that might wake somebody, or wait for him."""
-    names = [name for name in os.fsdecode(path).split("/") if name not in ("", ".")]
-    names += ["index.html"] if path.endswith(b"/") else []
+    neither file nor folder isn't opened at all: that might wake somebody, or wait for him. What a
+    name is may change after the look at it, so what was opened is looked at once more."""
+    to_index = path.endswith((b"/", b"/."))
+    *above, name = names_in(path) + ["index.html"] * to_index
+    if ".." in (*above, name):
+        raise FileNotFoundError(errno.ENOENT, "it leads upwards")
     with ExitStack() as folders:
-        while (name := names.pop(0) if names else "index.html") != "..":
-            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-            last = stat.S_ISREG(mode) and not names
-            flags = os.O_RDONLY | os.O_NOFOLLOW | (os.O_NONBLOCK if last else os.O_DIRECTORY)
-            if last:
-                return FileIO(name, opener=lambda *_: os.open(name, flags, dir_fd=folder)), name
-            folders.callback(os.close, folder := os.open(name, flags, dir_fd=folder))
-    raise FileNotFoundError(errno.ENOENT, "it leads upwards")
+        for each in above:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY
+            folders.callback(os.close, folder := os.open(each, flags, dir_fd=folder))
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode) and not to_index:
+            raise IsADirectoryError(errno.EISDIR, "a folder")
+        if stat.S_ISREG(mode):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = FileIO(name, opener=lambda _, __: os.open(name, flags, dir_fd=folder))
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file, name
+            file.close()
+    raise FileNotFoundError(errno.ENOENT, "not a file")
 
 
 def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
     """The answer to a request: its head, its body, how many bytes of that to send, keep-alive."""
     body: FileIO | BytesIO
     fields = {"Date": formatdate(usegmt=True)}
-    keep_alive = False
+    path, query, keep_alive = b"", "", False
     try:
-        path, asked, keep_alive = parse(head)
+        path, query, asked, keep_alive = parse(head)
         body, name = open_below(root, path)
         info = os.fstat(body.fileno())
         size = info.st_size
@@ -101,8 +117,14 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
         kind = kind if kind and not encoding else "application/octet-stream"
         fields |= {"Last-Modified": modified, "Content-Type": kind}
     except (Refused, OSError) as error:
-        missing = 503 if getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE) else 404
-        status = error.args[0] if isinstance(error, Refused) else missing
+        if isinstance(error, Refused):
+            status = error.args[0]
+        elif isinstance(error, IsADirectoryError):
+            # No host in it, which is the client's to know, and never "//", behind which one would be.
+            status, slashed = 301, "".join(f"{name}/" for name in names_in(path))
+            fields |= {"Location": f"/{quote(os.fsencode(slashed))}{query}"}
+        else:
+            status = 503 if error.errno in (errno.EMFILE, errno.ENFILE) else 404
         body = BytesIO(f"{status} {HTTPStatus(status).phrase}\n".encode())
         size = len(body.getvalue())
         fields |= {"Allow": "GET, HEAD", "Content-Type": "text/plain"}
@@ -127,10 +149,8 @@ class Connection(Socket):
         """The conversation. Yields False when it has said something, True to hear more."""
         keep_alive = True
         while keep_alive:
-            while not HEAD_END.search(self.inbox) and len(self.inbox) <= MAX_HEAD + 2:
+            while (head := self.next_head()) is None:
                 yield True
-            head, rest, *_ = *HEAD_END.split(self.inbox, 1), b""
-            self.inbox = rest.lstrip(b"\r\n")
             start, body, left, keep_alive = answer(head, self.server.root)
             with body:
                 self.tcp_cork(True)
@@ -148,6 +168,20 @@ class Connection(Socket):
         while True:
             self.inbox = b""
             yield True
+
+    def next_head(self) -> bytes | None:
+        """A request up to its empty line, or all there is of one that is too long; None if the rest
+        is still to come. Empty lines in front are no harm (RFC 9112, 2.2)."""
+        self.inbox = EMPTY_LINES.sub(b"", self.inbox)
+        if end := HEAD_END.search(self.inbox):
+            # What is no such line for everybody stays in the head, which is refused for it.
+            until = end.start() if end[0] == b"\n\r\n" else end.end()
+            head, self.inbox = self.inbox[:until], self.inbox[end.end() :]
+            return head
+        if len(self.inbox) > MAX_HEAD + 2:
+            head, self.inbox = self.inbox, b""
+            return head
+        return None
 
     def go_on(self) -> None:
         """Go on talking until it is the client's turn, or that of the other connections."""
@@ -169,7 +203,7 @@ class Connection(Socket):
     def event_read(self) -> None:
         if (data := self.read(MAX_HEAD)) is None:
             return self.close("end")
-        self.inbox = (self.inbox + data).lstrip(b"\r\n")
+        self.inbox += data
         self.go_on()
 
     def event_write(self) -> None:
@@ -179,46 +213,50 @@ class Connection(Socket):
     def close(self, reason: str | None = None) -> None:
         super().close(reason)
         self.talking = iter(())  # lets go of what it was talking about, and so of its file
-        self.loop.add_other_fds(self.server.door)  # there may be room again
+        self.loop.call_soon(self.server.open_door)  # there may be room again
     event_err = close
 
-    def event_hup(self) -> None: ...  # reading tells it; on kqueue, half a hang-up comes here
+    def event_hup(self) -> None:
+        """Half a hang-up on kqueue; on some systems all that poll says of a reset. Reading or
+        writing tells which."""
+        if self.event_watch & select.POLLIN:
+            self.event_read()
+        else:
+            self.write(None)
 
 
 class Server:
     """The listening socket, and what all connections share."""
     def __init__(self, loop: Loop, folder: str, host: str, port: int, timeout: float) -> None:
+        if not timeout > 0:
+            raise ValueError(f"--timeout is a number of seconds above 0, not {timeout}")
         self.loop, self.timeout = loop, timeout
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        self.listener = socket.create_server((host, port), backlog=1024)
-        self.listener.setblocking(False)
-        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients inherit it
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)  # who is slow shows
-        self.door = {self.listener.fileno(): self.accept}
         self.room = max(1, getrlimit(RLIMIT_NOFILE)[0] // 2 - 4)  # for each may hold a file
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)  # who is slow shows
+        shape = "[%s]:%d" if ":" in host else "%s:%d"
+        self.address = shape % listener.getsockname()[:2]
+        self.listener = Listener(listener, self.accepted, loop)
         self.once_a_second()
 
-    def accept(self, state: int) -> None:
-        while self.loop.watched_sockets < self.room:
-            try:
-                client, _ = self.listener.accept()
-                client.setblocking(False)
-                Connection(self, client)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ECONNABORTED:
-                    break
-        # No room: who comes now waits in the kernel until somebody leaves, or for a second.
-        self.loop.other_fds = {}
+    def accepted(self, client: socket.socket, address: object) -> None:
+        Connection(self, client)
+        self.open_door()
+
+    def open_door(self) -> None:
+        """Accept while there is room. Who comes else waits in the kernel until somebody leaves."""
+        self.listener.watch_read(self.loop.watched_sockets <= self.room)  # the listener is one
 
     def once_a_second(self) -> None:
-        """Close the idle connections, and accept again."""
+        """Close the idle connections, and accept again, also where that has failed before."""
         self.loop.add_timer(1, self.once_a_second)
         for each in list(self.loop.descriptor_map.values()):
             if isinstance(each, Connection) and each.since < time.monotonic() - self.timeout:
                 each.close("idle")
-        self.loop.add_other_fds(self.door)
+        self.open_door()
 
 
 def main() -> None:
@@ -232,10 +270,10 @@ def main() -> None:
     try:
         loop = Loop()
         server = Server(loop, options.folder, options.host, options.port, options.timeout)
-        loop.on_exception = lambda _, error: logging.error("a handler failed", exc_info=error)
+        loop.on_exception = log_exception
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.stop())
-        print("listening on http://%s:%d/" % server.listener.getsockname(), flush=True)
+            signal.signal(number, lambda _, __: loop.stop())  # heard within a second, by the timer
+        print(f"listening on http://{server.address}/", flush=True)
     except (OSError, OverflowError, ValueError) as error:
         parser.exit(2, f"httpd.py: {error}\n")
     while True:

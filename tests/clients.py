@@ -104,6 +104,29 @@ def serving(
         assert Path(errors.name).read_text() == ""
 
 
+def failing_twice(change: int) -> tuple[str, ...]:
+    """A wrapper for `serving`: the first accept(2) finds no descriptor, and that change of the
+    poller's list no room; so a listener can't be watched as it should."""
+    return (
+        *("strace", "-f", "-o", os.devnull, "-e", "trace=accept4,epoll_ctl"),
+        *("-e", "inject=accept4:error=EMFILE:when=1"),
+        *("-e", f"inject=epoll_ctl:error=ENOSPC:when={change}"),
+    )
+
+
+@contextlib.contextmanager
+def children_end(server: Server) -> Iterator[None]:
+    """Ends what a wrapper runs, which would go on without it."""
+    tasks = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    children = [int(child) for child in tasks.read_text().split()]
+    try:
+        yield
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGTERM)
+        server.process.wait(PATIENCE)
+
+
 def failing(script: str, *arguments: str) -> tuple[int, str]:
     """Run an example that can't start: its return code and what it complains about."""
     done = subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import seccomp
+from tests import container, seccomp
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +18,7 @@ DEBIAN_PACKAGES = {
     "danga": "libdanga-socket-perl",
     "strace": "strace",
     "curl": "curl",
+    "openssl": "openssl",
     "ab": "apache2-utils",
     "wrk": "wrk",
     "valgrind": "valgrind",
@@ -25,6 +26,7 @@ DEBIAN_PACKAGES = {
     "perlbal": "perlbal libperlbal-perl libnet-netmask-perl libbsd-resource-perl",
     "nginx": "nginx",
     "seccomp": "linux-libc-dev",
+    "chroot": "util-linux",
 }
 """Tool name -> the Debian package that brings it."""
 
@@ -49,6 +51,12 @@ def present(tool: str) -> bool:
             return False
         trial = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)
         return trial.returncode == 0
+    if tool == "chroot":
+        try:
+            command = [*container.changed_root(Path("/")), "true"]
+        except OSError:
+            return False
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
     if tool == "seccomp":
         if os.uname().machine != "x86_64" or sys.maxsize < 1 << 32 or seccomp.header() is None:
             return False

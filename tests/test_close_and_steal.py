@@ -160,6 +160,42 @@ def test_a_close_in_a_post_loop_callback_waits_for_the_next_batch(world: World) 
     assert seen == [("callback", True), ("next timers", True), ("callback", False)]
 
 
+@pytest.mark.parametrize("where", ["before run", "in a timer", "in a post-loop callback"])
+def test_no_wait_blocks_while_a_close_is_due(world: World, where: str) -> None:
+    """The wait comes before the close, as in the original, but takes no time."""
+    obj = Noted(world.socketpair()[0], world.loop)
+    kicked, kick = world.socketpair()
+    fd = obj.fd
+    assert fd is not None
+    world.loop.add_other_fds({kicked.fileno(): lambda state: drain(kicked)})
+    if where == "before run":
+        obj.close()
+    elif where == "in a timer":
+        world.loop.add_timer(0, obj.close)
+    else:
+        kick.send(b"x")
+
+    def after(*_: object) -> bool:
+        if not obj.closed:
+            obj.close()
+        return world.is_open(fd)
+
+    world.loop.set_post_loop_callback(after)
+    with world.calls() as calls:
+        world.loop.run()
+    first = [("wait", -1)] if where == "in a post-loop callback" else []
+    assert only(calls, "wait") == [*first, ("wait", 0)] and not world.is_open(fd)
+
+
+def test_what_has_nothing_to_close_shortens_no_wait(world: World) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+    assert obj.steal_socket() is not None
+    world.loop.add_timer(0.01, world.loop.stop)
+    with world.calls() as calls:
+        world.loop.run()
+    assert ("wait", 0) not in calls
+
+
 def test_reset_closes_what_still_waits(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()

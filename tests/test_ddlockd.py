@@ -4,15 +4,31 @@ import contextlib
 import os
 import random
 import re
+import runpy
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from errno import EADDRINUSE
 
 import pytest
 
-from tests.clients import FLOOD, PATIENCE, Server, failing, flood, read_to_end, serving, split
+from danga_raw import Socket, default_loop
+from tests.clients import (
+    EXAMPLES,
+    FLOOD,
+    PATIENCE,
+    Server,
+    children_end,
+    failing,
+    failing_twice,
+    flood,
+    read_to_end,
+    serving,
+    split,
+)
 
 OK = b"OK \r\n"
 TAKEN = b"ERR taken "
@@ -124,13 +140,13 @@ def test_locks_names_every_lock_and_its_holder() -> None:
         assert one.locks(0) == []
         assert one.ask(b"trylock lock=the+second\r\n") == OK
         assert other.ask(b"trylock lock=first\r\n") == OK
-        # A name can't pass for a line of its own.
-        assert other.ask(b"trylock lock=x%0D%0A++false+%3D+me\r\n") == OK
+        # A name can't pass for a line of its own, nor rub out what stands before it.
+        assert other.ask(b"trylock lock=x%0D%0A++false+%3D+me%7F\r\n") == OK
         ports = [client.sock.getsockname()[1] for client in (one, other)]
         assert one.locks(3) == [
             b"  first = Client(R): open to 127.0.0.1:%d\n" % ports[1],
             b"  the second = Client(R): open to 127.0.0.1:%d\n" % ports[0],
-            b"  x%%0D%%0A  false = me = Client(R): open to 127.0.0.1:%d\n" % ports[1],
+            b"  x%%0D%%0A  false = me%%7F = Client(R): open to 127.0.0.1:%d\n" % ports[1],
         ]
 
 
@@ -180,6 +196,106 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
             assert client.stream.readline() == b"LOCKS:\n"
             assert len(client.stream.readline()) > 50_000
         assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+def hold_many(client: Client, count: int) -> None:
+    """Take so many locks, in an order that is not that of their names."""
+    for start in range(0, count, 1000):
+        numbers = range(start, min(start + 1000, count))
+        client.sock.sendall(b"".join(b"trylock lock=%08d\n" % (n * 7919 % 1000003) for n in numbers))
+        for _ in numbers:
+            assert client.stream.readline() == OK
+
+
+def test_a_long_table_is_sent_as_its_readers_take_it() -> None:
+    count, askers, times = 30_000, 5, 10
+    with serving("ddlockd.py", "0") as server, Client(server) as holder, Client(server) as other:
+        hold_many(holder, count)
+        before = server.peak_memory()
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(server)) for _ in range(askers)]
+            for client in clients:
+                client.sock.sendall(b"locks\n" * times + b"noop\n")
+            for _ in range(100):
+                assert other.ask(b"noop\n") == OK
+            expected = sorted(n * 7919 % 1000003 for n in range(count))
+            for client in clients[:2]:
+                for _ in range(times):
+                    assert client.stream.readline() == b"LOCKS:\n"
+                    lines = [client.stream.readline() for _ in range(count)]
+                    assert [int(line.split()[0]) for line in lines] == expected
+                    assert other.ask(b"noop\n") == OK
+                assert client.stream.readline() == OK
+        # 5 clients asked for 10 times 1.6 MB.
+        assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+def turn() -> None:
+    default_loop().set_loop_timeout(0)
+    default_loop().set_post_loop_callback(lambda *_: False)
+    default_loop().run()
+
+
+def test_what_takes_long_leaves_the_others_their_turns() -> None:
+    """In the process of the test, where turns can be counted."""
+    ddlockd = runpy.run_path(str(EXAMPLES / "ddlockd.py"))
+    count = 50_000
+    try:
+        ends = [socket.socketpair() for _ in range(3)]
+        for end in ends:
+            end[0].setblocking(False)
+        holder, asker, other = (ddlockd["Client"](end[0]) for end in ends)
+        for number in range(count):
+            name = f"{number:08}"
+            ddlockd["holder"][name] = holder
+            ddlockd["names"].add(name)
+            holder.locks.add(name)
+        ends[1][1].sendall(b"locks\n")
+        turn()
+        ends[2][1].sendall(b"noop\n")
+        got = b""
+        for _ in range(3):
+            got += ends[1][1].recv(1 << 20)
+            turn()
+        assert ends[2][1].recv(100) == OK
+        assert 0 < got.count(b"\n") < count // 4
+        asker.close()
+
+        # The locks of who has left are free at once, and are released a few a turn.
+        holder.close()
+        turn()
+        assert count // 2 < len(holder.locks) < count
+        ends[2][1].sendall(b"trylock lock=00000000\ntrylock lock=%08d\nlocks\n" % (count - 1))
+        turn()
+        assert ends[2][1].recv(100).splitlines()[:2] == [b"OK ", b"OK "]
+        for _ in range(2 * count // ddlockd["A_TURN"]):
+            turn()
+        assert holder.locks == set() and sorted(ddlockd["holder"]) == ["00000000", f"{count - 1:08}"]
+        assert list(ddlockd["names"].behind("")) == ["00000000", f"{count - 1:08}"]
+    finally:
+        Socket.Reset()
+        for end in ends:
+            for each in end:
+                each.close()
+
+
+def test_names_are_in_order_whatever_comes_and_goes() -> None:
+    names = runpy.run_path(str(EXAMPLES / "ddlockd.py"))["Names"]()
+    names.RUN = 4
+    chooser = random.Random(1)
+    model: set[str] = set()
+    for _ in range(3000):
+        name = str(chooser.randrange(200))
+        if name in model:
+            model.remove(name)
+            names.remove(name)
+        else:
+            model.add(name)
+            names.add(name)
+        behind = str(chooser.randrange(200))
+        assert list(names.behind("")) == sorted(model)
+        assert list(names.behind(behind)) == [each for each in sorted(model) if each > behind]
+        assert all(0 < len(run) <= 8 for run in names.runs)
 
 
 def test_no_input_ends_the_server(server: Server) -> None:
@@ -236,6 +352,26 @@ def test_it_ends_quietly(number: int) -> None:
         assert server.greeting == f"listening on 127.0.0.1:{server.port}"
         assert client.ask(b"noop\r\n") == OK
         assert server.stop(number) == -number
+
+
+def test_it_says_how_it_is_called() -> None:
+    for option in ("-h", "--help"):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "ddlockd.py"), option],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("usage: ddlockd.py [-h] [PORT]")
+
+
+@pytest.mark.needs("strace")
+def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it() -> None:
+    for change in (3, 4):
+        with serving("ddlockd.py", "0", wrapper=failing_twice(change)) as server:
+            with children_end(server), Client(server) as client:
+                assert client.ask(b"noop\r\n") == OK
 
 
 def test_what_it_cannot_serve_is_said_in_one_line() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +27,8 @@ from tests.needs import need
 from tests.strace import in_newest_words
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITH_CODE = [ROOT / "README.md", ROOT / "docs" / "manual.md", ROOT / "docs" / "porting.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+WITH_CODE = [ROOT / "README.md", *(ROOT / "docs" / f"{p}.md" for p in ("manual", "porting", "recipes"))]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 PATIENCE = 60
 """Seconds after which a conversation counts as stuck; none of them takes one."""
@@ -152,7 +152,8 @@ def test_every_block_says_how_it_is_tried() -> None:
     for block in BLOCKS:
         known = {"runs", "stops on SIGTERM", "calls of echo", "table", *CONVERSATIONS}
         assert block.language in ("python", "perl", "text"), where(block)
-        assert block.how in known, where(block)
+        # tests/test_recipes.py tries the recipes.
+        assert block.how in known or block.how.startswith("recipe "), where(block)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy")
@@ -232,9 +233,36 @@ def test_the_servers_to_compare_are_both_there() -> None:
 # --- README --------------------------------------------------------------------------------------
 
 
-def test_readme_server_has_25_lines() -> None:
+def test_readme_server_has_as_many_lines_as_its_heading_says() -> None:
     (server,) = (b for b in BLOCKS if b.page == "README.md" and b.how == "echo")
-    assert server.text.count("\n") == 25
+    said = re.search(r"^## A server in (\d+) lines$", (ROOT / "README.md").read_text(), re.M)
+    assert said and server.text.count("\n") == int(said[1])
+
+
+def test_readme_server_survives_more_clients_than_it_has_descriptors(tmp_path: Path) -> None:
+    (server,) = (b for b in BLOCKS if b.page == "README.md" and b.how == "echo")
+    program = tmp_path / "server.py"
+    program.write_text(server.text)
+    limited = f"ulimit -n 24; exec {sys.executable} {program}"
+    with serving(["sh", "-c", limited]) as address, ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(100)
+        ]
+        for client in clients:
+            client.sendall(b"hello\n")
+        for client in clients:
+            assert receive(client, 6) == b"hello\n"
+            client.close()
+
+
+def test_readme_server_survives_a_client_that_resets(tmp_path: Path) -> None:
+    (server,) = (b for b in BLOCKS if b.page == "README.md" and b.how == "echo")
+    with serving([sys.executable, "-c", server.text]) as address:
+        for _ in range(20):
+            with socket.create_connection(address, PATIENCE) as client:
+                client.sendall(bytes(100_000))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        talk_echo(address)
 
 
 @pytest.mark.parametrize("tracer", ["strace", "danga_raw trace"])
@@ -244,12 +272,13 @@ def test_readme_shows_the_calls_of_its_server(tracer: str, tmp_path: Path) -> No
     log = tmp_path / "calls"
     program = tmp_path / "server.py"
     program.write_text(server.text)
+    names = f"trace=epoll_ctl,{CALLS['epoll_wait'][0]},read,write"
+    options = ["-o", str(log), "-e", names]
     if tracer == "strace":
         need("strace")
-        names = f"trace=epoll_ctl,{CALLS['epoll_wait'][0]},read,write"
-        command = ["strace", "-o", str(log), "-I", "2", "-e", names, sys.executable, str(program)]
+        command = ["strace", "-I", "2", *options, sys.executable, str(program)]
     else:
-        command = [sys.executable, "-m", "danga_raw", "trace", "-o", str(log), str(program)]
+        command = [sys.executable, "-m", "danga_raw", "trace", *options, str(program)]
     environment = {**ENVIRONMENT, "DANGA_RAW_BACKEND": "epoll"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -262,8 +291,10 @@ def test_readme_shows_the_calls_of_its_server(tracer: str, tmp_path: Path) -> No
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
     seen = "".join(map(in_newest_words, log.read_text().splitlines(keepends=True)))
-    made = re.search(r"^epoll_ctl\((\d+), EPOLL_CTL_ADD, (\d+), \{events=EPOLLERR", seen, re.M)
-    assert made
+    # The first is the listener's.
+    _, made, *_ = re.finditer(
+        r"^epoll_ctl\((\d+), EPOLL_CTL_ADD, (\d+), \{events=EPOLLERR", seen, re.M
+    )
     # The trace has a file of its own open, and the program's descriptors come behind it.
     number = {"4": made[1], "5": made[2], "0x5": f"{int(made[2]):#x}"}
     expected = re.sub(r"\b(?:[45]|0x5)\b", lambda match: number[match[0]], calls.text)

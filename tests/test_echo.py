@@ -16,13 +16,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import PATIENCE, Server, read_to_end
+from tests.clients import (
+    FLOOD,
+    PATIENCE,
+    Server,
+    children_end,
+    failing_twice,
+    flood,
+    read_to_end,
+)
 
 BACKENDS = ["epoll", "poll"]
+LITTLE_MEMORY = 8 * 1024 * 1024
 
 
 @contextlib.contextmanager
-def echoing(backend: str, descriptors: int = 0) -> Iterator[Server]:
+def echoing(
+    backend: str, descriptors: int = 0, wrapper: tuple[str, ...] = ()
+) -> Iterator[Server]:
     """The server as a process of its own; it must not write to standard error."""
 
     def limit() -> None:
@@ -31,7 +42,7 @@ def echoing(backend: str, descriptors: int = 0) -> Iterator[Server]:
 
     with tempfile.NamedTemporaryFile() as errors:
         with subprocess.Popen(
-            [sys.executable, "-m", "danga_raw", "echo"],
+            [*wrapper, sys.executable, "-m", "danga_raw", "echo"],
             cwd=Path(__file__).parent.parent,
             env={**os.environ, "DANGA_RAW_BACKEND": backend},
             stdout=subprocess.PIPE,
@@ -85,6 +96,24 @@ def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -
             assert comes.recv(100) == b"let me in"
         for client in clients[4:]:
             assert echoed(client, b"third")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_who_takes_no_echo_is_not_read_from(backend: str) -> None:
+    with echoing(backend) as server, server.connect() as client, server.connect() as other:
+        assert echoed(other, b"x" * 100_000)
+        before = server.peak_memory()
+        sent = flood(client, bytes(1 << 16), lambda: echoed(other, b"x"))
+        assert sent < FLOOD
+        assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("change", [4, 5])
+def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it(change: int) -> None:
+    with echoing("epoll", wrapper=failing_twice(change)) as server, children_end(server):
+        with server.connect() as client:
+            assert echoed(client, b"hello")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -18,13 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from danga_raw import Loop
+from danga_raw._libc import libc
 from tests.clients import (
     FLOOD,
     PATIENCE,
     Answer,
     Server,
     answers,
+    children_end,
     failing,
+    failing_twice,
     flood,
     read_answer,
     read_to_end,
@@ -45,6 +49,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (outside / "secret.txt").write_text("SECRET\n")
     root = outside / "files"
     (root / "sub").mkdir(parents=True)
+    (root / "sub" / "deep er").mkdir()
     (root / "bare").mkdir()
     (root / "index.html").write_text("<p>front</p>\n")
     (root / "hello.txt").write_text("hello\n")
@@ -68,6 +73,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(request: pytest.FixtureRequest, tree: Path) -> Iterator[Server]:
     with serving("httpd.py", str(tree), "--port", "0", backend=request.param) as running:
         yield running
+
+
+def ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def get(path: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
@@ -97,8 +110,8 @@ def undated(data: bytes) -> bytes:
         ("/empty.txt", "text/plain", b""),
         ("/", "text/html", b"<p>front</p>\n"),
         ("/.", "text/html", b"<p>front</p>\n"),
-        ("/sub", "text/html", b"<p>sub</p>\n"),
         ("/sub/", "text/html", b"<p>sub</p>\n"),
+        ("/sub/.", "text/html", b"<p>sub</p>\n"),
         ("/a%20b%25%C3%A9.txt", "text/plain", b"odd name\n"),
         ("/back%5Cslash.txt", "text/plain", b"a name as any other\n"),
         ("/packed.tar.gz", "application/octet-stream", b"\x1f\x8b"),
@@ -110,6 +123,26 @@ def test_a_file_is_served(server: Server, path: str, kind: str, body: bytes) -> 
     assert answer.fields["content-type"] == kind
     assert answer.fields["connection"] == "keep-alive"
     assert email.utils.parsedate(answer.fields["date"])
+
+
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        ("/sub", "/sub/"),
+        ("/sub?a=b&c", "/sub/?a=b&c"),
+        ("//sub", "/sub/"),
+        ("/%73ub", "/sub/"),
+        ("/bare", "/bare/"),
+        ("/sub//./deep%20er", "/sub/deep%20er/"),
+    ],
+)
+def test_a_folder_is_found_behind_its_slash(server: Server, path: str, location: str) -> None:
+    """As nginx has it, but for the name of the host; never "//", behind which there would be one."""
+    redirected, after = ask(server, get(path), get("/hello.txt"))
+    assert redirected.status == 301 and redirected.fields["location"] == location
+    assert after.body == b"hello\n"
+    (redirected,) = ask(server, get(path, method="HEAD"), heads=(0,))
+    assert redirected.status == 301 and redirected.fields["location"] == location
 
 
 def test_head_gets_the_head_of_get(server: Server) -> None:
@@ -204,6 +237,14 @@ GOOD = "GET /hello.txt HTTP/1.1\r\nHost: here\r\n"
         (GOOD + "Return: a\rb\r\n\r\n", 400),
         (GOOD + "Feed: a\nb\r\n\r\n", 400),
         (GOOD.replace("\r", "") + "\n", 400),
+        (GOOD + "\n", 400),
+        (GOOD.removesuffix("\r\n") + "\n\n", 400),
+        (GOOD.removesuffix("\r\n") + "\n\r\n", 400),
+        ("\r" + GOOD + "\r\n", 400),
+        ("\r\r\n" + GOOD + "\r\n", 400),
+        ("\n" + GOOD + "\r\n", 400),
+        ("\r\n\n" + GOOD + "\r\n", 400),
+        ("\r\n\r" + GOOD + "\r\n", 400),
         ("POST /hello.txt HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n", 405),
         ("get /hello.txt HTTP/1.1\r\nHost: here\r\n\r\n", 405),
         (f"GET /{'a' * 20_000} HTTP/1.1\r\nHost: here\r\n\r\n", 414),
@@ -298,7 +339,6 @@ def test_an_answer_is_not_lost_to_a_client_that_is_still_sending(server: Server)
         "/fifo",
         "/fifo/x",
         "/door",
-        "/bare",
         "/bare/",
         "/hello.txt/",
         "/hello.txt/x",
@@ -321,15 +361,9 @@ def test_what_is_not_a_file_is_not_opened(tree: Path, tmp_path: Path) -> None:
     log = tmp_path / "calls"
     tracer = ("strace", "-o", str(log), "-e", "trace=openat,open")
     with serving("httpd.py", str(tree), "--port", "0", wrapper=tracer) as server:
-        strace = server.process.pid
-        children = Path(f"/proc/{strace}/task/{strace}/children").read_text().split()
-        try:
+        with children_end(server):
             asked = ask(server, get("/fifo"), get("/out.txt"), get("/hello.txt"))
             assert [answer.status for answer in asked] == [404, 404, 200]
-        finally:
-            for child in children:
-                os.kill(int(child), signal.SIGTERM)
-            assert server.process.wait(PATIENCE) == 0
     calls = log.read_text().splitlines()
     assert any('"hello.txt"' in call for call in calls)
     # As a folder it can't be opened, and the kernel says so before it has touched it.
@@ -354,7 +388,7 @@ def test_pipelined_requests_are_answered_in_order(server: Server, tree: Path) ->
             get("/middle.bin"),
             get("/nothing"),
             get("/hello.txt"),
-            get("/sub", "Connection: close"),
+            get("/sub/", "Connection: close"),
             get("/hello.txt"),
         )
     ]
@@ -367,7 +401,7 @@ def test_how_requests_are_split_makes_no_difference(server: Server) -> None:
         [
             get("/hello.txt", "X-Long: " + "a" * 500),
             b"\r\n\r\n",
-            get("/sub", method="HEAD"),
+            get("/sub/", method="HEAD"),
             get("/nothing"),
             get("/", version="1.0"),
             get("/hello.txt"),
@@ -429,6 +463,64 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(
     assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
 
 
+def test_a_file_that_grows_while_it_is_sent_is_sent_as_it_was(server: Server, tree: Path) -> None:
+    growing = tree / "growing.bin"
+    growing.write_bytes(b"a" * 30_000_000)
+    with server.connect(receive_buffer=8192) as client:
+        client.sendall(get("/growing.bin") + get("/hello.txt"))
+        assert client.recv(17, socket.MSG_PEEK) == b"HTTP/1.1 200 OK\r\n"
+        with growing.open("ab") as file:
+            file.write(b"b" * 1_000_000)
+        assert read_answer(client).body == b"a" * 30_000_000
+        assert read_answer(client).body == b"hello\n"
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", b"\r\n"])
+def test_a_head_without_an_end_costs_no_memory(server: Server, start: bytes) -> None:
+    assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+    before = server.peak_memory()
+    with server.connect() as client:
+        client.sendall(start)
+        piece = b"\r\n" * 32768 if start == b"\r\n" else b"x" * 65536
+        for _ in range(500):
+            client.sendall(piece)
+        if start == b"\r\n":
+            client.sendall(get("/hello.txt"))
+        answer = read_answer(client)
+        assert answer.status == {b"": 414, b"\r\n": 200}.get(start, 431)
+    assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+def test_a_reader_that_takes_everything_leaves_the_others_their_turns(tree: Path) -> None:
+    """In the process of the test, with a kernel that takes whatever is written to one of them."""
+    httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
+    with Loop() as loop, pytest.MonkeyPatch.context() as patch:
+        server = httpd["Server"](loop, str(tree), "127.0.0.1", 0, 60)
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        greedy = httpd["Connection"](server, here)
+        there.sendall(get("/big.bin"))
+        taken, write = 0, libc.write
+
+        def take(fd: int, data: bytes) -> int:
+            nonlocal taken
+            if fd != greedy.fd:
+                return write(fd, data)
+            taken += len(data)
+            return len(data)
+
+        patch.setattr(libc, "write", take)
+        loop.set_loop_timeout(0)
+        loop.set_post_loop_callback(lambda *_: False)
+        for turns in (1, 2, 3):
+            loop.run()
+            assert 0 < taken <= turns * 64 * 128 * 1024 + 1000 < BIG
+        greedy.close()
+        server.listener.close()
+        os.close(server.root)
+        there.close()
+
+
 def test_a_slow_download_is_no_idle_connection(tree: Path) -> None:
     with serving("httpd.py", str(tree), "--port", "0", "--timeout", "1") as server:
         with server.connect(receive_buffer=8192) as client:
@@ -481,6 +573,68 @@ def test_a_name_that_becomes_a_folder_costs_no_descriptor(tree: Path, tmp_path: 
     finally:
         os.close(root)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_name_that_becomes_something_else_is_not_served(tmp_path: Path) -> None:
+    """It was a file when it was looked at, and is a pipe, a device or a link when it is opened."""
+    httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
+    (tmp_path / "file").write_text("abc")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    before = os.listdir("/proc/self/fd")
+    root = os.open(tmp_path, os.O_RDONLY)
+    dev = os.open("/dev", os.O_RDONLY)
+    info = os.stat(tmp_path / "file")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "stat", lambda *_, **__: info)
+            for folder, name in ((root, b"pipe"), (root, b"link"), (root, b"zeros"), (dev, b"null")):
+                head = b"GET /" + name + b" HTTP/1.1\r\nHost: here\r"
+                assert httpd["answer"](head, folder)[0].startswith(b"HTTP/1.1 404 "), name
+    finally:
+        os.close(root)
+        os.close(dev)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["for a request", "for room to write"])
+@pytest.mark.parametrize("gone", [True, False], ids=["reset", "half"])
+def test_a_hang_up_is_told_by_reading_or_writing(tree: Path, waits: bool, gone: bool) -> None:
+    """All that FreeBSD's poll says of a reset is a hang-up, without an error or room to write; and
+    on kqueue it is what says that a client has shut down its half, who waits for his answer."""
+    httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
+    with Loop("poll") as loop:
+        server = httpd["Server"](loop, str(tree), "127.0.0.1", 0, 60)
+        address = ("127.0.0.1", int(server.address.rpartition(":")[2]))
+        with socket.create_connection(address, PATIENCE) as client:
+            client.sendall(b"GET " if waits else get("/big.bin"))
+            loop.set_post_loop_callback(
+                lambda sockets, others: not any(
+                    each.write_buf_size or waits and each.inbox
+                    for each in sockets.values()
+                    if isinstance(each, httpd["Connection"])
+                )
+            )
+            loop.add_timer(PATIENCE, loop.stop)
+            loop.run()
+            (connection,) = (
+                each
+                for each in loop.descriptor_map.values()
+                if isinstance(each, httpd["Connection"])
+            )
+            if gone:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                client.close()
+            else:
+                client.shutdown(socket.SHUT_WR)
+            assert not connection.closed
+            connection.event_hup()
+            # Who hasn't asked yet and never will is as good as gone.
+            assert connection.closed == (gone or waits)
+            connection.close()
+        os.close(server.root)
+        server.listener.close()
 
 
 def test_an_idle_connection_is_closed(tree: Path) -> None:
@@ -658,6 +812,17 @@ def test_at_the_limit_every_client_can_be_sent_a_file(tree: Path, backend: str) 
         assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
 
 
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("change", [3, 4])
+def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it(
+    tree: Path, change: int
+) -> None:
+    wrapper = failing_twice(change)
+    with serving("httpd.py", str(tree), "--port", "0", wrapper=wrapper) as server:
+        with children_end(server):
+            assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
+
+
 def test_a_file_that_finds_no_descriptor_is_unavailable_for_now(tree: Path) -> None:
     # One client, and no descriptor for a file beside it.
     with serving("httpd.py", str(tree), "--port", "0", descriptors=FIRST + 4) as server:
@@ -680,6 +845,16 @@ def test_it_ends_quietly(tree: Path, number: int) -> None:
         assert server.stop(number) == 0
 
 
+def test_it_listens_on_ipv6_too(tree: Path) -> None:
+    if not ipv6():
+        pytest.skip("no IPv6 here")
+    with serving("httpd.py", str(tree), "--port", "0", "--host", "::1") as server:
+        assert server.greeting == f"listening on http://[::1]:{server.port}/"
+        with socket.create_connection(("::1", server.port), PATIENCE) as client:
+            client.sendall(get("/hello.txt"))
+            assert read_answer(client).body == b"hello\n"
+
+
 def test_what_it_cannot_serve_is_said_in_one_line(tree: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -688,6 +863,9 @@ def test_what_it_cannot_serve_is_said_in_one_line(tree: Path) -> None:
             ([str(tree / "hello.txt")], os.strerror(ENOTDIR)),
             ([str(tree), "--port", port], os.strerror(EADDRINUSE)),
             ([str(tree), "--port", "70000"], "port must be 0-65535"),
+            ([str(tree), "--timeout", "-1"], "--timeout is a number of seconds above 0, not -1.0"),
+            ([str(tree), "--timeout", "0"], "not 0.0"),
+            ([str(tree), "--timeout", "nan"], "not nan"),
         ):
             code, complaint = failing("httpd.py", *arguments)
             assert code == 2

@@ -387,6 +387,35 @@ def test_stop_before_run_ends_it_at_once_and_that_one_only(world: World) -> None
     assert fired == [1]
 
 
+@pytest.mark.parametrize("raises", ["a handler", "the wait"])
+def test_a_stop_is_not_lost_to_what_raises_in_the_same_batch(
+    world: World, raises: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(12, "on purpose")
+
+    def wait(*_: object) -> None:
+        world.loop.stop()  # as a signal's handler may, just then
+        fail()
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    if raises == "a handler":
+        world.loop.call_soon(world.loop.stop)
+        world.loop.call_soon(fail)
+    else:
+        monkeypatch.setattr(POLLERS[world.backend], "wait", wait)
+    with pytest.raises(OSError, match="on purpose"):
+        world.loop.run()
+    monkeypatch.undo()
+    with world.calls() as calls:
+        world.loop.run()
+    assert only(calls, "wait") == []
+    two.send(b"x")
+    world.until(lambda: obj.got == b"x")
+
+
 def test_a_stop_is_forgotten_by_reset(world: World) -> None:
     world.loop.stop()
     world.loop.reset()
@@ -670,6 +699,39 @@ def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool
     (obj.SetPostLoopCallback if own else world.loop.set_post_loop_callback)(None)
     assert not obj.closed
     world.turn()
+
+
+def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World) -> None:
+    """Neither a handler, nor a `close` of its own, nor that of a handle, nor callbacks and writers."""
+
+    class Unclosable(Noted):
+        def close(self, reason: str | None = None) -> None:
+            raise RuntimeError("close")
+
+        def event_read(self) -> None:
+            raise RuntimeError("handler")
+
+    class Writes(Noted):
+        def event_read(self) -> None:
+            super().event_read()
+            self.set_writer_func(lambda data, count, offset: 1 // 0)
+            self.write(b"data")
+
+    told: list[str] = []
+    world.loop.on_exception = lambda obj, error: told.append(str(error))
+    pairs = [world.socketpair() for _ in range(2)]
+    objects = [Unclosable(pairs[0][0], world.loop), Writes(pairs[1][0], world.loop)]
+    for obj, (_, there) in zip(objects, pairs):
+        obj.watch_read(True)
+        there.send(b"x")
+    world.loop.add_timer(0, lambda: print(1 // 0))
+    world.loop.call_soon(lambda: print(1 // 0))
+    objects[1].SetPostLoopCallback(lambda *_: 1 // 0)
+    world.turn()
+    world.turn()
+    assert all(obj.closed and obj.fd is None for obj in objects)
+    assert "handler" in told and told.count("integer division or modulo by zero") >= 3
+    assert world.loop.watched_sockets == 0
 
 
 def test_an_exception_in_on_exception_leaves_run_and_the_object_is_closed(world: World) -> None:

@@ -1,0 +1,221 @@
+"""`Socket.connect`: the outcome is told once, whatever it is and however soon it comes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from danga_raw import Loop, Socket
+from danga_raw.types import SocketAddress
+from tests.clients import PATIENCE, read_to_end
+
+BACKENDS = ["epoll", "poll"]
+
+
+@pytest.fixture(params=BACKENDS)
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    with Loop(request.param) as loop:
+        loop.add_timer(PATIENCE, loop.stop)
+        yield loop
+
+
+class Client(Socket):
+    """Notes all that it is told."""
+
+    def __init__(self, sock: socket.socket, loop: Loop, ends: bool = True) -> None:
+        super().__init__(sock, loop)
+        self.told: list[object] = []
+        self.ends = ends
+
+    def event_connect(self, error: OSError | None) -> None:
+        self.told.append(None if error is None else (type(error), error.errno))
+        if self.ends:
+            self.loop.stop()
+
+    def event_read(self) -> None:
+        self.told.append("read")
+        if self.read(65536) is None:
+            self.close("end")
+            self.loop.stop()
+
+    def event_err(self) -> None:
+        self.told.append("err")
+        self.close("error")
+
+    def event_hup(self) -> None:
+        self.told.append("hup")
+        self.event_read()
+
+
+def turn(loop: Loop) -> None:
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    loop.set_post_loop_callback(None)
+    loop.set_loop_timeout(-1)
+
+
+def full() -> tuple[socket.socket, list[socket.socket]]:
+    """A listener whose queue is full, so that who connects now waits, and who fills it."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    fillers = []
+    for _ in range(8):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(listener.getsockname())
+        fillers.append(filler)
+    return listener, fillers
+
+
+def test_connected_is_told_and_what_was_written_before_goes_out(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client.connect(listener.getsockname(), loop)
+        client.write(b"first ")
+        client.write(b"second")
+        assert client.told == []
+        loop.run()
+        assert client.told == [None]
+        with listener.accept()[0] as there:
+            turn(loop)
+            assert not client.write_buf and not client.event_watch & 4
+            client.close()
+            turn(loop)
+            assert read_to_end(there) == b"first second"
+        assert client.told == [None]
+
+
+@pytest.mark.parametrize("family", ["::1", "unix"])
+def test_other_families_of_addresses(loop: Loop, family: str, tmp_path: Path) -> None:
+    address: SocketAddress
+    if family == "unix":
+        listener = socket.socket(socket.AF_UNIX)
+        address = str(tmp_path / "door")
+        listener.bind(address)
+        listener.listen()
+    else:
+        try:
+            listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+        except OSError:
+            pytest.skip("no IPv6 here")
+        address = listener.getsockname()
+    with listener:
+        client = Client.connect(address, loop)
+        loop.run()
+        assert client.told == [None]
+        client.close()
+
+
+@pytest.mark.parametrize("way", ["refused", "unreachable", "missing"])
+def test_a_failure_is_told_once_with_its_reason_and_closes(
+    loop: Loop, way: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        refused = listener.getsockname()
+    addresses: dict[str, tuple[SocketAddress, type[OSError], set[int]]] = {
+        "refused": (refused, ConnectionRefusedError, {errno.ECONNREFUSED}),
+        # Broadcast is not for TCP, and the kernel says so at once.
+        "unreachable": (("255.255.255.255", 9), OSError, {errno.EACCES, errno.ENETUNREACH}),
+        "missing": (str(tmp_path / "none"), FileNotFoundError, {errno.ENOENT}),
+    }
+    address, kind, numbers = addresses[way]
+    client = Client.connect(address, loop)
+    assert client.told == [], "told from the loop, and not before connect has returned"
+    loop.run()
+    (told,) = client.told
+    assert isinstance(told, tuple) and issubclass(told[0], kind) and told[1] in numbers
+    assert client.closed
+    turn(loop)
+    assert len(client.told) == 1 and loop.watched_sockets == 0
+
+
+def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
+    listener, fillers = full()
+    client = Client.connect(listener.getsockname(), loop, timeout=0.05)
+    loop.run()
+    assert client.told == [(TimeoutError, errno.ETIMEDOUT)] and client.closed
+    for each in (listener, *fillers):
+        each.close()
+
+
+def test_a_timeout_that_is_not_needed_is_not_kept(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client.connect(listener.getsockname(), loop, timeout=0.05)
+        loop.run()
+        client.ends = False
+        loop.add_timer(0.1, loop.stop)
+        loop.run()
+        assert client.told == [None] and not client.closed
+        client.close()
+
+
+def test_who_is_closed_meanwhile_is_told_nothing(loop: Loop) -> None:
+    listener, fillers = full()
+    client = Client.connect(listener.getsockname(), loop, timeout=0.02)
+    client.close("changed my mind")
+    loop.add_timer(0.06, loop.stop)
+    loop.run()
+    assert client.told == []
+    for each in (listener, *fillers):
+        each.close()
+
+
+@pytest.mark.parametrize("address", [("localhost", 80), ("", 80), ("127.0.0.1.example", 80)])
+def test_a_name_is_refused_and_not_looked_up(loop: Loop, address: tuple[str, int]) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ValueError, match="look it up first"):
+        Client.connect(address, loop)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("address", [None, 80, ("127.0.0.1",), ("127.0.0.1", "80")])
+def test_what_is_no_address_is_refused(loop: Loop, address: object) -> None:
+    with pytest.raises(TypeError, match="an address is"):
+        Client.connect(address, loop)  # type: ignore[arg-type]  # what is asked here
+
+
+def test_a_constructor_that_raises_leaves_nothing(loop: Loop) -> None:
+    class Broken(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            raise RuntimeError("on purpose")
+
+    before = os.listdir("/proc/self/fd")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            Broken.connect(listener.getsockname(), loop)
+    assert os.listdir("/proc/self/fd") == before and loop.watched_sockets == 0
+
+
+def test_what_event_connect_raises_goes_the_way_of_a_handlers(loop: Loop) -> None:
+    class Broken(Client):
+        def event_connect(self, error: OSError | None) -> None:
+            super().event_connect(error)
+            raise RuntimeError("on purpose")
+
+    seen: list[object] = []
+    loop.on_exception = lambda obj, error: seen.append((obj, str(error)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        client = Broken.connect(address, loop)
+        loop.run()
+        assert seen == [(client, "on purpose")] and client.closed
+    client = Broken.connect(address, loop)  # refused by now, at once or a little later
+    loop.run()
+    assert len(seen) == 2 and client.closed
+    turn(loop)
+    assert loop.watched_sockets == 0
+
+
+def test_the_end_and_data_that_come_with_the_connection_are_read_after_it(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client.connect(listener.getsockname(), loop, False)
+        client.watch_read(True)
+        with listener.accept()[0] as there:
+            there.sendall(b"welcome")
+        loop.run()
+        assert client.told[0] is None and client.told[1] == "read"
+        assert client.told.count(None) == 1 and client.closed

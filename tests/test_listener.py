@@ -1,0 +1,289 @@
+"""A `Listener`: what it accepts, what it is told while it does, and calls that fail."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from danga_raw import Listener, Loop, Socket
+from tests.clients import PATIENCE
+
+BACKENDS = ["epoll", "poll"]
+
+
+@pytest.fixture(params=BACKENDS)
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    with Loop(request.param) as loop:
+        loop.add_timer(PATIENCE, loop.stop)
+        yield loop
+
+
+def turn(loop: Loop) -> None:
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    loop.set_post_loop_callback(None)
+
+
+def connected(listener: socket.socket) -> socket.socket:
+    client = socket.create_connection(listener.getsockname(), PATIENCE)
+    return client
+
+
+def test_a_listener_that_is_to_watch_no_longer_accepts_no_more_of_the_batch(loop: Loop) -> None:
+    got: list[socket.socket] = []
+    sock = socket.create_server(("127.0.0.1", 0))
+    clients = [connected(sock) for _ in range(4)]
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        got.append(connection)
+        if len(got) == 2:
+            listener.watch_read(False)
+
+    listener = Listener(sock, accepted, loop)
+    turn(loop)
+    assert len(got) == 2
+    turn(loop)
+    assert len(got) == 2
+    listener.watch_read(True)
+    turn(loop)
+    assert len(got) == 4
+    listener.close()
+    for each in clients + got:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "warned"), [(errno.EMFILE, False), (errno.ENOMEM, False), (errno.EIO, True)]
+)
+def test_a_server_at_its_limit_fills_no_log(
+    number: int, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def accept(sock: socket.socket) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    with Loop() as loop, socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, lambda *_: None, loop)
+        with connected(sock):
+            turn(loop)
+        assert not listener.event_watch & 1 and not listener.closed
+        levels = [record.levelname for record in caplog.records]
+        assert ("WARNING" in levels) == warned
+        listener.steal_socket()
+
+
+@pytest.mark.parametrize("failing", ["off", "on", "both"])
+def test_a_listener_goes_on_where_its_own_watch_fails(
+    failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No descriptor for a connection, and then no room in the poller for the change."""
+    got: list[socket.socket] = []
+    with Loop("epoll") as loop:
+        sock = socket.create_server(("127.0.0.1", 0))
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        refusals = [errno.EMFILE]
+        real_watch = Listener.watch_read
+        left = {True: failing != "off", False: failing != "on"}
+
+        def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+            if refusals:
+                raise OSError(refusals.pop(), "no descriptor")
+            return sock.accept()
+
+        def watch_read(self: Listener, on: bool) -> None:
+            if left[on]:
+                left[on] = False
+                raise OSError(errno.ENOSPC, "no room")
+            real_watch(self, on)
+
+        monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+        monkeypatch.setattr(Listener, "watch_read", watch_read)
+        monkeypatch.setattr("danga_raw.listener.PAUSE", 0.01)
+        with connected(sock):
+            loop.set_post_loop_callback(lambda *_: not got)
+            loop.add_timer(PATIENCE, loop.stop)
+            loop.run()
+            assert len(got) == 1 and not listener.closed
+            got[0].close()
+        listener.close()
+
+
+def test_a_listener_that_cannot_watch_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: Listener, on: bool) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with Loop("epoll") as loop, socket.create_server(("127.0.0.1", 0)) as sock:
+        with monkeypatch.context() as patch:
+            patch.setattr(Listener, "watch_read", refuse)
+            with pytest.raises(OSError, match="no room"):
+                Listener(sock, lambda *_: None, loop)
+        turn(loop)
+        assert loop.watched_sockets == 0 and sock.fileno() >= 0
+        Listener(sock, lambda *_: None, loop).steal_socket()
+
+
+def test_it_accepts_all_but_leaves_the_others_their_turn(loop: Loop) -> None:
+    got: list[socket.socket] = []
+    addresses: list[object] = []
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        assert connection.gettimeout() == 0
+        got.append(connection)
+        addresses.append(address)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as sock:
+        clients = [connected(sock) for _ in range(100)]
+        listener = Listener(sock, accepted, loop)
+        turn(loop)
+        assert len(got) == 64
+        turn(loop)
+        assert len(got) == 100
+        assert addresses == [client.getsockname() for client in clients]
+        listener.steal_socket()
+    for each in clients + got:
+        each.close()
+
+
+@pytest.mark.parametrize("on_exception", [True, False])
+def test_a_connection_whose_accepted_raises_is_closed_and_the_others_are_not(
+    loop: Loop, on_exception: bool
+) -> None:
+    class Quiet(Socket):
+        def event_hup(self) -> None:
+            self.close("hang-up")
+
+    raised: list[str] = []
+    kept: list[Socket] = []
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        made = Quiet(connection, loop) if len(raised) < 2 else None
+        if len(raised) in (0, 3):
+            raised.append("object")
+            raise RuntimeError("on purpose")
+        raised.append("kept")
+        kept.append(made or Quiet(connection, loop))
+
+    told: list[object] = []
+    if on_exception:
+        loop.on_exception = lambda obj, error: told.append(str(error))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        clients = [connected(sock) for _ in range(4)]
+        listener = Listener(sock, accepted, loop)
+        for _ in range(4):
+            try:
+                turn(loop)
+            except RuntimeError as error:
+                told.append(str(error))
+                loop.set_post_loop_callback(None)
+        assert told == ["on purpose"] * 2
+        assert not listener.closed and len(kept) == 2
+        assert [client.recv(1) for client in (clients[0], clients[3])] == [b"", b""]
+        for client in clients[1:3]:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+        listener.steal_socket()
+        for each in kept:
+            each.close()
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("name", "ECONNABORTED EPROTO ENETDOWN EHOSTUNREACH EPERM ETIMEDOUT".split())
+def test_what_is_wrong_with_one_connection_is_passed_by(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[socket.socket] = []
+    failures = [getattr(errno, name)] * 3
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise OSError(failures.pop(), "gone again")
+        return sock.accept()
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        turn(loop)
+        assert len(got) == 1 and caplog.records == []
+        listener.steal_socket()
+        got[0].close()
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
+def test_it_rests_while_there_is_no_room_and_begins_again_when_one_leaves(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[socket.socket] = []
+    room, tried = False, 0
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal tried
+        tried += 1
+        if not room:
+            raise OSError(getattr(errno, name), "no room")
+        return sock.accept()
+
+    class Other(Socket):
+        pass
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    monkeypatch.setattr("danga_raw.listener.PAUSE", PATIENCE)
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    other = Other(here, loop)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        for _ in range(5):
+            turn(loop)
+        assert tried == 1 and not got
+        room = True
+        other.close()
+        turn(loop)
+        turn(loop)
+        assert len(got) == 1
+        listener.steal_socket()
+        got[0].close()
+    there.close()
+
+
+def test_a_broken_listener_is_closed(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    here, there = socket.socketpair()
+    listener = Listener(here, lambda *_: None, loop)
+    there.send(b"a connected socket never accepts")
+    turn(loop)
+    assert listener.closed and "accept" in caplog.text
+    there.close()
+
+
+def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        with pytest.raises(TypeError, match="accepted is a callable, not None"):
+            Listener(sock, None, loop)  # type: ignore[arg-type]  # what is asked here
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with context.wrap_socket(sock, server_side=True) as wrapped:
+            with pytest.raises(TypeError, match="wrap what it accepts"):
+                Listener(wrapped, lambda *_: None, loop)
+    assert loop.watched_sockets == 0
+
+
+def test_it_listens_on_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
+    got: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+        sock.bind(str(tmp_path / "door"))
+        sock.listen()
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        client.connect(str(tmp_path / "door"))
+        turn(loop)
+        got[0].send(b"hello")
+        assert client.recv(5) == b"hello"
+        got[0].close()
+        listener.steal_socket()

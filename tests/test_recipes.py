@@ -1,0 +1,396 @@
+"""The programs of docs/recipes.md, each told what it is there for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.clients import FLOOD, flood, read_to_end
+from tests.needs import need
+from tests.test_docs import (
+    BLOCKS,
+    ENVIRONMENT,
+    PATIENCE,
+    receive,
+    servers,
+    talk_echo,
+    talk_lines,
+)
+
+RECIPES = {
+    block.how.removeprefix("recipe "): block.text
+    for block in BLOCKS
+    if block.page == "recipes.md" and block.how.startswith("recipe ")
+}
+BACKENDS = ["epoll", "poll"]
+LITTLE_MEMORY = 8 * 1024 * 1024
+
+
+class Running(NamedTuple):
+    """A recipe at work."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), PATIENCE)
+
+    def peak_memory(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024
+
+
+@contextlib.contextmanager
+def running(
+    text: str, *arguments: str, backend: str = "epoll", ends: int | None = None
+) -> Iterator[Running]:
+    """A program as a process of its own, which must say nothing on standard error. With `ends` it
+    is to end by itself, with that status, once it was told SIGTERM."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-W", "ignore:unclosed <socket", "-c", text, *arguments],
+        env={**ENVIRONMENT, "DANGA_RAW_BACKEND": backend},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            said = process.stdout.readline()
+            assert said, process.stderr.read()
+            yield Running(process, int(said.split()[-1]))
+            if process.poll() is None:
+                process.terminate()
+            assert process.wait(PATIENCE) == (-signal.SIGTERM if ends is None else ends)
+        finally:
+            process.kill()
+        assert process.stderr.read() == ""
+
+
+def test_every_recipe_is_tried_here() -> None:
+    source = Path(__file__).read_text()
+    assert [name for name in RECIPES if f'"{name}"' not in source] == []
+
+
+# --- many processes -------------------------------------------------------------------------------
+
+
+def who(server: Running) -> int:
+    """The process that answers a new connection."""
+    with server.connect() as client:
+        client.sendall(b"who?\n")
+        client.shutdown(socket.SHUT_WR)
+        return int(receive(client, 100))
+
+
+@pytest.mark.parametrize("name", ["forked", "reuseport"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_processes_share_a_port_and_end_together(name: str, backend: str) -> None:
+    with running(RECIPES[name], backend=backend, ends=0) as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        born = {int(child) for child in children.read_text().split()}
+        assert len(born) == 4
+        first = who(server)
+        assert first in born
+        os.kill(first, signal.SIGKILL)
+        # Where each has a queue of its own, the dead one's may still be there for a moment.
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(OSError, ValueError):
+                if who(server) != first:
+                    break
+        if name == "forked":
+            while len(set(map(int, children.read_text().split())) - {first}) < 4:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        born |= {int(child) for child in children.read_text().split()}
+    for child in born:
+        assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("name", ["forked", "reuseport"])
+def test_processes_end_with_a_parent_that_is_killed(name: str) -> None:
+    with running(RECIPES[name], ends=-signal.SIGKILL) as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        born = [int(child) for child in children.read_text().split()]
+        who(server)
+        server.process.kill()
+        # All of them have its standard output, so this is the end of the last.
+        assert server.process.stdout is not None and server.process.stdout.read() == ""
+        assert len(born) == 4
+
+
+# --- stopping, idling, copying --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
+    with running(RECIPES["graceful"], backend=backend, ends=0) as server:
+        with server.connect() as idle, server.connect() as asking:
+            asking.sendall(b"one\ntwo\n")
+            assert receive(asking, 5) == b"done\n"
+            asking.sendall(b"three\n")
+            idle.sendall(b"heard?\n")
+            assert receive(idle, 5) == b"done\n"
+            server.process.terminate()
+            assert read_to_end(idle) == b""
+            with pytest.raises(ConnectionError):
+                server.connect()
+            assert read_to_end(asking) == b"done\n" * 2
+        assert server.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_idle_connections_are_swept_and_others_are_not(backend: str) -> None:
+    text = RECIPES["idle"].replace("IDLE = 60.0", "IDLE = 2.0").replace("EVERY = 1.0", "EVERY = 0.1")
+    assert text.count("2.0") == 1
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(500, soft // 2)
+    with running(text, backend=backend) as server, contextlib.ExitStack() as stack:
+        talker = stack.enter_context(server.connect())
+        idle = [stack.enter_context(server.connect()) for _ in range(count)]
+        done = threading.Event()
+
+        def talk() -> None:
+            while not done.wait(0.02):
+                talker.sendall(b"x")
+                assert talker.recv(1) == b"x"
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            for client in idle:
+                assert client.recv(1) == b""
+        finally:
+            done.set()
+            thread.join()
+        talker.sendall(b"still here")
+        assert receive(talker, 10) == b"still here"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_proxy_passes_everything_on_and_keeps_nothing(backend: str) -> None:
+    (echo,) = (block for block in servers("python") if block.how == "echo")
+    with running(echo.text, backend=backend) as target:
+        with running(RECIPES["proxy"], str(target.port), backend=backend) as proxy:
+            talk_echo(("127.0.0.1", proxy.port))
+            with proxy.connect() as client:
+                data = random.Random(1).randbytes(3_000_000)
+
+                def send() -> None:
+                    client.sendall(data)
+                    client.shutdown(socket.SHUT_WR)
+
+                sender = threading.Thread(target=send)
+                sender.start()
+                assert read_to_end(client) == data
+                sender.join()
+            before = proxy.peak_memory()
+            with proxy.connect() as deaf, proxy.connect() as other:
+
+                def others() -> None:
+                    other.sendall(b"x")
+                    assert other.recv(1) == b"x"
+
+                assert flood(deaf, bytes(65536), others) < FLOOD
+            assert proxy.peak_memory() - before < LITTLE_MEMORY
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_proxy_passes_on_halves_ends_and_failures(backend: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        target.settimeout(PATIENCE)
+        port = str(target.getsockname()[1])
+        with running(RECIPES["proxy"], port, backend=backend) as proxy:
+            # Each side may be the first to end, and the other has the last word.
+            for first in (0, 1):
+                ends = [proxy.connect(), target.accept()[0]]
+                ends[first].sendall(b"question")
+                ends[first].shutdown(socket.SHUT_WR)
+                ends[1 - first].settimeout(PATIENCE)
+                assert read_to_end(ends[1 - first]) == b"question"
+                ends[1 - first].sendall(b"answer" * 100_000)
+                ends[1 - first].close()
+                assert read_to_end(ends[first]) == b"answer" * 100_000
+                ends[first].close()
+            # A reset ends both.
+            for first in (0, 1):
+                ends = [proxy.connect(), target.accept()[0]]
+                ends[first].sendall(b"x")
+                assert ends[1 - first].recv(1) == b"x"
+                ends[first].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                ends[first].close()
+                with contextlib.suppress(ConnectionError):
+                    assert ends[1 - first].recv(1) == b""
+                ends[1 - first].close()
+            target.close()
+            with proxy.connect() as client, contextlib.suppress(ConnectionError):
+                assert client.recv(1) == b""
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lines_are_answered_bounded_and_as_they_are_taken(backend: str) -> None:
+    with running(RECIPES["lines"], backend=backend) as server:
+        talk_lines(("127.0.0.1", server.port))
+        with server.connect() as client, contextlib.suppress(ConnectionError):
+            client.sendall(b"a" * 8192 + b"\n")
+            assert receive(client, 8194) == b"A" * 8192 + b"\r\n"
+            client.sendall(b"a" * 20_000)
+            assert read_to_end(client) == b""
+        before = server.peak_memory()
+        with server.connect() as deaf, server.connect() as other:
+
+            def others() -> None:
+                other.sendall(b"x\n")
+                assert receive(other, 3) == b"X\r\n"
+
+            assert flood(deaf, b"line\n" * 10_000, others) < FLOOD
+            assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    need("openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    made, key = str(folder / "certificate.pem"), str(folder / "key.pem")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(
+        [*command.split(), *names, "-out", made, "-keyout", key], check=True, capture_output=True
+    )
+    return made, key
+
+
+BODY = b"hello over TLS\n" * 10_000
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.needs("openssl", "curl")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_tls_speaks_with_curl_and_openssl(
+    certificate: tuple[str, str], version: str, backend: str
+) -> None:
+    with running(RECIPES["tls"], *certificate, backend=backend) as server:
+        url = f"https://localhost:{server.port}/"
+        options = ["-sS", "--fail", "--cacert", certificate[0], "--tls-max", version]
+        for _ in range(3):
+            got = subprocess.run(
+                ["curl", *options, f"--tlsv{version}", "-4", url], capture_output=True, check=True
+            )
+            assert got.stdout == BODY
+        got = subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-quiet",
+             "-verify_return_error", "-CAfile", certificate[0], f"-tls{version.replace('.', '_')}",
+             "-ign_eof"],
+            input=REQUEST,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )  # fmt: skip
+        assert got.stdout.endswith(b"\r\n\r\n" + BODY)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("piece", [1, 7, 5000])
+def test_tls_takes_pieces_of_any_size_and_says_its_end(
+    certificate: tuple[str, str], piece: int, backend: str
+) -> None:
+    """A proxy of our own cuts the stream; where it wasn't ended by TLS, SSLEOFError is raised."""
+    context = ssl.create_default_context(cafile=certificate[0])
+    with running(RECIPES["tls"], *certificate, backend=backend) as server:
+        with server.connect() as raw:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+            tls_said, asked = b"", False
+            while True:
+                try:
+                    if not asked:
+                        tls.do_handshake()
+                        tls.write(REQUEST)
+                        asked = True
+                    got = tls.read(100_000)
+                    if not got:
+                        break
+                    tls_said += got
+                except ssl.SSLWantReadError:
+                    data = outgoing.read()
+                    for start in range(0, len(data), piece):
+                        raw.sendall(data[start : start + piece])
+                    if more := raw.recv(10_000):
+                        incoming.write(more)
+                    else:
+                        incoming.write_eof()
+            assert tls_said.endswith(b"\r\n\r\n" + BODY)
+
+
+def test_tls_goes_on_after_who_does_not_speak_it(certificate: tuple[str, str]) -> None:
+    with running(RECIPES["tls"], *certificate) as server:
+        chooser = random.Random(5)
+        for data in (REQUEST, b"", b"\x16\x03\x01", chooser.randbytes(3000), bytes(5)):
+            with server.connect() as client, contextlib.suppress(ConnectionError):
+                client.sendall(data)
+                client.shutdown(socket.SHUT_WR)
+                read_to_end(client)
+        context = ssl.create_default_context(cafile=certificate[0])
+        with context.wrap_socket(server.connect(), server_hostname="localhost") as vanishing:
+            vanishing.sendall(b"GET ")
+        with context.wrap_socket(server.connect(), server_hostname="localhost") as client:
+            client.sendall(REQUEST)
+            assert read_to_end(client).endswith(BODY)
+
+
+# --- systemd --------------------------------------------------------------------------------------
+
+
+AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_socket_of_systemd_is_taken(backend: str) -> None:
+    with running(RECIPES["systemd"], backend=backend, ends=0) as server:
+        talk_echo(("127.0.0.1", server.port))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, fd = listener.getsockname()[1], listener.fileno()
+        with subprocess.Popen(
+            [sys.executable, "-c", AS_SYSTEMD, str(fd), sys.executable, "-c", RECIPES["systemd"]],
+            env={**ENVIRONMENT, "DANGA_RAW_BACKEND": backend},
+            stdout=subprocess.PIPE,
+            pass_fds=[fd],
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert int(process.stdout.readline().split()[-1]) == port
+                talk_echo(("127.0.0.1", port))
+                process.terminate()
+                assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
