@@ -386,3 +386,5 @@ def test_what_it_cannot_serve_is_said_in_one_line() -> None:
             assert code == 2
             assert complaint.startswith("ddlockd.py: ") and reason in complaint
             assert complaint.count("\n") == 1
+        code, complaint = failing("ddlockd.py", "7002", "7003")
+        assert (code, complaint) == (2, "ddlockd.py: one port, and not '7002 7003'\n")
