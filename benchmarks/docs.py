@@ -1,4 +1,4 @@
-"""The part of docs/performance.md that is figures, and its plots: from the results, never by hand."""
+"""The figures of docs/performance.md, and its plots: from the results, never by hand."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.peers import PEERS
 from benchmarks.processes import ROOT
-from benchmarks.table import as_markdown
+from benchmarks.table import HEAD, Figure, as_markdown, numbers
 
 PAGE = ROOT / "docs" / "performance.md"
 PLOTS = ROOT / "docs" / "img"
@@ -18,42 +18,43 @@ COLUMNS = {
     "cpu.ratio": "user CPU over uvloop",
     "throughput.ratio": "requests a second over uvloop",
 }
+BEHIND = {
+    "short.danga_raw": ("a connection, accepted in an other fd's callback", "instructions"),
+    "short.listener": ("a connection, accepted by a Listener", "instructions"),
+    "short.fair": ("a connection, fair hand-written loop", "instructions"),
+    "slow.1.danga_raw": ("a write that blocks and resumes", "instructions"),
+    "slow.1.fair": ("a write that blocks and resumes, fair hand-written loop", "instructions"),
+    "timers.fire.few": ("a timer added and fired, 1,000 pending", "instructions"),
+    "timers.fire.many": ("a timer added and fired, 100,000 pending", "instructions"),
+    "timers.cancel.few": ("a cancel, of 1,000", "instructions"),
+    "timers.cancel.many": ("a cancel, of 100,000", "instructions"),
+    "timers.memory": ("a pending timer", "bytes"),
+    "queue.few": ("a small write, 10,000 queued", "instructions"),
+    "queue.many": ("a small write, 100,000 queued", "instructions"),
+    "idle.epoll.0": ("a request at 32 busy connections, epoll", "instructions"),
+    "idle.epoll.10000": ("a request beside 10,000 idle ones, epoll", "instructions"),
+    "idle.poll.0": ("a request at 32 busy connections, poll", "instructions"),
+    "idle.poll.1000": ("a request beside 1,000 idle ones, poll", "instructions"),
+    "idle.poll.3000": ("a request beside 3,000 idle ones, poll", "instructions"),
+    "startup.import": ("import, fastest", "ms"),
+    "startup.import.median": ("import, median", "ms"),
+}
 
 
-def peers(figures: Mapping[str, float]) -> str:
+def peers(figures: Mapping[str, Figure]) -> str:
     """Every peer with every figure there is of it."""
     rows = []
     for peer in PEERS.values():
-        cells = []
-        for column in COLUMNS:
-            value = figures.get(f"{column}.{peer.name}")
-            form = ",.2f" if column.endswith("ratio") else ",.0f"
-            cells.append("left out" if value is None else format(value, form))
-        rows.append([peer.title, *cells])
+        measured = (figures.get(f"{column}.{peer.name}") for column in COLUMNS)
+        rows.append([peer.title, *(numbers(each, "") or "left out" for each in measured)])
     return as_markdown(["", *COLUMNS.values()], rows)
 
 
-def other(figures: Mapping[str, float]) -> str:
-    """The figures behind the ratios of the table."""
-    named = {
-        "a timer added and fired, 1,000 pending": ("timers.fire.few", "instructions"),
-        "the same, 100,000 pending": ("timers.fire.many", "instructions"),
-        "a cancel, of 1,000": ("timers.cancel.few", "instructions"),
-        "a cancel, of 100,000": ("timers.cancel.many", "instructions"),
-        "a pending timer": ("timers.memory", "bytes"),
-        "a small write, 10,000 queued": ("queue.few", "instructions"),
-        "a small write, 100,000 queued": ("queue.many", "instructions"),
-        "a request at 32 busy connections, epoll": ("idle.epoll.0", "instructions"),
-        "the same beside 10,000 idle ones": ("idle.epoll.10000", "instructions"),
-        "a request at 32 busy connections, poll": ("idle.poll.0", "instructions"),
-        "the same beside 1,000 idle ones, poll": ("idle.poll.1000", "instructions"),
-        "the same beside 3,000 idle ones, poll": ("idle.poll.3000", "instructions"),
-        "import, fastest": ("startup.import", "ms"),
-        "import, median": ("startup.import.median", "ms"),
-    }
+def behind(figures: Mapping[str, Figure]) -> str:
+    """The figures behind the ratios of the tables."""
     rows = [
-        [what, f"{figures[key]:,.{1 if unit == 'ms' else 0}f} {unit}"]
-        for what, (key, unit) in named.items()
+        [what, numbers(figures[key], unit)]
+        for key, (what, unit) in BEHIND.items()
         if key in figures
     ]
     return as_markdown(["", "measured"], rows)
@@ -61,24 +62,22 @@ def other(figures: Mapping[str, float]) -> str:
 
 def write(results: Mapping[str, Any]) -> None:
     """Put the figures between the marks of the page, and draw the plots."""
-    figures: dict[str, float] = results["figures"]
+    figures = {key: tuple(values) for key, values in results["figures"].items()}
     machine = results["machine"]
-    text = "\n\n".join(
-        [
-            f"Measured on {machine['system']}, {machine['processors']} processors, "
-            f"{machine['python']}, uvloop {machine.get('uvloop', 'left out')}.",
-            as_markdown(["", "must", "aim", "measured", ""], results["table"]),
-            "Every peer:",
-            peers(figures),
-            "Behind the ratios:",
-            other(figures),
-            *(f"Left out: {title} ({remedy})." for title, remedy in results["left out"].items()),
-        ]
-    )
+    sections = [
+        f"Measured on {machine['system']}, {machine['processors']} processors, "
+        f"{machine['python']}, uvloop {machine.get('uvloop', 'left out')}.\n"
+        "Where there are two figures, they are of the two seeds of the heap."
+    ]
+    for group in results["groups"].values():
+        what = group["what"]
+        sections += [f"### {what[0].upper()}{what[1:]}", as_markdown(HEAD, group["rows"])]
+    sections += ["### Every peer", peers(figures), "### Behind the ratios", behind(figures)]
+    sections += [f"Left out: {what} ({remedy})." for what, remedy in results["left out"].items()]
     page = PAGE.read_text()
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise RuntimeError(f"{PAGE} has lost its marks")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    PAGE.write_text("\n\n".join([f"{before}{BEGIN}", *sections, f"{END}{after}"]))
     plots.draw(figures, PLOTS)

@@ -1,49 +1,58 @@
-"""Fails when the package has become dearer: user-mode instructions, beside those of a loop written by hand.
+"""Fails when the package has become dearer: user-mode instructions, beside those of the fair loop.
 
-All is counted in the same run, so the machine, the compiler and the Python cancel.
+All is counted in the same run, so the machine and the compiler cancel. The version of Python
+doesn't: the limits are for CPython 3.11, and this looks for one where it is run by another.
 """
 
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.groups import extras, fair, subclasses
+from benchmarks.groups import extras, fair, pythons, subclasses
 from benchmarks.processes import ROOT
 from benchmarks.progress import Progress
 from benchmarks.table import Bench, Row, as_text, measure
 
 LIMITS = (
     Row(
-        "a request, 32 connections, over the fair hand-written loop",
+        "a request, 32 connections, over fair hand-written loop",
         "requests.32.danga_raw",
         "requests.32.fair",
-        must=1.00,
+        must=0.93,
     ),
     Row(
-        "a request, 1 connection, over the fair hand-written loop",
+        "a request, 1 connection, over fair hand-written loop",
         "requests.1.danga_raw",
         "requests.1.fair",
-        must=1.52,
+        must=1.40,
     ),
     Row(
         "a request, two subclasses in use, over one",
         "subclasses.2",
         "subclasses.1",
-        must=1.16,
+        must=1.10,
     ),
     Row(
-        "one timer pending: added to a turn",
+        "one timer pending, 1 connection: added to a turn",
         "pending",
         beside="requests.1.danga_raw",
-        must=7200,
+        must=8_000,
         unit="instructions",
     ),
 )
+VERSION = "3.11"
 
 
 def main() -> int:
+    if not sys.version.startswith(f"{VERSION}."):
+        python = pythons.interpreter(VERSION)
+        if not python:
+            print(f"left out: there is no CPython {VERSION}, for which the limits are")
+            return 0
+        os.execv(python, [python, *sys.argv])
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(ROOT, Path(scratch), quick=True)
         steps = [

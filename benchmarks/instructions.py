@@ -12,8 +12,9 @@ from benchmarks.table import Bench, Figures, Step
 
 TOTAL = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
 SEEDS = (1, 2001)
-"""Lengths of an environment variable. It moves all that Python allocates behind it, and where a block
-comes to lie decides what the C library's malloc does to find another: by a few hundred instructions."""
+"""Lengths of an environment variable. It moves all that Python allocates behind it, and where a
+block comes to lie decides what the C library's malloc does to find another: by a few hundred
+instructions."""
 
 
 def valgrind(out: str) -> list[str]:

@@ -1,11 +1,31 @@
-"""The plots of the docs: SVG that can be read on light and on dark paper."""
+"""The plots of the docs: SVG, once for light paper and once for dark.
+
+The bars that matter differ from the others in brightness and in their hatching, not in hue alone.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.peers import PEERS
+from benchmarks.table import Figure, digits
 
-OURS, THEIRS, INK = "#d9822b", "#6b8fb3", "#808080"
+
+@dataclass(frozen=True)
+class Paper:
+    """The colours of a plot; orange and blue are told apart by every kind of colour-blind eye."""
+
+    suffix: str  # of the file's name
+    ink: str
+    ours: str
+    theirs: str
+
+
+PAPERS = (
+    Paper("", ink="#1f2328", ours="#d55e00", theirs="#8fb8d8"),
+    Paper("-dark", ink="#e6edf3", ours="#f0a030", theirs="#3f6f96"),
+)
 PLOTS = {
     "requests-32": ("requests.32", "User-mode instructions a request, 32 connections"),
     "requests-1": ("requests.1", "User-mode instructions a request, 1 connection"),
@@ -14,7 +34,7 @@ PLOTS = {
 }
 
 
-def draw(figures: Mapping[str, float], folder: Path) -> None:
+def draw(figures: Mapping[str, Figure], folder: Path) -> None:
     """Bars for every peer that has the figure."""
     try:
         import matplotlib  # type: ignore[import-not-found, unused-ignore]
@@ -22,37 +42,49 @@ def draw(figures: Mapping[str, float], folder: Path) -> None:
         print("no plots: pip install matplotlib")
         return
     matplotlib.use("svg")
-    matplotlib.rcParams.update(
-        {
-            "svg.fonttype": "none",  # text stays text: it can be found, and scales
-            "svg.hashsalt": "danga_raw",  # the same figures make the same file
-            "font.family": "sans-serif",
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-        }
-    )
     from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
 
     folder.mkdir(parents=True, exist_ok=True)
-    for file, (key, title) in PLOTS.items():
-        shown = [peer for peer in PEERS.values() if f"{key}.{peer.name}" in figures]
-        if not shown:
-            continue
-        shown.sort(key=lambda peer: figures[f"{key}.{peer.name}"])
-        values = [figures[f"{key}.{peer.name}"] for peer in shown]
-        colours = [OURS if peer.name == "danga_raw" else THEIRS for peer in shown]
-        plot, axes = pyplot.subplots(figsize=(8, 0.42 * len(shown) + 0.8))
-        bars = axes.barh([peer.title for peer in shown], values, color=colours)
-        form = "{:,.2f}" if key.endswith("ratio") else "{:,.0f}"
-        axes.bar_label(bars, [form.format(value) for value in values], padding=4, color=INK)
-        axes.invert_yaxis()
-        axes.set_title(title, loc="left")
-        axes.margins(x=0.12)
-        axes.xaxis.set_visible(False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(left=False)
-        plot.tight_layout()
-        plot.savefig(folder / f"{file}.svg", transparent=True, metadata={"Date": None})
-        pyplot.close(plot)
+    for paper in PAPERS:
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",  # text stays text: it can be found, and scales
+                "svg.hashsalt": "danga_raw",  # the same figures make the same file
+                "font.family": "sans-serif",
+                "hatch.color": paper.ink,
+                "text.color": paper.ink,
+                "axes.labelcolor": paper.ink,
+                "xtick.color": paper.ink,
+                "ytick.color": paper.ink,
+            }
+        )
+        for file, (key, title) in PLOTS.items():
+            values = {
+                peer.title: fmean(figures[f"{key}.{peer.name}"])
+                for peer in PEERS.values()
+                if f"{key}.{peer.name}" in figures
+            }
+            if not values:
+                continue
+            names = sorted(values, key=values.__getitem__)
+            ours = [name == PEERS["danga_raw"].title for name in names]
+            plot, axes = pyplot.subplots(figsize=(8, 0.42 * len(names) + 0.8))
+            bars = axes.barh(
+                names,
+                [values[name] for name in names],
+                color=[paper.ours if one else paper.theirs for one in ours],
+                hatch=["///" if one else "" for one in ours],
+            )
+            axes.bar_label(bars, [digits(values[name]) for name in names], padding=4)
+            for label, one in zip(axes.get_yticklabels(), ours, strict=True):
+                label.set_fontweight("bold" if one else "normal")
+            axes.invert_yaxis()
+            axes.set_title(title, loc="left")
+            axes.margins(x=0.12)
+            axes.xaxis.set_visible(False)
+            axes.spines[:].set_visible(False)
+            axes.tick_params(left=False)
+            plot.tight_layout()
+            path = folder / f"{file}{paper.suffix}.svg"
+            plot.savefig(path, transparent=True, metadata={"Date": None})
+            pyplot.close(plot)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,14 @@ def one_processor() -> set[int]:
     return {min(os.sched_getaffinity(0))}
 
 
+def be_real_time() -> None:
+    """Have no other program push us off a processor, nor whatever we start, if that is allowed."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        pass
+
+
 def give_way(pid: int) -> None:
     """Put a server on our own processor, where waking up does not push us off it.
 
@@ -45,10 +53,7 @@ def give_way(pid: int) -> None:
     os.sched_setaffinity(0, one_processor())
     os.sched_setaffinity(pid, one_processor())
     os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        pass
+    be_real_time()
 
 
 @contextmanager
@@ -66,9 +71,13 @@ def as_we_were() -> Iterator[None]:
 @contextmanager
 def on_one_processor() -> Iterator[None]:
     """Whatever is started in the block stays on one processor."""
-    with as_we_were():
-        os.sched_setaffinity(0, one_processor())
+    # Without the scheduler's policies, which musl leaves out.
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, one_processor())
+    try:
         yield
+    finally:
+        os.sched_setaffinity(0, processors)
 
 
 @dataclass
@@ -84,7 +93,7 @@ def running(
     command: Sequence[str], env: Mapping[str, str], pinned: bool = False
 ) -> Iterator[Server]:
     """Start a server, which prints its port first; it is ended by SIGTERM when the block is."""
-    with as_we_were():
+    with as_we_were() if pinned else nullcontext():
         process = subprocess.Popen(
             command,
             env=env,

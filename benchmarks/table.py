@@ -48,14 +48,14 @@ class Row:
     at_least: bool = False  # the limits are floors: more is better
 
     def measured(self, figures: Mapping[str, Figure]) -> Figure | None:
-        values = figures.get(self.figure)
-        if values is not None and self.beside:
+        if not figures.keys() >= {self.figure, self.over, self.beside} - {""}:
+            return None
+        values = figures[self.figure]
+        if self.beside:
             less = figures[self.beside]
             values = tuple(one - other for one, other in zip(values, less, strict=True))
-        if values is not None and self.over:
-            base = figures.get(self.over)
-            if base is None:
-                return None
+        if self.over:
+            base = figures[self.over]
             values = tuple(one / other for one, other in zip(values, base, strict=True))
         return values
 
@@ -92,6 +92,7 @@ class Group:
     what: str
     rows: tuple[Row, ...]
     plan: Callable[[Bench], list[Step]]
+    on_demand: bool = False  # only run when it is asked for
 
 
 HEAD = ["", "must", "aim", "measured", ""]
@@ -106,7 +107,7 @@ def digits(value: float) -> str:
 
 def numbers(values: Figure | None, unit: str) -> str:
     """What was measured, at each seed, and the unit."""
-    return "" if values is None else f"{' / '.join(map(digits, values))} {unit}"
+    return "" if values is None else f"{' / '.join(map(digits, values))} {unit}".rstrip()
 
 
 def measure(steps: Iterable[Step], progress: Progress) -> Figures:
@@ -121,10 +122,6 @@ def measure(steps: Iterable[Step], progress: Progress) -> Figures:
         step.measure(figures)
     progress.end()
     return figures
-
-
-def lines(groups: list[Group], figures: Mapping[str, Figure]) -> list[list[str]]:
-    return [row.cells(figures) for group in groups for row in group.rows]
 
 
 def as_text(rows: list[list[str]]) -> str:

@@ -12,13 +12,25 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
-from danga_raw import Listener, Loop, Socket, __version__, log_exception
-from danga_raw import _epoll, _kqueue, _poll, _sockopt
+from danga_raw import (
+    Listener,
+    Loop,
+    Socket,
+    __version__,
+    _epoll,
+    _kernel,
+    _kqueue,
+    _poll,
+    _seccomp,
+    _sockopt,
+    log_exception,
+)
 from danga_raw._registry import backends
+from danga_raw._seccomp import Json
 
-Fact: TypeAlias = "str | int | list[str] | Mapping[str, Fact]"
+Fact: TypeAlias = Json
 Facts: TypeAlias = Mapping[str, Fact]
 
 _PAUSE: Final = 0.2
@@ -35,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
     command = commands.add_parser("info", help="the backend, and the ABI in force")
     command.add_argument("--json", action="store_true", help="as one JSON object")
-    command.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
+    one = command.add_mutually_exclusive_group()
+    one.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
+    one.add_argument("--syscalls", action="store_true", help="all that the kernel can be asked here")
+    one.add_argument("--seccomp", action="store_true", help="an OCI seccomp profile, as JSON")
     commands.add_parser("trace", help="run a program and print its calls")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["trace"]:
@@ -53,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             case "echo":
                 echo(arguments.host, arguments.port)
             case _:
-                facts = information() if arguments.abi is None else layouts(arguments.abi)
-                show(facts, arguments.json)
+                info(arguments.abi, arguments.syscalls, arguments.seccomp, arguments.json)
     except BrokenPipeError:
         # Who read our output has enough of it; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -181,6 +195,42 @@ def echo(host: str, port: int) -> None:
 # --- info -----------------------------------------------------------------------------------------
 
 
+def info(platform: str | None, syscalls: bool, seccomp: bool, as_json: bool) -> None:
+    """Print what the backend and the ABI are, or the layouts of a platform, or what the kernel can
+    be asked, or the profile that allows it."""
+    if seccomp:
+        show(_seccomp.profile(), True)
+    elif syscalls and as_json:
+        show(surface(), True)
+    elif syscalls:
+        print(*table(surface()), sep="\n", flush=True)
+    else:
+        show(information() if platform is None else layouts(platform), as_json)
+
+
+def surface() -> Facts:
+    """What `info --syscalls` prints: the calls that the package can make here."""
+    entries = _kernel.surface(_kernel.HERE, backends())
+    return {
+        "libc": str(_kernel.HERE),
+        "machine": _kernel.HERE.machine,
+        "known": _kernel.known(_kernel.HERE),
+        "syscalls": [cast("Facts", entry._asdict()) for entry in entries],
+    }
+
+
+def table(facts: Facts) -> Iterator[str]:
+    """The same for people to read."""
+    where = f"{facts['libc']} on {facts['machine']}"
+    if facts["known"]:
+        yield f"# as {where} makes them"
+    else:
+        yield f"# {where}: not known how it makes them; these are the C functions' own names"
+    yield f"{'C function':16}{'system call':16}{'arguments':>9}  when"
+    for row in cast("list[Mapping[str, Fact]]", facts["syscalls"]):
+        yield f"{row['function']:16}{row['call']:16}{row['arguments']:>9}  {row['when']}"
+
+
 def layout(struct: type[ctypes.Structure]) -> Facts:
     """The size of a struct, and the offset and size of each field, in bytes."""
     fields: dict[str, Fact] = {}
@@ -239,7 +289,7 @@ def information() -> Facts:
         "version": __version__,
         "backend": loop.backend,
         "backends": backends(),
-        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        "libc": str(_kernel.HERE),
         "kernel": f"{uname.sysname} {uname.release} {uname.machine}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "pointer": f"{8 * ctypes.sizeof(ctypes.c_void_p)} bits, {sys.byteorder}-endian",
@@ -256,7 +306,7 @@ def show(facts: Facts, as_json: bool) -> None:
 def _lines(facts: Facts) -> Iterator[str]:
     for name, value in facts.items():
         if isinstance(value, list):
-            yield f"{name}: {', '.join(value)}"
+            yield f"{name}: {', '.join(map(str, value))}"
         elif not isinstance(value, Mapping):
             yield f"{name}: {value}"
         elif any(isinstance(part, Mapping) for part in value.values()):

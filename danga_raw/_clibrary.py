@@ -27,6 +27,9 @@ class Where(NamedTuple):
     """(2, 36) for 2.36; empty where it is not known."""
     machine: str
     """As `uname -m` names it where it is the kernel's own: "x86_64", "i386", "arm", "aarch64", ..."""
+    old_stat: bool = False
+    """True if Python was built on a glibc before 2.33. There fstat(2) was no function of the library
+    but one of the program's that called `__fxstat`, which newer ones keep as it was."""
 
     def __str__(self) -> str:
         return f"{self.libc} {'.'.join(map(str, self.version))}".strip() or "unknown"
@@ -37,7 +40,7 @@ def where() -> Where:
     machine = _machine(os.uname().machine, ctypes.sizeof(ctypes.c_void_p))
     version = _glibc()
     if version is not None:
-        return Where(GLIBC, _numbers(version), machine)
+        return Where(GLIBC, _numbers(version), machine, _old_stat())
     version = _musl()
     if version is not None:
         return Where(MUSL, _numbers(version), machine)
@@ -78,6 +81,11 @@ def _glibc() -> str | None:
     return told.removeprefix("glibc ") if told.startswith("glibc ") else None
 
 
+def _old_stat() -> bool:
+    """True if Python calls fstat(2) as programs did that were built on a glibc before 2.33."""
+    return b"\0__fxstat" in b"".join(_read_only_data(_OF_PYTHON))
+
+
 # --- musl, which tells its version to nobody but who runs its loader ------------------------------
 
 _SIGN: Final = re.compile(rb"musl libc \([^)\0]*\)\n")
@@ -89,7 +97,7 @@ def _musl() -> str | None:
     """The version of musl, "" if it is musl of an unknown one."""
     if sys.platform != "linux":
         return None
-    image = b"".join(_read_only_data())
+    image = b"".join(_read_only_data(_OF_LIBC))
     if not _SIGN.search(image):
         return None
     found = set(_VERSION.findall(image))
@@ -111,32 +119,34 @@ class _Elf(NamedTuple):
     """Where those fields of an image stand that are read here (elf(5))."""
 
     header: Struct
-    """e_type, e_phoff, e_phentsize, e_phnum."""
+    """e_phoff, e_phentsize, e_phnum."""
     segment: Struct
     """p_type, p_vaddr, p_filesz, and p_flags at the place that `flags` says."""
     flags: int
 
 
 _ELF: Final = {
-    4: _Elf(Struct("=16xH10xI10xHH"), Struct("=I4xI4xI4xI4x"), 3),
-    8: _Elf(Struct("=16xH14xQ14xHH"), Struct("=II8xQ8xQ16x"), 1),
+    4: _Elf(Struct("=28xI10xHH"), Struct("=I4xI4xI4xI4x"), 3),
+    8: _Elf(Struct("=32xQ14xHH"), Struct("=II8xQ8xQ16x"), 1),
 }
-_ET_DYN: Final = 3
 _PT_LOAD: Final = 1
 _PF_W: Final = 2
 _PF_R: Final = 4
 
-_UNUSED: Final = "hsearch"
-"""A function of every C library (POSIX has it) that no Python uses. The address of one that the
-program uses may be, on some machines, that of a jump to it in the program itself."""
+# The address of a function that the program calls may be, on some machines, that of a jump to it in
+# the program itself. So these are such as nobody calls.
+_OF_LIBC: Final = "hsearch"
+"""A function of every C library (POSIX has it)."""
+_OF_PYTHON: Final = "PyOS_FSPath"
+"""A function of CPython; of PyPy none is known."""
 
 
-def _read_only_data() -> Iterator[bytes]:
-    """What the C library has in memory that isn't to be written: dladdr(3) says where it stands,
-    and its own header how much there is."""
+def _read_only_data(name: str) -> Iterator[bytes]:
+    """What is in memory, and isn't to be written, of the program or library that has a function of
+    that name: dladdr(3) says where it stands, and its own header how much there is."""
     program = ctypes.CDLL(None)
     try:
-        dladdr, function = program.dladdr, getattr(program, _UNUSED)
+        dladdr, function = program.dladdr, getattr(program, name)
     except AttributeError:
         return
     info = _DlInfo()
@@ -145,8 +155,8 @@ def _read_only_data() -> Iterator[bytes]:
     base: int = info.dli_fbase or 0
     elf = _ELF[ctypes.sizeof(ctypes.c_void_p)]
     header = ctypes.string_at(base, elf.header.size)
-    kind, table, size, count = elf.header.unpack(header)
-    if not header.startswith(b"\x7fELF") or kind != _ET_DYN:
+    table, size, count = elf.header.unpack(header)
+    if not header.startswith(b"\x7fELF"):
         return
     first: int | None = None
     for number in range(count):

@@ -62,10 +62,12 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_descriptor", "_endless", "_epfd", "_events", "_fds", "_states", "batch")
+    __slots__ = ("_bare", "_descriptor", "_endless", "_epfd", "_events", "_fds", "_states", "batch")
 
-    def __init__(self) -> None:
-        """Makes no system call; `open` does."""
+    def __init__(self, bare: bool = False) -> None:
+        """Makes no system call; `open` does. With `bare`, what is readable and nothing else comes out
+        of a wait as its number, which spares most batches a tuple for each event."""
+        self._bare = bare
         self.batch: Batch = []
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
@@ -126,9 +128,7 @@ class Epoll:
             raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})")
 
     def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]:
-        """Each ready descriptor, at most 1,000: epoll_wait(2). One that is readable and nothing else
-        comes as its number, which spares most batches a tuple for each; any other as (fd, event
-        mask).
+        """The (fd, event mask) of each ready descriptor, at most 1,000, or the bare fd: epoll_wait(2).
 
         Blocks for at most `timeout_ms` milliseconds, for ever where it is negative. A signal ends
         the wait with nothing ready. Raises `OSError` (EBADF, EINVAL, ENOMEM).
@@ -140,12 +140,12 @@ class Epoll:
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
             state = self._states[0]
-            return (self._fds[0] if state == EPOLLIN else (self._fds[0], state),)
+            return (self._fds[0] if state == EPOLLIN and self._bare else (self._fds[0], state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()
             states = self._states[:count].tolist()
-            return fds if states.count(EPOLLIN) == count else zip(fds, states)
+            return fds if self._bare and states.count(EPOLLIN) == count else zip(fds, states)
         if count < 0:
             error = failure(f"epoll_wait({self._epfd})")
             if error.errno != EINTR:

@@ -72,7 +72,7 @@ def choose_backend(name: str | None) -> str:
 
 def _new_poller(backend: str) -> Poller:
     if backend == "epoll":
-        return Epoll()
+        return Epoll(bare=True)
     if backend == "poll":
         return Poll()
     # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.

@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import stat
+import sys
+from _socket import AF_INET, AF_INET6, AF_UNIX, SO_ERROR, SOL_SOCKET
 from collections.abc import Callable, Mapping
-from ctypes import Array, Structure, addressof, c_char_p, c_void_p
+from ctypes import Array, Structure, addressof, c_char_p, c_int, c_void_p
 from ctypes import cast as to_pointer
 from functools import lru_cache
 from struct import Struct
@@ -18,7 +21,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 from danga_raw._clibrary import Where
 from danga_raw._epoll import EPOLL_CTL_DEL, EVENT
-from danga_raw._kernel import ASKED_AGAIN, EMPTY_PATH, F_GETFD, HERE, NO_AUTOMOUNT, Asked, asked
+from danga_raw._kernel import (
+    ASKED_AGAIN,
+    EMPTY_PATH,
+    F_GETFD,
+    HERE,
+    MAKES_A_SOCKET,
+    NO_AUTOMOUNT,
+    Asked,
+    asked,
+)
 from danga_raw._libc import PLATFORM
 from danga_raw._sockopt import CORK_OPTIONS, IPPROTO_TCP
 
@@ -218,6 +230,35 @@ class Length(NamedTuple):
         return f"[{self.room}]" if self.used == self.room else f"[{self.room} => {self.used}]"
 
 
+class Word(NamedTuple):
+    """A number that is always printed by its name."""
+
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Ends(NamedTuple):
+    """The two descriptors of a pipe."""
+
+    read: int
+    write: int
+
+    def __str__(self) -> str:
+        return f"[{self.read}, {self.write}]"
+
+
+class Unknown(NamedTuple):
+    """What the kernel was given or wrote where it isn't seen; `text` is what is known of it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Usage(NamedTuple):
     """struct rusage: its times, in microseconds."""
 
@@ -241,6 +282,9 @@ Value: TypeAlias = (
     | Timespec
     | Address
     | Length
+    | Word
+    | Ends
+    | Unknown
     | os.stat_result
     | Usage
     | tuple[Event, ...]
@@ -261,6 +305,8 @@ def _text(value: Value) -> str:
         case str():
             return quoted(os.fsencode(value))
         case int() | Event() | Pointer() | Timespec() | Address() | Length() | Usage():
+            return str(value)
+        case Word() | Ends() | Unknown():
             return str(value)
         case os.stat_result():
             return _stat(value)
@@ -378,15 +424,36 @@ def _sync_as_stat(value: Value) -> str:
 
 
 _FCNTL: Final = {
-    1: _one_of({F_GETFD: "F_GETFD", 2: "F_SETFD"}, "F_???"),
-    2: _set_of({1: "FD_CLOEXEC"}, "FD_???"),
+    1: _one_of({F_GETFD: "F_GETFD", 2: "F_SETFD", 4: "F_SETFL"}, "F_???"),
+    2: _set_of({1: "FD_CLOEXEC", os.O_NONBLOCK: "O_NONBLOCK"}, "FD_???"),
 }
+_SOCK: Final = {os.O_CLOEXEC: "SOCK_CLOEXEC", os.O_NONBLOCK: "SOCK_NONBLOCK"}
+_PIPE: Final = {os.O_NONBLOCK: "O_NONBLOCK", os.O_CLOEXEC: "O_CLOEXEC"}
+
+
+def _socket_type(value: Value) -> str:
+    kind, more = cast(int, value) & 0xF, cast(int, value) & ~0xF
+    name = _named(kind, {1: "SOCK_STREAM", 2: "SOCK_DGRAM"}, "SOCK_???")
+    return f"{name}|{_flags(more, _SOCK, 'SOCK_???')}" if more else name
+
+
+def _socket_error(value: Value) -> str:
+    return _text(value) if isinstance(value, Pointer) else f"[{_error_name(cast(int, value))}]"
+
+
+def _error_name(number: int) -> str:
+    return (_ERRORS.get(number) or str(number)) if number else "0"
 
 _FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {
     "epoll_create1": {0: _set_of(_CLOEXEC, "EPOLL_???")},
     "epoll_ctl": {1: _one_of(_OPERATIONS, "EPOLL_CTL_???")},
     "setsockopt": {1: _one_of(_LEVELS, "SOL_???"), 2: _one_of(_OPTIONS, "TCP_???"), 3: _boxed},
     **{name: _FCNTL for name in ("fcntl", "fcntl64")},
+    "accept4": {3: _set_of(_SOCK, "SOCK_???")},
+    "ioctl": {2: _boxed},
+    "socket": {1: _socket_type},
+    "getsockopt": {3: _socket_error, 4: _boxed},
+    "pipe2": {1: _set_of(_PIPE, "O_???")},
     "getrusage": {0: _one_of({0: "RUSAGE_SELF"}, "RUSAGE_???")},
     "newfstatat": {3: _set_of(_AT, "AT_???")},
     "statx": {
@@ -501,22 +568,76 @@ def _getrusage(given: Given, result: object) -> tuple[Value, ...]:
     return (_int(given[0]), Usage(user, system))
 
 
+def _fd(handle: object) -> int:
+    return cast(Callable[[], int], getattr(handle, "fileno"))()
+
+
 def _name(given: Given, result: object) -> tuple[Value, ...]:
     """getpeername and getsockname; Python makes as much room as an address of the family takes."""
     handle = given[0]
-    fd = cast(Callable[[], int], getattr(handle, "fileno"))()
-    family = getattr(handle, "family", 0)
-    room = {2: 16, 1: 110 if PLATFORM == "linux" else 106}.get(family, 28)
+    room = {2: 16, 1: 110 if PLATFORM == "linux" else 106}.get(getattr(handle, "family", 0), 28)
     match result:
         case str() | bytes() | (str(), int()) | (str(), int(), int(), int()):
-            pass
+            used = _size(cast("SockAddr", result), room)
+            return (_fd(handle), Address(cast("SockAddr", result)), Length(room, used))
         case _:  # It has failed, or is of another family.
-            return (fd, Pointer(None), Length(room, room))
-    used = room
-    if isinstance(result, (str, bytes)):
-        path = Address.path(result)
-        used = 2 + len(path) + (path[:1] not in (b"", b"\0"))
-    return (fd, Address(cast("SockAddr", result)), Length(room, used))
+            return (_fd(handle), Pointer(None), Length(room, room))
+
+
+def _size(address: SockAddr, whole: int) -> int:
+    """How many bytes of a struct sockaddr of `whole` bytes an address takes."""
+    if not isinstance(address, (str, bytes)):
+        return whole
+    path = Address.path(address)
+    return 2 + len(path) + (path[:1] not in (b"", b"\0"))
+
+
+def _accept(given: Given, result: object) -> tuple[Value, ...]:
+    address = cast("tuple[object, object]", result)[1] if result is not None else None
+    fd, told, length = _name(given, address)
+    return (fd, told, length, os.O_CLOEXEC)
+
+
+def _socket(given: Given, result: object) -> tuple[Value, ...]:
+    family, kind = (int(cast(int, number)) for number in given)
+    names = {AF_INET: "AF_INET", AF_INET6: "AF_INET6", AF_UNIX: "AF_UNIX"}
+    protocol: Value = 0 if family == AF_UNIX else Word("IPPROTO_IP", 0)
+    return (Word(names.get(family, str(family)), family), kind | os.O_CLOEXEC, protocol)
+
+
+def _connect(given: Given, result: object) -> tuple[Value, ...]:
+    handle, address = given
+    whole = 16
+    if isinstance(address, tuple):
+        address = cast("tuple[object, ...]", tuple(address))
+        if ":" in str(address[0]):
+            whole = 28
+            address += (0,) * (4 - len(address))
+    told = cast("SockAddr", address)
+    return (_fd(handle), Address(told), _size(told, whole))
+
+
+def _getsockopt(given: Given, result: object) -> tuple[Value, ...]:
+    level, option = Word("SOL_SOCKET", SOL_SOCKET), Word("SO_ERROR", SO_ERROR)
+    value = Pointer(None) if result is None else cast(int, result)
+    return (_fd(given[0]), level, option, value, 4)
+
+
+def _setblocking(given: Given, result: object) -> tuple[Value, ...]:
+    return (_fd(given[0]), Word("FIONBIO", 0x5421 if PLATFORM == "linux" else 0x8004667E), 1)
+
+
+def _signal(given: Given, result: object) -> tuple[Value, ...]:
+    number, handler = cast(int, given[0]), given[1]
+    name = f"SIGRT_{number - 32}" if number >= 32 else signal.Signals(number).name
+    new = signal.Handlers(handler).name if isinstance(handler, int) else "0x..."
+    return (Word(name, int(number)), Unknown(f"{{sa_handler={new}, ...}}"), Unknown("..."))
+
+
+def _pipe(given: Given, result: object) -> tuple[Value, ...]:
+    ends = cast("Array[c_int]", given[0])
+    told = Ends(*ends) if _int(result) == 0 else Pointer(addressof(ends))
+    return (told, *map(_int, given[1:]))
 
 
 Taking: TypeAlias = Callable[[Given, object], tuple[Value, ...]]
@@ -533,6 +654,14 @@ _TAKING: Final[Mapping[str, Taking]] = {
     "fstat": _fstat,
     "getpeername": _name,
     "getsockname": _name,
+    "accept": _accept,
+    "socket": _socket,
+    "connect": _connect,
+    "getsockopt": _getsockopt,
+    "setblocking": _setblocking,
+    "signal": _signal,
+    "pipe": _pipe,
+    "pipe2": _pipe,
     "getrusage": _getrusage,
 }
 """Each function of the door that is a system call: what takes the C function's arguments, given
@@ -585,12 +714,31 @@ def _call(function: str, kernels: Asked) -> tuple[str, Taking]:
     return (kernels.printed(function), take if as_in_c else arranged)
 
 
-def asked_again(call: Call, place: Where) -> Call | None:
-    """What the C library there asks the kernel by itself after `call`, which has failed."""
-    again = ASKED_AGAIN
-    if call.name != again.behind or call.errno != again.errno or place.libc != again.libc:
-        return None
-    return call._replace(name=again.asked.name, args=(call.args[0], *again.asked.constants))
+RETURNED: Final[Mapping[str, Callable[[object], int]]] = {
+    "read": lambda data: len(cast(bytes, data)),
+    "accept": lambda made: _fd(cast("tuple[object, object]", made)[0]),
+    "socket": _fd,
+    "getsockopt": lambda value: 0,
+    "signal": lambda former: 0,
+}
+"""What a call returned, of which Python made something else."""
+
+
+_IS_CPYTHON: Final = sys.implementation.name == "cpython"
+
+
+def asked_again(function: str, call: Call, place: Where) -> Call | None:
+    """What Python or the C library there asks the kernel by itself behind `call` of `function`."""
+    if function == MAKES_A_SOCKET and call.result >= 0 and _IS_CPYTHON:
+        # Of the answer nobody is told; the room for it is that of struct sockaddr_storage.
+        args: tuple[Value, ...] = (call.result, Unknown("{...}"), Unknown("[128 => ...]"))
+        return call._replace(name="getsockname", args=args, result=0)
+    for rule in ASKED_AGAIN:
+        if rule.holds(call.name, call.errno, place):
+            kept = rule.asked.arguments - len(rule.asked.constants)
+            args = (*call.args[:kept], *rule.asked.constants)
+            return call._replace(name=rule.asked.name, args=args)
+    return None
 
 
 CALLS: Final = calls(HERE)

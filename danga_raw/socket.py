@@ -323,13 +323,14 @@ class Socket(Generic[HandleT]):
 
     def _write_in_turn(self, data: Writable) -> bool:
         """`write` where it can't go straight to the descriptor."""
-        if self.fd is None:
+        fd = self.fd
+        if fd is None:
             return True
         new = None if data is None else _block(data)
         if new is not None and self.write_buf:
             self._queue(new)
             return False
-        return self._write_queue(self.fd, new)
+        return self._write_queue(fd, new)
 
     def _write_queue(self, fd: int, new: Queued | None) -> bool:
         """Write `new`, before which nothing is queued, then the queue, until that is refused."""

@@ -11,7 +11,8 @@ handler that came just behind it; the address of a buffer that Python made, whic
 is printed as 0x..., and so is an address of another family than AF_INET, AF_INET6 and AF_UNIX; a
 call out of which a signal's handler raised an exception; a `close` that a handle which is no socket
 does by itself; how much of its time a ppoll(2) had left, and which fields a statx(2) filled, which
-the C library tells nobody.
+the C library tells nobody; how a signal was handled before; and what Python was told when it asked
+an accepted descriptor for its name.
 
 Names and arguments are those of the system call that the C library makes of the function
 (`_kernel.py`), or the function's own where that isn't known; the text is that of strace 7.2.
@@ -29,9 +30,9 @@ from typing import Final, Protocol, cast
 
 from _ctypes import CFuncPtr
 from danga_raw._interrupt import RESULT
-from danga_raw._kernel import HERE
+from danga_raw._kernel import HERE, MAKES_A_SOCKET
 from danga_raw._libc import FOREIGN, libc
-from danga_raw._strace import CALLS, Given, asked_again
+from danga_raw._strace import CALLS, RETURNED, Given, asked_again
 from danga_raw._strace import Call as Call
 
 
@@ -196,8 +197,8 @@ def _reporting(name: str, real: _Function) -> _Function:
             raise
         number = get_errno()
         returned = result if isinstance(result, int) else 0
-        if name == "read":
-            returned = len(cast(bytes, result))
+        if name in RETURNED:
+            returned = RETURNED[name](result)
         try:
             _report(name, given, result, returned, number if as_c and returned < 0 else 0)
         finally:
@@ -212,7 +213,7 @@ def _reporting(name: str, real: _Function) -> _Function:
 def _report(name: str, given: Given, result: object, returned: int, number: int) -> None:
     kernels_name, take = CALLS[name]
     call = Call(kernels_name, take(given, result), returned, number, time.time())
-    again = asked_again(call, HERE) if number else None
+    again = asked_again(name, call, HERE) if number or name == MAKES_A_SOCKET else None
     failure: BaseException | None = None
     for trace in tuple(_on):
         try:

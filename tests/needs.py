@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import seccomp
+from tests import container, seccomp
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,6 +24,7 @@ DEBIAN_PACKAGES = {
     "valgrind": "valgrind",
     "gcc": "gcc",
     "seccomp": "linux-libc-dev",
+    "chroot": "util-linux",
 }
 """Tool name -> the Debian package that brings it."""
 
@@ -48,6 +49,12 @@ def present(tool: str) -> bool:
             return False
         trial = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)
         return trial.returncode == 0
+    if tool == "chroot":
+        try:
+            command = [*container.changed_root(Path("/")), "true"]
+        except OSError:
+            return False
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
     if tool == "seccomp":
         if os.uname().machine != "x86_64" or sys.maxsize < 1 << 32 or seccomp.header() is None:
             return False

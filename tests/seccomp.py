@@ -12,30 +12,36 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import logging  # noqa: F401  the package imports it for its first warning, and that reads files
+import encodings.idna
+import logging
 import os
-import platform
 import re
+import resource
 import runpy
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from danga_raw import Loop
+from danga_raw import Loop, _kernel, _waker
+from tests.surface import stub
 
-EVERY_BACKEND = frozenset(
-    "read write close setsockopt getpeername getsockname getrusage clock_gettime".split()
-)
-BACKENDS = {
+IMPORTED_LATE = (logging, resource, _waker, encodings.idna)
+"""What is imported when it is first needed, which reads files: by the package for a warning and for
+profiling, to be woken; by Python for the name of a host."""
+
+ONLY = {
     "epoll": frozenset({"epoll_create1", "epoll_ctl", "epoll_wait"}),
     "poll": frozenset({"poll", "fstat"}),
     "kqueue": frozenset({"kqueue", "kevent", "fcntl", "getpid"}),
 }
-"""The functions of `typestubs/libc.pyi`: those that every backend needs, and those of one alone."""
+"""Backend -> the functions of `typestubs/libc.pyi` that no other backend needs."""
+
+WRAPPED = {"accept": "accept4", "setblocking": "ioctl", "signal": "rt_sigaction"}
+"""What Python's own wrapper of that name asks the C library for."""
 
 INTERPRETER = frozenset(
     "brk mmap munmap mremap madvise "  # memory
-    "futex "  # the interpreter's lock
+    "futex sched_yield "  # the interpreter's locks
     "rt_sigaction rt_sigprocmask rt_sigreturn "  # a signal's handler; the second is musl's
     "getpid "  # logging, for each warning
     "exit_group".split()
@@ -44,10 +50,10 @@ INTERPRETER = frozenset(
 
 PROGRAMS = {
     # A signal wakes the loop by a byte: set_wakeup_fd looks at the descriptor it is given.
-    "echo": "socketpair socket bind listen accept4 ioctl recvfrom fstat fcntl",
-    "httpd.py": "socket bind listen accept4 ioctl shutdown stat open lseek fstat fcntl getrlimit",
-    "ddlockd.py": "bind listen accept4 ioctl",
-    "scenarios": "socketpair socket bind listen connect accept4 ioctl shutdown pipe",
+    "echo": "bind listen socketpair recvfrom fstat fcntl",
+    "httpd.py": "bind listen shutdown stat open lseek fstat fcntl getrlimit",
+    "ddlockd.py": "bind listen",
+    "scenarios": "bind listen shutdown socketpair",
 }
 """What a program calls itself, by what it is in C; what is named above isn't named again."""
 
@@ -55,7 +61,6 @@ KERNEL = {
     "fstat": {"fstat", "newfstatat"},
     "getrlimit": {"prlimit64"},
     "open": {"open", "openat"},
-    "pipe": {"pipe2"},
     "stat": {"stat", "newfstatat"},
 }
 """C function -> the calls that one C library or another makes of it."""
@@ -102,16 +107,15 @@ def numbers() -> dict[str, int]:
 
 def kernels_name(function: str) -> str:
     """What the kernel here calls a function of the package's surface."""
-    library, version = platform.libc_ver()
-    if library != "glibc":
-        return {"epoll_wait": "epoll_pwait"}.get(function, function)
-    at_fd = (2, 33) <= tuple(map(int, version.split("."))) < (2, 39)
-    return "newfstatat" if function == "fstat" and at_fd else function
+    if function in _kernel.SURFACE:
+        return _kernel.asked(function, _kernel.HERE).name
+    return WRAPPED.get(function, function)
 
 
 def surface(backend: str) -> set[str]:
     """What the package calls on `backend`, under the kernel's names."""
-    return set(map(kernels_name, EVERY_BACKEND | BACKENDS[backend]))
+    functions = set(stub()).difference(*(ONLY[other] for other in ONLY.keys() - {backend}))
+    return set(map(kernels_name, functions))
 
 
 def allowed(backend: str, program: str) -> set[str]:

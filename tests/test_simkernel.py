@@ -575,7 +575,7 @@ class TestTheWorld:
             assert libc.clock_gettime(1) == before
             assert list(poller.wait(10)) == []
             assert libc.clock_gettime(1) - before == pytest.approx(0.010, abs=1e-5)
-            assert list(poller.wait(-1)) == [one.fileno()]
+            assert list(poller.wait(-1)) == [(one.fileno(), 1)]
             assert libc.clock_gettime(1) - before == pytest.approx(0.030, abs=1e-5)
 
     def test_the_door_is_as_before_afterwards(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from danga_raw._kernel import HERE, asked
 from danga_raw._strace import FSTAT
 from tests.strace import in_newest_words
 
@@ -420,7 +421,7 @@ def test_json_is_one_object_a_line(program: Path) -> None:
         (["nowhere.py"], "danga_raw trace: nowhere.py: No such file or directory"),
         ([""], "danga_raw trace: : No such file or directory"),
         (["-o", "|cat", __file__], "danga_raw trace: -o takes a file, not a command: '|cat'"),
-        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are close, epoll_"),
+        (["-e", "fork", "p"], "danga_raw trace: invalid system call 'fork'; known are acc"),
         (["-e", "read,,write", "p"], "danga_raw trace: invalid system call ''"),
         (["-e", "inject=read:error=EIO", "p"], "danga_raw trace: invalid expression 'inject=read"),
         (["-o", "/nowhere/calls", __file__], "danga_raw trace: /nowhere/calls: No such file"),
@@ -664,7 +665,7 @@ def test_c_counts_each_life(program: Path) -> None:
     program.write_text(AGAIN.format(EXECS["execv"]))
     done = run([*TRACE, "-c", str(program)])
     assert done.stderr.count("syscall") == 2
-    assert done.stderr.count("epoll_wait") == 2
+    assert done.stderr.count(asked("epoll_wait", HERE).name) == 2
 
 
 def test_nothing_is_left_to_another_program_or_after_an_exec_that_failed(program: Path) -> None:

@@ -25,7 +25,7 @@ FLOORS = [
     {"types"},
     {"_clibrary"},
     {"_kernel"},
-    {"_strace"},
+    {"_seccomp", "_strace"},
     {"trace", "_program", "_tracecli"},
     {"__init__"},
     {"__main__"},

@@ -1,5 +1,8 @@
 """The system call surface of danga_raw on one page: all that it can call, as C declares it.
 
+The names are C's. The kernel is asked what the C library makes of them, which may be another call:
+`python3 -m danga_raw info --syscalls` prints it for where it runs, docs/syscalls.md for everywhere.
+
 The upper part is called by ctypes in the C library. The lower part is Python's own wrapper of one
 call each, under the call's name. Nothing else of the package reaches the operating system.
 """

@@ -1,4 +1,4 @@
-"""What one thing more in use adds to a request: a timer, parked objects, profiling."""
+"""What one thing more in use adds to a request: timers, callbacks, parked objects, profiling."""
 
 from benchmarks import instructions
 from benchmarks.groups import requests
@@ -51,6 +51,42 @@ RENEWED = group(
         beside="requests.32.danga_raw",
         must=6500,
         aim=5000,
+        unit="instructions",
+    ),
+)
+SWEPT = group(
+    "sweep",
+    "idle timeouts by one sweeping timer",
+    32,
+    ("danga_raw_sweep.py",),
+    Row(
+        "idle timeouts by one sweeping timer, 32 connections: added to an event",
+        "swept",
+        beside="requests.32.danga_raw",
+        unit="instructions",
+    ),
+)
+CALLBACK = group(
+    "callback",
+    "a post-loop callback on the loop",
+    1,
+    ("danga_raw_callback.py", "loop"),
+    Row(
+        "a post-loop callback on the loop, 1 connection: added to a turn",
+        "callback.loop",
+        beside="requests.1.danga_raw",
+        unit="instructions",
+    ),
+)
+CALLBACKS = group(
+    "callbacks",
+    "a post-loop callback on each object",
+    32,
+    ("danga_raw_callback.py", "objects"),
+    Row(
+        "a post-loop callback on each of 32 objects: added to an event",
+        "callback.objects",
+        beside="requests.32.danga_raw",
         unit="instructions",
     ),
 )

@@ -1,15 +1,23 @@
-"""Short connections: each is accepted, asks once, and is closed."""
+"""Short connections: each is accepted, asks once, and is closed.
+
+Who takes in all connections that wait learns by an accept(2) that fails that there are no more. So
+what accepts one a turn is held against a loop that does so too, and a Listener against one that
+goes on like itself.
+"""
 
 from collections.abc import Mapping
 
 from benchmarks import instructions
 from benchmarks.load import Client
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS, python
 from benchmarks.processes import Server
 from benchmarks.table import Bench, Group, Row, Step
 
 
-def a_connection(bench: Bench, peer: Peer, env: Mapping[str, str]) -> float:
+AT_ONCE = 64  # as a Listener has it
+
+
+def a_connection(bench: Bench, command: list[str], env: Mapping[str, str]) -> float:
     """Instructions a connection, one after the other."""
 
     def served(count: int) -> int:
@@ -18,21 +26,31 @@ def a_connection(bench: Bench, peer: Peer, env: Mapping[str, str]) -> float:
                 with Client(server.port) as client:
                     client.connect(1)  # which asks once
 
-        return instructions.of_server(peer.command(bench.scratch), env, load)
+        return instructions.of_server(command, env, load)
 
     return instructions.of_each(served, 50, bench.count(450, 250))
 
 
 def plan(bench: Bench) -> list[Step]:
-    def step(peer: Peer) -> Step:
+    def step(name: str, title: str, file: str, *arguments: str) -> Step:
+        command = [*python(file)(bench.scratch), *arguments]
         return instructions.step(
             bench,
-            f"instructions a short connection: {peer.title}",
-            f"short.{peer.name}",
-            lambda env: a_connection(bench, peer, env),
+            f"instructions a short connection: {title}",
+            f"short.{name}",
+            lambda env: a_connection(bench, command, env),
         )
 
-    return [step(PEERS[name]) for name in ("danga_raw", "fair", "bare")]
+    fair = "select_epoll_fair.py"
+    steps = [
+        step("danga_raw", "danga_raw, accept in an other fd's callback", "danga_raw_server.py"),
+        step("fair", f"{PEERS['fair'].title}, one accept a turn", fair),
+        step("fair.all", f"{PEERS['fair'].title}, all that wait", fair, str(AT_ONCE)),
+        step("bare", f"{PEERS['bare'].title}, one accept a turn", "select_epoll.py"),
+    ]
+    if (bench.package / "danga_raw" / "listener.py").exists():
+        steps.append(step("listener", "danga_raw, a Listener", "danga_raw_listener.py"))
+    return steps
 
 
 GROUP = Group(
@@ -40,14 +58,20 @@ GROUP = Group(
     "a connection for one request, over the fair and the bare hand-written loop",
     (
         Row(
-            "a connection that is accepted, asks once and is closed, over the fair loop",
+            "a connection that is accepted, asks once and is closed, over fair hand-written loop",
             "short.danga_raw",
             "short.fair",
             must=2.0,
             aim=1.7,
         ),
-        Row("the same over the bare loop", "short.danga_raw", "short.bare"),
-        Row("a connection that is accepted, asks once and is closed", "short.danga_raw", unit="instructions"),
+        Row("the same over bare hand-written loop", "short.danga_raw", "short.bare"),
+        Row(
+            "the same by a Listener, over fair hand-written loop that accepts all that wait",
+            "short.listener",
+            "short.fair.all",
+            must=2.0,
+            aim=1.7,
+        ),
     ),
     plan,
 )

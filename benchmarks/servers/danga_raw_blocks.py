@@ -1,7 +1,6 @@
-"""The package, writing much through a small send buffer: danga_raw_blocks.py BYTES COUNT.
+"""The package, writing through a small send buffer: danga_raw_blocks.py BYTES COUNT.
 
-A request is answered by so many blocks of so many bytes, each handed over when the one before it is
-out.
+A request is answered by so many blocks of so many bytes, each written when the one before is out.
 """
 
 import socket
@@ -9,7 +8,7 @@ import sys
 
 from danga_raw_server import END, Connection, serve
 
-BLOCK, COUNT = bytes(int(sys.argv[1])), int(sys.argv[2])
+BLOCK, BLOCKS = bytes(int(sys.argv[1])), int(sys.argv[2])
 
 
 class Sender(Connection):
@@ -25,14 +24,14 @@ class Sender(Connection):
         if data is None:
             self.close()
         elif data.endswith(END):
-            self.left = COUNT
-            self.more()
+            self.left = BLOCKS
+            self.send_blocks()
 
     def event_write(self) -> None:
         if self.write(None):
-            self.more()
+            self.send_blocks()
 
-    def more(self) -> None:
+    def send_blocks(self) -> None:
         while self.left:
             self.left -= 1
             if not self.write(BLOCK):

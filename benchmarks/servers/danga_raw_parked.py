@@ -1,4 +1,7 @@
-"""The package, beside objects that have pushed-back data and do not read: danga_raw_parked.py COUNT."""
+"""The package, beside objects that are parked: danga_raw_parked.py COUNT.
+
+They have pushed-back data, and don't watch for reading.
+"""
 
 import resource
 import socket

@@ -6,6 +6,8 @@ error of a connection, and sends later what the kernel didn't take at once.
 
 import select
 import socket
+import sys
+from collections import deque
 from select import EPOLLIN, EPOLLOUT
 
 END = b"\r\n\r\n"
@@ -13,7 +15,10 @@ RESPONSE = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 )
 
+NOTHING: deque[memoryview] = deque()  # a queue of its own is dear in numbers
+
 poller = select.epoll()
+connections: dict[int, "Connection"] = {}
 
 
 class Connection:
@@ -21,7 +26,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.unsent = bytearray()
+        self.unsent = NOTHING
 
     def readable(self) -> None:
         data = self.sock.recv(256)
@@ -31,20 +36,25 @@ class Connection:
             self.close()
 
     def writable(self) -> None:
-        del self.unsent[: self.sock.send(self.unsent)]
-        if not self.unsent:
-            poller.modify(self.sock, EPOLLIN)
+        while self.unsent:
+            block = self.unsent[0]
+            sent = self.sock.send(block)
+            if sent < len(block):
+                self.unsent[0] = block[sent:]
+                return
+            self.unsent.popleft()
+        poller.modify(self.sock, EPOLLIN)
 
     def send(self, data: bytes) -> None:
         if self.unsent:
-            self.unsent += data
+            self.unsent.append(memoryview(data))
             return
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self.unsent += data[sent:]
+            self.unsent = deque((memoryview(data)[sent:],))
             poller.modify(self.sock, EPOLLIN | EPOLLOUT)
 
     def close(self) -> None:
@@ -52,10 +62,8 @@ class Connection:
         self.sock.close()
 
 
-connections: dict[int, Connection] = {}
-
-
-def serve(connect: type[Connection]) -> None:
+def serve(connect: type[Connection], accepts: int = 1) -> None:
+    """Serve for ever; of the new connections that wait, take in so many a turn."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listener.setblocking(False)
     listening = listener.fileno()
@@ -64,14 +72,15 @@ def serve(connect: type[Connection]) -> None:
     while True:
         for fd, events in poller.poll():
             if fd == listening:
-                try:
-                    sock, _ = listener.accept()
-                except OSError:
-                    continue  # it has gone again
-                sock.setblocking(False)
-                fd = sock.fileno()
-                connections[fd] = connect(sock)
-                poller.register(fd, EPOLLIN)
+                for _ in range(accepts):
+                    try:
+                        sock, address = listener.accept()
+                    except OSError:
+                        break  # none waits, or it has gone again
+                    sock.setblocking(False)
+                    fd = sock.fileno()
+                    connections[fd] = connect(sock)
+                    poller.register(fd, EPOLLIN)
                 continue
             connection = connections[fd]
             try:
@@ -86,4 +95,4 @@ def serve(connect: type[Connection]) -> None:
 
 
 if __name__ == "__main__":
-    serve(Connection)
+    serve(Connection, *map(int, sys.argv[1:]))

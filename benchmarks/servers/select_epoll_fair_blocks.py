@@ -1,11 +1,11 @@
-"""The fair loop, writing much through a small send buffer, as danga_raw_blocks.py does."""
+"""The fair loop, writing as danga_raw_blocks.py does: select_epoll_fair_blocks.py BYTES COUNT."""
 
 import socket
 import sys
 
 from select_epoll_fair import END, Connection, serve
 
-BLOCK, COUNT = bytes(int(sys.argv[1])), int(sys.argv[2])
+BLOCK, BLOCKS = bytes(int(sys.argv[1])), int(sys.argv[2])
 
 
 class Sender(Connection):
@@ -19,17 +19,17 @@ class Sender(Connection):
     def readable(self) -> None:
         data = self.sock.recv(256)
         if data.endswith(END):
-            self.left = COUNT
-            self.more()
+            self.left = BLOCKS
+            self.send_blocks()
         elif not data:
             self.close()
 
     def writable(self) -> None:
         super().writable()
         if not self.unsent:
-            self.more()
+            self.send_blocks()
 
-    def more(self) -> None:
+    def send_blocks(self) -> None:
         while self.left and not self.unsent:
             self.left -= 1
             self.send(BLOCK)

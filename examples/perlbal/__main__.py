@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Perlbal, a reverse proxy and web server, in Python on danga_raw: python3 examples/perlbal FILE."""
+"""Perlbal, a reverse proxy and web server, on danga_raw: python3 examples/perlbal FILE."""
 
 from __future__ import annotations
 
@@ -30,14 +30,19 @@ def main() -> int:
     name = options.file or options.config
     if not name:
         parser.error("which configuration? give a FILE")
-    server = Server(Loop())
+    with Loop() as loop:
+        return run(Server(loop), name)
+
+
+def run(server: Server, name: str) -> int:
+    """Carry out the configuration and serve; the exit status."""
     try:
         server.language.load_file(name, print_line)
     except LanguageError as error:
         print(f"{error}\nError starting up.", file=sys.stderr)
         return 1
     if not any(service.listener for service in server.services.values()):
-        print("No services or management port configured.  Nothing to do.  Stopping.", file=sys.stderr)
+        print("No service listens.  Nothing to do.  Stopping.", file=sys.stderr)
         return 1
     print("Running.", flush=True)
     server.run()

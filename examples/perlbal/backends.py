@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from examples.perlbal._standin import Connector, connect
+from danga_raw import Socket
+
 from examples.perlbal.heads import MAX_HEAD, Refused, Response, find_end, parse_response
 from examples.perlbal.pools import Pool, node_name
 
 if TYPE_CHECKING:
-    from danga_raw import Loop
-    from danga_raw.types import Handle
-
     from examples.perlbal.proxy import ProxyExchange
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
@@ -67,7 +66,7 @@ class NodeStats:
         return lines + [f"responsecodes {code} {count}" for code, count in sorted(counts.items())]
 
 
-class BackendHTTP(Connector):
+class BackendHTTP(Socket):
     """One connection to a backend."""
 
     __slots__ = (
@@ -90,19 +89,19 @@ class BackendHTTP(Connector):
         "where",
     )
 
-    owner: Owner
-    """Whom it is told to when it is ready, bored, or closed."""
-    ipport: str
-    stats: NodeStats
-
-    def __init__(self, sock: Handle, loop: Loop | None = None) -> None:
-        super().__init__(sock, loop)
+    def __init__(self, sock: socket.socket, owner: Owner, ip: str, port: int) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(sock, owner.server.loop)
+        self.owner = owner
+        """Whom it is told to when it is ready, bored, or closed."""
+        self.ipport = node_name(ip, port)
+        self.stats = owner.server.node_stats(self.ipport)
         self.created: float = time.monotonic()
         self.alive = self.created
         """When it last had finished something."""
         self.state = "connecting"
-        self.pool: Pool | None = None
-        self.generation = 0
+        self.pool: Pool | None = owner.service.pool if owner.service is not None else None
+        self.generation = owner.generation
         self.exchange: ProxyExchange | None = None
         """What it is working on."""
         self.head: Response | None = None
@@ -129,17 +128,10 @@ class BackendHTTP(Connector):
         stats.attempts += 1
         stats.lastattempt = int(time.time())
         try:
-            backend = connect(cls, (ip, port), owner.server.loop, timeout)
+            return cls.connect((ip, port), owner, ip, port, timeout=timeout)
         except OSError as error:
             owner.server.log(f"connecting to {name}: {error}")
             return None
-        backend.owner = owner
-        backend.ipport = name
-        backend.stats = stats
-        backend.generation = owner.generation
-        if owner.service is not None:
-            backend.pool = owner.service.pool
-        return backend
 
     def age(self) -> int:
         return int(time.monotonic() - self.created)
@@ -287,7 +279,9 @@ class BackendHTTP(Connector):
             return
         if self.state == "verifying_backend":
             if data is None:
-                self._verify_failed()
+                # It may be on its way down. To try again at once could go on for ever.
+                self.owner.note_bad_backend_connect(self, 1)
+                self.close("remote_closure")
             else:
                 self._read_verification(data)
         elif exchange is None:
@@ -337,9 +331,6 @@ class BackendHTTP(Connector):
     # --- ending -----------------------------------------------------------------------------------
 
     def event_err(self) -> None:
-        super().event_err()
-        if self.closed or self.state == "connecting":
-            return
         # What came before the error is still there to be read.
         for _ in range(MOST_READS):
             if self.closed or self.exchange is None or self.exchange.backend_stalled:
@@ -349,11 +340,9 @@ class BackendHTTP(Connector):
 
     def event_hup(self) -> None:
         # What is still to be read is read first; its end tells the rest.
-        super().event_hup()
-        if not self.closed and self.state != "connecting":
-            self.event_read()
-            if not self.closed and self.exchange is None:
-                self.close("after_hup")
+        self.event_read()
+        if not self.closed and self.exchange is None:
+            self.close("after_hup")
 
     def close(self, reason: str | None = None) -> None:
         if self.closed:

@@ -116,7 +116,8 @@ class Balancer:
         try:
             self._drop_overdue()
             pool.refresh()
-            free = [name for name in pool.nodes if name not in self.blocked | self.pending.keys()]
+            taken = self.blocked | self.pending.keys()
+            free = [name for name in pool.nodes if name not in taken]
             wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS, len(free))
             for name in random.sample(free, max(wanted, 0)):
                 ip, port = pool.nodes[name]

@@ -94,9 +94,6 @@ class SelectorExchange(Exchange):
             client.hand_over(rest)
             client.go_on()
 
-    def body(self, data: bytes) -> None:
-        raise AssertionError("a selector has no use for a body")
-
     def _select(self) -> None:
         client, service = self.client, self.service
         selecting = [plugin for plugin in service.plugins if plugin.selects]
@@ -499,7 +496,7 @@ class Client(Socket):
         self.state = "draining"
         self.inbox = b""
         try:
-            assert isinstance(self.sock, socket.socket)
+            assert self.sock is not None
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.close("no_keep_alive")
@@ -509,7 +506,6 @@ class Client(Socket):
 
     def _end_draining(self) -> None:
         self.close("no_keep_alive")
-        self.server.wake()
 
     def event_write(self) -> None:
         self.alive = time.monotonic()
@@ -540,7 +536,10 @@ class Client(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        self.close("hup")
+        if self.loop.have_kqueue:
+            self.event_read()  # There half a hang-up comes here as well.
+        else:
+            self.close("hup")
 
     def close(self, reason: str | None = None) -> None:
         if self.closed:

@@ -42,6 +42,7 @@ _REQUEST_LINE: Final = re.compile(
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_NO_HOST: Final = re.compile(r"[\s,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _MAX_DIGITS: Final = 18
 
@@ -95,7 +96,9 @@ class Head:
     def drop(self, key: str) -> None:
         self.values.pop(key, None)
 
-    def _fill(self, lines: list[str], once: frozenset[str]) -> None:
+    def fill(self, lines: list[str], once: frozenset[str]) -> None:
+        """Take the fields of these lines; `once` are the keys that may not be doubled. Raises
+        `Refused`."""
         names, values = self.names, self.values
         for line in lines:
             name, colon, value = line.partition(":")
@@ -113,13 +116,13 @@ class Head:
             else:
                 values[key] += ", " + value
 
-    def _lines(self, first: str) -> bytes:
-        names = self.names
-        lines = [first]
-        for key, value in self.values.items():
-            lines.append(f"{names[key]}: {value}")
-        lines.append("\r\n")
-        return "\r\n".join(lines).encode("latin-1")
+
+def _written(first: str, names: dict[str, str], values: dict[str, str]) -> bytes:
+    lines = [first]
+    for key, value in values.items():
+        lines.append(f"{names[key]}: {value}")
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("latin-1")
 
 
 _ONCE_IN_REQUEST: Final = frozenset(("host", "content-length", "transfer-encoding"))
@@ -144,7 +147,8 @@ class Request(Head):
         super().__init__()
         newline = "\r\n" if "\r" in text else "\n"
         first, *lines = text.split(newline)
-        if "\0" in text or text.count("\n") != len(lines) or text.count("\r") not in (0, len(lines)):
+        ends = (text.count("\n"), text.count("\r"))
+        if "\0" in text or ends[0] != len(lines) or ends[1] not in (0, len(lines)):
             raise Refused(400, "Invalid line end")
         line = _REQUEST_LINE.fullmatch(first)
         if line is None:
@@ -154,12 +158,16 @@ class Request(Head):
         self.low_priority = False
         """Set by a plugin: this request is to wait behind all others."""
         values = self.values
-        self._fill(lines, _ONCE_IN_REQUEST)
+        self.fill(lines, _ONCE_IN_REQUEST)
         if self.uri[0] != "/" and (absolute := _ABSOLUTE.fullmatch(self.uri)):
             path = absolute[2] or "/"
             self.uri = path if path[0] == "/" else "/" + path
             self.set("Host", absolute[1].lower())
-        if minor != "0" and not values.get("host"):
+        host = values.get("host")
+        if host:
+            if _NO_HOST.search(host):
+                raise Refused(400, "Invalid Host")
+        elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
         wishes = values["connection"].lower() if "connection" in values else ""
         self.keep_alive: bool = (minor != "0" or "keep-alive" in wishes) and "close" not in wishes
@@ -180,12 +188,7 @@ class Request(Head):
 
     def to_bytes(self, values: dict[str, str]) -> bytes:
         """The request as it goes to a backend, with these fields."""
-        names = self.names
-        lines = [f"{self.method} {self.uri} HTTP/1.0"]
-        for key, value in values.items():
-            lines.append(f"{names[key]}: {value}")
-        lines.append("\r\n")
-        return "\r\n".join(lines).encode("latin-1")
+        return _written(f"{self.method} {self.uri} HTTP/1.0", self.names, values)
 
     def range(self, size: int) -> tuple[int, int, int]:
         """What is asked for of `size` bytes: 200 and all, 206 and a part, or 416; the place of its
@@ -228,7 +231,7 @@ class Response(Head):
             self.reason = REASONS.get(code, "")
 
     def to_bytes(self) -> bytes:
-        return self._lines(f"HTTP/1.0 {self.code} {self.reason}")
+        return _written(f"HTTP/1.0 {self.code} {self.reason}", self.names, self.values)
 
     @property
     def length(self) -> int | None:
@@ -237,13 +240,6 @@ class Response(Head):
             return 0
         text = self.values.get("content-length")
         return None if text is None else _length(text)
-
-    def copy(self) -> Response:
-        other = Response(self.code, self.reason)
-        other.version = self.version
-        other.names = self.names.copy()
-        other.values = self.values.copy()
-        return other
 
     def kept_alive(self, head_only: bool) -> bool:
         """Whether who sent this will keep the connection open; `head_only` for what had no body
@@ -271,12 +267,12 @@ def parse_response(text: str) -> Response:
     line = _STATUS_LINE.fullmatch(first)
     if line is None:
         raise Refused(502, "No status line")
-    response = Response(int(line[3]), line[4] or "")
+    response = Response(int(line[3]), line[4] or None)
     if line[1] != "1" or line[2] != "0":
         response.version = f"{line[1]}.{line[2]}"
     if line[1] == "0":
         response.version = "1.0"
-    response._fill(lines, _ONCE_IN_RESPONSE)
+    response.fill(lines, _ONCE_IN_RESPONSE)
     values = response.values
     if "transfer-encoding" in values:
         if "identity" not in values["transfer-encoding"].lower():
@@ -285,6 +281,11 @@ def parse_response(text: str) -> Response:
     elif "content-length" in values:
         _length(values["content-length"])
     return response
+
+
+def wire(text: str) -> str:
+    """Text of the language, which is UTF-8, as it is written in a head, whose letters are bytes."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def find_end(data: bytes) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
-from examples.perlbal.parameters import LanguageError
+from examples.perlbal.heads import wire
+from examples.perlbal.parameters import PARAMETERS, LanguageError
 from examples.perlbal.plugins import LEFT_OUT, PLUGINS
 from examples.perlbal.webserver import MIME_TYPES
 
@@ -241,6 +242,8 @@ class Language:
         key, value = command.parse(
             r"default (\w+) ?= ?(.+)", "usage: DEFAULT <param> = <value>"
         )
+        if key in PARAMETERS:
+            PARAMETERS[key].read(key, "", value)  # What is wrong is told here, not by the next role.
         self.server.defaults[key] = value
 
     def _do_header(self, command: Command) -> None:
@@ -258,7 +261,7 @@ class Language:
         elif not value:
             raise LanguageError("no value provided")
         else:
-            service.inserted_headers.append((header, value))
+            service.inserted_headers.append((header, wire(value)))
 
     def _do_enable(self, command: Command) -> None:
         verb, name = command.parse(
@@ -490,7 +493,7 @@ class Language:
         elif what == "set":
             if not ending or not kind:
                 raise LanguageError("Usage: set <ext> <mime>")
-            MIME_TYPES[ending] = kind
+            MIME_TYPES[ending] = wire(kind)
             command.say(f"{ending} set to {kind}.")
         elif what == "remove":
             if MIME_TYPES.pop(ending, None) is None:

@@ -71,7 +71,7 @@ class ManagementConnection(Socket):
             if answer:
                 lines = "".join(f"{each}\r\n" for each in answer)
                 self.write(lines.encode("utf-8", "surrogateescape"))
-            if self.closed:
+            if self.closed or self.server.ended:
                 return
         self.watch_read(False)
         self.loop.add_timer(0, self._go_on)

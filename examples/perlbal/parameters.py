@@ -19,7 +19,7 @@ class LanguageError(Exception):
 
 
 Reader = Callable[[str, str, str], Value]
-"""Makes a value of (the parameter's key, the service's name, the text), or raises `LanguageError`."""
+"""Makes a value of a parameter's key, the service's name and the text; may raise `LanguageError`."""
 
 _ON: Final = ("1", "true", "on", "yes")
 _OFF: Final = ("0", "false", "off", "no")
@@ -59,6 +59,12 @@ def percent(key: str, service: str, text: str) -> int:
 
 
 def string(key: str, service: str, text: str) -> str:
+    return text
+
+
+def path(key: str, service: str, text: str) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise LanguageError(f"'{text}' is no path that can be asked for")
     return text
 
 
@@ -196,7 +202,7 @@ PARAMETERS: Final[dict[str, Parameter]] = {
     "connect_ahead": Parameter(_PROXY, integer, "0"),
     "max_backend_uses": Parameter(_PROXY, integer, "0"),
     "verify_backend": Parameter(_PROXY, boolean, "0"),
-    "verify_backend_path": Parameter(_PROXY, string, "*"),
+    "verify_backend_path": Parameter(_PROXY, path, "*"),
     "buffer_size": Parameter(_PROXY, size, "256k"),
     "buffer_size_reproxy_url": Parameter(_PROXY, size, "50k"),
     "buffer_backend_connect": Parameter(_PROXY, size, "100k"),

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import glob
 import ipaddress
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from examples.perlbal.heads import Head, Request, Response
+from examples.perlbal.heads import Head, Request, Response, wire
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
@@ -116,7 +115,9 @@ class Vhosts(Plugin):
 
     def register(self, service: Service) -> None:
         if service.role != "selector":
-            raise LanguageError("You can't load the vhost plugin on a service not of role selector.")
+            raise LanguageError(
+                "You can't load the vhost plugin on a service not of role selector."
+            )
         self.maps[service] = {}
 
     def select(
@@ -158,7 +159,7 @@ class Redirect(Plugin):
             r"redirect\s+host\s+(\S+)\s+(\S+)", "usage: REDIRECT HOST <match_host> <target_host>"
         )
         service = command.service_in_context()
-        self.maps.setdefault(service, {})[host.lower()] = target.lower()
+        self.maps.setdefault(service, {})[host.lower()] = wire(target.lower())
         command.silent = True
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
@@ -293,8 +294,6 @@ class Include(Plugin):
             for pattern in patterns.split():
                 is_pattern = glob.has_magic(pattern)
                 for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
-                    if not os.path.isfile(name):
-                        raise LanguageError(f"Error opening config file ({name})")
                     self.server.language.load_file(name, command.out)
         finally:
             self._depth -= 1

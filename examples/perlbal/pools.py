@@ -52,9 +52,11 @@ class Pool:
                 return
             if not os.path.exists(value):
                 raise LanguageError("File not found")
-            self.nodefile = value
+            before, self.nodefile = self.nodefile, value
             self._modified = 0.0
-            self._load()
+            if not self._load():
+                self.nodefile = before
+                raise LanguageError(f"The file {value} can't be read")
         elif key == "balance_method":
             if value != "random":
                 raise LanguageError("Unknown balance method")
@@ -67,23 +69,25 @@ class Pool:
         if self.nodefile is not None and now - self._checked > NODEFILE_CHECK_SECONDS:
             self._load()
 
-    def _load(self) -> None:
+    def _load(self) -> bool:
+        """Read the nodefile; False if that can't be done, and then the nodes stay."""
         assert self.nodefile is not None
         self._checked = time.monotonic()
         try:
             modified = os.stat(self.nodefile).st_mtime
             if modified == self._modified:
-                return
+                return True
             with open(self.nodefile, encoding="latin-1") as file:
                 lines = file.read(10_000_000).splitlines()
         except OSError:
-            return  # It may be there again the next time; until then the nodes stay.
+            return False  # It may be there again the next time.
         self._modified = modified
         self.nodes.clear()
         self.used.clear()
         for line in lines:
             if found := _NODE.search(line.partition("#")[0]):
                 self.add(found[1].strip("[]"), int(found[2] or 80))
+        return True
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""

@@ -133,9 +133,10 @@ class ProxyExchange(Exchange):
                 return
             self._to_disk(data)
             return
-        if self.backend is not None:
-            self.backend.write(data)
-            if self.backend is not None and self.backend.write_buf_size > READ_AHEAD:
+        backend = self.backend
+        if backend is not None:
+            backend.write(data)
+            if backend.write_buf_size > READ_AHEAD:
                 client.watch_read(False)
             return
         self._body.append(data)
@@ -186,6 +187,13 @@ class ProxyExchange(Exchange):
         else:
             client.overfed = True
             client.watch_read(False)
+
+    def end_of_input(self) -> None:
+        if (self.request.length or self.request.chunked) and not self.client.body_left:
+            # As in the original, who has sent a body may shut his side behind it.
+            self.client.watch_read(False)
+        else:
+            super().end_of_input()
 
     # --- the backend ------------------------------------------------------------------------------
 
@@ -423,7 +431,6 @@ class ProxyExchange(Exchange):
         status, start, end = self.request.range(size)
         if status == 416:
             head = Response(416)
-            head.set("Accept-Ranges", "bytes")
             head.set("Content-Range", f"bytes */{size}")
         else:
             head.set("Accept-Ranges", "bytes")

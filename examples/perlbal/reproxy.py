@@ -1,4 +1,4 @@
-"""Reproxying: what a backend names in the place of a body, a file or the first good one of some URLs."""
+"""Reproxying: a backend names a file, or some URLs, in the place of its answer's body."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 KEPT_SECONDS: Final = 5
 CONNECT_SECONDS: Final = 5.0
 MOST_URLS: Final = 50
-_URL: Final = re.compile(r"http://([^/:\[\]]+|\[[\da-f:.]+\])(?::(\d{1,5}))?(/.*)?", re.I | re.ASCII)
+_URL: Final = re.compile(
+    r"http://([^/:\[\]]+|\[[\da-f:.]+\])(?::(\d{1,5}))?(/.*)?", re.IGNORECASE | re.ASCII
+)
 
 
 class Url(NamedTuple):

@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from danga_raw import Loop, Socket, Timer
+from danga_raw import Loop, Socket, Timer, log_exception
 
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Language
+from examples.perlbal.language import Context, Language
 from examples.perlbal.parameters import LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
-from examples.perlbal.services import Door, Service
+from examples.perlbal.services import TCPListener, Service
 from examples.perlbal.webserver import WebExchange
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ class IdleClients:
                 due = each.alive + seconds
                 if due <= now:
                     each.close("perlbal_timeout")
-                    self._server.wake()
                 else:
                     first = min(first, due)
         if first < float("inf"):
@@ -110,6 +109,8 @@ class Server:
         self.started = int(time.time())
         self.pidfile: str | None = None
         self.running = False
+        self.ended = False
+        """Whether it has been told to end at once."""
         self.stopping = False
         """Whether a graceful shutdown is going on."""
 
@@ -153,7 +154,7 @@ class Server:
     def sockets(self) -> Iterator[Socket]:
         """All that are open, by number."""
         for _, each in sorted(self.loop.descriptor_map.items()):
-            if isinstance(each, Socket) and not each.closed:
+            if not each.closed:
                 yield each
 
     def sockets_list(self) -> list[str]:
@@ -175,7 +176,6 @@ class Server:
             files += isinstance(each, Client) and each.file is not None
         return [
             *(f"{count:5} {name}" for name, count in sorted(counts.items())),
-            "",
             f"Aggregate write buffer: {waiting / 1024:.1f}k",
             f"            Open files: {files}",
         ]
@@ -185,10 +185,11 @@ class Server:
     def run(self) -> None:
         """Serve until the end."""
         self.running = True
-        self.loop.on_exception = self._on_exception
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, lambda *_: self.loop.stop())
-        signal.signal(signal.SIGHUP, lambda *_: None)
+        self.loop.on_exception = log_exception
+        self.loop.add_signal_handler(signal.SIGTERM, lambda: self.shut_down_gracefully(None))
+        self.loop.add_signal_handler(signal.SIGINT, self.stop)
+        self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
         if self.pidfile:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:
@@ -196,29 +197,28 @@ class Server:
             except OSError as error:
                 self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
                 self.pidfile = None
-        self._awake()
         try:
-            self.loop.run()
+            while True:
+                try:
+                    self.loop.run()
+                    break
+                except OSError as error:  # Waiting failed, for want of memory maybe.
+                    self.log(str(error))
+                    time.sleep(1)
         finally:
             if self.pidfile:
                 os.unlink(self.pidfile)
             for each in list(self.sockets()):
                 each.close("shutdown")
 
-    def _awake(self) -> None:
-        """A signal that comes just before a wait begins is noticed when that ends."""
-        self.loop.add_timer(1, self._awake)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.loop.add_timer(0, lambda: self.shut_down_gracefully(None))
-
-    def _on_exception(self, obj: object, error: Exception) -> None:
-        import traceback
-
-        self.log("".join(traceback.format_exception(error)))
+    def _log_what_goes_on(self) -> None:
+        commands = [f"show service {name}" for name in sorted(self.services)]
+        for command in (*commands, "states", "queues"):
+            self.language.run(command, self.log, Context(verbose=False))
 
     def stop(self) -> None:
         """End at once."""
+        self.ended = True
         self.loop.stop()
 
     def shut_down_gracefully(self, seconds: int | None) -> None:
@@ -227,18 +227,14 @@ class Server:
         if seconds is not None:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True
-        everybody = list(self.sockets())
-        for each in everybody:
-            if isinstance(each, Door):
-                # Who is in the queue of the kernel was let in as well.
-                each.event_read()
-                each.close("graceful_death")
-        for each in everybody:
+        for each in list(self.sockets()):
+            if isinstance(each, TCPListener):
+                each.stop("graceful_death")
+        for each in list(self.sockets()):
             if isinstance(each, (Client, BackendHTTP)) and not each.closed:
                 each.die_gracefully()
 
         self._stop_if_alone()
-        self.wake()
 
     def client_closed(self) -> None:
         """A client has left."""
@@ -248,7 +244,3 @@ class Server:
     def _stop_if_alone(self) -> None:
         if self.stopping and not self.clients:
             self.loop.stop()
-
-    def wake(self) -> None:
-        """Have what was closed by a timer closed now: the loop does it after the next wait."""
-        self.loop.add_timer(0, lambda: None)

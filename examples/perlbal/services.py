@@ -6,7 +6,8 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING, Final
 
-from examples.perlbal._standin import Listener
+from danga_raw import Listener
+
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head
@@ -23,18 +24,21 @@ BACKLOG: Final = 1024
 _TRUST_CACHE: Final = 1000
 
 
-class Door(Listener):
+class TCPListener(Listener):
     """The listening socket of a service."""
 
-    __slots__ = ("created", "service")
+    __slots__ = ("created", "entered", "service")
 
     def __init__(self, service: Service, sock: socket.socket) -> None:
         super().__init__(sock, self.enter, service.server.loop)
         self.service = service
         self.created = service.server.now()
+        self.entered = 0
+        """How many connections it has taken in."""
 
     def enter(self, connection: socket.socket, address: object) -> None:
         """Make an object of a new connection."""
+        self.entered += 1
         service = self.service
         if service.role == "management":
             ManagementConnection(service.server, connection)
@@ -43,6 +47,21 @@ class Door(Listener):
             size = min(service.client_sndbuf_size, 1 << 30)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         Client(service, connection)
+
+    def stop(self, reason: str) -> None:
+        """Take in those who are in the queue of the kernel, who would be lost, and close."""
+        for _ in range(2 * BACKLOG):
+            before = self.entered
+            self.event_read()
+            if self.entered == before:
+                break
+        try:
+            # Its address is free at once then, while close(2) waits for the end of the batch.
+            if self.sock is not None:
+                self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.close(reason)
 
     def as_string(self) -> str:
         text = super().as_string().replace(type(self).__name__, "Perlbal::TCPListener", 1)
@@ -101,7 +120,7 @@ class Service:
         self.name = name
         self.role = ""
         self.enabled = False
-        self.listener: Door | None = None
+        self.listener: TCPListener | None = None
         self.pool: Pool | None = None
         self.default_service: Service | None = None
         self.plugins: list[Plugin] = []
@@ -173,7 +192,9 @@ class Service:
 
     def _set_role(self, role: str) -> None:
         if self.enabled and role != self.role:
-            raise LanguageError(f"service {self.name} is enabled; disable it before its role changes")
+            raise LanguageError(
+                f"service {self.name} is enabled; disable it before its role changes"
+            )
         self.role = role
         for key, parameter in (PARAMETERS | self.server.extra_parameters).items():
             if parameter.role in ("*", role):
@@ -184,10 +205,10 @@ class Service:
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
             # The new one first: if it can't be had, all stays as it was.
-            door = self._open(listen)
+            listener = self._open(listen)
             if self.listener is not None:
-                self.listener.close("listens elsewhere")
-            self.listener = door
+                self.listener.stop("listens elsewhere")
+            self.listener = listener
         self.listen = listen
 
     def _set_pool(self, name: str) -> None:
@@ -225,7 +246,7 @@ class Service:
         if self.role == "reverse_proxy":
             self.balancer.spawn_backends()
 
-    def _open(self, listen: str) -> Door:
+    def _open(self, listen: str) -> TCPListener:
         where = address(listen)
         assert where is not None
         host, port = where
@@ -236,7 +257,6 @@ class Service:
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
-                sock.setblocking(False)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 # The accepted ones inherit it: a request or an answer is written at once.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -244,7 +264,7 @@ class Service:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.bind((host, port))
                 sock.listen(BACKLOG)
-                return Door(self, sock)
+                return TCPListener(self, sock)
             except BaseException:
                 sock.close()
                 raise
@@ -262,7 +282,7 @@ class Service:
             raise LanguageError("can't disable management service")
         self.enabled = False
         if self.listener is not None:
-            self.listener.close("disabled")
+            self.listener.stop("disabled")
             self.listener = None
 
     # --- what requests ask it ---------------------------------------------------------------------
@@ -345,5 +365,6 @@ class Service:
         for plugin in self.plugins:
             lines += plugin.dump(self)
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
-        lines += [f"HEADER {self.name} INSERT {name}: {value}" for name, value in self.inserted_headers]
+        for name, value in self.inserted_headers:
+            lines.append(f"HEADER {self.name} INSERT {name}: {value}")
         return lines

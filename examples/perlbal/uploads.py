@@ -23,10 +23,10 @@ class ChunkDecoder:
 
     def __init__(self) -> None:
         self.done = False
-        self._before = b""
+        self._before: bytes = b""
         """What isn't a whole line yet."""
-        self._left = 0
-        """Bytes of the present chunk that are to come, with the CRLF behind it; 0: a size is next."""
+        self._left: int = 0
+        """Bytes of the present chunk that are to come, and the CRLF behind it; 0: a size is next."""
         self._trailer = -1
         """Bytes of the trailer so far; -1 before it begins."""
 

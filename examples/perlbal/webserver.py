@@ -10,7 +10,8 @@ import random
 import re
 import stat
 import time
-from typing import TYPE_CHECKING, Final
+from errno import EMFILE, ENFILE
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from examples.perlbal.clients import Client, Exchange
@@ -52,6 +53,13 @@ def mime_type(path: bytes) -> str | None:
     return MIME_TYPES.get(found[1].decode("latin-1")) if found else None
 
 
+class Sum(Protocol):
+    """A sum that is being made."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
 class WebExchange(Exchange):
     """A request to a web server."""
 
@@ -65,7 +73,7 @@ class WebExchange(Exchange):
         """The file that is being written."""
         self._final: str | None = None
         """What it is to be called once its sum is checked."""
-        self._md5: hashlib._Hash | None = None
+        self._md5: Sum | None = None
         self._size = 0
         # Of files that are sent one after another:
         self._pieces: list[tuple[bytes, int]] = []
@@ -77,7 +85,7 @@ class WebExchange(Exchange):
             if service.docroot is None:
                 client.send_page(500, "Docroot unconfigured")
             else:
-                self._get(service.docroot.encode("latin-1"))
+                self._get(os.fsencode(service.docroot))
         elif method == "PUT":
             self._put()
         elif method == "DELETE":
@@ -148,8 +156,8 @@ class WebExchange(Exchange):
             return
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            client.send_page(403)
+        except OSError as error:
+            client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
             return
         client.send_file(head, fd, start, end)
 
@@ -167,7 +175,7 @@ class WebExchange(Exchange):
     def _get_directory(self, docroot: bytes, uri: bytes, modified: str) -> None:
         client, service = self.client, self.service
         for name in service.index_files:
-            index = uri + b"/" + name.encode("latin-1")
+            index = uri + b"/" + os.fsencode(name)
             if os.path.isfile(docroot + index):
                 self._get_one(docroot, index)
                 return

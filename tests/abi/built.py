@@ -56,7 +56,8 @@ def python(name: str) -> Path:
                 "PKG_CONFIG": "false",
                 "LIBFFI_CFLAGS": f"-I{stage}{prefix}/include",
                 "LIBFFI_LIBS": f"-L{lib} -lffi",
-                "LDFLAGS": f"-Wl,-rpath,{prefix}/lib",
+                "LDFLAGS": f"-Wl,-rpath,{prefix}/lib -Wl,--strip-all",
+                "OPT": "-DNDEBUG -O2",
                 # Each module is loaded once when it is built, to see whether it can be.
                 "LD_LIBRARY_PATH": lib,
             }

@@ -37,11 +37,14 @@ PACKAGES = {
 
 NAMES = (*PACKAGES, *built.BUILDS)
 
-PYPY = (
-    "test_close_and_steal.py test_loop.py test_other_fds.py test_read.py test_socket.py "
-    "test_timers.py test_without_tools.py test_write.py"
-).split()
-"""The suites that hold on PyPy, on the real kernel: the simulated one counts references."""
+PYPY = [
+    *(
+        f"tests/test_{name}.py"
+        for name in "close_and_steal loop other_fds read socket timers without_tools write".split()
+    ),
+    *("-k", "not sim"),
+]
+"""The tests for PyPy: the simulated kernel takes pointers as CPython's ctypes makes them."""
 
 WARNINGS = "error,ignore::ResourceWarning"
 """For every Python that a test starts too. pytest takes no resource warning either; but a program
@@ -69,7 +72,12 @@ def unpacked(name: str) -> Path:
 
 
 def interpreter(name: str) -> Path:
-    """The interpreter of that name, which is made if it isn't there. Raises `OSError`."""
+    """The interpreter of that name, which is made if it isn't there, or that path.
+
+    Raises `OSError`.
+    """
+    if "/" in name:
+        return Path(name)
     return unpacked(name) if name in PACKAGES else built.python(name)
 
 
@@ -95,7 +103,8 @@ def run(name: str, arguments: Sequence[str]) -> tuple[bool, str]:
         told = [debian.run(version).strip()]
         print(f"--- {name}: {told[0]}", flush=True)
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": WARNINGS}
-        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+        asked = arguments or (PYPY if name == "pypy" else [])
+        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *asked]
         with subprocess.Popen(
             pytest, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace"
         ) as process:
@@ -103,18 +112,23 @@ def run(name: str, arguments: Sequence[str]) -> tuple[bool, str]:
             for line in process.stdout:
                 print(line, end="", flush=True)
                 told.append(line)
-            well = process.wait(HUNG) == 0
+            status = process.wait(HUNG)
     summary = re.findall(r"^(?:=+ )?(\d+ \w+.*?) in [\d.]+s", "".join(told), re.MULTILINE)
-    line = f"{name} ({told[0].split(' ')[0]}): {summary[-1] if summary else 'no end'}"
-    return well, f"{line} ({time.monotonic() - begin:.0f} s)"
+    came_to = summary[-1] if summary else f"came to no end, status {status}"
+    line = f"{name} ({told[0].split(' ')[0]}): {came_to} ({time.monotonic() - begin:.0f} s)"
+    return status == 0, line
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abi.pythons", description=__doc__)
-    parser.add_argument("pythons", nargs="+", choices=NAMES, metavar="PYTHON", help=str(NAMES))
-    what = "the rest goes to pytest: which tests to run, and how (default: all)"
+    names = f"{', '.join(NAMES)}, or the path of an interpreter"
+    parser.add_argument("pythons", nargs="+", metavar="PYTHON", help=names)
+    what = "the rest goes to pytest: which tests to run, and how (default: all that hold there)"
     parser.add_argument("--tests", nargs=argparse.REMAINDER, help=what)
     arguments = parser.parse_args()
+    for name in arguments.pythons:
+        if name not in NAMES and "/" not in name:
+            parser.error(f"{name}: not one of {names}")
     results = [run(name, arguments.tests or []) for name in arguments.pythons]
     print("\n".join(line for _, line in results))
     return 0 if all(well for well, _ in results) else 1

@@ -2,9 +2,10 @@
 
 Runs what every program of this package does beside its own calls (start, import, allocate, handle
 signals, take locks, serve a client, log, end) under strace and prints the names of all system calls
-that are seen, and by which interpreters. `danga_raw/_seccomp.py` keeps them as data.
+that are seen and of those that are missing in `danga_raw/_seccomp.py`, which keeps them as data.
 
-A PYTHON is a command; without one it is that of pyenv's Pythons from 3.10 on, and this one.
+A PYTHON is a command; without one it is pyenv's Pythons from 3.10 on, and this one. With `--machines`
+Debian's Pythons of other machines come to them, under qemu.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from danga_raw._seccomp import INTERPRETER, allowed
+from tests.audit.subjects import NEWER, SUBJECTS
 from tests.clients import PATIENCE, read_to_end
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 LIFE = """
 import logging, signal, socket, sys, threading, time
@@ -42,8 +45,9 @@ came = []
 for number in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda number, frame: came.append(number))
 signal.siginterrupt(signal.SIGUSR1, False)
-signal.setitimer(signal.ITIMER_REAL, 0.01)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)  # Again, should it come before the pause.
 signal.pause()
+signal.setitimer(signal.ITIMER_REAL, 0)
 signal.alarm(0)
 signal.raise_signal(signal.SIGUSR1)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -66,10 +70,15 @@ if sys.argv[1:] == ["interrupted"]:
 """The life of a program, but for its sockets."""
 
 
+HUNG = 60
+"""Seconds after which a life, which takes one or, under qemu, some, is given up."""
+
+
 def _names(text: str) -> set[str]:
-    """The calls in a trace of strace's, of one thread or several. What strace can't name it prints
-    as syscall_0x..., of no use to anybody."""
-    return set(re.findall(r"^(?:\[pid +\d+\] |\d+ +)?(\w+)\(", text, re.MULTILINE))
+    """The calls in a trace, of one thread or several. qemu has those that went through socketcall(2)
+    in capitals."""
+    found = set(re.findall(r"^(?:\[pid +\d+\] |\d+ +)?([a-zA-Z]\w+)\(", text, re.MULTILINE))
+    return {"socketcall" if name.isupper() else name for name in found}
 
 
 def _environment() -> dict[str, str]:
@@ -78,25 +87,39 @@ def _environment() -> dict[str, str]:
 
 
 class Watcher:
-    """Runs an interpreter under something that prints its system calls."""
+    """Runs an interpreter under something that prints its system calls: strace, or the qemu that
+    runs it anyway."""
 
-    def __init__(self, python: Sequence[str], folder: Path, watch: Sequence[str]) -> None:
-        self.python = [*python]
+    def __init__(self, python: Sequence[str], folder: Path) -> None:
         self.out = folder / "calls"
-        self.watch = [word.replace("OUT", str(self.out)) for word in watch]
+        emulator, *options = python
+        self.by_qemu = Path(emulator).name.startswith("qemu-")
+        if self.by_qemu:
+            self.command = [emulator, "-strace", "-D", str(self.out), *options]
+        else:
+            self.command = ["strace", "-f", "-qq", "-o", str(self.out), *python]
 
     def lives(self, *argv: str, ended: int = 0) -> set[str]:
         """The calls of a program that ends by itself."""
-        command = [*self.watch, *self.python, *argv]
-        done = subprocess.run(
-            command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-        assert done.returncode == ended, (command, done.returncode, done.stderr.decode())
+        command = [*self.command, *argv]
+        try:
+            done = subprocess.run(
+                command,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=HUNG,
+                check=False,
+            )
+            assert done.returncode == ended, (command, done.returncode, done.stderr.decode())
+        except subprocess.TimeoutExpired:
+            if not self.by_qemu:
+                raise  # One of qemu's threads may wait for ever for another; it has made its calls.
         return _names(self.out.read_text(errors="replace"))
 
     def serves(self, *argv: str) -> set[str]:
         """The calls of a server that has a client and is ended by SIGTERM or SIGINT."""
-        command = [*self.watch, *self.python, *argv]
+        command = [*self.command, *argv]
         with subprocess.Popen(
             command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         ) as process:
@@ -118,18 +141,10 @@ class Watcher:
         return _names(self.out.read_text(errors="replace"))
 
 
-STRACE = ("strace", "-f", "-qq", "-o", "OUT")
-
-
-@contextmanager
-def watcher(python: Sequence[str], watch: Sequence[str] = STRACE) -> Iterator[Watcher]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Watcher(python, Path(folder), watch)
-
-
-def measure(python: Sequence[str], watch: Sequence[str] = STRACE) -> Mapping[str, set[str]]:
+def measure(python: Sequence[str]) -> Mapping[str, set[str]]:
     """By what it was doing: the calls that an interpreter was seen to make."""
-    with watcher(python, watch) as watched:
+    with tempfile.TemporaryDirectory() as folder:
+        watched = Watcher(python, Path(folder))
         life = watched.lives("-c", LIFE)
         # Ended by SIGINT the interpreter restores its default action and sends it to itself.
         interrupted = -signal.SIGINT
@@ -137,12 +152,9 @@ def measure(python: Sequence[str], watch: Sequence[str] = STRACE) -> Mapping[str
         served: set[str] = set()
         for argv in (
             ("-m", "danga_raw", "echo"),
-            ("-m", "danga_raw", "trace", "-o", os.devnull, "-m", "danga_raw", "echo"),
-            ("examples/httpd.py", "--port", "0", "."),
-            ("examples/ddlockd.py", "0"),
+            ("-m", "danga_raw", "trace", "-o", os.devnull, str(EXAMPLES / "ddlockd.py"), "0"),
+            (str(EXAMPLES / "httpd.py"), "--port", "0", str(ROOT)),
         ):
-            if argv[1:3] == ("danga_raw", "trace"):
-                argv = (*argv[:5], "examples/ddlockd.py", "0")
             served |= watched.serves(*argv)
     return {"life": life, "served": served - life}
 
@@ -160,16 +172,28 @@ def pythons() -> list[list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.audit.interpreter", description=__doc__)
     parser.add_argument("pythons", nargs="*", metavar="PYTHON")
-    chosen = [shlex.split(word) for word in parser.parse_args().pythons] or pythons()
-    seen: dict[str, set[str]] = {}
+    parser.add_argument("--machines", action="store_true", help="other machines' Pythons too")
+    arguments = parser.parse_args()
+    chosen = [shlex.split(word) for word in arguments.pythons] or pythons()
+    if arguments.machines:
+        known = {**SUBJECTS, **NEWER}
+        # i386 by the kernel itself, whose threads never hang.
+        foreign = [name for name in known if not name.startswith(("strace-", "i386"))]
+        chosen += [known[name]().python for name in ["i386-native", *foreign]]
+    seen: set[str] = set()
     for python in chosen:
-        for doing, names in measure(python).items():
-            print(f"{' '.join(python)}: {doing}: {len(names)} calls", flush=True)
-            for name in names:
-                seen.setdefault(f"{doing} {name}", set()).add(" ".join(python))
-    for name, by in sorted(seen.items()):
-        print(name, "" if len(by) == len(chosen) else f"({', '.join(sorted(by))})")
-    return 0
+        found = measure(python)
+        names = set[str]().union(*found.values())
+        counts = ", ".join(f"{doing} {len(made)}" for doing, made in found.items())
+        print(f"{' '.join(python)}: {counts}", flush=True)
+        if more := sorted(names - seen):
+            print(f"    not seen before: {' '.join(more)}", flush=True)
+        if missing := sorted(names - allowed()):
+            print(f"    not allowed by the profile: {' '.join(missing)}", flush=True)
+        seen |= names
+    kept = set[str]().union(*(group.split() for group in INTERPRETER.values()))
+    print(f"allowed, and seen of none of these: {' '.join(sorted(kept - seen))}")
+    return 0 if seen <= allowed() else 1
 
 
 if __name__ == "__main__":

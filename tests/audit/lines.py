@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from danga_raw._strace import Taking
-from tests.announced import ANNOUNCEMENTS
+from tests.announced import ANNOUNCEMENTS, PACKAGES
 from tests.strace import in_newest_words
 
 Calls = Mapping[str, tuple[str, Taking]]
@@ -41,6 +41,10 @@ class Line(NamedTuple):
     """True of a setsockopt of TCP_CORK."""
     looks: bool = False
     """True of a fstat of what is no regular file."""
+    own: bool = False
+    """True of a call that only the package makes without an announcement."""
+    ends: tuple[int, ...] = ()
+    """The two ends of a pipe that was made."""
 
 
 def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
@@ -50,10 +54,21 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
     watched: set[int] = set()
     dead: set[int] = set()  # closed by the program, of which a loop need not know
     kept: list[Line] = []
+    accepted = -1
     for line in lines:
         name, fd = line.name, line.fd
         function = names.get(name, name)
-        if name == "write" and fd == ANNOUNCEMENTS:
+        if name == "getsockname" and fd == accepted:
+            kept.append(line)  # Python sees to it that what it has accepted is a socket.
+            accepted = -1
+        elif name == "write" and fd == PACKAGES:
+            kept.append(next(lines, line))
+        elif line.own:
+            kept.append(line)
+            watched.update(line.ends)
+            if function == "accept":
+                accepted = line.result
+        elif name == "write" and fd == ANNOUNCEMENTS:
             theirs = next(lines, line)
             if theirs.name == "close" and theirs.result == 0:
                 watched.discard(theirs.fd)
@@ -97,6 +112,11 @@ _CALL = re.compile(r"(\w+)\((-?\d+)?")
 _RESULT = re.compile(r".* = (-?\d+)(?: (E[A-Z0-9]+) | |$)")
 _ADDED = re.compile(r"epoll_ctl\(\d+, EPOLL_CTL_ADD, (\d+), ")
 _MODE = re.compile(r"stx?_mode=(?:S_IFSOCK|S_IFIFO|S_IFCHR|0)")
+_OWN = re.compile(
+    r"(?:accept4?|socket|connect)\(|ioctl\(\d+, FIONBIO, |getsockopt\(\d+, SOL_SOCKET, SO_ERROR, "
+    r"|pipe2\(.*, O_NONBLOCK\|O_CLOEXEC\)"
+)
+_ENDS = re.compile(r"pipe2\(\[(\d+), (\d+)\], ")
 _TRACE_IS_ON = re.compile(r"fcntl(?:64)?\(\d+, F_DUPFD_CLOEXEC, \d+\)")
 
 
@@ -123,6 +143,8 @@ def straces_lines(text: str) -> Iterator[Line]:
             adds=int(added[1]) if added else -1,
             corks="TCP_CORK" in line,
             looks=_MODE.search(line) is not None,
+            own=_OWN.match(line) is not None,
+            ends=tuple(map(int, ends.groups())) if (ends := _ENDS.match(line)) else (),
         )
 
 
@@ -138,13 +160,28 @@ def in_its_words(line: str) -> str:
     line = in_newest_words(line.removesuffix(" (INJECTED)"))
     for told, known in _UNTOLD:
         line = told.sub(known, line)
+    if line.startswith(_SHORTER):
+        line = re.sub(r" +=", " =", line)  # The column is that of the whole text.
     return line
 
 
+_SHORTER = ("rt_sigaction(", "getsockname(")
 _UNTOLD = (
     (
         re.compile(r"= \? (?:ERESTART_RESTARTBLOCK|ERESTARTNOHAND) \([^)]*\)$"),
         "= -1 EINTR (Interrupted system call)",
+    ),
+    (
+        re.compile(r"(rt_sigaction\([A-Z0-9_]+, \{sa_handler=(?:SIG_DFL|SIG_IGN)), .*, 8\)"),
+        r"\1, ...}, ..., 8)",
+    ),
+    (
+        re.compile(r"(rt_sigaction\([A-Z0-9_]+, \{sa_handler=)0x[0-9a-f]+, .*, 8\)"),
+        r"\g<1>0x..., ...}, ..., 8)",
+    ),
+    (
+        re.compile(r"(getsockname\(\d+, )\{.*\}, \[128 => \d+\]\)"),
+        r"\1{...}, [128 => ...])",
     ),
     (re.compile(r", left \{tv_sec=\d+, tv_nsec=\d+\}"), ", left {tv_sec=..., tv_nsec=...}"),
     (
@@ -155,7 +192,7 @@ _UNTOLD = (
 
 
 _UNKNOWN = re.compile(
-    r"^((?:read|fstat|fstat64|newfstatat|statx|getpeername|getsockname)"
+    r"^((?:read|fstat|fstat64|newfstatat|statx|getpeername|getsockname|accept4)"
     r'\(\d+, (?:"", )?(?:AT_[A-Z_|]+, STATX_BASIC_STATS, )?)0x[0-9a-f.]+'
 )
 _SAID = re.compile(r"( = -1 E[A-Z0-9]+) \([^)]*\)$")
@@ -163,7 +200,7 @@ _SAID = re.compile(r"( = -1 E[A-Z0-9]+) \([^)]*\)$")
 
 def addressless(line: str) -> str:
     """An address in a buffer that Python made: all that may differ, and the column behind it."""
-    if _UNKNOWN.match(line):
+    if _UNKNOWN.match(line) or line.startswith(_SHORTER):
         line = re.sub(r" +=", " =", _UNKNOWN.sub(r"\1ADDRESS", line))
     return line
 

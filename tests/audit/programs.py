@@ -1,5 +1,16 @@
 """The programs whose calls are compared, beside the scenarios and the examples."""
 
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.clients import PATIENCE, read_to_end
+
 PUMP = """
 import os, socket, sys
 from danga_raw import Loop, Socket
@@ -54,7 +65,7 @@ os._exit(0)
 """Echoes what comes over 20 pairs of sockets; the rounds are the one argument."""
 
 FORMS = """
-import ctypes, os, resource, socket, sys, tempfile
+import ctypes, os, resource, select, socket, sys, tempfile
 from danga_raw._epoll import EVENT, epoll_event
 from danga_raw._libc import libc
 from danga_raw._poll import pollfd
@@ -114,6 +125,51 @@ reader, writer = os.pipe()
 terminal, other_end = os.openpty()
 for other in (fd, null, reader, terminal, other_end, os.eventfd(0) if hasattr(os, "eventfd") else 0):
     libc.fstat(other)
+import signal
+server = socket.create_server(("127.0.0.1", 0))
+unix = socket.socket(socket.AF_UNIX)
+unix.bind(b"\\0accepted\\x01")
+unix.listen()
+server6 = socket.create_server(("::1", 0), family=socket.AF_INET6) if socket.has_ipv6 else server
+for listening in (server, unix, server6):
+    libc.setblocking(listening)
+    try:
+        libc.accept(listening)
+    except OSError:
+        pass
+    address = listening.getsockname()
+    try:
+        asking = libc.socket(listening.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        libc.connect(asking, address)
+    except OSError:
+        pass
+    select.select([listening], [], [], 10)
+    accepted, _ = libc.accept(listening)
+    libc.setblocking(accepted)
+    libc.getsockopt(asking)
+    listening.close()
+    refused = libc.socket(asking.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        libc.connect(refused, address)
+    except OSError:
+        pass
+    select.select([], [refused], [], 1)
+    libc.getsockopt(refused)
+for path in ("/nowhere/at all", b"\\0nobody", "\\u00e9"):
+    try:
+        libc.connect(libc.socket(socket.AF_UNIX, socket.SOCK_STREAM), path)
+    except OSError:
+        pass
+ends = (ctypes.c_int * 2)()
+libc.pipe2(ends, os.O_NONBLOCK | os.O_CLOEXEC)
+libc.write(ends[1], bytes(1))
+libc.read(ends[0], 512)
+for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, 40, signal.SIGKILL):
+    for handler in (signal.SIG_IGN, print, signal.SIG_DFL):
+        try:
+            libc.signal(number, handler)
+        except OSError:
+            pass
 libc.getrusage(resource.RUSAGE_SELF)
 events = (epoll_event * 3)()
 far.send(b"x")
@@ -139,3 +195,80 @@ for n in range(34):
 os._exit(0)
 """
 """Many descriptors that are ready at once."""
+
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class Program(NamedTuple):
+    """Something to run under two watchers."""
+
+    name: str
+    backend: str
+    argv: tuple[str, ...]
+    """A file and its arguments; DIR stands for a folder of its own."""
+    source: str = ""
+    """The text of the file DIR/program.py, if there is to be one."""
+    client: Callable[[int], None] | None = None
+    """What talks to the server that it is, on a port; None if it ends by itself."""
+    inject: str = ""
+    """What strace is to let the wait do, behind "inject=NAME:"."""
+
+
+def ask_for_locks(port: int) -> None:
+    """Ten connections to ddlockd, each with twenty requests, some of them no words of its."""
+    for turn in range(10):
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            for number in range(5):
+                lock = f"lock={turn}-{number}"
+                lines = f"trylock {lock}\r\n\u00e9 \x01\r\nreleaselock {lock}\r\n"
+                client.sendall(lines.encode())
+            client.shutdown(socket.SHUT_WR)
+            assert read_to_end(client).count(b"OK") == 10
+
+
+def ask_for_files(port: int) -> None:
+    """Eight kept connections to httpd at a time, and some that aren't kept."""
+    kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE) for _ in range(8)]
+    for turn in range(20):
+        for number, connection in enumerate(kept):
+            connection.request("GET" if number % 2 else "HEAD", "/program.py")
+            answer = connection.getresponse()
+            assert answer.status == 200
+            answer.read()
+    for connection in kept:
+        connection.close()
+    for path, status in (("/none", 404), ("/program.py", 200)):
+        once = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        once.request("GET", path, headers={"Connection": "close"})
+        answer = once.getresponse()
+        assert answer.status == status
+        answer.read()
+        once.close()
+
+
+def programs(rounds: int, scenarios: int = 1) -> list[Program]:
+    """All of them: with so many rounds of the pump, and each n-th of the scenarios."""
+    file = "DIR/program.py"
+    found = [Program("forms", "epoll", (file,), FORMS)]
+    for backend in ("epoll", "poll"):
+        found += [
+            Program("pump", backend, (file, str(rounds)), PUMP),
+            Program("many events", backend, (file, "3"), PUMP.replace("range(20)", "range(50)")),
+            Program("ddlockd", backend, (str(EXAMPLES / "ddlockd.py"), "0"), "", ask_for_locks),
+            Program(
+                "httpd",
+                backend,
+                (str(EXAMPLES / "httpd.py"), "--port", "0", "DIR"),
+                "x" * 5000,
+                ask_for_files,
+            ),
+        ]
+        for path in sorted(SCENARIOS.glob("*.pl"))[::scenarios]:
+            inject = re.findall(r"^# inject epoll_wait:(\S+)$", path.read_text(), re.MULTILINE)
+            script = str(path.with_suffix(".py"))
+            found.append(Program(path.stem, backend, (script,), inject="".join(inject)))
+    for first, events in ((40, "POLLIN"), (400, "POLLIN | POLLOUT")):
+        source = READY.format(first=first, events=events)
+        found.append(Program(f"ready from {first}", "poll", (file,), source))
+    return found

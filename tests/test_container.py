@@ -1,0 +1,55 @@
+"""A container with nothing in it but what a server on this package has loaded (see `container.py`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import container
+
+pytestmark = [
+    pytest.mark.needs("chroot"),
+    pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy finds its library otherwise"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    container.make(root)
+    return root
+
+
+def files(root: Path) -> set[Path]:
+    return {path for path in root.rglob("*") if not path.is_dir()}
+
+
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_a_client_is_served_out_of_a_root_with_nothing_else_in_it(
+    backend: str, root: Path
+) -> None:
+    before = files(root)
+    container.serve(root, DANGA_RAW_BACKEND=backend)
+    assert files(root) == before
+    print(container.figures(root))
+
+
+def test_there_is_no_file_without_which_it_would_serve(root: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "beside"
+    needless = set()
+    for path in files(root):
+        if path.name == "__init__.py":  # without it the folder would be a package all the same
+            path = path.parent
+        os.replace(path, beside)
+        try:
+            container.serve(root)
+            needless.add(path.name.partition(".")[0])
+        except OSError:
+            pass
+        finally:
+            os.replace(beside, path)
+    # heapq.py serves without it, at a higher price.
+    assert needless <= {"_heapq"}

@@ -1,0 +1,200 @@
+"""examples/perlbal: heads, ranges, chunks and dates, by themselves."""
+
+import random
+
+import pytest
+
+from examples.perlbal.heads import Refused, Request, Response, find_end, http_date, parse_response
+from examples.perlbal.uploads import ChunkDecoder
+
+FIRST = "GET / HTTP/1.1\r\nHost: a"
+
+
+@pytest.mark.parametrize(
+    ("data", "head", "rest"),
+    [
+        (b"GET / HTTP/1.0\r\nA: b\r\n\r\nrest", b"GET / HTTP/1.0\r\nA: b", b"rest"),
+        (b"GET / HTTP/1.0\nA: b\n\nrest", b"GET / HTTP/1.0\nA: b", b"rest"),
+        (b"HTTP/1.0 200 OK\nA: b\n\r\nrest", b"HTTP/1.0 200 OK\nA: b", b"rest"),
+        (b"A\r\n\r\nB\n\n", b"A", b"B\n\n"),
+        (b"A\n\nB\r\n\r\n", b"A", b"B\r\n\r\n"),
+    ],
+)
+def test_a_head_ends_at_the_first_empty_line(data: bytes, head: bytes, rest: bytes) -> None:
+    end, after = find_end(data)
+    assert (data[:end], data[after:]) == (head, rest)
+    for cut in range(len(data) - len(rest) - 1):
+        assert find_end(data[:cut])[0] < 0
+
+
+def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
+    request = Request(f"{FIRST}\r\nX-B: 1\r\nx-a:  2 \r\nX-b: 3\r\nCookie: c")
+    assert request.to_bytes(request.values) == (
+        b"GET / HTTP/1.0\r\nHost: a\r\nX-B: 1, 3\r\nx-a: 2\r\nCookie: c\r\n\r\n"
+    )
+
+
+def test_set_cookie_is_never_joined() -> None:
+    response = parse_response("HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nset-cookie: b")
+    assert b"\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n" in response.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("uri", "path", "host"),
+    [
+        ("http://Other.com:80/p?q", "/p?q", "other.com"),
+        ("HTTP://other.com", "/", "other.com"),
+        ("http://[::1]:8080/p", "/p", "[::1]"),
+        ("http://other.com?q", "/?q", "other.com"),
+        ("/http://other.com/", "/http://other.com/", "a"),
+    ],
+)
+def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str) -> None:
+    request = Request(f"GET {uri} HTTP/1.1\r\nHost: a")
+    assert (request.uri, request.get("host")) == (path, host)
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (0, "GET /"),
+        (0, "GET  / HTTP/1.1\r\nHost: a"),
+        (0, "GET / HTTP/2.0\r\nHost: a"),
+        (0, "GET / HTTP/1.1"),
+        (0, f"{FIRST}\r\nno field"),
+        (0, f"{FIRST}\r\n(a): b"),
+        (400, f"{FIRST}\r\nHost: a"),
+        (400, "GET / HTTP/1.1\r\nHost: a,b"),
+        (400, f"{FIRST}\r\n b: c"),
+        (400, f"{FIRST}\r\nA : b"),
+        (400, f"{FIRST}\r\n: b"),
+        (400, f"{FIRST}\r\nA: b\rc"),
+        (400, f"{FIRST}\r\nA: b\nC: d"),
+        (400, f"{FIRST}\r\nA: b\0"),
+        (400, f"{FIRST}\r\nContent-Length: 1\r\nContent-Length: 1"),
+        (400, f"{FIRST}\r\nContent-Length: 1, 1"),
+        (400, f"{FIRST}\r\nContent-Length: -1"),
+        (400, f"{FIRST}\r\nContent-Length: +1"),
+        (400, f"{FIRST}\r\nContent-Length: \xb2"),
+        (400, f"{FIRST}\r\nContent-Length: {'9' * 19}"),
+        (400, f"{FIRST}\r\nContent-Length: 1\r\nTransfer-Encoding: chunked"),
+        (501, f"{FIRST}\r\nTransfer-Encoding: gzip, chunked"),
+        (400, f"{FIRST}\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(status: int, text: str) -> None:
+    with pytest.raises(Refused) as refused:
+        Request(text)
+    assert refused.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "keep_alive"),
+    [
+        ("1.0", None, False),
+        ("1.0", "Keep-Alive", True),
+        ("1.1", None, True),
+        ("1.1", "close", False),
+        ("1.1", "keep-alive, Close", False),
+    ],
+)
+def test_who_wants_to_be_kept_alive(
+    version: str, connection: str | None, keep_alive: bool
+) -> None:
+    field = f"\r\nConnection: {connection}" if connection else ""
+    assert Request(f"GET / HTTP/{version}\r\nHost: a{field}").keep_alive is keep_alive
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("bytes=0-3", (206, 0, 4)),
+        ("bytes=3-", (206, 3, 10)),
+        ("bytes=3-99", (206, 3, 10)),
+        ("bytes=-3", (206, 0, 4)),
+        ("bytes=-0", (416, 0, 0)),
+        ("bytes=10-", (416, 0, 0)),
+        ("bytes=4-3", (416, 0, 0)),
+        ("bytes=-", (200, 0, 10)),
+        ("bytes=0-1,3-4", (200, 0, 10)),
+        ("lines=0-1", (200, 0, 10)),
+        (f"bytes={'9' * 50}-", (416, 0, 0)),
+    ],
+)
+def test_ranges_of_ten_bytes(asked: str, expected: tuple[int, int, int]) -> None:
+    assert Request(f"{FIRST}\r\nRange: {asked}").range(10) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 3", True),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive", False),
+        ("HTTP/1.0 304 Not Modified\r\nConnection: keep-alive", True),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 3", False),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 3", True),
+        ("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3", False),
+    ],
+)
+def test_which_backends_stay(text: str, kept: bool) -> None:
+    assert parse_response(text).kept_alive(head_only=False) is kept
+
+
+def test_a_length_beside_a_transfer_encoding_is_not_believed() -> None:
+    response = parse_response("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked")
+    assert response.length is None and response.get("content-length") is None
+
+
+@pytest.mark.parametrize("text", ["", "200 OK", "HTTP/1.0 OK", "HTTP/1.0 200 OK\r\nA: b\rc"])
+def test_a_backends_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(Refused):
+        parse_response(text)
+
+
+def test_an_answer_of_ours_has_a_reason_if_there_is_one() -> None:
+    assert Response(404).to_bytes() == b"HTTP/1.0 404 Not Found\r\n\r\n"
+    assert Response(201).to_bytes() == b"HTTP/1.0 201 \r\n\r\n"
+
+
+def test_dates_are_those_of_http() -> None:
+    assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+CHUNKED = b"4\r\nwiki\r\n5;a=b\r\npedia\r\nE\r\n in\r\n\r\nchunks.\r\n0\r\nA: b\r\n\r\n"
+
+
+def test_chunks_come_apart_wherever_they_are_cut() -> None:
+    for seed in range(200):
+        cuts = random.Random(seed)
+        decoder, got, left = ChunkDecoder(), b"", CHUNKED + b"next"
+        while not decoder.done:
+            size = cuts.randint(1, 9)
+            body, rest = decoder.feed(left[:size])
+            got, left = got + body, rest + left[size:]
+        assert (got, left) == (b"wikipedia in\r\n\r\nchunks.", b"next")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"-1\r\n",
+        b"0x1\r\n",
+        b"\r\n",
+        b"1 1\r\n",
+        b"1\n",
+        b"1\r\nab",
+        b"1\r\na\rb",
+        b"1\r\na\n",
+        b"fffffffffffffffff\r\n",
+        b"1;" + b"a" * 2000,
+        b"1;a\x01\r\n",
+        b"0\r\n" + b"A: b\r\n" * 5000,
+    ],
+)
+def test_odd_chunks_are_refused(data: bytes) -> None:
+    with pytest.raises(Refused):
+        ChunkDecoder().feed(data)
+    with pytest.raises(Refused):
+        decoder = ChunkDecoder()
+        for each in data:
+            decoder.feed(bytes([each]))

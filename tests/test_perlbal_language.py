@@ -1,0 +1,159 @@
+"""examples/perlbal: the language, said to a server that isn't started."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from danga_raw import Loop
+from examples.perlbal.language import Context
+from examples.perlbal.parameters import LanguageError, netmask
+from examples.perlbal.plugins import _by_host
+from examples.perlbal.server import Server
+
+
+BETWEEN = "Expecting integer value between 0 and 100, inclusive."
+LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
+
+
+class Said:
+    """A server, and what it answers."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.server = Server(loop)
+        self.context = Context(verbose=True)
+
+    def __call__(self, *lines: str) -> list[str]:
+        answers: list[str] = []
+        for line in lines:
+            self.server.language.run(line, answers.append, self.context)
+        return answers
+
+
+@pytest.fixture
+def say() -> Iterator[Said]:
+    with Loop() as loop:
+        yield Said(loop)
+
+
+def test_case_spaces_and_comments_do_not_matter(say: Said) -> None:
+    assert say("  CREATE \t SERVICE   Foo # a comment", "", "# nothing") == ["OK"]
+    assert say("set ROLE=web_server", "SET foo persist_client = YES") == ["OK", "OK"]
+    assert say.server.services["foo"].persist_client == 1
+
+
+def test_services_and_pools_have_one_space_of_names(say: Said) -> None:
+    say("CREATE POOL a", "CREATE SERVICE b")
+    assert say("CREATE SERVICE a", "CREATE POOL b") == [
+        "ERROR: pool 'a' already exists",
+        "ERROR: service 'b' already exists",
+    ]
+
+
+def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
+    say("DEFAULT buffer_size = 10k", "CREATE SERVICE p", "SET role = reverse_proxy")
+    service = say.server.services["p"]
+    assert (service.buffer_size, service.buffer_backend_connect) == (10_240, 102_400)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("SET p.nope = 1", "Unknown service parameter 'nope'"),
+        ("SET q.listen = 1", "service/pool 'q' does not exist"),
+        ("SET p.docroot = /", "The 'docroot' option can only be set on a 'web_server' service"),
+        ("SET p.persist_client = 2", "Expecting boolean value for parameter 'persist_client'"),
+        ("SET p.connect_ahead = -1", "Expecting integer value for parameter 'connect_ahead'"),
+        ("SET p.queue_relief_chance = 101", BETWEEN),
+        ("SET p.listen = 1.2.3.4", LISTEN),
+        ("SET p.listen = 99999", LISTEN),
+        ("SET p.pool = q", "Pool 'q' not found"),
+        ("POOL q ADD 1.2.3.4", "Pool 'q' not found"),
+        ("POOL a ADD 1.2.3.444", "'1.2.3.444' is no address"),
+        ("POOL a ADD 1.2.3.4:0", "0 is no port"),
+        ("ENABLE q", "service 'q' does not exist"),
+        ("DISABLE p", "service p is already disabled"),
+        ("USE q", "Non-existent pool or service 'q'"),
+        ("SERVER nope = 7", "unknown server option '7'"),
+        ("NOPE", "unknown command: nope"),
+        ("XS", "xs is not supported here: there is no Perl here"),
+        ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
+        ("LOAD throttle", "Plugin throttle is not supported here"),
+        ("= 1", "invalid command"),
+    ],
+)
+def test_an_error_is_told_and_changes_nothing(say: Said, line: str, answer: str) -> None:
+    say("CREATE POOL a", "CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a")
+    before = say("DUMPCONFIG")
+    assert say(line) == [f"ERROR: {answer}"]
+    assert say("DUMPCONFIG") == before
+
+
+def test_a_node_that_is_added_again_moves_to_the_end(say: Said) -> None:
+    say("CREATE POOL a", "POOL a ADD 1.1.1.1", "POOL ADD a 2.2.2.2:81", "POOL a ADD 1.1.1.1:80")
+    say("POOL a ADD [0:0::1]:82", "POOL a REMOVE 9.9.9.9")
+    assert say("SHOW POOL a") == ["2.2.2.2:81 0", "1.1.1.1:80 0", "[::1]:82 0", "."]
+
+
+def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
+    say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras")
+    say("CREATE POOL a", "POOL a ADD 1.1.1.1")
+    say("CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a", "SET buffer_size = 10k")
+    say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on")
+    say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10/8, fe80::/10")
+    say("HEADER p INSERT x: y", "HEADER p REMOVE z")
+    say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
+    say("SET persist_client = on")
+    dumped = say("DUMPCONFIG")
+    assert dumped.pop() == "OK"
+    file = tmp_path / "again.conf"
+    # Neither was ever enabled, which a new service isn't either.
+    file.write_text("\n".join(line for line in dumped if not line.startswith("DISABLE")))
+    with Loop() as loop:
+        again = Said(loop)
+        again.server.language.load_file(str(file), print)
+        assert again("DUMPCONFIG") == [*dumped, "OK"]
+
+
+def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -> None:
+    file = tmp_path / "bad.conf"
+    file.write_text("CREATE POOL a\nNOPE\nCREATE POOL b\n")
+    answers: list[str] = []
+    with pytest.raises(LanguageError, match="line 2: NOPE"):
+        say.server.language.load_file(str(file), answers.append)
+    assert answers == ["ERROR: unknown command: nope"]
+    assert list(say.server.pools) == ["a"]
+
+
+def test_variables_are_those_of_the_environment(
+    say: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOL_NAME", "from_outside")
+    say("CREATE POOL $POOL_NAME")
+    assert list(say.server.pools) == ["from_outside"]
+    assert say("CREATE POOL ${nope:x}") == ["ERROR: Unknown config variable type: nope"]
+
+
+def test_the_closest_pattern_counts() -> None:
+    maps = dict.fromkeys(("a.b.com", "*.a.b.com", "*.b.com", "*.com", "*"), "")
+    for name in maps:
+        maps[name] = name
+    while maps:
+        assert _by_host(maps, "a.b.com:80")[0] == next(iter(maps))
+        del maps[next(iter(maps))]
+    assert _by_host(maps, "a.b.com") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("10/8", "10.0.0.0/8"),
+        ("10.1", "10.1.0.0/16"),
+        ("10.1.2.3", "10.1.2.3/32"),
+        ("10.1.2.3/255.255.0.0", "10.1.0.0/16"),
+        ("fe80::1/10", "fe80::/10"),
+        ("any", "0.0.0.0/0"),
+    ],
+)
+def test_netmasks_may_be_short(text: str, written: str) -> None:
+    assert str(netmask(text)) == written
