@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -392,5 +393,50 @@ def test_a_socket_of_systemd_is_taken(backend: str) -> None:
                 talk_echo(("127.0.0.1", port))
                 process.terminate()
                 assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
+
+
+# --- a container ----------------------------------------------------------------------------------
+
+UNDER_PROFILE = """
+import os, sys
+from tests.seccomp import install
+install(sys.argv[1].split(","))
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
+"""
+
+
+@pytest.mark.needs("seccomp")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_container_needs_no_more_than_its_profile(backend: str) -> None:
+    """What isn't allowed kills it here, where Docker only has it fail."""
+    profile = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "danga_raw", "info", "--seccomp"],
+            env=ENVIRONMENT,
+            capture_output=True,
+            check=True,
+        ).stdout
+    )
+    names = {name for entry in profile["syscalls"] for name in entry["names"]}
+    for taken_off in (set[str](), {"accept4", "accept"}):
+        allowed = ",".join(sorted(names - taken_off))
+        with subprocess.Popen(
+            [sys.executable, "-c", UNDER_PROFILE, allowed, RECIPES["container"]],
+            env={**ENVIRONMENT, "DANGA_RAW_BACKEND": backend},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                port = int(process.stdout.readline().split()[-1])
+                if not taken_off:
+                    talk_echo(("127.0.0.1", port))
+                    process.terminate()
+                    assert process.wait(PATIENCE) == 0
+                else:
+                    with socket.create_connection(("127.0.0.1", port), PATIENCE):
+                        assert process.wait(PATIENCE) == -signal.SIGSYS
             finally:
                 process.kill()
