@@ -38,6 +38,7 @@ ERRORS = {
     "didnthave": "This connection doesn't hold this lock",
 }
 
+
 class Names:
     """Names in order, in runs that are short, so that a new one moves only a few."""
 

@@ -158,7 +158,9 @@ def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_idle_connections_are_swept_and_others_are_not(backend: str) -> None:
-    text = RECIPES["idle"].replace("IDLE = 60.0", "IDLE = 2.0").replace("EVERY = 1.0", "EVERY = 0.1")
+    text = (
+        RECIPES["idle"].replace("IDLE = 60.0", "IDLE = 2.0").replace("EVERY = 1.0", "EVERY = 0.1")
+    )
     assert text.count("2.0") == 1
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(500, soft // 2)
