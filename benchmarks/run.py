@@ -28,6 +28,7 @@ from benchmarks.groups import (
     fair,
     idle,
     memory,
+    perlbal,
     pythons,
     queue,
     requests,
@@ -68,6 +69,7 @@ GROUPS: dict[str, Group] = {
         idle.GROUP,
         queue.GROUP,
         threads.GROUP,
+        perlbal.GROUP,
     )
 }
 RESULTS = HERE / "results.json"

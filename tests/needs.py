@@ -23,6 +23,8 @@ DEBIAN_PACKAGES = {
     "wrk": "wrk",
     "valgrind": "valgrind",
     "gcc": "gcc",
+    "perlbal": "perlbal libperlbal-perl libnet-netmask-perl libbsd-resource-perl",
+    "nginx": "nginx",
     "seccomp": "linux-libc-dev",
     "chroot": "util-linux",
 }

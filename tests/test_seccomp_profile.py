@@ -72,7 +72,7 @@ def test_the_profile_has_each_machine_of_the_table() -> None:
 
 
 def test_the_profile_allows_the_surface_everywhere() -> None:
-    asked = {rule.asked.name for rule in (*RULES, *ASKED_AGAIN)}
+    asked = {rule.asked.name for rule in RULES} | {rule.asked.name for rule in ASKED_AGAIN}
     asked |= {in_c(name) for name in SURFACE}
     assert asked - allowed() == {"kqueue", "kevent", "sigaction"}
 

@@ -35,7 +35,7 @@ from tests.watched import by_poll
 
 Backend = Literal["epoll", "poll", "kqueue-freebsd", "kqueue-netbsd"]
 BACKENDS: Final[tuple[Backend, ...]] = ("epoll", "poll", "kqueue-freebsd", "kqueue-netbsd")
-_PLATFORMS: Final = {
+PLATFORMS: Final = {
     "epoll": ("linux",),
     "poll": ("linux",),
     "kqueue-freebsd": ("freebsd", "darwin", "dragonfly", "openbsd", "libkqueue"),
@@ -83,7 +83,7 @@ class World:
         limit = dice.choice((15, 30, 1000)) if self.wild else 1000
         self.kernel = SimKernel(
             seed,
-            platform=Random(f"platform {seed}").choice(_PLATFORMS[backend]),
+            platform=Random(f"platform {seed}").choice(PLATFORMS[backend]),
             noise=noise,
             harm=harm,
             limit=limit,

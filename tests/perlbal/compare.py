@@ -1,0 +1,141 @@
+"""The same conversation with the original and with ours."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.perlbal import (
+    ending,
+    managing,
+    proxying,
+    reproxying,
+    selecting,
+    smuggling,
+    uploads,
+    webserving,
+)
+from tests.perlbal.conversation import House, Transcript, house
+from tests.perlbal.servers import ORIGINAL, OURS
+from tests.perlbal.tables import Conversation
+
+TABLES = {
+    module.__name__.rpartition(".")[2]: module.TABLE.rows
+    for module in (
+        proxying,
+        smuggling,
+        reproxying,
+        uploads,
+        webserving,
+        selecting,
+        managing,
+        ending,
+    )
+}
+"""All conversations, by subject."""
+
+COMMANDS = {"original": ORIGINAL, "ours": OURS}
+FOLDERS = {"original": "orig", "ours": "ours"}
+"""Names of one length: answers that name a file would differ in theirs."""
+
+
+class Town:
+    """The servers that are running: one for each setting and command, kept until the end."""
+
+    def __init__(self, folder: Path, commands: tuple[str, ...] = ("original", "ours")) -> None:
+        self.folder = folder
+        self.commands = commands
+        self.stack = contextlib.ExitStack()
+        self.houses: dict[tuple[str, str], House] = {}
+        self.pool = ThreadPoolExecutor(len(commands))
+        self.count = 0
+
+    def close(self) -> None:
+        self.pool.shutdown()
+        self.stack.close()
+
+    def _place(self, command: str) -> Path:
+        self.count += 1
+        # One length for all, see FOLDERS.
+        return self.folder / f"{self.count // len(self.commands):04}" / FOLDERS[command]
+
+    def hold(self, conversation: Conversation) -> dict[str, Transcript]:
+        """With each of the commands at the same time."""
+        places = {command: self._place(command) for command in self.commands}
+        futures = {
+            command: self.pool.submit(self._hold, conversation, command, places[command])
+            for command in self.commands
+        }
+        return {command: future.result() for command, future in futures.items()}
+
+    def fault(self, conversation: Conversation) -> str:
+        """What is wrong with ours in a conversation; empty if nothing is."""
+        found = ""
+        for _ in range(conversation.attempts):
+            found = fault(conversation, self.hold(conversation))
+            if not found:
+                break
+        return found
+
+    def _hold(self, conversation: Conversation, command: str, place: Path) -> Transcript:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        setting, service = conversation.place.setting, conversation.place.service
+        if conversation.alone:
+            with house(setting, COMMANDS[command], place) as own:
+                found = own.hold(conversation.steps, service)
+        else:
+            key = setting.name, command
+            if key not in self.houses:
+                opened = house(setting, COMMANDS[command], place)
+                self.houses[key] = self.stack.enter_context(opened)
+            found = self.houses[key].hold(conversation.steps, service)
+        if conversation.any_order:
+            found = {who: [ordered(each) for each in got] for who, got in found.items()}
+        return found
+
+
+def ordered(text: str) -> str:
+    """With the fields of a head in the order of their names."""
+    head, end, body = text.partition("\r\n\r\n")
+    first, *fields = head.split("\r\n")
+    return "\r\n".join([first, *sorted(fields)]) + end + body
+
+
+@contextlib.contextmanager
+def town(*commands: str) -> Iterator[Town]:
+    with tempfile.TemporaryDirectory() as folder:
+        opened = Town(Path(folder), commands or ("original", "ours"))
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def fault(conversation: Conversation, found: dict[str, Transcript]) -> str:
+    """What is wrong with these transcripts; empty if nothing is."""
+    original, ours = found["original"], found["ours"]
+    one, other = (told(each).split("\n") for each in (original, ours))
+    lines = list(difflib.unified_diff(one, other, "original", "ours", n=30, lineterm=""))
+    shown = "\n".join(lines)
+    if not conversation.differs:
+        return shown
+    if not lines:
+        return f"not different, as '{conversation.differs}' would have it:\n{told(ours)}"
+    heard = "".join(each for who, got in ours.items() for each in got)
+    lacking = [part for part in conversation.ours if part not in heard]
+    return f"ours lacks {lacking}:\n{shown}" if lacking else ""
+
+
+def told(transcript: Transcript) -> str:
+    """A transcript to be read: two that are not the same are not told the same."""
+    lines = []
+    for who, got in transcript.items():
+        for each in got:
+            # A line ends with CR LF; where one ends otherwise, that is to be seen.
+            ends = [line.replace("\r", "\\r").replace("\n", "\\n") for line in each.split("\r\n")]
+            lines.append(f"{who}:\n    " + "\n    ".join(ends))
+    return "\n".join(lines)

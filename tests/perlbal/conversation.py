@@ -1,0 +1,271 @@
+"""A conversation: steps taken by clients, backends and a manager, and what each of them got.
+
+It is held with two servers of the same setting, and what was got is compared as it is, but for
+ports, folders and today's date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.perlbal.backends import Backend, shorter
+from tests.perlbal.servers import PATIENCE, Management, Perlbal, ended, quick_recv, serving
+
+Transcript = dict[str, list[str]]
+"""Who -> what he got, in order."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a server is started with."""
+
+    name: str
+    configuration: str
+    """Names in braces are addresses: of services, backends and dead ends. {folder} is a folder."""
+    services: tuple[str, ...]
+    backends: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    """Addresses where nobody listens."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, service: str) -> Place:
+        return Place(self, service)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A setting, and the service that clients talk to where nothing is said."""
+
+    setting: Setting
+    service: str
+
+
+class Lost(Exception):
+    """What should have come did not."""
+
+
+class Talk:
+    """One conversation with one server, while it is held."""
+
+    def __init__(self, house: House, service: str) -> None:
+        self.house = house
+        self.service = service
+        self.server = house.server
+        self.transcript: Transcript = {}
+        self.clients: dict[str, Client] = {}
+        self._management: Management | None = None
+
+    def note(self, who: str, what: str) -> None:
+        self.transcript.setdefault(who, []).append(what)
+
+    def client(self, name: str) -> Client:
+        """The client of this name; a new one if it isn't there, or has gone."""
+        if name not in self.clients:
+            self.clients[name] = Client(self, name)
+        return self.clients[name]
+
+    def backend(self, name: str) -> Backend:
+        return self.house.backends[name]
+
+    def management(self) -> Management:
+        if self._management is None:
+            self._management = Management(self.server)
+        return self._management
+
+    def barrier(self) -> None:
+        """On return the server has dealt with all that lay before it, or has ended."""
+        try:
+            for _ in range(2):
+                self.management().ask("proc")
+        except ConnectionError:
+            if not ended(self.server.process, PATIENCE):
+                raise
+
+    def end(self) -> None:
+        for client in self.clients.values():
+            client.end()
+        for name, backend in self.house.backends.items():
+            backend.end()
+            if backend.script.got:
+                self.transcript[f"backend {name}"] = backend.script.told()
+        if self.server.process.poll() is None:
+            self.barrier()
+        if self._management:
+            self._management.socket.close()
+
+
+Step = Callable[[Talk], None]
+
+
+class Client:
+    """A connection to a service."""
+
+    def __init__(
+        self,
+        talk: Talk,
+        name: str,
+        service: str = "",
+        source: str = "127.0.0.1",
+        buffer: int = 0,
+    ) -> None:
+        self.talk = talk
+        self.name = name
+        service = service or talk.service
+        self.socket = talk.server.connect(service, source, buffer)
+        self.rest = b""
+        self.asked_head = False
+        self.closed = False
+
+    def note(self, what: str) -> None:
+        self.talk.note(self.name, what)
+
+    def send(self, data: bytes) -> None:
+        self.asked_head = data.startswith(b"HEAD ")
+        # The server may have gone before it has heard all.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.socket.sendall(data)
+
+    def receive(self) -> bytes:
+        """What comes next; empty at the end."""
+        if self.closed:
+            return b""
+        try:
+            data = quick_recv(self.socket)
+        except (ConnectionResetError, BrokenPipeError):
+            data = b""
+        except (TimeoutError, BlockingIOError):
+            raise Lost(f"{self.name} waits in vain, and has {self.rest!r}") from None
+        self.closed = not data
+        return data
+
+    def hear(self) -> None:
+        """One answer; to the end of the connection where that is announced, or is the end of it."""
+        while b"\r\n\r\n" not in self.rest:
+            piece = self.receive()
+            self.rest += piece
+            if not piece:
+                self.note(self.rest.decode("latin-1") + "<closed>")
+                self.rest = b""
+                return
+        head, _, self.rest = self.rest.partition(b"\r\n\r\n")
+        head += b"\r\n\r\n"
+        if re.match(rb"HTTP/1\.\d 1\d\d", head):
+            self.note(head.decode("latin-1"))
+            self.hear()
+            return
+        length = re.search(rb"\r\ncontent-length: *(\d+)\r\n", head, re.IGNORECASE)
+        closes = re.search(rb"\r\nconnection: *close\r\n", head, re.IGNORECASE)
+        bodiless = self.asked_head or re.match(rb"HTTP/1\.\d (204|304)", head)
+        if closes or (not length and not bodiless):
+            while piece := self.receive():
+                self.rest += piece
+            body, self.rest = self.rest, b""
+        else:
+            wanted = int(length[1]) if length and not bodiless else 0
+            while len(self.rest) < wanted and (piece := self.receive()):
+                self.rest += piece
+            body, self.rest = self.rest[:wanted], self.rest[wanted:]
+        closed = "<closed>" if self.closed else ""
+        self.note(head.decode("latin-1") + shorter(body).decode("latin-1") + closed)
+
+    def end(self) -> None:
+        """Leave; what lies here unread is noted, and whether the connection stands."""
+        if self.socket.fileno() < 0:
+            return
+        if self.talk.server.process.poll() is None:
+            self.talk.barrier()
+        self.socket.setblocking(False)
+        with contextlib.suppress(Lost):
+            while piece := self.receive():
+                self.rest += piece
+        state = "<closed>" if self.closed else "<open>"
+        self.note(shorter(self.rest).decode("latin-1") + state)
+        self.socket.close()
+
+
+class House:
+    """A server of some setting with all that stands round it."""
+
+    def __init__(
+        self, setting: Setting, server: Perlbal, backends: Mapping[str, Backend], folder: Path
+    ) -> None:
+        self.setting = setting
+        self.server = server
+        self.backends = backends
+        self.folder = folder
+
+    def hold(self, steps: Sequence[Step], service: str) -> Transcript:
+        """Hold a conversation; what each of its sides got."""
+        for backend in self.backends.values():
+            backend.begin()
+        talk = Talk(self, service)
+        try:
+            for step in steps:
+                step(talk)
+        except (Lost, TimeoutError, ConnectionError) as lost:
+            talk.note("lost", f"{type(lost).__name__}: {lost}")
+        finally:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                talk.end()
+        return {
+            who: [self.plain(each) for each in got] for who, got in sorted(talk.transcript.items())
+        }
+
+    def plain(self, text: str) -> str:
+        """Without what can't be the same twice."""
+        for name, port in self.server.ports.items():
+            text = re.sub(rf"(?<!\d){port}(?!\d)", f"<{name}>", text)
+        text = text.replace(str(self.folder), "<folder>")
+        return re.sub(r"(?m)^Date: [A-Z][a-z]{2}, [^\r]* GMT\r$", "Date: <now>\r", text)
+
+
+@contextlib.contextmanager
+def house(
+    setting: Setting, command: Sequence[str], folder: Path, wrapper: Sequence[str] = ()
+) -> Iterator[House]:
+    """Start backends and a server of this setting; it must have no traceback to tell at the end."""
+    folder.mkdir(parents=True)
+    for name, content in setting.files.items():
+        write(folder / name, content)
+    for each in folder.rglob("*"):
+        os.utime(each, (MODIFIED, MODIFIED))
+    with contextlib.ExitStack() as stack:
+        backends = {name: Backend() for name in setting.backends}
+        for backend in backends.values():
+            stack.callback(backend.close)
+        ports = {name: backend.port for name, backend in backends.items()}
+        for name in setting.dead:
+            # Bound, so that nobody else is given the port, and refusing, since it does not listen.
+            dead = stack.enter_context(socket.socket())
+            dead.bind(("127.0.0.1", 0))
+            ports[name] = dead.getsockname()[1]
+        server = stack.enter_context(
+            serving(
+                command,
+                setting.configuration,
+                folder,
+                ports,
+                setting.services,
+                setting.environment,
+                wrapper,
+            )
+        )
+        yield House(setting, server, backends, folder)
+        assert "Traceback" not in server.said(), server.said()
+
+
+MODIFIED = 1_000_000_000
+"""When all files of a setting were modified."""
+
+
+def write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    os.utime(file, (MODIFIED, MODIFIED))

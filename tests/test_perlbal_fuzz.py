@@ -1,0 +1,105 @@
+"""Bad input to our Perlbal, from all four sides; and proof that what is asked of it can fail."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.perlbal.backends import BackendHTTP
+from examples.perlbal.management import ManagementConnection
+from tests.perlbal import fuzz
+from tests.perlbal.fuzz import KINDS, Fuzz, fuzzing
+from tests.perlbal.simulated import Broken, World
+from tests.perlbal.steps import get
+from tests.simkernel.world import BACKENDS, Backend
+
+WORLDS = 8
+HERE = BACKENDS if sys.maxsize > 2**32 else BACKENDS[:2]
+"""The simulated kqueue has the layouts of 64-bit machines."""
+CASES = {"clients": 300, "backends": 200, "managers": 300, "files": 15}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzz]:
+    with fuzzing(20, tmp_path_factory.mktemp("fuzz") / "f") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_is_sent_ends_the_server_or_harms_another(target: Fuzz, kind: str) -> None:
+    target.run(kind, range(CASES[kind]))
+    assert target.settled() == []
+
+
+def test_a_case_is_the_same_each_time() -> None:
+    for number in range(50):
+        one, other = (random.Random(f"1 clients {number}") for _ in range(2))
+        data = fuzz.input_of(fuzz.REQUESTS, one)
+        assert data == fuzz.input_of(fuzz.REQUESTS, other)
+        assert b"".join(fuzz.pieces(data, one)) == data
+
+
+def test_the_witness_tells_when_he_is_harmed(target: Fuzz) -> None:
+    target.testify()
+    target.management.ask("POOL apart REMOVE 127.0.0.1:%d" % target.house.backends["witness"].port)
+    target.witness.sendall(get("/") + get("/"))
+    with pytest.raises(AssertionError):
+        target.testify()
+
+
+def test_an_end_is_told(tmp_path: Path) -> None:
+    with fuzzing(1, tmp_path / "f") as opened:
+        opened.server.process.kill()
+        opened.server.process.wait()
+        with pytest.raises((AssertionError, OSError)):
+            opened.run("clients", range(1))
+
+
+# --- on the simulated kernel ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("seed", range(WORLDS))
+def test_no_kernel_and_no_input_ends_the_server_or_harms_another(
+    seed: int, backend: Backend
+) -> None:
+    World(seed, backend).run()
+
+
+def broken(spoil: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said of the first world in which it shows that this is spoilt."""
+    spoil(monkeypatch)
+    for seed in range(WORLDS):
+        try:
+            World(seed, "epoll").run()
+        except Broken as error:
+            return str(error)
+    return "nothing"
+
+
+def raise_in_a_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def event_read(self: ManagementConnection) -> None:
+        raise KeyError("a slip")
+
+    monkeypatch.setattr(ManagementConnection, "event_read", event_read)
+
+
+def never_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BackendHTTP, "event_connect", lambda self, error: None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (raise_in_a_handler, "KeyError: 'a slip'"),
+        (never_connect, "hung up on after 0 answers"),
+    ],
+)
+def test_a_fault_of_the_server_is_found(
+    spoil: Callable[[pytest.MonkeyPatch], None], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert complaint in broken(spoil, monkeypatch)

@@ -1,0 +1,312 @@
+"""Our Perlbal under load: wrk, ab and curl through it, to nginx and to examples/httpd.py."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import re
+import resource
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import needs
+from tests.clients import serving as example
+from tests.perlbal.backends import Answer
+from tests.perlbal.conversation import House, Setting, house
+from tests.perlbal.nginx import FILES, nginx
+from tests.perlbal.servers import OURS, Perlbal, serving
+from tests.perlbal.steps import get, good
+
+PIECE = 1 << 20
+BIG = 200 * PIECE
+FLAT = 6 * PIECE
+"""What the memory may grow by, whatever goes through: the buffers, and what lies in them twice."""
+
+PROXY = """
+CREATE POOL far
+  POOL far ADD {far}
+CREATE SERVICE proxy
+  SET role   = reverse_proxy
+  SET listen = {proxy}
+  SET pool   = far
+  SET persist_client  = on
+  SET persist_backend = on
+  SET idle_timeout    = 120
+ENABLE proxy
+CREATE SERVICE web
+  SET role    = web_server
+  SET listen  = {web}
+  SET docroot = {folder}
+  SET persist_client = on
+ENABLE web
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tree")
+    (folder / "small.txt").write_bytes(b"x" * 1024)
+    dice = random.Random(1)
+    with (folder / "big.bin").open("wb") as big:
+        for _ in range(BIG // PIECE):
+            big.write(dice.randbytes(PIECE))
+    (folder / "put").mkdir(mode=0o777)
+    return folder
+
+
+@contextlib.contextmanager
+def many_descriptors() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
+def proxying(port: int, folder: Path) -> Iterator[Perlbal]:
+    folder.mkdir()
+    (folder / "small.txt").write_bytes(b"x" * 1024)
+    with (
+        many_descriptors(),
+        serving(OURS, PROXY, folder, {"far": port}, ("proxy", "web")) as server,
+    ):
+        yield server
+        assert "Traceback" not in server.said(), server.said()
+
+
+@pytest.fixture(scope="module", params=["nginx", "httpd"])
+def server(
+    request: pytest.FixtureRequest, tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Perlbal]:
+    folder = tmp_path_factory.mktemp("load")
+    with contextlib.ExitStack() as stack:
+        if request.param == "nginx":
+            needs.need("nginx")
+            far = stack.enter_context(nginx(folder / "nginx", FILES.format(tree=tree))).port
+        else:
+            far = stack.enter_context(example("httpd.py", str(tree), "--port", "0")).port
+        yield stack.enter_context(proxying(far, folder / "ours"))
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def count(text: str, name: str) -> int:
+    found = re.search(rf"{name}: +(\d+)", text)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.needs("ab")
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+@pytest.mark.parametrize("service", ["proxy", "web"])
+def test_ab_gets_every_answer_on_64_connections(server: Perlbal, service: str, kept: bool) -> None:
+    url = f"http://127.0.0.1:{server.ports[service]}/small.txt"
+    said = run("ab", "-q", "-s", "60", "-n", "1500", "-c", "64", *(["-k"] if kept else []), url)
+    assert count(said, "Complete requests") == 1500
+    assert count(said, "Failed requests") == count(said, "Non-2xx responses") == 0
+    assert count(said, "HTML transferred") == 1500 * 1024
+    assert count(said, "Keep-Alive requests") == (1500 if kept else 0)
+
+
+@pytest.mark.needs("wrk")
+@pytest.mark.parametrize("service", ["proxy", "web"])
+def test_wrk_gets_only_good_answers_on_64_connections(server: Perlbal, service: str) -> None:
+    url = f"http://127.0.0.1:{server.ports[service]}/small.txt"
+    said = run("wrk", "-t1", "-c64", "-d1s", "--timeout", "30s", url)
+    assert "Non-2xx" not in said and "Socket errors" not in said, said
+    assert (found := re.search(r"(\d+) requests in ", said)) and int(found[1]) > 0
+
+
+@pytest.mark.needs("curl")
+def test_200_mb_come_through_as_they_are_and_in_flat_memory(server: Perlbal, tree: Path) -> None:
+    url = f"http://127.0.0.1:{server.ports['proxy']}/big.bin"
+    run("curl", "-sf", "-o", "/dev/null", url.replace("big.bin", "small.txt"))
+    before = server.memory("VmRSS")
+    command = ["curl", "-sf", "--max-time", "100", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
+        assert curl.stdout is not None
+        found = hashlib.sha256()
+        while piece := curl.stdout.read(PIECE):
+            found.update(piece)
+        assert curl.wait() == 0
+    assert found.digest() == hashlib.sha256((tree / "big.bin").read_bytes()).digest()
+    assert server.memory("VmHWM") - before < FLAT
+
+
+@pytest.mark.needs("curl", "nginx")
+def test_200_mb_are_sent_as_they_are_and_in_flat_memory(tree: Path, tmp_path: Path) -> None:
+    with nginx(tmp_path / "nginx", FILES.format(tree=tree)) as far:
+        with proxying(far.port, tmp_path / "ours") as server:
+            url = f"http://127.0.0.1:{server.ports['proxy']}/put/up.bin"
+            run("curl", "-sf", "-T", str(tree / "small.txt"), url)
+            before = server.memory("VmRSS")
+            run("curl", "-sf", "--max-time", "100", "-T", str(tree / "big.bin"), url)
+            assert (tree / "put" / "up.bin").read_bytes() == (tree / "big.bin").read_bytes()
+            (tree / "put" / "up.bin").unlink()
+            assert server.memory("VmHWM") - before < FLAT
+
+
+def test_a_client_that_does_not_read_costs_no_more_than_the_buffers(server: Perlbal) -> None:
+    with server.connect("proxy", buffer=4096) as lazy, server.connect("proxy") as other:
+        before = server.memory()
+        lazy.sendall(get("/big.bin"))
+        for _ in range(200):
+            ask(other, "/small.txt")
+        assert server.memory() - before < FLAT
+        spent = server.cpu_seconds()
+        time.sleep(0.5)
+        assert server.cpu_seconds() - spent < 0.2, "it spins"
+        taken = 0
+        while taken < PIECE:
+            taken += len(lazy.recv(1 << 16))
+    ask_anew(server)
+
+
+def ask(client: socket.socket, path: str) -> None:
+    """A request, and its answer to the end: 1,024 times an x."""
+    client.sendall(get(path))
+    heard = b""
+    while not heard.endswith(b"x" * 1024):
+        piece = client.recv(1 << 16)
+        assert piece, heard
+        heard += piece
+    assert heard.startswith(b"HTTP/1.0 200 "), heard[:200]
+
+
+def ask_anew(server: Perlbal) -> None:
+    with server.connect("proxy") as client:
+        ask(client, "/small.txt")
+
+
+def test_1000_idle_clients_cost_little_and_hinder_nobody(server: Perlbal) -> None:
+    descriptors = server.descriptors()
+    with many_descriptors(), contextlib.ExitStack() as idle:
+        warm = [idle.enter_context(server.connect("proxy")) for _ in range(100)]
+        for client in warm:
+            ask(client, "/small.txt")
+        before = server.memory("RssAnon")
+        for number in range(1000):
+            client = idle.enter_context(server.connect("proxy" if number % 2 else "web"))
+            if number % 100 == 99:
+                ask(client, "/small.txt")  # it and all before it are in
+        assert server.memory("RssAnon") - before < 1000 * 3 * 1024
+        ask_anew(server)
+    limit = time.monotonic() + 20
+    while server.descriptors() > descriptors + 2 and time.monotonic() < limit:
+        time.sleep(0.05)  # a kept backend connection or two may have come
+    assert server.descriptors() <= descriptors + 2
+    ask_anew(server)
+
+
+# --- backends that are not as they should be ------------------------------------------------------
+
+TWO = Setting(
+    "two",
+    """
+    CREATE POOL both
+      POOL both ADD {good}
+      POOL both ADD {bad}
+    CREATE SERVICE proxy
+      SET role   = reverse_proxy
+      SET listen = {proxy}
+      SET pool   = both
+      SET persist_client  = on
+      SET persist_backend = on
+    ENABLE proxy
+    CREATE POOL alone
+      POOL alone ADD {bad}
+    CREATE SERVICE slow
+      SET role   = reverse_proxy
+      SET listen = {slow}
+      SET pool   = alone
+    ENABLE slow
+    CREATE POOL other
+      POOL other ADD {good}
+    CREATE SERVICE fast
+      SET role   = reverse_proxy
+      SET listen = {fast}
+      SET pool   = other
+      SET persist_client = on
+    ENABLE fast
+    """,
+    services=("proxy", "slow", "fast"),
+    backends=("good", "bad"),
+)
+GOOD = good(b"x" * 1024)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[House]:
+    with house(TWO, OURS, tmp_path / "h") as opened:
+        yield opened
+
+
+def test_a_slow_backend_hinders_nobody_and_is_heard_to_the_end(two: House) -> None:
+    bad = two.backends["bad"]
+    body = bytes(range(256)) * 8
+    answer = good(body)
+    for _ in range(20):
+        bad.script.answers.append(Answer(answer.data[:-1], gate="go", rest=answer.data[-1:]))
+    two.backends["good"].script.answers.extend([GOOD] * 300)
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(two.server.connect("slow")) for _ in range(20)]
+        for client in waiting:
+            client.sendall(get("/slow"))
+        bad.wait(lambda script: len(script.got) == 20)
+        with two.server.connect("fast") as client:
+            for _ in range(300):
+                ask(client, "/")
+        bad.gate("go").set()
+        for client in waiting:
+            heard = b""
+            while piece := client.recv(1 << 16):
+                heard += piece
+            assert heard.endswith(b"\r\n\r\n" + body)
+
+
+def test_a_backend_that_dies_in_the_midst_takes_only_its_own_clients_along(two: House) -> None:
+    """Two backends; one dies while requests are with it, and nobody is at its address any more."""
+    bad = two.backends["bad"]
+    answer = good(b"x" * 1024)
+    half = Answer(answer.data[:500], gate="never", rest=b"never")
+    bad.script.answers.extend([half] * 1000)
+    two.backends["good"].script.answers.extend([GOOD] * 1000)
+    ends: list[bool] = []
+
+    def client() -> None:
+        with two.server.connect("proxy") as connection:
+            try:
+                ask(connection, "/")
+                ends.append(True)
+            except (AssertionError, ConnectionResetError):
+                ends.append(False)
+
+    threads = [threading.Thread(target=client) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    assert bad.wait(lambda script: len(script.got) > 3)
+    asked = len(bad.script.got)
+    bad.close()
+    for thread in threads:
+        thread.join()
+    assert len(ends) == 40
+    # With those it had not read yet: one on each connection, and one that it had not accepted.
+    lost = len(bad.script.connections) + 1
+    assert ends.count(False) <= lost and ends.count(True) >= 40 - lost
+    assert ends.count(True) > 0
+    assert asked > 3
+    for _ in range(40):
+        with two.server.connect("proxy") as connection:
+            ask(connection, "/")
