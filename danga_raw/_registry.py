@@ -122,7 +122,7 @@ class Registry:
     )
 
     def __init__(self, backend: str) -> None:
-        self.backend = backend
+        self.backend: str = backend
         self.has_entries: Final = backend == "epoll"
         """True where what is watched is an entry of the open file, and may outlive its number."""
         self.polls: Final = backend == "poll"
@@ -233,21 +233,22 @@ class Registry:
         from danga_raw._waker import Waker
 
         with self._opening:
-            if self.waker is None:
-                waker = Waker()
-                try:
-                    waker.open()
-                    if self.waker is None:  # A signal's handler may have made one just now.
-                        self.waker = waker
-                        if self.poller is not None:
-                            self.poller.register(waker.fileno(), POLLIN)
-                except BaseException:
-                    self.waker = None
-                    raise
-                finally:
-                    if self.waker is not waker:
-                        waker.close()
-            return self.waker
+            if self.waker is not None:  # Another thread was faster.
+                return self.waker
+            waker = Waker()
+            try:
+                waker.open()
+                # A signal's handler may have made one just now.
+                self.waker = made = self.waker or waker
+                if made is waker and self.poller is not None:
+                    self.poller.register(waker.fileno(), POLLIN)
+            except BaseException:
+                self.waker = None
+                waker.close()
+                raise
+            if made is not waker:
+                waker.close()
+            return made
 
     def feed(self) -> None:
         """A descriptor was closed: listeners that had none left begin again."""

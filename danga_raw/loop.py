@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from _thread import _count as count_other_threads
+# What threading.active_count() counts, without the import of threading.
+from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
 from operator import index
 
@@ -546,7 +547,7 @@ class Loop:
         registry.forget()
 
 
-def registry_of(loop: Loop) -> Registry:
+def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
         raise TypeError(f"a Socket takes a Loop, not {loop!r}; Loop({loop!r}) makes one")

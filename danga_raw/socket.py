@@ -580,7 +580,7 @@ class Socket(Generic[HandleT]):
         try:
             self.close(reason)
         except BaseException:
-            Socket.close(self, reason)
+            self._registry.leave(self, self.sock)
             raise
 
     def steal_socket(self) -> HandleT | None:
@@ -706,9 +706,9 @@ class Socket(Generic[HandleT]):
     def dump_error(self, message: str) -> None:
         """Print `message`, this object and the calls that led here to standard error. Raises
         nothing."""
-        calls = []
+        calls: list[str] = []
         # Not by `traceback`, which would open the source of every caller.
-        frame: FrameType | None = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # documented
         while frame is not None:
             code = frame.f_code
             calls.append(f"\t{code.co_filename}:{frame.f_lineno} called {code.co_name}\n")
@@ -722,7 +722,7 @@ class Socket(Generic[HandleT]):
 
     # --- the loop, in the manual's words ----------------------------------------------------------
 
-    SetPostLoopCallback = _PostLoopCallbackSetter()
+    SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from tests import needs, surface
-from tests.world import WORLDS, Kind, World, world_of
+from tests.world import PATIENCE, WORLDS, Kind, World, no_hanging, world_of
 
 
 TESTS = Path(__file__).parent
@@ -34,6 +34,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in needs.how_to_get():
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def ends_by_itself(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test hangs for ever. What isn't on a `world` may have many programs to wait for."""
+    with no_hanging(PATIENCE if "world" in request.fixturenames else 10 * PATIENCE):
+        yield
 
 
 @pytest.fixture(params=WORLDS, ids=str)

@@ -197,7 +197,9 @@ def test_a_connection_whose_accepted_raises_is_closed_and_the_others_are_not(
         client.close()
 
 
-@pytest.mark.parametrize("name", "ECONNABORTED EPROTO ENETDOWN EHOSTUNREACH EPERM ETIMEDOUT".split())
+@pytest.mark.parametrize(
+    "name", "ECONNABORTED EPROTO ENETDOWN EHOSTUNREACH EPERM ETIMEDOUT".split()
+)
 def test_what_is_wrong_with_one_connection_is_passed_by(
     loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -328,13 +328,12 @@ def world_of(kind: Kind) -> Iterator[World]:
     """The world of a kind. At the end everything made by it is closed, and nothing else is open
     that wasn't before."""
     world = SimulatedWorld(kind) if kind.platform else RealWorld(kind)
-    with no_hanging():
-        before = world.open_fds()
-        with world.stack:
-            yield world
-        # A libkqueue closes what a kqueue had open when it pleases.
-        if not (kind == Kind("kqueue") and "DANGA_RAW_LIBKQUEUE" in os.environ):
-            assert world.open_fds() == before
+    before = world.open_fds()
+    with world.stack:
+        yield world
+    # A libkqueue closes what a kqueue had open when it pleases.
+    if not (kind == Kind("kqueue") and "DANGA_RAW_LIBKQUEUE" in os.environ):
+        assert world.open_fds() == before
 
 
 class Hangs(BaseException):
@@ -342,14 +341,14 @@ class Hangs(BaseException):
 
 
 @contextmanager
-def no_hanging() -> Iterator[None]:
-    """Raise where a test would never end."""
+def no_hanging(seconds: float = PATIENCE) -> Iterator[None]:
+    """Raise where a test would never end; once more where its cleaning up wouldn't."""
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        raise Hangs(f"this goes on for more than {PATIENCE} seconds")
+        raise Hangs(f"this goes on for more than {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield
     finally:

@@ -1,0 +1,42 @@
+"""A test that hangs ends by itself, whatever it waits for, and the rest is run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HANGING = """
+import subprocess, sys, threading
+
+
+def test_a_lock():
+    threading.Lock().__enter__(), (lock := threading.Lock()).acquire(), lock.acquire()
+
+
+def test_a_program_that_is_waited_for_again_by_the_cleaning_up():
+    with subprocess.Popen(["sleep", "5"]) as process:
+        try:
+            process.wait()
+        finally:
+            process.wait()
+
+
+def test_the_next_one():
+    pass
+"""
+
+
+def test_a_test_that_hangs_ends_by_itself_and_the_next_is_run(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(HANGING)
+    root = Path(__file__).parents[1]
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "--rootdir", str(tmp_path)]
+        + [str(tmp_path)],
+        cwd=root,
+        env=os.environ | {"DANGA_RAW_PATIENCE": "0.02", "PYTEST_ADDOPTS": "-p no:cacheprovider"},
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "2 failed, 1 passed" in said and "Hangs" in said

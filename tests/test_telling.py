@@ -1,0 +1,343 @@
+"""To tell of a fault never causes another: neither what is told of, nor anybody else's close, nor the
+loop takes harm, whatever becomes of standard error and of logging."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EBADF
+
+import pytest
+
+from danga_raw import Socket, log_exception
+from danga_raw._libc import libc
+from danga_raw._registry import backends
+from tests.world import Noted, Thing, World
+
+
+@pytest.fixture
+def unheard() -> Iterator[logging.Logger]:
+    """The package's logger with no handler of anybody's, where all is logged that can be."""
+    logger = logging.getLogger("danga_raw")
+    level, handlers, propagate = logger.level, logger.handlers[:], logger.propagate
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.handlers[:] = []
+    yield logger
+    logger.handlers[:] = handlers
+    logger.propagate = propagate
+    logger.setLevel(level)
+
+
+class Raising(logging.Handler):
+    """A log handler that fails, and lets everybody know."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError("no log")
+
+
+class Nameless(Noted):
+    """An object that can't say what it is."""
+
+    def as_string(self) -> str:
+        raise RuntimeError("as_string")
+
+    def __str__(self) -> str:
+        raise RuntimeError("str")
+
+    __repr__ = __str__
+
+
+@contextmanager
+def stderr(kind: str) -> Iterator[None]:
+    """A standard error that takes nothing."""
+    stream: io.TextIOBase | None
+    if kind == "none":
+        stream = None
+    elif kind == "closed":
+        stream = io.StringIO()
+        stream.close()
+    elif kind == "full":
+        stream = open("/dev/full", "w", buffering=1)
+    else:
+        read, write = os.pipe()
+        os.close(read)
+        stream = open(write, "w", buffering=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        yield
+    if stream is not None:
+        try:
+            stream.close()
+        except OSError:  # It tries once more to write what it has.
+            pass
+
+
+def refuse(fd: int, *_: object) -> None:
+    raise OSError(EBADF, "on purpose")
+
+
+KINDS = ["none", "closed", "full", "broken"]
+"""What standard error may be like."""
+
+
+@pytest.mark.parametrize("logs", [False, True], ids=["no log", "a log that raises"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_is_closed_though_nobody_can_be_told_that_it_failed(
+    world: World, kind: str, logs: bool, unheard: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poller refuses to let go of one, which `dump_error` tells, and close(2) fails for all."""
+    if logs:
+        unheard.addHandler(Raising())
+    things = [world.socketpair() for _ in range(3)]
+    objects = [Nameless(one, world.loop) for one, _ in things]
+    closed: list[int] = []
+    close = libc.close
+
+    def close_and_fail(fd: int) -> None:
+        closed.append(fd)
+        close(fd)
+        refuse(fd)
+
+    fds = [one.fileno() for one, _ in things]
+    with stderr(kind):
+        poller = world.loop._registry.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(poller), "unregister", lambda self, fd, events: refuse(fd))
+            objects[0].close("first")
+        for obj in objects[1:]:
+            obj.close("behind it")
+        assert all(obj.closed and obj.fd is None for obj in objects)
+        with monkeypatch.context() as patch:
+            patch.setattr(libc, "close", close_and_fail)
+            world.turn()
+            assert [fd for fd in fds if world.is_open(fd)] == []
+            assert not world.loop._registry.leaving and world.loop.watched_sockets == 0
+        world.loop.reset()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dump_error_and_debugmsg_raise_nothing(world: World, kind: str) -> None:
+    obj = Nameless(world.socketpair()[0], world.loop)
+    with stderr(kind):
+        obj.dump_error("something")
+        obj.debugmsg("%d of %s", "no number")
+        Socket.DebugMsg("%d", "no number")
+    assert not obj.closed
+
+
+def test_dump_error_tells_all_it_can_of_who_cannot_say_what_it_is(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Nameless(world.socketpair()[0], world.loop).dump_error("something")
+    said = capfd.readouterr().err
+    assert "ERROR: something" in said and "Nameless" in said
+    assert "called test_dump_error_tells_all_it_can_of_who_cannot_say_what_it_is" in said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("logs", [False, True], ids=["no log", "a log that raises"])
+def test_a_fault_that_cannot_be_logged_is_the_end_of_its_own_connection_alone(
+    world: World, kind: str, logs: bool, unheard: logging.Logger
+) -> None:
+    def fail(obj: Noted) -> None:
+        raise KeyError("on purpose")
+
+    if logs:
+        unheard.addHandler(Raising())
+    one, two = world.socketpair()
+    faulty = Nameless(one, world.loop, read=fail)
+    three, four = world.socketpair()
+    other = Noted(three, world.loop)
+    world.loop.on_exception = log_exception
+    for obj, there in ((faulty, two), (other, four)):
+        obj.watch_read(True)
+        there.send(b"x")
+    with stderr(kind):
+        world.until(lambda: other.got)
+        world.turn()
+    assert faulty.closed and not other.closed and other.got == b"x"
+
+
+def test_a_log_handler_that_writes_to_a_socket_is_not_told_of_that(
+    world: World, unheard: logging.Logger
+) -> None:
+    """Whose peer is gone, so that the write is logged as well: as a close."""
+    one, gone = world.socketpair()
+    shipper = Noted(one, world.loop)
+    others = [Noted(world.socketpair()[0], world.loop) for _ in range(2)]
+    shipped: list[str] = []
+
+    class Ship(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shipped.append(record.getMessage())
+            shipper.write(record.getMessage().encode())
+
+    unheard.addHandler(Ship())
+    gone.close()
+    fds = [obj.fd for obj in others]
+    for obj in others:
+        obj.close("done")
+    assert all(obj.closed for obj in others) and shipper.closed
+    assert shipped == [f"closing fd {fd} (done)" for fd in fds]
+    world.turn()
+    assert world.loop.watched_sockets == 0
+
+
+def test_a_log_handler_may_close_the_next_and_run_the_loop(
+    world: World, unheard: logging.Logger
+) -> None:
+    objects = [Noted(world.socketpair()[0], world.loop) for _ in range(3)]
+
+    class Closes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for obj in objects:
+                obj.close("by the log")
+            world.turn()
+
+    unheard.addHandler(Closes())
+    objects[0].close("first")
+    world.turn()
+    assert all(obj.closed for obj in objects) and world.loop.watched_sockets == 0
+
+
+def test_what_a_log_handler_is_told_after_it_has_raised_is_all_there_is(
+    world: World, unheard: logging.Logger
+) -> None:
+    """One that raises does not silence what comes behind."""
+    heard: list[str] = []
+
+    class Once(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+            if len(heard) == 1:
+                raise RuntimeError("no log")
+
+    unheard.addHandler(Once())
+    for reason in ("first", "second"):
+        Noted(world.socketpair()[0], world.loop).close(reason)
+    assert [message.split()[-1] for message in heard] == ["(first)", "(second)"]
+
+
+def test_bad_entries_at_the_head_of_the_closes_keep_none_behind_it_waiting(
+    world: World,
+) -> None:
+    class Bad:
+        def __init__(self, thing: Thing) -> None:
+            self.thing = thing
+
+        def fileno(self) -> int:
+            return self.thing.fileno()
+
+        def close(self) -> None:
+            raise RuntimeError("handle")
+
+    for _ in range(3):
+        Socket(Bad(world.socketpair()[0]), world.loop).close()
+    others = [Noted(world.socketpair()[0], world.loop) for _ in range(2)]
+    fds = [obj.fd for obj in others]
+    for obj in others:
+        obj.close()
+    with pytest.raises(RuntimeError, match="handle"):
+        world.turn()
+    assert not any(world.is_open(fd) for fd in fds if fd is not None)
+    assert world.loop.watched_sockets == 0
+    world.turn()
+
+
+def test_a_close_while_another_thread_has_imported_half_of_logging() -> None:
+    program = """
+        import importlib.abc, socket, sys, threading
+        from danga_raw import Loop, Socket
+
+        half_way, go_on = threading.Event(), threading.Event()
+        in_time = []
+
+        class Slow(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "string" and threading.current_thread() is worker:
+                    half_way.set()  # logging imports it
+                    in_time.append(go_on.wait(20))
+
+        sys.modules.pop("string", None)
+        sys.meta_path.insert(0, Slow())
+        worker = threading.Thread(target=lambda: __import__("logging"))
+        loop = Loop()
+        one, two = socket.socketpair()
+        one.setblocking(False)
+        obj = Socket(one, loop)
+        worker.start()
+        half_way.wait(20)
+        obj.close("done")
+        loop.close()
+        go_on.set()
+        worker.join()
+        print(obj.closed, two.recv(1), in_time)
+    """
+    assert run_program(program) == "True b'' [True]"
+
+
+@pytest.mark.parametrize("backend", [name for name in backends() if name != "kqueue"])
+def test_all_is_closed_where_no_descriptor_is_left_to_tell_it_with(backend: str) -> None:
+    """Before logging is imported, or the sources of a traceback are read."""
+    program = f"""
+        import os, resource, socket, sys
+        from danga_raw import Loop, Socket
+
+        loop = Loop({backend!r})
+        objects, others = [], []
+        for _ in range(3):
+            one, two = socket.socketpair()
+            one.setblocking(False)
+            objects.append(Socket(one, loop))
+            others.append(two)
+        loop.set_loop_timeout(0)
+        loop.set_post_loop_callback(lambda *_: False)
+        loop.run()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        held = []
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+        loop._registry.open().unregister(objects[0].fd, objects[0].event_watch)
+        for obj in objects:
+            obj.close("done")
+        objects[0].dump_error("once more")
+        loop.run()
+        loop.close()
+        print(*(two.recv(1) for two in others))
+    """
+    assert run_program(program) == "b'' b'' b''"
+
+
+def run_program(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_keyboard_interrupt_leaves_a_loop_whose_standard_error_is_broken(world: World) -> None:
+    obj = Nameless(world.socketpair()[0], world.loop)
+
+    def interrupt() -> None:
+        obj.close()
+        raise KeyboardInterrupt
+
+    world.loop.add_timer(0, interrupt)
+    with stderr("broken"), pytest.raises(KeyboardInterrupt), world.loop:
+        world.loop._registry.open().unregister(obj.fd or 0, obj.event_watch)
+        world.loop.run()
+    assert obj.closed and world.loop.watched_sockets == 0
