@@ -206,7 +206,10 @@ class Peer(Socket):
 
 class Client(Peer):
     def event_connect(self, error):
-        if error is not None:
+        if error is None:
+            self.write(b"question")
+            self.watch_read(True)
+        else:
             ended.append(self)
 
     def event_read(self):
@@ -229,9 +232,7 @@ def serve(listening, ask):
     listener = Listener(listening, accepted, loop)
     address = listening.getsockname()
     for number in range(3):
-        client = Client.connect(address, loop, timeout=60)
-        client.write(b"question")
-        client.watch_read(True)
+        Client.connect(address, loop, timeout=60)
     turn_until(lambda: len(ended) == 3)
     raw = socket.socket(listening.family)
     raw.connect(address)
