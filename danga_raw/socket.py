@@ -179,6 +179,7 @@ class Socket(Generic[HandleT]):
         except BaseException:
             sock.close()
             raise
+        obj._direct = None  # Until it is connected, what is written is queued.
         Connecting(obj, obj._registry.connecting, error, timeout)
         return obj
 
@@ -327,6 +328,11 @@ class Socket(Generic[HandleT]):
         if fd is None:
             return True
         new = None if data is None else _block(data)
+        if fd in self._registry.connecting:
+            # What the kernel would answer here is the connect's outcome, which is told elsewhere.
+            if new is not None:
+                self._queue(new)
+            return not self.write_buf
         if new is not None and self.write_buf:
             self._queue(new)
             return False
