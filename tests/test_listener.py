@@ -266,7 +266,8 @@ def test_a_listener_that_cannot_accept_says_so_and_does_not_spin(
     turn(loop)
     assert "accept" in caplog.text
     assert not listener.closed and not listener.event_watch & 1
-    there.close()
+    for end in (here, there):
+        end.close()
 
 
 def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
