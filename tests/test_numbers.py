@@ -393,6 +393,31 @@ def test_what_a_dup_still_hears_is_not_told_to_who_has_the_number_now(
     capfd.readouterr()
 
 
+def test_what_a_dup_hears_later_is_not_told_to_who_has_had_the_number_since(
+    world: World, pollers: list[object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Between the two the loop has forgotten who had it first."""
+    world.lenient()
+    one, two = world.socketpair()
+    old = Noted(one, world.loop)
+    old.watch_read(True)
+    fd = fd_of(old)
+    dup(world, one)
+    one.close()
+    old.close()
+    world.turn()
+    thing, peer = taking(world, fd)
+    new = Noted(thing, world.loop)
+    new.watch_read(True)
+    two.send(b"of the dup")
+    assert run_for(world, 0.02) < 10
+    assert new.events == [] and len(pollers) <= 2
+    peer.send(b"x")
+    world.until(lambda: new.got)
+    assert new.got == b"x"
+    capfd.readouterr()
+
+
 def test_an_entry_of_an_other_fd_that_a_dup_keeps_is_dropped_too(
     world: World, pollers: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
