@@ -453,6 +453,48 @@ def test_the_own_close_of_a_socket_class_is_called(world: World) -> None:
 
 
 @real_only
+@pytest.mark.parametrize("method", ["close", "_real_close", "detach"])
+def test_a_class_of_sockets_that_does_more_than_close_is_closed_through_it(
+    world: World, method: str
+) -> None:
+    called: list[str] = []
+
+    def more(self: socket.socket) -> object:
+        called.append(method)
+        return getattr(socket.socket, method)(self)
+
+    kind = type("Own", (socket.socket,), {method: more})
+    one, _ = world.socketpair()
+    own = kind(fileno=one.detach())
+    fd = own.fileno()
+    Socket(own, world.loop).close()
+    world.turn()
+    if method == "detach" and not called:  # The usual close doesn't need it.
+        own.detach()
+    assert called == [method] and not world.is_open(fd)
+
+
+@real_only
+def test_a_tls_socket_lets_go_of_its_session_with_its_descriptor(world: World) -> None:
+    """Or the next that is given the number could be sent records of it."""
+    ssl = pytest.importorskip("ssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        plain = socket.create_connection(listener.getsockname())
+        there, _ = listener.accept()
+    plain.setblocking(False)
+    tls = context.wrap_socket(plain, do_handshake_on_connect=False)
+    fd = tls.fileno()
+    obj: Socket[socket.socket] = Socket(tls, world.loop)
+    assert tls._sslobj is not None
+    obj.close()
+    world.turn()
+    assert tls._sslobj is None and tls.fileno() == -1 and not world.is_open(fd)
+    there.close()
+
+
+@real_only
 def test_a_bare_socket_of_the_c_module_is_closed(world: World) -> None:
     from _socket import socket as bare
 

@@ -228,6 +228,30 @@ def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
     assert fired == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("seconds", [0, -1, -1e9])
+def test_a_timer_that_always_adds_itself_lets_the_others_and_the_events_have_their_turn(
+    world: World, seconds: float
+) -> None:
+    loop = world.loop
+    fired: list[str] = []
+
+    def again() -> None:
+        fired.append("again")
+        if len(fired) > 1000:
+            loop.stop()
+        loop.add_timer(seconds, again)
+
+    again()
+    loop.add_timer(0, lambda: fired.append("other"))
+    one, two = world.socketpair()
+    obj = Noted(one, loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert fired == ["again", "again", "other"] if seconds else sorted(fired)[-1] == "other"
+    assert obj.got == b"x"
+
+
 def test_a_timer_can_cancel_one_that_is_due_in_the_same_turn(world: World) -> None:
     fired: list[str] = []
     loop = world.loop
