@@ -40,7 +40,8 @@ _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 """The system has no descriptor or no memory for a connection now."""
 
 _BROKEN: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
-"""The listener doesn't listen, and never will again."""
+"""The listener doesn't listen, and never will again; if that is said twice running, as a filter of
+system calls may say anything once."""
 
 
 class Listener(Socket):
@@ -94,7 +95,7 @@ class Listener(Socket):
             except OSError as error:
                 if error.errno in _PASSED_BY:
                     continue
-                if error.errno in _BROKEN:
+                if error.errno in _BROKEN and self._retry is not None:
                     warn("%r: accept: %s", self, error)
                     self.close_as("accept failed")
                 else:

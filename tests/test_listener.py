@@ -261,13 +261,48 @@ def test_it_rests_while_there_is_no_room_and_begins_again_when_one_leaves(
     there.close()
 
 
-def test_a_broken_listener_is_closed(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_listener_is_closed_when_it_has_failed_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("danga_raw.listener.PAUSE", 0.01)
     here, there = socket.socketpair()
     listener = Listener(here, lambda *_: None, loop)
     there.send(b"a connected socket never accepts")
-    turn(loop)
-    assert listener.closed and "accept" in caplog.text
+    loop.set_post_loop_callback(lambda *_: not listener.closed)
+    loop.run()
+    assert listener.closed and len(caplog.records) == 2 and "accept" in caplog.text
     there.close()
+
+
+def test_a_listener_that_is_shut_down_is_closed(loop: Loop) -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    listener = Listener(sock, lambda *_: None, loop)
+    sock.shutdown(socket.SHUT_RDWR)
+    turn(loop)
+    assert listener.closed and loop.watched_sockets == 0
+
+
+@pytest.mark.parametrize("name", "EBADF EINVAL ENOTSOCK EFAULT EOPNOTSUPP".split())
+def test_one_accept_that_fails_costs_no_listener(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[socket.socket] = []
+    failures = [getattr(errno, name)]
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise OSError(failures.pop(), "said once")
+        return sock.accept()
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    monkeypatch.setattr("danga_raw.listener.PAUSE", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        loop.set_post_loop_callback(lambda *_: not got)
+        loop.run()
+        assert len(got) == 1 and not listener.closed
+        listener.steal_socket()
+        got[0].close()
 
 
 def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
