@@ -270,14 +270,16 @@ class Registry:
             poller.register(fd, events)
             if self.outer:
                 self._drop_events(fd, poller.batch)
-            if (self.leaving or fd in self.objects) and self._dispossess(fd) and self.has_entries:
+            lost = (self.leaving or fd in self.objects) and self._dispossess(fd)
+            if obj is not None and self.other_fds:
+                lost = self.other_fds.pop(fd, None) is not None or lost
+            if lost and self.has_entries:
                 # An entry goes when the last descriptor of its file does, and a forked child or a
                 # dup may have one: its events would be taken for those of the newcomer.
                 self.renew()
-                self.open().register(fd, events)
+                if obj is not None:
+                    self.open().register(fd, events)
             if obj is not None:
-                if self.other_fds:
-                    self.other_fds.pop(fd, None)
                 # Who takes the objects out asks what their handle is where that matters.
                 self.objects[fd] = cast("Socket", obj)
         except BaseException as error:
@@ -368,9 +370,12 @@ class Registry:
         try:
             for fd in fds:
                 # One that is there may have been closed and opened again.
-                if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
+                known = fd in self.other_fds
+                if not known or not self.open().holds(fd, POLLIN):
                     added += (fd,)
                     self.register(fd, POLLIN)
+                    if known and self.has_entries:
+                        self.renew()  # As where an object has lost its number.
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):

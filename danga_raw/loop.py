@@ -140,7 +140,8 @@ class Loop:
                 self._open_waker()
             found = poller.wait(timeout)
             if self._profiling:
-                found = [(each, POLLIN) if isinstance(each, int) else each for each in found]
+                # As they come: what is left of the batch may be dropped meanwhile.
+                found = ((each, POLLIN) if isinstance(each, int) else each for each in found)
             for event in found:
                 # What nearly all events are comes as the bare number of an object that is readable.
                 try:
@@ -216,7 +217,7 @@ class Loop:
     def _dispatch(self, obj: AnySocket, state: int) -> None:
         """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
         connecting = self._registry.connecting
-        if connecting and (pending := connecting.get(obj.fd or 0)) is not None:
+        if connecting and (pending := connecting.get(-1 if obj.fd is None else obj.fd)) is not None:
             pending.finish()
             return
         if self._profiling:

@@ -179,6 +179,7 @@ class Socket(Generic[HandleT]):
             # object already. What a subclass's constructor takes is its own, and can't be said here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
             cast("Constructor", cls.__init__)(obj, sock, *args, **more)
+            obj._direct = None  # Until it is connected, what is written is queued.
             Connecting(obj, obj._registry.connecting, error, timeout)
         except BaseException:
             if obj is not None:
@@ -338,6 +339,11 @@ class Socket(Generic[HandleT]):
         if fd is None:
             return True
         new = None if data is None else _block(data)
+        if fd in self._registry.connecting:
+            # What the kernel would answer here is the connect's outcome, which is told elsewhere.
+            if new is not None:
+                self._queue(new)
+            return not self.write_buf
         if new is not None and self.write_buf:
             self._queue(new)
             return False

@@ -69,6 +69,8 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
         elif name == "write" and fd == PACKAGES:
             kept.append(next(lines, line))
         elif line.own:
+            if line.again and function == "accept":
+                continue  # Python makes it again, and tells nobody (PEP 475).
             kept.append(line)
             watched.update(line.ends)
             wakers.update(line.ends[1:])

@@ -183,7 +183,7 @@ os._exit(0)
 """Every flag, byte and kind of address, by the door's own functions."""
 
 PARTS = """
-import os, resource, signal, socket
+import os, resource, signal, socket, sys
 from danga_raw import Listener, Loop, Socket
 
 loop = Loop()
@@ -206,7 +206,10 @@ class Peer(Socket):
 
 class Client(Peer):
     def event_connect(self, error):
-        if error is not None:
+        if error is None:
+            self.write(b"question")
+            self.watch_read(True)
+        else:
             ended.append(self)
 
     def event_read(self):
@@ -229,9 +232,7 @@ def serve(listening, ask):
     listener = Listener(listening, accepted, loop)
     address = listening.getsockname()
     for number in range(3):
-        client = Client.connect(address, loop, timeout=60)
-        client.write(b"question")
-        client.watch_read(True)
+        Client.connect(address, loop, timeout=60)
     turn_until(lambda: len(ended) == 3)
     raw = socket.socket(listening.family)
     raw.connect(address)
@@ -289,19 +290,24 @@ loop.call_soon_threadsafe(lambda: done.append("second"))
 turn_until(lambda: len(done) == 3)
 loop.call_soon_threadsafe(lambda: done.append("again"))
 turn_until(lambda: len(done) == 4)
-for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGRTMIN + 3):
+for number in map(int, sys.argv[1:]):
     loop.add_signal_handler(number, lambda: done.append("signal"))
     os.kill(os.getpid(), number)
     turn_until(lambda: done[-1] == "signal")
     done.append(None)
-loop.remove_signal_handler(signal.SIGUSR1)
+    if number == signal.SIGUSR1:
+        loop.remove_signal_handler(number)
 loop.set_post_loop_callback(None)
 loop.stop()
 loop.run()
 loop.close()
 os._exit(0)
 """
-"""Accepts and connects on every family, well, refused and without room; is woken, and gets signals."""
+"""Accepts and connects on every family, well, refused and without room; is woken, and sends itself
+the signals that are the arguments."""
+
+SIGNALS = ("10", "15", "37")
+"""SIGUSR1, SIGTERM, and one of the real-time ones."""
 
 READY = """
 import os, socket
@@ -376,6 +382,7 @@ def programs(rounds: int, scenarios: int = 1) -> list[Program]:
     for backend in ("epoll", "poll"):
         found += [
             Program("parts", backend, (file,), PARTS),
+            Program("parts with signals", backend, (file, *SIGNALS), PARTS),
             Program("pump", backend, (file, str(rounds)), PUMP),
             Program("many events", backend, (file, "3"), PUMP.replace("range(20)", "range(50)")),
             Program("ddlockd", backend, (str(EXAMPLES / "ddlockd.py"), "0"), "", ask_for_locks),
