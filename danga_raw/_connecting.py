@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
 import _socket
+from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
 
 TYPE_CHECKING = False
@@ -22,13 +24,26 @@ _PENDING: Final = (EINPROGRESS, EINTR)
 _NONBLOCK: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
 
 
+_PATH_BYTES: Final = 108 if sys.platform == "linux" else 104
+"""The room for a path in a `sockaddr_un` (unix(7); 104 on the BSDs and macOS)."""
+
+
 def family(address: SocketAddress) -> int:
     """The address family of an address. Raises `ValueError` for a name, which is not looked up, as
-    that could take any time, and `TypeError` for what is no address."""
+    that could take any time, and for a port or a path that can't be; `TypeError` for what is no
+    address."""
     match address:
         case str() | bytes():
+            path = os.fsencode(address)
+            abstract = path[:1] == b"\0"
+            if len(path) + (not abstract) > _PATH_BYTES:
+                raise ValueError(
+                    f"the path of a UNIX socket has up to {_PATH_BYTES - 1} bytes: {address!r}"
+                )
+            if not abstract and b"\0" in path:  # The kernel would take what is before it.
+                raise ValueError(f"the path of a UNIX socket has no NUL in it: {address!r}")
             return _socket.AF_UNIX
-        case (str(host), int(), *_):
+        case (str(host), int(port)) | (str(host), int(port), int(), int()):
             kind = _socket.AF_INET6 if ":" in host else _socket.AF_INET
             try:
                 _socket.inet_pton(kind, host)
@@ -36,6 +51,13 @@ def family(address: SocketAddress) -> int:
                 raise ValueError(
                     f"connect takes an IP address, and no name, which {host!r} is: look it up first"
                 ) from None
+            if not 0 <= port <= 65535:
+                raise ValueError(f"a port is a number from 0 to 65535, not {port}: {address!r}")
+            if len(address) == 4:
+                if kind == _socket.AF_INET:
+                    raise ValueError(f"an IPv4 address is (ip, port): {address!r}")
+                if not (0 <= address[2] < 1 << 20 and 0 <= address[3] < 1 << 32):
+                    raise ValueError(f"a flow label has 20 bits and a scope id has 32: {address!r}")
             return kind
         case _:
             raise TypeError(f"an address is (ip, port), or the path of a UNIX socket: {address!r}")
@@ -49,14 +71,19 @@ def begin(address: SocketAddress) -> tuple[PythonSocket, OSError | None]:
         if not _NONBLOCK:
             libc.setblocking(sock)
         libc.connect(sock, address)
-    except OSError as error:
-        if error.errno in _PENDING:
-            return sock, None
-        return sock, error
-    except BaseException:
-        sock.close()
-        raise
+    except BaseException as error:
+        # What a signal's handler raises, a TimeoutError perhaps, is no outcome of the connect.
+        if not isinstance(error, OSError) or by_handler(error):
+            drop(sock)
+            raise
+        return sock, None if error.errno in _PENDING else error
     return sock, None
+
+
+def drop(sock: PythonSocket) -> None:
+    """Close a socket that nobody gets: close(2), through the door, unless it is closed already."""
+    if (fd := sock.detach()) >= 0:
+        libc.close(fd)
 
 
 class Connecting:
@@ -77,7 +104,8 @@ class Connecting:
         self._pending = pending
         self._error = error
         self._timer: Timer | None = None
-        assert obj.fd is not None
+        if obj.fd is None:  # Its constructor has closed it.
+            return
         pending[obj.fd] = self
         if error is not None:
             obj.loop.call_soon(self._tell)

@@ -116,6 +116,7 @@ class Waker:
 
     def close(self) -> None:
         """Handle no signal any more, and close(2) both ends, once."""
+        self._woken = True  # Who still holds this writes no more: the number may be another's.
         for number in tuple(self._handled):
             try:
                 self.remove_signal(number)

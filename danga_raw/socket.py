@@ -9,7 +9,7 @@ from operator import index
 
 from _socket import socket as RawSocket
 from danga_raw._addresses import NOWHERE, Address, local, peer
-from danga_raw._connecting import Connecting, begin
+from danga_raw._connecting import Connecting, begin, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
@@ -170,18 +170,29 @@ class Socket(Generic[HandleT]):
         Calls socket(2), connect(2), those of the constructor and of `watch_write`, then
         getsockopt(SO_ERROR). Raises `ValueError` for a name, which is never looked up, `TypeError`
         for what is no address, and `OSError` where there is no socket to be had (EMFILE); a connect
-        that fails at once is told as any other.
+        that fails at once is told as any other. Where it raises, nothing is left of it.
         """
         sock, error = begin(address)
+        obj = None
         try:
-            # What a subclass's constructor takes is its own, and can't be said here.
-            obj = cast("SocketT", cast("Constructor", cls)(sock, *args, **more))
+            # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
+            # object already. What a subclass's constructor takes is its own, and can't be said here.
+            obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
+            cast("Constructor", cls.__init__)(obj, sock, *args, **more)
+            obj._direct = None  # Until it is connected, what is written is queued.
+            Connecting(obj, obj._registry.connecting, error, timeout)
         except BaseException:
-            sock.close()
+            if obj is not None:
+                obj._withdraw()
+            drop(sock)
             raise
-        obj._direct = None  # Until it is connected, what is written is queued.
-        Connecting(obj, obj._registry.connecting, error, timeout)
         return obj
+
+    def _withdraw(self) -> None:
+        """Leave the loop, if the constructor has come so far."""
+        fd = getattr(self, "fd", None)
+        if fd is not None and self._registry.objects.get(fd) is self:
+            self._registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
 

@@ -47,9 +47,9 @@ else:
 
 
 class Constructor(Protocol):
-    """What makes an object of a socket and what else it takes."""
+    """What makes an object, and takes what only its class knows."""
 
-    def __call__(self, sock: PythonSocket, /, *args: object, **more: object) -> object: ...
+    def __call__(self, /, *args: object, **more: object) -> object: ...
 
 
 Batch: TypeAlias = list[int] | list[tuple[int, int]]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw.trace import Trace
 from danga_raw.types import SocketAddress
 from tests.clients import PATIENCE, read_to_end
 
@@ -172,6 +173,54 @@ def test_a_name_is_refused_and_not_looked_up(loop: Loop, address: tuple[str, int
     assert os.listdir("/proc/self/fd") == before
 
 
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        (("127.0.0.1", 70000), "70000"),
+        (("127.0.0.1", 65536), "65536"),
+        (("127.0.0.1", -1), "-1"),
+        (("::1", 1 << 40), str(1 << 40)),
+        (("::1", 80, 1 << 20, 0), str(1 << 20)),
+        (("::1", 80, 0, -1), "-1"),
+        (("127.0.0.1", 80, 0, 0), "an IPv4 address"),
+        ("x" * 108, "x" * 108),
+        (b"\0" + b"x" * 108, "x" * 108),
+        ("there\0not", "there.*not"),
+        (("127.0.0.1\0", 80), "null"),
+        ("\ud800", "surrogate"),
+    ],
+)
+def test_an_address_that_cannot_be_is_a_value_error_that_names_it_and_makes_nothing(
+    loop: Loop, address: SocketAddress, named: str
+) -> None:
+    before = os.listdir("/proc/self/fd")
+    with Trace() as calls, pytest.raises(ValueError, match=named):
+        Client.connect(address, loop)
+    assert list(calls) == [] and os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("name", ["x" * 107, b"\0" + b"x" * 107, "\0a\0b"])
+def test_a_path_of_the_greatest_length_and_an_abstract_name_are_addresses(
+    loop: Loop, name: SocketAddress
+) -> None:
+    with Client.connect(name, loop).sock or socket.socket() as sock:
+        assert sock.family == socket.AF_UNIX
+        loop.run()
+
+
+def test_what_a_signals_handler_raises_is_no_outcome(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(sock: socket.socket, address: object) -> None:
+        raise TimeoutError("a handler's")
+
+    monkeypatch.setattr("danga_raw._connecting.libc.connect", interrupted)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(TimeoutError, match="a handler's"):
+        Client.connect(("127.0.0.1", 9), loop)
+    assert os.listdir("/proc/self/fd") == before and loop.watched_sockets == 0
+
+
 @pytest.mark.parametrize("address", [None, 80, ("127.0.0.1",), ("127.0.0.1", "80")])
 def test_what_is_no_address_is_refused(loop: Loop, address: object) -> None:
     with pytest.raises(TypeError, match="an address is"):
@@ -219,3 +268,80 @@ def test_the_end_and_data_that_come_with_the_connection_are_read_after_it(loop: 
         loop.run()
         assert client.told[0] is None and client.told[1] == "read"
         assert client.told.count(None) == 1 and client.closed
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_a_constructor_that_raises_behind_its_own_is_watched_no_longer(
+    loop: Loop, when: str
+) -> None:
+    class Broken(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            if when == "behind":
+                super().__init__(sock, loop)
+            raise RuntimeError("on purpose")
+
+        def close(self, reason: str | None = None) -> None:
+            raise AssertionError("nobody has made it")
+
+    turn(loop)  # Which opens the poller.
+    before = os.listdir("/proc/self/fd")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            Broken.connect(listener.getsockname(), loop)
+        turn(loop)
+        assert loop.watched_sockets == 0
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_constructor_may_close_the_object(loop: Loop) -> None:
+    class Closed(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            super().__init__(sock, loop)
+            self.close("not wanted")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Closed.connect(listener.getsockname(), loop, timeout=0.01)
+        turn(loop)
+        loop.add_timer(0.03, loop.stop)
+        loop.run()
+    assert client.closed and client.told == [] and loop.watched_sockets == 0
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), "1"])
+def test_a_timeout_that_cannot_be_is_refused_and_leaves_nothing(loop: Loop, timeout: float) -> None:
+    turn(loop)
+    before = os.listdir("/proc/self/fd")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises((TypeError, ValueError)):
+            Client.connect(listener.getsockname(), loop, timeout=timeout)
+        turn(loop)
+        assert loop.watched_sockets == 0
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_watch_that_fails_leaves_nothing(loop: Loop) -> None:
+    class Unwatchable(Client):
+        def watch_write(self, on: bool) -> None:
+            raise OSError(errno.ENOSPC, "no room")
+
+    turn(loop)
+    before = os.listdir("/proc/self/fd")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(OSError, match="no room"):
+            Unwatchable.connect(listener.getsockname(), loop)
+        turn(loop)
+        assert loop.watched_sockets == 0
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_what_else_the_constructor_takes_is_handed_on(loop: Loop) -> None:
+    class Named(Client):
+        def __init__(self, sock: socket.socket, name: str, *, on: Loop) -> None:
+            super().__init__(sock, on)
+            self.name = name
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Named.connect(listener.getsockname(), "bob", on=loop)
+        loop.run()
+        assert client.name == "bob" and client.told == [None]
+        client.close()

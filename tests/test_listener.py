@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from danga_raw import Listener, Loop, Socket
+from danga_raw.trace import Trace
 from tests.clients import PATIENCE
+from tests.needs import ROOT
 
 BACKENDS = ["epoll", "poll"]
 
@@ -31,7 +35,7 @@ def turn(loop: Loop) -> None:
 
 
 def connected(listener: socket.socket) -> socket.socket:
-    client = socket.create_connection(listener.getsockname(), PATIENCE)
+    client = socket.create_connection(listener.getsockname()[:2], PATIENCE)
     return client
 
 
@@ -270,6 +274,37 @@ def test_a_listener_that_cannot_accept_says_so_and_does_not_spin(
         end.close()
 
 
+def test_a_listener_that_is_shut_down_is_closed(loop: Loop) -> None:
+    sock = socket.create_server(("127.0.0.1", 0))
+    listener = Listener(sock, lambda *_: None, loop)
+    sock.shutdown(socket.SHUT_RDWR)
+    turn(loop)
+    assert listener.closed and loop.watched_sockets == 0
+
+
+@pytest.mark.parametrize("name", "EBADF EINVAL ENOTSOCK EFAULT EOPNOTSUPP".split())
+def test_one_accept_that_fails_costs_no_listener(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[socket.socket] = []
+    failures = [getattr(errno, name)]
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise OSError(failures.pop(), "said once")
+        return sock.accept()
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    monkeypatch.setattr("danga_raw.listener.PAUSE", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        loop.set_post_loop_callback(lambda *_: not got)
+        loop.run()
+        assert len(got) == 1 and not listener.closed
+        listener.steal_socket()
+        got[0].close()
+
+
 def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         with pytest.raises(TypeError, match="accepted is a callable, not None"):
@@ -293,3 +328,175 @@ def test_it_listens_on_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
         assert client.recv(5) == b"hello"
         got[0].close()
         listener.steal_socket()
+
+
+def test_it_listens_on_ipv6_and_hands_over_the_address_as_it_is(loop: Loop) -> None:
+    got: list[tuple[socket.socket, object]] = []
+    try:
+        sock = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with sock, connected(sock) as client:
+        listener = Listener(sock, lambda *both: got.append(both), loop)
+        turn(loop)
+        ((connection, address),) = got
+        assert address == client.getsockname() and connection.family == socket.AF_INET6
+        connection.close()
+        listener.steal_socket()
+
+
+def test_accepted_may_close_the_listener(loop: Loop) -> None:
+    got: list[socket.socket] = []
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        got.append(connection)
+        listener.close("enough")
+
+    sock = socket.create_server(("127.0.0.1", 0))
+    clients = [connected(sock) for _ in range(3)]
+    listener = Listener(sock, accepted, loop)
+    turn(loop)
+    assert len(got) == 1 and listener.closed and loop.watched_sockets == 0
+    got[0].send(b"hello")
+    assert clients[0].recv(5) == b"hello"
+    for each in clients + got:
+        each.close()
+
+
+@pytest.mark.parametrize("on_exception", [True, False])
+def test_a_connection_that_was_wrapped_and_closed_is_closed_once(
+    loop: Loop, on_exception: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[socket.socket] = []
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        Socket(connection, loop).close("not wanted")
+        kept.append(connection)
+        raise RuntimeError("on purpose")
+
+    told: list[tuple[Socket | None, str]] = []
+    if on_exception:
+        loop.on_exception = lambda obj, error: told.append((obj, str(error)))
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock) as client:
+        listener = Listener(sock, accepted, loop)
+        with Trace() as calls:
+            try:
+                turn(loop)
+            except RuntimeError as error:
+                told.append((None, str(error)))
+                loop.set_post_loop_callback(None)
+            turn(loop)
+        assert told == [(None, "on purpose")]
+        assert [call.name for call in calls].count("close") == 1
+        assert client.recv(1) == b"" and kept[0].fileno() == -1
+        assert not listener.closed and loop.watched_sockets == 1 and caplog.records == []
+        listener.steal_socket()
+
+
+def test_on_exception_is_told_of_the_object_that_was_made(loop: Loop) -> None:
+    made: list[Socket] = []
+
+    def accepted(connection: socket.socket, address: object) -> None:
+        made.append(Socket(connection, loop))
+        raise RuntimeError("on purpose")
+
+    told: list[Socket | None] = []
+    loop.on_exception = lambda obj, error: told.append(obj)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock) as client:
+        listener = Listener(sock, accepted, loop)
+        turn(loop)
+        assert told == made and made[0].closed and client.recv(1) == b""
+        listener.steal_socket()
+
+
+def test_an_interrupt_in_accepted_leaves_no_connection_open(loop: Loop) -> None:
+    def accepted(connection: socket.socket, address: object) -> None:
+        raise KeyboardInterrupt
+
+    loop.on_exception = lambda obj, error: None
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock) as client:
+        listener = Listener(sock, accepted, loop)
+        with pytest.raises(KeyboardInterrupt):
+            turn(loop)
+        assert client.recv(1) == b"" and not listener.closed
+        listener.steal_socket()
+
+
+FULL = """
+import os, resource, socket, sys
+import danga_raw.listener
+from danga_raw import Listener, Loop, Socket
+backend, room, pause, held = sys.argv[1], *map(float, sys.argv[2:])
+danga_raw.listener.PAUSE = pause
+turns = 0
+
+class Echo(Socket):
+    def event_read(self):
+        data = self.read(100)
+        if data is None:
+            self.close("end")
+        else:
+            self.write(data)
+    event_err = event_hup = event_read
+
+def accepted(connection, address):
+    Echo(connection, loop).watch_read(True)
+
+def count(*_):
+    global turns
+    turns += 1
+    return not ended
+
+ended = []
+with Loop(backend) as loop:
+    sock = socket.create_server(("127.0.0.1", 0), backlog=100)
+    Listener(sock, accepted, loop)
+    loop.add_other_fds({0: lambda state: ended.append(state)})
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    loop.set_loop_timeout(-1)
+    free = os.dup(0)
+    os.close(free)
+    # All but `room` descriptors are held, by nobody whom the loop knows.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + int(room) + int(held),) * 2)
+    others = [os.dup(0) for _ in range(int(held))]
+    if others:
+        loop.add_timer(0.1, lambda: [os.close(fd) for fd in others])
+    loop.set_post_loop_callback(count)
+    print(sock.getsockname()[1], flush=True)
+    loop.run()
+    sock.close()
+print(turns)
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("room", "pause", "held"),
+    [(3, 1000.0, 0), (0, 0.02, 2)],
+    ids=["when one closes", "after the pause"],
+)
+def test_a_server_with_no_descriptor_left_serves_all_in_the_end(
+    backend: str, room: int, pause: float, held: int
+) -> None:
+    command = [sys.executable, "-c", FULL, backend, str(room), str(pause), str(held)]
+    clients = []
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdin and process.stdout and process.stderr
+            port = int(process.stdout.readline())
+            for _ in range(20):
+                clients.append(socket.create_connection(("127.0.0.1", port), PATIENCE))
+                clients[-1].send(b"x")
+            for client in clients:
+                assert client.recv(1) == b"x"
+                client.close()
+            process.stdin.close()
+            turns = int(process.stdout.read())
+            assert process.wait(PATIENCE) == 0 and process.stderr.read() == b""
+            assert turns < 300, "it has tried again and again"
+        finally:
+            process.kill()

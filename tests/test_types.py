@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 
+from danga_raw import Loop, Socket
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "danga_raw"
@@ -133,7 +138,7 @@ def test_what_is_public_is_documented(module: str) -> None:
 
 # --- what a user's checker sees -------------------------------------------------------------------
 
-USER = '''
+USER = """
 from collections.abc import Mapping
 from danga_raw import Loop, Socket, Timer, default_loop
 from typing_extensions import assert_type
@@ -170,9 +175,9 @@ client.SetPostLoopCallback(None)
 Socket.OtherFds({0: lambda state: print(state + 1)})
 loop = default_loop()
 loop.on_exception = lambda obj, error: print(obj, error.args)
-'''
+"""
 
-WRONG = '''
+WRONG = """
 from danga_raw import Loop, Socket
 obj = Socket(5)
 obj.write("text")
@@ -187,7 +192,7 @@ Socket.SetPostLoopCallback(5)
 obj.SetPostLoopCallback(5)
 obj.set_writer_func(lambda: 5)
 obj.nonsense
-'''
+"""
 
 
 def check(tmp_path: Path, code: str) -> tuple[str, int]:
@@ -214,3 +219,180 @@ def test_each_misuse_is_seen_by_the_checker(tmp_path: Path, at_root: None) -> No
     out, status = check(tmp_path, WRONG)
     lines = {int(found) for found in re.findall(r"user\.py:(\d+): error", out)}
     assert lines == set(range(3, len(WRONG.splitlines()) + 1)), out
+
+
+STRICT = """
+from collections.abc import Callable, Mapping
+from io import FileIO
+from danga_raw import Listener, Loop, Socket, default_loop, log_exception
+from typing_extensions import assert_type
+import socket
+
+class Echo(Socket):
+    def event_read(self) -> None:
+        data = self.read(4096)
+        if data is None:
+            self.close("end")
+        else:
+            self.write(data)
+
+class Client(Socket):
+    def __init__(self, sock: socket.socket, name: str, loop: Loop | None = None) -> None:
+        super().__init__(sock, loop)
+        self.name = name
+    def event_connect(self, error: OSError | None) -> None:
+        if error is not None:
+            print(error.strerror)
+
+class Pipe(Socket[FileIO]):
+    def event_read(self) -> None:
+        assert_type(self.sock, FileIO | None)
+
+def after(sockets: Mapping[int, Socket], others: Mapping[int, Callable[[int], object]]) -> bool:
+    for fd, obj in sockets.items():
+        assert_type(obj, Socket)
+        assert_type(obj.peer_ip_string(), str | None)
+        assert_type(obj.write_buf_size, int)
+        obj.close("done")
+    for callback in others.values():
+        callback(1)
+    return len(sockets) > 0
+
+def accepted(connection: socket.socket, address: object) -> None:
+    Echo(connection).watch_read(True)
+
+def told(obj: Socket | None, error: Exception) -> None:
+    if obj is not None:
+        print(obj.peer_ip, error)
+
+Socket.SetPostLoopCallback(after)
+a, b = socket.socketpair()
+echo = Echo(a)
+echo.SetPostLoopCallback(after)
+assert_type(echo.sock, socket.socket | None)
+assert_type(echo.steal_socket(), socket.socket | None)
+assert_type(Socket(b).steal_socket(), socket.socket | None)
+pipe = Pipe(FileIO("/dev/stdin"))
+assert_type(pipe.sock, FileIO | None)
+assert_type(pipe.steal_socket(), FileIO | None)
+other: Socket[FileIO] = Socket(FileIO("/dev/stdin"))
+client = Client.connect(("127.0.0.1", 80), "bob", timeout=5)
+assert_type(client, Client)
+assert_type(client.name, str)
+assert_type(Echo.connect("/tmp/door"), Echo)
+listener = Listener(socket.create_server(("127.0.0.1", 0)), accepted)
+assert_type(listener.sock, socket.socket | None)
+loop = default_loop()
+loop.set_post_loop_callback(after)
+loop.on_exception = log_exception
+loop.on_exception = told
+loop.on_exception = None
+loop.call_soon(loop.stop)
+loop.call_soon_threadsafe(loop.stop)
+loop.add_signal_handler(15, loop.stop)
+assert_type(loop.remove_signal_handler(15), bool)
+assert_type(Socket.DescriptorMap(), Mapping[int, Socket])
+for each in loop.descriptor_map.values():
+    assert_type(each.peer_ip_string(), str | None)
+"""
+
+STRICTLY_WRONG = """
+from danga_raw import Listener, Loop, Socket
+import socket
+a, b = socket.socketpair()
+Listener(a, lambda connection: None)
+Listener(5, lambda connection, address: None)
+Socket(a, "epoll")
+Loop().call_soon(5)
+Loop().add_signal_handler("TERM", print)
+Socket.connect(80)
+Socket.connect(("127.0.0.1", "80"))
+Socket.connect("/tmp/door", timeout="5")
+Loop().on_exception = lambda obj: None
+text: str = Socket(a).steal_socket()
+"""
+
+
+def test_a_strict_users_program_needs_no_cast(tmp_path: Path, at_root: None) -> None:
+    assert check(tmp_path, STRICT) == ("", 0)
+
+
+def test_each_misuse_of_what_a_program_is_built_of_is_seen(tmp_path: Path, at_root: None) -> None:
+    out, _ = check(tmp_path, STRICTLY_WRONG)
+    lines = {int(found) for found in re.findall(r"user\.py:(\d+): error", out)}
+    assert lines == set(range(5, len(STRICTLY_WRONG.splitlines()) + 1)), out
+
+
+# --- what annotations are at run time -------------------------------------------------------------
+
+HINTS = """
+import importlib, inspect, sys, typing
+import danga_raw
+got = []
+for room in ("listener", "loop", "socket", "timers", "trace", "types"):
+    module = importlib.import_module(f"danga_raw.{room}")
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        things = {name: value}
+        if inspect.isclass(value):
+            for inner, member in vars(value).items():
+                if isinstance(member, property):
+                    things[f"{name}.{inner}"] = member.fget
+                    things[f"{name}.{inner}="] = member.fset
+                elif isinstance(member, (classmethod, staticmethod)):
+                    things[f"{name}.{inner}"] = member.__func__
+                elif inspect.isfunction(member):
+                    things[f"{name}.{inner}"] = member
+        for each, thing in things.items():
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                public = each.rpartition(".")[2]
+                if public.startswith("_") and public != "__init__":
+                    continue
+                hints = typing.get_type_hints(thing)
+                if inspect.isfunction(thing):
+                    unsaid = set(inspect.signature(thing).parameters) - set(hints) - {"self", "cls"}
+                    assert not unsaid, (room, each, unsaid)
+                    assert "return" in hints, (room, each)
+                got.append(each)
+for each in danga_raw.__all__:
+    typing.get_type_hints(getattr(danga_raw, each))
+for each in ("Socket.connect", "Socket.write", "Loop.on_exception", "Loop.on_exception=",
+             "Socket.AddTimer", "Socket.peer_ip", "Listener.__init__", "Timer.cancel", "Trace"):
+    assert each in got, each
+from danga_raw import Loop, Socket
+hints = typing.get_type_hints(Socket.__init__)
+assert hints["loop"] in (Loop | None, typing.Optional[Loop]), hints
+assert typing.get_type_hints(Socket.peer_ip_string)["return"] == (str | None)
+print(len(got))
+"""
+
+
+def test_type_hints_can_be_had_of_all_that_is_public() -> None:
+    """In a process of its own, in which nobody has imported `typing` before."""
+    command = [sys.executable, "-W", "error", "-c", HINTS]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 100
+
+
+def test_a_socket_takes_brackets_at_run_time() -> None:
+    class Pipe(Socket[FileIO]):
+        def event_read(self) -> None:
+            got.append(self.read(10))
+            self.loop.stop()
+
+    got: list[bytes | None] = []
+    there, here = os.pipe()
+    with Loop() as loop, FileIO(here, "wb") as end:
+        os.set_blocking(there, False)
+        pipe = Pipe(FileIO(there), loop)
+        assert isinstance(pipe, Socket) and Pipe.__mro__[1] is Socket
+        pipe.watch_read(True)
+        end.write(b"hello")
+        loop.run()
+        assert got == [b"hello"]
+        handle = pipe.steal_socket()
+        assert isinstance(handle, FileIO)
+        handle.close()
+    assert get_origin(Socket[FileIO]) is Socket and get_args(Socket[FileIO]) == (FileIO,)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import pytest
@@ -344,3 +344,314 @@ def test_no_descriptor_for_a_waker_is_told_and_tried_again(
     loop.call_soon_threadsafe(lambda: said.append(1))
     turn(loop)
     assert said == [1]
+
+
+# --- never in the midst of a batch ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["soon", "thread", "signal"])
+def test_what_is_asked_for_in_a_batch_runs_behind_it(loop: Loop, way: str) -> None:
+    said: list[str] = []
+    ends = [socket.socketpair() for _ in range(3)]
+
+    def ask() -> None:
+        if way == "soon":
+            loop.call_soon(lambda: said.append("called"))
+        elif way == "signal":
+            signal.raise_signal(signal.SIGUSR1)
+        else:
+            thread = threading.Thread(
+                target=loop.call_soon_threadsafe, args=(lambda: said.append("called"),)
+            )
+            thread.start()
+            thread.join()
+
+    class Asks(Socket):
+        def event_read(self) -> None:
+            self.read(10)
+            if not said:
+                ask()
+            said.append("read")
+
+    if way == "signal":
+        loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("called"))
+    for here, there in ends:
+        here.setblocking(False)
+        Asks(here, loop).watch_read(True)
+        there.send(b"x")
+    for _ in range(3):
+        turn(loop)
+    assert said == ["read"] * 3 + ["called"]
+    for here, there in ends:
+        here.close()
+        there.close()
+
+
+# --- from signals' handlers of Python's own -------------------------------------------------------
+
+
+@pytest.fixture
+def usual_usr1() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "first use"])
+def test_a_handler_of_pythons_own_may_ask_for_a_call(
+    loop: Loop, used: bool, usual_usr1: None
+) -> None:
+    """It interrupts the wait, and is run before that goes on, so even its first use ends it."""
+    said: list[int] = []
+
+    def handler(*_: object) -> None:
+        loop.call_soon_threadsafe(lambda: said.append(threading.get_ident()))
+        loop.call_soon_threadsafe(loop.stop)
+
+    signal.signal(signal.SIGUSR1, handler)
+    if used:
+        loop.call_soon_threadsafe(lambda: None)
+        turn(loop)
+    # It waits by then, or not: either way it is to be heard.
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGUSR1))
+    timer.start()
+    loop.run()
+    timer.join()
+    assert said == [main]
+
+
+def test_stop_in_a_signals_callback_and_handler_ends_the_wait(loop: Loop, usual_usr1: None) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    loop.call_soon_threadsafe(lambda: None)
+    signal.signal(signal.SIGUSR1, lambda *_: loop.stop())
+    for _ in range(20):
+        thread = threading.Thread(target=signal.pthread_kill, args=(main, signal.SIGUSR1))
+        loop.call_soon(thread.start)
+        loop.run()
+        thread.join()
+
+
+# --- signals, and what was there before -----------------------------------------------------------
+
+
+def test_sigint_is_pythons_again_when_its_handler_is_taken_off(loop: Loop) -> None:
+    said: list[str] = []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    loop.add_signal_handler(signal.SIGINT, lambda: said.append("interrupt"))
+    signal.raise_signal(signal.SIGINT)
+    turn(loop)
+    turn(loop)
+    assert said == ["interrupt"]
+    assert loop.remove_signal_handler(signal.SIGINT) is True
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("way", ["remove", "reset", "close"])
+def test_the_descriptor_that_signals_wrote_to_before_has_them_back(loop: Loop, way: str) -> None:
+    theirs, written = os.pipe()
+    os.set_blocking(written, False)
+    os.set_blocking(theirs, False)
+    before = signal.set_wakeup_fd(written)
+    try:
+        loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+        loop.add_signal_handler(signal.SIGUSR2, lambda: None)
+        if way == "remove":
+            loop.remove_signal_handler(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR2)
+            with pytest.raises(BlockingIOError):
+                os.read(theirs, 10)
+            loop.remove_signal_handler(signal.SIGUSR2)
+        else:
+            getattr(loop, way)()
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+        assert signal.set_wakeup_fd(written) == written
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(theirs)
+        os.close(written)
+
+
+def test_a_wakeup_descriptor_set_meanwhile_by_another_stays(loop: Loop) -> None:
+    theirs, written = os.pipe()
+    os.set_blocking(written, False)
+    try:
+        loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+        signal.set_wakeup_fd(written)
+        loop.close()
+        assert signal.set_wakeup_fd(-1) == written
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(theirs)
+        os.close(written)
+
+
+def test_a_handler_that_is_given_anew_takes_the_place_of_the_old(loop: Loop) -> None:
+    said: list[str] = []
+    loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("old"))
+    loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("new"))
+    signal.raise_signal(signal.SIGUSR1)
+    turn(loop)
+    turn(loop)
+    assert said == ["new"]
+    assert loop.remove_signal_handler(signal.SIGUSR1) is True
+    assert loop.remove_signal_handler(signal.SIGUSR1) is False
+
+
+@pytest.mark.parametrize("way", ["soon", "thread", "signal"])
+@pytest.mark.parametrize("on_exception", [True, False])
+def test_what_a_callback_raises_goes_the_way_of_a_handlers(
+    loop: Loop, way: str, on_exception: bool
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("on purpose")
+
+    told: list[tuple[object, str]] = []
+    if on_exception:
+        loop.on_exception = lambda obj, error: told.append((obj, str(error)))
+    if way == "soon":
+        loop.call_soon(broken)
+    elif way == "thread":
+        loop.call_soon_threadsafe(broken)
+    else:
+        loop.add_signal_handler(signal.SIGUSR1, broken)
+        signal.raise_signal(signal.SIGUSR1)
+    if on_exception:
+        turn(loop)
+        assert told == [(None, "on purpose")]
+    else:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            turn(loop)
+    said: list[int] = []
+    loop.set_post_loop_callback(None)
+    loop.call_soon_threadsafe(lambda: said.append(1))
+    turn(loop)
+    assert said == [1], "the loop can be run again"
+
+
+# --- forks, and closing ---------------------------------------------------------------------------
+
+
+def test_what_wakes_a_child_does_not_wake_its_parent(loop: Loop) -> None:
+    heard: list[int] = []
+    loop.add_signal_handler(signal.SIGUSR1, lambda: heard.append(os.getpid()))
+    turn(loop)
+    waker = loop._registry.waker
+    assert waker is not None
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            loop.reset()
+            loop.add_signal_handler(signal.SIGUSR1, loop.stop)
+            signal.raise_signal(signal.SIGUSR1)
+            loop.run()
+            loop.call_soon_threadsafe(loop.stop)
+            loop.run()
+            loop.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    with pytest.raises(BlockingIOError):
+        os.read(waker.fileno(), 1)
+    signal.raise_signal(signal.SIGUSR1)
+    turn(loop)
+    turn(loop)
+    assert heard == [os.getpid()]
+
+
+@pytest.mark.parametrize("way", ["reset", "close"])
+def test_who_is_closed_keeps_neither_pipe_nor_call(loop: Loop, way: str) -> None:
+    before = descriptors()
+    said: list[str] = []
+    loop.call_soon(lambda: said.append("soon"))
+    loop.call_soon_threadsafe(lambda: said.append("thread"))
+    with Trace() as calls:
+        getattr(loop, way)()
+    assert [call.name for call in calls].count("close") >= 2
+    assert descriptors() <= before
+    turn(loop)
+    assert said == []
+
+
+def test_a_waker_makes_the_loop_neither_wait_for_nor_count_anything(loop: Loop) -> None:
+    """The class methods of the manual, too, know nothing of it."""
+    loop.call_soon_threadsafe(lambda: None)
+    turn(loop)
+    assert "0 sockets, 0 other fds" in repr(loop)
+    seen: list[tuple[int, int]] = []
+
+    def after(sockets: Mapping[int, Socket], others: Mapping[int, object]) -> bool:
+        seen.append((len(sockets), len(others)))
+        return False
+
+    loop.set_post_loop_callback(after)
+    loop.call_soon_threadsafe(lambda: None)
+    loop.run()
+    loop.other_fds = {}
+    loop.set_post_loop_callback(None)
+    assert seen == [(0, 0)] and loop.to_close == []
+    woken: list[int] = []
+    loop.call_soon_threadsafe(lambda: woken.append(1))
+    turn(loop)
+    assert woken == [1], "what replaces all other fds leaves it alone"
+
+
+def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop: Loop) -> None:
+    """The number of the pipe's end may be another file's by then."""
+    loop.call_soon_threadsafe(lambda: None)
+    turn(loop)
+    turn(loop)
+    waker = loop._registry.waker
+    assert waker is not None
+    loop.close()
+    pipes = [os.pipe() for _ in range(4)]
+    with Trace() as calls:
+        waker.wake()
+    assert list(calls) == []
+    for end in (end for pipe in pipes for end in pipe):
+        os.close(end)
+
+
+def test_a_program_that_uses_no_new_part_imports_and_calls_nothing_for_it() -> None:
+    code = """
+import socket, sys
+from danga_raw import Loop, Socket
+from danga_raw.trace import Trace
+import danga_raw.trace
+before = set(sys.modules)
+here, there = socket.socketpair()
+here.setblocking(False)
+class Echo(Socket):
+    def event_read(self):
+        data = self.read(10)
+        if data is None:
+            self.close("end")
+            self.loop.stop()
+        else:
+            self.write(data)
+            there.close()
+there.send(b"x")
+with Trace() as calls, Loop("epoll") as loop:
+    Echo(here, loop).watch_read(True)
+    loop.add_timer(0, lambda: None)
+    loop.run()
+print(*[call.name for call in calls if call.name != "clock_gettime"])
+print(*sorted(name for name in set(sys.modules) if name in (
+    "danga_raw._waker", "signal", "fcntl", "threading") and name not in before))
+"""
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert result.returncode == 0, result.stderr
+    calls, modules = result.stdout.splitlines()
+    assert calls.split() == (
+        "epoll_create1 epoll_ctl epoll_ctl epoll_wait read write epoll_wait read epoll_ctl close "
+        "close".split()
+    )
+    assert modules == ""

@@ -1,0 +1,308 @@
+"""What is said to who looks something up, and to who has made a common mistake: one line that names
+the mistake, and no harm done."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+import danga_raw
+from danga_raw import Listener, Loop, Socket, Timer
+from danga_raw.trace import Trace
+from tests.needs import ROOT
+
+BACKENDS = ["epoll", "poll"]
+
+CLASS_METHODS = sorted(
+    name for name, value in vars(Socket).items() if isinstance(value, classmethod)
+)
+
+
+@pytest.fixture(params=BACKENDS)
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    with Loop(request.param) as loop:
+        yield loop
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    with here, there:
+        yield here, there
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def test_the_class_methods_are_those_of_the_manual() -> None:
+    assert {name for name in CLASS_METHODS if name[0].isupper()} == set(
+        "AddOtherFds AddTimer DebugMsg DescriptorMap DisableProfiling EnableProfiling EventLoop "
+        "HaveEpoll HaveKQueue OtherFds ProfilingData Reset SetLoopTimeout ToClose "
+        "WatchedSockets".split()
+    )
+
+
+@pytest.mark.parametrize("name", CLASS_METHODS)
+def test_help_says_what_a_class_method_does(name: str) -> None:
+    text = inspect.getdoc(getattr(Socket, name)) or ""
+    assert len(text.split()) >= 6 and not re.match(r"`?Loop\.", text), text
+    assert text in "\n".join(line.removeprefix("    ") for line in helped(Socket, name))
+
+
+def helped(kind: type, name: str) -> list[str]:
+    return pydoc.plain(pydoc.render_doc(getattr(kind, name))).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("AddTimer", "seconds monotonic TypeError ValueError clock_gettime"),
+        ("SetLoopTimeout", "milliseconds -1 0 manual ValueError"),
+        ("AddOtherFds", "callback epoll_ctl kevent TypeError OSError"),
+        ("OtherFds", "POLLIN replaces"),
+        ("EventLoop", "OSError close(2) exception"),
+        ("Reset", "close(2) child"),
+        ("EnableProfiling", "getrusage(2) True"),
+        ("ProfilingData", "seconds calls"),
+        ("ToClose", "order"),
+        ("SetPostLoopCallback", "false None TypeError"),
+        ("connect", "OSError ValueError TypeError connect(2) TimeoutError"),
+    ],
+)
+def test_help_names_types_units_errors_and_calls(name: str, words: str) -> None:
+    text = inspect.getdoc(getattr(Socket, name)) or ""
+    if name == "SetPostLoopCallback":
+        text = inspect.getdoc(vars(Socket)[name]) or ""
+    assert [word for word in words.split() if word not in text] == []
+
+
+@pytest.mark.parametrize("kind", [Socket, Listener, Timer])
+def test_every_attribute_is_documented_at_the_prompt(kind: type) -> None:
+    slots: object = vars(kind)["__slots__"]
+    assert isinstance(slots, dict)
+    for name, text in slots.items():
+        assert len(text.split()) >= 3, name
+        if not name.startswith("_"):
+            assert text[:30] in pydoc.plain(pydoc.render_doc(kind)), name
+
+
+@pytest.mark.parametrize("kind", [Socket, Listener, Loop, Timer])
+def test_every_public_method_and_property_is_documented(kind: type) -> None:
+    for name in dir(kind):
+        if not name.startswith("_") and not hasattr(object, name):
+            assert inspect.getdoc(getattr(kind, name)), name
+
+
+# --- repr -----------------------------------------------------------------------------------------
+
+
+def test_repr_of_a_socket_says_what_is_watched_queued_and_to_whom(loop: Loop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = socket.create_connection(server.getsockname())
+        here, _ = server.accept()
+    here.setblocking(False)
+
+    class Client(Socket):
+        pass
+
+    client = Client(here, loop)
+    fd = client.fd
+    with Trace() as calls:
+        assert repr(client) == f"<Client(): open, fd {fd}>"
+        client.watch_read(True)
+        assert repr(client) == f"<Client(R): open, fd {fd}>"
+    assert not {call.name for call in calls} & {"getpeername"}
+    peer = client.peer_addr_string()
+    assert repr(client) == f"<Client(R): open to {peer}, fd {fd}>"
+    while client.write(b"x" * 65536):
+        pass
+    size = client.write_buf_size
+    assert size and repr(client) == f"<Client(RW): open to {peer}, fd {fd}, {size} bytes queued>"
+    client.close()
+    assert repr(client) == f"<Client(RW): closed to {peer}, fd None>"
+    there.close()
+
+
+def test_repr_of_what_is_not_made_yet_raises_nothing() -> None:
+    assert repr(Socket.__new__(Socket)) == "<Socket, not made>"
+
+
+def test_repr_of_a_loop_counts_what_it_has(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    assert repr(loop) == f"<Loop on {loop.backend}: 0 sockets, 0 other fds, 0 timers>"
+    Socket(pair[0], loop)
+    loop.add_other_fds({pair[1].fileno(): lambda state: None})
+    loop.add_timer(60, loop.stop)
+    assert repr(loop) == f"<Loop on {loop.backend}: 1 sockets, 1 other fds, 1 timers>"
+
+
+def test_repr_of_a_timer_says_what_it_calls_or_that_it_is_spent(loop: Loop) -> None:
+    timer = loop.add_timer(60, print)
+    assert repr(timer) == f"<Timer of {print!r}>"
+    timer.cancel()
+    assert repr(timer) == "<Timer spent>"
+
+
+def test_repr_of_a_listener_says_where_it_listens_to_who_asks(loop: Loop) -> None:
+    listener = Listener(socket.create_server(("127.0.0.1", 0)), lambda *_: None, loop)
+    assert repr(listener) == f"<Listener(R): open, fd {listener.fd}>"
+    listener.close()
+    assert repr(listener) == "<Listener(R): closed, fd None>"
+
+
+# --- common mistakes ------------------------------------------------------------------------------
+
+
+def test_a_socket_that_blocks_is_warned_of_once_and_without_a_call() -> None:
+    code = """
+import socket
+from danga_raw import Loop, Socket
+from danga_raw.trace import Trace
+pairs = [socket.socketpair() for _ in range(3)]
+with Loop() as loop:
+    loop.set_loop_timeout(0)
+    with Trace() as calls:
+        made = [Socket(here, loop) for here, there in pairs]
+    assert {call.name for call in calls} <= {"epoll_create1", "epoll_ctl", "kevent"}, calls
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert "Socket" in result.stderr and "setblocking(False)" in result.stderr
+
+
+def test_a_socket_that_does_not_block_is_not_warned_of(
+    loop: Loop,
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("danga_raw.socket._warned", False)
+    Socket(pair[0], loop)
+    pair[1].settimeout(5)  # The kernel's descriptor doesn't block then.
+    Socket(pair[1], loop)
+    assert caplog.records == []
+
+
+def test_a_number_is_no_socket_and_is_told_what_would_do(loop: Loop) -> None:
+    with pytest.raises(TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"):
+        Socket(5, loop)  # type: ignore[type-var]  # what is asked here
+    with pytest.raises(TypeError, match="not None"):
+        Socket(None, loop)  # type: ignore[type-var]  # what is asked here
+    assert loop.watched_sockets == 0
+
+
+@pytest.mark.parametrize("given", ["epoll", 5, Loop])
+def test_what_is_no_loop_is_refused(
+    pair: tuple[socket.socket, socket.socket], given: object
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"a Socket takes a Loop, not {given!r}")):
+        Socket(pair[0], given)  # type: ignore[arg-type]  # what is asked here
+
+
+class Forgetful(Socket):
+    def __init__(self) -> None:  # no super().__init__: what is asked here
+        pass
+
+
+USES: dict[str, Callable[[Socket], object]] = {
+    "read": lambda obj: obj.read(10),
+    "write": lambda obj: obj.write(b"x"),
+    "write nothing": lambda obj: obj.write(None),
+    "write callable": lambda obj: obj.write(print),
+    "watch_read": lambda obj: obj.watch_read(True),
+    "watch_write": lambda obj: obj.watch_write(True),
+    "close": lambda obj: obj.close(),
+    "event_write": lambda obj: obj.event_write(),
+}
+"""What an object is used for first."""
+
+
+@pytest.mark.parametrize("use", USES)
+def test_who_forgot_super_init_is_told_so(use: str) -> None:
+    obj = Forgetful()
+    with pytest.raises(AttributeError, match=r"Forgetful.__init__ has not called super\(\)"):
+        USES[use](obj)
+    assert repr(obj) == "<Forgetful, not made>"
+
+
+async def coroutine(*_: object) -> None: ...
+
+
+async def generator(*_: object) -> object:
+    yield
+
+
+GIVES: dict[str, Callable[[Loop, object], object]] = {
+    "add_timer": lambda loop, given: loop.add_timer(1, given),  # type: ignore[arg-type]
+    "call_soon": lambda loop, given: loop.call_soon(given),  # type: ignore[arg-type]
+    "call_soon_threadsafe": lambda loop, given: loop.call_soon_threadsafe(given),  # type: ignore[arg-type]
+    "add_signal_handler": lambda loop, given: loop.add_signal_handler(10, given),  # type: ignore[arg-type]
+    "add_other_fds": lambda loop, given: loop.add_other_fds({0: given}),  # type: ignore[dict-item]
+    "set_post_loop_callback": lambda loop, given: loop.set_post_loop_callback(given),  # type: ignore[arg-type]
+    "on_exception": lambda loop, given: setattr(loop, "on_exception", given),
+}
+
+
+@pytest.mark.parametrize("way", GIVES)
+@pytest.mark.parametrize("given", [coroutine, generator], ids=["coroutine", "generator"])
+def test_a_coroutine_function_is_refused_as_a_callback(
+    loop: Loop, way: str, given: Callable[..., object]
+) -> None:
+    with pytest.raises(TypeError, match="called and not awaited.*is a coroutine function"):
+        GIVES[way](loop, given)
+
+
+def test_a_coroutine_function_is_refused_where_objects_take_callbacks(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    obj = Socket(pair[0], loop)
+    for give in (
+        partial(obj.set_writer_func, coroutine),  # type: ignore[arg-type]
+        partial(obj.SetPostLoopCallback, coroutine),
+        partial(Listener, pair[1], coroutine, loop),
+    ):
+        with pytest.raises(TypeError, match="called and not awaited"):
+            give()
+    assert obj.writer_func is None and loop.watched_sockets == 1
+
+
+@pytest.mark.parametrize("name", "event_read event_write event_err event_hup event_connect".split())
+def test_a_class_whose_handler_is_a_coroutine_function_cannot_be_made(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def"):
+        type("Hasty", (Socket,), {name: coroutine})
+    type("Fine", (Socket,), {"helper": coroutine})
+
+
+@pytest.mark.parametrize(
+    "way", ["add_timer", "call_soon", "call_soon_threadsafe", "add_signal_handler", "add_other_fds"]
+)
+def test_who_called_the_callback_instead_of_giving_it_is_told_so(loop: Loop, way: str) -> None:
+    called = print(end="")
+    with pytest.raises(TypeError, match=r"not None; give the function itself, f and not f\(\)"):
+        GIVES[way](loop, called)
+    assert "0 other fds, 0 timers" in repr(loop) and loop._registry.waker is None
+
+
+def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    for give in (loop.add_other_fds, partial(setattr, loop, "other_fds")):
+        with pytest.raises(TypeError, match=r"an other fd is a number, not .*fileno\(\)"):
+            give({pair[0]: print})  # type: ignore[dict-item]  # what is asked here
+    assert dict(loop.other_fds) == {}
+
+
+def test_the_version_is_said() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", danga_raw.__version__)
