@@ -170,7 +170,6 @@ class KQueue:
         "_kevent_type",
         "_kq",
         "_pid",
-        "_platform",
         "_timespec",
         "_watched",
         "batch",
@@ -186,7 +185,6 @@ class KQueue:
         name = platform if platform is not None else system_platform()
         if name is None:
             raise OSError(f"this system ({libc.platform}) has no kqueue")
-        self._platform = name
         self._abi = abi(name)
         self._filters = (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT)
         self._kevent_type = kevent_type(name)
@@ -196,7 +194,7 @@ class KQueue:
         self._watched: dict[int, int] = {}
         """fd -> what it is watched for."""
         self._dropped: set[int] = set()
-        """The fds that are watched for POLLOUT and have no write filter: nobody is left to write to."""
+        """The fds that are watched for POLLOUT without a write filter: nobody is left to write to."""
         self._alone: set[int] = set()
         """The fds of whose end, in the last batch, the write filter alone spoke."""
         self.batch: Batch = []
@@ -225,7 +223,7 @@ class KQueue:
         one that the filters don't take. What was added by then is taken back.
         """
         check_fd(fd, "kevent")
-        if fd in self._watched and self._is_there(fd, self._watched[fd]):
+        if fd in self._watched and self.holds(fd, self._watched[fd]):
             raise OSError(EEXIST, f"kevent(EV_ADD, fd {fd}): {os.strerror(EEXIST)}")
         self._forget(fd)  # Its number may have been closed behind the loop's back.
         changes: list[Change] = []
@@ -259,14 +257,10 @@ class KQueue:
         self.modify(fd, ~events, events)
 
     def holds(self, fd: int, events: int) -> bool:
-        """False if the descriptor that was watched for reading was closed since: kevent(EV_ENABLE)."""
-        try:
-            self._apply([(fd, self._abi.evfilt_read, EV_ENABLE)])
-        except OSError as error:
-            if error.errno not in (ENOENT, EBADF):
-                raise
-            return False
-        return True
+        """False if the descriptor that was watched for `events` was closed since, which takes its
+        filters along: a kevent(2) that switches the read filter as it is."""
+        change = EV_ENABLE if events & POLLIN else EV_DISABLE
+        return self._apply([(fd, self._abi.evfilt_read, change)], ENOENT, EBADF)
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Switch the filters on or off in which `new` differs from `old`: a kevent(2) for each.
@@ -281,7 +275,7 @@ class KQueue:
             except OSError as error:
                 # A write filter may be refused, or dropped, since the other end of a pipe is gone.
                 # Where the read filter is gone too, so is the descriptor that had the number.
-                if error.errno != ENOENT or not self._is_there(fd, new):
+                if error.errno != ENOENT or not self.holds(fd, new):
                     raise
                 (self._dropped.add if new & wanted else self._dropped.discard)(fd)
         self._watched[fd] = new
@@ -301,12 +295,6 @@ class KQueue:
         self._watched.pop(fd, None)
         self._dropped.discard(fd)
 
-    def _is_there(self, fd: int, events: int) -> bool:
-        """Whether `fd` still has its read filter, which goes with the descriptor: a kevent(2) that
-        switches it as it is."""
-        change = EV_ENABLE if events & POLLIN else EV_DISABLE
-        return self._apply([(fd, self._abi.evfilt_read, change)], ENOENT, EBADF)
-
     def _apply(self, changes: Sequence[Change], *ignored: int) -> bool:
         """One kevent(2) that changes and does not wait; False where it fails by an errno in
         `ignored`."""
@@ -323,7 +311,7 @@ class KQueue:
         return c_size_t(n) if self._abi.counts_are_size_t else n
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
-        """The (fd, event mask) of each descriptor with filters that fired, at most 1,000: kevent(2).
+        """The (fd, event mask) of each descriptor with filters that fired, 1,000 at most: kevent(2).
 
         A filter fires with POLLIN or POLLOUT; EV_EOF adds POLLERR if it comes with an error, else
         POLLHUP. These wait while there is data for who watches for reading. Blocks for at most
@@ -358,7 +346,7 @@ class KQueue:
                 state |= _UNREAD
             if event.flags & EV_EOF:
                 state |= POLLERR if event.fflags else POLLHUP
-                if event.flags & EV_ONESHOT:  # FreeBSD: the reader of a pipe is gone, and the filter.
+                if event.flags & EV_ONESHOT:  # FreeBSD drops what has nobody to write to.
                     self._dropped.add(fd)
             found[fd] = found.get(fd, 0) | state
         self.batch = ready = self._in_time(found)
@@ -369,8 +357,9 @@ class KQueue:
         again in the next batch.
 
         Filters come in the order in which they fired. One that fires while another thread of the
-        kernel waits, or for which a full batch has no room, is in the next. So what the write filter
-        says alone of an end counts from the second time on: the read filter has had its turn.
+        kernel waits, or for which a full batch has no room, is in the next. So what the write
+        filter says alone of an end counts from the second time on: the read filter has had its
+        turn. Where there is no write filter any more, the read filter will tell the end.
         """
         ready: list[tuple[int, int]] = []
         before, self._alone = self._alone, set()
@@ -379,7 +368,8 @@ class KQueue:
             if state & _END and watched & POLLIN:
                 if not state & POLLIN:
                     self._alone.add(fd)
-                if state & _UNREAD or (fd in self._alone and fd not in before):
+                too_early = fd not in before or fd in self._dropped
+                if state & _UNREAD or (fd in self._alone and too_early):
                     state &= ~_END
             # libkqueue may tell the end of what is switched off, as epoll does.
             if state := state & (watched | _END):

@@ -58,7 +58,7 @@ class Loop:
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
         self._timeout = -1
-        self._stopping: int = False  # No bool, which a checker takes to stay false in a loop.
+        self._stopping: int = False
         self._resets = 0
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
@@ -107,7 +107,8 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
-        objects, leaving, readable = registry.objects, registry.leaving, registry.readable
+        objects = cast("dict[object, Socket | None]", registry.objects)
+        leaving, readable = registry.leaving, registry.readable
         timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
         run_due = self._timers.run_due
         own_callbacks, polls = registry.own_callbacks, registry.polls
@@ -127,7 +128,7 @@ class Loop:
                 self._run_soon()
             if soon or readable or leaving and registry.due():
                 timeout = 0
-            if self._stopping:
+            if self._stopping > 0:
                 return
             poller = registry.poller
             if poller is None:
@@ -142,8 +143,10 @@ class Loop:
             for event in found:
                 # What nearly all events are comes as the bare number of an object that is readable.
                 try:
-                    obj = objects[event]  # type: ignore[index]
+                    obj = objects[event]
                 except KeyError:
+                    obj = None
+                if obj is None:
                     self._special_event(event)
                     continue
                 # The object may have been closed by an earlier event of this batch. Then it is

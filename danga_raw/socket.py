@@ -57,6 +57,10 @@ _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
+_EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
+"""Where a write that has to wait for the connection isn't told EAGAIN, but ENOTCONN (sosend() in
+each uipc_socket.c)."""
+
 _default_loop: Loop | None = None
 
 
@@ -436,9 +440,8 @@ class Socket(Generic[HandleT]):
         """What becomes of a write that failed; `new` is its block if that is not in the queue."""
         if self.closed:
             return True
-        # Where a write has to wait for the connection, some say so in their own words (NetBSD).
-        connecting = error.errno == ENOTCONN and self.fd in self._registry.connecting
-        if not isinstance(error, BlockingIOError) and not connecting:
+        early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN
+        if not isinstance(error, BlockingIOError) and not early:
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
             return False
         if new is not None:

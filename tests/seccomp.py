@@ -28,12 +28,12 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
-from danga_raw import Loop, _kernel
+from danga_raw import Loop, _kernel, _waker
 from tests.surface import stub
 
-IMPORTED_LATE = (logging, resource, encodings.idna)
+IMPORTED_LATE = (logging, resource, _waker, encodings.idna)
 """What is imported when it is first needed, which reads files: by the package for a warning and for
-profiling, by Python for the name of a host."""
+profiling, to be woken; by Python for the name of a host."""
 
 ONLY = {
     "epoll": frozenset({"epoll_create1", "epoll_ctl", "epoll_wait"}),

@@ -4,28 +4,36 @@ filters, hang-ups before the end of the data, filters that the kernel refuses or
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
-from errno import EBADF, ECONNREFUSED, ECONNRESET, EEXIST, ENOENT
+from errno import EBADF, ECONNREFUSED, ECONNRESET, EEXIST, ENOENT, ENOMEM
 
 import pytest
 
-from danga_raw import Loop, _kqueue
-from danga_raw._kqueue import EV_EOF, EV_ERROR, KQueue
+from danga_raw import _kqueue
+from danga_raw._kqueue import EV_ENABLE, EV_EOF, EV_ERROR, KQueue, load_libkqueue
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
-from tests.simkernel import Handle, SimKernel
+from tests.simkernel import SimKernel
 from tests.simkernel.kqueue import LAYOUTS
-from tests.world import WORLDS, Noted, SimulatedWorld, World, fill
+from tests.simkernel.sockets import StreamSocket
+from tests.world import WORLDS, Kind, Noted, SimulatedWorld, Thing, World, fill
 
-on_kqueue = pytest.mark.parametrize(
-    "world", [kind for kind in WORLDS if kind.backend == "kqueue"], indirect=True, ids=str
+_KINDS = [kind for kind in WORLDS if kind.backend == "kqueue"]
+on_kqueue = pytest.mark.parametrize("world", _KINDS, indirect=True, ids=str)
+simulated = pytest.mark.parametrize(
+    "world", [kind for kind in _KINDS if kind.platform], indirect=True, ids=str
 )
+"""For what a libkqueue on Linux doesn't do: it keeps the filters of a descriptor that is closed,
+and tells no end for one's own shutdown."""
+
 SOCKET = POLLERR | POLLHUP | POLLNVAL
 """The mask with which a Socket is registered."""
 
 
-def watched(world: World, one: object, **on: Callable[[Noted], object]) -> Noted:
-    assert isinstance(one, Handle) or not world.simulated
-    obj = Noted(one, world.loop, **on)  # type: ignore[arg-type]
+def watched(
+    world: World, one: Thing, read: Callable[[Noted], object] = Noted.take
+) -> Noted:
+    obj = Noted(one, world.loop, read=read)
     obj.watch_read(True)
     obj.watch_write(True)
     return obj
@@ -63,7 +71,7 @@ def test_no_hang_up_is_told_before_all_is_read(world: World) -> None:
     assert obj.events == ["write", *["read", "write"] * 3, "read", "write", "hup", "close None"]
 
 
-@on_kqueue
+@simulated
 def test_no_error_is_told_before_all_is_read(world: World) -> None:
     def read_a_byte(obj: Noted) -> None:
         obj.got += obj.read(1) or b""
@@ -90,7 +98,7 @@ def test_a_hang_up_is_told_to_who_does_not_read(world: World) -> None:
     assert "hup" in obj.events and "read" not in obj.events
 
 
-@on_kqueue
+@simulated
 def test_a_hang_up_that_the_write_filter_alone_tells_is_told(world: World) -> None:
     # As it is after one's own shutdown(SHUT_WR), where the read filter has nothing to say.
     one, _ = world.socketpair(tcp=True)
@@ -154,21 +162,19 @@ class Told:
 
 
 def test_a_wait_tells_each_descriptor_once_and_holds_back_a_hang_up_for_data() -> None:
-    poller = KQueue(
-        Told(
-            "darwin",
-            [(5, -2, EV_EOF, 0, 0), (6, -1, 0, 0, 3), (5, -1, EV_EOF, 0, 3), (6, -2, 0, 0, 9)],
-            # A write filter that speaks alone may have been looked at before the data came, and
-            # the read filter queued behind what one wait takes.
-            [(5, -2, EV_EOF, 0, 0)],
-            [(5, -2, EV_EOF, 0, 0)],
-            [(5, -2, EV_EOF, ECONNRESET, 0), (5, -1, EV_EOF, ECONNRESET, 1)],
-            [(5, -2, EV_EOF, 0, 0)],
-            [(5, -2, EV_EOF, 0, 0), (5, -1, EV_EOF, 0, 0)],
-            [(5, -2, EV_EOF, ECONNRESET, 0), (5, -1, EV_EOF, ECONNRESET, 0)],
-        ),
+    told = Told(
         "darwin",
+        [(5, -2, EV_EOF, 0, 0), (6, -1, 0, 0, 3), (5, -1, EV_EOF, 0, 3), (6, -2, 0, 0, 9)],
+        # A write filter that speaks alone may have been looked at before the data came, and
+        # the read filter queued behind what one wait takes.
+        [(5, -2, EV_EOF, 0, 0)],
+        [(5, -2, EV_EOF, 0, 0)],
+        [(5, -2, EV_EOF, ECONNRESET, 0), (5, -1, EV_EOF, ECONNRESET, 1)],
+        [(5, -2, EV_EOF, 0, 0)],
+        [(5, -2, EV_EOF, 0, 0), (5, -1, EV_EOF, 0, 0)],
+        [(5, -2, EV_EOF, ECONNRESET, 0), (5, -1, EV_EOF, ECONNRESET, 0)],
     )
+    poller = KQueue(told, "darwin")
     poller.open()
     for fd in (5, 6):
         poller.register(fd, SOCKET | POLLIN | POLLOUT)
@@ -181,11 +187,11 @@ def test_a_wait_tells_each_descriptor_once_and_holds_back_a_hang_up_for_data() -
     assert list(poller.wait(0)) == [(5, both | POLLHUP)]
     assert list(poller.wait(0)) == [(5, both | POLLERR)]
     poller.modify(5, SOCKET | both, SOCKET | POLLOUT)
-    poller._calls.batches.append([(5, -2, EV_EOF, 0, 0)])  # type: ignore[attr-defined]
+    told.batches.append([(5, -2, EV_EOF, 0, 0)])
     assert list(poller.wait(0)) == [(5, POLLOUT | POLLHUP)], "nobody asks for the data"
 
 
-def test_a_filter_that_is_switched_off_and_speaks_all_the_same_says_no_more_than_a_hang_up() -> None:
+def test_a_filter_that_is_switched_off_and_speaks_all_the_same_tells_a_hang_up_alone() -> None:
     # libkqueue 2.7 stands on epoll, which tells a hang-up unasked.
     poller = KQueue(
         Told("libkqueue", [(5, -1, EV_EOF, 0, 3), (5, -2, EV_EOF, 0, 0)], [(5, -1, 0, 0, 3)]),
@@ -195,6 +201,25 @@ def test_a_filter_that_is_switched_off_and_speaks_all_the_same_says_no_more_than
     poller.register(5, SOCKET)
     assert list(poller.wait(0)) == [(5, POLLHUP)]
     assert list(poller.wait(0)) == []
+
+
+@pytest.mark.parametrize(
+    "world", [Kind("poll", "freebsd"), Kind("poll", "netbsd")], indirect=True, ids=str
+)
+@pytest.mark.parametrize("unread", [b"", b"last words"], ids=["nothing", "something"])
+def test_a_reset_is_found_by_reading_where_poll_tells_no_error(
+    world: World, unread: bytes
+) -> None:
+    assert isinstance(world, SimulatedWorld)
+    one, two = world.kernel.socketpair(tcp=True)
+    one.setblocking(False)
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    two.send(unread)
+    two.reset()
+    world.until(lambda: obj.closed)
+    assert obj.got == unread and "err" not in obj.events
 
 
 # --- pipes whose other end is gone ----------------------------------------------------------------
@@ -268,6 +293,23 @@ def test_a_full_pipe_whose_reader_goes_closes_who_writes(world: World) -> None:
 
 
 @on_kqueue
+def test_a_full_batch_loses_nothing_of_a_pipe_whose_write_filter_was_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kqueue, "MAX_EVENTS", 2)
+    reader, writer = world.pipe()
+    obj = watched(world, reader)
+    world.turn()
+    for _ in range(5):
+        noise, _ = world.socketpair()
+        Noted(noise, world.loop).watch_write(True)
+    writer.send(b"last words")
+    writer.close()
+    world.until(lambda: obj.closed)
+    assert obj.got == b"last words"
+
+
+@on_kqueue
 def test_what_is_left_in_a_pipe_is_read_before_its_hang_up(world: World) -> None:
     def read_a_byte(obj: Noted) -> None:
         obj.got += obj.read(1) or b""
@@ -288,8 +330,9 @@ def test_a_pipe_is_hung_up_also_where_it_is_registered_on_a_new_poller(world: Wo
     poller = world.new_loop()._registry.open()
     poller.register(writer.fileno(), SOCKET | POLLIN | POLLOUT)
     for _ in range(2):
-        [(fd, state)] = poller.wait(-1)
-        assert fd == writer.fileno() and state & POLLHUP
+        [event] = poller.wait(-1)
+        assert isinstance(event, tuple), "it is more than readable"
+        assert event[0] == writer.fileno() and event[1] & (POLLHUP | POLLERR)
     poller.unregister(writer.fileno(), SOCKET | POLLIN | POLLOUT)
     assert list(poller.wait(0)) == []
 
@@ -320,10 +363,29 @@ def test_the_changes_behind_one_that_is_refused_are_applied(gone: str) -> None:
         assert list(poller.wait(0)) == [], "both filters are to be off"
 
 
+@pytest.mark.parametrize("platform", LAYOUTS)
+def test_where_the_second_filter_is_refused_the_first_is_taken_back(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = SimKernel(platform=platform)
+    monkeypatch.setattr(StreamSocket, "refused_filter", lambda self, write: ENOMEM * write)
+    poller = KQueue(kernel.entry_points, platform)
+    poller.open()
+    one, two = kernel.socketpair()
+    two.send(b"x")
+    with pytest.raises(OSError) as refused:
+        poller.register(one.fileno(), SOCKET | POLLIN)
+    assert refused.value.errno == ENOMEM
+    assert list(poller.wait(0)) == []
+    monkeypatch.undo()
+    poller.register(one.fileno(), SOCKET | POLLIN)
+    assert list(poller.wait(0)) == [(one.fileno(), POLLIN)]
+
+
 # --- who has a number -----------------------------------------------------------------------------
 
 
-@on_kqueue
+@simulated
 @pytest.mark.parametrize("events", [SOCKET, SOCKET | POLLIN, POLLIN])
 def test_a_number_that_was_closed_behind_the_back_is_free_again(world: World, events: int) -> None:
     poller = world.new_loop()._registry.open()
@@ -346,7 +408,7 @@ def test_a_number_that_was_closed_behind_the_back_is_free_again(world: World, ev
     assert list(poller.wait(0)) == [(fd, POLLIN)], "asking has changed nothing"
 
 
-@on_kqueue
+@simulated
 def test_a_dead_number_is_refused_also_where_it_was_watched(world: World) -> None:
     world.lenient()
     poller = world.new_loop()._registry.open()
@@ -359,7 +421,7 @@ def test_a_dead_number_is_refused_also_where_it_was_watched(world: World) -> Non
     assert dead.value.errno == EBADF
 
 
-@on_kqueue
+@simulated
 @pytest.mark.parametrize("event", [POLLIN, POLLOUT])
 def test_a_watch_on_a_number_that_is_another_descriptors_by_now_is_refused(
     world: World, event: int
@@ -387,10 +449,88 @@ def test_a_descriptor_that_is_found_gone_is_watched_no_longer(
     assert "fd 5 gone" in caplog.text
 
 
+# --- libkqueue ------------------------------------------------------------------------------------
+
+
+class OneFilter(Told):
+    """As libkqueue 2.3.1: the second filter of a descriptor can't be switched on."""
+
+    def kevent(
+        self, kq: int, changes: object, n: object, events: object, room: object, limit: object, /
+    ) -> int:
+        view = memoryview(changes).cast("B")  # type: ignore[arg-type]
+        _, filter, flags, *_ = self.layout.fields.unpack_from(view)
+        if filter == self.layout.write and flags & EV_ENABLE:
+            ctypes.set_errno(EEXIST)
+            return -1
+        return 0
+
+    def close(self, fd: int) -> int:
+        assert fd == 99
+        return 0
+
+
+def test_a_libkqueue_that_cannot_watch_for_both_is_refused_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda path, use_errno: OneFilter("libkqueue"))
+    before = os.listdir("/dev/fd")
+    with pytest.raises(OSError, match="no libkqueue to be used: /old.so .* 2.7.0 .*File exists"):
+        load_libkqueue("/old.so")
+    assert os.listdir("/dev/fd") == before
+
+
+def test_a_libkqueue_that_can_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Told] = []
+
+    def cdll(path: str, use_errno: bool) -> Told:
+        made.append(Told("libkqueue"))
+        return made[-1]
+
+    monkeypatch.setattr("ctypes.CDLL", cdll)
+    assert load_libkqueue("/new.so") is load_libkqueue("/new.so") is made[0]
+    assert len(made) == 1
+    load_libkqueue.cache_clear()
+
+
 # --- connecting -----------------------------------------------------------------------------------
 
 
-@on_kqueue
+@pytest.mark.parametrize(
+    "world", [kind for kind in WORLDS if kind.platform], indirect=True, ids=str
+)
+def test_what_is_written_while_connecting_waits_for_the_connection(world: World) -> None:
+    assert isinstance(world, SimulatedWorld)
+    one, end = world.kernel.connecting()
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop)
+    obj.write(b"early ")
+    obj.write(b"and late")
+    world.turn()
+    assert not obj.closed
+    far = end(0)
+    assert far is not None
+    world.stack.callback(far.close)
+    world.until(lambda: not obj.write_buf)
+    assert far.recv(20) == b"early and late" and not obj.event_watch & POLLOUT
+
+
+@pytest.mark.parametrize(
+    "world", [kind for kind in WORLDS if kind.platform], indirect=True, ids=str
+)
+def test_what_is_written_to_a_connection_that_is_refused_closes_it(world: World) -> None:
+    assert isinstance(world, SimulatedWorld)
+    one, end = world.kernel.connecting()
+    world.stack.callback(one.close)
+    obj = Noted(one, world.loop)
+    obj.write(b"early")
+    end(ECONNREFUSED)
+    obj.write(b"late")
+    obj.watch_write(True)
+    world.until(lambda: obj.closed)
+
+
+@simulated
 def test_a_refused_connection_is_an_error(world: World) -> None:
     assert isinstance(world, SimulatedWorld)
     one, end = world.kernel.connecting()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop
 
 import pytest
 
-from danga_raw import _epoll
+from danga_raw import _epoll, _kqueue, _sockopt
 from danga_raw._registry import Registry
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
@@ -20,6 +20,7 @@ from tests.simkernel.world import BACKENDS, Backend, World
 WORLDS = 20
 HERE = BACKENDS if sys.maxsize > 2**32 else BACKENDS[:2]
 """The simulated kqueue has the layouts of 64-bit machines."""
+lp64 = pytest.mark.skipif(HERE != BACKENDS, reason="its kqueue has the layouts of LP64")
 
 
 @pytest.mark.parametrize("seed", range(WORLDS))
@@ -143,6 +144,49 @@ def test_a_fault_in_the_package_is_found(
     results = [attempt(seed, "epoll", 16) for seed in range(6)]
     found = [result.trace for result in results if isinstance(result, Failure)]
     assert any(re.search(complaint, trace) for trace in found), found
+
+
+def tell_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        _kqueue.KQueue, "_in_time", lambda self, found: [(fd, s & 31) for fd, s in found.items()]
+    )
+
+
+def forget_what_the_kernel_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = _kqueue.KQueue.wait
+
+    def wait(self: _kqueue.KQueue, timeout_ms: int) -> Iterable[tuple[int, int]]:
+        self._dropped.clear()
+        return original(self, timeout_ms)
+
+    monkeypatch.setattr(_kqueue.KQueue, "wait", wait)
+
+
+def raise_what_a_reset_says_of_a_cork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sockopt, "CONNECTION_GONE", set())
+
+
+@lp64
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        (tell_ends_early, "before the data"),
+        (forget_what_the_kernel_dropped, "told but once|has no end"),
+        (raise_what_a_reset_says_of_a_cork, "Connection reset"),
+    ],
+)
+def test_a_fault_in_the_kqueue_backend_is_found(
+    sabotage: Callable[[pytest.MonkeyPatch], None],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sabotage(monkeypatch)
+    for seed in range(100):
+        result = attempt(seed, "kqueue-freebsd", 16)
+        if isinstance(result, Failure):
+            assert re.search(complaint, result.trace), result.trace
+            return
+    pytest.fail("a hundred worlds found nothing")
 
 
 def test_a_failure_tells_the_shortest_prefix_that_repeats_it(

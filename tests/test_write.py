@@ -420,7 +420,7 @@ def test_epipe_closes_by_the_subclasss_own_close(world: World) -> None:
 def test_a_reset_closes_with_econnreset_and_on_the_bsds_with_epipe(world: World) -> None:
     obj = _Reasons(world.reset_by_peer(), world)
     assert obj.write(b"x") is False
-    linux = not world.simulated or world.backend != "kqueue"
+    linux = world.kind.platform in (None, "linux")
     assert obj.reasons == ["ECONNRESET" if linux else "EPIPE"] and obj.closed
 
 

@@ -332,7 +332,9 @@ def world_of(kind: Kind) -> Iterator[World]:
         before = world.open_fds()
         with world.stack:
             yield world
-        assert world.open_fds() == before
+        # A libkqueue closes what a kqueue had open when it pleases.
+        if not (kind == Kind("kqueue") and "DANGA_RAW_LIBKQUEUE" in os.environ):
+            assert world.open_fds() == before
 
 
 class Hangs(BaseException):

@@ -44,7 +44,7 @@ PYPY = [
     ),
     *("-k", "not sim"),
 ]
-"""The tests for PyPy: the simulated kernel counts references, and so does much of the rest."""
+"""The tests for PyPy: the simulated kernel takes pointers as CPython's ctypes makes them."""
 
 WARNINGS = "error,ignore::ResourceWarning"
 """For every Python that a test starts too. pytest takes no resource warning either; but a program

@@ -81,7 +81,7 @@ def run_all(backends: Sequence[Backend], seed: int, connections: int) -> tuple[s
         done = opened = steps = faults = worlds = 0
         all_bytes = blake2b(digest_size=8)
         began = time.monotonic()
-        while done < connections:
+        while done < connections or not worlds:
             size = min(WORLD_SIZE, connections - done)
             result = attempt(seed + worlds, backend, size)
             if isinstance(result, Failure):

@@ -124,10 +124,17 @@ class Epoll(OpenFile):
             told = {data for data, _ in found}
             if entry and entry.data not in told and entry.events & (POLLIN | POLLOUT):
                 found.append((entry.data, entry.events & (POLLIN | POLLOUT)))
-        for i, (data, mask) in enumerate(self.kernel.luck.shuffled(found)[:most]):
+        # Nothing is passed over: what there is no room for stands in front of the next batch, and
+        # what was told behind the rest.
+        found = self.kernel.luck.shuffled(found[:most])
+        told = {data for data, _ in found}
+        for key, entry in list(self.entries.items()):
+            if entry.data in told:
+                self.entries[key] = self.entries.pop(key)
+        for i, (data, mask) in enumerate(found):
             _MASK.pack_into(view, i * LAYOUT.size, mask)
             _DATA.pack_into(view, i * LAYOUT.size + LAYOUT.data, data)
-        return min(len(found), most)
+        return len(found)
 
     def released(self) -> None:
         for fd, file in self.entries:

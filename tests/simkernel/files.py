@@ -44,6 +44,7 @@ class OpenFile:
 
     def __init__(self, kernel: SimKernel) -> None:
         self.kernel = kernel
+        self.inode = next(kernel.inodes)
         self.descriptors = 0
         self.nonblocking = False
         self.watchers: set[tuple[Epoll, int]] = set()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
 from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT
+from itertools import count
 from resource import struct_rusage
 from typing import Literal, TypeVar
 
@@ -30,6 +31,8 @@ Form = Literal["linux", "freebsd", "netbsd"]
 Change = tuple[int, int, int]
 """(ident, filter, flags)"""
 
+TICK_NS = 10_000_000
+"""NetBSD's clock ticks at 100 Hz."""
 F_SETFD, FD_CLOEXEC = 2, 1
 EPOLL_CLOEXEC = os.O_CLOEXEC
 IPPROTO_TCP = 6
@@ -76,6 +79,7 @@ class SimKernel:
         self.clock = Clock()
         self.table = Table(first_fd, limit)
         self.kqueues: list[KQueue] = []
+        self.inodes = count(1)
         self.steps = 0
         """How many calls have been made."""
         self.changes: list[list[Change]] = []
@@ -189,6 +193,9 @@ class SimKernel:
             raise error(number)
         if self.luck.noisy(f"EINTR from {what}"):
             raise error(EINTR)
+        if timeout_ns and self.rules == "netbsd":
+            # Whole ticks of its clock, and one more for the one that has begun.
+            timeout_ns = (-(-timeout_ns // TICK_NS) + 1) * TICK_NS - self.clock.now_ns % TICK_NS
         return self.clock.wait(ready, timeout_ns, what)
 
     # --- the calls that raise ---------------------------------------------------------------------
@@ -241,9 +248,11 @@ class SimKernel:
             file.released()
 
     def fstat(self, fd: int, /) -> os.stat_result:
-        """fstat(2), as `os.fstat`; only the mode means anything."""
+        """fstat(2), as `os.fstat`; only the mode and the inode mean anything. The BSDs have none for
+        a TCP socket (soo_stat), and NetBSD and OpenBSD none for a pipe (pipe_stat)."""
         self.steps += 1
-        return os.stat_result((self.get(fd, "fstat").mode, *[0] * 9))
+        file = self.get(fd, "fstat")
+        return os.stat_result((file.mode, file.inode if self.rules == "linux" else 0, *[0] * 8))
 
     def clock_gettime(self, clock: int, /) -> float:
         """clock_gettime(2), as `time.clock_gettime`."""

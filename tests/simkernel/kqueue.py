@@ -119,7 +119,8 @@ class KQueue(OpenFile):
                 told.append((change[0], change[1], EV_ERROR, change[3], number, change[5]))
         if not told and room:
             told = self.kernel.wait_ns(self.ready, timeout_ns, "kevent")
-            told = self.kernel.luck.shuffled(self._with_spurious(told))[:room]
+            # Nothing is passed over: what has no room now is the first of the next batch.
+            told = self.kernel.luck.shuffled(self._with_spurious(told[:room]))[:room]
             self._requeue(told)
         for i, fields in enumerate(told):
             assert view is not None

@@ -101,6 +101,6 @@ class PipeEnd(OpenFile):
         if self.other:
             self.other.other = None
             for note in self.other.filters:
-                # FreeBSD hangs a write filter on the other end, and clears that list (knlist_clear).
+                # FreeBSD hangs a write filter on the other end, and clears its list (knlist_clear).
                 note.once = note.write and self.kernel.platform == "freebsd"
             self.other.stirred()

@@ -16,8 +16,19 @@ from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.types import Block, DescriptorMapping, OtherFdMapping
 from tests.simkernel.clients import Client
+from tests.simkernel.files import POLLIN, POLLOUT
 from tests.simkernel.handles import Handle
-from tests.simkernel.rules import BYTES, Boom, Broken, ServerHandle, TimerModel, close_anyhow
+from tests.simkernel.pipes import PipeEnd
+from tests.simkernel.rules import (
+    BYTES,
+    MASK,
+    MS,
+    Boom,
+    Broken,
+    ServerHandle,
+    TimerModel,
+    close_anyhow,
+)
 from tests.simkernel.sockets import StreamSocket
 
 if TYPE_CHECKING:
@@ -69,6 +80,12 @@ class Connection:
         assert self.handle is not None and isinstance(self.handle.file, StreamSocket)
         return self.handle.file.shut_read
 
+    @property
+    def unread(self) -> int:
+        """How many bytes the kernel has for the server."""
+        assert self.handle is not None and isinstance(self.handle.file, StreamSocket)
+        return self.handle.file.arrived
+
     def wrap(self) -> None:
         """A new object for the handle, on any loop."""
         assert self.handle is not None
@@ -112,6 +129,8 @@ class Connection:
 
     def end(self, obj: Peer) -> None:
         """The client has closed, or there was an error: go once everything is out."""
+        if self.dice.random() < 0.3:  # As who still wants to answer.
+            obj.tcp_cork(not obj.corked)
         if self.world.wild and self.dice.random() < 0.5:
             obj.close("end")
         elif not self.ended:
@@ -318,11 +337,20 @@ class Peer(Socket[Handle]):
 
     def event_err(self) -> None:
         self.conn.world.entered(self)
+        self.not_too_early()
         self.close("err")
+
+    def not_too_early(self) -> None:
+        """The end comes behind what came before it, as far as the kernel can tell it so: epoll
+        tells both at once, and a loop within a handler brings more data."""
+        world = self.conn.world
+        if world.backend == "kqueue" and not world.within and self.event_watch & POLLIN:
+            world.require(not self.conn.unread, "the end was told before the data")
 
     def event_hup(self) -> None:
         self.conn.world.entered(self)
         self.conn.world.require(self.conn.hung_up, "a hang-up of another")
+        self.not_too_early()
         # kqueue calls the end of what the client sends a hang-up. Only a wild client hangs up.
         if self.conn.world.wild:
             self.close("hup")
@@ -332,6 +360,91 @@ class Peer(Socket[Handle]):
         if not self.closed:
             self.conn.world.will_close(self)
         super().close(reason)
+
+
+class PipeUser(Socket[Handle]):
+    """An object on an end of a pipe whose other end is gone, or goes at some time. It watches and
+    doesn't, until it has heard of that often enough."""
+
+    __slots__ = ("dice", "ignored", "other", "turns", "world")
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.dice = dice = Random(f"pipe {world.seed} {number}")
+        ends = list(world.kernel.pipe())
+        for end in ends:
+            end.setblocking(False)
+        if dice.random() < 0.5:
+            ends[1].send(bytes(dice.randint(1, 300)))
+        dice.shuffle(ends)
+        self.other = ends[1]
+        if dice.random() < 0.4:
+            self.other.close()
+        else:
+            world.kernel.clock.after(dice.randrange(20 * MS), self.other.close)
+        try:
+            super().__init__(ends[0], dice.choice(world.loops))
+        except OSError:
+            close_anyhow(ends[0])
+            close_anyhow(self.other)
+            raise
+        self.ignored = 0
+        """How many timers ago the end of the pipe was told to deaf ears, and from 1 on."""
+        self.turns = 0
+        """How often it has turned over since the other end has gone."""
+        self.turn_over()
+
+    @property
+    def hung_up(self) -> bool:
+        """The other end is gone."""
+        return self.other.fileno() < 0
+
+    @property
+    def reads(self) -> bool:
+        """This is the end to read from."""
+        assert isinstance(self.sock, Handle) and isinstance(self.sock.file, PipeEnd)
+        return not self.sock.file.writes
+
+    def turn_over(self) -> None:
+        """Watch for something else, and again soon."""
+        if self.closed:
+            return
+        self.turns += self.hung_up
+        # It is told so in every other turn, and closes three times in ten.
+        self.world.require(self.turns < 200, "a pipe has no end")
+        if self.ignored:
+            self.ignored += 1
+            self.world.require(self.ignored < 5, "the end of a pipe was told but once")
+        else:
+            self.watch_read(self.reads and self.dice.random() < 0.5)
+            self.watch_write(self.dice.random() < 0.5)
+        TimerModel(self.world, self.loop, self.dice.randrange(1, 50) / 10_000, self.turn_over)
+
+    def event_read(self) -> None:
+        self.world.in_handler(self.loop)
+        self.read(self.dice.choice((1, 10, 1000)))
+
+    def event_write(self) -> None:
+        self.world.in_handler(self.loop)
+        if not self.hung_up:
+            self.watch_write(False)
+
+    def event_hup(self) -> None:
+        self.world.in_handler(self.loop)
+        self.world.require(self.hung_up, "a hang-up of a pipe with both ends")
+        if not self.ignored and self.event_watch & MASK == POLLOUT and self.dice.random() < 0.5:
+            self.ignored = 1
+            return
+        self.ignored = 0
+        self.watch_write(False)
+        if self.world.backend == "kqueue" and self.reads and self.event_watch & POLLIN:
+            assert isinstance(self.sock, Handle) and isinstance(self.sock.file, PipeEnd)
+            self.world.require(not self.sock.file.buffer, "a pipe's end was told before the data")
+        # epoll tells it without end.
+        if self.world.backend != "kqueue" or self.dice.random() < 0.3:
+            self.close("hup")
+
+    event_err = event_hup
 
 
 class Acceptor(Socket[Handle]):

@@ -30,6 +30,10 @@ SHUT_RD, SHUT_WR, SHUT_RDWR = 0, 1, 2
 UNIX_BUFFER, UNIX_LOW_WATER = 4096, 2048
 """Of NetBSD's UNIX sockets: with less room than the low-water mark the write filter is silent."""
 
+EARLY_WRITE_REFUSED = ("darwin", "netbsd", "netbsd9", "openbsd")
+"""Where a write to a socket that still connects is ENOTCONN: sosend() in each uipc_socket.c, but for
+a protocol with PR_IMPLOPCL, as TCP is on FreeBSD and DragonFly."""
+
 CORK_NS = 200_000_000
 """How long a corked socket holds back a partial segment at most; tcp(7)."""
 SEGMENT = 1448
@@ -150,8 +154,10 @@ class StreamSocket(OpenFile):
         return data
 
     def write(self, data: memoryview) -> int:
-        if self.connecting and self.kernel.rules != "freebsd":
-            raise error(ENOTCONN if self.bsd else EAGAIN)
+        if self.connecting and self.kernel.platform in EARLY_WRITE_REFUSED:
+            raise error(ENOTCONN)
+        if self.connecting and not self.bsd:
+            raise error(EAGAIN)
         while True:
             # A BSD looks at the direction first, and leaves the error to a reader.
             if self.tcp and self.error and not self.bsd:

@@ -18,6 +18,7 @@ from functools import partial
 from random import Random
 from typing import Final, Literal, NamedTuple, TypeVar
 
+from danga_raw import _epoll, _kqueue
 from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
 from danga_raw.loop import Loop
@@ -29,7 +30,7 @@ from tests.simkernel.handles import Handle
 from tests.simkernel.kernel import SimKernel
 from tests.simkernel.kqueue import as_kqueue
 from tests.simkernel.rules import MASK, MS, Boom, Broken, TimerModel
-from tests.simkernel.servers import Acceptor, Connection, Peer
+from tests.simkernel.servers import Acceptor, Connection, Peer, PipeUser
 from tests.watched import by_poll
 
 Backend = Literal["epoll", "poll", "kqueue-freebsd", "kqueue-netbsd"]
@@ -94,11 +95,17 @@ class World:
         # One loop has to let go for the other to run.
         self.turns = dice.choice((1, 5, 1000 if self.loops_wanted == 1 else 20))
         self.taps_wanted = dice.randrange(3)
+        self.pipes_wanted = dice.randrange(4)
+        self.room = dice.choice((1000, 1000, 1000, 5, 2))
+        """How many events a wait takes at most: with 1,000 no world ever fills a batch."""
         self.wanted = connections
         self.loops: list[Loop] = []
         self.acceptors: list[Acceptor] = []
         self.connections: list[Connection] = []
         self.taps: list[Tap] = []
+        self.pipes: list[PipeUser] = []
+        self.within = 0
+        """How many loops run within handlers."""
         self.timers: set[TimerModel] = set()
         self.timers_made = 0
         self.last_timer: dict[Loop, tuple[float, int]] = {}
@@ -119,7 +126,7 @@ class World:
 
     def run(self) -> Report:
         """Let everything happen. Raises `Broken` or `SimError`."""
-        with self.kernel.installed(), self._warnings_seen():
+        with self.kernel.installed(), self._warnings_seen(), self._little_room():
             self._set_up()
             while not self._finished():
                 for loop in self.loops:
@@ -139,6 +146,7 @@ class World:
     def run_within(self, loop: Loop) -> None:
         """One turn of a loop, from within a handler of one."""
         before, self.turns_left = self.turns_left, 1
+        self.within += 1
         # Handlers may have added timers that are due before those that fired in this turn.
         self.last_timer.pop(loop, None)
         try:
@@ -150,6 +158,7 @@ class World:
             self._turn(loop)
         finally:
             self.turns_left = before
+            self.within -= 1
 
     @contextmanager
     def _warnings_seen(self) -> Iterator[None]:
@@ -160,6 +169,15 @@ class World:
             yield
         finally:
             log.removeHandler(handler)
+
+    @contextmanager
+    def _little_room(self) -> Iterator[None]:
+        before = _kqueue.MAX_EVENTS, _epoll.MAX_EVENTS
+        try:
+            vars(_kqueue)["MAX_EVENTS"] = vars(_epoll)["MAX_EVENTS"] = self.room
+            yield
+        finally:
+            vars(_kqueue)["MAX_EVENTS"], vars(_epoll)["MAX_EVENTS"] = before
 
     def _set_up(self) -> None:
         for _ in range(self.loops_wanted):
@@ -176,6 +194,11 @@ class World:
             self.acceptors.append(self._insist(partial(Acceptor, self, handle, loop)))
         for number in range(self.taps_wanted):
             self.taps.append(self._insist(partial(Tap, self, number)))
+        for number in range(self.pipes_wanted):
+            try:
+                self.pipes.append(PipeUser(self, number))
+            except OSError as error:
+                self.tolerate(error)
         for _ in range(self.wanted):
             self.spawn()
 
@@ -199,6 +222,7 @@ class World:
             all(conn.client.over and not conn.obj for conn in self.connections)
             and not self.timers
             and all(not tap.watched for tap in self.taps)
+            and all(pipe.closed and pipe.hung_up for pipe in self.pipes)
         )
 
     def _turn_of(self, loop: Loop) -> PostLoopCallback:
@@ -300,6 +324,12 @@ class World:
             if acceptor.loop is loop:
                 assert acceptor.fd is not None
                 asked[acceptor.fd] = acceptor.event_watch & MASK
+        gone = set()
+        for pipe in self.pipes:
+            if pipe.loop is loop and pipe.fd is not None:
+                asked[pipe.fd] = pipe.event_watch & MASK
+                if pipe.hung_up:
+                    gone.add(pipe.fd)
         mapped = loop._registry.objects.keys()
         if mapped != asked.keys():
             leaving = {entry.fd for entry in loop._registry.leaving}
@@ -309,12 +339,19 @@ class World:
             raise Broken("pushed-back data outlives its object")
         if not loop._registry.own_callbacks.keys() <= asked.keys():
             raise Broken("a callback outlives its object")
-        if len(self.to_close[loop]) != len(loop._registry.leaving):
+        pipes = [pipe for pipe in self.pipes if pipe.closed and pipe.loop is loop]
+        leaving_pipes = [entry for entry in loop._registry.leaving if entry.obj in pipes]
+        if len(self.to_close[loop]) != len(loop._registry.leaving) - len(leaving_pipes):
             raise Broken("the closes that wait are not those asked for")
         for tap in self.taps:
             if tap.watched and tap.loop is loop:
                 asked[tap.read_end.fileno()] = POLLIN
         watched = self.watched(loop)
+        if self.backend == "kqueue":
+            # A pipe without another end may have lost its write filter.
+            for fd in gone:
+                asked[fd] &= POLLIN
+                watched[fd] &= POLLIN
         if watched != asked:
             raise Broken(f"the kernel watches {watched}, and asked for is {asked}")
         heaped = sum(1 for entry in loop._timers.heap if entry[2].callback is not None)

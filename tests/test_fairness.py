@@ -1,0 +1,107 @@
+"""What keeps a loop busy must not keep it from the rest: a number that is nobody's any more, and a
+connection that always has something."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from danga_raw import _epoll, _kqueue
+from tests.world import Noted, World, only
+
+TURNS = 100
+"""A loop that goes round so often in these tests goes round for nothing."""
+
+
+def run_for(world: World, seconds: float) -> int:
+    """Run the loop until a timer stops it; how many turns that took, at most `TURNS`."""
+    turns = [0]
+
+    def count(*_: object) -> bool:
+        turns[0] += 1
+        return turns[0] < TURNS
+
+    world.loop.add_timer(seconds, world.loop.stop)
+    world.loop.set_post_loop_callback(count)
+    world.loop.run()
+    return turns[0]
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
+def test_a_descriptor_that_was_closed_behind_the_back_is_told_of_once_and_wakes_nobody(
+    world: World, watched: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(watched)
+    other, peer = world.socketpair()
+    heard = Noted(other, world.loop)
+    heard.watch_read(True)
+    one.close()
+    with caplog.at_level(logging.WARNING, "danga_raw"), world.calls() as calls:
+        assert run_for(world, 0.01) < 5
+        assert len(only(calls, "wait")) < 5
+        peer.send(b"still here")
+        world.until(lambda: heard.got)
+    assert obj.events == [] and heard.got == b"still here"
+    assert len(caplog.records) <= 1
+
+
+@pytest.mark.parametrize("room", [1, 1000])
+def test_a_connection_that_always_has_something_lets_the_others_and_the_timers_have_their_turn(
+    world: World, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_epoll, "MAX_EVENTS", room)
+    monkeypatch.setattr(_kqueue, "MAX_EVENTS", room)
+    order: list[str] = []
+    one, two = world.socketpair()
+
+    def more() -> None:
+        while True:
+            try:
+                two.send(bytes(4096))
+            except BlockingIOError:
+                return
+
+    def take_everything(obj: Noted) -> None:
+        # A read a turn, and it is full again.
+        order.append("greedy")
+        obj.read(1 << 30)
+        more()
+        if len(order) > TURNS:
+            world.loop.stop()
+
+    Noted(one, world.loop, read=take_everything).watch_read(True)
+    others = []
+    for name in "abc":
+        here, there = world.socketpair()
+
+        def once(obj: Noted, name: str = name) -> None:
+            order.append(name)
+            obj.take()
+
+        other = Noted(here, world.loop, read=once)
+        other.watch_read(True)
+        others.append((other, there))
+    more()
+    world.turn()
+    order.clear()
+    for _, there in others:
+        there.send(b"x")
+    world.loop.add_timer(0, lambda: order.append("timer"))
+    world.loop.set_post_loop_callback(lambda *_: len(set(order)) < 5)
+    world.loop.run()
+    assert sorted(set(order)) == ["a", "b", "c", "greedy", "timer"]
+    # Nobody waits for more than a round of what is ready.
+    assert order.count("greedy") <= 4 and order.index("timer") == 0
+
+
+def test_one_read_takes_no_more_than_its_share(world: World) -> None:
+    # A read of all there is, on a socket with room for more than a mebibyte, is one of 1 MiB.
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    with world.calls() as calls:
+        obj.read(1 << 30)
+    assert only(calls, "read") == [("read", one.fileno(), 1 << 20)]

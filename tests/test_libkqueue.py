@@ -1,0 +1,67 @@
+"""libkqueue on Linux: a real kqueue, if not a kernel's.
+
+Debian's (2.3.1, in experimental) can't have both filters of a descriptor switched on, and is refused
+when it is loaded. On what it can do the package is run all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import needs
+from tests.abi import debian
+
+PACKAGE = "libkqueue0t64"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libkqueue is for Linux")
+
+
+@pytest.fixture(scope="module")
+def library() -> str:
+    """The path of Debian's libkqueue, which is unpacked into the cache folder at its first use."""
+    root = debian.CACHE / PACKAGE
+    try:
+        if not root.exists():
+            architecture = debian.run(["dpkg", "--print-architecture"]).strip()
+            # Without what it depends on, which experimental hasn't: it needs the C library alone.
+            with debian.whole(root) as made, debian.apt_get("experimental", architecture) as apt:
+                debian.run([*apt, "download", PACKAGE], cwd=made)
+                debian.run(["dpkg-deb", "-x", str(next(made.glob("*.deb"))), str(made)])
+    except OSError as error:
+        if needs.REQUIRED and "Unable to locate package" not in str(error):
+            raise
+        pytest.skip(f"needs Debian's {PACKAGE}: {error}")
+    return str(next(root.glob("usr/lib/*/libkqueue.so.0")))
+
+
+def test_a_library_that_cannot_watch_for_both_is_refused_in_one_line(library: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "danga_raw", "echo"],
+        env={**os.environ, "DANGA_RAW_LIBKQUEUE": library},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "2.7.0" in line
+    assert library in line and "File exists" in line
+
+
+def test_on_what_it_can_do_the_package_is_right(library: str) -> None:
+    # A process of its own: the library closes what a kqueue had open when it pleases.
+    cases = Path(__file__).with_name("on_libkqueue.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(cases)],
+        env={**os.environ, "LIBKQUEUE": library},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
