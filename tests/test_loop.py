@@ -446,7 +446,10 @@ def drain_it(obj: Noted) -> None:
 
 
 @pytest.mark.parametrize("new", ["a timer", "an object", "call_soon", "an other fd"])
-def test_run_goes_on_with_what_was_added_behind_a_reset(world: World, new: str) -> None:
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "by call_soon"])
+def test_run_goes_on_with_what_was_added_behind_a_reset(
+    world: World, new: str, later: bool
+) -> None:
     one, two = world.socketpair()
     three, four = world.socketpair()
     two.send(b"x")
@@ -459,6 +462,12 @@ def test_run_goes_on_with_what_was_added_behind_a_reset(world: World, new: str) 
 
     def forget(obj: Noted) -> None:
         world.loop.reset()
+        if later:
+            world.loop.call_soon(add)
+        else:
+            add()
+
+    def add() -> None:
         if new == "a timer":
             world.loop.add_timer(0.001, stop)
         elif new == "an object":
