@@ -119,13 +119,17 @@ class Loop:
             timeout = self._timeout
             if timers or overdue:
                 try:
-                    timeout = run_due(timeout)
+                    limit, timeout = timeout, run_due(timeout)
                 except Exception as error:
                     if not self.handle_exception(error):
                         raise
                     continue
+                if limit != self._timeout:  # Set by a timer.
+                    timeout = 0
             if soon:
                 self._run_soon()
+                # They may have added a timer, or set the timeout: the next turn sees to that.
+                timeout = 0
             if soon or readable or leaving and registry.due():
                 timeout = 0
             if self._stopping > 0:

@@ -228,6 +228,29 @@ def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
     assert fired == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("by", ["a timer", "call_soon"])
+def test_a_loop_timeout_that_is_set_before_the_wait_is_heeded_by_it(world: World, by: str) -> None:
+    loop = world.loop
+
+    def limit() -> None:
+        loop.set_loop_timeout(3)
+
+    if by == "a timer":
+        loop.add_timer(0, limit)
+    else:
+        loop.call_soon(limit)
+    with world.calls() as calls:
+        loop.set_post_loop_callback(lambda *_: len(calls) < 2)
+        loop.run()
+    assert calls == [("wait", 0), ("wait", 3)]
+
+
+def test_a_timer_that_call_soon_adds_is_not_waited_over(world: World) -> None:
+    loop = world.loop
+    loop.call_soon(lambda: loop.add_timer(0.001, loop.stop))
+    loop.run()
+
+
 @pytest.mark.parametrize("seconds", [0, -1, -1e9])
 def test_a_timer_that_always_adds_itself_lets_the_others_and_the_events_have_their_turn(
     world: World, seconds: float
