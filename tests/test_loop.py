@@ -1161,6 +1161,17 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
     assert obj.events == []
 
 
+def test_reset_takes_off_profiling(world: World) -> None:
+    world.loop.enable_profiling()
+    world.loop.reset()
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.until(lambda: obj.got)
+    assert world.loop.profiling_data == {}
+
+
 def test_reset_unregisters_nothing(world: World) -> None:
     Noted(world.socketpair()[0], world.loop)
     world.loop.add_other_fds({world.socketpair()[0].fileno(): lambda state: None})
