@@ -140,7 +140,8 @@ def _switch() -> None:
 
 
 def _after_fork() -> None:
-    """A thread that was switching is not there any more, nor is another that was in a sink: this one, if it forked there, still is."""
+    """A thread that was switching is not there any more, nor is another that was in a sink. This one
+    still is, if it forked there."""
     global _switching, _is_switching
     _switching = RLock()
     _is_switching = False
