@@ -265,8 +265,10 @@ class Registry:
 
         Raises `OSError`, EEXIST where the number's holder still has it.
         """
-        if renewed := bool(self.stale) and fd in self.stale:
+        renewed = False
+        if self.stale and fd in self.stale:
             self.renew()
+            renewed = True
         try:
             poller = self.poller or self.open()
             poller.register(fd, events)
