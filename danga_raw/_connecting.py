@@ -113,6 +113,7 @@ class Connecting:
         finally:
             if error is not None and not obj.closed:
                 obj.close_as("not connected")
+        obj.write(None)
 
     def cancel(self) -> None:
         """The object has no use for a timeout any more."""

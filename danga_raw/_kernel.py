@@ -74,6 +74,7 @@ def in_c(function: str) -> str:
 
 _NEW: Final = frozenset(("aarch64", "riscv64", "loongarch64"))
 """Machines whose kernel was made without the calls that newer ones replace."""
+_NO_ACCEPT: Final = frozenset(("i386", "s390x"))
 _NO_FSTAT: Final = frozenset(("loongarch64",))
 _64_BITS: Final = _NEW | {"x86_64", "s390x", "ppc64le"}
 _32_BITS: Final = frozenset(("i386", "arm"))
@@ -169,10 +170,12 @@ class Again(NamedTuple):
     asked: Asked
     """The second: the first's arguments but for its last ones, and those constants. It fails alike."""
     libc: str
+    machines: frozenset[str] = MACHINES
 
     def holds(self, call: str, errno: int, place: Where) -> bool:
         """True behind a call that failed so, there."""
-        return (call, errno, place.libc) == (self.behind, self.errno, self.libc)
+        alike = (call, errno, place.libc) == (self.behind, self.errno, self.libc)
+        return alike and place.machine in self.machines
 
 
 F_GETFD: Final = 1
@@ -181,7 +184,8 @@ ASKED_AGAIN: Final = (
     # out whether the descriptor is such a one.
     Again("fstat", EBADF, Asked("fcntl", 2, (F_GETFD,)), MUSL),
     # Before Linux 2.6.28 there was no accept4. The other reason is a socket that doesn't listen.
-    Again("accept4", EINVAL, Asked("accept", 3), MUSL),
+    Again("accept4", EINVAL, Asked("accept", 3), MUSL, MACHINES - _NO_ACCEPT),
+    Again("accept4", EINVAL, Asked("accept4", 4, (0,)), MUSL, _NO_ACCEPT),
 )
 
 

@@ -50,7 +50,7 @@ def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> 
         # The descriptor table may be full, which is what there is to warn of. Where another thread
         # has imported half of it, the rest is not waited for.
         if "logging" not in sys.modules:
-            import logging
+            __import__("logging")
         logger = sys.modules["logging"].getLogger("danga_raw")
         getattr(logger, level)(message, *args, **more)
     except Exception:

@@ -122,7 +122,7 @@ class Registry:
     )
 
     def __init__(self, backend: str) -> None:
-        self.backend = backend
+        self.backend: str = backend
         self.has_entries: Final = backend == "epoll"
         """True where what is watched is an entry of the open file, and may outlive its number."""
         self.polls: Final = backend == "poll"
@@ -236,21 +236,22 @@ class Registry:
         from danga_raw._waker import Waker
 
         with self._opening:
-            if self.waker is None:
-                waker = Waker()
-                try:
-                    waker.open()
-                    if self.waker is None:  # A signal's handler may have made one just now.
-                        self.waker = waker
-                        if self.poller is not None:
-                            self.poller.register(waker.fileno(), POLLIN)
-                except BaseException:
-                    self.waker = None
-                    raise
-                finally:
-                    if self.waker is not waker:
-                        waker.close()
-            return self.waker
+            if self.waker is not None:  # Another thread was faster.
+                return self.waker
+            waker = Waker()
+            try:
+                waker.open()
+                # A signal's handler may have made one just now.
+                self.waker = made = self.waker or waker
+                if made is waker and self.poller is not None:
+                    self.poller.register(waker.fileno(), POLLIN)
+            except BaseException:
+                self.waker = None
+                waker.close()
+                raise
+            if made is not waker:
+                waker.close()
+            return made
 
     def feed(self) -> None:
         """A descriptor was closed: listeners that had none left begin again."""
@@ -275,14 +276,15 @@ class Registry:
             if self.outer:
                 self._drop_events(fd, poller.batch)
             lost = (self.leaving or fd in self.objects) and self._dispossess(fd)
+            if obj is not None and self.other_fds:
+                lost = self.other_fds.pop(fd, None) is not None or lost
             if lost and self.has_entries and not renewed:
                 # An entry goes when the last descriptor of its file does, and a forked child or a
                 # dup may have one: its events would be taken for those of the newcomer.
                 self.renew()
-                self.open().register(fd, events)
+                if fd not in self.other_fds:
+                    self.open().register(fd, events)
             if obj is not None:
-                if self.other_fds:
-                    self.other_fds.pop(fd, None)
                 # Who takes the objects out asks what their handle is where that matters.
                 self.objects[fd] = cast("Socket", obj)
             elif self.objects:
@@ -376,9 +378,12 @@ class Registry:
         try:
             for fd in fds:
                 # One that is there may have been closed and opened again.
-                if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
+                known = fd in self.other_fds
+                if not known or not self.open().holds(fd, POLLIN):
                     added += (fd,)
                     self.register(fd, POLLIN)
+                    if known and self.has_entries:
+                        self.renew()  # As where an object has lost its number.
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):

@@ -7,8 +7,8 @@ doesn't have is skipped by the runtime. What isn't allowed fails with ENOSYS, as
 it: then a C library that is newer than this page tries an older call.
 
 The lists are measured: `python -m tests.audit.interpreter` for Python's, `tests.audit.container` for
-the container's; tests/test_seccomp.py looks again on the Python that it runs on. To add what another
-Python needs is to add the name in its line.
+the container's; tests/test_seccomp_profile.py looks again on the Python that it runs on. To add what
+another Python needs is to add the name in its line.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ INTERPRETER: Final[Mapping[str, str]] = {
     """,
     "to know the time": "clock_gettime clock_gettime64 gettimeofday time clock_getres",
     "to print": "write writev",
+    "to be traced into a file": "flock",
     "to end": "exit_group",
 }
 """What CPython itself needs."""

@@ -609,10 +609,11 @@ def _connect(given: Given, result: object) -> tuple[Value, ...]:
     handle, address = given
     whole = 16
     if isinstance(address, tuple):
-        address = cast("tuple[object, ...]", tuple(address))
-        if ":" in str(address[0]):
+        members = cast("tuple[object, ...]", address)
+        if ":" in str(members[0]):
             whole = 28
-            address += (0,) * (4 - len(address))
+            members += (0,) * (4 - len(members))
+        address = members
     told = cast("SockAddr", address)
     return (_fd(handle), Address(told), _size(told, whole))
 

@@ -39,9 +39,6 @@ _PASSED_BY: Final = frozenset(
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The system has no descriptor or no memory for a connection now."""
 
-_BROKEN: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
-"""The listener doesn't listen, and never will again."""
-
 
 class Listener(Socket):
     """A listening socket that hands each new connection to a function.
@@ -94,11 +91,7 @@ class Listener(Socket):
             except OSError as error:
                 if error.errno in _PASSED_BY:
                     continue
-                if error.errno in _BROKEN:
-                    warn("%r: accept: %s", self, error)
-                    self.close_as("accept failed")
-                else:
-                    self._starve(error)
+                self._starve(error)
                 return
             self._retry = None
             self._hand_over(connection, address)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from _thread import _count as count_other_threads
+# What threading.active_count() counts, without the import of threading.
+from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
 from operator import index
 
@@ -143,7 +144,8 @@ class Loop:
                 self._open_waker()
             found = poller.wait(timeout)
             if self._profiling:
-                found = [(each, POLLIN) if isinstance(each, int) else each for each in found]
+                # As they come: what is left of the batch may be dropped meanwhile.
+                found = ((each, POLLIN) if isinstance(each, int) else each for each in found)
             for event in found:
                 # What nearly all events are comes as the bare number of an object that is readable.
                 try:
@@ -219,7 +221,7 @@ class Loop:
     def _dispatch(self, obj: AnySocket, state: int) -> None:
         """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
         connecting = self._registry.connecting
-        if connecting and (pending := connecting.get(obj.fd or 0)) is not None:
+        if connecting and (pending := connecting.get(-1 if obj.fd is None else obj.fd)) is not None:
             pending.finish()
             return
         if self._profiling:
@@ -550,7 +552,7 @@ class Loop:
         registry.forget()
 
 
-def registry_of(loop: Loop) -> Registry:
+def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
         raise TypeError(f"a Socket takes a Loop, not {loop!r}; Loop({loop!r}) makes one")

@@ -179,6 +179,7 @@ class Socket(Generic[HandleT]):
         except BaseException:
             sock.close()
             raise
+        obj._direct = None  # Until it is connected, what is written is queued.
         Connecting(obj, obj._registry.connecting, error, timeout)
         return obj
 
@@ -327,6 +328,11 @@ class Socket(Generic[HandleT]):
         if fd is None:
             return True
         new = None if data is None else _block(data)
+        if fd in self._registry.connecting:
+            # What the kernel would answer here is the connect's outcome, which is told elsewhere.
+            if new is not None:
+                self._queue(new)
+            return not self.write_buf
         if new is not None and self.write_buf:
             self._queue(new)
             return False
@@ -349,6 +355,8 @@ class Socket(Generic[HandleT]):
             block = new if new is not None else queue[0]
             if not isinstance(block, (bytes, memoryview)):
                 if new is None:
+                    if self.closed:  # By a signal's handler, just now.
+                        return True
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
                     del queue[0]
@@ -578,7 +586,7 @@ class Socket(Generic[HandleT]):
         try:
             self.close(reason)
         except BaseException:
-            Socket.close(self, reason)
+            self._registry.leave(self, self.sock)
             raise
 
     def steal_socket(self) -> HandleT | None:
@@ -704,9 +712,9 @@ class Socket(Generic[HandleT]):
     def dump_error(self, message: str) -> None:
         """Print `message`, this object and the calls that led here to standard error. Raises
         nothing."""
-        calls = []
+        calls: list[str] = []
         # Not by `traceback`, which would open the source of every caller.
-        frame: FrameType | None = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # documented
         while frame is not None:
             code = frame.f_code
             calls.append(f"\t{code.co_filename}:{frame.f_lineno} called {code.co_name}\n")
@@ -720,7 +728,7 @@ class Socket(Generic[HandleT]):
 
     # --- the loop, in the manual's words ----------------------------------------------------------
 
-    SetPostLoopCallback = _PostLoopCallbackSetter()
+    SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""

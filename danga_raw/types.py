@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 from _collections_abc import Callable, Iterable, Mapping
-from types import FrameType, TracebackType
+from types import FrameType as FrameType
+from types import TracebackType as TracebackType
 
 from _socket import socket as RawSocket
 from danga_raw._typing import Protocol

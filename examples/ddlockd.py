@@ -6,7 +6,6 @@ or "ERR code text" for each. Only the holder of a lock can release it, and it di
 connection.
 """
 
-import argparse
 import logging
 import re
 import signal
@@ -38,6 +37,7 @@ ERRORS = {
     "taken": "Somebody holds this lock",
     "didnthave": "This connection doesn't hold this lock",
 }
+
 
 class Names:
     """Names in order, in runs that are short, so that a new one moves only a few."""
@@ -218,9 +218,13 @@ def accepted(connection: socket.socket, address: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A lock server on 127.0.0.1.")
-    parser.add_argument("port", metavar="PORT", nargs="?", default="7002", help="%(default)s; 0: any")
-    port: str = parser.parse_args().port
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(f"usage: ddlockd.py [-h] [PORT]\n\n{__doc__}", end="")
+        return
+    if len(sys.argv) > 2:
+        sys.stderr.write(f"ddlockd.py: one port, and not {' '.join(sys.argv[1:])!r}\n")
+        sys.exit(2)
+    port = sys.argv[1] if len(sys.argv) > 1 else "7002"
     try:
         server = socket.create_server(("127.0.0.1", int(port)), backlog=1024)
         # What the clients' sockets inherit. Keepalive frees the locks of a machine that has died.

@@ -36,8 +36,9 @@ EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 HEAD_END = re.compile(rb"\n\r?\n")
 HEAD = re.compile(
     rb"(TOKEN) (?:http://[\w.:\[\]-]+)?(/[^\0- #?\x7f-\xff]*)(\?[^\0- #\x7f-\xff]*)?"
-    rb" HTTP/1\.(\d)\r((?:\nTOKEN:[^\0-\x08\x0a-\x1f\x7f]*\r)*)"
-    .replace(b"TOKEN", rb"[!#-'*+.\-\w^`|~]+")
+    rb" HTTP/1\.(\d)\r((?:\nTOKEN:[^\0-\x08\x0a-\x1f\x7f]*\r)*)".replace(
+        b"TOKEN", rb"[!#-'*+.\-\w^`|~]+"
+    )
 )
 
 
@@ -136,6 +137,7 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
 
 class Connection(Socket):
     """One client. It isn't read from while it is being answered, so nothing can pile up."""
+
     __slots__ = ("server", "client", "inbox", "talking", "since")
 
     def __init__(self, server: "Server", client: socket.socket) -> None:
@@ -214,6 +216,7 @@ class Connection(Socket):
         super().close(reason)
         self.talking = iter(())  # lets go of what it was talking about, and so of its file
         self.loop.call_soon(self.server.open_door)  # there may be room again
+
     event_err = close
 
     def event_hup(self) -> None:
@@ -227,6 +230,7 @@ class Connection(Socket):
 
 class Server:
     """The listening socket, and what all connections share."""
+
     def __init__(self, loop: Loop, folder: str, host: str, port: int, timeout: float) -> None:
         if not timeout > 0:
             raise ValueError(f"--timeout is a number of seconds above 0, not {timeout}")

@@ -65,6 +65,8 @@ def main() -> None:
             announce()
         real_close(self)
 
+    # The package takes a close of another module for one that does more than close(2).
+    close.__module__ = socket.__name__
     setattr(socket.socket, "_real_close", close)
     real_init = socket.socket.__init__
 

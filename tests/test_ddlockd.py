@@ -202,7 +202,9 @@ def hold_many(client: Client, count: int) -> None:
     """Take so many locks, in an order that is not that of their names."""
     for start in range(0, count, 1000):
         numbers = range(start, min(start + 1000, count))
-        client.sock.sendall(b"".join(b"trylock lock=%08d\n" % (n * 7919 % 1000003) for n in numbers))
+        client.sock.sendall(
+            b"".join(b"trylock lock=%08d\n" % (n * 7919 % 1000003) for n in numbers)
+        )
         for _ in numbers:
             assert client.stream.readline() == OK
 
@@ -244,7 +246,7 @@ def test_what_takes_long_leaves_the_others_their_turns() -> None:
         ends = [socket.socketpair() for _ in range(3)]
         for end in ends:
             end[0].setblocking(False)
-        holder, asker, other = (ddlockd["Client"](end[0]) for end in ends)
+        holder, asker, _ = (ddlockd["Client"](end[0]) for end in ends)
         for number in range(count):
             name = f"{number:08}"
             ddlockd["holder"][name] = holder
@@ -270,7 +272,10 @@ def test_what_takes_long_leaves_the_others_their_turns() -> None:
         assert ends[2][1].recv(100).splitlines()[:2] == [b"OK ", b"OK "]
         for _ in range(2 * count // ddlockd["A_TURN"]):
             turn()
-        assert holder.locks == set() and sorted(ddlockd["holder"]) == ["00000000", f"{count - 1:08}"]
+        assert holder.locks == set() and sorted(ddlockd["holder"]) == [
+            "00000000",
+            f"{count - 1:08}",
+        ]
         assert list(ddlockd["names"].behind("")) == ["00000000", f"{count - 1:08}"]
     finally:
         Socket.Reset()
@@ -386,3 +391,5 @@ def test_what_it_cannot_serve_is_said_in_one_line() -> None:
             assert code == 2
             assert complaint.startswith("ddlockd.py: ") and reason in complaint
             assert complaint.count("\n") == 1
+        code, complaint = failing("ddlockd.py", "7002", "7003")
+        assert (code, complaint) == (2, "ddlockd.py: one port, and not '7002 7003'\n")

@@ -28,7 +28,10 @@ from tests.strace import in_newest_words
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-WITH_CODE = [ROOT / "README.md", *(ROOT / "docs" / f"{p}.md" for p in ("manual", "porting", "recipes"))]
+WITH_CODE = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{p}.md" for p in ("manual", "porting", "recipes")),
+]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 PATIENCE = 60
 """Seconds after which a conversation counts as stuck; none of them takes one."""

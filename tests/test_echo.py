@@ -31,9 +31,7 @@ LITTLE_MEMORY = 8 * 1024 * 1024
 
 
 @contextlib.contextmanager
-def echoing(
-    backend: str, descriptors: int = 0, wrapper: tuple[str, ...] = ()
-) -> Iterator[Server]:
+def echoing(backend: str, descriptors: int = 0, wrapper: tuple[str, ...] = ()) -> Iterator[Server]:
     """The server as a process of its own; it must not write to standard error."""
 
     def limit() -> None:

@@ -589,7 +589,12 @@ def test_a_name_that_becomes_something_else_is_not_served(tmp_path: Path) -> Non
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "stat", lambda *_, **__: info)
-            for folder, name in ((root, b"pipe"), (root, b"link"), (root, b"zeros"), (dev, b"null")):
+            for folder, name in (
+                (root, b"pipe"),
+                (root, b"link"),
+                (root, b"zeros"),
+                (dev, b"null"),
+            ):
                 head = b"GET /" + name + b" HTTP/1.1\r\nHost: here\r"
                 assert httpd["answer"](head, folder)[0].startswith(b"HTTP/1.1 404 "), name
     finally:
@@ -610,10 +615,12 @@ def test_a_hang_up_is_told_by_reading_or_writing(tree: Path, waits: bool, gone: 
         with socket.create_connection(address, PATIENCE) as client:
             client.sendall(b"GET " if waits else get("/big.bin"))
             loop.set_post_loop_callback(
-                lambda sockets, others: not any(
-                    each.write_buf_size or waits and each.inbox
-                    for each in sockets.values()
-                    if isinstance(each, httpd["Connection"])
+                lambda sockets, others: (
+                    not any(
+                        each.write_buf_size or waits and each.inbox
+                        for each in sockets.values()
+                        if isinstance(each, httpd["Connection"])
+                    )
                 )
             )
             loop.add_timer(PATIENCE, loop.stop)

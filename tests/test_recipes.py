@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -157,7 +158,9 @@ def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_idle_connections_are_swept_and_others_are_not(backend: str) -> None:
-    text = RECIPES["idle"].replace("IDLE = 60.0", "IDLE = 2.0").replace("EVERY = 1.0", "EVERY = 0.1")
+    text = (
+        RECIPES["idle"].replace("IDLE = 60.0", "IDLE = 2.0").replace("EVERY = 1.0", "EVERY = 0.1")
+    )
     assert text.count("2.0") == 1
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(500, soft // 2)
@@ -392,5 +395,52 @@ def test_a_socket_of_systemd_is_taken(backend: str) -> None:
                 talk_echo(("127.0.0.1", port))
                 process.terminate()
                 assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
+
+
+# --- a container ----------------------------------------------------------------------------------
+
+UNDER_PROFILE = """
+import os, sys
+from tests.seccomp import install
+install(sys.argv[1].split(","))
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
+"""
+
+
+@pytest.mark.needs("seccomp")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_container_needs_no_more_than_its_profile(backend: str) -> None:
+    """What isn't allowed kills it here, where Docker only has it fail."""
+    profile = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "danga_raw", "info", "--seccomp"],
+            env=ENVIRONMENT,
+            capture_output=True,
+            check=True,
+        ).stdout
+    )
+    names = {name for entry in profile["syscalls"] for name in entry["names"]}
+    for taken_off in (set[str](), {"accept4", "accept"}):
+        allowed = ",".join(sorted(names - taken_off))
+        with subprocess.Popen(
+            [sys.executable, "-c", UNDER_PROFILE, allowed, RECIPES["container"]],
+            env={**ENVIRONMENT, "DANGA_RAW_BACKEND": backend},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                port = int(process.stdout.readline().split()[-1])
+                if not taken_off:
+                    talk_echo(("127.0.0.1", port))
+                    process.terminate()
+                    assert process.wait(PATIENCE) == 0
+                else:
+                    # It may be gone before the connection is there.
+                    with contextlib.suppress(ConnectionError):
+                        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+                    assert process.wait(PATIENCE) == -signal.SIGSYS
             finally:
                 process.kill()

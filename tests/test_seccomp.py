@@ -115,7 +115,7 @@ def test_the_file_server_under_load_makes_no_call_beside_the_list(
             load = ["ab", "-q", *options, "-c", "40", "-n", "1000", f"{url}/small"]
             report = subprocess.run(load, check=True, capture_output=True, text=True).stdout
             assert re.search(r"Failed requests: +0\n", report)
-        curl = ["curl", "-s", "-D-", f"{url}/large", f"{url}/none", f"{url}/folder"]
+        curl = ["curl", "-s", "-D-", f"{url}/large", f"{url}/none", f"{url}/folder/"]
         got = subprocess.run(curl, check=True, capture_output=True, timeout=PATIENCE).stdout
         assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"404", b"200"]
         assert b" 400 " in server.talk(b"\x00\xff nonsense\r\n\r\n")

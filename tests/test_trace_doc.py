@@ -6,21 +6,28 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import resource
 import select
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 import danga_raw._registry
 import danga_raw.socket
-from danga_raw import Loop, Socket, Timer
+from danga_raw import Listener, Loop, Socket, Timer
+from danga_raw._kernel import in_c
 from danga_raw._libc import libc
 from danga_raw._strace import CALLS, Event, KernelEvent, PollFd
 from danga_raw.trace import Call, Trace
+from danga_raw.types import SocketAddress
 from tests.simkernel import Handle, SimKernel
 from tests.world import Thing
 
@@ -43,10 +50,13 @@ def _mask(mask: int) -> str:
     return "\\|".join(name for bit, name in _BITS.items() if mask & bit)
 
 
+_IN_C = {kernels: in_c(function) for function, (kernels, _) in CALLS.items()}
+
+
 def written(call: Call) -> str:
     """A call as a row of the page has it: without the numbers of descriptors."""
     args = call.args
-    text = {"newfstatat": "fstat"}.get(call.name, call.name)
+    text = _IN_C.get(call.name, call.name)
     if call.name == "epoll_ctl":
         op, event = args[1], args[3]
         assert isinstance(op, int)
@@ -62,7 +72,9 @@ def written(call: Call) -> str:
         level, option, value = args[1:4]
         assert level == 6 and isinstance(option, int) and isinstance(value, int)
         text += f"({_OPTIONS[option]} {value})"
-    elif call.name == "poll":
+    elif text in ("ioctl", "getsockopt"):
+        text += "(FIONBIO)" if text == "ioctl" else "(SO_ERROR)"
+    elif text == "poll":
         entries = args[0]
         assert isinstance(entries, tuple)
         for entry in entries:
@@ -94,6 +106,14 @@ class Client(Socket[Thing]):
     def event_hup(self) -> None:
         pass
 
+    def event_connect(self, error: OSError | None) -> None:
+        pass
+
+
+def close_all(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
 
 class Ground:
     """A loop on one backend with an open poller, and a TCP connection. The kqueue is simulated."""
@@ -108,6 +128,8 @@ class Ground:
             # A simulated socket has to be let go as a real one is, by a close(2) through the door.
             patch.setattr(danga_raw._registry, "RawSocket", Handle)
             patch.setattr(danga_raw._registry, "_closes_as_usual", lambda kind: True)
+            # The signals are real, and know no simulated descriptor.
+            patch.setattr(signal, "set_wakeup_fd", lambda fd, **more: -1)
         self.stack = stack
         # From the start: a kqueue keeps the kevent it was made with, and a simulated one is no C
         # function, in whose place comes another.
@@ -135,6 +157,49 @@ class Ground:
             end.setblocking(False)
             self.stack.callback(end.close)
         return one, two
+
+    def listener(self) -> socket.socket:
+        """A listening socket on a free port."""
+        made = self.kernel.listener() if self.kernel else socket.create_server(("127.0.0.1", 0))
+        self.stack.callback(made.close)
+        return cast("socket.socket", made)
+
+    def listen(self) -> tuple[Listener, list[socket.socket]]:
+        """A listener to which a client has connected, and what it will accept."""
+        sock, accepted = self.listener(), list[socket.socket]()
+        listener = Listener(sock, lambda connection, _: accepted.append(connection), self.loop)
+        self.stack.callback(close_all, accepted)
+        if self.kernel is not None:
+            client: Thing = self.kernel.connect(cast(Handle, sock))
+        else:
+            client = socket.create_connection(sock.getsockname())
+        self.stack.callback(client.close)
+        return listener, accepted
+
+    def connect(self, address: SocketAddress) -> Client:
+        """A client that connects."""
+        client = Client.connect(address, self.loop, timeout=60)
+        assert client.sock is not None
+        self.stack.callback(client.sock.close)
+        return client
+
+    def leave_no_room(self) -> Callable[[], object]:
+        """Let there be no descriptor any more, and what ends that."""
+        if self.kernel is not None:
+            table, most = self.kernel.table, self.kernel.table.limit
+            table.limit = table.free()
+            # The table counts from its first number on, and has no gaps here.
+            return lambda: setattr(table, "limit", most)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as next_one:
+            free = next_one.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    def turn(self) -> None:
+        """A turn that waits until there is something."""
+        self.loop.set_loop_timeout(-1)
+        self.loop.run()
 
     def client(self, sock: Thing | None = None, watch: bool = False) -> Client:
         client = Client(self.near if sock is None else sock, self.loop)
@@ -182,6 +247,7 @@ def row(section: str, title: str) -> Callable[[Row], Row]:
 
 MAKING, READING, WRITING = "Making an object", "Reading", "Writing"
 WATCHING, ENDING, TELLING = "Watching and corking", "Ending", "Telling"
+CONNECTING, WAKING = "Accepting and connecting", "Waking the loop, and signals"
 RUNNING, OTHERS, LAST = "Running the loop", "Other descriptors", "Ending the loop"
 
 
@@ -192,7 +258,7 @@ def _(g: Ground) -> Steps:
     danga_raw.default_loop()
 
 
-@row(MAKING, "`Loop.poller()`, and whatever needs it first")
+@row(MAKING, "whatever needs the poller first")
 def _(g: Ground) -> Steps:
     loop = Loop(g.backend)
     g.stack.callback(loop.close)
@@ -201,7 +267,7 @@ def _(g: Ground) -> Steps:
     loop._registry.open()
 
 
-@row(MAKING, "`Socket(sock)` (`Loop.watch()`)")
+@row(MAKING, "`Socket(sock)`")
 def _(g: Ground) -> Steps:
     yield
     Client(g.near, g.loop)
@@ -213,6 +279,82 @@ def _(g: Ground) -> Steps:
     yield
     with pytest.raises(FileExistsError):
         g.client()
+
+
+@row(CONNECTING, "`Listener(sock, accepted)`")
+def _(g: Ground) -> Steps:
+    sock = g.listener()
+    yield
+    Listener(sock, lambda connection, address: None, g.loop)
+
+
+@row(CONNECTING, "the turn in which it accepts one (`Listener.event_read()`, `Listener.event_err()`)")
+def _(g: Ground) -> Steps:
+    _, accepted = g.listen()
+    yield
+    g.turn()
+    assert len(accepted) == 1
+
+
+@row(CONNECTING, "one in which it has no descriptor for it")
+def _(g: Ground) -> Steps:
+    _, accepted = g.listen()
+    again = g.leave_no_room()
+    g.stack.callback(again)
+    yield
+    g.turn()
+    assert not accepted
+
+
+@row(CONNECTING, "the turn in which a socket closes after that; without one it tries again in half a second")
+def _(g: Ground) -> Steps:
+    client = g.client()
+    g.listen()
+    again = g.leave_no_room()
+    g.stack.callback(again)
+    g.turn()
+    client.close()
+    yield
+    g.turn()
+
+
+@row(CONNECTING, "`Listener.event_hup()`: `close`")
+def _(g: Ground) -> Steps:
+    listener, _ = g.listen()
+    yield
+    listener.event_hup()
+
+
+@row(CONNECTING, "`Socket.connect(address)`")
+def _(g: Ground) -> Steps:
+    address = g.listener().getsockname()
+    yield
+    g.connect(address)
+
+
+@row(CONNECTING, "`Socket.connect(address)` that fails at once: the next turn tells it")
+def _(g: Ground) -> Steps:
+    yield
+    g.connect("/nowhere/at/all")
+
+
+@row(CONNECTING, "the turn in which it is connected (`Socket.event_connect(error)`)")
+def _(g: Ground) -> Steps:
+    client = g.connect(g.listener().getsockname())
+    yield
+    g.turn()
+    assert not client.closed
+
+
+@row(CONNECTING, "the turn in which it is refused")
+def _(g: Ground) -> Steps:
+    listener = g.listener()
+    address = listener.getsockname()
+    listener.close()
+    client = g.connect(address)
+    yield
+    g.turn()
+    assert client.closed
 
 
 @row(READING, "`Socket.read(n)`")
@@ -390,7 +532,7 @@ def _(g: Ground) -> Steps:
     client.tcp_cork(True)
 
 
-@row(ENDING, "`Socket.close()` (`Socket.finish_leaving()`)")
+@row(ENDING, "`Socket.close()`, `Socket.close_as(reason)`")
 def _(g: Ground) -> Steps:
     client = g.client(watch=True)
     yield
@@ -471,6 +613,17 @@ def _(g: Ground) -> Steps:
     Socket.EventLoop()
 
 
+@row(RUNNING, "the first of a loop while other threads live, which may want to wake it")
+def _(g: Ground) -> Steps:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    g.stack.callback(thread.join)
+    g.stack.callback(over.set)
+    yield
+    g.loop.run()
+
+
 @row(RUNNING, "one in which timers fire: the clock is no system call")
 def _(g: Ground) -> Steps:
     yield
@@ -519,10 +672,30 @@ def _(g: Ground) -> Steps:
 
 @row(
     RUNNING,
+    "one with an event for a number that was closed while another descriptor of its file is open: "
+    "epoll is renewed",
+)
+def _(g: Ground) -> Steps:
+    number = g.near.fileno()
+    g.far.send(b"x")
+    g.loop._registry.open().register(number, 1)
+    if g.kernel is not None:
+        g.stack.callback(g.kernel.release, g.kernel.dup(number))
+        g.kernel.release(g.near.detach())
+    else:
+        g.stack.callback(os.close, os.dup(number))
+        os.close(g.near.detach())
+    yield
+    g.loop.run()
+
+
+@row(
+    RUNNING,
     "`Loop.add_timer()`, `Socket.AddTimer()`, `Timer.cancel()`, `Loop.stop()`, "
     "`Loop.set_loop_timeout()`, `Socket.SetLoopTimeout()`, `Loop.set_post_loop_callback()`, "
     "`Socket.SetPostLoopCallback()`, `Socket.set_own_callback()`, `Socket.set_loop_callback()`, "
-    "`Loop.disable_profiling()`, `Socket.DisableProfiling()`",
+    "`Loop.disable_profiling()`, `Socket.DisableProfiling()`, `Loop.call_soon()`, "
+    "`Loop.handle_exception()` (but for the object's `close`), `Socket.let_go()`",
 )
 def _(g: Ground) -> Steps:
     client = g.client()
@@ -539,6 +712,9 @@ def _(g: Ground) -> Steps:
     client.set_own_callback(None)
     g.loop.disable_profiling()
     Socket.DisableProfiling()
+    g.loop.call_soon(lambda: None)
+    assert not g.loop.handle_exception(ValueError("text"), client)
+    client.let_go()
 
 
 @row(
@@ -559,17 +735,76 @@ def _(g: Ground) -> Steps:
     g.loop.on_exception = None
 
 
+@row(WAKING, "the first `Loop.call_soon_threadsafe(callback)`")
+def _(g: Ground) -> Steps:
+    yield
+    g.loop.call_soon_threadsafe(lambda: None)
+
+
+@row(WAKING, "the same where there is no pipe2 (macOS)")
+def _(g: Ground) -> Steps:
+    g.stack.enter_context(pytest.MonkeyPatch.context()).delattr(libc, "pipe2")
+    yield
+    g.loop.call_soon_threadsafe(lambda: None)
+
+
+@row(WAKING, "`Loop.call_soon_threadsafe(callback)`, `Loop.stop()` later on")
+def _(g: Ground) -> Steps:
+    g.loop.call_soon_threadsafe(lambda: None)
+    g.loop.run()
+    yield
+    g.loop.stop()
+
+
+@row(WAKING, "the same until the loop has looked")
+def _(g: Ground) -> Steps:
+    g.loop.call_soon_threadsafe(lambda: None)
+    yield
+    g.loop.call_soon_threadsafe(lambda: None)
+    g.loop.stop()
+
+
+@row(WAKING, "the turn of a loop that was woken")
+def _(g: Ground) -> Steps:
+    g.loop.call_soon_threadsafe(lambda: None)
+    yield
+    g.turn()
+
+
+@row(WAKING, "`Loop.add_signal_handler(number, callback)`, behind those of a first wake")
+def _(g: Ground) -> Steps:
+    g.loop.call_soon_threadsafe(lambda: None)
+    yield
+    g.loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+
+
+@row(WAKING, "`Loop.remove_signal_handler(number)`")
+def _(g: Ground) -> Steps:
+    g.loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+    yield
+    assert g.loop.remove_signal_handler(signal.SIGUSR1)
+
+
+@row(WAKING, "the same of a signal that has none")
+def _(g: Ground) -> Steps:
+    yield
+    assert not g.loop.remove_signal_handler(signal.SIGUSR1)
+
+
 @row(OTHERS, "`Loop.add_other_fds(fds)`, `Socket.AddOtherFds(fds)`: each new")
 def _(g: Ground) -> Steps:
     yield
     g.loop.add_other_fds({g.near.fileno(): print})
-    # Known by now: no call.
+
+
+@row(OTHERS, "any of these: each that is there already, to see that it still is")
+def _(g: Ground) -> Steps:
     g.loop.add_other_fds({g.near.fileno(): print})
-    Socket.AddOtherFds({g.near.fileno(): print})
+    yield
     Socket.OtherFds({g.near.fileno(): print})
 
 
-@row(OTHERS, "`Loop.other_fds = fds`, `Socket.OtherFds(fds)`: each left out (`Loop.unwatch()`)")
+@row(OTHERS, "`Loop.other_fds = fds`, `Socket.OtherFds(fds)`: each left out")
 def _(g: Ground) -> Steps:
     g.loop.add_other_fds({g.near.fileno(): print})
     yield
@@ -589,6 +824,13 @@ def _(g: Ground) -> Steps:
 @row(LAST, "the same, with a closed object waiting")
 def _(g: Ground) -> Steps:
     g.client().close()
+    yield
+    g.loop.close()
+
+
+@row(LAST, "the same of a loop that was woken once, and hears a signal")
+def _(g: Ground) -> Steps:
+    g.loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     yield
     g.loop.close()
 
@@ -632,13 +874,13 @@ def test_the_page_has_no_other_rows() -> None:
     assert list(table_rows()) == list(ROWS)
 
 
-@pytest.mark.parametrize("cls", [Socket, Loop, Timer])
+@pytest.mark.parametrize("cls", [Socket, Listener, Loop, Timer])
 def test_every_method_has_a_row(cls: type) -> None:
     titles = " ".join(table_rows())
     named = set(re.findall(rf"`{cls.__name__}\.(\w+)", titles))
     # Attributes that hold a value, and the handlers that a subclass has of its own.
     slots = set(getattr(cls, "__slots__", ())) | {
-        "sockets", "leaving", "pushed_back", "own_callbacks", "backend", "callback",
+        "backend", "callback",
         "event_err", "event_hup",
     }  # fmt: skip
     public = {name for name in vars(cls) if not name.startswith("_")} - slots

@@ -22,7 +22,7 @@ from danga_raw._kernel import HERE
 from danga_raw._strace import CALLS
 from tests.audit.lines import compare as held_against
 from tests.audit.lines import packages_lines
-from tests.audit.programs import FORMS, PUMP, READY
+from tests.audit.programs import FORMS, PARTS, PUMP, READY, SIGNALS
 from tests.clients import PATIENCE, read_to_end
 from tests.needs import REQUIRED
 
@@ -197,6 +197,51 @@ def test_every_form_of_an_argument_is_printed_as_by_strace(tmp_path: Path) -> No
     forms.write_text(FORMS)
     lines = compare("forms", *both(tmp_path, str(forms)))
     assert len(lines) > 1100
+
+
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+def test_listeners_connections_wakers_and_signals_are_traced_as_by_strace(
+    backend: str, tmp_path: Path
+) -> None:
+    parts = tmp_path / "parts.py"
+    parts.write_text(PARTS)
+    lines = compare(f"parts on {backend}", *both(tmp_path, str(parts), *SIGNALS, backend=backend))
+    new = "accept socket connect getsockopt setblocking signal pipe2 getsockname".split()
+    made = {line.partition("(")[0] for line in lines}
+    assert made >= {CALLS[name][0] for name in new}
+    for error in ("EAGAIN", "EMFILE", "EINPROGRESS", "ENOENT", "ECONNREFUSED"):
+        assert any(f"= -1 {error} (" in line or f"[{error}]" in line for line in lines), error
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("accept", "ECONNABORTED"),
+        ("accept", "EINTR"),
+        ("accept", "ENFILE"),
+        ("connect", "ENETUNREACH"),
+        ("setblocking", "ENOMEM"),
+    ],
+)
+def test_a_failing_call_of_a_listener_or_a_client_is_traced_as_by_strace(
+    name: str, error: str, tmp_path: Path
+) -> None:
+    parts = tmp_path / "parts.py"
+    parts.write_text(PARTS)
+    calm, _ = both(tmp_path, str(parts))
+    kernels = CALLS[name][0]
+    every = [line for line in calm.splitlines() if line.startswith(f"{kernels}(")]
+    first = next(
+        line
+        for _, line in packages_lines(calm, CALLS)
+        # A listener that isn't made ends the program; what it has accepted is another matter.
+        if line.startswith(f"{kernels}(") and not (name == "setblocking" and "(3, " in line)
+    )
+    inject = f"{kernels}:error={error}:when={every.index(first) + 1}"
+    theirs, own = both(tmp_path, str(parts), inject=[inject])
+    assert theirs.count("(INJECTED)") == 1
+    lines = compare("failures of parts", theirs, own)
+    assert any(f"= -1 {error} (" in line for line in lines) is not (error == "EINTR")
 
 
 def test_a_long_run_is_traced_as_by_strace(tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ class BackendHTTP(Socket):
         stats.lastattempt = int(time.time())
         try:
             return cls.connect((ip, port), owner, ip, port, timeout=timeout)
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
+            # A node of a file may be no address, or its port none.
             owner.server.log(f"connecting to {name}: {error}")
             return None
 
@@ -270,6 +271,15 @@ class BackendHTTP(Socket):
 
     def event_read(self) -> None:
         exchange = self.exchange
+        try:
+            self._read(exchange)
+        except BaseException:
+            # The loop closes this; but the client may be its no longer, and wait for ever.
+            if exchange is not None:
+                exchange.client.close("exception")
+            raise
+
+    def _read(self, exchange: ProxyExchange | None) -> None:
         if exchange is not None and self.head is not None and exchange.too_far_behind_backend():
             self.watch_read(False)
             exchange.backend_stalled = True

@@ -118,14 +118,18 @@ class Balancer:
             pool.refresh()
             taken = self.blocked | self.pending.keys()
             free = [name for name in pool.nodes if name not in taken]
-            wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS, len(free))
-            for name in random.sample(free, max(wanted, 0)):
+            random.shuffle(free)
+            wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS)
+            for name in free:
+                if wanted <= 0:
+                    break
                 ip, port = pool.nodes[name]
                 backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
                 if backend is None:
                     self._block(name)
                 else:
                     self.pending[name] = backend
+                    wanted -= 1
         finally:
             self._spawning = False
 

@@ -42,7 +42,8 @@ class Url(NamedTuple):
 def parse_urls(text: str) -> list[Url]:
     """The URLs of an X-REPROXY-URL header; what isn't one is left out."""
     found = (_URL.fullmatch(each) for each in text.split()[:MOST_URLS])
-    return [Url(each[1].strip("[]"), int(each[2] or 80), each[3] or "/") for each in found if each]
+    urls = [Url(each[1].strip("[]"), int(each[2] or 80), each[3] or "/") for each in found if each]
+    return [url for url in urls if 0 < url.port < 65536]
 
 
 def file_to_send(path: bytes, expected_size: str | None = None) -> tuple[int, int] | None:
@@ -187,10 +188,12 @@ class ReproxyManager:
         if node not in self.queues or most and len(self.backends.get(node, ())) >= most:
             return
         try:
-            # As in the original, a host that isn't an address is looked up here and now.
-            ip = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0][4][0]
-            opened = BackendHTTP.open(self, str(ip), where[1], CONNECT_SECONDS)
-        except (OSError, UnicodeError):
+            # As in the original, a host that isn't an address is looked up here and now, and an
+            # IPv4 address is preferred.
+            found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
+            found.sort(key=lambda info: info[0] != socket.AF_INET)
+            opened = BackendHTTP.open(self, str(found[0][4][0]), where[1], CONNECT_SECONDS)
+        except (OSError, ValueError, OverflowError):
             opened = None
         if opened is None:
             self._give_up(node)

@@ -1,8 +1,9 @@
 """Which of the lines that strace prints are the package's, and how the two are compared.
 
-From strace's text is dropped what the package did not make, by three rules and no look at the other
-text: what came before the trace was on; what the program announced as its own (`announced.py`); and
-what is about descriptors that no loop watches. The rest must be the package's lines. What strace
+From strace's text is dropped what the package did not make, by four rules and no look at the other
+text: what came before the trace was on; what the program announced as its own (`announced.py`);
+what is about descriptors that no loop watches; and what Python itself does to have a signal wake a
+wait (`signal.set_wakeup_fd`). The rest must be the package's lines. What strace
 says in words of its own is put into the package's, all of it stated in `in_its_words`.
 """
 
@@ -45,6 +46,9 @@ class Line(NamedTuple):
     """True of a call that only the package makes without an announcement."""
     ends: tuple[int, ...] = ()
     """The two ends of a pipe that was made."""
+    wakes: bool = False
+    """True of what Python itself does to the descriptor that signals are to wake a wait by: it looks
+    whether that blocks, and writes a signal's number."""
 
 
 def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
@@ -54,6 +58,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
     watched: set[int] = set()
     dead: set[int] = set()  # closed by the program, of which a loop need not know
     kept: list[Line] = []
+    wakers: set[int] = set()  # the write ends of the package's pipes
     accepted = -1
     for line in lines:
         name, fd = line.name, line.fd
@@ -64,10 +69,16 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
         elif name == "write" and fd == PACKAGES:
             kept.append(next(lines, line))
         elif line.own:
+            if line.again and function == "accept":
+                continue  # Python makes it again, and tells nobody (PEP 475).
             kept.append(line)
             watched.update(line.ends)
-            if function == "accept":
+            wakers.update(line.ends[1:])
+            if function == "accept" and line.result >= 0:
                 accepted = line.result
+                watched.add(accepted)
+        elif line.wakes and fd in wakers:
+            continue
         elif name == "write" and fd == ANNOUNCEMENTS:
             theirs = next(lines, line)
             if theirs.name == "close" and theirs.result == 0:
@@ -105,6 +116,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
                 kept.append(line)
             if name == "close":
                 watched.discard(fd)
+                wakers.discard(fd)
     return kept
 
 
@@ -117,6 +129,9 @@ _OWN = re.compile(
     r"|pipe2\(.*, O_NONBLOCK\|O_CLOEXEC\)"
 )
 _ENDS = re.compile(r"pipe2\(\[(\d+), (\d+)\], ")
+_WAKES = re.compile(
+    r'(?:fstat|fstat64|newfstatat|statx)\(|fcntl(?:64)?\(\d+, F_GETFL\)|write\(\d+, "(?!\\0")[^"]+", 1\)'
+)
 _TRACE_IS_ON = re.compile(r"fcntl(?:64)?\(\d+, F_DUPFD_CLOEXEC, \d+\)")
 
 
@@ -145,6 +160,7 @@ def straces_lines(text: str) -> Iterator[Line]:
             looks=_MODE.search(line) is not None,
             own=_OWN.match(line) is not None,
             ends=tuple(map(int, ends.groups())) if (ends := _ENDS.match(line)) else (),
+            wakes=_WAKES.match(line) is not None,
         )
 
 

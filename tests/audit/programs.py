@@ -147,6 +147,7 @@ for listening in (server, unix, server6):
     accepted, _ = libc.accept(listening)
     libc.setblocking(accepted)
     libc.getsockopt(asking)
+    accepted.close()
     listening.close()
     refused = libc.socket(asking.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -180,6 +181,133 @@ libc.close(epfd)
 os._exit(0)
 """
 """Every flag, byte and kind of address, by the door's own functions."""
+
+PARTS = """
+import os, resource, signal, socket, sys
+from danga_raw import Listener, Loop, Socket
+
+loop = Loop()
+loop.on_exception = lambda obj, error: None
+ended = []
+
+class Peer(Socket):
+    def event_read(self):
+        data = self.read(100)
+        if data is None:
+            self.close("end")
+            ended.append(self)
+        elif data:
+            self.write(data)
+
+    def event_err(self):
+        self.close("error")
+
+    event_hup = event_err
+
+class Client(Peer):
+    def event_connect(self, error):
+        if error is None:
+            self.write(b"question")
+            self.watch_read(True)
+        else:
+            ended.append(self)
+
+    def event_read(self):
+        if self.read(100) is None:
+            ended.append(self)
+        self.close("answered")
+
+def turn_until(condition):
+    if not condition():
+        loop.set_post_loop_callback(lambda *_: not condition())
+        loop.run()
+
+def accepted(connection, address):
+    if len(ended) == 5:
+        raise ValueError
+    Peer(connection, loop).watch_read(True)
+
+def serve(listening, ask):
+    del ended[:]
+    listener = Listener(listening, accepted, loop)
+    address = listening.getsockname()
+    for number in range(3):
+        Client.connect(address, loop, timeout=60)
+    turn_until(lambda: len(ended) == 3)
+    raw = socket.socket(listening.family)
+    raw.connect(address)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    ended.extend([None, None])
+    other = socket.socket(listening.family)
+    other.connect(address)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    del ended[:]
+    raw.close()
+    other.close()
+    turn_until(lambda: ended)
+    listener.close("over")
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    del ended[:]
+    Client.connect(address, loop)
+    turn_until(lambda: ended)
+
+serve(socket.create_server(("127.0.0.1", 0)), None)
+if socket.has_ipv6:
+    serve(socket.create_server(("::1", 0), family=socket.AF_INET6), None)
+unix = socket.socket(socket.AF_UNIX)
+unix.bind(b"\\0parts-%d" % os.getpid())
+unix.listen()
+serve(unix, None)
+del ended[:]
+Client.connect("/nowhere/at/all", loop)
+turn_until(lambda: ended)
+
+listening = socket.create_server(("127.0.0.1", 0))
+listener = Listener(listening, accepted, loop)
+waiting = [socket.create_connection(listening.getsockname()) for _ in range(2)]
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+probe = os.dup(0)
+os.close(probe)
+resource.setrlimit(resource.RLIMIT_NOFILE, (probe, limits[1]))
+loop.set_post_loop_callback(lambda *_: False)
+loop.run()
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+turn_until(lambda: loop.watched_sockets == 3)
+listening.shutdown(socket.SHUT_RDWR)
+turn_until(lambda: loop.watched_sockets == 2)
+for one in waiting:
+    one.close()
+turn_until(lambda: not loop.watched_sockets)
+
+# Wakes and signals
+done = []
+loop.call_soon(lambda: done.append("soon"))
+loop.call_soon_threadsafe(lambda: done.append("first"))
+loop.call_soon_threadsafe(lambda: done.append("second"))
+turn_until(lambda: len(done) == 3)
+loop.call_soon_threadsafe(lambda: done.append("again"))
+turn_until(lambda: len(done) == 4)
+for number in map(int, sys.argv[1:]):
+    loop.add_signal_handler(number, lambda: done.append("signal"))
+    os.kill(os.getpid(), number)
+    turn_until(lambda: done[-1] == "signal")
+    done.append(None)
+    if number == signal.SIGUSR1:
+        loop.remove_signal_handler(number)
+loop.set_post_loop_callback(None)
+loop.stop()
+loop.run()
+loop.close()
+os._exit(0)
+"""
+"""Accepts and connects on every family, well, refused and without room; is woken, and sends itself
+the signals that are the arguments."""
+
+SIGNALS = ("10", "15", "37")
+"""SIGUSR1, SIGTERM, and one of the real-time ones."""
 
 READY = """
 import os, socket
@@ -253,6 +381,8 @@ def programs(rounds: int, scenarios: int = 1) -> list[Program]:
     found = [Program("forms", "epoll", (file,), FORMS)]
     for backend in ("epoll", "poll"):
         found += [
+            Program("parts", backend, (file,), PARTS),
+            Program("parts with signals", backend, (file, *SIGNALS), PARTS),
             Program("pump", backend, (file, str(rounds)), PUMP),
             Program("many events", backend, (file, "3"), PUMP.replace("range(20)", "range(50)")),
             Program("ddlockd", backend, (str(EXAMPLES / "ddlockd.py"), "0"), "", ask_for_locks),

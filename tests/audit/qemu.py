@@ -22,6 +22,12 @@ from tests.strace import parse_line
 _LINE = re.compile(r"(?:\d+ )?([A-Za-z_]\w*)\((.*)\) = (-?\d+|0x[0-9a-f]+)(?: errno=(\d+) \(.*\))?")
 _TRACE_IS_ON = re.compile(r"(?:\d+ )?fcntl(?:64)?\(\d+,F_DUPFD_CLOEXEC,\d+\) = (\d+)")
 
+_FIONBIO = re.compile(r",(?:FIONBIO|0x8004667e),")
+"""The latter is that of powerpc, of which qemu has no name."""
+
+_ACCEPT4 = "18,"
+"""SYS_ACCEPT4, the one call of socketcall(2) into which qemu doesn't look (linux/net.h)."""
+
 _NAMES = {
     "NULL": 0,
     "EPOLL_CTL_ADD": 1,
@@ -77,6 +83,8 @@ def as_told(line: str) -> Told | None:
     name = found[1]
     if name.isupper():
         name = f"socketcall {name.lower()}"
+    elif name == "socketcall" and found[2].startswith(_ACCEPT4):
+        return Told("socketcall accept4", (None,), int(found[3]), int(found[4] or 0))
     error = int(found[4] or 0)
     if error in INTERRUPTED:
         error = errno.EINTR
@@ -125,7 +133,7 @@ def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iter
             # Of what isn't a file that was opened; the interpreter looks at nothing else.
             own=name in ("accept4", "socket", "connect")
             or name == "ioctl"
-            and ",FIONBIO," in line
+            and _FIONBIO.search(line) is not None
             or name == "getsockopt"
             and (operation, target) == (1, 4)
             or makes_pipe,

@@ -47,6 +47,8 @@ class Script:
     got: list[tuple[socket.socket, str]] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
+    begun: int = 0
+    """How many answers have been given in part."""
     given: int = 0
     """How many answers have been given."""
     ended: int = 0
@@ -89,6 +91,9 @@ class Backend:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.changed:
                 script = self.script
+                if script.over:
+                    connection.close()
+                    continue
                 thread = threading.Thread(target=self._serve, args=(connection, script))
                 thread.daemon = True
                 script.connections.append(connection)
@@ -181,6 +186,9 @@ class Backend:
                 gate = script.gates.setdefault(answer.gate, threading.Event())
             if answer.rest:
                 connection.sendall(answer.data)
+                with self.changed:
+                    script.begun += 1
+                    self.changed.notify_all()
             limit = time.monotonic() + PATIENCE
             while not gate.wait(0.01) and time.monotonic() < limit:
                 with suppress(BlockingIOError):

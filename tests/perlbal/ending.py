@@ -9,6 +9,7 @@ from tests.perlbal.conversation import Setting, Step
 from tests.perlbal.steps import (
     ask,
     asked,
+    begun,
     exits,
     get,
     good,
@@ -82,7 +83,7 @@ row(
     "graceful: half an answer is sent whole",
     serve(in_two("x", good("first and second half"), 50)),
     send(get("/")),
-    asked(),
+    begun(),
     manage("SHUTDOWN GRACEFUL"),
     opens("x"),
     hear(),

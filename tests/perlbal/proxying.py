@@ -8,6 +8,7 @@ from tests.perlbal.conversation import Setting, Step
 from tests.perlbal.steps import (
     ask,
     asked,
+    begun,
     closing,
     connect,
     connections,
@@ -328,7 +329,7 @@ row(
     "a head in two pieces",
     serve(in_two("go", good("later"), 20)),
     send(get()),
-    asked(),
+    begun(),
     silence(),
     opens("go"),
     hear(),
@@ -338,7 +339,7 @@ row(
     "a body in two pieces",
     serve(in_two("go", good("sooner or later"), 45)),
     send(get()),
-    asked(),
+    begun(),
     opens("go"),
     hear(),
 )

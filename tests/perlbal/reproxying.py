@@ -10,6 +10,7 @@ from tests.perlbal.steps import (
     answered,
     ask,
     asked,
+    begun,
     closing,
     get,
     good,
@@ -318,7 +319,7 @@ row(
     serve(in_two("x", good("first and second"), 45), at="b"),
     serve(to("http://@b@/")),
     send(get("/")),
-    asked(at="b"),
+    begun(at="b"),
     opens("x", at="b"),
     hear(),
 )

@@ -30,7 +30,7 @@ from danga_raw.types import AnySocket
 from examples.perlbal.backends import BackendHTTP, Owner
 from examples.perlbal.language import Context
 from examples.perlbal.server import Server
-from examples.perlbal.services import Door, Service
+from examples.perlbal.services import Service, TCPListener
 from tests.perlbal.fuzz import ANSWERS, COMMANDS, REQUESTS, UNFAIR, input_of, pieces
 from tests.perlbal.steps import get, good
 from tests.simkernel.handles import Handle
@@ -268,9 +268,9 @@ class World:
 
     # --- what stands in for the system calls that the kernel has not ------------------------------
 
-    def _listen(self, service: Service, listen: str) -> Door:
+    def _listen(self, service: Service, listen: str) -> TCPListener:
         handle = self.listeners[service.name] = self.kernel.listener()
-        return Door(service, handle)  # type: ignore[arg-type]  # it has the verbs of a socket
+        return TCPListener(service, handle)  # type: ignore[arg-type]  # it has the verbs of a socket
 
     def _open(self, owner: Owner, ip: str, port: int, timeout: float = 0.0) -> BackendHTTP | None:
         """A connection to a backend, which may fail at once, later, or not."""
@@ -281,7 +281,7 @@ class World:
             near = self.kernel.connect(self.far[port])
             far, _ = self.far[port].accept()
             near.setblocking(False)
-            made = BackendHTTP(near, owner, ip, port)  # type: ignore[arg-type]
+            made = BackendHTTP(near, owner, ip, port)  # type: ignore[arg-type]  # as above
         kind = GoodBackend if port == 1 else BadBackend
         kind(self, far, Random(f"backend {self.seed} {len(self.talkers)}"))
         error = ConnectionRefusedError(111, "refused") if luck < 0.2 else None
@@ -359,7 +359,9 @@ class World:
         with self.spared():
             loop.add_timer(60, loop.stop)
             loop.run()
-            left = [each.as_string() for each in server.sockets() if not isinstance(each, Door)]
+            left = [
+                each.as_string() for each in server.sockets() if not isinstance(each, TCPListener)
+            ]
             left = [text for text in left if "bored" not in text]
             for other in list(server.sockets()):
                 other.close("end of the world")

@@ -47,7 +47,7 @@ REFUSALS = [
     Refusal("a pool that is not there", PROXY + "SET pool = two\n"),
     Refusal("a bad backend", PROXY + "POOL one ADD nowhere\n"),
     Refusal("a backend for no pool", PROXY + "POOL two ADD 127.0.0.1:80\n"),
-    Refusal("a bad netmask", PROXY + "SET trusted_upstream_proxies = 1.2.3.4/99\n"),
+    Refusal("a bad netmask", PROXY + "SET trusted_upstream_proxies = 1.2.3.4/x\n"),
     Refusal("a chance above 100", PROXY + "SET queue_relief_chance = 101\n"),
     Refusal("ENABLE of nothing", "ENABLE nothing\n"),
     Refusal("ENABLE twice", WEB + "ENABLE web\nENABLE web\n"),

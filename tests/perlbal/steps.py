@@ -247,6 +247,16 @@ def dropped(count: int = 1, at: str = "a") -> Step:
     return step
 
 
+def begun(times: int = 1, at: str = "a") -> Step:
+    """The backend has given the first parts of so many answers, and the server has had them."""
+
+    def step(talk: Talk) -> None:
+        talk.backend(at).wait(lambda script: script.begun >= times)
+        talk.barrier()
+
+    return step
+
+
 def answered(times: int, at: str = "a") -> Step:
     """The backend has given so many answers, and stays."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from danga_raw._libc import libc
 from danga_raw._registry import Registry
+from tests.simkernel.calls import Calls
 
 if TYPE_CHECKING:
     from tests.simkernel.kernel import SimKernel
@@ -38,6 +39,8 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
         door.pop(name, None)
     for name in present:
         door[name] = getattr(kernel, name)
+    door.pop("pipe2", None)
+    door.update(Calls(kernel).all())
     if kernel.platform == "netbsd9":
         door["kevent"] = _named("__kevent50", kernel)
     door["platform"] = "netbsd" if kernel.platform == "netbsd9" else kernel.platform

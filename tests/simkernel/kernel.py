@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ctypes import Array
 from errno import ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
 from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT
 from itertools import count
@@ -34,7 +35,7 @@ Change = tuple[int, int, int]
 
 TICK_NS = 10_000_000
 """NetBSD's clock ticks at 100 Hz."""
-F_SETFD, FD_CLOEXEC = 2, 1
+F_SETFD, F_SETFL, FD_CLOEXEC = 2, 4, 1
 EPOLL_CLOEXEC = os.O_CLOEXEC
 IPPROTO_TCP = 6
 CORK_OPTION = {"linux": 3, "freebsd": 4, "darwin": 4, "dragonfly": 4, "openbsd": 0x10}
@@ -173,6 +174,24 @@ class SimKernel:
             return handles.Handle(self, self.open(far))
 
         return handle, end
+
+    def unconnected(self, tcp: bool) -> StreamSocket:
+        """A socket that is to connect; its peer is nobody's yet."""
+        names = self._addresses() if tcp else ("", "")
+        near, _ = self._connection(*names, tcp)
+        near.connecting = True
+        return near
+
+    def into(self, pipefd: Array[ctypes.c_int], nonblocking: bool) -> int:
+        """A pipe whose descriptors are put into `pipefd`. Answers as C does."""
+
+        def body() -> int:
+            for place, end in enumerate(self.pipe()):
+                end.setblocking(not nonblocking)
+                pipefd[place] = end.detach()
+            return 0
+
+        return self._c(body)
 
     def dup(self, fd: int) -> int:
         """dup(2). Raises `OSError`."""
@@ -369,10 +388,17 @@ class SimKernel:
         return self._c(body)
 
     def fcntl(self, fd: int, op: int, arg: int, /) -> int:
-        """fcntl(2), for F_SETFD."""
-        if (op, arg) != (F_SETFD, FD_CLOEXEC):
+        """fcntl(2), for F_SETFD and F_SETFL."""
+        if (op, arg) not in ((F_SETFD, FD_CLOEXEC), (F_SETFL, os.O_NONBLOCK)):
             raise SimError(f"fcntl: op {op}, argument {arg}")
-        return self._c(lambda: 0 if self.get(fd, "fcntl") else 0)
+
+        def body() -> int:
+            file = self.get(fd, "fcntl")
+            if op == F_SETFL:
+                file.nonblocking = True
+            return 0
+
+        return self._c(body)
 
 
 def _form_of(platform: str) -> Form:
