@@ -844,7 +844,7 @@ def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool
 
 
 def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World) -> None:
-    """Neither a handler, nor a `close` of its own, nor that of a handle, nor callbacks and writers."""
+    """Neither a handler, nor a `close` of its own, nor that of a handle, callbacks and writers."""
 
     class Unclosable(Noted):
         def close(self, reason: str | None = None) -> None:
