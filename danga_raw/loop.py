@@ -120,13 +120,11 @@ class Loop:
             timeout = self._timeout
             if timers or overdue:
                 try:
-                    limit, timeout = timeout, run_due(timeout)
+                    timeout = run_due(timeout)
                 except Exception as error:
                     if not self.handle_exception(error):
                         raise
                     continue
-                if limit != self._timeout:  # Set by a timer.
-                    timeout = 0
             if soon:
                 self._run_soon()
                 # They may have added a timer, or set the timeout: the next turn sees to that.
@@ -400,7 +398,7 @@ class Loop:
         ms = index(ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
-        self._timeout = ms
+        self._timeout = self._timers.limit = ms
         return ms
 
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
