@@ -266,8 +266,10 @@ class Registry:
 
         Raises `OSError`, EEXIST where the number's holder still has it.
         """
-        if renewed := bool(self.stale) and fd in self.stale:
+        renewed = False
+        if self.stale and fd in self.stale:
             self.renew()
+            renewed = True
         try:
             poller = self.poller or self.open()
             poller.register(fd, events)
@@ -280,7 +282,7 @@ class Registry:
                 # An entry goes when the last descriptor of its file does, and a forked child or a
                 # dup may have one: its events would be taken for those of the newcomer.
                 self.renew()
-                if obj is not None:
+                if fd not in self.other_fds:
                     self.open().register(fd, events)
             if obj is not None:
                 # Who takes the objects out asks what their handle is where that matters.

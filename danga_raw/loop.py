@@ -127,6 +127,8 @@ class Loop:
                     continue
             if soon:
                 self._run_soon()
+                # They may have added a timer, or set the timeout: the next turn sees to that.
+                timeout = 0
             if soon or readable or leaving and registry.due():
                 timeout = 0
             if self._stopping > 0:
@@ -396,7 +398,7 @@ class Loop:
         ms = index(ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
-        self._timeout = ms
+        self._timeout = self._timers.limit = ms
         return ms
 
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import socket
 import weakref
 from collections.abc import Callable
-from errno import EIO
+from errno import EIO, EPIPE
 
 import pytest
 
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw.types import Handle
-from tests.world import Noted, Thing, World, drain, only, readiness_only, real_only
+from tests.world import POLLERS, Noted, Thing, World, drain, only, readiness_only, real_only
 
 
 def ready(world: World, count: int, **on: object) -> tuple[list[Noted], list[Thing], list[str]]:
@@ -310,6 +311,25 @@ def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
     world.until(lambda: new.got)
     assert world.loop.descriptor_map == {fd: new}
     capfd.readouterr()
+
+
+def test_close_leaves_the_errno_of_a_call_that_failed_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be called by a signal's handler, between a call and the look at its errno."""
+    obj = Noted(world.socketpair()[0], world.loop)
+    poller = POLLERS[world.backend]
+    unregister = getattr(poller, "unregister")  # noqa: B009
+
+    def and_fail(*arguments: object) -> None:
+        unregister(*arguments)
+        ctypes.set_errno(EIO)
+
+    monkeypatch.setattr(poller, "unregister", and_fail)
+    ctypes.set_errno(EPIPE)
+    obj.close()
+    assert ctypes.get_errno() == EPIPE
+    ctypes.set_errno(0)
 
 
 def test_a_failing_close_is_warned_about_and_the_rest_is_closed(

@@ -446,7 +446,10 @@ def drain_it(obj: Noted) -> None:
 
 
 @pytest.mark.parametrize("new", ["a timer", "an object", "call_soon", "an other fd"])
-def test_run_goes_on_with_what_was_added_behind_a_reset(world: World, new: str) -> None:
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "by call_soon"])
+def test_run_goes_on_with_what_was_added_behind_a_reset(
+    world: World, new: str, later: bool
+) -> None:
     one, two = world.socketpair()
     three, four = world.socketpair()
     two.send(b"x")
@@ -459,6 +462,12 @@ def test_run_goes_on_with_what_was_added_behind_a_reset(world: World, new: str) 
 
     def forget(obj: Noted) -> None:
         world.loop.reset()
+        if later:
+            world.loop.call_soon(add)
+        else:
+            add()
+
+    def add() -> None:
         if new == "a timer":
             world.loop.add_timer(0.001, stop)
         elif new == "an object":
@@ -835,7 +844,7 @@ def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool
 
 
 def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World) -> None:
-    """Neither a handler, nor a `close` of its own, nor that of a handle, nor callbacks and writers."""
+    """Neither a handler, nor a `close` of its own, nor that of a handle, callbacks and writers."""
 
     class Unclosable(Noted):
         def close(self, reason: str | None = None) -> None:
@@ -1150,6 +1159,17 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
     assert again.got == b"x"
     # The old object knows nothing of it.
     assert obj.events == []
+
+
+def test_reset_takes_off_profiling(world: World) -> None:
+    world.loop.enable_profiling()
+    world.loop.reset()
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.until(lambda: obj.got)
+    assert world.loop.profiling_data == {}
 
 
 def test_reset_unregisters_nothing(world: World) -> None:

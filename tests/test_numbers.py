@@ -1,5 +1,5 @@
-"""A descriptor's number names an object, or the callback of an other fd, from its registration to its
-leaving, and nobody else: whatever a batch in hand, the poller or who had it before still says."""
+"""A descriptor's number names an object, or the callback of an other fd, from its registration to
+its leaving, and nobody else: whatever a batch in hand, the poller or who had it before says."""
 
 from __future__ import annotations
 

@@ -612,8 +612,14 @@ def test_a_writer_function_that_is_interrupted_closes_the_object(
 @pytest.mark.parametrize("answer", [0, 1, 3], ids=["nothing", "a part", "all"])
 @pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
 def test_a_writer_function_may_close_the_object(world: World, answer: int, queued: bool) -> None:
+    class Own(Noted):
+        def on_incomplete_write(self) -> None:
+            if self.closed:
+                self.events.append("incomplete")
+            super().on_incomplete_write()
+
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Own(one, world.loop)
     if queued:
         obj.set_writer_func(Blocking())
         obj.write(b"abc")
@@ -624,7 +630,7 @@ def test_a_writer_function_may_close_the_object(world: World, answer: int, queue
         return answer
 
     obj.set_writer_func(closes)
-    obj.write(None if queued else b"abc")
+    assert obj.write(None if queued else b"abc") is True, "as of any closed object"
     assert obj.closed and not obj.write_buf and obj.write_buf_size == 0
     assert obj.events == ["close from the writer"]
 
