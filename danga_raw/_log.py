@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
 def warn(message: str, *args: object) -> None:
     """Log a warning. Imports `logging` only now: it costs more than all of the package, and most
     programs never warn."""

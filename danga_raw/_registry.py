@@ -17,12 +17,12 @@ the number: events are level-triggered, so the next wait says again what is stil
 from __future__ import annotations
 
 import os
+from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOENT
 
-from _socket import socket as RawSocket
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc

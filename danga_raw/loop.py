@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
@@ -18,8 +19,8 @@ from danga_raw.timers import Timer, Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
     from collections.abc import Callable
+    from types import FrameType, TracebackType
     from typing import Final
 
     from danga_raw._waker import Waker
@@ -546,7 +547,7 @@ class Loop:
             return
         import warnings  # for who has forgotten something only
 
-        warnings.warn(f"unclosed loop {self!r}", ResourceWarning, source=self)
+        warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
         registry.forget()
 
 

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import os
 import time
+from _ctypes import CFuncPtr
 from _thread import RLock, get_ident
 from collections.abc import Callable
 from ctypes import get_errno, set_errno
 from types import TracebackType
 from typing import Final, Protocol, cast
 
-from _ctypes import CFuncPtr
 from danga_raw._interrupt import RESULT
 from danga_raw._kernel import HERE, MAKES_A_SOCKET
 from danga_raw._libc import FOREIGN, libc

@@ -284,9 +284,7 @@ def test_a_number_that_no_descriptor_can_have_is_refused(world: World, fd: int) 
     check(caught.value, EBADF, fd, world)
 
 
-def test_a_number_that_would_be_cut_down_to_a_live_one_is_refused(
-    world: World, obj: Noted
-) -> None:
+def test_a_number_that_would_be_cut_down_to_a_live_one_is_refused(world: World, obj: Noted) -> None:
     one, two = world.socketpair()
     with unchanged(world, obj), pytest.raises(OSError):
         world.loop.add_other_fds({2**32 + one.fileno(): print})

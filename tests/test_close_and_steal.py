@@ -532,6 +532,7 @@ def test_a_closed_object_is_let_go(world: World) -> None:
     obj.SetPostLoopCallback(lambda *_: True)
     obj.push_back_read(b"x")
     obj.write(obj.event_write)
+
     class Weak(Noted):
         __slots__ = ("__weakref__",)
 

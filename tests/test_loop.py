@@ -121,9 +121,7 @@ def test_events_come_in_the_order_in_which_the_poller_tells_them(world: World) -
     objects: list[Noted] = []
     for number in range(5):
         one, _ = world.socketpair()
-        objects.append(
-            Noted(one, world.loop, read=lambda obj: order.append(objects.index(obj)))
-        )
+        objects.append(Noted(one, world.loop, read=lambda obj: order.append(objects.index(obj))))
     batch(world, *((fd_of(objects[n]), IN) for n in (3, 0, 4, 1, 2)))
     world.turn()
     assert order == [3, 0, 4, 1, 2]
@@ -506,9 +504,7 @@ def test_on_exception_is_told_of_what_the_close_of_a_handle_raises(world: World)
 
 
 @pytest.mark.parametrize("reason", ["a handler", "a failing write"])
-def test_an_object_whose_own_close_raises_is_closed_all_the_same(
-    world: World, reason: str
-) -> None:
+def test_an_object_whose_own_close_raises_is_closed_all_the_same(world: World, reason: str) -> None:
     class Unclosable(Noted):
         def close(self, reason: str | None = None) -> None:
             raise RuntimeError("close")
@@ -814,6 +810,7 @@ def test_on_exception_is_told_of_pushed_back_reads_and_of_post_loop_callbacks(
     own = Noted(three, world.loop)
     own.SetPostLoopCallback(callback("own"))
     loop = world.loop
+
     def note(obj: object, error: Exception) -> None:
         told.append((obj, str(error)))
         if len(told) == 4:

@@ -12,13 +12,11 @@ from typing import TypeVar, cast
 
 import pytest
 
-from danga_raw import Loop, Socket
-from danga_raw import _registry
+from danga_raw import Loop, Socket, _registry
 from tests.simkernel.handles import Handle as SimulatedHandle
 from tests.test_fairness import run_for
 from tests.test_loop import batch, fd_of
 from tests.world import HUP, IN, OUT, Noted, Thing, World, drain, only, real_only
-
 
 T = TypeVar("T")
 

@@ -220,6 +220,7 @@ def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
         loop.add_timer(0, again)
 
     loop.add_timer(0, again)
+
     def after(sockets: object, others: object) -> bool:
         turns.append(1)
         return len(turns) < 4

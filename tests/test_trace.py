@@ -20,7 +20,8 @@ import pytest
 
 from benchmarks.instructions import of_program
 from benchmarks.processes import environment
-from danga_raw import Loop, Socket, trace as trace_module
+from danga_raw import Loop, Socket
+from danga_raw import trace as trace_module
 from danga_raw._kernel import HERE, asked
 from danga_raw._libc import libc
 from danga_raw._strace import CALLS, Event, KernelEvent, Length, Pointer, PollFd, Timespec, quoted

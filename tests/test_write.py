@@ -63,9 +63,7 @@ def test_what_fits_goes_out_at_once_in_one_call(world: World) -> None:
     ],
     ids=["bytearray", "memoryview", "slice", "two dimensions", "wider items", "ctypes"],
 )
-def test_any_buffer_is_written_byte_for_byte(
-    world: World, data: bytearray | memoryview
-) -> None:
+def test_any_buffer_is_written_byte_for_byte(world: World, data: bytearray | memoryview) -> None:
     one, two = world.socketpair()
     obj = Noted(one, world.loop)
     assert obj.write(data) is True

@@ -8,8 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import Array
-from errno import ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
-from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT
+from errno import (
+    EAGAIN,
+    ECONNREFUSED,
+    ECONNRESET,
+    EINTR,
+    EINVAL,
+    EIO,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENOMEM,
+    ENOSPC,
+    ENOTSOCK,
+    EOPNOTSUPP,
+    EPERM,
+    EPIPE,
+    ETIMEDOUT,
+)
 from itertools import count
 from operator import index
 from resource import struct_rusage
