@@ -55,6 +55,8 @@ MAX_READ: Final = 1_048_576
 _NO_QUEUE: Final[deque[Queued]] = deque(maxlen=0)
 _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
+_NOT_ASKED: Final = (NOWHERE, NOWHERE)
+
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
 _EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
@@ -148,7 +150,7 @@ class Socket(Generic[HandleT]):
         self.write_set_watch: bool = False
         self.write_buf: deque[Queued] = _NO_QUEUE
         self.read_push_back: deque[Block] = _NO_PIECES
-        self._addresses = (NOWHERE, NOWHERE)
+        self._addresses = _NOT_ASKED
         self._direct: int | None = fd
         self._registry.register(fd, self.event_watch, self)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
