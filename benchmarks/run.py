@@ -1,10 +1,10 @@
 """Everything the docs say about speed, measured side by side in one go.
 
-    python benchmarks/run.py                  all of it: the table, results.json, the plots
-    python benchmarks/run.py requests timers  only these groups of rows: the table, no files
-    python benchmarks/run.py --keep requests  these groups, and the files with them anew
-    python benchmarks/run.py --quick          smaller counts, no files: that it works, roughly
-    python benchmarks/run.py --docs           docs/performance.md again from results.json
+python benchmarks/run.py                  all of it: the table, results.json, the plots
+python benchmarks/run.py requests timers  only these groups of rows: the table, no files
+python benchmarks/run.py --keep requests  these groups, and the files with them anew
+python benchmarks/run.py --quick          smaller counts, no files: that it works, roughly
+python benchmarks/run.py --docs           docs/performance.md again from results.json
 """
 
 import argparse

@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="as one JSON object")
     one = command.add_mutually_exclusive_group()
     one.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
-    one.add_argument("--syscalls", action="store_true", help="all that the kernel can be asked here")
+    one.add_argument(
+        "--syscalls", action="store_true", help="all that the kernel can be asked here"
+    )
     one.add_argument("--seccomp", action="store_true", help="an OCI seccomp profile, as JSON")
     commands.add_parser("trace", help="run a program and print its calls")
     argv = sys.argv[1:] if argv is None else argv

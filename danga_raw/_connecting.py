@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
 from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
-import _socket
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
 

@@ -154,11 +154,18 @@ RULES: Final = (
     *(
         Rule(name, Asked("socketcall", 2), GLIBC, frozenset(("i386", "s390x")))
         for name in (
-            "socket", "connect", "accept", "getsockopt", "setsockopt", "getpeername", "getsockname"
+            "socket",
+            "connect",
+            "accept",
+            "getsockopt",
+            "setsockopt",
+            "getpeername",
+            "getsockname",
         )
     ),
 )
 """What differs, by library, version and machine; of several rules that hold the first one counts."""
+
 
 class Again(NamedTuple):
     """That a C library makes a second call when the first has failed."""

@@ -19,12 +19,11 @@ from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._structs import Fields, structure
 
 if TYPE_CHECKING:
+    # What byref gives has no public name.
+    from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
     from ctypes import Array
 
     from danga_raw.types import Batch
-
-    # What byref gives has no public name.
-    from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
 
 # <sys/event.h>: these are the same on every platform.
 EV_ADD: Final = 0x0001

@@ -21,10 +21,9 @@ import errno
 import os
 import sys
 import time
-from operator import methodcaller
-
 from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr
 from _socket import SO_ERROR, SOL_SOCKET
+from operator import methodcaller
 
 # Not from typing, which costs more to import than all of this package (see types.py).
 TYPE_CHECKING = False
@@ -35,15 +34,15 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Final
 
-    from libc import SockAddr as SocketAddress
-
     import libc as libc
+    from libc import SockAddr as SocketAddress
 
 PLATFORM: Final = sys.platform.rstrip("0123456789")
 """The kind of system: "linux", "darwin", "freebsd", "netbsd", "openbsd", "dragonfly", ..."""
 
 INT_MAX: Final = 0x7FFFFFFF
 """The largest C int, on every platform with one of these mechanisms."""
+
 
 def check_fd(fd: int, call: str) -> None:
     """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""

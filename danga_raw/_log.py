@@ -8,15 +8,10 @@ of this package, the telling of which would log again, is not told of that.
 from __future__ import annotations
 
 import sys
-from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
-
-_telling: Final[set[int]] = set()
-"""The threads that are in a log handler."""
 
 
 def warn(message: str, *args: object) -> None:
@@ -42,11 +37,9 @@ def log_exception(obj: object, error: Exception) -> None:
 
 def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> bool:
     """Whether it was logged, or was not to be."""
-    thread = get_ident()
-    if thread in _telling:
+    if _is_telling():
         return True
     try:
-        _telling.add(thread)
         # The descriptor table may be full, which is what there is to warn of. Where another thread
         # has imported half of it, the rest is not waited for.
         if "logging" not in sys.modules:
@@ -55,9 +48,16 @@ def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> 
         getattr(logger, level)(message, *args, **more)
     except Exception:
         return False
-    finally:
-        _telling.discard(thread)
     return True
+
+
+def _is_telling() -> bool:
+    """True in a log handler of this thread. The stack tells, as no note could that an exception may
+    keep from being taken back."""
+    frame = sys._getframe(1).f_back  # pyright: ignore[reportPrivateUsage]  # documented
+    while frame is not None and frame.f_code is not _log.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def print_error(text: str) -> None:

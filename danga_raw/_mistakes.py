@@ -54,7 +54,9 @@ class NoHandleError(TypeError, AttributeError):
         hint = ""
         if isinstance(given, int):
             hint = f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
-        super().__init__(f"a Socket takes a socket, or what else has a fileno(), not {given!r}{hint}")
+        super().__init__(
+            f"a Socket takes a socket, or what else has a fileno(), not {given!r}{hint}"
+        )
 
 
 def check_made(obj: object) -> None:

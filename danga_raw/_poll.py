@@ -43,7 +43,18 @@ class Poll:
     fd drops it.
     """
 
-    __slots__ = ("_asked", "_changed", "_events", "_fds", "_files", "_revents", "_slot", "_table", "_torn", "batch")
+    __slots__ = (
+        "_asked",
+        "_changed",
+        "_events",
+        "_fds",
+        "_files",
+        "_revents",
+        "_slot",
+        "_table",
+        "_torn",
+        "batch",
+    )
 
     def __init__(self) -> None:
         """Makes no system call."""
@@ -224,4 +235,3 @@ class Poll:
 
 def _refusal(number: int, fd: int) -> OSError:
     return OSError(number, f"poll(fd {fd}): {strerror(number)}")
-

@@ -17,12 +17,12 @@ the number: events are level-triggered, so the next wait says again what is stil
 from __future__ import annotations
 
 import os
+from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOENT
 
-from _socket import socket as RawSocket
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
@@ -196,10 +196,13 @@ class Registry:
                 warn("%s", error)
 
     def renew(self) -> None:
-        """Drop the poller, with the entries in it that can't be removed; the next use opens another
-        and registers what is known. It is closed first, as the table of descriptors may be full."""
+        """Drop the poller, with the entries in it that can't be removed, and what it has said, which
+        may be of them; the next use opens another and registers what is known. It is closed first,
+        as the table of descriptors may be full."""
         if self._made is not None:
             batch = self._made.batch
+            for each in (batch, *self.outer):
+                each.clear()
             self._drop_poller()
             self._made = _new_poller(self.backend)
             self._made.batch = batch
@@ -263,8 +266,10 @@ class Registry:
 
         Raises `OSError`, EEXIST where the number's holder still has it.
         """
+        renewed = False
         if self.stale and fd in self.stale:
             self.renew()
+            renewed = True
         try:
             poller = self.poller or self.open()
             poller.register(fd, events)
@@ -273,15 +278,18 @@ class Registry:
             lost = (self.leaving or fd in self.objects) and self._dispossess(fd)
             if obj is not None and self.other_fds:
                 lost = self.other_fds.pop(fd, None) is not None or lost
-            if lost and self.has_entries:
+            if lost and self.has_entries and not renewed:
                 # An entry goes when the last descriptor of its file does, and a forked child or a
                 # dup may have one: its events would be taken for those of the newcomer.
                 self.renew()
-                if obj is not None:
+                if fd not in self.other_fds:
                     self.open().register(fd, events)
             if obj is not None:
                 # Who takes the objects out asks what their handle is where that matters.
                 self.objects[fd] = cast("Socket", obj)
+            elif self.objects:
+                # Who had the number is closed, and would be taken for who it is.
+                self.objects.pop(fd, None)
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
@@ -426,15 +434,15 @@ class Registry:
     def _take_off(self, fd: int, obj: AnySocket, cut_short: bool) -> None:
         """Unregister an object that is leaving. Can be repeated where that was `cut_short`."""
         trouble = None
-        if obj.corked:
+        # A loop that was reset since knows nothing of this object, and the number may be another's.
+        if obj.corked and self.objects.get(fd, obj) is obj:
             try:
                 set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
             except OSError as error:
                 if by_handler(error):
                     raise
                 warn("%s", error)
-            obj.corked = False
-        # A loop that was reset since knows nothing of this object.
+        obj.corked = False
         if self.objects.get(fd) is obj:
             try:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)

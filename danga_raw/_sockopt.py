@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from ctypes import byref, c_int, sizeof
+
 from danga_raw._libc import failure, libc
 
 TYPE_CHECKING = False

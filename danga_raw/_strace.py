@@ -37,8 +37,9 @@ from danga_raw._sockopt import CORK_OPTIONS, IPPROTO_TCP
 if TYPE_CHECKING:
     from resource import struct_rusage
 
-    from danga_raw._kqueue import Kevent
     from libc import SockAddr
+
+    from danga_raw._kqueue import Kevent
 
 _MOST: Final = 32
 """How many bytes of a string and members of a list strace prints."""
@@ -59,9 +60,7 @@ _EPOLL: Final = _bits(
 _POLL: Final = _bits(
     "POLL", "IN PRI OUT ERR HUP NVAL RDNORM RDBAND WRNORM WRBAND MSG - REMOVE RDHUP - _BUSY_LOOP"
 )
-_KEVENT: Final = _bits(
-    "EV_", "ADD DELETE ENABLE DISABLE ONESHOT CLEAR - - - - - - - - ERROR EOF"
-)
+_KEVENT: Final = _bits("EV_", "ADD DELETE ENABLE DISABLE ONESHOT CLEAR - - - - - - - - ERROR EOF")
 _CLOEXEC: Final = {os.O_CLOEXEC: "EPOLL_CLOEXEC"}
 # Some systems' types of files have the number 0 elsewhere, which a descriptor of no file has.
 _MODES: Final = {
@@ -108,7 +107,7 @@ def _named(value: int, names: Mapping[int, str], unknown: str) -> str:
     return names.get(value) or f"{value:#x} /* {unknown} */"
 
 
-_ESCAPES: Final = dict(zip(b'\t\n\v\f\r"\\', "tnvfr\"\\"))
+_ESCAPES: Final = dict(zip(b'\t\n\v\f\r"\\', 'tnvfr"\\'))
 _PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*")
 
 
@@ -443,6 +442,7 @@ def _socket_error(value: Value) -> str:
 
 def _error_name(number: int) -> str:
     return (_ERRORS.get(number) or str(number)) if number else "0"
+
 
 _FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {
     "epoll_create1": {0: _set_of(_CLOEXEC, "EPOLL_???")},

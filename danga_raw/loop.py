@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
@@ -18,8 +19,8 @@ from danga_raw.timers import Timer, Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
     from collections.abc import Callable
+    from types import FrameType, TracebackType
     from typing import Final
 
     from danga_raw._waker import Waker
@@ -127,6 +128,8 @@ class Loop:
                     continue
             if soon:
                 self._run_soon()
+                # They may have added a timer, or set the timeout: the next turn sees to that.
+                timeout = 0
             if soon or readable or leaving and registry.due():
                 timeout = 0
             if self._stopping > 0:
@@ -396,7 +399,7 @@ class Loop:
         ms = index(ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
-        self._timeout = ms
+        self._timeout = self._timers.limit = ms
         return ms
 
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
@@ -544,7 +547,7 @@ class Loop:
             return
         import warnings  # for who has forgotten something only
 
-        warnings.warn(f"unclosed loop {self!r}", ResourceWarning, source=self)
+        warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
         registry.forget()
 
 

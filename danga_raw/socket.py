@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
+from _socket import socket as RawSocket
 from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
-from _socket import socket as RawSocket
 from danga_raw._addresses import NOWHERE, Address, local, peer
 from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
         PostLoopCallback,
         ProfileMapping,
         Queued,
-        SocketT,
         SocketAddress,
+        SocketT,
         Writable,
         WriterFunc,
     )

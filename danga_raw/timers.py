@@ -45,13 +45,15 @@ class Timer:
 class Timers:
     """The timers of one loop, in order of deadline; equal ones in the order they were added."""
 
-    __slots__ = ("_added", "_spent", "due", "heap")
+    __slots__ = ("_added", "_spent", "due", "heap", "limit")
 
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Timer]] = []
         self._added = 0  # how many there ever were
         self.due: deque[Timer] = deque()
         """What the present pass has still to fire, and what one left that an exception cut short."""
+        self.limit = -1
+        """The loop timeout, which one that fires may set."""
         self._spent = 0  # roughly how many of the heap have no callback any more
 
     def add(self, seconds: float, callback: Callback) -> Timer:
@@ -89,6 +91,7 @@ class Timers:
         now = libc.clock_gettime(CLOCK_MONOTONIC)
         if self.due or heap and heap[0][0] <= now:
             self._fire(now)
+            timeout = self.limit
             now = libc.clock_gettime(CLOCK_MONOTONIC)
         while heap:
             deadline, _, timer = heap[0]
@@ -136,4 +139,5 @@ class Timers:
             timer.callback = None
         self.heap.clear()
         self.due.clear()
+        self.limit = -1
         self._spent = 0

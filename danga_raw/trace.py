@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import os
 import time
+from _ctypes import CFuncPtr
 from _thread import RLock, get_ident
 from collections.abc import Callable
 from ctypes import get_errno, set_errno
 from types import TracebackType
 from typing import Final, Protocol, cast
 
-from _ctypes import CFuncPtr
 from danga_raw._interrupt import RESULT
 from danga_raw._kernel import HERE, MAKES_A_SOCKET
 from danga_raw._libc import FOREIGN, libc
@@ -142,11 +142,12 @@ def _switch() -> None:
 
 
 def _after_fork() -> None:
-    """A thread that was switching is not there any more, nor is one that was in a sink."""
+    """A thread that was switching is not there any more, nor is another that was in a sink. This one
+    still is, if it forked there."""
     global _switching, _is_switching
     _switching = RLock()
     _is_switching = False
-    _in_sinks.clear()
+    _in_sinks.intersection_update((get_ident(),))
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import sys
 from _collections_abc import Callable, Iterable, Mapping
+from _socket import socket as RawSocket
 from types import FrameType as FrameType
 from types import TracebackType as TracebackType
 
-from _socket import socket as RawSocket
 from danga_raw._typing import Protocol
 from danga_raw.listener import Listener as Listener
 from danga_raw.loop import Loop as Loop

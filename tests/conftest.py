@@ -9,7 +9,6 @@ import pytest
 from tests import needs, surface
 from tests.world import PATIENCE, WORLDS, Kind, World, no_hanging, world_of
 
-
 TESTS = Path(__file__).parent
 
 

@@ -14,7 +14,6 @@ else is noted as a "fault".
 from __future__ import annotations
 
 import gc
-import logging  # now, or the first warning would do so in the middle of a story
 import os
 import select
 import signal

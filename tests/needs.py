@@ -49,7 +49,9 @@ def present(tool: str) -> bool:
         # ptrace may be forbidden where strace itself is installed.
         if shutil.which("strace") is None:
             return False
-        trial = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, check=False)
+        trial = subprocess.run(
+            ["strace", "-o", os.devnull, "true"], capture_output=True, check=False
+        )
         return trial.returncode == 0
     if tool == "chroot":
         try:

@@ -1,11 +1,15 @@
 """Runs a program under a seccomp filter: the kernel kills it at the first call that isn't allowed.
 
     python -m tests.seccomp [--without CALL] PROGRAM [ARG ...]
+    python -m tests.seccomp [--without CALL] --profile FILE COMMAND [ARG ...]
 
 PROGRAM is `echo`, a file of `examples/` or a file of `tests/scenarios/`. The filter is put on when
 the interpreter has started and all is imported, just before the program's own work. It allows what
 the package calls on the backend in use, what the interpreter calls to stay alive, and what the
 program calls itself, each of the three named below. seccomp(2), x86-64.
+
+With `--profile` it allows what an OCI seccomp profile does, as `python3 -m danga_raw info --seccomp`
+prints it, and COMMAND is under it from its exec on: the interpreter's start is too.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import encodings.idna
+import json
 import logging
 import os
 import re
@@ -20,6 +25,7 @@ import resource
 import runpy
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from danga_raw import Loop, _kernel, _waker
@@ -124,6 +130,14 @@ def allowed(backend: str, program: str) -> set[str]:
     return surface(backend).union(INTERPRETER, *(KERNEL.get(name, {name}) for name in own))
 
 
+def profiled(profile: str) -> set[str]:
+    """What an OCI profile allows. One that looks at arguments allows more than this can say."""
+    entries = json.loads(profile)["syscalls"]
+    if any(entry["action"] != "SCMP_ACT_ALLOW" or entry.get("args") for entry in entries):
+        raise ValueError("a profile that does more than allow calls by their names")
+    return {name for entry in entries for name in entry["names"]}
+
+
 def instructions(numbers: Collection[int]) -> list[tuple[int, int, int, int]]:
     """The filter that lets the calls of these numbers through and kills at any other."""
     kill, allow = (_RETURN, 0, 0, _RET_KILL_PROCESS), (_RETURN, 0, 0, _RET_ALLOW)
@@ -176,14 +190,21 @@ def prepared(path: str) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.seccomp", description=__doc__)
     parser.add_argument("--without", metavar="CALL", help="allow all but this one")
+    parser.add_argument("--profile", metavar="FILE", type=Path, help="allow what that profile does")
     parser.add_argument("program")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    sys.argv = [options.program, *options.arguments]
-    names = allowed(Loop().backend, Path(options.program).name)
+    argv = [options.program, *options.arguments]
+    work: Callable[[], object]
+    if options.profile:
+        names = profiled(options.profile.read_text())
+        work = partial(os.execvp, options.program, argv)
+    else:
+        names = allowed(Loop().backend, Path(options.program).name)
+        sys.argv = argv
+        work = prepared(options.program)
     if options.without and options.without not in names:
         parser.error(f"{options.without} isn't allowed in the first place")
-    work = prepared(options.program)
     install(names - {options.without})
     work()
 

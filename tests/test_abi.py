@@ -94,7 +94,9 @@ def data_model() -> dict[str, int]:
     return facts
 
 
-def layout_here(name: str, struct: type[ctypes.Structure], fields: _structs.Fields) -> dict[str, int]:
+def layout_here(
+    name: str, struct: type[ctypes.Structure], fields: _structs.Fields
+) -> dict[str, int]:
     facts = {f"sizeof({name})": ctypes.sizeof(struct)}
     for field, _ in fields:
         facts[f"offsetof({name}.{field})"] = getattr(struct, field).offset

@@ -254,7 +254,9 @@ def told(name: str, side: str) -> list[str]:
     script = SCENARIOS / f"{name}.pl"
     inject = re.findall(r"^# inject (\S+)$", script.read_text(), re.MULTILINE)
     # The C library may wait by epoll_pwait(2): musl does, and glibc where there is no other.
-    inject = [expression.replace("epoll_wait:", "?epoll_wait,epoll_pwait:") for expression in inject]
+    inject = [
+        expression.replace("epoll_wait:", "?epoll_wait,epoll_pwait:") for expression in inject
+    ]
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("DANGA_RAW_")
     }
@@ -342,10 +344,7 @@ def test_a_call_that_never_returned() -> None:
 
 
 def test_structs_stay_whole() -> None:
-    call = one(
-        "epoll_ctl(5, EPOLL_CTL_ADD, 3, {events=EPOLLIN|0x40 /* EPOLL??? */, "
-        "data=0x3}) = 0"
-    )
+    call = one("epoll_ctl(5, EPOLL_CTL_ADD, 3, {events=EPOLLIN|0x40 /* EPOLL??? */, data=0x3}) = 0")
     assert call.args[:3] == ("5", "EPOLL_CTL_ADD", "3")
     assert len(call.args) == 4
     assert call.events == [("EPOLLIN|0x40 /* EPOLL??? */", 3)]

@@ -16,7 +16,7 @@ from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw._registry import backends
 from danga_raw.types import AnySocket
-from tests.world import IN, Noted, World, drain, only, readiness_only
+from tests.world import IN, Descriptor, Noted, World, drain, only, readiness_only, real_only
 
 NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
 
@@ -103,10 +103,27 @@ def test_read_wants_a_number_from_one_up(
         obj.read(count)
 
 
-@pytest.mark.parametrize("count", ["1", None, b"1"])
+@pytest.mark.parametrize("count", ["1", None, b"1", 1e7, [1]])
 def test_read_wants_a_number(world: World, obj: Noted, count: Any) -> None:
     with unchanged(world, obj), pytest.raises(TypeError):
         obj.read(count)
+
+
+@pytest.mark.parametrize("count", [1.5, 0.5, 100.0])
+@pytest.mark.parametrize("pushed", [False, True])
+def test_read_of_a_fraction_is_refused_and_loses_nothing(
+    world: World, obj: Noted, count: Any, pushed: bool
+) -> None:
+    """It is refused at the door to the C library, in front of the call."""
+    if pushed:
+        obj.push_back_read(b"pushed ")
+    before = state(world.loop), fields(obj)
+    with pytest.raises(TypeError):
+        obj.read(count)
+    assert (state(world.loop), fields(obj)) == before
+    obj.watch_read(True)
+    world.until(lambda: obj.got.endswith(b"there"))
+    assert bytes(obj.got) == (b"pushed there" if pushed else b"there")
 
 
 @pytest.mark.parametrize("piece", ["text", 5, None, [1, 2], object()], ids=repr)
@@ -198,6 +215,12 @@ def test_a_timer_wants_a_finite_number_of_seconds(world: World, seconds: float) 
         world.loop.add_timer(seconds, print)
 
 
+@pytest.mark.parametrize("seconds", [10**400, -(10**400)], ids=["huge", "hugely negative"])
+def test_a_timer_wants_a_number_that_a_float_can_hold(world: World, seconds: int) -> None:
+    with unchanged(world), pytest.raises(ValueError, match="finite number of seconds, not -?1000"):
+        world.loop.add_timer(seconds, print)
+
+
 @pytest.mark.parametrize("seconds", ["1", None])
 def test_a_timer_wants_a_number(world: World, seconds: Any) -> None:
     with unchanged(world), pytest.raises(TypeError):
@@ -261,9 +284,7 @@ def test_a_number_that_no_descriptor_can_have_is_refused(world: World, fd: int) 
     check(caught.value, EBADF, fd, world)
 
 
-def test_a_number_that_would_be_cut_down_to_a_live_one_is_refused(
-    world: World, obj: Noted
-) -> None:
+def test_a_number_that_would_be_cut_down_to_a_live_one_is_refused(world: World, obj: Noted) -> None:
     one, two = world.socketpair()
     with unchanged(world, obj), pytest.raises(OSError):
         world.loop.add_other_fds({2**32 + one.fileno(): print})
@@ -295,6 +316,18 @@ def test_a_regular_file_is_refused(world: World, obj: Noted) -> None:
             world.loop.add_other_fds({file.fileno(): print})
         check(caught.value, EPERM, file.fileno(), world)
     assert world.is_open(file.fileno())
+
+
+@real_only
+def test_a_file_that_can_be_polled_is_taken_by_every_backend(world: World) -> None:
+    """By its type a regular file as any, but the kernel tells by it of every mount."""
+    mounts = Descriptor(os.open("/proc/self/mounts", os.O_RDONLY))
+    world.stack.callback(mounts.close)
+    obj = Noted(mounts, world.loop)
+    assert world.loop.descriptor_map == {mounts.fileno(): obj}
+    obj.watch_read(True)
+    world.until(lambda: obj.got)
+    assert b"/proc" in obj.got
 
 
 @pytest.mark.parametrize("key", ["x", None, 1.5])

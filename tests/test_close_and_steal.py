@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import socket
 import weakref
 from collections.abc import Callable
-from errno import EIO
+from errno import EIO, EPIPE
 
 import pytest
 
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw.types import Handle
-from tests.world import Noted, Thing, World, drain, only, readiness_only, real_only
+from tests.world import POLLERS, Noted, Thing, World, drain, only, readiness_only, real_only
 
 
 def ready(world: World, count: int, **on: object) -> tuple[list[Noted], list[Thing], list[str]]:
@@ -312,6 +313,25 @@ def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
     capfd.readouterr()
 
 
+def test_close_leaves_the_errno_of_a_call_that_failed_as_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be called by a signal's handler, between a call and the look at its errno."""
+    obj = Noted(world.socketpair()[0], world.loop)
+    poller = POLLERS[world.backend]
+    unregister = getattr(poller, "unregister")  # noqa: B009
+
+    def and_fail(*arguments: object) -> None:
+        unregister(*arguments)
+        ctypes.set_errno(EIO)
+
+    monkeypatch.setattr(poller, "unregister", and_fail)
+    ctypes.set_errno(EPIPE)
+    obj.close()
+    assert ctypes.get_errno() == EPIPE
+    ctypes.set_errno(0)
+
+
 def test_a_failing_close_is_warned_about_and_the_rest_is_closed(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -453,6 +473,48 @@ def test_the_own_close_of_a_socket_class_is_called(world: World) -> None:
 
 
 @real_only
+@pytest.mark.parametrize("method", ["close", "_real_close", "detach"])
+def test_a_class_of_sockets_that_does_more_than_close_is_closed_through_it(
+    world: World, method: str
+) -> None:
+    called: list[str] = []
+
+    def more(self: socket.socket) -> object:
+        called.append(method)
+        return getattr(socket.socket, method)(self)
+
+    kind = type("Own", (socket.socket,), {method: more})
+    one, _ = world.socketpair()
+    own = kind(fileno=one.detach())
+    fd = own.fileno()
+    Socket(own, world.loop).close()
+    world.turn()
+    if method == "detach" and not called:  # The usual close doesn't need it.
+        own.detach()
+    assert called == [method] and not world.is_open(fd)
+
+
+@real_only
+def test_a_tls_socket_lets_go_of_its_session_with_its_descriptor(world: World) -> None:
+    """Or the next that is given the number could be sent records of it."""
+    ssl = pytest.importorskip("ssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        plain = socket.create_connection(listener.getsockname())
+        there, _ = listener.accept()
+    plain.setblocking(False)
+    tls = context.wrap_socket(plain, do_handshake_on_connect=False)
+    fd = tls.fileno()
+    obj: Socket[socket.socket] = Socket(tls, world.loop)
+    assert tls._sslobj is not None
+    obj.close()
+    world.turn()
+    assert tls._sslobj is None and tls.fileno() == -1 and not world.is_open(fd)
+    there.close()
+
+
+@real_only
 def test_a_bare_socket_of_the_c_module_is_closed(world: World) -> None:
     from _socket import socket as bare
 
@@ -470,6 +532,7 @@ def test_a_closed_object_is_let_go(world: World) -> None:
     obj.SetPostLoopCallback(lambda *_: True)
     obj.push_back_read(b"x")
     obj.write(obj.event_write)
+
     class Weak(Noted):
         __slots__ = ("__weakref__",)
 

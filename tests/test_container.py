@@ -12,7 +12,9 @@ from tests import container
 
 pytestmark = [
     pytest.mark.needs("chroot"),
-    pytest.mark.skipif(sys.implementation.name == "pypy", reason="PyPy finds its library otherwise"),
+    pytest.mark.skipif(
+        sys.implementation.name == "pypy", reason="PyPy finds its library otherwise"
+    ),
 ]
 
 
@@ -28,9 +30,7 @@ def files(root: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
-def test_a_client_is_served_out_of_a_root_with_nothing_else_in_it(
-    backend: str, root: Path
-) -> None:
+def test_a_client_is_served_out_of_a_root_with_nothing_else_in_it(backend: str, root: Path) -> None:
     before = files(root)
     container.serve(root, DANGA_RAW_BACKEND=backend)
     assert files(root) == before

@@ -31,8 +31,8 @@ from danga_raw._kernel import (
     known,
     surface,
 )
-from danga_raw._strace import CALLS, Call, asked_again, calls
 from danga_raw._registry import backends
+from danga_raw._strace import CALLS, Call, asked_again, calls
 from tests.audit.lines import in_its_words
 from tests.surface import stub
 
@@ -351,7 +351,12 @@ def test_info_prints_the_whole_list_for_where_it_runs() -> None:
     expected = list(surface(HERE, backends()))
     assert len(rows) == len(expected)
     for row, entry in zip(rows, expected):
-        assert row.split(maxsplit=3) == [entry.function, entry.call, str(entry.arguments), entry.when]
+        assert row.split(maxsplit=3) == [
+            entry.function,
+            entry.call,
+            str(entry.arguments),
+            entry.when,
+        ]
 
 
 def test_info_prints_the_same_list_as_json() -> None:

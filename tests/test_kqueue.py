@@ -30,9 +30,7 @@ SOCKET = POLLERR | POLLHUP | POLLNVAL
 """The mask with which a Socket is registered."""
 
 
-def watched(
-    world: World, one: Thing, read: Callable[[Noted], object] = Noted.take
-) -> Noted:
+def watched(world: World, one: Thing, read: Callable[[Noted], object] = Noted.take) -> Noted:
     obj = Noted(one, world.loop, read=read)
     obj.watch_read(True)
     obj.watch_write(True)
@@ -207,9 +205,7 @@ def test_a_filter_that_is_switched_off_and_speaks_all_the_same_tells_a_hang_up_a
     "world", [Kind("poll", "freebsd"), Kind("poll", "netbsd")], indirect=True, ids=str
 )
 @pytest.mark.parametrize("unread", [b"", b"last words"], ids=["nothing", "something"])
-def test_a_reset_is_found_by_reading_where_poll_tells_no_error(
-    world: World, unread: bytes
-) -> None:
+def test_a_reset_is_found_by_reading_where_poll_tells_no_error(world: World, unread: bytes) -> None:
     assert isinstance(world, SimulatedWorld)
     one, two = world.kernel.socketpair(tcp=True)
     one.setblocking(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -120,9 +121,7 @@ def test_events_come_in_the_order_in_which_the_poller_tells_them(world: World) -
     objects: list[Noted] = []
     for number in range(5):
         one, _ = world.socketpair()
-        objects.append(
-            Noted(one, world.loop, read=lambda obj: order.append(objects.index(obj)))
-        )
+        objects.append(Noted(one, world.loop, read=lambda obj: order.append(objects.index(obj))))
     batch(world, *((fd_of(objects[n]), IN) for n in (3, 0, 4, 1, 2)))
     world.turn()
     assert order == [3, 0, 4, 1, 2]
@@ -416,6 +415,141 @@ def test_a_stop_is_not_lost_to_what_raises_in_the_same_batch(
     world.until(lambda: obj.got == b"x")
 
 
+@pytest.mark.parametrize("verb", ["reset", "close"])
+@pytest.mark.parametrize("where", ["a handler", "a timer", "a post-loop callback", "an other fd"])
+def test_run_ends_where_a_reset_in_it_has_left_nothing_to_wait_for(
+    world: World, verb: str, where: str
+) -> None:
+    one, two = world.socketpair()
+    two.send(b"x")
+
+    def forget(*_: object) -> bool:
+        getattr(world.loop, verb)()
+        return True
+
+    if where == "an other fd":
+        world.loop.add_other_fds({one.fileno(): forget})
+    else:
+        Noted(one, world.loop, read=forget if where == "a handler" else drain_it).watch_read(True)
+    if where == "a timer":
+        world.loop.add_timer(0, forget)
+    if where == "a post-loop callback":
+        world.loop.set_post_loop_callback(forget)
+    world.loop.run()
+    assert world.loop.descriptor_map == {} == world.loop.other_fds
+
+
+def drain_it(obj: Noted) -> None:
+    obj.read(1000)
+
+
+@pytest.mark.parametrize("new", ["a timer", "an object", "call_soon", "an other fd"])
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "by call_soon"])
+def test_run_goes_on_with_what_was_added_behind_a_reset(
+    world: World, new: str, later: bool
+) -> None:
+    one, two = world.socketpair()
+    three, four = world.socketpair()
+    two.send(b"x")
+    four.send(b"x")
+    heard: list[object] = []
+
+    def stop(*_: object) -> None:
+        heard.append(new)
+        world.loop.stop()
+
+    def forget(obj: Noted) -> None:
+        world.loop.reset()
+        if later:
+            world.loop.call_soon(add)
+        else:
+            add()
+
+    def add() -> None:
+        if new == "a timer":
+            world.loop.add_timer(0.001, stop)
+        elif new == "an object":
+            Noted(three, world.loop, read=stop).watch_read(True)
+        elif new == "call_soon":
+            world.loop.call_soon(stop)
+        else:
+            world.loop.add_other_fds({three.fileno(): stop})
+
+    Noted(one, world.loop, read=forget).watch_read(True)
+    world.loop.run()
+    assert heard == [new]
+
+
+def test_on_exception_is_told_of_what_the_close_of_a_handle_raises(world: World) -> None:
+    class Bad:
+        def __init__(self, thing: Thing) -> None:
+            self.thing = thing
+
+        def fileno(self) -> int:
+            return self.thing.fileno()
+
+        def close(self) -> None:
+            raise RuntimeError("handle")
+
+    told: list[tuple[object, str]] = []
+    world.loop.on_exception = lambda obj, error: told.append((obj, str(error)))
+    for _ in range(2):
+        Socket(Bad(world.socketpair()[0]), world.loop).close()
+    behind = Noted(world.socketpair()[0], world.loop)
+    fd = fd_of(behind)
+    behind.close()
+    world.turn()
+    assert told == [(None, "handle")] * 2
+    assert world.loop.watched_sockets == 0 and not world.is_open(fd)
+
+
+@pytest.mark.parametrize("reason", ["a handler", "a failing write"])
+def test_an_object_whose_own_close_raises_is_closed_all_the_same(world: World, reason: str) -> None:
+    class Unclosable(Noted):
+        def close(self, reason: str | None = None) -> None:
+            raise RuntimeError("close")
+
+    def act(obj: Noted) -> None:
+        if reason == "a handler":
+            raise KeyError("handler")
+        obj.set_writer_func(refuse)
+        obj.write(b"x")
+
+    def refuse(data: object, count: int, offset: int) -> int:
+        raise OSError(5, "on purpose")
+
+    told: list[object] = []
+    world.loop.on_exception = lambda obj, error: told.append(obj)
+    one, two = world.socketpair()
+    obj = Unclosable(one, world.loop, read=act)
+    obj.watch_read(True)
+    fd = fd_of(obj)
+    two.send(b"x")
+    world.turn()
+    assert told == [obj] and obj.closed and obj.fd is None
+    world.turn()
+    assert world.loop.watched_sockets == 0 and not world.is_open(fd)
+
+
+def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.open_fds()
+    loop = Loop(world.backend)
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    with pytest.warns(ResourceWarning, match="unclosed loop <Loop on"):
+        del loop
+        gc.collect()
+    assert world.open_fds() == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unused = Loop(world.backend)
+        del unused
+        gc.collect()
+
+
 def test_a_stop_is_forgotten_by_reset(world: World) -> None:
     world.loop.stop()
     world.loop.reset()
@@ -676,6 +810,7 @@ def test_on_exception_is_told_of_pushed_back_reads_and_of_post_loop_callbacks(
     own = Noted(three, world.loop)
     own.SetPostLoopCallback(callback("own"))
     loop = world.loop
+
     def note(obj: object, error: Exception) -> None:
         told.append((obj, str(error)))
         if len(told) == 4:
@@ -706,7 +841,7 @@ def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool
 
 
 def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World) -> None:
-    """Neither a handler, nor a `close` of its own, nor that of a handle, nor callbacks and writers."""
+    """Neither a handler, nor a `close` of its own, nor that of a handle, callbacks and writers."""
 
     class Unclosable(Noted):
         def close(self, reason: str | None = None) -> None:
@@ -1021,6 +1156,17 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
     assert again.got == b"x"
     # The old object knows nothing of it.
     assert obj.events == []
+
+
+def test_reset_takes_off_profiling(world: World) -> None:
+    world.loop.enable_profiling()
+    world.loop.reset()
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.until(lambda: obj.got)
+    assert world.loop.profiling_data == {}
 
 
 def test_reset_unregisters_nothing(world: World) -> None:

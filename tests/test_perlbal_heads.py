@@ -98,9 +98,7 @@ def test_what_could_be_read_in_two_ways_is_refused(status: int, text: str) -> No
         ("1.1", "keep-alive, Close", False),
     ],
 )
-def test_who_wants_to_be_kept_alive(
-    version: str, connection: str | None, keep_alive: bool
-) -> None:
+def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_alive: bool) -> None:
     field = f"\r\nConnection: {connection}" if connection else ""
     assert Request(f"GET / HTTP/{version}\r\nHost: a{field}").keep_alive is keep_alive
 

@@ -11,7 +11,6 @@ from examples.perlbal.parameters import LanguageError, netmask
 from examples.perlbal.plugins import _by_host
 from examples.perlbal.server import Server
 
-
 BETWEEN = "Expecting integer value between 0 and 100, inclusive."
 LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
 
@@ -125,9 +124,7 @@ def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -
     assert list(say.server.pools) == ["a"]
 
 
-def test_variables_are_those_of_the_environment(
-    say: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POOL_NAME", "from_outside")
     say("CREATE POOL $POOL_NAME")
     assert list(say.server.pools) == ["from_outside"]

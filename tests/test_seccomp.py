@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -30,29 +31,77 @@ BACKENDS = ["epoll", "poll"]
 WAITS = {"epoll": "?epoll_wait,epoll_pwait", "poll": "poll"}
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tests.seccomp", *arguments]
+class Guard(NamedTuple):
+    """One of the two filters that programs run under."""
+
+    profile: Path | None = None
+    """An OCI profile that holds from the exec on; None for the list of `seccomp.py`."""
+
+    def command(self, *arguments: str, without: str = "") -> list[str]:
+        """How to run a program under it, with one call less than it allows."""
+        options = ["--without", without] if without else []
+        if self.profile is not None:
+            options += ["--profile", str(self.profile), sys.executable]
+            if arguments == ("echo",):
+                arguments = ("-m", "danga_raw", "echo")
+        return [sys.executable, "-m", "tests.seccomp", *options, *arguments]
+
+    def ended(self, backend: str, *arguments: str, without: str = "") -> int:
+        """The status of a program that ran under it."""
+        command = self.command(*arguments, without=without)
+        done = subprocess.run(
+            command, env=environment(backend), capture_output=True, timeout=PATIENCE, check=False
+        )
+        return done.returncode
+
+    def killed_at(self, backend: str, *arguments: str) -> str:
+        """The last call of a program that it killed, for whoever has to find out why."""
+        if not needs.present("strace"):
+            return "strace would tell at which call"
+        command = ["strace", "-qq", "-o", "/dev/stdout", *self.command(*arguments)]
+        said, _ = run_group(command, environment(backend), PATIENCE)
+        return said[-200:]
+
+    @contextlib.contextmanager
+    def serving(self, backend: str, *arguments: str) -> Iterator[Server]:
+        """A server under it, which lives until a signal ends it, and then ends by itself."""
+        with subprocess.Popen(
+            self.command(*arguments), env=environment(backend), stdout=subprocess.PIPE
+        ) as process:
+            try:
+                assert process.stdout is not None
+                greeting = process.stdout.readline().decode().strip()
+                if not greeting.startswith("listening on "):
+                    pytest.fail(f"ended with {process.wait(PATIENCE)}")
+                server = Server(process, greeting, Path(os.devnull))
+                try:
+                    yield server
+                finally:
+                    assert process.poll() != -signal.SIGSYS
+                # What the interpreter does at its end is allowed too.
+                server.stop()
+            finally:
+                process.kill()
+
+
+LISTED = Guard()
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Guard:
+    info = [sys.executable, "-m", "danga_raw", "info", "--seccomp"]
+    path = tmp_path_factory.mktemp("seccomp") / "profile.json"
+    path.write_bytes(subprocess.run(info, cwd=ROOT, check=True, capture_output=True).stdout)
+    return Guard(path)
+
+
+@pytest.fixture(params=["list", "profile"])
+def guard(request: pytest.FixtureRequest, profiled: Guard) -> Guard:
+    return profiled if request.param == "profile" else LISTED
 
 
 def environment(backend: str) -> Mapping[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "DANGA_RAW_BACKEND": backend}
-
-
-def ended(backend: str, *arguments: str) -> int:
-    """The status of a program that ran under the filter."""
-    done = subprocess.run(
-        command(*arguments), env=environment(backend), capture_output=True, timeout=PATIENCE
-    )
-    return done.returncode
-
-
-def killed_at(backend: str, *arguments: str) -> str:
-    """The last call of a program that the filter killed, for whoever has to find out why."""
-    if not needs.present("strace"):
-        return "strace would tell at which call"
-    run = ["strace", "-qq", "-o", "/dev/stdout", *command(*arguments)]
-    said, _ = run_group(run, environment(backend), PATIENCE)
-    return said[-200:]
 
 
 # --- to their end -------------------------------------------------------------------------------
@@ -64,7 +113,7 @@ def test_what_one_backend_alone_needs_is_declared_in_the_stub() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_scenario_makes_no_call_beside_the_list(name: str, backend: str) -> None:
+def test_a_scenario_makes_no_call_beside_the_list(guard: Guard, name: str, backend: str) -> None:
     script = str(SCENARIOS / f"{name}.py")
     source = (SCENARIOS / f"{name}.pl").read_text()
     inject = re.findall(r"^# inject epoll_wait:(\S+)$", source, re.MULTILINE)
@@ -72,44 +121,24 @@ def test_a_scenario_makes_no_call_beside_the_list(name: str, backend: str) -> No
         needs.need("strace")
         errors = [f"-einject={WAITS[backend]}:{error}" for error in inject]
         strace = ["strace", "-qq", "-o", os.devnull, *errors]
-        said, status = run_group([*strace, *command(script)], environment(backend), PATIENCE)
+        said, status = run_group([*strace, *guard.command(script)], environment(backend), PATIENCE)
         assert status == 0, said
     else:
-        status = ended(backend, script)
-        assert status == 0, killed_at(backend, script)
-
-
-@contextlib.contextmanager
-def guarded(backend: str, *arguments: str) -> Iterator[Server]:
-    """A server under the filter, which lives until a signal ends it, and then ends by itself."""
-    with subprocess.Popen(
-        command(*arguments), env=environment(backend), stdout=subprocess.PIPE
-    ) as process:
-        try:
-            assert process.stdout is not None
-            greeting = process.stdout.readline().decode().strip()
-            assert greeting.startswith("listening on "), f"it ended with {process.wait(PATIENCE)}"
-            server = Server(process, greeting, Path(os.devnull))
-            try:
-                yield server
-            finally:
-                assert process.poll() != -signal.SIGSYS
-            # What the interpreter does at its end is allowed too.
-            server.stop()
-        finally:
-            process.kill()
+        status = guard.ended(backend, script)
+        assert status == 0, guard.killed_at(backend, script)
 
 
 @pytest.mark.needs("ab", "curl")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_file_server_under_load_makes_no_call_beside_the_list(
-    backend: str, tmp_path: Path
+    guard: Guard, backend: str, tmp_path: Path
 ) -> None:
     (tmp_path / "small").write_bytes(b"a small file\n")
     (tmp_path / "large").write_bytes(bytes(range(256)) * 8192)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "index.html").write_text("front")
-    with guarded(backend, str(ROOT / "examples" / "httpd.py"), "--port=0", str(tmp_path)) as server:
+    httpd = str(ROOT / "examples" / "httpd.py")
+    with guard.serving(backend, httpd, "--port=0", str(tmp_path)) as server:
         url = f"http://127.0.0.1:{server.port}"
         for options in (["-k"], []):
             load = ["ab", "-q", *options, "-c", "40", "-n", "1000", f"{url}/small"]
@@ -123,8 +152,8 @@ def test_the_file_server_under_load_makes_no_call_beside_the_list(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_lock_server_makes_no_call_beside_the_list(backend: str) -> None:
-    with guarded(backend, str(ROOT / "examples" / "ddlockd.py"), "0") as server:
+def test_the_lock_server_makes_no_call_beside_the_list(guard: Guard, backend: str) -> None:
+    with guard.serving(backend, str(ROOT / "examples" / "ddlockd.py"), "0") as server:
         for turn in range(40):
             locks = "".join(f"trylock lock={turn}-{n}\r\nlocks\r\n" for n in range(9))
             answer = server.talk(locks.encode(), b"\xe9 \x01\r\n", b"releaselock lock=1\r\n")
@@ -133,9 +162,9 @@ def test_the_lock_server_makes_no_call_beside_the_list(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_echo_server_makes_no_call_beside_the_list(backend: str) -> None:
+def test_the_echo_server_makes_no_call_beside_the_list(guard: Guard, backend: str) -> None:
     data = bytes(range(256)) * 8192  # more than fits in between: the queue is used
-    with guarded(backend, "echo") as server:
+    with guard.serving(backend, "echo") as server:
         for _ in range(5):
             with server.connect() as idle, server.connect(4096) as client:
                 client.sendall(b"hello")
@@ -179,13 +208,21 @@ ALONE = {"epoll": ["epoll_create1", "epoll_ctl", "epoll_wait"], "poll": ["poll",
 def test_with_one_call_of_the_package_taken_off_the_list_it_dies(
     backend: str, call: str, name: str
 ) -> None:
-    without = seccomp.kernels_name(call)
-    assert ended(backend, "--without", without, str(SCENARIOS / f"{name}.py")) == -signal.SIGSYS
+    script = str(SCENARIOS / f"{name}.py")
+    status = LISTED.ended(backend, script, without=seccomp.kernels_name(call))
+    assert status == -signal.SIGSYS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_with_a_call_of_its_own_taken_off_the_list_a_program_dies(backend: str) -> None:
-    status = ended(backend, "--without", "socketpair", str(SCENARIOS / "end_of_file.py"))
+    status = LISTED.ended(backend, str(SCENARIOS / "end_of_file.py"), without="socketpair")
+    assert status == -signal.SIGSYS
+
+
+@pytest.mark.parametrize("call", ["epoll_wait", "mmap", "rt_sigaction", "execve"])
+def test_with_one_call_taken_off_the_profile_a_program_dies(profiled: Guard, call: str) -> None:
+    call = seccomp.kernels_name(call)
+    status = profiled.ended("epoll", str(SCENARIOS / "end_of_file.py"), without=call)
     assert status == -signal.SIGSYS
 
 

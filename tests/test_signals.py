@@ -33,6 +33,7 @@ from tests.interrupted import (
     interrupted_by_signal,
 )
 from tests.needs import REQUIRED
+from tests.world import IN, POLLERS, Noted, World
 
 BACKENDS = ["epoll", "poll"]
 
@@ -240,3 +241,49 @@ def test_an_exception_of_a_handler_leaves_a_wait() -> None:
             far.sendall(b"still here")
             loop.run()
             assert os.read(far.fileno(), 100) == b"still here"
+
+
+@pytest.mark.parametrize("behind", [True, False], ids=["behind the call", "before the call"])
+@pytest.mark.parametrize("verb", ["register", "modify", "unregister"])
+def test_a_timeout_error_of_a_handler_is_no_failure_of_the_call(
+    world: World, verb: str, behind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an OSError by its class, but a handler's, which may come on either side of a call."""
+    one, two = world.socketpair()
+    poller = POLLERS[world.backend]
+    call = getattr(poller, verb)
+    made: list[str] = []
+
+    def interrupted(*arguments: object) -> None:
+        if made:
+            call(*arguments)
+            return
+        made.append(verb)
+        if behind:
+            call(*arguments)
+        raise TimeoutError("a handler's")
+
+    obj = None if verb == "register" else Noted(one, world.loop)
+    monkeypatch.setattr(poller, verb, interrupted)
+    with pytest.raises(TimeoutError, match="a handler's"):
+        if obj is None:
+            Noted(one, world.loop)
+        elif verb == "modify":
+            obj.watch_read(True)
+        else:
+            obj.close()
+    monkeypatch.undo()
+    if verb == "unregister":
+        assert obj is not None and obj.closed
+        fd = one.fileno()
+        world.turn()
+        assert world.loop.watched_sockets == 0 and not world.is_open(fd)
+        return
+    # Nothing of it has happened, and it can be done again.
+    obj = obj or Noted(one, world.loop)
+    assert not obj.event_watch & IN
+    two.send(b"x")
+    world.turn()
+    assert obj.events == []
+    obj.watch_read(True)
+    world.until(lambda: obj.got == b"x")

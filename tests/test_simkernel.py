@@ -431,9 +431,7 @@ class TestWhatTheKernelsDo:
         if not netbsd(bench):
             assert far.recv(10) == b"early"
 
-    def test_a_refused_connection_is_eof_with_the_error_on_both_filters(
-        self, bench: Bench
-    ) -> None:
+    def test_a_refused_connection_is_eof_with_the_error_on_both_filters(self, bench: Bench) -> None:
         one, end = bench.kernel.connecting()
         for filter in (bench.read, bench.write):
             bench.call((one.fileno(), filter, EV_ADD))
@@ -460,7 +458,6 @@ class TestWhatTheKernelsDo:
             poller.register(one.fileno(), POLLIN | POLLOUT)
             [(_, mask)] = poller.wait(0)
         assert mask == (POLLIN | POLLOUT if netbsd(bench) else POLLIN | POLLHUP)
-
 
     def test_a_wait_takes_whole_ticks_of_netbsds_clock(self, bench: Bench) -> None:
         clock = bench.kernel.clock

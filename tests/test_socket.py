@@ -264,9 +264,7 @@ def test_corking_a_dead_descriptor_warns_and_closes(
 
 @linux_only
 @real_only
-def test_another_failure_to_cork_is_raised(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_failure_to_cork_is_raised(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, EIO)
     obj = Noted(world.socketpair()[0], world.loop)
     with pytest.raises(OSError, match="setsockopt.*TCP_CORK") as caught:

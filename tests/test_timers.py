@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import heapq
 import random
 import sys
 import time
@@ -14,7 +15,7 @@ from functools import partial
 
 import pytest
 
-from danga_raw import Loop, Timer
+from danga_raw import Loop, Timer, timers
 from danga_raw._libc import libc
 from tests.world import REAL, Noted, World, real_only
 
@@ -219,6 +220,7 @@ def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
         loop.add_timer(0, again)
 
     loop.add_timer(0, again)
+
     def after(sockets: object, others: object) -> bool:
         turns.append(1)
         return len(turns) < 4
@@ -226,6 +228,53 @@ def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
     loop.set_post_loop_callback(after)
     loop.run()
     assert fired == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("by", ["a timer", "call_soon"])
+def test_a_loop_timeout_that_is_set_before_the_wait_is_heeded_by_it(world: World, by: str) -> None:
+    loop = world.loop
+
+    def limit() -> None:
+        loop.set_loop_timeout(3)
+
+    if by == "a timer":
+        loop.add_timer(0, limit)
+    else:
+        loop.call_soon(limit)
+    with world.calls() as calls:
+        loop.set_post_loop_callback(lambda *_: len(calls) < 2)
+        loop.run()
+    assert calls == ([("wait", 3)] * 2 if by == "a timer" else [("wait", 0), ("wait", 3)])
+
+
+def test_a_timer_that_call_soon_adds_is_not_waited_over(world: World) -> None:
+    loop = world.loop
+    loop.call_soon(lambda: loop.add_timer(0.001, loop.stop))
+    loop.run()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -1e9])
+def test_a_timer_that_always_adds_itself_lets_the_others_and_the_events_have_their_turn(
+    world: World, seconds: float
+) -> None:
+    loop = world.loop
+    fired: list[str] = []
+
+    def again() -> None:
+        fired.append("again")
+        if len(fired) > 1000:
+            loop.stop()
+        loop.add_timer(seconds, again)
+
+    again()
+    loop.add_timer(0, lambda: fired.append("other"))
+    one, two = world.socketpair()
+    obj = Noted(one, loop)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert fired == ["again", "again", "other"] if seconds else sorted(fired)[-1] == "other"
+    assert obj.got == b"x"
 
 
 def test_a_timer_can_cancel_one_that_is_due_in_the_same_turn(world: World) -> None:
@@ -403,6 +452,45 @@ def test_reset_in_a_timer_forgets_the_others(world: World) -> None:
     loop.add_timer(0, loop.stop)
     loop.run()
     assert fired == []
+
+
+@pytest.fixture
+def clear_outs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many timers were left by each clear-out of those cancelled."""
+    counts: list[int] = []
+
+    def note(kept: list[tuple[float, int]]) -> None:
+        counts.append(len(kept))
+        heapq.heapify(kept)
+
+    monkeypatch.setattr(timers, "heapify", note)
+    return counts
+
+
+def test_cancels_behind_a_clear_out_cost_no_other_until_half_are_spent_again(
+    world: World, clear_outs: list[int]
+) -> None:
+    added = [world.loop.add_timer(3600, print) for _ in range(1000)]
+    for timer in added:
+        timer.cancel()
+    assert 1 <= len(clear_outs) <= 10
+
+
+@pytest.mark.parametrize("cancelled", ["before", "behind"])
+def test_timers_from_before_a_reset_cost_those_behind_it_nothing(
+    world: World, cancelled: str, clear_outs: list[int]
+) -> None:
+    old = [world.loop.add_timer(3600, print) for _ in range(2000)]
+    if cancelled == "before":
+        for timer in old[:900]:
+            timer.cancel()
+    world.loop.reset()
+    new = [world.loop.add_timer(3600, print) for _ in range(1000)]
+    if cancelled == "behind":
+        for timer in old:
+            timer.cancel()
+    new[0].cancel()
+    assert clear_outs == [] and all(timer.callback is None for timer in old)
 
 
 def test_many_timers_cancelled_by_a_timer_while_it_fires(world: World) -> None:

@@ -21,6 +21,7 @@ import pytest
 from benchmarks.instructions import of_program
 from benchmarks.processes import environment
 from danga_raw import Loop, Socket
+from danga_raw import trace as trace_module
 from danga_raw._kernel import HERE, asked
 from danga_raw._libc import libc
 from danga_raw._strace import CALLS, Event, KernelEvent, Length, Pointer, PollFd, Timespec, quoted
@@ -636,3 +637,72 @@ def test_every_call_of_the_door_but_the_clock_is_traced() -> None:
 if __name__ == "__main__":
     for kind in ("gathered", "printed", "as JSON"):
         print(f"{kind}: {microseconds_a_call(kind):.2f} microseconds a call")
+
+
+def test_a_child_forked_in_a_sink_traces_on_behind_it_and_not_within(
+    pair: Pair, loop: Loop
+) -> None:
+    near, _ = pair
+    taker = Taker(near, loop)
+    told: list[str] = []
+    pids: list[int] = []
+
+    def forks(call: Call) -> None:
+        told.append(call.name)
+        if not pids:
+            pids.append(os.fork())
+            if pids == [0]:
+                signal.alarm(20)
+            taker.write(b"in the sink")
+
+    with Trace(forks):
+        taker.write(b"first")
+        taker.write(b"second")
+    if pids == [0]:
+        os._exit(0 if told == ["write", "write"] else 1)
+    assert os.waitpid(pids[0], 0)[1] == 0 and told == ["write", "write"]
+
+
+def test_a_child_does_not_take_its_threads_for_those_that_were_in_a_sink(
+    pair: Pair, loop: Loop
+) -> None:
+    """The number of a thread that is not there any more may be given to another."""
+    near, _ = pair
+    taker = Taker(near, loop)
+    in_sink, go_on = threading.Event(), threading.Event()
+
+    def waits(call: Call) -> None:
+        in_sink.set()
+        go_on.wait(20)
+
+    trace = Trace(waits)
+    with trace:
+        thread = threading.Thread(target=taker.write, args=(b"x",))
+        thread.start()
+        in_sink.wait(20)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            os._exit(len(trace_module._in_sinks))
+        go_on.set()
+        thread.join()
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+WAITS = {"epoll_wait", "epoll_pwait", "poll", "ppoll", "ppoll_time64"}
+
+
+@pytest.mark.parametrize("backend", ["epoll", "poll"])
+@pytest.mark.parametrize("timeout", [0x7FFFFFFF, 0x7FFFFFFE, -1, 0])
+def test_the_longest_timeout_is_told_as_it_is(pair: Pair, backend: str, timeout: int) -> None:
+    near, far = pair
+    with Loop(backend) as loop, Trace() as calls:
+        Taker(near, loop).watch_read(True)
+        far.send(b"x")
+        loop.set_loop_timeout(timeout)
+        loop.set_post_loop_callback(lambda *_: False)
+        loop.run()
+    [wait] = [str(call) for call in calls if call.name in WAITS]
+    if "tv_sec" not in wait:  # As where the C library makes ppoll(2) of a poll.
+        assert f", {timeout}" in wait and "= 1" in wait

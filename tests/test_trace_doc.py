@@ -288,7 +288,9 @@ def _(g: Ground) -> Steps:
     Listener(sock, lambda connection, address: None, g.loop)
 
 
-@row(CONNECTING, "the turn in which it accepts one (`Listener.event_read()`, `Listener.event_err()`)")
+@row(
+    CONNECTING, "the turn in which it accepts one (`Listener.event_read()`, `Listener.event_err()`)"
+)
 def _(g: Ground) -> Steps:
     _, accepted = g.listen()
     yield
@@ -306,7 +308,10 @@ def _(g: Ground) -> Steps:
     assert not accepted
 
 
-@row(CONNECTING, "the turn in which a socket closes after that; without one it tries again in half a second")
+@row(
+    CONNECTING,
+    "the turn in which a socket closes after that; without one it tries again in half a second",
+)
 def _(g: Ground) -> Steps:
     client = g.client()
     g.listen()

@@ -669,7 +669,7 @@ def test_c_counts_each_life(program: Path) -> None:
 
 
 def test_nothing_is_left_to_another_program_or_after_an_exec_that_failed(program: Path) -> None:
-    shown = "import os; print(sorted(map(int, os.listdir(\"/dev/fd\"))))"
+    shown = 'import os; print(sorted(map(int, os.listdir("/dev/fd"))))'
     program.write_text(
         "import os, sys, danga_raw\ntry:\n    os.execv('/nowhere', sys.orig_argv)\n"
         "except OSError:\n    pass\ndanga_raw.Loop('poll')\n"

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from errno import ECONNRESET, EIO, EPIPE
 from functools import partial
+from typing import Any
 
 import pytest
 
 from danga_raw._libc import libc
 from danga_raw.types import Writable
+from tests.test_bad_input import unchanged
 from tests.world import OUT, Noted, Thing, World, drain, fill, only
 
 BIG = bytes(range(256)) * 16384
@@ -61,9 +63,7 @@ def test_what_fits_goes_out_at_once_in_one_call(world: World) -> None:
     ],
     ids=["bytearray", "memoryview", "slice", "two dimensions", "wider items", "ctypes"],
 )
-def test_any_buffer_is_written_byte_for_byte(
-    world: World, data: bytearray | memoryview
-) -> None:
+def test_any_buffer_is_written_byte_for_byte(world: World, data: bytearray | memoryview) -> None:
     one, two = world.socketpair()
     obj = Noted(one, world.loop)
     assert obj.write(data) is True
@@ -524,8 +524,54 @@ def test_a_writer_function_that_says_the_impossible_is_told_so(world: World, ans
     one, _ = world.socketpair()
     obj = Noted(one, world.loop)
     obj.set_writer_func(lambda data, count, offset: answer)
-    with pytest.raises(ValueError, match="writer function"):
+    with unchanged(world, obj), pytest.raises(ValueError, match="writer function"):
         obj.write(b"abc")
+
+
+@pytest.mark.parametrize("answer", [1.0, None, "3", b"abc"], ids=repr)
+@pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
+def test_a_writer_function_whose_answer_is_no_number_is_refused_where_it_is_given(
+    world: World, answer: Any, queued: bool
+) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    if queued:
+        obj.set_writer_func(lambda data, count, offset: 0)
+        obj.write(b"abc")
+    wrong = [answer]
+    out = bytearray()
+
+    def answers(data: Any, count: int, offset: int) -> Any:
+        if wrong:
+            return wrong.pop()
+        out.extend(data[offset : offset + count])
+        return count
+
+    obj.set_writer_func(answers)
+    with unchanged(world, obj), pytest.raises(TypeError, match="how many bytes.*not "):
+        obj.write(None if queued else b"abc")
+    if not queued:
+        obj.write(b"abc")
+    world.until(lambda: out == b"abc")
+    assert obj.write_buf_size == 0 and not obj.closed
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
+@pytest.mark.parametrize("base", [bytes, bytearray])
+def test_bytes_that_can_be_called_are_bytes(
+    world: World, queued: bool, base: type[bytes] | type[bytearray]
+) -> None:
+    called: list[int] = []
+    kind = type("Called", (base,), {"__call__": lambda self: called.append(1)})
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    if queued:
+        obj.set_writer_func(lambda data, count, offset: 0)
+        obj.write(b"first ")
+        obj.set_writer_func(None)
+    obj.write(kind(b"these"))
+    world.until(lambda: obj.write_buf_size == 0)
+    assert drain(two) == (b"first these" if queued else b"these") and called == []
 
 
 def test_a_writer_function_that_raises_lets_that_through_and_keeps_the_queue(world: World) -> None:
@@ -564,8 +610,14 @@ def test_a_writer_function_that_is_interrupted_closes_the_object(
 @pytest.mark.parametrize("answer", [0, 1, 3], ids=["nothing", "a part", "all"])
 @pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
 def test_a_writer_function_may_close_the_object(world: World, answer: int, queued: bool) -> None:
+    class Own(Noted):
+        def on_incomplete_write(self) -> None:
+            if self.closed:
+                self.events.append("incomplete")
+            super().on_incomplete_write()
+
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Own(one, world.loop)
     if queued:
         obj.set_writer_func(Blocking())
         obj.write(b"abc")
@@ -576,7 +628,7 @@ def test_a_writer_function_may_close_the_object(world: World, answer: int, queue
         return answer
 
     obj.set_writer_func(closes)
-    obj.write(None if queued else b"abc")
+    assert obj.write(None if queued else b"abc") is True, "as of any closed object"
     assert obj.closed and not obj.write_buf and obj.write_buf_size == 0
     assert obj.events == ["close from the writer"]
 

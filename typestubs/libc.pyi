@@ -7,6 +7,7 @@ The upper part is called by ctypes in the C library. The lower part is Python's 
 call each, under the call's name. Nothing else of the package reaches the operating system.
 """
 
+from _ctypes import _CArgObject as Reference
 from collections.abc import Callable
 from ctypes import Array, Structure, c_int, c_size_t, c_uint, c_ulong
 from os import stat_result
@@ -15,7 +16,6 @@ from socket import socket as Socket
 from types import FrameType
 from typing import TypeAlias
 
-from _ctypes import _CArgObject as Reference
 from _typeshed import ReadableBuffer
 
 platform: str
@@ -61,9 +61,7 @@ def poll(fds: Reference, nfds: c_ulong | c_uint, timeout: int, /) -> int:
     nfds_t is unsigned long on Linux and unsigned int on the BSDs and macOS.
     """
 
-def setsockopt(
-    sockfd: int, level: int, optname: int, optval: Reference, optlen: int, /
-) -> int:
+def setsockopt(sockfd: int, level: int, optname: int, optval: Reference, optlen: int, /) -> int:
     """`int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen)`.
 
     setsockopt(2), tcp(7).

@@ -23,9 +23,7 @@ def plan(bench: Bench) -> list[Step]:
                 count,
             )
 
-        return instructions.step(
-            bench, f"a queue of {count:,} small writes", f"queue.{key}", each
-        )
+        return instructions.step(bench, f"a queue of {count:,} small writes", f"queue.{key}", each)
 
     def memory(figures: Figures) -> None:
         command = [*PROGRAM, "memory", str(BLOCKS)]

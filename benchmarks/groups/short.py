@@ -13,7 +13,6 @@ from benchmarks.peers import PEERS, python
 from benchmarks.processes import Server
 from benchmarks.table import Bench, Group, Row, Step
 
-
 AT_ONCE = 64  # as a Listener has it
 
 

@@ -6,9 +6,10 @@ One of the whole loop, or one of each connection.
 import socket
 import sys
 
+from danga_raw_server import Connection, serve
+
 from danga_raw import Socket
 from danga_raw.types import DescriptorMapping, OtherFdMapping
-from danga_raw_server import Connection, serve
 
 
 def go_on(objects: DescriptorMapping, other_fds: OtherFdMapping) -> bool:

@@ -2,8 +2,9 @@
 
 import socket
 
-from danga_raw import Listener, Socket
 from danga_raw_server import Connection
+
+from danga_raw import Listener, Socket
 
 
 def accepted(sock: socket.socket, address: object) -> None:

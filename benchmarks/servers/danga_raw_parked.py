@@ -7,8 +7,9 @@ import resource
 import socket
 import sys
 
-from danga_raw import Socket
 from danga_raw_server import Connection, serve
+
+from danga_raw import Socket
 
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

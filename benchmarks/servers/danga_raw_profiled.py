@@ -1,7 +1,8 @@
 """The package, with profiling on."""
 
-from danga_raw import Socket
 from danga_raw_server import Connection, serve
+
+from danga_raw import Socket
 
 Socket.EnableProfiling()
 serve(Connection)

@@ -3,8 +3,9 @@
 import socket
 from time import monotonic
 
-from danga_raw import Socket
 from danga_raw_server import END, RESPONSE, Connection, serve
+
+from danga_raw import Socket
 
 IDLE_SECONDS = 60
 SWEEP_SECONDS = 5

@@ -6,8 +6,9 @@ Either one timer is pending all the time, or each connection has one that every 
 import socket
 import sys
 
-from danga_raw import Socket
 from danga_raw_server import END, RESPONSE, Connection, serve
+
+from danga_raw import Socket
 
 LATER = 3600
 

@@ -5,9 +5,7 @@ import socket
 from gevent.server import StreamServer  # type: ignore[import-not-found, unused-ignore]
 
 END = b"\r\n\r\n"
-RESPONSE = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
-)
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 
 
 def serve(connection: socket.socket, address: object) -> None:

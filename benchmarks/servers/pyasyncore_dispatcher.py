@@ -4,9 +4,7 @@ import asyncore  # type: ignore[import-not-found, unused-ignore]
 import socket
 
 END = b"\r\n\r\n"
-RESPONSE = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
-)
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 
 
 class Connection(asyncore.dispatcher):  # type: ignore[misc, unused-ignore]

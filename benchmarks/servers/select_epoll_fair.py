@@ -11,9 +11,7 @@ from collections import deque
 from select import EPOLLIN, EPOLLOUT
 
 END = b"\r\n\r\n"
-RESPONSE = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
-)
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 
 NOTHING: deque[memoryview] = deque()  # a queue of its own is dear in numbers
 

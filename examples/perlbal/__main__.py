@@ -10,7 +10,6 @@ import sys
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from danga_raw import Loop
-
 from examples.perlbal.language import VERSION, print_line
 from examples.perlbal.parameters import LanguageError
 from examples.perlbal.server import Server

@@ -9,7 +9,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from danga_raw import Socket
-
 from examples.perlbal.heads import MAX_HEAD, Refused, Response, find_end, parse_response
 from examples.perlbal.pools import Pool, node_name
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
-
 from examples.perlbal.heads import MAX_HEAD, SERVER, Refused, Request, Response, find_end
 from examples.perlbal.uploads import ChunkDecoder
 

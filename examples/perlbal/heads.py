@@ -36,9 +36,7 @@ REASONS: Final = {
 }
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
-_REQUEST_LINE: Final = re.compile(
-    r"(\w+) ([^\0- \x7f]+) HTTP/(1)\.(\d)", re.ASCII
-)
+_REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/(1)\.(\d)", re.ASCII)
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)

@@ -239,11 +239,11 @@ class Language:
                 service.plugins.append(plugin_or_none)
 
     def _do_default(self, command: Command) -> None:
-        key, value = command.parse(
-            r"default (\w+) ?= ?(.+)", "usage: DEFAULT <param> = <value>"
-        )
+        key, value = command.parse(r"default (\w+) ?= ?(.+)", "usage: DEFAULT <param> = <value>")
         if key in PARAMETERS:
-            PARAMETERS[key].read(key, "", value)  # What is wrong is told here, not by the next role.
+            PARAMETERS[key].read(
+                key, "", value
+            )  # What is wrong is told here, not by the next role.
         self.server.defaults[key] = value
 
     def _do_header(self, command: Command) -> None:
@@ -264,9 +264,7 @@ class Language:
             service.inserted_headers.append((header, wire(value)))
 
     def _do_enable(self, command: Command) -> None:
-        verb, name = command.parse(
-            r"(disable|enable) (\w+)", "Usage: {ENABLE|DISABLE} <service>"
-        )
+        verb, name = command.parse(r"(disable|enable) (\w+)", "Usage: {ENABLE|DISABLE} <service>")
         service = self.server.services.get(name)
         if service is None:
             raise LanguageError(f"service '{name}' does not exist")

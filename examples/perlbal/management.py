@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
-
 from examples.perlbal.heads import MAX_HEAD, Refused, Request, find_end
 from examples.perlbal.language import Context
 from examples.perlbal.pages import page

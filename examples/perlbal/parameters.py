@@ -90,9 +90,7 @@ def address(text: str) -> tuple[str, int] | None:
 
 def listen(key: str, service: str, text: str) -> str:
     if address(text) is None:
-        raise LanguageError(
-            "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
-        )
+        raise LanguageError("Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81")
     return text
 
 

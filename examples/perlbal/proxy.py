@@ -332,9 +332,7 @@ class ProxyExchange(Exchange):
                 return
             head = self._reproxied_head(head)
         elif service.enable_reproxy and (
-            "x-reproxy-file" in values
-            or "x-reproxy-url" in values
-            or "x-reproxy-service" in values
+            "x-reproxy-file" in values or "x-reproxy-url" in values or "x-reproxy-service" in values
         ):
             self._reproxy(backend, head)
             return

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
-
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
 from examples.perlbal.language import Context, Language
@@ -18,7 +17,7 @@ from examples.perlbal.parameters import LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
-from examples.perlbal.services import TCPListener, Service
+from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
 
 if TYPE_CHECKING:

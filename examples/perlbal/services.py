@@ -7,7 +7,6 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Listener
-
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head

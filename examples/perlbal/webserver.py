@@ -380,9 +380,7 @@ class WebExchange(Exchange):
             self._failed("Error saving file", error)
             return
         self.release()
-        self.client.send_page(
-            400, f"Content-MD5 mismatch, expected: {expected} actual: {actual}"
-        )
+        self.client.send_page(400, f"Content-MD5 mismatch, expected: {expected} actual: {actual}")
 
     # --- DELETE -----------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ Tests marked `needs` stay out: perl, strace and the like are this machine's, not
 
 import argparse
 import importlib.util
-import os
 import re
 import shutil
 import subprocess

@@ -102,7 +102,6 @@ MACHINES = {
     "ppc64le": Machine("ppc64el", "ppc64le", "powerpc64le"),
     "riscv64": Machine("riscv64", "riscv64", "riscv64"),
     "loongarch64": Machine("loong64", "loongarch64", "loongarch64"),
-    "loongarch64": Machine("loong64", "loongarch64", "loongarch64"),
 }
 
 SUITES = ("bullseye", "bookworm", "trixie", "sid")

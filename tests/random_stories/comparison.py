@@ -99,9 +99,7 @@ def _run(command: Sequence[str], timeout: float) -> None:
         raise StraceError(f"{' '.join(command)} {how}\n{said}")
 
 
-def comparable(
-    story: Story, original: list[str], here: list[str]
-) -> tuple[list[str], list[str]]:
+def comparable(story: Story, original: list[str], here: list[str]) -> tuple[list[str], list[str]]:
     """What of both sides has to be the same."""
     if "# lost callback" in original:
         # The original died within its post-loop callbacks; all up to there has its counterpart.

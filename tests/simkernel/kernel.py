@@ -8,9 +8,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import Array
-from errno import ECONNREFUSED, ECONNRESET, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
-from errno import EAGAIN, EINVAL, ENOTSOCK, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT
+from errno import (
+    EAGAIN,
+    ECONNREFUSED,
+    ECONNRESET,
+    EINTR,
+    EINVAL,
+    EIO,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENOMEM,
+    ENOSPC,
+    ENOTSOCK,
+    EOPNOTSUPP,
+    EPERM,
+    EPIPE,
+    ETIMEDOUT,
+)
 from itertools import count
+from operator import index
 from resource import struct_rusage
 from typing import Literal, TypeVar
 
@@ -223,7 +240,7 @@ class SimKernel:
         """read(2), as `os.read`."""
         self.steps += 1
         file = self.get(fd, "read")
-        if count < 0:
+        if index(count) < 0:
             raise error(EINVAL)
         self._disturb(file, "read", count, ECONNRESET, ETIMEDOUT)
         return file.read(count)

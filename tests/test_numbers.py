@@ -1,0 +1,463 @@
+"""A descriptor's number names an object, or the callback of an other fd, from its registration to
+its leaving, and nobody else: whatever a batch in hand, the poller or who had it before says."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import pytest
+
+from danga_raw import Loop, Socket, _registry
+from tests.simkernel.handles import Handle as SimulatedHandle
+from tests.test_fairness import run_for
+from tests.test_loop import batch, fd_of
+from tests.world import HUP, IN, OUT, Noted, Thing, World, drain, only, real_only
+
+T = TypeVar("T")
+
+
+def taking(world: World, fd: int, tcp: bool = False) -> tuple[Thing, Thing]:
+    """A socket that is given the number `fd`, which is free, and its other end."""
+    one, two = world.socketpair(tcp)
+    if fd not in (one.fileno(), two.fileno()):  # The listener of real TCP has had the number.
+        os.dup2(one.fileno(), fd, inheritable=False)
+        one.close()
+        one = cast(Thing, socket.socket(fileno=fd))
+        world.stack.callback(one.close)
+    if one.fileno() != fd:
+        one, two = two, one
+    assert one.fileno() == fd
+    return one, two
+
+
+def dup(world: World, thing: Thing) -> Thing:
+    """Another descriptor of the same file, as a forked child has one."""
+    copy = thing.dup() if isinstance(thing, SimulatedHandle) else cast(socket.socket, thing).dup()
+    world.stack.callback(copy.close)
+    return cast(Thing, copy)
+
+
+def hear(heard: list[T], what: T, thing: Thing) -> None:
+    heard.append(what)
+    drain(thing)
+
+
+# --- within a batch -------------------------------------------------------------------------------
+
+
+def steal(world: World, obj: Noted, thing: Thing) -> None:
+    obj.steal_socket()
+    thing.close()
+
+
+def close_behind_the_back(world: World, obj: Noted, thing: Thing) -> None:
+    thing.close()
+
+
+def steal_behind_a_close(world: World, obj: Noted, thing: Thing) -> None:
+    obj.close()
+    thing.close()
+
+
+LEAVES = [steal, close_behind_the_back, steal_behind_a_close]
+
+
+@pytest.mark.parametrize("leaves", LEAVES)
+@pytest.mark.parametrize("becomes", ["an object", "an other fd"])
+@pytest.mark.parametrize("state", [IN, HUP, IN | OUT | HUP])
+def test_a_number_given_out_again_in_the_batch_in_which_an_object_left_it_hears_only_its_own(
+    world: World,
+    leaves: Callable[[World, Noted, Thing], None],
+    becomes: str,
+    state: int,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    world.lenient()
+    heard: list[int] = []
+    newcomers: list[Noted] = []
+    peers: list[Thing] = []
+
+    def act(obj: Noted) -> None:
+        leaves(world, old, three)
+        thing, peer = taking(world, fd)
+        peers.append(peer)
+        if becomes == "an object":
+            newcomers.append(Noted(thing, world.loop))
+            newcomers[0].watch_read(True)
+        else:
+            world.loop.add_other_fds({fd: lambda state: hear(heard, state, thing)})
+
+    one, _ = world.socketpair()
+    three, _ = world.socketpair()
+    first, old = Noted(one, world.loop, read=act), Noted(three, world.loop)
+    fd = fd_of(old)
+    batch(world, (fd_of(first), IN), (fd, state))
+    world.turn()
+    assert heard == [] and not any(obj.events for obj in newcomers)
+    assert world.is_open(fd)
+    old.close()
+    world.turn()
+    peers[0].send(b"x")
+    if becomes == "an object":
+        world.until(lambda: newcomers[0].got == b"x")
+        assert newcomers[0].events == ["read"]
+    else:
+        world.until(lambda: heard)
+        assert heard == [IN]
+    assert world.is_open(fd) and "read" not in old.events
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("taken_off", [True, False], ids=["taken off", "closed behind the back"])
+@pytest.mark.parametrize("becomes", ["an object", "an other fd"])
+def test_a_number_given_out_again_in_the_batch_in_which_an_other_fd_left_it_hears_only_its_own(
+    world: World, taken_off: bool, becomes: str
+) -> None:
+    world.lenient()
+    heard: list[str] = []
+    newcomers: list[Noted] = []
+    peers: list[Thing] = []
+
+    def act(obj: Noted) -> None:
+        if taken_off:
+            world.loop.other_fds = {}
+        three.close()
+        thing, peer = taking(world, fd)
+        peers.append(peer)
+        if becomes == "an object":
+            newcomers.append(Noted(thing, world.loop))
+            newcomers[0].watch_read(True)
+        else:
+            world.loop.add_other_fds({fd: lambda state: hear(heard, "new", thing)})
+
+    one, _ = world.socketpair()
+    three, _ = world.socketpair()
+    fd = three.fileno()
+    first = Noted(one, world.loop, read=act)
+    world.loop.add_other_fds({fd: lambda state: heard.append("old")})
+    batch(world, (fd_of(first), IN), (fd, HUP))
+    world.turn()
+    assert heard == [] and not any(obj.events for obj in newcomers)
+    peers[0].send(b"x")
+    if becomes == "an object":
+        world.until(lambda: newcomers[0].got == b"x")
+        assert newcomers[0].events == ["read"] and heard == []
+    else:
+        world.until(lambda: heard)
+        assert heard == ["new"]
+
+
+# --- who had it before ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["", "from before a reset"])
+def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
+    world: World, reset: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.lenient()
+    called: list[str] = []
+
+    def callback(*_: object) -> bool:
+        called.append("old")
+        return True
+
+    one, _ = world.socketpair(tcp=True)
+    old = Noted(one, world.loop)
+    old.watch_read(True)
+    old.tcp_cork(True)
+    old.SetPostLoopCallback(callback)
+    old.push_back_read(b"of the old")
+    fd = fd_of(old)
+    if reset:
+        world.loop.reset()
+    one.close()
+    thing, peer = taking(world, fd, tcp=True)
+    new = Noted(thing, world.loop)
+    new.watch_read(True)
+    new.tcp_cork(True)
+    corked = new.corked  # There is no such thing on NetBSD.
+    new.push_back_read(b"of the new")
+    with world.calls() as calls:
+        old.push_back_read(b"more of the old")
+        old.SetPostLoopCallback(callback)
+        old.close()
+        old.close()
+        assert only(calls, "setsockopt", "unregister", "modify") == []
+        world.turn()
+        assert ("close", fd) not in calls
+    assert called == [] and "read" not in old.events
+    assert new.events == ["read"] and new.got == b"of the new"
+    assert new.corked == corked and new.event_watch & IN and world.loop.descriptor_map == {fd: new}
+    new.tcp_cork(False)
+    peer.send(b"!")
+    world.until(lambda: new.got == b"of the new!")
+    del old
+    gc.collect()
+    assert world.is_open(fd)
+    capfd.readouterr()
+
+
+@real_only
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed in the batch"])
+def test_a_handle_whose_number_is_anothers_closes_it_neither_by_a_close_nor_when_it_is_dropped(
+    world: World, closed: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The owner has closed it by its number, of which the handle knows nothing."""
+    one, other = socket.socketpair()
+    fd = one.fileno()
+    old: Socket[socket.socket] = Socket(one, world.loop)
+    if closed:
+        old.close()
+    os.close(fd)
+    thing, peer = taking(world, fd)
+    new = Noted(thing, world.loop)
+    new.watch_read(True)
+    old.close()
+    world.turn()
+    del old, one
+    gc.collect()
+    peer.send(b"x")
+    world.until(lambda: new.got)
+    assert world.is_open(fd) and new.got == b"x"
+    other.close()
+    capfd.readouterr()
+
+
+def test_what_is_pushed_back_after_a_reset_calls_nobody(world: World) -> None:
+    def act(obj: Noted) -> None:
+        obj.take()
+        world.loop.reset()
+        obj.push_back_read(b"again")
+        obj.close()
+
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop, read=act)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    world.turn()
+    assert obj.events.count("read") == 1 and obj.closed
+
+
+# --- who has it now -------------------------------------------------------------------------------
+
+
+def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether or not the loop has had a turn in between."""
+    world.lenient()
+    for turns in (0, 1):
+        caplog.clear()
+        one, _ = world.socketpair()
+        old = Noted(one, world.loop)
+        old.watch_read(True)
+        fd = fd_of(old)
+        one.close()
+        for _ in range(turns):
+            world.turn()
+        thing, peer = taking(world, fd)
+        new = Noted(thing, world.loop)
+        new.watch_read(True)
+        assert f"fd {fd} was closed behind the back of Noted" in caplog.text
+        assert old.closed and not new.closed
+        peer.send(b"x")
+        world.until(lambda: new.got)
+        assert old.events == [] and new.got == b"x"
+        new.close()
+        world.turn()
+
+
+def test_an_other_fd_that_was_closed_opened_and_added_again_is_heard(world: World) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    heard: list[str] = []
+    world.loop.add_other_fds({fd: lambda state: heard.append("before")})
+    one.close()
+    thing, peer = taking(world, fd)
+    world.loop.add_other_fds({fd: lambda state: hear(heard, "behind", thing)})
+    peer.send(b"x")
+    world.until(lambda: heard)
+    assert heard == ["behind"]
+
+
+def test_other_fds_that_were_closed_and_opened_again_can_be_set_again(world: World) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    heard: list[str] = []
+    world.loop.other_fds = {fd: lambda state: heard.append("before")}
+    one.close()
+    thing, peer = taking(world, fd)
+    world.loop.other_fds = {fd: lambda state: hear(heard, "behind", thing)}
+    peer.send(b"x")
+    world.until(lambda: heard)
+    assert heard == ["behind"]
+
+
+# --- an entry that outlives its number ------------------------------------------------------------
+
+
+@pytest.fixture
+def pollers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The pollers that were made."""
+    made: list[object] = []
+    make = _registry._new_poller
+
+    def note(backend: str) -> object:
+        made.append(make(backend))
+        return made[-1]
+
+    monkeypatch.setattr(_registry, "_new_poller", note)
+    return made
+
+
+def test_an_entry_that_a_dup_keeps_costs_one_new_poller_and_one_warning_and_no_spin(
+    world: World, pollers: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    world.lenient()
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    three, four = world.socketpair()
+    other = Noted(three, world.loop)
+    other.watch_read(True)
+    five, six = world.socketpair()
+    heard: list[int] = []
+    world.loop.add_other_fds({five.fileno(): lambda state: hear(heard, state, five)})
+    before = world.open_fds()
+    copy = dup(world, one)
+    two.send(b"x")
+    one.close()
+    obj.close()
+    with caplog.at_level(logging.WARNING, "danga_raw"):
+        assert run_for(world, 0.02) < 10
+    four.send(b"y")
+    six.send(b"z")
+    world.until(lambda: other.got and heard)
+    assert other.got == b"y" and heard == [IN] and "read" not in obj.events
+    assert len(pollers) == (2 if world.backend == "epoll" else 1)
+    assert len(caplog.records) <= 1 and drain(copy) == b"x"
+    copy.close()
+    assert world.open_fds() < before, "the poller that was dropped is closed"
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["closed too", "closed behind the back only"])
+@pytest.mark.parametrize("becomes", ["an object", "an other fd"])
+def test_what_a_dup_still_hears_is_not_told_to_who_has_the_number_now(
+    world: World,
+    told: bool,
+    becomes: str,
+    pollers: list[object],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    world.lenient()
+    one, two = world.socketpair()
+    old = Noted(one, world.loop)
+    old.watch_read(True)
+    three, four = world.socketpair()
+    other = Noted(three, world.loop)
+    other.watch_read(True)
+    fd = fd_of(old)
+    dup(world, one)
+    one.close()
+    if told:
+        old.close()
+    two.send(b"of the dup")
+    thing, peer = taking(world, fd)
+    heard: list[int] = []
+    new: Noted | None = None
+    if becomes == "an object":
+        new = Noted(thing, world.loop)
+        new.watch_read(True)
+    else:
+        world.loop.add_other_fds({fd: lambda state: hear(heard, state, thing)})
+    with caplog.at_level(logging.WARNING, "danga_raw"):
+        assert run_for(world, 0.02) < 10
+    assert heard == [] and (new is None or new.events == [])
+    peer.send(b"x")
+    four.send(b"y")
+    world.until(lambda: other.got and (heard or new is not None and new.got))
+    assert other.got == b"y" and (new is None or new.got == b"x")
+    assert len(caplog.records) <= 1
+    assert len(pollers) == (2 if world.backend == "epoll" else 1)
+    capfd.readouterr()
+
+
+def test_what_a_dup_hears_later_is_not_told_to_who_has_had_the_number_since(
+    world: World, pollers: list[object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Between the two the loop has forgotten who had it first."""
+    world.lenient()
+    one, two = world.socketpair()
+    old = Noted(one, world.loop)
+    old.watch_read(True)
+    fd = fd_of(old)
+    dup(world, one)
+    one.close()
+    old.close()
+    world.turn()
+    thing, peer = taking(world, fd)
+    new = Noted(thing, world.loop)
+    new.watch_read(True)
+    two.send(b"of the dup")
+    assert run_for(world, 0.02) < 10
+    assert new.events == [] and len(pollers) <= 2
+    peer.send(b"x")
+    world.until(lambda: new.got)
+    assert new.got == b"x"
+    capfd.readouterr()
+
+
+def test_an_entry_of_an_other_fd_that_a_dup_keeps_is_dropped_too(
+    world: World, pollers: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    world.lenient()
+    one, two = world.socketpair()
+    heard: list[int] = []
+    world.loop.add_other_fds({one.fileno(): heard.append})
+    dup(world, one)
+    one.close()
+    world.loop.other_fds = {}
+    two.send(b"x")
+    with caplog.at_level(logging.WARNING, "danga_raw"):
+        assert run_for(world, 0.02) < 10
+    assert heard == [] and len(caplog.records) <= 1
+
+
+def test_many_entries_that_dups_keep_cost_one_new_poller_together(
+    world: World, pollers: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    world.lenient()
+    pairs = [world.socketpair() for _ in range(5)]
+    for one, two in pairs:
+        Noted(one, world.loop).watch_read(True)
+        dup(world, one)
+        two.send(b"x")
+    objects = list(world.loop.descriptor_map.values())
+    for one, _ in pairs:
+        one.close()
+    for obj in objects:
+        obj.close()
+    with caplog.at_level(logging.WARNING, "danga_raw"):
+        assert run_for(world, 0.02) < 10
+    assert len(caplog.records) <= 1 and len(pollers) <= 2
+
+
+def test_two_loops_may_watch_one_number_after_a_reset(world: World) -> None:
+    one, two = world.socketpair()
+    loop: Loop = world.new_loop()
+    Noted(one, world.loop)
+    new = Noted(one, loop)
+    new.watch_read(True)
+    world.loop.reset()
+    two.send(b"x")
+    world.until(lambda: new.got, loop)
+    assert new.got == b"x"
