@@ -86,28 +86,35 @@ def drop(sock: PythonSocket) -> None:
         libc.close(fd)
 
 
+begun: Final[dict[int, Connecting]] = {}
+"""What has begun to connect and has no object yet, by its descriptor."""
+
+
 class Connecting:
     """An object whose connect is pending."""
 
     __slots__ = ("_error", "_obj", "_pending", "_timer")
 
-    def __init__(
-        self,
-        obj: AnySocket,
-        pending: dict[int, Connecting],
-        error: OSError | None,
-        timeout: float | None,
-    ) -> None:
-        """Watch `obj` for the outcome, among those that are `pending`; tell an `error` that is known
-        already in the next turn, and a TimeoutError in so many seconds."""
+    def __init__(self, error: OSError | None) -> None:
+        """`error` is known already where the connect has failed at once."""
+        self._error = error
+        self._obj: AnySocket | None = None
+        self._pending: dict[int, Connecting] = {}
+        self._timer: Timer | None = None
+
+    def attach(self, obj: AnySocket, fd: int, pending: dict[int, Connecting]) -> None:
+        """Be what `obj` waits for, from its registration on: what its constructor writes is queued."""
         self._obj = obj
         self._pending = pending
-        self._error = error
-        self._timer: Timer | None = None
-        if obj.fd is None:  # Its constructor has closed it.
-            return
-        pending[obj.fd] = self
-        if error is not None:
+        pending[fd] = self
+
+    def start(self, timeout: float | None) -> None:
+        """Watch for the outcome; tell an error that is known in the next turn, and a TimeoutError in
+        so many seconds."""
+        obj = self._obj
+        if obj is None or obj.fd is None or self._pending.get(obj.fd) is not self:
+            return  # Its constructor has closed it.
+        if self._error is not None:
             obj.loop.call_soon(self._tell)
             return
         obj.watch_write(True)
@@ -116,7 +123,7 @@ class Connecting:
 
     def finish(self) -> None:
         """The kernel has something to say: getsockopt(SO_ERROR) tells what."""
-        sock = self._obj.sock
+        sock = None if self._obj is None else self._obj.sock
         number = libc.getsockopt(sock) if sock is not None else 0
         self._error = OSError(number, os.strerror(number)) if number else None
         self._tell()
@@ -128,7 +135,7 @@ class Connecting:
     def _tell(self) -> None:
         """Tell the object the outcome, unless it was closed; it is told once."""
         obj, error = self._obj, self._error
-        if obj.fd is None or self._pending.get(obj.fd) is not self:
+        if obj is None or obj.fd is None or self._pending.get(obj.fd) is not self:
             return
         del self._pending[obj.fd]
         self.cancel()

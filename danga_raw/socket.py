@@ -9,7 +9,7 @@ from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
 from danga_raw._addresses import NOWHERE, Address, local, peer
-from danga_raw._connecting import Connecting, begin, drop
+from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
@@ -153,6 +153,9 @@ class Socket(Generic[HandleT]):
         self._addresses = _NOT_ASKED
         self._direct: int | None = fd
         self._registry.register(fd, self.event_watch, self)
+        if begun and (pending := begun.pop(fd, None)) is not None:
+            self._direct = None  # Until it is connected, what is written is queued.
+            pending.attach(self, fd, self._registry.connecting)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
 
@@ -175,15 +178,20 @@ class Socket(Generic[HandleT]):
         that fails at once is told as any other. Where it raises, nothing is left of it.
         """
         sock, error = begin(address)
+        fd = sock.fileno()
         obj = None
         try:
             # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
             # object already. What a subclass's constructor takes is its own, and can't be said here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
+            begun[fd] = pending = Connecting(error)
             cast("Constructor", cls.__init__)(obj, sock, *args, **more)
-            obj._direct = None  # Until it is connected, what is written is queued.
-            Connecting(obj, obj._registry.connecting, error, timeout)
+            check_made(obj)
+            if begun and begun.pop(fd, None) is not None and obj.fd is not None:
+                pending.attach(obj, obj.fd, obj._registry.connecting)  # On a handle of its own.
+            pending.start(timeout)
         except BaseException:
+            begun.pop(fd, None)
             if obj is not None:
                 obj._withdraw()
             drop(sock)

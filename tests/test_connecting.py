@@ -345,3 +345,63 @@ def test_what_else_the_constructor_takes_is_handed_on(loop: Loop) -> None:
         loop.run()
         assert client.name == "bob" and client.told == [None]
         client.close()
+
+
+@pytest.mark.parametrize("way", ["connected", "refused", "missing"])
+def test_what_the_constructor_writes_goes_out_first_and_costs_no_outcome(
+    loop: Loop, way: str, tmp_path: Path
+) -> None:
+    class Greets(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            super().__init__(sock, loop)
+            self.write(b"hello ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address: SocketAddress = listener.getsockname()
+        if way == "refused":
+            listener.close()
+        elif way == "missing":
+            address = str(tmp_path / "none")
+        client = Greets.connect(address, loop)
+        client.write(b"world")
+        loop.run()
+        if way == "connected":
+            assert client.told == [None]
+            with listener.accept()[0] as there:
+                turn(loop)
+                client.close()
+                turn(loop)
+                assert read_to_end(there) == b"hello world"
+        else:
+            assert len(client.told) == 1 and client.told != [None] and client.closed
+
+
+def test_a_constructor_may_take_another_handle(loop: Loop) -> None:
+    class Copy(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            super().__init__(sock.dup(), loop)
+            sock.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Copy.connect(listener.getsockname(), loop)
+        loop.run()
+        assert client.told == [None]
+        here, there = socket.socketpair()  # Which gets the number that is free now.
+        here.setblocking(False)
+        client.close()
+        obj = Client(here, loop)
+        assert obj.write(b"x") and there.recv(1) == b"x"
+        obj.close()
+        there.close()
+
+
+def test_a_constructor_that_forgets_the_one_of_socket_is_told_so(loop: Loop) -> None:
+    class Forgetful(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            pass
+
+    before = os.listdir("/proc/self/fd")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(AttributeError, match=r"has not called super\(\)"):
+            Forgetful.connect(listener.getsockname(), loop)
+    assert os.listdir("/proc/self/fd") == before
