@@ -220,9 +220,10 @@ class Socket(Generic[HandleT]):
             fd = self._direct
             if fd is not None and 0 < bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
+            data = self._read_pushed_back(bytecount)
+            return data
         except BaseException as error:
             return self._read_failed(error, bytecount)
-        return self._read_pushed_back(bytecount)
 
     def _read_pushed_back(self, bytecount: int) -> bytes | None:
         """`read` where it can't go straight to the descriptor."""
@@ -231,29 +232,26 @@ class Socket(Generic[HandleT]):
         fd = self.fd
         if fd is None:
             return None
-        try:
-            pieces = self.read_push_back
-            if not pieces:
-                return libc.read(fd, min(bytecount, MAX_READ)) or None
-            first = pieces[0]
-            if len(first) > bytecount:
-                view = memoryview(first)
-                data = bytes(view[:bytecount])
-                pieces[0] = view[bytecount:]
-                return data
-            data = bytes(first)
-            waits = self._registry.pushed_back.get(fd) is self
-            # No call from here on: a signal's handler could raise behind it, and the piece be lost.
-            del pieces[0]
-            if not pieces and not self.closed:
-                if waits:
-                    self._registry.readable -= {fd}
-                    del self._registry.pushed_back[fd]
-                if not self.write_buf and self.writer_func is None:
-                    self._direct = fd
+        pieces = self.read_push_back
+        if not pieces:
+            return libc.read(fd, min(bytecount, MAX_READ)) or None
+        first = pieces[0]
+        if len(first) > bytecount:
+            view = memoryview(first)
+            data = bytes(view[:bytecount])
+            pieces[0] = view[bytecount:]
             return data
-        except BaseException as error:
-            return self._read_failed(error, bytecount)
+        data = bytes(first)
+        waits = self._registry.pushed_back.get(fd) is self
+        # No call from here on: a signal's handler could raise behind it, and the piece be lost.
+        del pieces[0]
+        if not pieces and not self.closed:
+            if waits:
+                self._registry.readable -= {fd}
+                del self._registry.pushed_back[fd]
+            if not self.write_buf and self.writer_func is None:
+                self._direct = fd
+        return data
 
     def _read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
         """What `read` says of an error; closes where a signal's handler raised, perhaps behind a
@@ -264,7 +262,8 @@ class Socket(Generic[HandleT]):
         if isinstance(error, OSError):
             return None
         check_made(self)
-        index(bytecount)  # That TypeError is no handler's, and nothing was read.
+        if index(bytecount) < 1:  # It was refused, and nothing was read.
+            raise error
         match take_result(error):
             case bytes(data):
                 if data and self.fd is not None:

@@ -73,6 +73,23 @@ def full() -> tuple[socket.socket, list[socket.socket]]:
     return listener, fillers
 
 
+def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: Loop) -> None:
+    class Resumes(Client):
+        def event_write(self) -> None:
+            self.told.append(("write", self.write(None)))
+            self.loop.stop()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Resumes.connect(listener.getsockname(), loop, ends=False)
+        assert client.write(b"kept back") is False
+        loop.run()
+        assert client.told == [None, ("write", True)]
+        with listener.accept()[0] as there:
+            assert there.recv(100) == b"kept back"
+        client.close()
+        turn(loop)
+
+
 def test_connected_is_told_and_what_was_written_before_goes_out(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop)
