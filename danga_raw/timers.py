@@ -52,7 +52,7 @@ class Timers:
         self._added = 0  # how many there ever were
         self.due: deque[Timer] = deque()
         """What the present pass has still to fire, and what one left that an exception cut short."""
-        self.limit = -1
+        self.limit: int = -1
         """The loop timeout, which one that fires may set."""
         self._spent = 0  # roughly how many of the heap have no callback any more
 
