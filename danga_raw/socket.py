@@ -375,11 +375,13 @@ class Socket(Generic[HandleT]):
             block = new if new is not None else queue[0]
             if not isinstance(block, (bytes, memoryview)):
                 if new is None:
-                    if self.closed:  # By a signal's handler, just now.
+                    # A question that falls through: behind a jump a handler could close the object.
+                    if not self.closed:
+                        # Off the queue before it runs: it is run once, whatever it does.
+                        self.write_buf_size -= 1
+                        del queue[0]
+                    else:  # By a signal's handler, just now.
                         return True
-                    # Off the queue before it runs: it is run once, whatever it does.
-                    self.write_buf_size -= 1
-                    del queue[0]
                 new = None
                 block()
                 continue
@@ -427,16 +429,16 @@ class Socket(Generic[HandleT]):
             if written == len(new):
                 return
             self._queue(new)
-        # In this order, as a signal's handler may close the object, also behind the question.
+        # In this order, and falling through the question: behind a jump, as behind a call, a signal's
+        # handler may close the object.
         queue = self.write_buf
-        if self.closed:
-            return
-        block = queue[0]
-        self.write_buf_offset += written
-        self.write_buf_size -= written
-        if isinstance(block, (bytes, memoryview)) and self.write_buf_offset == len(block):
-            self.write_buf_offset = 0
-            del queue[0]
+        if not self.closed:
+            block = queue[0]
+            self.write_buf_offset += written
+            self.write_buf_size -= written
+            if isinstance(block, (bytes, memoryview)) and self.write_buf_offset == len(block):
+                self.write_buf_offset = 0
+                del queue[0]
 
     def _write_interrupted(self, error: BaseException, new: Block | None) -> None:
         """Close, as a signal's handler raised, perhaps behind a write(2), and nobody knows what
