@@ -84,9 +84,9 @@ class Waker:
         """
         libc.signal(number, handler)
         self._handled.add(number)
-        self.hear_signals()
+        self._hear_signals()
 
-    def hear_signals(self) -> None:
+    def _hear_signals(self) -> None:
         """Have the signals of this process end the wait of this loop and of no other. Raises
         `ValueError` out of the main thread."""
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
@@ -103,11 +103,6 @@ class Waker:
         if not self._handled:
             self._unhear_signals()
         return True
-
-    @property
-    def has_signals(self) -> bool:
-        """True if it handles any."""
-        return bool(self._handled)
 
     def _unhear_signals(self) -> None:
         now = signal.set_wakeup_fd(self._former, warn_on_full_buffer=False)

@@ -369,7 +369,7 @@ class Loop:
         that comes again before that counts once more. For the main thread.
 
         A loop's signals end when it is reset or closed. Of several loops with signal handlers, the
-        one that runs, or that ran last, is woken at once. Calls rt_sigaction(2), and at first use
+        one that added the last is woken at once. Calls rt_sigaction(2), and at first use
         those of `call_soon_threadsafe`. Raises `ValueError` for a number that is no signal and in
         another thread, `OSError` (EINVAL) for one that can't be handled, `TypeError` for what can't
         be called.
