@@ -38,6 +38,8 @@ TABLES = {
 }
 """All conversations, by subject."""
 
+ATTEMPTS = 5
+
 COMMANDS = {"original": ORIGINAL, "ours": OURS}
 FOLDERS = {"original": "orig", "ours": "ours"}
 """Names of one length: answers that name a file would differ in theirs."""
@@ -73,9 +75,10 @@ class Town:
         return {command: future.result() for command, future in futures.items()}
 
     def fault(self, conversation: Conversation) -> str:
-        """What is wrong with ours in a conversation; empty if nothing is."""
+        """What is wrong with ours in a conversation; empty if nothing is, or if nothing is when it
+        is held again: where two ends do something at once, the original is not always the same."""
         found = ""
-        for _ in range(conversation.attempts):
+        for _ in range(ATTEMPTS):
             found = fault(conversation, self.hold(conversation))
             if not found:
                 break

@@ -820,7 +820,6 @@ row(
     differs="a lost backend closes its client",
     ours=("<closed>",),
     alone=True,
-    attempts=5,
 )
 row(
     PLAIN,

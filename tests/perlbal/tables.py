@@ -22,8 +22,6 @@ class Conversation:
     """What ours must have said, where it differs: each somewhere among all that was got."""
     any_order: bool = False
     """The original has fields of a head in the order of a hash."""
-    attempts: int = 1
-    """How often it may be held until all is well, where the original is not always of one mind."""
 
 
 class Table:
@@ -41,7 +39,6 @@ class Table:
         differs: str = "",
         ours: tuple[str, ...] = (),
         any_order: bool = False,
-        attempts: int = 1,
     ) -> None:
-        row = Conversation(place, name, steps, alone, differs, ours, any_order, attempts)
+        row = Conversation(place, name, steps, alone, differs, ours, any_order)
         self.rows.append(row)

@@ -113,12 +113,17 @@ def comparable(story: Story, original: list[str], here: list[str]) -> tuple[list
 
 def _not_blocking_while_a_close_is_due(lines: list[str]) -> list[str]:
     """What the original would do if no wait of it blocked behind which a close(2) comes of an object
-    that had left the epoll before. Its close waits as long as the wait does."""
+    that had left the epoll before. Its close waits as long as the wait does. One that was stolen is
+    the thief's to close."""
     changed = list(lines)
     left: set[str] = set()
+    last_gone = ""
     for at, line in enumerate(lines):
         if gone := re.match(r"epoll_ctl\(epoll, EPOLL_CTL_DEL, (fd\d+)", line):
-            left.add(gone[1])
+            last_gone = gone[1]
+            left.add(last_gone)
+        elif line == "# stole 1":
+            left.discard(last_gone)
         elif over := re.match(r"(?:close\(|epoll_ctl\(epoll, EPOLL_CTL_ADD, )(fd\d+)", line):
             left.discard(over[1])
         elif line.startswith("epoll_wait("):
