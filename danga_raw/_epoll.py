@@ -62,12 +62,23 @@ class Epoll:
     EPOLLHUP whether they are asked for or not.
     """
 
-    __slots__ = ("_bare", "_descriptor", "_endless", "_epfd", "_events", "_fds", "_states", "batch")
+    __slots__ = (
+        "_bare",
+        "_descriptor",
+        "_endless",
+        "_epfd",
+        "_events",
+        "_fds",
+        "_states",
+        "bare",
+        "batch",
+    )
 
     def __init__(self, bare: bool = False) -> None:
         """Makes no system call; `open` does. With `bare`, what is readable and nothing else comes out
         of a wait as its number, which spares most batches a tuple for each event."""
         self._bare = bare
+        self.bare = False
         self.batch: Batch = []
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
@@ -140,12 +151,14 @@ class Epoll:
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
             state = self._states[0]
-            return (self._fds[0] if state == EPOLLIN and self._bare else (self._fds[0], state),)
+            self.bare = bare = self._bare and state == EPOLLIN
+            return (self._fds[0] if bare else (self._fds[0], state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()
             states = self._states[:count].tolist()
-            return fds if self._bare and states.count(EPOLLIN) == count else zip(fds, states)
+            self.bare = bare = self._bare and states.count(EPOLLIN) == count
+            return fds if bare else zip(fds, states)
         if count < 0:
             error = failure(f"epoll_wait({self._epfd})")
             if error.errno != EINTR:

@@ -174,6 +174,8 @@ class KQueue:
         "batch",
     )
 
+    bare = False
+
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
         """Makes no system call; `open` does.
 

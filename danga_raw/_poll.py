@@ -56,6 +56,8 @@ class Poll:
         "batch",
     )
 
+    bare = False
+
     def __init__(self) -> None:
         """Makes no system call."""
         self.batch: Batch = []

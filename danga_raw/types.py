@@ -60,6 +60,8 @@ class Poller(Protocol):
     """One mechanism to wait for events. An event mask is that of poll(2) on all of them."""
 
     batch: Batch
+    bare: bool
+    """True where the last wait gave bare numbers, of what is readable and nothing else."""
 
     def open(self) -> None: ...
     def register(self, fd: int, events: int) -> None: ...
