@@ -40,8 +40,7 @@ def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> 
     if _is_telling():
         return True
     try:
-        # The descriptor table may be full, which is what there is to warn of. Where another thread
-        # has imported half of it, the rest is not waited for.
+        # Where another thread has imported half of it, the rest is not waited for.
         if "logging" not in sys.modules:
             __import__("logging")
         logger = sys.modules["logging"].getLogger("danga_raw")

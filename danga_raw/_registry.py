@@ -8,10 +8,10 @@ leaving, and nobody else:
   batch in hand may still hold one, so its number is kept, and close(2) waits, until that is over.
 * *gone*: nothing here knows the number. It may be given out again.
 
-A number may come back while somebody here still holds it, as its owner has closed the descriptor
-behind the loop's back, or may take another owner in the midst of a batch, as one that was stolen is
-wrapped again. Then the old holder is dropped, and so is what is left of a batch in hand that speaks of
-the number: events are level-triggered, so the next wait says again what is still true.
+A number may come back while somebody here still holds it, where its owner has closed the descriptor
+behind the loop's back, or take another owner in the midst of a batch, where one that was stolen is
+wrapped again. Then the old holder is dropped, and so are the batches in hand that speak of the number:
+events are level-triggered, and the next wait says again what is still true.
 """
 
 from __future__ import annotations
@@ -147,7 +147,12 @@ class Registry:
                 if self._made is None:
                     self._made = _new_poller(self.backend)
                 self._made.open()
-                for fd, events in self._known().items():
+                objects = list(self.objects.items())
+                known = {fd: obj.event_watch for fd, obj in objects if not obj.closed}
+                known |= dict.fromkeys(self.other_fds, POLLIN)
+                if self.waker is not None:
+                    known[self.waker.fileno()] = POLLIN
+                for fd, events in known.items():
                     try:
                         self._made.register(fd, events)
                     except OSError as error:
@@ -157,14 +162,6 @@ class Registry:
                             _complain(error, "%s")
                 self.poller = self._made
         return self.poller
-
-    def _known(self) -> dict[int, int]:
-        """What is to be watched: fd -> event mask."""
-        known = {fd: obj.event_watch for fd, obj in list(self.objects.items()) if not obj.closed}
-        known |= dict.fromkeys(self.other_fds, POLLIN)
-        if self.waker is not None:
-            known[self.waker.fileno()] = POLLIN
-        return known
 
     def renew(self) -> None:
         """Drop the poller, with the entries in it that can't be removed, and open another. The first
@@ -189,10 +186,6 @@ class Registry:
             except OSError as error:
                 _complain(error, "close(%s): %s", self.backend)
             del self._dropped[:1]
-
-    def watches_any(self) -> bool:
-        """True if there is anything to wait for."""
-        return bool(self.objects or self.other_fds or self.waker is not None)
 
     def open_waker(self) -> Waker:
         """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
@@ -229,40 +222,26 @@ class Registry:
             self.renew()
         try:
             (self.poller or self.open()).register(fd, events)
-            if self.outer:
-                self._drop_events(fd)
-            lost = (self.leaving or fd in self.objects) and self._dispossess(fd)
-            if obj is not None and self.other_fds:
-                lost = self.other_fds.pop(fd, None) is not None or lost
-            if lost and self.has_entries and not renewed:
-                # An entry goes when the last descriptor of its file does, and a forked child or a
-                # dup may have one: its events would be taken for those of the newcomer.
-                self.renew()
-                if fd not in self.other_fds:
-                    self.open().register(fd, events)
+            if self.leaving or fd in self.objects or fd in self.other_fds:
+                lost = self._dispossess(fd, obj)
+                if lost and self.has_entries and not renewed:
+                    # An entry goes when the last descriptor of its file does, and a forked child or
+                    # a dup may have one: its events would be taken for those of the newcomer.
+                    self.renew()
+                    if fd not in self.other_fds:
+                        self.open().register(fd, events)
             if obj is not None:
                 # Who takes the objects out asks what their handle is where that matters.
                 self.objects[fd] = cast("Socket", obj)
-            elif self.objects:
-                # Who had the number is closed, and would be taken for who it is.
-                self.objects.pop(fd, None)
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 
-    def _drop_events(self, fd: int) -> None:
-        """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
-        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
-            if fd in batch:
-                batch.clear()
-            elif batch and not isinstance(batch[0], int):
-                if any(fd == entry[0] for entry in batch if not isinstance(entry, int)):
-                    batch.clear()
-
-    def _dispossess(self, fd: int) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new. True if the
-        descriptor was closed behind the loop's back."""
+    def _dispossess(self, fd: int, heir: AnySocket | None) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new, for an object or an
+        other fd. True if the descriptor was closed behind the loop's back."""
+        self._drop_events(fd)
         lost = False
         for entry in list(self.leaving):
             if entry.fd == fd and entry.sock is not None:
@@ -278,7 +257,17 @@ class Registry:
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
+        if heir is None:
+            self.objects.pop(fd, None)
+        elif self.other_fds.pop(fd, None) is not None:
+            lost = True
         return lost
+
+    def _drop_events(self, fd: int) -> None:
+        """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
+        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
+            if any(fd == (each if isinstance(each, int) else each[0]) for each in batch):
+                batch.clear()
 
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
         """A signal's handler raised before the mask was changed in the poller, or behind it."""
@@ -288,22 +277,20 @@ class Registry:
         except OSError:
             pass
 
-    def unregister(self, fd: int, events: int) -> None:
-        """Take a descriptor off the poller, unless it is an object's by now. If its owner has closed
-        it, it is off already."""
+    def unregister(self, fd: int, events: int) -> OSError | None:
+        """Take a descriptor off the poller, unless it is an object's by now; what went wrong. If its
+        owner has closed it, it is off already."""
         obj = self.objects.get(fd)
         if obj is None or obj.closed:
             try:
-                self.open().unregister(fd, events)
+                (self.poller or self.open()).unregister(fd, events)
             except OSError as error:
-                self._note_stale(fd, error)
-
-    def _note_stale(self, fd: int, error: OSError) -> None:
-        """`fd` could not be unregistered."""
-        if by_handler(error):
-            raise error
-        if self.has_entries:
-            self.stale.add(fd)
+                if by_handler(error):
+                    raise
+                if self.has_entries:
+                    self.stale.add(fd)
+                return error
+        return None
 
     def remove_unknown(self, fd: int, state: int) -> None:
         """The poller speaks of a descriptor that is nobody's. As long as it is there every wait
@@ -311,14 +298,12 @@ class Registry:
         be, since the number is another file's by now or nobody's, the poller is renewed."""
         if any(entry.fd == fd for entry in list(self.leaving)):
             return
-        what = "%s returned fd %d with state %d, of which nothing is known."
-        try:
-            self.open().unregister(fd, state)
-        except OSError as error:
-            _complain(error, what + " %s. opening a new poller.", self.backend, fd, state)
+        what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
+        if (trouble := self.unregister(fd, state)) is not None:
+            warn("%s %s. opening a new poller.", what, trouble)
             self.renew()
             return
-        warn(what + " removing.", self.backend, fd, state)
+        warn("%s removing.", what)
         try:
             libc.close(fd)
         except OSError as error:
@@ -396,16 +381,11 @@ class Registry:
                 _complain(error, "%s")
         obj.corked = False
         if self.objects.get(fd) is obj:
-            try:
-                (self.poller or self.open()).unregister(fd, obj.event_watch)
-            except OSError as error:
-                self._note_stale(fd, error)
-                if error.errno != ENOENT or not cut_short:
-                    trouble = error
+            trouble = self.unregister(fd, obj.event_watch)
             if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
-        if trouble is not None:
+        if trouble is not None and (trouble.errno != ENOENT or not cut_short):
             obj.dump_error(str(trouble))
 
     def _forget_callbacks(self, fd: int) -> None:
