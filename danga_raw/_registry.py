@@ -21,7 +21,7 @@ from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
-from errno import EEXIST, ENOENT
+from errno import ENOENT
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
@@ -88,10 +88,8 @@ class Leaving:
 
     def __init__(self, fd: int, obj: AnySocket | None, sock: Handle | None) -> None:
         self.fd = fd
-        self.obj = obj
-        """Whose entry in the map is to go; None for an other fd."""
-        self.sock = sock
-        """The handle to close; None if it isn't ours to close."""
+        self.obj = obj  # whose entry in the map is to go; None for an other fd
+        self.sock = sock  # the handle to close; None if it isn't ours to close
 
 
 class Registry:
@@ -104,19 +102,13 @@ class Registry:
         self.polls: Final = backend == "poll"
         """True where a wait hands all over to the kernel at its beginning, so that nothing that
         another thread adds can end it."""
-        self.poller: Poller | None = None
-        """The poller, while it is open."""
-        self._made: Poller | None = None
-        """The same, from before it is opened: an exception in between could lose it."""
-        self._dropped: list[Poller] = []
-        """Pollers to be closed."""
-        self._opening = RLock()
-        """The first call from another thread may make the waker while the loop opens the poller."""
+        self.poller: Poller | None = None  # while it is open
+        self.waker: Waker | None = None  # once somebody has asked for it
+        self._opening = RLock()  # another thread may ask for it while the loop opens the poller
+        self._dropped: list[Poller] = []  # pollers to be closed
         self.stale: set[int] = set()
         """Numbers under which an epoll may still have the entry of a file that its owner has closed
         and somebody else (a forked child, a dup) has open: that can't be removed any more."""
-        self.waker: Waker | None = None
-        """What others wake the loop by, once somebody has asked for it."""
         self.outer: list[Batch] = []
         """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.objects: dict[int, Socket] = {}
@@ -125,28 +117,25 @@ class Registry:
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
         """What goes when the present batch is over, in order."""
-        # What few objects have, by their fd.
-        self.pushed_back: dict[int, AnySocket] = {}
-        """Those with pushed-back data, in the order of their first piece."""
-        self.readable: set[int] = set()
-        """Which of these watch for reading."""
+        # What few objects have, by their fd:
+        self.pushed_back: dict[int, AnySocket] = {}  # data, in the order of their first piece
+        self.readable: set[int] = set()  # that, and a watch for reading
         self.own_callbacks: dict[int, PostLoopCallback] = {}
-        self.connecting: dict[int, Connecting] = {}
-        """The connects that are pending."""
-        self.starved: dict[int, Callback] = {}
-        """How listeners begin again that had no descriptor left for a connection."""
+        self.connecting: dict[int, Connecting] = {}  # a pending connect
+        self.starved: dict[int, Callback] = {}  # a way to begin again, once there is a descriptor
 
     # --- the poller -------------------------------------------------------------------------------
 
     def open(self) -> Poller:
         """The poller, opened at its first use, and given what the registry knows: epoll_create1(2),
         or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
-        if self.poller is None:
-            with self._opening:
-                self._close_dropped()
-                if self._made is None:
-                    self._made = _new_poller(self.backend)
-                self._made.open()
+        if self.poller is not None:
+            return self.poller
+        with self._opening:
+            self._close_dropped()
+            poller = _new_poller(self.backend)
+            try:
+                poller.open()
                 objects = list(self.objects.items())
                 known = {fd: obj.event_watch for fd, obj in objects if not obj.closed}
                 known |= dict.fromkeys(self.other_fds, POLLIN)
@@ -154,13 +143,15 @@ class Registry:
                     known[self.waker.fileno()] = POLLIN
                 for fd, events in known.items():
                     try:
-                        self._made.register(fd, events)
-                    except OSError as error:
-                        # It is there where an exception has cut an earlier opening short. Else its
-                        # owner has closed it, and will hear so when it is used.
-                        if error.errno != EEXIST:
-                            _complain(error, "%s")
-                self.poller = self._made
+                        poller.register(fd, events)
+                    except OSError as error:  # Its owner, who has closed it, will hear so.
+                        _complain(error, "%s")
+                # One that a signal's handler has opened meanwhile knows better.
+                self.poller = self.poller or poller
+            finally:
+                if self.poller is not poller:
+                    self._dropped += (poller,)
+                    self._close_dropped()
         return self.poller
 
     def renew(self) -> None:
@@ -171,11 +162,11 @@ class Registry:
 
     def _drop_poller(self) -> None:
         """Close the poller, and drop what it has said."""
-        if self._made is not None:
-            for batch in (self._made.batch, *self.outer):
+        if self.poller is not None:
+            for batch in (self.poller.batch, *self.outer):
                 batch.clear()
-            self._dropped += (self._made,)
-        self._made = self.poller = None
+            self._dropped += (self.poller,)
+        self.poller = None
         self.stale.clear()
         self._close_dropped()
 
@@ -200,14 +191,14 @@ class Registry:
                 waker.open()
                 # A signal's handler may have made one just now.
                 self.waker = made = self.waker or waker
-                if made is not waker:
-                    waker.close()
-                elif self.poller is not None:
+                if made is waker and self.poller is not None:
                     self.poller.register(waker.fileno(), POLLIN)
             except BaseException:
                 self.waker = None
                 waker.close()
                 raise
+            if made is not waker:
+                waker.close()
             return made
 
     # --- registered -------------------------------------------------------------------------------
