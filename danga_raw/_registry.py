@@ -21,7 +21,6 @@ from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
-from errno import ENOENT
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
@@ -204,11 +203,8 @@ class Registry:
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
-        """Watch a descriptor, for the object that has it, if one does: all of it or, where an
-        exception comes in between, as that of a signal's handler may, nothing.
-
-        Raises `OSError`, EEXIST where the number's holder still has it.
-        """
+        """Watch a descriptor, for the object that has it, if one does. Raises `OSError`, EEXIST where
+        the number's holder still has it; where it raises, nothing is done."""
         if renewed := fd in self.stale:
             self.renew()
         try:
@@ -284,9 +280,9 @@ class Registry:
         return None
 
     def remove_unknown(self, fd: int, state: int) -> None:
-        """The poller speaks of a descriptor that is nobody's. As long as it is there every wait
-        would return at once: it is unregistered and closed, as in the original, or where that can't
-        be, since the number is another file's by now or nobody's, the poller is renewed."""
+        """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
+        unregistered and closed, as in the original, or where that can't be, since the number is
+        another file's by now or nobody's, the poller is renewed."""
         if any(entry.fd == fd for entry in list(self.leaving)):
             return
         what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
@@ -357,12 +353,14 @@ class Registry:
         if was_closed:  # By a signal's handler, just now.
             entry.sock = None
             return False
-        self._take_off(fd, obj, False)
+        trouble = self._take_off(fd, obj)
         set_errno(number)
+        if trouble is not None:
+            obj.dump_error(str(trouble))
         return True
 
-    def _take_off(self, fd: int, obj: AnySocket, cut_short: bool) -> None:
-        """Unregister an object that is leaving. Can be repeated where that was `cut_short`."""
+    def _take_off(self, fd: int, obj: AnySocket) -> OSError | None:
+        """Unregister an object that is leaving; what went wrong. To do it twice is no harm."""
         trouble = None
         # A loop that was reset since knows nothing of this object, and the number may be another's.
         if obj.corked and self.objects.get(fd, obj) is obj:
@@ -376,8 +374,7 @@ class Registry:
             if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
-        if trouble is not None and (trouble.errno != ENOENT or not cut_short):
-            obj.dump_error(str(trouble))
+        return trouble
 
     def _forget_callbacks(self, fd: int) -> None:
         self.readable.discard(fd)
@@ -394,17 +391,14 @@ class Registry:
     # --- gone -------------------------------------------------------------------------------------
 
     def let_go(self) -> None:
-        """Close what waits to be closed, and forget who has left: close(2) for each.
-
-        What the close of a handle or a signal's handler raises comes out, and whoever calls again
-        goes on behind it.
-        """
+        """Close what waits to be closed, and forget who has left: close(2) for each. What is raised
+        meanwhile comes out, and whoever calls again goes on behind it."""
         while self.leaving:
             entry = self.leaving[0]
             obj = entry.obj
             if obj is not None and obj.fd is not None:
                 obj.closed = True
-                self._take_off(obj.fd, obj, True)
+                self._take_off(obj.fd, obj)  # A signal's handler has kept `leave` from it.
             _close(entry)
             if obj is not None and self.objects.get(entry.fd) is obj:
                 del self.objects[entry.fd]

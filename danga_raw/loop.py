@@ -179,10 +179,9 @@ class Loop:
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
-        `run` is going on, the next one returns at once.
-
-        Once `call_soon_threadsafe` or `add_signal_handler` was used it is safe from any thread and
-        signal's handler, and ends a wait that has begun, by a write(2)."""
+        `run` is going on, the next one returns at once. Once `call_soon_threadsafe` or
+        `add_signal_handler` was used it is safe from any thread and signal's handler, and ends a
+        wait that has begun, by a write(2)."""
         self._stopping = True
         if (waker := self._registry.waker) is not None:
             waker.wake()
@@ -423,13 +422,21 @@ class Loop:
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
-
-        Registered at once: epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2). A new
-        callback for a fd that is watched takes no call. Raises `TypeError` for a callback that
-        can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added.
-        """
+        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2), but none where only the
+        callback is new. Raises `TypeError` for a callback that can't be called and `OSError` for a
+        fd that can't be watched; then none of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._registry.other_fds
+
+    @property
+    def have_epoll(self) -> bool:
+        """True if this loop waits by epoll."""
+        return self.backend == "epoll"
+
+    @property
+    def have_kqueue(self) -> bool:
+        """True if this loop waits by kqueue."""
+        return self.backend == "kqueue"
 
     # --- profiling --------------------------------------------------------------------------------
 
@@ -449,16 +456,6 @@ class Loop:
     def disable_profiling(self) -> None:
         """Note the cost of handlers no longer; what was noted stays."""
         self._profiling = False
-
-    @property
-    def have_epoll(self) -> bool:
-        """True if this loop waits by epoll."""
-        return self.backend == "epoll"
-
-    @property
-    def have_kqueue(self) -> bool:
-        """True if this loop waits by kqueue."""
-        return self.backend == "kqueue"
 
     # --- ending -----------------------------------------------------------------------------------
 
