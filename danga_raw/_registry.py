@@ -146,12 +146,12 @@ class Registry:
                     except OSError as error:  # Its owner, who has closed it, will hear so.
                         _complain(error, "%s")
                 # One that a signal's handler has opened meanwhile knows better.
-                self.poller = self.poller or poller
+                self.poller = opened = self.poller or poller
             finally:
                 if self.poller is not poller:
                     self._dropped += (poller,)
                     self._close_dropped()
-        return self.poller
+        return opened
 
     def renew(self) -> None:
         """Drop the poller, with the entries in it that can't be removed, and open another. The first
@@ -460,6 +460,7 @@ def _close(entry: Leaving) -> None:
             # its owner has closed behind our back has none: the number may be another's by now.
             for _ in map(libc.close, filter(_is_open, map(RawSocket.detach, (sock,)))):
                 pass
+            sock.detach()  # Python's own class is to know as well.
         elif sock is not None:
             entry.sock = None
             sock.close()

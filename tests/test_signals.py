@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 
 import pytest
@@ -24,6 +25,7 @@ from danga_raw import Loop, Socket
 from tests.interrupted import (
     ANYWHERE,
     BOUNDARIES,
+    Interrupter,
     Story,
     adds_a_timer,
     closes,
@@ -98,6 +100,32 @@ def test_an_exception_before_any_instruction_leaves_nothing_half_done(backend: s
     found, count = harm(backend, ANYWHERE, 1000 if REQUIRED else 100)
     assert found == {}
     assert count > 2000
+
+
+@not_on_3_12
+def test_an_exception_at_any_place_loses_no_callback_and_calls_none_twice() -> None:
+    for at in range(1000):
+        loop = Loop("epoll")
+        loop.set_loop_timeout(0)
+        called: list[str] = []
+        for each in "abc":
+            loop.call_soon(partial(called.append, each))
+        loop.call_soon(loop.stop)
+        interrupter = Interrupter(at, BOUNDARIES)
+        sys.settrace(interrupter.trace)
+        try:
+            loop.run()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        loop.call_soon(loop.stop)
+        loop.run()
+        loop.close()
+        assert called == ["a", "b", "c"], interrupter.where
+        if interrupter.where is None:
+            break
+    assert 10 < at < 999
 
 
 @not_on_3_12
