@@ -9,6 +9,7 @@ from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
+from danga_raw._log import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,9 +82,15 @@ def begin(address: SocketAddress) -> tuple[PythonSocket, OSError | None]:
 
 
 def drop(sock: PythonSocket) -> None:
-    """Close a socket that nobody gets: close(2), through the door, unless it is closed already."""
+    """Close a socket that nobody gets: close(2), through the door, unless it is closed already. The
+    descriptor is gone also where that fails."""
     if (fd := sock.detach()) >= 0:
-        libc.close(fd)
+        try:
+            libc.close(fd)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            warn("close(fd %d): %s", fd, error)
 
 
 begun: Final[dict[int, Connecting]] = {}
@@ -122,10 +129,11 @@ class Connecting:
             self._timer = obj.loop.add_timer(timeout, self._time_out)
 
     def finish(self) -> None:
-        """The kernel has something to say: getsockopt(SO_ERROR) tells what."""
+        """The kernel has something to say: getsockopt(SO_ERROR) tells what, where that isn't known. A
+        socket that has failed at once has no error, and yet is hung up."""
         sock = None if self._obj is None else self._obj.sock
-        number = libc.getsockopt(sock) if sock is not None else 0
-        self._error = OSError(number, os.strerror(number)) if number else None
+        if self._error is None and sock is not None and (number := libc.getsockopt(sock)):
+            self._error = OSError(number, os.strerror(number))
         self._tell()
 
     def _time_out(self) -> None:
