@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     from danga_raw._connecting import Connecting
     from danga_raw._waker import Waker
+    from danga_raw.listener import Listener
     from danga_raw.types import (
         AnySocket,
         Batch,
-        Callback,
         Handle,
         OtherFdCallback,
         OtherFdMapping,
@@ -148,8 +148,8 @@ class Registry:
         """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.connecting: dict[int, Connecting] = {}
         """The connects that are pending, by the fd of their objects."""
-        self.starved: dict[int, Callback] = {}
-        """How listeners begin again that had no descriptor left for a connection, by their fd."""
+        self.starved: dict[int, Listener] = {}
+        """The listeners that had no descriptor left for a connection, by their fd."""
         self.stale: set[int] = set()
         """Numbers under which an epoll may still have the entry of a file that its owner has closed
         and somebody else (a forked child, a dup) has open: that can't be removed any more."""
@@ -245,8 +245,11 @@ class Registry:
                 self.waker = made = self.waker or waker
                 if made is waker and self.poller is not None:
                     self.poller.register(waker.fileno(), POLLIN)
-            except BaseException:
-                self.waker = None
+            except BaseException as error:
+                if self.waker is waker:
+                    self.waker = None
+                    if by_handler(error):  # Perhaps behind its registration.
+                        self.unregister(waker.fileno(), POLLIN)
                 waker.close()
                 raise
             if made is not waker:
@@ -255,8 +258,16 @@ class Registry:
 
     def feed(self) -> None:
         """A descriptor was closed: listeners that had none left begin again."""
-        for begin in list(self.starved.values()):
-            begin()
+        for listener in list(self.starved.values()):
+            listener.begin_again()
+
+    def resume(self) -> None:
+        """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
+        have cut it short."""
+        for listener in list(self.starved.values()):
+            listener.resume()
+        for pending in list(self.connecting.values()):
+            pending.resume()
 
     # --- registered -------------------------------------------------------------------------------
 

@@ -97,6 +97,8 @@ class Loop:
         try:
             poller = self._registry.poller
             outer.append([] if poller is None else poller.batch)
+            if self._registry.starved or self._registry.connecting:
+                self._registry.resume()
             self._run_until_stopped()
             self._stopping = False
             self._end_run(depth)
@@ -197,7 +199,10 @@ class Loop:
         for _ in range(len(self._soon)):
             if not self._soon:  # A callback has run the loop.
                 return
-            callback = self._soon.popleft()
+            callback = self._soon[0]
+            # Off the queue before it is called, and no call in between: it is neither lost nor called
+            # twice, whatever is raised.
+            del self._soon[0]
             try:
                 callback()
             except Exception as error:

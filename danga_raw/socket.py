@@ -22,6 +22,7 @@ from danga_raw.loop import Loop, registry_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket as PythonSocket
     from types import FrameType
     from typing import Final, NoReturn, TypeVar
 
@@ -177,10 +178,12 @@ class Socket(Generic[HandleT]):
         for what is no address, and `OSError` where there is no socket to be had (EMFILE); a connect
         that fails at once is told as any other. Where it raises, nothing is left of it.
         """
-        sock, error = begin(address)
-        fd = sock.fileno()
-        obj = None
+        made: list[PythonSocket] = []
+        obj, fd = None, -1
         try:
+            error = begin(address, made)
+            sock = made[0]
+            fd = sock.fileno()
             # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
             # object already. What a subclass's constructor takes is its own, and can't be said here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
@@ -194,7 +197,8 @@ class Socket(Generic[HandleT]):
             begun.pop(fd, None)
             if obj is not None:
                 obj._withdraw()
-            drop(sock)
+            for sock in made:
+                drop(sock)
             raise
         return obj
 

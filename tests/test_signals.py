@@ -32,6 +32,7 @@ from tests.interrupted import (
     interrupted,
     interrupted_by_signal,
 )
+from tests.interrupted_parts import PARTS, cut_short
 from tests.needs import REQUIRED
 from tests.world import IN, POLLERS, Noted, World
 
@@ -98,6 +99,26 @@ def test_an_exception_before_any_instruction_leaves_nothing_half_done(backend: s
     found, count = harm(backend, ANYWHERE, 1000 if REQUIRED else 100)
     assert found == {}
     assert count > 2000
+
+
+@not_on_3_12
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # A socket that a call made in vain.
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("story", PARTS)
+def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_nothing_half_done(
+    story: str, backend: str
+) -> None:
+    cut_short(story, -1, backend)
+    whole, wrong = cut_short(story, -1, backend)
+    assert wrong == []
+    assert whole.count > 100
+    found: dict[str, list[str]] = {}
+    for at in places(whole.count, None if REQUIRED else 12):
+        interrupter, wrong = cut_short(story, at, backend)
+        if wrong:
+            found[interrupter.where or "nowhere"] = wrong
+    gc.collect()
+    assert found == {}
 
 
 @not_on_3_12

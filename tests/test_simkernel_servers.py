@@ -255,6 +255,7 @@ def tell_at_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
         original(self)
         if obj is not None and obj.fd is not None:
             self._pending[obj.fd] = self
+            self._told = False
 
     monkeypatch.setattr(Connecting, "_tell", tell)
 
@@ -337,7 +338,7 @@ def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "feed", lambda self: None)
-    monkeypatch.setattr(listener.Listener, "_begin_again", lambda self: None)
+    monkeypatch.setattr(listener.Listener, "begin_again", lambda self: None)
 
 
 def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
