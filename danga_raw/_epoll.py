@@ -36,9 +36,8 @@ EPOLL_EVENT: Final[Fields] = (("events", "uint32_t"), ("data", "uint64_t"))
 
 
 def packed(machine: str) -> bool:
-    """True where struct epoll_event is packed: on x86-64 and x32 only, so that a 32-bit program
-    sees the layout of i386 (EPOLL_PACKED in the kernel's eventpoll.h). `machine` is as uname(2)
-    says."""
+    """True where struct epoll_event is packed: on x86-64 and x32 only, so that a 32-bit program sees
+    the layout of i386 (EPOLL_PACKED in eventpoll.h). `machine` is as uname(2) says."""
     return machine == "x86_64"
 
 
@@ -51,16 +50,13 @@ MAX_EVENTS: Final = 1000
 """The most events that one wait takes, as in the original."""
 
 _FOREVER: Final = 0xFFFFFFFF
-"""The C int -1, a timeout without end, as the number with the same bits. ctypes converts a negative
-Python int by raising and clearing an exception, which costs 90 ns of a wait of 730."""
+"""The C int -1 as the number with the same bits: ctypes converts a negative one by raising and
+clearing an exception."""
 
 
 class Epoll:
-    """The ready list of one epoll descriptor.
-
-    An event mask is that of poll(2), whose bits are epoll's own. The kernel reports EPOLLERR and
-    EPOLLHUP whether they are asked for or not.
-    """
+    """The ready list of one epoll descriptor. An event mask is that of poll(2), whose bits are epoll's
+    own. The kernel reports EPOLLERR and EPOLLHUP whether they are asked for or not."""
 
     # Python 3.10 reads a slot 60 instructions faster, and each wait reads six.
     __slots__ = "_arguments _bare _descriptor _epfd _events _fds _states _timeout batch".split()

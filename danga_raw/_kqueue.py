@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import Structure, byref, c_size_t
+from ctypes import byref, c_size_t
 from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
 from fcntl import F_SETFD, FD_CLOEXEC
 from functools import cache
@@ -15,15 +15,15 @@ from danga_raw._libc import check_fd, failure, libc
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._structs import Fields, structure
-from danga_raw._typing import Protocol, cast
+from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    # What byref gives has no public name.
-    from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
     from collections.abc import Iterable, Mapping
-    from ctypes import Array
     from typing import Final
+
+    from libc import Kevent as Kevent
+    from libc import KQueueLibrary as KQueueLibrary
 
     from danga_raw.types import Batch
 
@@ -75,17 +75,6 @@ ABIS: Final[Mapping[str, Abi]] = {
 its events from FreeBSD 12 on (rb-kqueue, pull request 19)."""
 
 
-class Kevent(Structure):
-    """What every platform's struct kevent has, in the order of EV_SET(2)'s arguments."""
-
-    if TYPE_CHECKING:
-        ident: int
-        filter: int
-        flags: int
-        fflags: int
-        data: int
-
-
 def abi(platform: str) -> Abi:
     """The kqueue ABI of a platform. Raises `ValueError`, naming those that are known."""
     try:
@@ -97,7 +86,7 @@ def abi(platform: str) -> Abi:
 
 def kevent_type(platform: str) -> type[Kevent]:
     """struct kevent as `platform` lays it out, under the data model of the running program."""
-    return cast("type[Kevent]", structure("kevent", abi(platform).fields, base=Kevent))
+    return cast("type[Kevent]", structure("kevent", abi(platform).fields))
 
 
 def timespec_fields(platform: str, machine: str) -> Fields:
@@ -105,27 +94,6 @@ def timespec_fields(platform: str, machine: str) -> Fields:
     libkqueue it is the host's."""
     is_long = platform == "libkqueue" or (platform == "freebsd" and machine == "i386")
     return (("tv_sec", "long" if is_long else "int64_t"), ("tv_nsec", "long"))
-
-
-class KQueueLibrary(Protocol):
-    """What a kqueue poller stands on: the C library, libkqueue, or another kernel's entry points.
-
-    Both calls answer as C does: -1 for an error, with its number in `ctypes.get_errno()`. Where the
-    library has `fcntl` too, its kqueue is closed on exec, and where it has `close`, that closes it:
-    in this process the number may be another descriptor's.
-    """
-
-    def kqueue(self) -> int: ...
-    def kevent(
-        self,
-        kq: int,
-        changelist: Array[Kevent] | None,
-        nchanges: int | c_size_t,
-        eventlist: Array[Kevent] | None,
-        nevents: int | c_size_t,
-        timeout: Reference | None,
-        /,
-    ) -> int: ...
 
 
 def system_platform() -> str | None:
