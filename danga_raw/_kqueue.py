@@ -315,12 +315,11 @@ def load_libkqueue(path: str) -> KQueueLibrary:
     a library that can't switch on both filters of a descriptor: 2.3.1 answers EEXIST.
     """
     try:
-        library = ctypes.CDLL(path, use_errno=True)
-    except OSError as error:
+        calls = cast("KQueueLibrary", ctypes.CDLL(path, use_errno=True))
+        for name in "kqueue", "kevent":
+            getattr(calls, name)
+    except (OSError, AttributeError) as error:
         raise OSError(f"no libkqueue to be loaded: {error}") from None
-    if not (hasattr(library, "kqueue") and hasattr(library, "kevent")):
-        raise OSError(f"no libkqueue to be loaded: {path}: it has no kqueue and kevent")
-    calls = cast("KQueueLibrary", library)
     trial = KQueue(calls, "libkqueue")
     ends = os.pipe()
     try:

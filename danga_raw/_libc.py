@@ -111,9 +111,11 @@ class Door:
         self.platform = PLATFORM
         for name, symbols in FOREIGN.items():
             for symbol in symbols:
-                if hasattr(library, symbol):
+                try:
                     setattr(self, name, _function(library, symbol))
                     break
+                except AttributeError:
+                    continue
         # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
         # and let the handle decode its own kind of address.
         self.read = os.read
