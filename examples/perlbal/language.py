@@ -320,7 +320,7 @@ class Language:
             if name not in pools:
                 raise LanguageError(f"pool '{name}' does not exist")
             pool = pools[name]
-            command.list([f"{node} {pool.used[node]}" for node in pool.nodes])
+            command.list([f"{node.name} {pool.used[node.name]}" for node in pool.nodes])
         else:
             lines: list[str] = []
             for each, pool in sorted(pools.items()):

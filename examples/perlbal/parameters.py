@@ -28,6 +28,9 @@ _UNITS: Final = {"": 1, "b": 1, "k": 1024, "m": 1024 * 1024}
 _ADDRESS: Final = re.compile(
     r"(?:(\d{1,3}(?:\.\d{1,3}){3}|\[[\da-fA-F:.]+\]):)?(\d{1,5})", re.ASCII
 )
+_QUAD: Final = r"(\d+\.\d+\.\d+\.\d+)"
+_RANGE: Final = re.compile(rf"{_QUAD}\s*-\s*{_QUAD}", re.ASCII)
+_MASKED: Final = re.compile(rf"{_QUAD}(?:/(\d+)|[:/]{_QUAD})", re.ASCII)
 
 
 def boolean(key: str, service: str, text: str) -> int:
@@ -119,29 +122,39 @@ def schedule(key: str, service: str, text: str) -> str:
 
 
 def netmask(text: str) -> Netmask:
-    """The addresses that "10.0.0.0/8", "10.0.0.0/255.0.0.0", "10/8", "10.0.0.1" or an IPv6 prefix
-    means. Raises `ValueError`."""
+    """The addresses that an address, "10.0.0.0/8", "10.0.0.0/255.0.0.0", "10.0.0.0:255.0.0.0",
+    "10.0.0.0-10.255.255.255", "any" or an IPv6 prefix means. Raises `ValueError`, of which the
+    text says what is wrong, as Net::Netmask does."""
     if text in ("any", "default"):
         text = "0.0.0.0/0"
-    host, slash, prefix = text.partition("/")
-    if ":" not in host and re.fullmatch(r"\d+(\.\d+){0,2}", host, re.ASCII):
-        parts = host.split(".")
-        host = ".".join(parts + ["0"] * (4 - len(parts)))
-        prefix = prefix if slash else str(8 * len(parts))
-        slash = "/"
-    return ipaddress.ip_network(host + slash + prefix, strict=False)
+    if found := _RANGE.fullmatch(text):
+        first, last = (ipaddress.IPv4Address(each) for each in found.groups())
+        networks = list(ipaddress.summarize_address_range(first, last)) if first <= last else []
+        if len(networks) != 1:
+            raise ValueError(f"could not find exact fit for {text}")
+        return networks[0]
+    host, mask = text, ""
+    if found := _MASKED.fullmatch(text):
+        host, mask = found[1], found[2] or found[3]
+    if mask.isdigit() and int(mask) > 32:
+        raise ValueError(f"illegal number of bits: {mask}")
+    try:
+        network = ipaddress.ip_network(f"{host}/{mask}" if mask else host, strict=False)
+    except ValueError:
+        network = None
+    # A mask of the host's part would be understood as well, which isn't one of the network's.
+    if "." in mask and (network is None or str(network.netmask) != mask):
+        raise ValueError(f"illegal netmask: {mask}")
+    if network is None:
+        raise ValueError(f"could not parse {text}")
+    return network
 
 
 def netmasks(key: str, service: str, text: str) -> tuple[Netmask, ...]:
-    found: list[Netmask] = []
-    for each in re.split(r"\s*,\s*", text):
-        try:
-            found.append(netmask(each))
-        except ValueError:
-            raise LanguageError(
-                f"Error defining trusted upstream proxies: could not parse {each}"
-            ) from None
-    return tuple(found)
+    try:
+        return tuple(netmask(each) for each in re.split(r"\s*,\s*", text))
+    except ValueError as error:
+        raise LanguageError(f"Error defining trusted upstream proxies: {error}") from None
 
 
 def ssl_off(key: str, service: str, text: str) -> int:

@@ -143,7 +143,7 @@ class Service:
         parameter = PARAMETERS.get(key) or self.server.extra_parameters.get(key)
         if parameter is None:
             if key.startswith("extra."):
-                self.extra[key.removeprefix("extra.")] = text
+                self.extra[key] = text
                 return
             for plugin in self.plugins:
                 if key in plugin.settings:
@@ -335,8 +335,8 @@ class Service:
         lines.append(f" connect-ahead: {len(balancer.bored)}/{self.connect_ahead}")
         if self.pool is not None:
             lines += [f"          pool: {self.pool.name}", "         nodes:"]
-            for name in self.pool.nodes:
-                lines.append(f"                {name:<21} {self.pool.used[name]:7d}")
+            for node in self.pool.nodes:
+                lines.append(f"                {node.name:<21} {self.pool.used[node.name]:7d}")
         return lines
 
     def dump(self) -> list[str]:
@@ -361,6 +361,7 @@ class Service:
             lines.append(f"SET {key} = {text}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
+        lines += [f"SET {self.name}.{key} = {text}" for key, text in self.extra.items()]
         for plugin in self.plugins:
             lines += plugin.dump(self)
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
