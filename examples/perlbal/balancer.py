@@ -35,6 +35,11 @@ class Balancer:
         self.waiting: Queue = OrderedDict()
         self.waiting_highpri: Queue = OrderedDict()
         self.waiting_lowpri: Queue = OrderedDict()
+        self.queues = {
+            "normal": self.waiting,
+            "highpri": self.waiting_highpri,
+            "lowpri": self.waiting_lowpri,
+        }
         self.pending: dict[str, BackendHTTP] = {}
         """The connections that aren't there yet, at most one for each node."""
         self.blocked: set[str] = set()
