@@ -99,12 +99,14 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     say("CREATE POOL a", "POOL a ADD 1.1.1.1")
     say("CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a", "SET buffer_size = 10k")
     say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on")
-    say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10/8, fe80::/10")
+    say("SET p.AccessControl.use_observed_ip = 1", "SET p.extra.note = some text")
+    say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10.0.0.0/8, fe80::/10")
     say("HEADER p INSERT x: y", "HEADER p REMOVE z")
     say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
     say("SET persist_client = on")
     dumped = say("DUMPCONFIG")
     assert dumped.pop() == "OK"
+    assert "  SET p.accesscontrol.use_observed_ip = 1" in dumped
     file = tmp_path / "again.conf"
     # Neither was ever enabled, which a new service isn't either.
     file.write_text("\n".join(line for line in dumped if not line.startswith("DISABLE")))
@@ -144,13 +146,13 @@ def test_the_closest_pattern_counts() -> None:
 @pytest.mark.parametrize(
     ("text", "written"),
     [
-        ("10/8", "10.0.0.0/8"),
-        ("10.1", "10.1.0.0/16"),
         ("10.1.2.3", "10.1.2.3/32"),
+        ("10.1.2.3:255.0.0.0", "10.0.0.0/8"),
+        ("10.1.0.0-10.1.255.255", "10.1.0.0/16"),
         ("10.1.2.3/255.255.0.0", "10.1.0.0/16"),
         ("fe80::1/10", "fe80::/10"),
         ("any", "0.0.0.0/0"),
     ],
 )
-def test_netmasks_may_be_short(text: str, written: str) -> None:
+def test_netmasks_have_many_forms(text: str, written: str) -> None:
     assert str(netmask(text)) == written

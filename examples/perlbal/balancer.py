@@ -35,6 +35,11 @@ class Balancer:
         self.waiting: Queue = OrderedDict()
         self.waiting_highpri: Queue = OrderedDict()
         self.waiting_lowpri: Queue = OrderedDict()
+        self.queues = {
+            "normal": self.waiting,
+            "highpri": self.waiting_highpri,
+            "lowpri": self.waiting_lowpri,
+        }
         self.pending: dict[str, BackendHTTP] = {}
         """The connections that aren't there yet, at most one for each node."""
         self.blocked: set[str] = set()
@@ -117,13 +122,14 @@ class Balancer:
             self._drop_overdue()
             pool.refresh()
             taken = self.blocked | self.pending.keys()
-            free = [name for name in pool.nodes if name not in taken]
+            free = [node for node in pool.nodes if node.name not in taken]
             random.shuffle(free)
             wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS)
-            for name in free:
+            for name, ip, port in free:
                 if wanted <= 0:
                     break
-                ip, port = pool.nodes[name]
+                if name in self.pending or name in self.blocked:
+                    continue  # It is twice in the pool.
                 backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
                 if backend is None:
                     self._block(name)
@@ -144,7 +150,7 @@ class Balancer:
         """Whether its node is still one of the service's; if not, it is closed."""
         if backend.generation != self.generation:
             pool = self.service.pool
-            if pool is None or backend.ipport not in pool.nodes:
+            if pool is None or backend.ipport not in pool.used:
                 backend.close("invalid_generation")
                 return False
             backend.generation = self.generation

@@ -9,20 +9,18 @@ from __future__ import annotations
 import glob
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.heads import Head, Request, Response, wire
+from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
     from examples.perlbal.clients import Client
-    from examples.perlbal.language import Command
     from examples.perlbal.proxy import ProxyExchange
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
-
-    PluginCommand = Callable[[Command], None]
 
 _HOST_PATTERN: Final = re.compile(r"[\w\-.*;:]+", re.ASCII)
 _USING: Final = re.compile(r"/__using/([\w.]+)/\w+(?:\?.*)?", re.ASCII)
@@ -42,7 +40,7 @@ class Plugin:
     def __init__(self, server: Server) -> None:
         self.server = server
 
-    def commands(self) -> dict[str, PluginCommand]:
+    def commands(self) -> dict[str, Command]:
         """Its commands, by their first word. They raise `LanguageError`."""
         return {}
 
@@ -94,15 +92,12 @@ class Vhosts(Plugin):
         super().__init__(server)
         self.maps: dict[Service, dict[str, str]] = {}
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"vhost": self._vhost}
+    def commands(self) -> dict[str, Command]:
+        usage = "usage: VHOST [<service>] <host_or_pattern> = <dest_service>"
+        return {"vhost": Command(self._vhost, r"\s+(?:(\w+)\s+)?(\S+)\s*=\s*(\w+)", usage)}
 
-    def _vhost(self, command: Command) -> None:
-        name, host, target = command.parse(
-            r"vhost\s+(?:(\w+)\s+)?(\S+)\s*=\s*(\w+)",
-            "usage: VHOST [<service>] <host_or_pattern> = <dest_service>",
-        )
-        name = name or command.context.last_created
+    def _vhost(self, call: Call, name: str, host: str, target: str) -> None:
+        name = name or call.context.last_created
         if not name:
             raise LanguageError("omitted service name not implied from context")
         service = self.server.services.get(name)
@@ -151,16 +146,14 @@ class Redirect(Plugin):
         super().__init__(server)
         self.maps: dict[Service, dict[str, str]] = {}
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"redirect": self._redirect}
+    def commands(self) -> dict[str, Command]:
+        usage = "usage: REDIRECT HOST <match_host> <target_host>"
+        return {"redirect": Command(self._redirect, r"\s+host\s+(\S+)\s+(\S+)", usage)}
 
-    def _redirect(self, command: Command) -> None:
-        host, target = command.parse(
-            r"redirect\s+host\s+(\S+)\s+(\S+)", "usage: REDIRECT HOST <match_host> <target_host>"
-        )
-        service = command.service_in_context()
+    def _redirect(self, call: Call, host: str, target: str) -> str:
+        service = call.service_in_context()
         self.maps.setdefault(service, {})[host.lower()] = wire(target.lower())
-        command.silent = True
+        return ""
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
         maps = self.maps.get(service, {})
@@ -192,15 +185,12 @@ class AccessControl(Plugin):
         self.denies: set[Service] = set()
         """Where who isn't named by a rule stays outside."""
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"access": self._access}
+    def commands(self) -> dict[str, Command]:
+        pattern = r"\s+(policy|allow|deny|reset|queue_low)(?:\s+(\S+))?(?:\s+(\S+))?"
+        return {"access": Command(self._access, pattern, "usage: ACCESS <cmd> <arg1> [<arg2>]")}
 
-    def _access(self, command: Command) -> None:
-        action, what, value = command.parse(
-            r"access\s+(policy|allow|deny|reset|queue_low)(?:\s+(\S+))?(?:\s+(\S+))?",
-            "usage: ACCESS <cmd> <arg1> [<arg2>]",
-        )
-        service = command.service_in_context()
+    def _access(self, call: Call, action: str, what: str, value: str) -> None:
+        service = call.service_in_context()
         if action == "reset":
             self.rules.pop(service, None)
             self.denies.discard(service)
@@ -282,11 +272,11 @@ class Include(Plugin):
         super().__init__(server)
         self._depth = 0
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"include": self._include}
+    def commands(self) -> dict[str, Command]:
+        usage = "usage: INCLUDE = <config files>"
+        return {"include": Command(self._include, r"\s+=\s+(.+)", usage)}
 
-    def _include(self, command: Command) -> None:
-        (patterns,) = command.parse(r"include\s+=\s+(.+)", "usage: INCLUDE = <config files>")
+    def _include(self, call: Call, patterns: str) -> None:
         if self._depth >= self.MOST_DEEP:
             raise LanguageError(f"INCLUDE within INCLUDE, {self.MOST_DEEP} deep: {patterns}")
         self._depth += 1
@@ -294,7 +284,7 @@ class Include(Plugin):
             for pattern in patterns.split():
                 is_pattern = glob.has_magic(pattern)
                 for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
-                    self.server.language.load_file(name, command.out)
+                    self.server.language.load_file(name, call.out)
         finally:
             self._depth -= 1
 

@@ -363,10 +363,9 @@ class ProxyExchange(Exchange):
             return False
         if request.length or request.chunked:
             return False  # The body is gone.
-        delays = service.error_retry_schedule.split(",")
-        if self._retries >= len(delays):
+        if self._retries >= len(service.error_retry_schedule):
             return False
-        delay = float(delays[self._retries].strip(" .") and delays[self._retries] or 0)
+        delay = service.error_retry_schedule[self._retries]
         self._retries += 1
         self._let_go(backend, "500")
         self.client.state = "wait_backend"

@@ -264,6 +264,13 @@ class ReproxyManager:
         if self.bored:
             self._clean_later()
 
+    def limit(self, node: str | None, most: int) -> None:
+        """Carry out `SERVER max_reproxy_connections`."""
+        if node:
+            self.most_to[node] = most
+        else:
+            self.most = most
+
     def report(self) -> list[str]:
         """The answer to `REPROXY_STATE`."""
         lines = [f"connecting {node} 1" for node in self.connecting]

@@ -6,14 +6,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
+from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Context, Language
-from examples.perlbal.parameters import LanguageError, Parameter
+from examples.perlbal.language import Command, Context, Language
+from examples.perlbal.parameters import PARAMETERS, LanguageError
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
@@ -21,7 +22,6 @@ from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
 
 if TYPE_CHECKING:
-    from examples.perlbal.language import Command
     from examples.perlbal.plugins import Plugin
 
 LOOKS_PER_SECOND: Final = 10
@@ -88,8 +88,9 @@ class Server:
         self.defaults: dict[str, str] = {}
         """What DEFAULT has set, as it is written."""
         self.plugins: dict[str, Plugin] = {}
-        self.plugin_commands: dict[str, Callable[[Command], None]] = {}
-        self.extra_parameters: dict[str, Parameter] = {}
+        self.plugin_commands: dict[str, Command] = {}
+        self.parameters = dict(PARAMETERS)
+        """The parameters of services, and those that plugins have brought."""
         self.exchanges: dict[str, type[Exchange]] = {
             "reverse_proxy": ProxyExchange,
             "web_server": WebExchange,
@@ -103,6 +104,8 @@ class Server:
         """Until when a node isn't verified, as it was found not to know how."""
         self.verified_directories: set[str] = set()
         self.requests = 0
+        self.usage = (0.0, 0.0, 0)
+        """User and system time, and requests, when PROC last told them."""
         self.clients = 0
         """The connections of HTTP clients that are open."""
         self.started = int(time.time())
@@ -155,29 +158,6 @@ class Server:
         for _, each in sorted(self.loop.descriptor_map.items()):
             if not each.closed:
                 yield each
-
-    def sockets_list(self) -> list[str]:
-        """The answer to SOCKS."""
-        lines = [f"{'fd':>5} {'age':>6}"]
-        for each in self.sockets():
-            age = int(time.monotonic() - getattr(each, "created", time.monotonic()))
-            lines.append(f"{each.fd:5} {age:5}s {each.as_string()}")
-        return lines
-
-    def sockets_summary(self) -> list[str]:
-        """The answer to SOCKS SUMMARY."""
-        counts: dict[str, int] = {}
-        waiting = files = 0
-        for each in self.sockets():
-            name = each.as_string().partition("(")[0]
-            counts[name] = counts.get(name, 0) + 1
-            waiting += each.write_buf_size
-            files += isinstance(each, Client) and each.file is not None
-        return [
-            *(f"{count:5} {name}" for name, count in sorted(counts.items())),
-            f"Aggregate write buffer: {waiting / 1024:.1f}k",
-            f"            Open files: {files}",
-        ]
 
     # --- running and ending -----------------------------------------------------------------------
 
