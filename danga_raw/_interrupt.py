@@ -9,9 +9,9 @@ from here on", that is what it means.
 
 The idioms:
 
-* `made += map(call, arguments)` calls and keeps the result in one instruction: the map calls only
-  when the list takes from it. With a call and an assignment a handler could raise between the two,
-  and what the call has made would be nobody's. `Once` is this for a descriptor.
+* `made += map(call, arguments)` calls and keeps the result in one instruction. Between a call and
+  an assignment a handler could raise, and what the call has made would be nobody's. `Once` is this
+  for a descriptor.
 * `queue += (item,)` is one instruction, where `queue.append(item)` is a call, behind which a handler
   may find the item queued and its caller may not know it.
 * An iterator gives each item once, whatever is raised meanwhile: `for _ in map(close, descriptors)`

@@ -42,10 +42,9 @@ event tells: ECONNRESET on FreeBSD (tcp_ctloutput). macOS answers EINVAL (soseto
 def set_cork(fd: int, on: bool) -> bool:
     """Hold back partial segments of the TCP socket `fd` from here on, or send them: setsockopt(2).
 
-    True if it was done, False where this platform or this kind of descriptor has no such thing, or
-    the connection is gone: nothing is wrong then, and nothing corked. Raises `OSError` for any other
-    answer (EBADF). What clearing the option sends, and when, differs by platform:
-    docs/platforms.md.
+    False where this platform or this kind of descriptor has no such thing, or the connection is gone.
+    Raises `OSError` for any other answer (EBADF). What clearing the option sends, and when, differs
+    by platform: docs/platforms.md.
     """
     if libc.platform not in CORK_OPTIONS:
         return False
