@@ -869,7 +869,7 @@ def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World)
     world.turn()
     world.turn()
     assert all(obj.closed and obj.fd is None for obj in objects)
-    assert "handler" in told and told.count("integer division or modulo by zero") >= 3
+    assert "handler" in told and len([error for error in told if "by zero" in error]) >= 3
     assert world.loop.watched_sockets == 0
 
 
