@@ -76,7 +76,7 @@ def interpreter(name: str) -> Path:
 
     Raises `OSError`.
     """
-    if "/" in name:
+    if name not in NAMES:
         return Path(name)
     return unpacked(name) if name in PACKAGES else built.python(name)
 
