@@ -377,13 +377,7 @@ class Registry:
         added: list[int] = []
         try:
             for fd in fds:
-                # One that is there may have been closed and opened again.
-                known = fd in self.other_fds
-                if not known or not self.open().holds(fd, POLLIN):
-                    added += (fd,)
-                    self.register(fd, POLLIN)
-                    if known and self.has_entries:
-                        self.renew()  # As where an object has lost its number.
+                self._add_other_fd(fd, added)
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):
@@ -392,6 +386,16 @@ class Registry:
                 if fd not in self.other_fds:
                     self.unregister(fd, POLLIN)
             raise
+
+    def _add_other_fd(self, fd: int, added: list[int]) -> None:
+        """Watch one of them, and note in `added` that it is to be unregistered should this fail."""
+        # One that is there may have been closed and opened again.
+        known = fd in self.other_fds
+        if not known or not self.open().holds(fd, POLLIN):
+            added += (fd,)
+            self.register(fd, POLLIN)
+            if known and self.has_entries:
+                self.renew()  # As where an object has lost its number.
 
     def replace_other_fds(self, fds: dict[int, OtherFdCallback]) -> None:
         """Watch these other fds and no others. Raises `OSError`."""
