@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
@@ -27,6 +27,9 @@ SMALL_FILE: Final = 65_536
 """Up to here a file is read and goes out with its head."""
 LINGER_SECONDS: Final = 30.0
 MOST_SELECTORS: Final = 10
+Part = tuple[int, int, int]
+"""A file's descriptor, the place of the first byte that is sent, and of that behind the last."""
+NOTHING: Final = (-1, 0, 0)
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
 
@@ -118,73 +121,64 @@ class SelectorExchange(Exchange):
         client.serve(target, self.request)
 
 
-class SentFile:
-    """The part of a file that is on its way to a client: sendfile(2), where the system has it."""
+class SentFiles:
+    """Files that are on their way to a client, one after another: sendfile(2), where the system
+    has it."""
 
-    __slots__ = ("client", "end", "fd", "offset", "then")
-
-    def __init__(
-        self, client: Client, fd: int, offset: int, end: int, then: Callable[[], object]
-    ) -> None:
-        self.client = client
-        self.fd = fd
-        self.offset = offset
-        self.end = end
-        self.then = then
+    def __init__(self, client: Client, first: Part, more: Iterator[Part]) -> None:
+        self._client = client
+        self._fd, self._offset, self._end = first
+        self._more = more
 
     def go_on(self) -> None:
-        """Send some more, as there is room."""
-        client = self.client
+        """Send some more, as there is room, and not more than a piece, as others have their turn
+        between."""
+        client = self._client
+        left = PIECE
+        try:
+            while left > 0 and client.file is self and not client.write_buf_size:
+                if self._offset < self._end:
+                    left -= self._send(min(left, self._end - self._offset))
+                else:
+                    self._next()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            client.server.log(f"reading a file: {error}")
+            client.close("a file is gone")
+
+    def _send(self, count: int) -> int:
+        client = self._client
         assert client.fd is not None
         try:
-            count = min(PIECE, self.end - self.offset)
-            sent = os.sendfile(client.fd, self.fd, self.offset, count)
+            sent = os.sendfile(client.fd, self._fd, self._offset, count)
         except BlockingIOError:
-            return
+            raise
         except (OSError, AttributeError):
             # Not with this kind of file, or not on this system; or the client is gone, which
             # writing will tell.
-            client.watch_write(False)
-            self._write_on()
-            return
-        self.offset += sent
+            data = os.pread(self._fd, count, self._offset)
+            sent = len(data)
+            client.write(data)
+        self._offset += sent
         if not sent:
             client.close("the file has shrunk")  # Its length is promised.
-        elif self.offset == self.end:
-            client.watch_write(False)
-            client.drop_file()
-            self.then()
+        return sent
 
-    def _write_on(self) -> None:
-        """The same by read and write, a piece at a time."""
-        client = self.client
-        if client.file is not self:
+    def _next(self) -> None:
+        self.close()
+        part = next(self._more, None)
+        if part is not None:
+            self._fd, self._offset, self._end = part
             return
-        try:
-            data = os.pread(self.fd, min(PIECE, self.end - self.offset), self.offset)
-        except OSError as error:
-            client.server.log(f"reading a file: {error}")
-            data = b""
-        self.offset += len(data)
-        if not data:
-            client.close("the file has shrunk")
-        elif self.offset == self.end:
-            client.drop_file()
-            client.send(data, self.then)
-        elif client.write(data):
-            client.loop.add_timer(0, self._write_on)  # Others have their turn between.
-        else:
-            client.write(self._write_on)
+        self._client.file = None
+        self._client.watch_write(False)
+        self._client.finished()
 
-
-def _read_file(fd: int, start: int, end: int) -> bytes | None:
-    """A part of a file, which is closed; None if it isn't all there."""
-    try:
-        data = os.pread(fd, end - start, start)
-    except OSError:
-        data = b""
-    os.close(fd)
-    return data if len(data) == end - start else None
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Client(Socket):
@@ -238,7 +232,7 @@ class Client(Socket):
         self.requests = 0
         self.adopted = 0
         """How often selectors handed on the present request."""
-        self.file: SentFile | None = None
+        self.file: SentFiles | None = None
         self.server.clients += 1
         self.watch_read(True)
         self.server.idle.note(service.idle_timeout)
@@ -422,44 +416,31 @@ class Client(Socket):
             body = b""
         self.send(head.to_bytes() + body, self.finished)
 
-    def send_file(self, head: Response, fd: int, start: int, end: int) -> None:
+    def send_file(self, head: Response, part: Part) -> None:
         """Answer with this head, as it is, and a part of a file, which is closed when it is out."""
-        self.state = "xfer_disk"
-        if end - start <= SMALL_FILE:
-            data = _read_file(fd, start, end)
-            if data is None:
-                self.close("the file has shrunk")
-            else:
-                self.send(head.to_bytes() + data, self.finished)
+        fd, start, end = part
+        if end - start > SMALL_FILE:
+            self.send_files(head, part, iter(()))
             return
-        self.write(head.to_bytes())
-        self.send_part(fd, start, end, self.finished)
+        self.state = "xfer_disk"
+        try:
+            data = os.pread(fd, end - start, start)
+        except OSError:
+            data = b""
+        os.close(fd)
+        if len(data) < end - start:
+            self.close("the file has shrunk")
+        else:
+            self.send(head.to_bytes() + data, self.finished)
 
-    def send_part(self, fd: int, start: int, end: int, then: Callable[[], object]) -> bool:
-        """Send a part of a file, which is closed when it is out. False if that is so already;
-        otherwise `then` is called when it is."""
-        if end - start <= SMALL_FILE:
-            data = _read_file(fd, start, end)
-            if data is None:
-                self.close("the file has shrunk")
-                return True
-            if self.write(data):
-                return self.closed
-            self.write(then)
-            return True
-        if self.closed:
-            os.close(fd)
-            return True
+    def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
+        """The same with several, which `more` opens one after another."""
+        self.state = "xfer_disk"
+        self.file = SentFiles(self, first, more)
         self.watch_read(False)
-        self.file = SentFile(self, fd, start, end, then)
         self.watch_write(True)
-        return True
-
-    def drop_file(self) -> None:
-        """Close the file that was being sent."""
-        if self.file is not None:
-            fd, self.file = self.file.fd, None
-            os.close(fd)
+        if self.write(head.to_bytes()) and self.file is not None:
+            self.file.go_on()
 
     def refuse(self, refused: Refused) -> None:
         """Answer what isn't taken, and end."""
@@ -508,10 +489,10 @@ class Client(Socket):
 
     def event_write(self) -> None:
         self.alive = time.monotonic()
-        if self.file is not None and not self.write_buf_size:
-            self.file.go_on()
-        else:
+        if self.file is None or self.write_buf_size:
             super().event_write()
+        if self.file is not None:
+            self.file.go_on()
         if self.exchange is not None and not self.closed:
             self.exchange.client_drained()
         self.go_on()
@@ -545,7 +526,9 @@ class Client(Socket):
             return
         self.state = "closed"
         super().close(reason)
-        self.drop_file()
+        file, self.file = self.file, None
+        if file is not None:
+            file.close()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.release()

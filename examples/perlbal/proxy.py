@@ -443,7 +443,7 @@ class ProxyExchange(Exchange):
             os.close(fd)
             client.send(head.to_bytes(), client.finished)
         else:
-            client.send_file(head, fd, start, end)
+            client.send_file(head, (fd, start, end))
 
     def _start_reproxy(self, urls: str, primary: Response) -> None:
         """Have the first of these URLs that gives what is expected."""

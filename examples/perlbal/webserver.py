@@ -10,11 +10,12 @@ import random
 import re
 import stat
 import time
+from collections.abc import Iterator
 from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
-from examples.perlbal.clients import Client, Exchange
+from examples.perlbal.clients import NOTHING, Client, Exchange, Part
 from examples.perlbal.heads import SERVER, Request, Response, http_date
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ def mime_type(path: bytes) -> str | None:
     return MIME_TYPES.get(found[1].decode("latin-1")) if found else None
 
 
+def _opened(pieces: list[tuple[bytes, int]]) -> Iterator[Part]:
+    """Files of these sizes, each opened when it is its turn. open(2); raises `OSError`."""
+    for path, size in pieces:
+        yield os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0, size
+
+
 class Sum(Protocol):
     """A sum that is being made."""
 
@@ -63,7 +70,7 @@ class Sum(Protocol):
 class WebExchange(Exchange):
     """A request to a web server."""
 
-    __slots__ = ("_fd", "_file", "_final", "_md5", "_pieces", "_size")
+    __slots__ = ("_fd", "_file", "_final", "_md5", "_size")
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
@@ -75,8 +82,6 @@ class WebExchange(Exchange):
         """What it is to be called once its sum is checked."""
         self._md5: Sum | None = None
         self._size = 0
-        # Of files that are sent one after another:
-        self._pieces: list[tuple[bytes, int]] = []
 
     def start(self) -> None:
         client, service = self.client, self.service
@@ -159,7 +164,7 @@ class WebExchange(Exchange):
         except OSError as error:
             client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
             return
-        client.send_file(head, fd, start, end)
+        client.send_file(head, (fd, start, end))
 
     def _known(self, modified: str, size: int | None) -> bool:
         """Whether the client says that it has just this already."""
@@ -228,6 +233,7 @@ class WebExchange(Exchange):
         client, service = self.client, self.service
         kind = None
         newest = 0.0
+        pieces: list[tuple[bytes, int]] = []
         for path in paths:
             try:
                 info = os.stat(path)
@@ -238,13 +244,12 @@ class WebExchange(Exchange):
                 return
             kind = kind or mime_type(path)
             newest = max(newest, info.st_mtime)
-            self._pieces.append((path, info.st_size))
-        total = sum(size for _, size in self._pieces)
+            pieces.append((path, info.st_size))
         modified = http_date(int(newest))
         known = self._known(modified, None)
         head = Response(304 if known else 200)
         if not known:
-            head.set("Content-Length", str(total))
+            head.set("Content-Length", str(sum(size for _, size in pieces)))
         head.set("Date", http_date(int(time.time())))
         if service.server_tokens:
             head.set("Server", SERVER)
@@ -254,24 +259,7 @@ class WebExchange(Exchange):
         if known or self.request.method == "HEAD":
             client.send(head.to_bytes(), client.finished)
             return
-        client.state = "xfer_disk"
-        client.send(head.to_bytes(), self._send_next)
-
-    def _send_next(self) -> None:
-        """Send the next of the files. A loop, since what goes out at once comes back at once."""
-        client = self.client
-        while self._pieces:
-            path, size = self._pieces.pop(0)
-            if not size:
-                continue
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                client.close("a file is gone")
-                return
-            if client.send_part(fd, 0, size, self._send_next):
-                return
-        client.finished()
+        client.send_files(head, NOTHING, _opened(pieces))
 
     # --- PUT --------------------------------------------------------------------------------------
 
