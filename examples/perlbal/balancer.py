@@ -65,7 +65,7 @@ class Balancer:
             now = time.monotonic()
             if not backend.has_attention and backend.created < now - UNVERIFIED_SECONDS:
                 backend.close("too_old_bored")
-            elif backend.disconnect_at and now + 2 > backend.disconnect_at:
+            elif backend.ends_soon(now):
                 backend.close("too_close_disconnect")
             else:
                 backend.assign(exchange)
@@ -181,11 +181,10 @@ class Balancer:
             return False
         return backend.pool is None or backend.pool.services > 0
 
-    def note_bad_backend_connect(self, backend: BackendHTTP, seconds: float) -> None:
-        """It was not to be reached; its node is left alone for some seconds."""
+    def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
+        """It was not to be reached; its node is left alone for a second."""
         self._no_longer_pending(backend)
-        if seconds:
-            self._block(backend.ipport)
+        self._block(backend.ipport)
 
     def _block(self, name: str) -> None:
         def unblock() -> None:

@@ -39,8 +39,6 @@ _CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP
 class Exchange:
     """A request and what is done about it. This one does nothing: see its subclasses."""
 
-    __slots__ = ("client", "request", "service")
-
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         self.client = client
         self.service = service
@@ -77,8 +75,6 @@ class Exchange:
 
 class SelectorExchange(Exchange):
     """A request to a selector, which looks for the service that is to have it."""
-
-    __slots__ = ()
 
     def start(self) -> None:
         if self.service.latency:
@@ -183,27 +179,6 @@ class SentFiles:
 
 class Client(Socket):
     """A client's connection."""
-
-    __slots__ = (
-        "adopted",
-        "alive",
-        "base",
-        "body_left",
-        "created",
-        "decoder",
-        "ditch_crlf",
-        "exchange",
-        "file",
-        "inbox",
-        "keep_alive",
-        "observed_ip",
-        "overfed",
-        "request",
-        "requests",
-        "server",
-        "service",
-        "state",
-    )
 
     def __init__(self, service: Service, sock: socket.socket) -> None:
         self.server = service.server

@@ -24,8 +24,6 @@ _HTTP: Final = (b"GET ", b"HEAD ", b"POST ")
 class ManagementConnection(Socket):
     """A connection to a management service."""
 
-    __slots__ = ("context", "created", "inbox", "is_http", "server")
-
     def __init__(self, server: Server, sock: socket.socket) -> None:
         super().__init__(sock, server.loop)
         self.server = server

@@ -31,23 +31,6 @@ _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 class ProxyExchange(Exchange):
     """A request to a reverse proxy."""
 
-    __slots__ = (
-        "_body",
-        "_body_size",
-        "_expected_size",
-        "_primary",
-        "_responded",
-        "_retries",
-        "_upload",
-        "_urls",
-        "backend",
-        "backend_stalled",
-        "high_priority",
-        "requested",
-        "reproxying",
-        "since",
-    )
-
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
         self.since = time.monotonic()
@@ -547,7 +530,7 @@ class ProxyExchange(Exchange):
         if self.backend is not None:
             self._let_go(self.backend, "proxied_from_client_close")
         elif self.reproxying is not None:
-            self.client.server.reproxy_manager.forget(self)
+            self.client.server.reproxy_manager.forget(self, self.reproxying)
         elif self.requested:
             self.service.balancer.forget(self)
         if self._upload is not None:

@@ -35,8 +35,6 @@ BACKLOG: Final = 1024
 class TCPListener(Listener):
     """The listening socket of a service."""
 
-    __slots__ = ("created", "entered", "service")
-
     def __init__(self, service: Service, sock: socket.socket) -> None:
         super().__init__(sock, self.enter, service.server.loop)
         self.service = service

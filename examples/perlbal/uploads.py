@@ -19,8 +19,6 @@ class ChunkDecoder:
     """Takes a chunked body apart, as strictly as RFC 9112, 7.1 has it. Extensions and trailers are
     thrown away."""
 
-    __slots__ = ("_before", "_left", "_trailer", "done")
-
     def __init__(self) -> None:
         self.done = False
         self._before: bytes = b""
@@ -87,8 +85,6 @@ class ChunkDecoder:
 
 class BufferedUpload:
     """A body that is kept in a file. The file is made when there is something to put in it."""
-
-    __slots__ = ("_fd", "name", "reason", "sent", "size")
 
     def __init__(self, folder: str | None, prefix: str, reason: str) -> None:
         """`reason`: "size", "rate", "time" or "chunked"."""

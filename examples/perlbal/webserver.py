@@ -70,8 +70,6 @@ class Sum(Protocol):
 class WebExchange(Exchange):
     """A request to a web server."""
 
-    __slots__ = ("_fd", "_file", "_final", "_md5", "_size")
-
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
         # Of a PUT that is going on:
