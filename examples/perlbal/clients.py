@@ -317,6 +317,10 @@ class Client(Socket):
             except Refused as refused:
                 self.refuse(refused)
                 return
+            if self.service.max_chunked_request_size:
+                if self.decoder.size > self.service.max_chunked_request_size:
+                    self.close("max_chunked_request_size")
+                    return
             if self.decoder.done:
                 self.decoder = None
                 self.body_left = 0
@@ -362,6 +366,15 @@ class Client(Socket):
         else:
             head.set("Connection", "close")
         head.drop("keep-alive")
+
+    def send_continue(self) -> None:
+        """Say that the body may come, if the client waits for that."""
+        request = self.request
+        assert request is not None
+        if self.body_left and "100-continue" in (request.get("expect") or "").lower():
+            request.drop("expect")
+            if request.chunked or request.version != "1.0":
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def send(self, data: bytes, then: Callable[[], object]) -> None:
         """Write, and call `then` when all is out."""

@@ -66,11 +66,7 @@ class ProxyExchange(Exchange):
         if request.chunked and not service.buffer_uploads:
             client.send_page(411, "A chunked body needs buffer_uploads")
             return
-        expected = request.get("expect")
-        if expected is not None and "100-continue" in expected.lower():
-            request.drop("expect")
-            if request.chunked or request.version != "1.0":
-                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        client.send_continue()
         if request.chunked:
             request.drop("transfer-encoding")
             self._buffer_to_disk("chunked")
@@ -110,10 +106,6 @@ class ProxyExchange(Exchange):
         if self._responded:
             return
         if self._upload is not None and not self.requested:
-            limit = service.max_chunked_request_size
-            if self.request.chunked and limit and self._upload.size + len(data) > limit:
-                client.close("max_chunked_request_size")
-                return
             self._to_disk(data)
             return
         backend = self.backend
