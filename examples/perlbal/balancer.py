@@ -57,7 +57,8 @@ class Balancer:
 
     def request_backend_connection(self, exchange: ProxyExchange) -> None:
         """Give the exchange a backend, now or when it is its turn."""
-        exchange.high_priority = self._is_high_priority(exchange)
+        if self.service.high_priority_cookie:
+            exchange.high_priority = self._is_high_priority(exchange)
         while self.bored:
             backend = self.bored.popleft()
             if backend.closed or not self._same_pool(backend):
@@ -85,12 +86,9 @@ class Balancer:
             queue.pop(exchange, None)
 
     def _is_high_priority(self, exchange: ProxyExchange) -> bool:
-        name = self.service.high_priority_cookie
-        if not name:
-            return False
         for each in (exchange.request.get("cookie") or "").split(";"):
             key, equals, value = each.strip().partition("=")
-            if equals and unquote(key) == name:
+            if equals and unquote(key) == self.service.high_priority_cookie:
                 return self.service.high_priority_cookie_contents in unquote(value)
         return False
 

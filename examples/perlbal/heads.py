@@ -74,6 +74,8 @@ def _key(name: str) -> str:
 class Head:
     """The fields of a message. `values` has them by name in lower case, in their order."""
 
+    __slots__ = ("names", "values")
+
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
         """How a name is written, by its key; also of fields that were taken off."""
@@ -127,6 +129,8 @@ _ONCE_IN_RESPONSE: Final = frozenset(("content-length",))
 
 class Request(Head):
     """The head of a request."""
+
+    __slots__ = ("chunked", "keep_alive", "length", "low_priority", "method", "uri", "version")
 
     def __init__(self, text: str) -> None:
         """Read `text`, without the empty line at its end. Raises `Refused`."""
@@ -201,6 +205,8 @@ def _length(text: str) -> int:
 
 class Response(Head):
     """The head of a response, of ours or of a backend's."""
+
+    __slots__ = ("code", "reason", "version")
 
     def __init__(self, code: int, reason: str | None = None) -> None:
         super().__init__()
