@@ -113,16 +113,14 @@ class BackendHTTP(Socket):
 
     def event_connect(self, error: OSError | None) -> None:
         if error is not None:
-            self._fail("connect failed")
-            return
+            return self._fail("connect failed")
         self.stats.connects += 1
         self.stats.lastconnect = int(time.time())
         self.watch_read(True)
         service = self.owner.service
         if service is None or not service.verify_backend or self._unverifiable():
             self.state = "bored"
-            self.owner.register_boredom(self)
-            return
+            return self.owner.register_boredom(self)
         self.state = "verifying_backend"
         path = service.verify_backend_path
         self.write(f"OPTIONS {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode("latin-1"))
@@ -200,11 +198,9 @@ class BackendHTTP(Socket):
             self.use_count += 1
             # A body that nobody wants would be taken for the next response.
             if self.left != 0 or not self.kept_alive or self.write_buf_size:
-                self.close("next_request_no_persist")
-                return
+                return self.close("next_request_no_persist")
         if not self.owner.may_live(self):
-            self.close("pool_requested_closure")
-            return
+            return self.close("pool_requested_closure")
         self.state = "bored"
         self.head = None
         self.left = None

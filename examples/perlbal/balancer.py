@@ -70,8 +70,7 @@ class Balancer:
                 backend.close("too_close_disconnect")
             else:
                 backend.assign(exchange)
-                self.spawn_backends()
-                return
+                return self.spawn_backends()
         if exchange.high_priority:
             self.waiting_highpri[exchange] = None
         elif exchange.request.low_priority:
@@ -161,8 +160,7 @@ class Balancer:
             return
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
-            self.spawn_backends()
-            return
+            return self.spawn_backends()
         if self.server.stopping or (
             backend.use_count and len(self.bored) >= self.service.backend_persist_cache
         ):

@@ -96,8 +96,7 @@ class SelectorExchange(Exchange):
         client, service = self.client, self.service
         selecting = [plugin for plugin in service.plugins if plugin.selects]
         if not selecting and service.default_service is None:
-            client.send_page(500, "No service selector configured.")
-            return
+            return client.send_page(500, "No service selector configured.")
         for plugin in selecting:
             target, answered = plugin.select(client, service, self.request)
             if answered:
@@ -107,13 +106,11 @@ class SelectorExchange(Exchange):
         else:
             target = service.default_service
         if target is None:
-            client.send_page(404, "Not Found (no configured vhost)")
-            return
+            return client.send_page(404, "Not Found (no configured vhost)")
         service.munge_headers(self.request)
         client.adopted += 1
         if client.adopted > MOST_SELECTORS:
-            client.send_page(500, "Selectors lead in a circle")
-            return
+            return client.send_page(500, "Selectors lead in a circle")
         client.serve(target, self.request)
 
 
@@ -296,8 +293,7 @@ class Client(Socket):
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
         if kind is Exchange:
-            self.send_page(500, f"Can't map to service type {service.role}")
-            return
+            return self.send_page(500, f"Can't map to service type {service.role}")
         for plugin in service.plugins:
             if plugin.start_http_request(self, service, request):
                 return
@@ -315,12 +311,10 @@ class Client(Socket):
             try:
                 data, rest = self.decoder.feed(data)
             except Refused as refused:
-                self.refuse(refused)
-                return
+                return self.refuse(refused)
             if self.service.max_chunked_request_size:
                 if self.decoder.size > self.service.max_chunked_request_size:
-                    self.close("max_chunked_request_size")
-                    return
+                    return self.close("max_chunked_request_size")
             if self.decoder.done:
                 self.decoder = None
                 self.body_left = 0
@@ -408,8 +402,7 @@ class Client(Socket):
         """Answer with this head, as it is, and a part of a file, which is closed when it is out."""
         fd, start, end = part
         if end - start > SMALL_FILE:
-            self.send_files(head, part, iter(()))
-            return
+            return self.send_files(head, part, iter(()))
         self.state = "xfer_disk"
         try:
             data = os.pread(fd, end - start, start)
@@ -433,8 +426,7 @@ class Client(Socket):
     def refuse(self, refused: Refused) -> None:
         """Answer what isn't taken, and end."""
         if not refused.status:
-            self.close("parse_header_failure")
-            return
+            return self.close("parse_header_failure")
         self.overfed = True
         self.send_page(refused.status, refused.text)
 
@@ -447,8 +439,7 @@ class Client(Socket):
         request, self.request = self.request, None
         self.service = self.base
         if not self.keep_alive or self.server.stopping or request is None:
-            self._end()
-            return
+            return self._end()
         self.ditch_crlf = request.method == "POST"
         self.state = "persist_wait"
         self.server.idle.note(self.base.persist_client_idle_timeout)
@@ -459,16 +450,14 @@ class Client(Socket):
         client be the first, as RFC 9112, 9.6 asks."""
         if not self.body_left and not self.overfed and not self.inbox:
             if not self.read(READ_SIZE):
-                self.close("no_keep_alive")
-                return
+                return self.close("no_keep_alive")
         self.state = "draining"
         self.inbox = b""
         try:
             assert self.sock is not None
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self.close("no_keep_alive")
-            return
+            return self.close("no_keep_alive")
         self.watch_read(True)
         self.loop.add_timer(LINGER_SECONDS if self.body_left else 2.0, self._end_draining)
 

@@ -36,8 +36,7 @@ class ManagementConnection(Socket):
     def event_read(self) -> None:
         data = self.read(8192)
         if data is None:
-            self.close("end")
-            return
+            return self.close("end")
         self.inbox += data
         if self.inbox.startswith(_HTTP):
             self.is_http = True
@@ -50,8 +49,7 @@ class ManagementConnection(Socket):
         for _ in range(LINES_A_TURN):
             if self.write_buf_size > MAX_UNREAD:
                 # Nobody reads the answers.
-                self.watch_read(False)
-                return
+                return self.watch_read(False)
             line, newline, rest = self.inbox.partition(b"\n")
             if not newline:
                 if len(line) > MAX_LINE:
@@ -61,8 +59,7 @@ class ManagementConnection(Socket):
             self.inbox = rest
             text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
             if text.strip().lower() in ("quit", "exit"):
-                self.close("user_requested_quit")
-                return
+                return self.close("user_requested_quit")
             answer: list[str] = []
             self.server.language.run(text, answer.append, self.context)
             if answer:
@@ -92,8 +89,7 @@ class ManagementConnection(Socket):
         try:
             request = Request(self.inbox[:end].decode("latin-1"))
         except Refused:
-            self.close("parse_header_failure")
-            return
+            return self.close("parse_header_failure")
         self.server.requests += 1
         self.watch_read(False)
         code, body = page(self.server, request.uri)

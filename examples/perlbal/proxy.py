@@ -61,11 +61,9 @@ class ProxyExchange(Exchange):
         if not client.body_left:
             if service.reproxy_cache is not None and self._from_cache():
                 return
-            self.request_backend()
-            return
+            return self.request_backend()
         if request.chunked and not service.buffer_uploads:
-            client.send_page(411, "A chunked body needs buffer_uploads")
-            return
+            return client.send_page(411, "A chunked body needs buffer_uploads")
         client.send_continue()
         if request.chunked:
             request.drop("transfer-encoding")
@@ -106,8 +104,7 @@ class ProxyExchange(Exchange):
         if self._responded:
             return
         if self._upload is not None and not self.requested:
-            self._to_disk(data)
-            return
+            return self._to_disk(data)
         backend = self.backend
         if backend is not None:
             backend.write(data)
@@ -125,8 +122,7 @@ class ProxyExchange(Exchange):
         if service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
             self._buffer_to_disk(reason)
             gathered, self._body, self._body_size = b"".join(self._body), [], 0
-            self._to_disk(gathered)
-            return
+            return self._to_disk(gathered)
         self.request_backend()
 
     def _to_disk(self, data: bytes) -> None:
@@ -230,8 +226,7 @@ class ProxyExchange(Exchange):
                     self.client.server.log(f"buffered upload {upload.name}: {error}")
                     data = b""
                 if not data:
-                    self.client.close("buffered upload is gone")
-                    return
+                    return self.client.close("buffered upload is gone")
                 self.client.alive = time.monotonic()
                 backend.write(data)
                 if upload.sent < upload.size or backend.closed:
@@ -303,14 +298,12 @@ class ProxyExchange(Exchange):
         if self.reproxying is not None:
             if not self._as_expected(head):
                 self._let_go(backend, "non_200_reproxy")
-                self.try_next_url()
-                return
+                return self.try_next_url()
             head = self._reproxied_head(head)
         elif service.enable_reproxy and (
             "x-reproxy-file" in values or "x-reproxy-url" in values or "x-reproxy-service" in values
         ):
-            self._reproxy(backend, head)
-            return
+            return self._reproxy(backend, head)
         elif head.code == 500 and self._retry(backend):
             return
         self._responded = True
@@ -397,8 +390,7 @@ class ProxyExchange(Exchange):
         client.state = "wait_stat"
         found = file_to_send(path.encode("latin-1"), head.get("x-reproxy-expected-size"))
         if found is None:
-            client.send_page(404)
-            return
+            return client.send_page(404)
         fd, size = found
         status, start, end = self.request.range(size)
         if status == 416:
@@ -430,8 +422,7 @@ class ProxyExchange(Exchange):
     def _ask_for_url(self) -> None:
         if not self._urls:
             self.reproxying = None
-            self.client.send_page(503)
-            return
+            return self.client.send_page(503)
         self.client.state = "wait_backend"
         self.reproxying = self._urls[0]
         self.client.server.reproxy_manager.request(self, self.reproxying)

@@ -102,8 +102,7 @@ class Service(Parameters):
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
         if key in ("nodefile", "balance_method"):
-            self._own_pool().set(key, text)
-            return
+            return self._own_pool().set(key, text)
         if key in LEFT_OUT:
             raise LanguageError(f"The '{key}' option is not supported here")
         parameter = self.server.parameters.get(key)
