@@ -268,7 +268,7 @@ class BackendHTTP(Socket):
         elif data is None:
             exchange.backend_ended(self)
         elif self.head is not None:
-            self._body(exchange, data)
+            exchange.response_body(self, self._count(data))
         else:
             try:
                 self.head = self._read_head(data)
@@ -284,21 +284,16 @@ class BackendHTTP(Socket):
             self.state = "xfer_res"
             self.stats.codes.append(self.head.code)
             data, self.inbox = self.inbox, b""
-            if length is not None:
-                self.left = length - len(data)
-                # More than was announced: it is cut, and the connection isn't used again.
-                data = data[:length] if self.left < 0 else data
-            exchange.response_received(self, self.head, data)
+            exchange.response_received(self, self.head, self._count(data))
 
-    def _body(self, exchange: ProxyExchange, data: bytes) -> None:
+    def _count(self, data: bytes) -> bytes:
+        """Count what has come of the body. More than was announced is cut, and the connection isn't
+        used again."""
         if self.left is not None:
-            if len(data) > self.left:
-                rest = self.left
-                self.left -= len(data)
-                data = data[:rest]
-            else:
-                self.left -= len(data)
-        exchange.response_body(self, data)
+            self.left -= len(data)
+            if self.left < 0:
+                return data[: self.left]
+        return data
 
     def event_write(self) -> None:
         super().event_write()

@@ -26,7 +26,7 @@ PIECE: Final = 131_072
 SMALL_FILE: Final = 65_536
 """Up to here a file is read and goes out with its head."""
 LINGER_SECONDS: Final = 30.0
-MOST_SELECTORS: Final = 10
+MOST_SERVICES: Final = 10
 Part = tuple[int, int, int]
 """A file's descriptor, the place of the first byte that is sent, and of that behind the last."""
 NOTHING: Final = (-1, 0, 0)
@@ -108,10 +108,7 @@ class SelectorExchange(Exchange):
         if target is None:
             return client.send_page(404, "Not Found (no configured vhost)")
         service.munge_headers(self.request)
-        client.adopted += 1
-        if client.adopted > MOST_SELECTORS:
-            return client.send_page(500, "Selectors lead in a circle")
-        client.serve(target, self.request)
+        client.hand_on(target, self.request)
 
 
 class SentFiles:
@@ -203,7 +200,7 @@ class Client(Socket):
         """The address that a trusted upstream says the request comes from."""
         self.requests = 0
         self.adopted = 0
-        """How often selectors handed on the present request."""
+        """How often the present request was handed on."""
         self.file: SentFiles | None = None
         self.server.clients += 1
         self.watch_read(True)
@@ -284,9 +281,7 @@ class Client(Socket):
         """Have the request served."""
         self.service = service
         self.observed_ip = None
-        if (service.always_trusted or service.trusted_upstream_proxies) and service.trusts(
-            self.peer_ip_string() or ""
-        ):
+        if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
             forwarded = request.values.get("x-forwarded-for")
             if forwarded:
                 self.observed_ip = forwarded.partition(",")[0].strip()
@@ -298,6 +293,18 @@ class Client(Socket):
             if plugin.start_http_request(self, service, request):
                 return
         exchange.start()
+
+    def is_trusted(self) -> bool:
+        """Whether what it says of others is believed."""
+        return self.service.trusts(self.peer_ip_string() or "")
+
+    def hand_on(self, service: Service, request: Request) -> None:
+        """Have the request served by another service."""
+        self.adopted += 1
+        if self.adopted > MOST_SERVICES:
+            self.send_page(500, "Services lead in a circle")
+        else:
+            self.serve(service, request)
 
     def feed(self, data: bytes) -> None:
         """Hand the exchange what has come of the body, and see to what is behind it."""

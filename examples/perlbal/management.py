@@ -21,7 +21,7 @@ LINES_A_TURN: Final = 100
 _HTTP: Final = (b"GET ", b"HEAD ", b"POST ")
 
 
-class ManagementConnection(Socket):
+class ClientManage(Socket):
     """A connection to a management service."""
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
@@ -105,4 +105,4 @@ class ManagementConnection(Socket):
         self.close("hup")
 
     def as_string(self) -> str:
-        return super().as_string().replace(type(self).__name__, "Perlbal::ClientManage", 1)
+        return "Perlbal::" + super().as_string()

@@ -352,31 +352,23 @@ class ProxyExchange(Exchange):
 
     def _reproxy(self, backend: BackendHTTP, head: Response) -> None:
         """Do what the backend's headers ask for."""
-        values = head.values
+        values, client = head.values, self.client
         self._responded = True
         self.backend = None
+        backend.next_request()
         if (path := values.get("x-reproxy-file")) is not None:
-            backend.next_request()
             self._reproxy_file(path, head)
         elif (urls := values.get("x-reproxy-url")) is not None:
             cache_for = values.get("x-reproxy-cache-for")
             if cache_for and self.service.reproxy_cache is not None:
                 self.service.reproxy_cache.add(self._cache_key(), cache_for, urls, head)
-            backend.next_request()
             self._start_reproxy(urls, head)
+        elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
+            self.release()
+            self._forget_body()
+            client.hand_on(service, self.request)
         else:
-            backend.next_request()
-            service = self.client.server.services.get(values["x-reproxy-service"])
-            if service is None:
-                self.client.send_page(404, "Vhost twiddling not configured for requested pair.")
-            else:
-                self.client.adopted += 1
-                if self.client.adopted > 10:
-                    self.client.send_page(500, "Services lead in a circle")
-                else:
-                    self.release()
-                    self._forget_body()
-                    self.client.serve(service, self.request)
+            client.send_page(404, "Vhost twiddling not configured for requested pair.")
 
     def _forget_body(self) -> None:
         """Make a request without a body of one whose body is used up."""

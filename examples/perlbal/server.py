@@ -114,9 +114,6 @@ class Server:
         self.stopping = False
         """Whether a graceful shutdown is going on."""
 
-    def now(self) -> float:
-        return time.monotonic()
-
     def log(self, message: str) -> None:
         """Tell the administrator."""
         try:
