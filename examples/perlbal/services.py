@@ -291,4 +291,6 @@ class Service(Parameters):
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
         for name, value in self.inserted_headers:
             lines.append(f"HEADER {self.name} INSERT {name}: {value}")
-        return lines
+        verb = "ENABLE" if self.enabled else "DISABLE"
+        inner = (f"  {line}" for line in lines)
+        return [f"CREATE SERVICE {self.name}", *inner, f"{verb} {self.name}"]
