@@ -89,7 +89,7 @@ class SelectorExchange(Exchange):
             client.watch_read(True)
             self._select()
             rest, client.inbox = client.inbox, b""
-            client.hand_over(rest)
+            client.take(rest)
             client.go_on()
 
     def _select(self) -> None:
@@ -224,10 +224,7 @@ class Client(Socket):
                 if self.body_left <= 0:
                     self.close("no_keep_alive")
         else:
-            if self.exchange is not None:
-                self.feed(data)
-            else:
-                self.inbox += data
+            self.take(data)
             self.go_on()
 
     def go_on(self) -> None:
@@ -266,16 +263,15 @@ class Client(Socket):
         else:
             self.body_left = request.length
         self.serve(self.base, request)
-        self.hand_over(data[after:])
+        self.take(data[after:])
         return True
 
-    def hand_over(self, rest: bytes) -> None:
-        """Give what came behind a head to whom it is for: the exchange, or the next request."""
-        if rest and not self.closed:
-            if self.exchange is None or isinstance(self.exchange, SelectorExchange):
-                self.inbox += rest
-            else:
-                self.feed(rest)
+    def take(self, data: bytes) -> None:
+        """Give what has come to whom it is for: the exchange, or whatever is next."""
+        if self.exchange is None or isinstance(self.exchange, SelectorExchange):
+            self.inbox += data
+        elif data and not self.closed:
+            self.feed(data)
 
     def serve(self, service: Service, request: Request) -> None:
         """Have the request served."""
