@@ -8,8 +8,9 @@ import pytest
 from danga_raw import Loop
 from examples.perlbal.language import Context
 from examples.perlbal.parameters import LanguageError, netmask
-from examples.perlbal.plugins import _by_host
+from examples.perlbal.plugins import Vhosts
 from examples.perlbal.server import Server
+from examples.perlbal.services import Service
 
 BETWEEN = "Expecting integer value between 0 and 100, inclusive."
 LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
@@ -133,14 +134,18 @@ def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.M
     assert say("CREATE POOL ${nope:x}") == ["ERROR: Unknown config variable type: nope"]
 
 
-def test_the_closest_pattern_counts() -> None:
-    maps = dict.fromkeys(("a.b.com", "*.a.b.com", "*.b.com", "*.com", "*"), "")
+def test_the_closest_pattern_counts(say: Said) -> None:
+    service = Service(say.server, "")
+    vhosts = Vhosts(say.server)
+    maps = vhosts.maps[service] = dict.fromkeys(
+        ("a.b.com", "*.a.b.com", "*.b.com", "*.com", "*"), ""
+    )
     for name in maps:
         maps[name] = name
     while maps:
-        assert _by_host(maps, "a.b.com:80")[0] == next(iter(maps))
+        assert vhosts.find(service, "a.b.com:80")[0] == next(iter(maps))
         del maps[next(iter(maps))]
-    assert _by_host(maps, "a.b.com") == []
+    assert vhosts.find(service, "a.b.com") == []
 
 
 @pytest.mark.parametrize(

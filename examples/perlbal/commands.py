@@ -15,7 +15,7 @@ from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import wire
 from examples.perlbal.language import COMMANDS, Answer, Call, command
-from examples.perlbal.parameters import PARAMETERS, LanguageError
+from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError
 from examples.perlbal.plugins import LEFT_OUT, PLUGINS
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 VERSION: Final = "1.80"
 """The version of Perlbal whose language this is."""
 
-_NODE: Final = r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[[\da-f:.]+\])(?::(\d{1,5}))?"
 
 # --- services and pools ---------------------------------------------------------------------------
 
@@ -131,7 +130,7 @@ def enable(call: Call, name: str) -> None:
         service.disable()
 
 
-@command("pool", rf" (\w+) (\w+) {_NODE}")
+@command("pool", rf" (\w+) (\w+) {NODE}")
 def change_pool(call: Call, first: str, second: str, ip: str, port: str) -> None:
     verb, name = (second, first) if second in ("add", "remove") else (first, second)
     if verb not in ("add", "remove"):
@@ -176,22 +175,14 @@ def show(call: Call, what: str, name: str) -> Answer:
 
 @command("dumpconfig", ".*")
 def dumpconfig(call: Call) -> None:
-    server, out = call.server, call.out
-    for plugin in server.plugins.values():
-        out(f"LOAD {plugin.name}")
-    if server.plugins:
-        out("")
-    for pool in server.pools.values():
-        out(f"CREATE POOL {pool.name}")
-        for line in pool.dump():
-            out("  " + line)
-        out("")
-    for service in server.services.values():
-        out(f"CREATE SERVICE {service.name}")
-        for line in service.dump():
-            out("  " + line)
-        out(f"{'ENABLE' if service.enabled else 'DISABLE'} {service.name}")
-        out("")
+    server = call.server
+    loaded = [f"LOAD {plugin.name}" for plugin in server.plugins.values()]
+    blocks = [loaded] if loaded else []
+    blocks += [pool.dump() for pool in server.pools.values()]
+    blocks += [service.dump() for service in server.services.values()]
+    for block in blocks:
+        for line in (*block, ""):
+            call.out(line)
 
 
 # --- plugins --------------------------------------------------------------------------------------
@@ -359,7 +350,7 @@ def mime(call: Call, what: str, ending: str, kind: str) -> Answer:
 # --- what is going on -----------------------------------------------------------------------------
 
 
-@command("nodes node", rf"(?:\s+{_NODE})?")
+@command("nodes node", rf"(?:\s+{NODE})?")
 def nodes(call: Call, ip: str, port: str) -> Answer:
     stats = call.server.nodes
     names = [f"{ip}:{port or 80}"] if ip else list(stats)

@@ -77,9 +77,10 @@ def role_name(service: Service, key: str, text: str) -> str:
     return text
 
 
-_ADDRESS: Final = re.compile(
-    r"(?:(\d{1,3}(?:\.\d{1,3}){3}|\[[\da-fA-F:.]+\]):)?(\d{1,5})", re.ASCII
-)
+_IP: Final = r"(\d{1,3}(?:\.\d{1,3}){3}|\[[\da-fA-F:.]+\])"
+NODE: Final = rf"{_IP}(?::(\d{{1,5}}))?"
+"""What fits "ip", "ip:port", "[ip]" and "[ip]:port"."""
+_ADDRESS: Final = re.compile(rf"(?:{_IP}:)?(\d{{1,5}})", re.ASCII)
 
 
 def address(text: str) -> tuple[str, int] | None:

@@ -69,28 +69,32 @@ class Plugin:
         return []
 
 
-def _by_host(maps: Mapping[str, str], host: str) -> list[str]:
-    """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it is
-    in, to "*"."""
-    host = re.sub(r":\d+$", "", host)
-    patterns = [host, f"*.{host}"] if host else []
-    while host and (rest := re.sub(r"^[\w\-]+", "", host, count=1, flags=re.ASCII)) != host:
-        host = rest.removeprefix(".")
-        patterns.append(f"*{rest}")
-        if not rest.startswith("."):
-            break
-    return [maps[each] for each in [*patterns, "*"] if each in maps]
-
-
-class Vhosts(Plugin):
-    """Services by the name of the host."""
-
-    name = "Vhosts"
-    selects = True
+class HostMaps(Plugin):
+    """What is mapped to the names of hosts, for each service."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.maps: dict[Service, dict[str, str]] = {}
+
+    def find(self, service: Service, host: str) -> list[str]:
+        """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it
+        is in, to "*"."""
+        maps = self.maps.get(service, {})
+        host = re.sub(r":\d+$", "", host.lower())
+        patterns = [host, f"*.{host}"] if host else []
+        while host and (rest := re.sub(r"^[\w\-]+", "", host, count=1, flags=re.ASCII)) != host:
+            host = rest.removeprefix(".")
+            patterns.append(f"*{rest}")
+            if not rest.startswith("."):
+                break
+        return [maps[each] for each in [*patterns, "*"] if each in maps]
+
+
+class Vhosts(HostMaps):
+    """Services by the name of the host."""
+
+    name = "Vhosts"
+    selects = True
 
     def commands(self) -> dict[str, Command]:
         usage = "usage: VHOST [<service>] <host_or_pattern> = <dest_service>"
@@ -103,7 +107,6 @@ class Vhosts(Plugin):
         service = self.server.services.get(name)
         if service is None or service.role != "selector":
             raise LanguageError(f"Service '{name}' is not a selector service")
-        host = host.lower()
         if not _HOST_PATTERN.fullmatch(host):
             raise LanguageError(f"invalid host pattern: '{host}'")
         self.maps.setdefault(service, {})[host] = target
@@ -118,17 +121,16 @@ class Vhosts(Plugin):
     def select(
         self, client: Client, service: Service, request: Request
     ) -> tuple[Service | None, bool]:
-        maps = self.maps.get(service, {})
         services = self.server.services
         host = (request.values.get("host") or "").removesuffix(".")
         if host and (using := _USING.fullmatch(request.uri)):
-            target = services.get(maps.get(f"{host};using:{using[1]}", ""))
-            if target is None:
+            name = self.maps.get(service, {}).get(f"{host};using:{using[1]}", "")
+            if name not in services:
                 client.send_page(404, "Vhost twiddling not configured for requested pair.")
                 return None, True
             request.set("Host", using[1])
-            return target, False
-        for name in _by_host(maps, host.lower()):
+            return services[name], False
+        for name in self.find(service, host):
             if name in services:
                 return services[name], False
         return None, False
@@ -137,14 +139,10 @@ class Vhosts(Plugin):
         return [f"VHOST {host} = {name}" for host, name in self.maps.get(service, {}).items()]
 
 
-class Redirect(Plugin):
+class Redirect(HostMaps):
     """Other hosts for some."""
 
     name = "Redirect"
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
-        self.maps: dict[Service, dict[str, str]] = {}
 
     def commands(self) -> dict[str, Command]:
         usage = "usage: REDIRECT HOST <match_host> <target_host>"
@@ -156,17 +154,15 @@ class Redirect(Plugin):
         return ""
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
-        maps = self.maps.get(service, {})
-        targets = _by_host(maps, (request.values.get("host") or "").lower())
-        if not targets:
-            return False
-        head = Response(301)
-        head.set("Location", f"http://{targets[0]}{request.uri}")
-        head.set("Content-Length", "0")
-        if service.server_tokens:
-            head.set("Server", "Perlbal")
-        client.send_answer(head)
-        return True
+        targets = self.find(service, request.values.get("host") or "")
+        if targets:
+            head = Response(301)
+            head.set("Location", f"http://{targets[0]}{request.uri}")
+            head.set("Content-Length", "0")
+            if service.server_tokens:
+                head.set("Server", "Perlbal")
+            client.send_answer(head)
+        return bool(targets)
 
     def dump(self, service: Service) -> list[str]:
         return [f"REDIRECT HOST {host} {to}" for host, to in self.maps.get(service, {}).items()]
@@ -253,7 +249,7 @@ class XFFExtras(Plugin):
 
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         client, service = exchange.client, exchange.service
-        if service.blind_proxy and service.trusts(client.peer_ip_string() or ""):
+        if service.blind_proxy and client.is_trusted():
             return
         if getattr(service, "send_backend_port", 0):
             client.local_ip_string()

@@ -7,10 +7,10 @@ import re
 import time
 from typing import Final, NamedTuple
 
-from examples.perlbal.parameters import LanguageError
+from examples.perlbal.parameters import NODE, LanguageError
 
 NODEFILE_CHECK_SECONDS: Final = 3
-_NODE: Final = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}|\[[\da-fA-F:.]+\])(?::(\d{1,5}))?", re.ASCII)
+_NODE: Final = re.compile(NODE, re.ASCII)
 
 
 def node_name(ip: str, port: int) -> str:
@@ -103,6 +103,7 @@ class Pool:
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""
+        first = f"CREATE POOL {self.name}"
         if self.nodefile is not None:
-            return [f"SET nodefile = {self.nodefile}"]
-        return [f"POOL ADD {self.name} {node.name}" for node in self.nodes]
+            return [first, f"  SET nodefile = {self.nodefile}"]
+        return [first, *(f"  POOL ADD {self.name} {node.name}" for node in self.nodes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -40,40 +41,37 @@ class IdleClients:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._timer: Timer | None = None
-        self._due = 0.0
+        self._due = math.inf
 
     def note(self, seconds: int) -> None:
         """A client may be due that many seconds from now; 0: never."""
-        if seconds:
-            self._look_at(time.monotonic() + seconds)
+        if seconds and (due := time.monotonic() + seconds) < self._due:
+            self._look_at(due)
 
     def look_soon(self) -> None:
         """The seconds have changed."""
-        self._look_at(time.monotonic())
+        self._look_at(0)
 
     def _look_at(self, due: float) -> None:
-        if self._timer is None or due < self._due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._due = due
-            # Fewer looks where there is much to be looked at.
-            pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
-            wait = max(due - time.monotonic(), pause)
-            self._timer = self._server.loop.add_timer(wait, self._look)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        # Fewer looks where there is much to be looked at.
+        pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
+        wait = max(due - time.monotonic(), pause)
+        self._timer = self._server.loop.add_timer(wait, self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._due = math.inf
         now = time.monotonic()
-        first = float("inf")
         for each in list(self._server.loop.descriptor_map.values()):
             if isinstance(each, Client) and (seconds := each.idle_seconds()):
-                due = each.alive + seconds
-                if due <= now:
+                if each.alive + seconds <= now:
                     each.close("perlbal_timeout")
-                else:
-                    first = min(first, due)
-        if first < float("inf"):
-            self._look_at(first)
+                elif each.alive + seconds < self._due:
+                    self._due = each.alive + seconds
+        if self._due < math.inf:
+            self._look_at(self._due)
 
 
 class Server:
@@ -115,9 +113,6 @@ class Server:
         """Whether it has been told to end at once."""
         self.stopping = False
         """Whether a graceful shutdown is going on."""
-
-    def now(self) -> float:
-        return time.monotonic()
 
     def log(self, message: str) -> None:
         """Tell the administrator."""

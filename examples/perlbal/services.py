@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from danga_raw import Listener
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head
-from examples.perlbal.management import ManagementConnection
+from examples.perlbal.management import ClientManage
 from examples.perlbal.parameters import (
     ALL,
     LEFT_OUT,
@@ -35,12 +36,10 @@ BACKLOG: Final = 1024
 class TCPListener(Listener):
     """The listening socket of a service."""
 
-    __slots__ = ("created", "entered", "service")
-
     def __init__(self, service: Service, sock: socket.socket) -> None:
         super().__init__(sock, self.enter, service.server.loop)
         self.service = service
-        self.created = service.server.now()
+        self.created = time.monotonic()
         self.entered = 0
         """How many connections it has taken in."""
 
@@ -49,7 +48,7 @@ class TCPListener(Listener):
         self.entered += 1
         service = self.service
         if service.role == "management":
-            ManagementConnection(service.server, connection)
+            ClientManage(service.server, connection)
             return
         if service.client_sndbuf_size:
             size = min(service.client_sndbuf_size, 1 << 30)
@@ -72,8 +71,10 @@ class TCPListener(Listener):
         self.close(reason)
 
     def as_string(self) -> str:
-        text = super().as_string().replace(type(self).__name__, "Perlbal::TCPListener", 1)
-        return f"{text}: listening on {self.service.listen} for service '{self.service.name}'"
+        text = super().as_string()
+        return (
+            f"Perlbal::{text}: listening on {self.service.listen} for service '{self.service.name}'"
+        )
 
 
 class Service(Parameters):
@@ -104,8 +105,7 @@ class Service(Parameters):
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
         if key in ("nodefile", "balance_method"):
-            self._own_pool().set(key, text)
-            return
+            return self._own_pool().set(key, text)
         if key in LEFT_OUT:
             raise LanguageError(f"The '{key}' option is not supported here")
         parameter = self.server.parameters.get(key)
@@ -291,4 +291,6 @@ class Service(Parameters):
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
         for name, value in self.inserted_headers:
             lines.append(f"HEADER {self.name} INSERT {name}: {value}")
-        return lines
+        verb = "ENABLE" if self.enabled else "DISABLE"
+        inner = (f"  {line}" for line in lines)
+        return [f"CREATE SERVICE {self.name}", *inner, f"{verb} {self.name}"]
