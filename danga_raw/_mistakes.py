@@ -64,3 +64,9 @@ def check_made(obj: object) -> None:
     if not hasattr(obj, "fd"):
         name = type(obj).__name__
         raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
+
+
+def not_bytes(what_is: str, given: object) -> TypeError:
+    """The error for what is no data."""
+    hint = "; encode it first" if isinstance(given, str) else ""
+    return TypeError(f"{what_is}, not {type(given).__name__} {given!r:.40}{hint}")
