@@ -229,7 +229,6 @@ class Socket(Generic[HandleT]):
             return None
         pieces = self.read_push_back
         if not pieces:
-            self._go_direct()
             return libc.read(fd, min(bytecount, MAX_READ)) or None
         first = pieces[0]
         if len(first) > bytecount:
@@ -238,12 +237,17 @@ class Socket(Generic[HandleT]):
             pieces[0] = view[bytecount:]
             return data
         data = bytes(first)
-        waits = self._registry.pushed_back.get(fd) is self
+        registry = self._registry
+        waits = registry.pushed_back.get(fd) is self
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
-        if not pieces and waits and not self.closed:
-            self._registry.readable -= {fd}
-            del self._registry.pushed_back[fd]
+        if not pieces and not self.closed:
+            if waits:
+                registry.readable -= {fd}
+                del registry.pushed_back[fd]
+            # As `_go_direct`, which would be a call.
+            if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
+                self._direct = fd
         return data
 
     def _read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
@@ -495,8 +499,9 @@ class Socket(Generic[HandleT]):
         object, but must not write to it. Raises `TypeError` for what can't be called.
         """
         func = callable_or_none("a writer function", func)
-        self._direct = None  # The next read or write looks what is in its way.
+        self._direct = None
         self.writer_func = func
+        self._go_direct()
 
     # --- watching ---------------------------------------------------------------------------------
 
