@@ -556,15 +556,15 @@ class Socket(Generic[HandleT]):
         raised as `OSError`. What uncorking sends, and when, differs by platform: docs/platforms.md.
         """
         fd = self.fd
-        if fd is None or bool(on) == self.corked:
+        on = bool(on)
+        if fd is None or on == self.corked:
             return
-        before = self.corked
         # What is uncorked once too often, since a signal's handler raised here, takes no harm.
         self.corked = True
         try:
-            self.corked = bool(on) if set_cork(fd, on) else before
+            self.corked = on if set_cork(fd, on) else not on
         except OSError as error:
-            self.corked = before
+            self.corked = not on
             if error.errno != EBADF:
                 raise
             warn("%s", error)
@@ -616,9 +616,8 @@ class Socket(Generic[HandleT]):
     # --- events, for subclasses -------------------------------------------------------------------
 
     def event_read(self) -> None:
-        """There is something to read, or the end, or an error, which `read` tells by None.
-        A subclass that watches for reading has one of its own; this one raises
-        `NotImplementedError`."""
+        """There is something to read, or the end, or an error, which `read` tells by None. A subclass
+        that watches for reading has one of its own; this one raises `NotImplementedError`."""
         self._not_implemented("event_read")
 
     def event_write(self) -> None:
@@ -683,37 +682,38 @@ class Socket(Generic[HandleT]):
         return self._addresses[1][1]
 
     def _ask_peer(self) -> Address:
+        if self.sock is None:
+            return NOWHERE
         peer, local = self._addresses
-        if peer is NOWHERE and self.sock is not None:
-            peer = address(libc.getpeername, self.sock)
-            self._addresses = peer, local
-        return peer if self.sock is not None else NOWHERE
+        if peer is NOWHERE:
+            self._addresses = peer, local = address(libc.getpeername, self.sock), local
+        return peer
 
     def _ask_local(self) -> Address:
+        if self.sock is None:
+            return NOWHERE
         peer, local = self._addresses
-        if local is NOWHERE and self.sock is not None:
-            local = address(libc.getsockname, self.sock)
-            self._addresses = peer, local
-        return local if self.sock is not None else NOWHERE
+        if local is NOWHERE:
+            self._addresses = peer, local = peer, address(libc.getsockname, self.sock)
+        return local
 
     # --- describing -------------------------------------------------------------------------------
 
     def as_string(self) -> str:
         """The class, what is watched for, open or closed, and the other side if there is one:
         "Client(RW): open to 127.0.0.1:4711". Calls as `peer_ip_string`."""
-        peer = self.peer_addr_string()
-        return f"{self._state()}{f' to {peer}' if peer else ''}"
+        return self._described(self.peer_addr_string())
 
-    def _state(self) -> str:
+    def _described(self, peer: str | None) -> str:
         watched = "R" * bool(self.event_watch & POLLIN) + "W" * bool(self.event_watch & POLLOUT)
-        return f"{type(self).__name__}({watched}): {'closed' if self.closed else 'open'}"
+        state = f"{type(self).__name__}({watched}): {'closed' if self.closed else 'open'}"
+        return f"{state} to {peer}" if peer else state
 
     def __repr__(self) -> str:
         """As `as_string`, with the descriptor and what is queued, and without a system call."""
         try:
-            peer = with_port(self._addresses[0])
             queued = f", {self.write_buf_size} bytes queued" if self.write_buf_size else ""
-            return f"<{self._state()}{f' to {peer}' if peer else ''}, fd {self.fd}{queued}>"
+            return f"<{self._described(with_port(self._addresses[0]))}, fd {self.fd}{queued}>"
         except AttributeError:
             return f"<{type(self).__name__}, not made>"
 
