@@ -330,7 +330,7 @@ class Socket(Generic[HandleT]):
             fd = self._direct
             if fd is None or not isinstance(data, bytes):
                 return self._write_in_turn(data)
-            # Here goes nearly every write: what `_write_block` does, with nothing queued.
+            # Here goes nearly every write: what `_write_queue` does, with nothing queued.
             try:
                 written = libc.write(fd, data)
                 if written == len(data) or self.closed:
@@ -359,57 +359,53 @@ class Socket(Generic[HandleT]):
         connecting = fd in self._registry.connecting
         if new is not None and (connecting or self.write_buf):
             self._queue(new)
-        elif isinstance(new, (bytes, memoryview)):
-            return self._write_block(fd, new, 0, new)
         elif not connecting:
-            if new is not None:
-                new()
-            return self._write_queue(fd)
+            return self._write_queue(fd, new)
         return not self.write_buf
 
-    def _write_queue(self, fd: int) -> bool:
-        """Write what is queued until that is refused."""
+    def _write_queue(self, fd: int, new: Queued | None) -> bool:
+        """Write `new`, before which nothing is queued, then the queue, until that is refused."""
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
             # At once and first of all, as a signal's handler may close the object.
             queue, offset = self.write_buf, self.write_buf_offset
-            if not queue:
+            if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self._unwatch_write()
                 self._go_direct()
                 return True
-            block = queue[0]
-            if isinstance(block, (bytes, memoryview)):
-                if not self._write_block(fd, block, offset, None):
-                    return False
-            # A question that falls through: behind a jump a handler could close the object.
-            elif not self.closed:
-                # Off the queue before it runs: it is run once, whatever it does.
-                self.write_buf_size -= 1
-                del queue[0]
+            block = queue[0] if new is None else new
+            if not isinstance(block, (bytes, memoryview)):
+                # A question that falls through: behind a jump a handler could close the object.
+                if new is None and not self.closed:
+                    # Off the queue before it runs: it is run once, whatever it does.
+                    self.write_buf_size -= 1
+                    del queue[0]
+                elif new is None:  # By a signal's handler, just now.
+                    return True
+                new = None
                 block()
-
-    def _write_block(self, fd: int, block: Block, offset: int, new: Block | None) -> bool:
-        """Write a block, the first of the queue or a `new` one before which nothing is queued. False
-        if something of it is left, or the write failed."""
-        rest = memoryview(block)[offset:] if offset else block
-        try:
-            if self.writer_func is None:
-                written = libc.write(fd, rest)
-            else:
-                written = self._write_by_func(self.writer_func, block, offset)
-            if self.closed:  # By the writer function, or out of a signal's handler.
+                continue
+            fresh = None if new is None else block
+            rest = memoryview(block)[offset:] if offset else block
+            try:
+                if self.writer_func is None:
+                    written = libc.write(fd, rest)
+                else:
+                    written = self._write_by_func(self.writer_func, block, offset)
+                if self.closed:  # By the writer function, or out of a signal's handler.
+                    return True
+                self._account(written, fresh)
+            except BaseException as error:
+                return self._write_failed(error, fresh)
+            if written != len(rest):
+                self.on_incomplete_write()
+                return False
+            if self.write_set_watch:
+                self._unwatch_write()
+            if fresh is not None:
                 return True
-            self._account(written, new)
-        except BaseException as error:
-            return self._write_failed(error, new)
-        if written != len(rest):
-            self.on_incomplete_write()
-            return False
-        if self.write_set_watch:
-            self._unwatch_write()
-        return True
 
     def _write_by_func(self, func: WriterFunc, block: Block, offset: int) -> int:
         count = len(block) - offset
@@ -432,9 +428,10 @@ class Socket(Generic[HandleT]):
         # In this order, and falling through the question, as a signal's handler may close the object.
         queue = self.write_buf
         if not self.closed:
+            block = queue[0]
             self.write_buf_offset += written
             self.write_buf_size -= written
-            if self.write_buf_offset == _size(queue[0]):
+            if isinstance(block, (bytes, memoryview)) and self.write_buf_offset == len(block):
                 self.write_buf_offset = 0
                 del queue[0]
 
@@ -480,7 +477,9 @@ class Socket(Generic[HandleT]):
         self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
-        ours = self.write_set_watch or not self.event_watch & POLLOUT
+        if self.write_set_watch and self.event_watch & POLLOUT:
+            return
+        ours = not self.event_watch & POLLOUT
         try:
             self.watch_write(True)
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
