@@ -91,6 +91,26 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
+@pytest.mark.parametrize("way", ["pushed back", "writer function"])
+def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
+    loop: Loop, way: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client.connect(listener.getsockname(), loop)
+        if way == "pushed back":
+            client.push_back_read(b"piece")
+            assert client.read(10) == b"piece"
+        else:
+            client.set_writer_func(lambda data, count, offset: count)
+            client.set_writer_func(None)
+        with Trace() as calls:
+            assert client.write(b"x") is False
+        assert [call.name for call in calls] == []
+        loop.run()
+        assert client.told == [None]
+        client.close()
+
+
 def test_connected_is_told_and_what_was_written_before_goes_out(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop)
