@@ -59,12 +59,15 @@ class Epoll:
     own. The kernel reports EPOLLERR and EPOLLHUP whether they are asked for or not."""
 
     # Python 3.10 reads a slot 60 instructions faster, and each wait reads six.
-    __slots__ = "_arguments _bare _descriptor _epfd _events _fds _states _timeout batch".split()
+    __slots__ = (
+        "_arguments _bare _descriptor _epfd _events _fds _states _timeout bare batch".split()
+    )
 
     def __init__(self, bare: bool = False) -> None:
         """With `bare`, what is readable and nothing else comes out of a wait as its number, which
         spares most batches a tuple for each event."""
         self._bare = EPOLLIN if bare else 0
+        self.bare = False
         self.batch: Batch = []
         events = (epoll_event * MAX_EVENTS)()
         self._events = byref(events)
@@ -125,12 +128,14 @@ class Epoll:
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
             state = self._states[0]
-            return (self._fds[0] if state == self._bare else (self._fds[0], state),)
+            self.bare = bare = state == self._bare
+            return (self._fds[0] if bare else (self._fds[0], state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()
             states = self._states[:count].tolist()
-            return fds if states.count(self._bare) == count else zip(fds, states)
+            self.bare = bare = states.count(self._bare) == count
+            return fds if bare else zip(fds, states)
         if count < 0:
             raise_failure(f"epoll_wait({self._epfd})", EINTR)
         return ()

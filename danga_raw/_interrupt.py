@@ -18,6 +18,9 @@ The idioms:
   can be begun again and closes nothing twice.
 * A state is written before the step that it speaks of, and the step can be repeated: a descriptor is
   listed as leaving before it is unregistered, and who is cut short is finished by the next to look.
+* A loop in a `try` ends with a plain statement, and no loop has its condition in its head there:
+  CPython 3.13 and 3.14 leave a jump back that depends on a condition out of the `try`, so that what
+  a handler raises at it is caught by nobody.
 * A question and what depends on it (`if not self.closed: ...`) have no call between them.
 
 An exception that comes out of a call leaves two questions, which the functions below answer: did the

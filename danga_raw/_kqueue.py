@@ -118,6 +118,8 @@ class KQueue:
     is watched for POLLIN alone, as an other fd is, has the read filter alone.
     """
 
+    bare = False
+
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
         """`library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
         without them, the C library's own. Raises `ValueError` for a platform that isn't known, and

@@ -44,6 +44,8 @@ class Poll:
     fd drops it.
     """
 
+    bare = False
+
     def __init__(self) -> None:
         self.batch: Batch = []
         self._events: dict[int, int] = {}  # fd -> what it is watched for

@@ -36,10 +36,8 @@ class Waker:
         """The descriptor to which signals wrote before."""
 
     def open(self) -> None:
-        """Make the pipe, where that isn't done: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has
-        no other. Raises `OSError` (EMFILE, ENFILE)."""
-        if self._ends[0] >= 0:
-            return
+        """Make the pipe: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has no other. Raises
+        `OSError` (EMFILE, ENFILE)."""
         if hasattr(libc, "pipe2"):
             if libc.pipe2(self._ends, O_CLOEXEC | O_NONBLOCK) < 0:
                 raise failure("pipe2()")
@@ -77,18 +75,14 @@ class Waker:
             pass
 
     def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
-        """Have a signal end the wait and call `handler`: rt_sigaction(2).
+        """Have a signal end the wait and call `handler`: rt_sigaction(2). All signals of the process
+        wake this loop from here on, and no other.
 
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
         libc.signal(number, handler)
         self._handled.add(number)
-        self._hear_signals()
-
-    def _hear_signals(self) -> None:
-        """Have the signals of this process end the wait of this loop and of no other. Raises
-        `ValueError` out of the main thread."""
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
         if former != self._ends[1]:
             self._former = former
@@ -101,13 +95,10 @@ class Waker:
         libc.signal(number, usual)
         self._handled.discard(number)
         if not self._handled:
-            self._unhear_signals()
+            now = signal.set_wakeup_fd(self._former, warn_on_full_buffer=False)
+            if now != self._ends[1]:  # It has become somebody else's meanwhile.
+                signal.set_wakeup_fd(now, warn_on_full_buffer=False)
         return True
-
-    def _unhear_signals(self) -> None:
-        now = signal.set_wakeup_fd(self._former, warn_on_full_buffer=False)
-        if now != self._ends[1]:  # It has become somebody else's meanwhile.
-            signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
     def close(self) -> None:
         """Handle no signal any more, and close(2) both ends, once."""

@@ -70,6 +70,8 @@ class Poller(Protocol):
     """
 
     batch: Batch
+    bare: bool
+    """True where the last wait gave bare numbers, of what is readable and nothing else."""
 
     def open(self) -> None: ...
     def register(self, fd: int, events: int) -> None: ...
