@@ -8,7 +8,7 @@ from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
-from danga_raw._addresses import NOWHERE, address, with_port
+from danga_raw._addresses import NOWHERE, ask, with_port
 from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
@@ -676,14 +676,14 @@ class Socket(Generic[HandleT]):
     def _ask_peer(self) -> Address:
         peer, local = self._addresses
         if peer is NOWHERE and self.sock is not None:
-            peer = address(libc.getpeername, self.sock)
+            peer = ask(libc.getpeername, self.sock)
             self._addresses = peer, local
         return NOWHERE if self.sock is None else peer
 
     def _ask_local(self) -> Address:
         peer, local = self._addresses
         if local is NOWHERE and self.sock is not None:
-            local = address(libc.getsockname, self.sock)
+            local = ask(libc.getsockname, self.sock)
             self._addresses = peer, local
         return NOWHERE if self.sock is None else local
 
