@@ -193,11 +193,16 @@ class Socket(Generic[HandleT]):
             pending.start(timeout)
         except BaseException:
             begun.pop(fd, None)
-            if obj is not None and hasattr(obj, "_direct") and obj._registered() is not None:
-                obj._registry.leave(obj, None)  # Its constructor has come so far.
+            if obj is not None:
+                obj._withdraw()
             drop(sock)
             raise
         return obj
+
+    def _withdraw(self) -> None:
+        """Leave the loop, if the constructor has come so far."""
+        if hasattr(self, "_direct") and self._registered() is not None:
+            self._registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
 
