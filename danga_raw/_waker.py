@@ -41,10 +41,8 @@ class Waker:
         """The descriptor, none of a waker's, to which signals wrote before."""
 
     def open(self) -> None:
-        """Make the pipe, where that isn't done: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has
-        no other. Raises `OSError` (EMFILE, ENFILE)."""
-        if self._ends[0] >= 0:
-            return
+        """Make the pipe: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has no other. Raises
+        `OSError` (EMFILE, ENFILE)."""
         if hasattr(libc, "pipe2"):
             if libc.pipe2(self._ends, O_CLOEXEC | O_NONBLOCK) < 0:
                 raise failure("pipe2()")
@@ -82,7 +80,8 @@ class Waker:
             pass
 
     def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
-        """Have a signal end the wait and call `handler`: rt_sigaction(2).
+        """Have a signal end the wait and call `handler`: rt_sigaction(2). All signals of the process
+        wake this loop from here on, and no other.
 
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
@@ -97,11 +96,6 @@ class Waker:
             if new and refused:
                 self._handled.discard(number)
             raise
-        self._hear_signals()
-
-    def _hear_signals(self) -> None:
-        """Have the signals of this process end the wait of this loop and of no other. Raises
-        `ValueError` out of the main thread."""
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
         for each in (self, *_hearing):
             if former == each._ends[1]:

@@ -26,28 +26,25 @@ AT_ONCE: Final = 64
 PAUSE: Final = 0.5
 """Seconds until a listener that had no room for a connection tries again, if none closes before."""
 
-_PASSED_BY: Final = frozenset(
-    getattr(errno, name)
-    for name in (
-        "ECONNABORTED ECONNRESET EHOSTDOWN EHOSTUNREACH EINTR ENETDOWN ENETUNREACH ENONET "
-        "ENOPROTOOPT EPERM EPROTO ETIMEDOUT"
-    ).split()
-    if hasattr(errno, name)
-)
+_PASSED_BY: Final = {
+    *(errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR),
+    *(errno.ENETDOWN, errno.ENETUNREACH, getattr(errno, "ENONET", 0), errno.ENOPROTOOPT),
+    *(errno.EPERM, errno.EPROTO, errno.ETIMEDOUT),
+}
 """What was wrong with one connection, which is gone: there may be another behind it (accept(2),
-"Error handling"; EPERM is a firewall's)."""
+"Error handling"; EPERM is a firewall's, and only Linux has ENONET)."""
 
-_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_ROOM: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """The system has no descriptor or no memory for a connection now."""
 
 
 class Listener(Socket):
     """A listening socket that hands each new connection to a function.
 
-    The listener is the caller's to make (`socket.create_server`), with its backlog and its options;
-    any family of stream sockets will do. Where the system has no descriptor or no memory for a
-    connection it stops listening, and begins again when one of the loop's sockets has closed, or
-    after half a second.
+    Its socket is the caller's to make (`socket.create_server`), with its backlog and its options; any
+    family of stream sockets will do. Where the system has no descriptor or no memory for a connection
+    it stops listening, and begins again when one of the loop's sockets has closed, or after half a
+    second.
     """
 
     __slots__ = {
@@ -92,8 +89,7 @@ class Listener(Socket):
             except OSError as error:
                 if error.errno in _PASSED_BY:
                     continue
-                self._starve(error)
-                return
+                return self._starve(error)
             if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None

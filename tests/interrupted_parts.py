@@ -21,7 +21,7 @@ from typing import Final
 from danga_raw import Listener, Loop, Socket, _connecting, _waker, listener
 from danga_raw._libc import libc
 from danga_raw.types import SocketAddress
-from tests.interrupted import BOUNDARIES, Interrupter, complaints, registered
+from tests.interrupted import Interrupter, complaints, registered
 
 TURNS: Final = 50
 """After so many a story has come to its end, or never does."""
@@ -395,11 +395,9 @@ PARTS: Final[dict[str, Callable[[str], Part]]] = {
 }
 
 
-def cut_short(
-    story: str, at: int, backend: str, boundaries: tuple[str, ...] = BOUNDARIES
-) -> tuple[Interrupter, list[str]]:
+def cut_short(story: str, at: int, backend: str) -> tuple[Interrupter, list[str]]:
     """Tell one of the stories, interrupted at the `at`th place; what came of it."""
-    interrupter = Interrupter(at, boundaries)
+    interrupter = Interrupter(at)
     with complaints() as heard:
         part = PARTS[story](backend)
         second = False

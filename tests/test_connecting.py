@@ -91,6 +91,26 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
+@pytest.mark.parametrize("way", ["pushed back", "writer function"])
+def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
+    loop: Loop, way: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client.connect(listener.getsockname(), loop)
+        if way == "pushed back":
+            client.push_back_read(b"piece")
+            assert client.read(10) == b"piece"
+        else:
+            client.set_writer_func(lambda data, count, offset: count)
+            client.set_writer_func(None)
+        with Trace() as calls:
+            assert client.write(b"x") is False
+        assert [call.name for call in calls] == []
+        loop.run()
+        assert client.told == [None]
+        client.close()
+
+
 def test_connected_is_told_and_what_was_written_before_goes_out(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop)
@@ -172,12 +192,17 @@ def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
         each.close()
 
 
-def test_a_timeout_that_is_not_needed_is_not_kept(loop: Loop) -> None:
+def test_a_timeout_that_is_not_needed_is_not_kept(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(libc, "clock_gettime", lambda clock: now)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = Client.connect(listener.getsockname(), loop, timeout=0.05)
+        client = Client.connect(listener.getsockname(), loop, timeout=5)
         loop.run()
         client.ends = False
-        loop.add_timer(0.1, loop.stop)
+        now += 10
+        loop.add_timer(0, loop.stop)
         loop.run()
         assert client.told == [None] and not client.closed
         client.close()

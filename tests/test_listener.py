@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -367,6 +366,12 @@ def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         with pytest.raises(TypeError, match="accepted is a callable, not None"):
             Listener(sock, None, loop)  # type: ignore[arg-type]  # what is asked here
+    assert loop.watched_sockets == 0
+
+
+def test_a_socket_that_speaks_tls_itself_is_refused(loop: Loop) -> None:
+    ssl = pytest.importorskip("ssl")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with context.wrap_socket(sock, server_side=True) as wrapped:
             with pytest.raises(TypeError, match="wrap what it accepts"):

@@ -117,10 +117,10 @@ def ignore_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
 def lose_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Timers.run_due
 
-    def run_due(self: Timers, timeout: int) -> int:
+    def run_due(self: Timers) -> int:
         if len(self.heap) > 2:
             heappop(self.heap)
-        return original(self, timeout)
+        return original(self)
 
     monkeypatch.setattr(Timers, "run_due", run_due)
 
@@ -281,11 +281,13 @@ def keep_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 def let_events_by(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Loop._dispatch
 
-    def dispatch(self: Loop, obj: AnySocket, state: int) -> None:
-        if state & 16:
-            obj.event_hup()
-        else:
-            original(self, obj, state)
+    def dispatch(self: Loop, found: Iterable[int | tuple[int, int]]) -> None:
+        for event in found:
+            obj = self.descriptor_map.get(event if isinstance(event, int) else event[0])
+            if obj is not None and not isinstance(event, int) and event[1] & 16:
+                obj.event_hup()
+            else:
+                original(self, (event,))
 
     monkeypatch.setattr(Loop, "_dispatch", dispatch)
 
