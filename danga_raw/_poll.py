@@ -137,10 +137,11 @@ class Poll:
                 self._changed = False
 
     def _make_room(self, rows: int) -> None:
-        self._table = (pollfd * rows)()
-        self._rows = memoryview(self._table).cast("B")
+        table = (pollfd * rows)()
+        room = memoryview(table).cast("B")
         # A row has four times the size of its last field.
-        self._revents = self._rows.cast("h")[3::4]
+        revents = room.cast("h")[3::4]
+        self._table, self._rows, self._revents = table, room, revents  # With no call between.
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
         """poll(2)."""
