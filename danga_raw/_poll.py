@@ -112,18 +112,20 @@ class Poll:
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Makes no system call."""
-        if fd not in self._events:
+        if fd in self._events:
+            self._changed = True
+            self._events[fd] = new
+        else:
             raise failure(f"poll(fd {fd})", ENOENT)
-        self._changed = True
-        self._events[fd] = new
 
     def unregister(self, fd: int, events: int) -> None:
         """Makes no system call."""
         self._files.pop(fd, None)
-        if fd not in self._events:
+        if fd in self._events:
+            self._changed = True
+            del self._events[fd]
+        else:
             raise failure(f"poll(fd {fd})", ENOENT)
-        self._changed = True
-        del self._events[fd]
 
     def _make_table(self) -> None:
         while self._changed:
