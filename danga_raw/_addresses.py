@@ -15,7 +15,7 @@ NOWHERE: Final[Address] = (None, None)
 """The IP address and port of what has none, or has not been asked for them."""
 
 
-def address(call: Callable[[Handle], object], sock: Handle) -> Address:
+def ask(call: Callable[[Handle], object], sock: Handle) -> Address:
     """What getpeername(2) or getsockname(2) says, without the scope of an IPv6 address."""
     try:
         answer = call(sock)

@@ -9,6 +9,7 @@ from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
+from danga_raw._log import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,9 +81,15 @@ def begin(address: SocketAddress) -> tuple[PythonSocket, OSError | None]:
 
 
 def drop(sock: PythonSocket) -> None:
-    """Close a socket that nobody gets: close(2), through the door, unless it is closed already."""
+    """Close a socket that nobody gets: close(2), through the door, unless it is closed already. The
+    descriptor is gone also where that fails."""
     if (fd := sock.detach()) >= 0:
-        libc.close(fd)
+        try:
+            libc.close(fd)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            warn("close(fd %d): %s", fd, error)
 
 
 begun: Final[dict[int, Connecting]] = {}
@@ -121,15 +128,19 @@ class Connecting:
             return
         obj.watch_write(True)
         if timeout is not None:
-            late = TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
-            self._timer = obj.loop.add_timer(timeout, lambda: self._tell(late))
+            self._timer = obj.loop.add_timer(timeout, self._time_out)
+
+    def _time_out(self) -> None:
+        self._tell(TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT)))
 
     def finish(self) -> None:
-        """The kernel has something to say: getsockopt(SO_ERROR) tells what."""
-        obj = self._waiting()
+        """The kernel has something to say: getsockopt(SO_ERROR) tells what, where that isn't known. A
+        socket that has failed at once has no error, and yet is hung up."""
+        obj, error = self._waiting(), self._error
         if obj is not None and obj.sock is not None:
-            number = libc.getsockopt(obj.sock)
-            self._tell(OSError(number, os.strerror(number)) if number else None)
+            if error is None and (number := libc.getsockopt(obj.sock)):
+                error = OSError(number, os.strerror(number))
+            self._tell(error)
 
     def _tell(self, error: OSError | None) -> None:
         """Tell the object the outcome, unless it was closed; it is told once."""

@@ -217,6 +217,11 @@ class Registry:
                 raise
             return made
 
+    def feed(self) -> None:
+        """A descriptor was closed: listeners that had none left begin again."""
+        for begin in list(self.starved.values()):
+            begin()
+
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:

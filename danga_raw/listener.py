@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from danga_raw._connecting import drop
 from danga_raw._libc import libc
 from danga_raw._log import debug, warn
 from danga_raw._mistakes import check_callback
@@ -89,7 +90,9 @@ class Listener(Socket):
                 if error.errno in _PASSED_BY:
                     continue
                 return self._starve(error)
-            self._retry = None
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
             self._hand_over(connection, address)
 
     def _hand_over(self, connection: PythonSocket, address: object) -> None:
@@ -107,8 +110,8 @@ class Listener(Socket):
             finally:
                 if obj is not None:
                     obj.close_as("exception")
-                elif fd >= 0:
-                    libc.close(connection.detach())
+                else:
+                    drop(connection)
 
     def _starve(self, error: OSError) -> None:
         """There is no room for a connection, or nobody knows what is wrong: to try again at once

@@ -306,8 +306,8 @@ class Loop:
                     first = first or error
             except BaseException as error:
                 first = first if isinstance(first, KeyboardInterrupt) else error
-        for begin in list(self._registry.starved.values()):
-            begin()  # A listener that had no descriptor left.
+        if self._registry.starved:
+            self._registry.feed()
         if first is not None:
             raise first
 

@@ -8,7 +8,7 @@ from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
-from danga_raw._addresses import NOWHERE, address, with_port
+from danga_raw._addresses import NOWHERE, ask, with_port
 from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
@@ -128,11 +128,11 @@ class Socket(Generic[HandleT]):
         check_class(cls)
 
     def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
-        """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups.
+        """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups:
+        epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD, EV_DISABLE) for both filters or, on poll, fstat(2).
 
-        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD, EV_DISABLE) for both filters or, on poll,
-        fstat(2). Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be
-        watched, and leaves the loop as it was. Warns, once, of a socket that blocks.
+        Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be watched, and
+        leaves the loop as it was. Warns, once, of a socket that blocks.
         """
         try:
             fd = sock.fileno()
@@ -168,15 +168,15 @@ class Socket(Generic[HandleT]):
         timeout: float | None = None,
         **more: object,
     ) -> SocketT:
-        """An object of this class that connects to `address`: ("127.0.0.1", 80), ("::1", 80), or the
-        path of a UNIX socket. It is made by `cls(sock, *args, **more)`, and its `event_connect` is
-        told the outcome once, from the loop: a TimeoutError after `timeout` seconds. What is written
-        meanwhile is queued.
+        """An object of this class, made by `cls(sock, *args, **more)`, that connects to `address`:
+        ("127.0.0.1", 80), ("::1", 80), or the path of a UNIX socket. Its `event_connect` is told the
+        outcome once, from the loop: a TimeoutError after `timeout` seconds. What is written meanwhile
+        is queued.
 
         Calls socket(2), connect(2), those of the constructor and of `watch_write`, then
         getsockopt(SO_ERROR). Raises `ValueError` for a name, which is never looked up, `TypeError`
-        for what is no address, and `OSError` where there is no socket to be had (EMFILE); a connect
-        that fails at once is told as any other. Where it raises, nothing is left of it.
+        for what is no address, and `OSError` where there is no socket to be had (EMFILE), with nothing
+        left behind. A connect that fails at once is told as any other.
         """
         sock, error = begin(address)
         fd = sock.fileno()
@@ -193,11 +193,16 @@ class Socket(Generic[HandleT]):
             pending.start(timeout)
         except BaseException:
             begun.pop(fd, None)
-            if obj is not None and hasattr(obj, "_direct") and obj._registered() is not None:
-                obj._registry.leave(obj, None)  # Its constructor has come so far.
+            if obj is not None:
+                obj._withdraw()
             drop(sock)
             raise
         return obj
+
+    def _withdraw(self) -> None:
+        """Leave the loop, if the constructor has come so far."""
+        if hasattr(self, "_direct") and self._registered() is not None:
+            self._registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
 
@@ -206,10 +211,9 @@ class Socket(Generic[HandleT]):
 
         `b""` means that nothing is there now, and `None` that the other side has closed, that there
         was an error, or that the object is closed. Not the usual way of Python, where `b""` is the
-        end. Raises `ValueError` for a `bytecount` below 1, `TypeError` for what is no int.
-
-        Where a signal's handler raises behind the call, what was read is lost with the result, and
-        the object is closed with the reason "interrupted".
+        end. Raises `ValueError` for a `bytecount` below 1, `TypeError` for what is no int. Where a
+        signal's handler raises behind the call, what was read is lost with the result, and the object
+        is closed with the reason "interrupted".
         """
         try:
             fd = self._direct
@@ -271,11 +275,11 @@ class Socket(Generic[HandleT]):
 
     def push_back_read(self, buf: bytes | bytearray | memoryview) -> None:
         """Put `buf` behind what was pushed back before; `read` returns that, a piece a call, before
-        anything from the socket. Makes no system call.
+        anything from the socket. When the batch in hand is over, `event_read` is called again as long
+        as there is pushed-back data and the object watches for reading.
 
-        When the batch in hand is over, `event_read` is called again as long as there is pushed-back
-        data and the object watches for reading. Does nothing on a closed object. Raises `TypeError`
-        for anything but bytes.
+        Makes no system call, and does nothing on a closed object. Raises `TypeError` for anything but
+        bytes.
         """
         if not isinstance(buf, (bytes, bytearray, memoryview)):
             raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
@@ -323,8 +327,8 @@ class Socket(Generic[HandleT]):
         A failing write closes the object by its `close` with the reason "EPIPE", "ECONNRESET" or
         "write_error", before this returns False; one that a signal's handler raises behind, so that
         nobody knows what went out, with "interrupted". On a closed object nothing happens, and it
-        returns True.
-        Raises `TypeError` for anything else, a str among it, and `OSError` where the watch fails.
+        returns True. Raises `TypeError` for other data, a str among it, and `OSError` where the watch
+        fails.
         """
         try:
             fd = self._direct
@@ -469,11 +473,8 @@ class Socket(Generic[HandleT]):
         return False
 
     def on_incomplete_write(self) -> None:
-        """Called when only a part of a block could be written; not when nothing of it could.
-
-        Watches for writability until the queue moves again: epoll_ctl or kevent, unless it did so
-        already.
-        """
+        """Called when only a part of a block could be written; not when nothing of it could. Watches
+        for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
         self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
@@ -515,8 +516,7 @@ class Socket(Generic[HandleT]):
         self._watch(POLLIN, on)
 
     def watch_write(self, on: bool) -> None:
-        """Have `event_write` called when there is room to write, or no longer; calls as
-        `watch_read`.
+        """Have `event_write` called when there is room to write, or no longer; calls as `watch_read`.
 
         Not needed for `write`, which watches while something is queued. Whoever calls this with a
         true value keeps the watch until calling it with a false one.
@@ -550,11 +550,11 @@ class Socket(Generic[HandleT]):
 
     def tcp_cork(self, on: bool) -> None:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
-        BSDs and macOS; no call if that is the state already.
+        BSDs and macOS; no call if that is the state already. What uncorking sends, and when, differs
+        by platform: docs/platforms.md.
 
-        A descriptor that can't be corked is left alone, and `corked` stays False. A dead one
-        (EBADF) is warned about and closed with the reason "tcp_cork_failed"; any other failure is
-        raised as `OSError`. What uncorking sends, and when, differs by platform: docs/platforms.md.
+        What can't be corked is left alone, and `corked` stays False. A dead descriptor (EBADF) is
+        warned about and closed with the reason "tcp_cork_failed"; other failures raise `OSError`.
         """
         fd = self.fd
         on = bool(on)
@@ -591,8 +591,7 @@ class Socket(Generic[HandleT]):
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
-        """`close`, on the package's own account: where that of a subclass raises, the object is
-        closed all the same."""
+        """`close`, also where that of a subclass raises: what the package itself closes by."""
         try:
             self.close(reason)
         except BaseException:
@@ -606,8 +605,7 @@ class Socket(Generic[HandleT]):
         return stolen if self._registry.leave(self, None) else None
 
     def let_go(self) -> None:
-        """Drop what a closed object holds; the loop's registry calls this. Makes no call, as a
-        signal's handler could come behind it."""
+        """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
         self._direct = None
         self.write_buf = _NO_QUEUE  # Callables in it tend to refer back to the object.
         self.write_buf_offset = self.write_buf_size = 0
@@ -626,18 +624,16 @@ class Socket(Generic[HandleT]):
         self.write(None)
 
     def event_err(self) -> None:
-        """The descriptor has an error. For a subclass to handle, mostly by `close`; this one raises
-        `NotImplementedError`."""
+        """The descriptor has an error. For a subclass, as `event_read`; mostly it will `close`."""
         self._not_implemented("event_err")
 
     def event_hup(self) -> None:
-        """The descriptor is hung up. For a subclass to handle, mostly by `close`; this one raises
-        `NotImplementedError`."""
+        """The descriptor is hung up. For a subclass, as `event_read`; mostly it will `close`."""
         self._not_implemented("event_hup")
 
     def event_connect(self, error: OSError | None) -> None:
-        """What came of `connect`: None if it is connected. Where it is not the object is closed when
-        this returns. For a subclass to use; this one does nothing."""
+        """What came of `connect`: None if it is connected, else the object is closed behind this. For
+        a subclass to use; this one does nothing."""
 
     def _not_implemented(self, event: str) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} has no {event}: {self.as_string()}")
@@ -685,14 +681,14 @@ class Socket(Generic[HandleT]):
     def _ask_peer(self) -> Address:
         peer, local = self._addresses
         if peer is NOWHERE and self.sock is not None:
-            peer = address(libc.getpeername, self.sock)
+            peer = ask(libc.getpeername, self.sock)
             self._addresses = peer, local
         return NOWHERE if self.sock is None else peer
 
     def _ask_local(self) -> Address:
         peer, local = self._addresses
         if local is NOWHERE and self.sock is not None:
-            local = address(libc.getsockname, self.sock)
+            local = ask(libc.getsockname, self.sock)
             self._addresses = peer, local
         return NOWHERE if self.sock is None else local
 
