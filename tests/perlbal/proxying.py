@@ -23,6 +23,7 @@ from tests.perlbal.steps import (
     leave,
     manage,
     opens,
+    pause,
     post,
     put,
     quietly,
@@ -469,6 +470,18 @@ row(
     ask(get("/1")),
     settled(),
     ask(get("/2")),
+)
+row(
+    KEEP,
+    "Keep-Alive counts from the end of the answer",
+    serve(in_two("x", good("slowly", "Keep-Alive: timeout=3"), 80)),
+    send(get("/")),
+    begun(),
+    pause(1.5),
+    opens("x"),
+    hear(),
+    ask(get("/2")),
+    connections(1),
 )
 row(
     KEEP,
