@@ -474,7 +474,7 @@ row(
 row(
     KEEP,
     "Keep-Alive counts from the end of the answer",
-    serve(in_two("x", good("slowly", "Keep-Alive: timeout=3"), 60)),
+    serve(in_two("x", good("slowly", "Keep-Alive: timeout=3"), 63)),
     send(get("/")),
     begun(),
     pause(1.5),
