@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -190,7 +191,7 @@ class ProxyExchange(Exchange):
             values.pop("x-host", None)
             values.pop("x-forwarded-host", None)
         elif not service.blind_proxy:
-            before = values.get("x-forwarded-for")
+            before = re.sub(r",\s*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
             values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
         if service.plugins or service.removed_headers or service.inserted_headers:
             changed = Response(0)
