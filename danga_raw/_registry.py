@@ -33,7 +33,6 @@ from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Final
 
     from danga_raw._connecting import Connecting
@@ -85,44 +84,21 @@ def _new_poller(backend: str) -> Poller:
 class Leaving:
     """A descriptor on its way out."""
 
-    __slots__ = ("fd", "obj", "open_fd", "sock")
+    __slots__ = ("fd", "obj", "sock")
 
     def __init__(self, fd: int, obj: AnySocket | None, sock: Handle | None) -> None:
-        self.fd: int = fd
-        self.obj: AnySocket | None = obj
+        self.fd = fd
+        self.obj = obj
         """Whose entry in the map is to go; None for an other fd."""
-        self.sock: Handle | None = sock
+        self.sock = sock
         """The handle to close; None if it isn't ours to close."""
-        self.open_fd: Iterator[int] = iter(())
-        """The descriptor that `sock` has given up and that is still to be closed."""
 
 
 class Registry:
     """The descriptors of one loop, and the poller that watches them."""
 
-    __slots__ = (
-        "_dropped",
-        "_made",
-        "_opening",
-        "backend",
-        "connecting",
-        "has_entries",
-        "leaving",
-        "objects",
-        "other_fds",
-        "outer",
-        "own_callbacks",
-        "poller",
-        "polls",
-        "pushed_back",
-        "readable",
-        "stale",
-        "starved",
-        "waker",
-    )
-
     def __init__(self, backend: str) -> None:
-        self.backend: str = backend
+        self.backend = backend
         self.has_entries: Final = backend == "epoll"
         """True where what is watched is an entry of the open file, and may outlive its number."""
         self.polls: Final = backend == "poll"
@@ -132,33 +108,33 @@ class Registry:
         """The poller, while it is open."""
         self._made: Poller | None = None
         """The same, from before it is opened: an exception in between could lose it."""
+        self._dropped: list[Poller] = []
+        """Pollers to be closed."""
+        self._opening = RLock()
+        """The first call from another thread may make the waker while the loop opens the poller."""
+        self.stale: set[int] = set()
+        """Numbers under which an epoll may still have the entry of a file that its owner has closed
+        and somebody else (a forked child, a dup) has open: that can't be removed any more."""
+        self.waker: Waker | None = None
+        """What others wake the loop by, once somebody has asked for it."""
+        self.outer: list[Batch] = []
+        """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.objects: dict[int, Socket] = {}
         """The objects by their fd, those included that are leaving."""
         self.other_fds: dict[int, OtherFdCallback] = {}
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
         """What goes when the present batch is over, in order."""
+        # What few objects have, by their fd.
         self.pushed_back: dict[int, AnySocket] = {}
-        """The objects that have pushed-back data, by their fd, in the order of their first piece."""
+        """Those with pushed-back data, in the order of their first piece."""
         self.readable: set[int] = set()
-        """Which of them watch for reading."""
+        """Which of these watch for reading."""
         self.own_callbacks: dict[int, PostLoopCallback] = {}
-        """The post-loop callbacks of single objects, by their fd."""
-        self.outer: list[Batch] = []
-        """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.connecting: dict[int, Connecting] = {}
-        """The connects that are pending, by the fd of their objects."""
+        """The connects that are pending."""
         self.starved: dict[int, Callback] = {}
-        """How listeners begin again that had no descriptor left for a connection, by their fd."""
-        self.stale: set[int] = set()
-        """Numbers under which an epoll may still have the entry of a file that its owner has closed
-        and somebody else (a forked child, a dup) has open: that can't be removed any more."""
-        self.waker: Waker | None = None
-        """What others wake the loop by, once somebody has asked for it."""
-        self._dropped: list[Poller] = []
-        """Pollers to be closed."""
-        self._opening = RLock()
-        """The first call from another thread may make the waker while the loop opens the poller."""
+        """How listeners begin again that had no descriptor left for a connection."""
 
     # --- the poller -------------------------------------------------------------------------------
 
@@ -172,7 +148,13 @@ class Registry:
                     self._made = _new_poller(self.backend)
                 self._made.open()
                 for fd, events in self._known().items():
-                    self._register_again(self._made, fd, events)
+                    try:
+                        self._made.register(fd, events)
+                    except OSError as error:
+                        # It is there where an exception has cut an earlier opening short. Else its
+                        # owner has closed it, and will hear so when it is used.
+                        if error.errno != EEXIST:
+                            _complain(error, "%s")
                 self.poller = self._made
         return self.poller
 
@@ -184,32 +166,17 @@ class Registry:
             known[self.waker.fileno()] = POLLIN
         return known
 
-    def _register_again(self, poller: Poller, fd: int, events: int) -> None:
-        try:
-            poller.register(fd, events)
-        except OSError as error:
-            if by_handler(error):
-                raise
-            # It is there where an exception has cut an earlier opening short. Else its owner has
-            # closed it, and will hear so when it is used.
-            if error.errno != EEXIST:
-                warn("%s", error)
-
     def renew(self) -> None:
-        """Drop the poller, with the entries in it that can't be removed, and what it has said, which
-        may be of them; the next use opens another and registers what is known. It is closed first,
-        as the table of descriptors may be full."""
-        if self._made is not None:
-            batch = self._made.batch
-            for each in (batch, *self.outer):
-                each.clear()
-            self._drop_poller()
-            self._made = _new_poller(self.backend)
-            self._made.batch = batch
+        """Drop the poller, with the entries in it that can't be removed, and open another. The first
+        is closed before, as the table of descriptors may be full."""
+        self._drop_poller()
         self.open()
 
     def _drop_poller(self) -> None:
+        """Close the poller, and drop what it has said."""
         if self._made is not None:
+            for batch in (self._made.batch, *self.outer):
+                batch.clear()
             self._dropped += (self._made,)
         self._made = self.poller = None
         self.stale.clear()
@@ -220,9 +187,7 @@ class Registry:
             try:
                 self._dropped[0].close()
             except OSError as error:
-                if by_handler(error):
-                    raise
-                warn("close(%s): %s", self.backend, error)
+                _complain(error, "close(%s): %s", self.backend)
             del self._dropped[:1]
 
     def watches_any(self) -> bool:
@@ -232,8 +197,7 @@ class Registry:
     def open_waker(self) -> Waker:
         """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
         read end. Raises `OSError`, and then it is tried anew at the next."""
-        # Costs nothing to who wakes no loop: an import, and what it imports.
-        from danga_raw._waker import Waker
+        from danga_raw._waker import Waker  # It and its imports cost nothing to who wakes no loop.
 
         with self._opening:
             if self.waker is not None:  # Another thread was faster.
@@ -243,14 +207,14 @@ class Registry:
                 waker.open()
                 # A signal's handler may have made one just now.
                 self.waker = made = self.waker or waker
-                if made is waker and self.poller is not None:
+                if made is not waker:
+                    waker.close()
+                elif self.poller is not None:
                     self.poller.register(waker.fileno(), POLLIN)
             except BaseException:
                 self.waker = None
                 waker.close()
                 raise
-            if made is not waker:
-                waker.close()
             return made
 
     def feed(self) -> None:
@@ -266,15 +230,12 @@ class Registry:
 
         Raises `OSError`, EEXIST where the number's holder still has it.
         """
-        renewed = False
-        if self.stale and fd in self.stale:
+        if renewed := fd in self.stale:
             self.renew()
-            renewed = True
         try:
-            poller = self.poller or self.open()
-            poller.register(fd, events)
+            (self.poller or self.open()).register(fd, events)
             if self.outer:
-                self._drop_events(fd, poller.batch)
+                self._drop_events(fd)
             lost = (self.leaving or fd in self.objects) and self._dispossess(fd)
             if obj is not None and self.other_fds:
                 lost = self.other_fds.pop(fd, None) is not None or lost
@@ -295,6 +256,15 @@ class Registry:
                 self.unregister(fd, events)
             raise
 
+    def _drop_events(self, fd: int) -> None:
+        """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
+        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
+            if fd in batch:
+                batch.clear()
+            elif batch and not isinstance(batch[0], int):
+                if any(fd == entry[0] for entry in batch if not isinstance(entry, int)):
+                    batch.clear()
+
     def _dispossess(self, fd: int) -> bool:
         """Whoever holds `fd` has it no more, as the poller has taken it for new. True if the
         descriptor was closed behind the loop's back."""
@@ -314,13 +284,6 @@ class Registry:
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
         return lost
-
-    def _drop_events(self, fd: int, batch: Batch) -> None:
-        """What the batches in hand may still say of `fd` is not about who has it now."""
-        _drop_if_about(fd, batch)
-        if len(self.outer) > 1:
-            for batch in self.outer[1:]:
-                _drop_if_about(fd, batch)
 
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
         """A signal's handler raised before the mask was changed in the poller, or behind it."""
@@ -357,18 +320,14 @@ class Registry:
         try:
             self.open().unregister(fd, state)
         except OSError as error:
-            if by_handler(error):
-                raise
-            warn(what + " %s. opening a new poller.", self.backend, fd, state, error)
+            _complain(error, what + " %s. opening a new poller.", self.backend, fd, state)
             self.renew()
             return
         warn(what + " removing.", self.backend, fd, state)
         try:
             libc.close(fd)
         except OSError as error:
-            if by_handler(error):
-                raise
-            warn("fd %d: %s", fd, error)
+            _complain(error, "fd %d: %s", fd)
 
     # --- other fds --------------------------------------------------------------------------------
 
@@ -377,13 +336,7 @@ class Registry:
         added: list[int] = []
         try:
             for fd in fds:
-                # One that is there may have been closed and opened again.
-                known = fd in self.other_fds
-                if not known or not self.open().holds(fd, POLLIN):
-                    added += (fd,)
-                    self.register(fd, POLLIN)
-                    if known and self.has_entries:
-                        self.renew()  # As where an object has lost its number.
+                self._add_other_fd(fd, added)
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):
@@ -393,7 +346,17 @@ class Registry:
                     self.unregister(fd, POLLIN)
             raise
 
-    def replace_other_fds(self, fds: dict[int, OtherFdCallback]) -> None:
+    def _add_other_fd(self, fd: int, added: list[int]) -> None:
+        """Watch one of them, and note in `added` that it is to be unregistered should this fail."""
+        # One that is there may have been closed and opened again.
+        known = fd in self.other_fds
+        if not known or not self.open().holds(fd, POLLIN):
+            added += (fd,)
+            self.register(fd, POLLIN)
+            if known and self.has_entries:
+                self.renew()  # As where an object has lost its number.
+
+    def replace_other_fds(self, fds: OtherFdMapping) -> None:
         """Watch these other fds and no others. Raises `OSError`."""
         try:
             self.add_other_fds(fds)
@@ -404,7 +367,7 @@ class Registry:
                 self._drop_other_fds(fds)
             raise
 
-    def _drop_other_fds(self, kept: dict[int, OtherFdCallback]) -> None:
+    def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
             self.leaving.append(Leaving(fd, None, None))
             self.unregister(fd, POLLIN)
@@ -439,9 +402,7 @@ class Registry:
             try:
                 set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
             except OSError as error:
-                if by_handler(error):
-                    raise
-                warn("%s", error)
+                _complain(error, "%s")
         obj.corked = False
         if self.objects.get(fd) is obj:
             try:
@@ -464,12 +425,9 @@ class Registry:
         if (pending := self.connecting.pop(fd, None)) is not None:
             pending.cancel()
 
-    def due(self) -> bool:
-        """True if a close(2) is due: the wait that comes before it is not to block."""
-        for entry in list(self.leaving):
-            if entry.sock is not None:
-                return True
-        return False
+    def to_close(self) -> list[Handle]:
+        """What waits to be closed, in order."""
+        return [entry.sock for entry in list(self.leaving) if entry.sock is not None]
 
     # --- gone -------------------------------------------------------------------------------------
 
@@ -489,46 +447,36 @@ class Registry:
             if obj is not None and self.objects.get(entry.fd) is obj:
                 del self.objects[entry.fd]
             if len(self.outer) > 1:
-                self._drop_events(entry.fd, [])
+                self._drop_events(entry.fd)
             # The close() of a handle may have run the loop, or reset it.
             if self.leaving and self.leaving[0] is entry:
                 self.leaving.popleft()
 
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""
-        for batch in self.outer:
-            batch.clear()
-        if self._made is not None:
-            self._made.batch.clear()
-        self.objects.clear()
-        self.readable.clear()
-        self.pushed_back.clear()
-        self.own_callbacks.clear()
-        self.other_fds.clear()
-        self.connecting.clear()
-        self.starved.clear()
+        for known in (
+            *(self.objects, self.other_fds, self.pushed_back, self.readable),
+            *(self.own_callbacks, self.connecting, self.starved),
+        ):
+            known.clear()
         self._drop_poller()
         if self.waker is not None:
             self.waker.close()
             self.waker = None
 
 
-def _drop_if_about(fd: int, batch: Batch) -> None:
-    """Drop what is left of a batch that has something of `fd` in it."""
-    if fd in batch:
-        batch.clear()
-    elif batch and not isinstance(batch[0], int):
-        if any(fd == entry[0] for entry in batch if not isinstance(entry, int)):
-            batch.clear()
+def _complain(error: OSError, message: str, *args: object) -> None:
+    """Warn of a call that failed, with the error as the last argument; what a signal's handler raised
+    goes on."""
+    if by_handler(error):
+        raise error
+    warn(message, *args, error)
 
 
 def _disown(sock: Handle, fd: int) -> None:
     """Keep a handle whose descriptor is another's by now from closing it when it is dropped."""
     if isinstance(sock, RawSocket) and sock.fileno() == fd:
         sock.detach()
-
-
-_CLOSING: Final = ("close", "_real_close", "detach")
 
 
 _usual: Final[dict[type[RawSocket], bool]] = {}
@@ -538,33 +486,30 @@ def _closes_as_usual(kind: type[RawSocket]) -> bool:
     """True unless a class of sockets has a close of its own, which then is called: what a TLS socket
     has open beside its descriptor would go on writing to the number."""
     if kind not in _usual:
-        methods = [getattr(kind, name, None) for name in _CLOSING]
-        modules = {getattr(method, "__module__", None) for method in methods}
-        _usual[kind] = modules <= {None, "socket"}
+        methods = [getattr(kind, name, None) for name in ("close", "_real_close", "detach")]
+        _usual[kind] = {getattr(each, "__module__", None) for each in methods} <= {None, "socket"}
     return _usual[kind]
 
 
+_is_open: Final = (-1).__lt__
+
+
 def _close(entry: Leaving) -> None:
-    """Close the handle of an entry, in steps that are each done once."""
+    """Close the handle of an entry, once."""
     sock = entry.sock
-    usual = isinstance(sock, RawSocket) and _closes_as_usual(type(sock))
     try:
-        if isinstance(sock, RawSocket) and usual:
-            # A socket can give up its descriptor, and then close(2) goes through the door, where
-            # the audit sees it. If its owner has closed it behind our back, there is nothing to
-            # close: the number may be another's by now. A signal's handler may raise after any of
-            # these calls, and the next to come here goes on from there.
-            if sock.fileno() == entry.fd:
-                entry.open_fd = iter((entry.fd,))
-            sock.detach()
-            entry.sock = None
+        if isinstance(sock, RawSocket) and _closes_as_usual(type(sock)):
+            # close(2) goes through the door, where the audit sees it. The socket gives up its
+            # descriptor in the same step, with no place for a signal's handler in between. One that
+            # its owner has closed behind our back has none: the number may be another's by now.
+            for _ in map(libc.close, filter(_is_open, map(RawSocket.detach, (sock,)))):
+                pass
         elif sock is not None:
             entry.sock = None
             sock.close()
-        for _ in map(libc.close, entry.open_fd):
-            pass
     except OSError as error:
-        if usual and by_handler(error):
+        if entry.sock is not None and by_handler(error):
             raise
         # The descriptor is gone all the same (close(2), "Dealing with error returns").
         warn("close(fd %d): %s", entry.fd, error)
+    entry.sock = None

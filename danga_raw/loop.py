@@ -19,7 +19,7 @@ from danga_raw.timers import Timer, Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType, TracebackType
     from typing import Final
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     )
 
 RUSAGE_SELF: Final = 0
+
+_KINDS: Final = ((POLLIN, "read"), (POLLOUT, "write"), (POLLERR, "err"), (POLLHUP, "hup"))
+"""The kinds of events, in the order in which an object hears of them."""
 
 
 class Loop:
@@ -59,7 +62,6 @@ class Loop:
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
-        self._timeout = -1
         self._stopping: int = False
         self._resets = 0
         self._post_loop_callback: PostLoopCallback | None = None
@@ -111,57 +113,57 @@ class Loop:
         registry = self._registry
         objects = cast("dict[object, Socket | None]", registry.objects)
         leaving, readable = registry.leaving, registry.readable
-        timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
-        run_due = self._timers.run_due
-        own_callbacks, polls = registry.own_callbacks, registry.polls
+        timers, pending, overdue = self._timers, self._timers.heap, self._timers.due
+        soon, own_callbacks, polls = self._soon, registry.own_callbacks, registry.polls
         resets = self._resets
         if polls and count_other_threads():
             self._open_waker()
         while not self._stopping:
-            timeout = self._timeout
-            if timers or overdue:
+            timeout = timers.timeout
+            if pending or overdue:
                 try:
-                    timeout = run_due(timeout)
+                    timeout = timers.run_due()
                 except Exception as error:
                     if not self.handle_exception(error):
                         raise
                     continue
-            if soon:
-                self._run_soon()
-                # They may have added a timer, or set the timeout: the next turn sees to that.
-                timeout = 0
-            if soon or readable or leaving and registry.due():
-                timeout = 0
+            if soon or readable or leaving:
+                if soon:
+                    self._run_soon()
+                    # They may have added a timer, or set the timeout: the next turn sees to that.
+                    timeout = 0
+                if readable or registry.to_close():
+                    timeout = 0
             if self._stopping > 0:
                 return
             poller = registry.poller
             if poller is None:
-                if resets != self._resets and not (timers or soon or registry.watches_any()):
+                if resets != self._resets and not (pending or soon or registry.watches_any()):
                     return  # A reset in this run has left nothing to wait for.
                 poller = registry.open()
             if polls and timeout != 0 and count_other_threads():
                 self._open_waker()
             found = poller.wait(timeout)
-            if self._profiling:
-                # As they come: what is left of the batch may be dropped meanwhile.
-                found = ((each, POLLIN) if isinstance(each, int) else each for each in found)
-            for event in found:
-                # What nearly all events are comes as the bare number of an object that is readable.
-                try:
-                    obj = objects[event]
-                except KeyError:
-                    obj = None
-                if obj is None:
-                    self._special_event(event)
-                    continue
-                # The object may have been closed by an earlier event of this batch. Then it is
-                # still in the map, and has nothing more to say.
-                try:
-                    if not obj.closed:
-                        obj.event_read()
-                except Exception as error:
-                    if not self.handle_exception(error, obj):
-                        raise
+            if not poller.bare or self._profiling:
+                self._dispatch(found)
+            else:
+                # What nearly all batches are: the bare numbers of objects that are readable.
+                for fd in found:
+                    try:
+                        obj = objects[fd]
+                    except KeyError:
+                        obj = None
+                    if obj is None:
+                        self._dispatch((fd,))
+                        continue
+                    # The object may have been closed by an earlier event of this batch. Then it is
+                    # still in the map, and has nothing more to say.
+                    try:
+                        if not obj.closed:
+                            obj.event_read()
+                    except Exception as error:
+                        if not self.handle_exception(error, obj):
+                            raise
             if readable:
                 self._read_pushed_back()
             if leaving:
@@ -197,62 +199,55 @@ class Loop:
         for _ in range(len(self._soon)):
             if not self._soon:  # A callback has run the loop.
                 return
-            callback = self._soon.popleft()
+            callback = self._soon[0]
+            del self._soon[0]  # No call in between: what a signal's handler raises loses none.
             try:
                 callback()
             except Exception as error:
                 if not self.handle_exception(error):
                     raise
 
-    def _special_event(self, event: int | tuple[int, int]) -> None:
-        """An event that is more than an object's being readable."""
-        fd, state = (event, POLLIN) if isinstance(event, int) else event
-        obj = self._registry.objects.get(fd)
-        try:
-            if obj is not None:
-                self._dispatch(obj, state)
-            else:
-                self._other_event(fd, state)
-        except Exception as error:
-            if not self.handle_exception(error, obj):
-                raise
-
-    def _dispatch(self, obj: AnySocket, state: int) -> None:
-        """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
-        connecting = self._registry.connecting
-        if connecting and (pending := connecting.get(-1 if obj.fd is None else obj.fd)) is not None:
-            pending.finish()
-            return
-        if self._profiling:
-            self._dispatch_profiled(obj, state)
-            return
-        if state & POLLIN and not obj.closed:
-            obj.event_read()
-        if state & POLLOUT and not obj.closed:
-            obj.event_write()
-        if state & POLLERR and not obj.closed:
-            obj.event_err()
-        if state & POLLHUP and not obj.closed:
-            obj.event_hup()
+    def _dispatch(self, found: Iterable[int | tuple[int, int]]) -> None:
+        """Hand each event to whom it is for: the handlers that its mask asks for, each only if the
+        object isn't closed by then."""
+        registry = self._registry
+        objects, connecting = registry.objects, registry.connecting
+        for event in found:
+            fd, state = (event, POLLIN) if isinstance(event, int) else event
+            obj = objects.get(fd)
+            try:
+                if obj is None:
+                    self._other_event(fd, state)
+                elif connecting and fd in connecting:
+                    connecting[fd].finish()
+                elif self._profiling:
+                    self._dispatch_profiled(obj, state)
+                else:
+                    if state & POLLIN and not obj.closed:
+                        obj.event_read()
+                    if state & POLLOUT and not obj.closed:
+                        obj.event_write()
+                    if state & POLLERR and not obj.closed:
+                        obj.event_err()
+                    if state & POLLHUP and not obj.closed:
+                        obj.event_hup()
+            except Exception as error:
+                if not self.handle_exception(error, obj):
+                    raise
 
     def _dispatch_profiled(self, obj: AnySocket, state: int) -> None:
         """The same, with the cost of each handler noted."""
-        for event, item, handler in (
-            (POLLIN, "read", obj.event_read),
-            (POLLOUT, "write", obj.event_write),
-            (POLLERR, "err", obj.event_err),
-            (POLLHUP, "hup", obj.event_hup),
-        ):
-            if not state & event or obj.closed:
-                continue
-            item = f"{type(obj).__name__}-{item}"
-            before = libc.getrusage(RUSAGE_SELF)
-            handler()
-            after = libc.getrusage(RUSAGE_SELF)
-            utime, stime, calls = self._profile.get(item, (0.0, 0.0, 0))
-            utime += after.ru_utime - before.ru_utime
-            stime += after.ru_stime - before.ru_stime
-            self._profile[item] = (utime, stime, calls + 1)
+        for event, kind in _KINDS:
+            if state & event and not obj.closed:
+                handler = getattr(obj, f"event_{kind}")
+                before = libc.getrusage(RUSAGE_SELF)
+                handler()
+                after = libc.getrusage(RUSAGE_SELF)
+                item = f"{type(obj).__name__}-{kind}"
+                utime, stime, calls = self._profile.get(item, (0.0, 0.0, 0))
+                utime += after.ru_utime - before.ru_utime
+                stime += after.ru_stime - before.ru_stime
+                self._profile[item] = (utime, stime, calls + 1)
 
     def _other_event(self, fd: int, state: int) -> None:
         """An event for a descriptor that no object has."""
@@ -284,22 +279,20 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        registry = self._registry
-        while registry.readable:
-            for fd in list(registry.pushed_back):
-                obj = registry.pushed_back.get(fd)
-                # An event_read before this one may have closed it.
-                if obj is None or fd not in registry.readable:
-                    continue
-                if obj.closed or not obj.read_push_back:
-                    # A signal's handler came between the object and what is noted of it here.
-                    registry.readable.discard(fd)
-                    continue
-                try:
-                    obj.event_read()
-                except Exception as error:
-                    if not self.handle_exception(error, obj):
-                        raise
+        pushed_back, readable = self._registry.pushed_back, self._registry.readable
+        while readable:
+            for fd in list(pushed_back):
+                # An event_read before this one may have closed it, or a signal's handler have come
+                # between the object and what is noted of it here.
+                obj = pushed_back.get(fd)
+                if obj is None or obj.closed or not obj.read_push_back:
+                    readable.discard(fd)
+                elif fd in readable:
+                    try:
+                        obj.event_read()
+                    except Exception as error:
+                        if not self.handle_exception(error, obj):
+                            raise
 
     def _let_go(self) -> None:
         """Close what is due to be closed; first what the close of a handle or a signal's handler
@@ -320,20 +313,19 @@ class Loop:
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
-        for fd in list(self._registry.own_callbacks):
-            own = self._registry.own_callbacks.get(fd)
-            if own is not None and not self._keep_running(own, self._registry.objects.get(fd)):
-                return False
-        callback = self._post_loop_callback
-        return callback is None or self._keep_running(callback, None)
-
-    def _keep_running(self, callback: PostLoopCallback, obj: AnySocket | None) -> bool:
-        try:
-            return bool(callback(self._registry.objects, self._registry.other_fds))
-        except Exception as error:
-            if not self.handle_exception(error, obj):
-                raise
-            return True
+        registry = self._registry
+        for fd in (*registry.own_callbacks, None):
+            if fd is None:
+                obj, callback = None, self._post_loop_callback
+            else:
+                obj, callback = registry.objects.get(fd), registry.own_callbacks.get(fd)
+            try:
+                if callback is not None and not callback(registry.objects, registry.other_fds):
+                    return False
+            except Exception as error:
+                if not self.handle_exception(error, obj):
+                    raise
+        return True
 
     # --- timers, timeout, callbacks ---------------------------------------------------------------
 
@@ -399,7 +391,7 @@ class Loop:
         ms = index(ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
-        self._timeout = self._timers.limit = ms
+        self._timers.timeout = ms
         return ms
 
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
@@ -435,7 +427,7 @@ class Loop:
     @property
     def to_close(self) -> list[Handle]:
         """The raw sockets that wait to be closed, in order of closing."""
-        return [entry.sock for entry in list(self._registry.leaving) if entry.sock is not None]
+        return self._registry.to_close()
 
     @property
     def other_fds(self) -> OtherFdMapping:
@@ -515,7 +507,6 @@ class Loop:
         self._let_go()
         self._timers.clear()
         self._soon.clear()
-        self._timeout = -1
         self._post_loop_callback = None
         self._profiling = False
         self._profile.clear()

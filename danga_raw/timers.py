@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from heapq import heapify, heappop, heappush
 from math import floor, isfinite
 from time import CLOCK_MONOTONIC
+
+try:  # The module around it is a twentieth of what all of this package costs to import.
+    from _heapq import heapify, heappop, heappush
+except ImportError:
+    from heapq import heapify, heappop, heappush
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._mistakes import check_callback
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 
 _FEW: Final = 64
 """Up to here spent timers are not worth clearing out."""
+
+_LONGEST: Final = float(INT_MAX)
+"""The most milliseconds that a wait takes."""
 
 
 class Timer:
@@ -45,23 +52,17 @@ class Timer:
 class Timers:
     """The timers of one loop, in order of deadline; equal ones in the order they were added."""
 
-    __slots__ = ("_added", "_spent", "due", "heap", "limit")
-
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Timer]] = []
-        self._added = 0  # how many there ever were
         self.due: deque[Timer] = deque()
         """What the present pass has still to fire, and what one left that an exception cut short."""
-        self.limit: int = -1
-        """The loop timeout, which one that fires may set."""
+        self.timeout = -1
+        """How long a wait may take for all else, in milliseconds; -1 for ever."""
+        self._added = 0  # how many there ever were
         self._spent = 0  # roughly how many of the heap have no callback any more
 
     def add(self, seconds: float, callback: Callback) -> Timer:
-        """A new timer, due `seconds` from now. Calls clock_gettime(CLOCK_MONOTONIC).
-
-        Raises `TypeError` for a callback that can't be called, `ValueError` for a number of seconds
-        that is not finite.
-        """
+        """A new timer, due `seconds` from now; raises as `Loop.add_timer` does."""
         check_callback("a timer's callback", callback)
         try:
             finite = isfinite(seconds)
@@ -77,30 +78,28 @@ class Timers:
         heappush(self.heap, (deadline, number, timer))
         return timer
 
-    def run_due(self, timeout: int) -> int:
-        """Fire what is due; how long a wait may take, in milliseconds, that may take `timeout` for
-        all else (-1: for ever).
+    def run_due(self) -> int:
+        """Fire what is due; how long the next wait may take, in milliseconds (-1: for ever).
 
         What is due when a pass begins fires in that pass, and what is added in it waits for the
         next: one that adds itself again and again can't keep others from firing. A pass that an
         exception has cut short is finished by the next call. The time is rounded up to a whole
         millisecond past the deadline, since a timer that is woken a little early waits in many
-        short turns. Calls clock_gettime(CLOCK_MONOTONIC).
+        short turns.
         """
         heap = self.heap
         now = libc.clock_gettime(CLOCK_MONOTONIC)
         if self.due or heap and heap[0][0] <= now:
             self._fire(now)
-            timeout = self.limit
             now = libc.clock_gettime(CLOCK_MONOTONIC)
+        timeout = self.timeout
         while heap:
             deadline, _, timer = heap[0]
             if timer.callback is not None:
-                wait = (deadline - now) * 1000
-                if 0 <= timeout <= wait:
-                    return timeout
                 # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
-                return floor(wait) + 1 if 0 <= wait < INT_MAX else INT_MAX if wait > 0 else 0
+                wait = (deadline - now) * 1000.0
+                until = floor(wait) + 1 if 0.0 <= wait < _LONGEST else INT_MAX if wait > 0.0 else 0
+                return until if timeout < 0 or until < timeout else timeout
             heappop(heap)
             self._spent -= 1
         return timeout
@@ -115,8 +114,7 @@ class Timers:
         while due:
             timer = due[0]
             callback = timer.callback
-            # Spent before it is called, and no call in between: it is neither lost nor called twice,
-            # whatever is raised.
+            # Spent before it is called, and no call in between: it is neither lost nor called twice.
             timer.callback = None
             del due[0]
             if callback is not None:
@@ -139,5 +137,5 @@ class Timers:
             timer.callback = None
         self.heap.clear()
         self.due.clear()
-        self.limit = -1
+        self.timeout = -1
         self._spent = 0
