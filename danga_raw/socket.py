@@ -235,8 +235,8 @@ class Socket(Generic[HandleT]):
             data = bytes(view[:bytecount])
             pieces[0] = view[bytecount:]
             return data
-        data = bytes(first)
         registry = self._registry
+        data = bytes(first)
         waits = registry.pushed_back.get(fd) is self
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
@@ -276,9 +276,7 @@ class Socket(Generic[HandleT]):
         Makes no system call, and does nothing on a closed object. Raises `TypeError` for anything but
         bytes.
         """
-        if not isinstance(buf, (bytes, bytearray, memoryview)):
-            raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
-        piece = (bytes(buf),)
+        piece = (_piece(buf),)
         pieces = self.read_push_back or deque()
         # No call from here on: a signal's handler could close the object behind it.
         if self.fd is not None and not self.closed:
@@ -839,6 +837,14 @@ def _block(data: Writable) -> Queued:
     if callable(data):
         return data
     raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+
+
+def _piece(buf: object) -> bytes:
+    if isinstance(buf, (bytes, bytearray)):
+        return bytes(buf)
+    if isinstance(buf, memoryview):
+        return buf.tobytes()
+    raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
 def _size(queued: Queued) -> int:
