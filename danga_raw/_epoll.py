@@ -9,7 +9,7 @@ from errno import EBADF, EINTR, ENOENT
 from struct import Struct
 
 from danga_raw._interrupt import Once
-from danga_raw._libc import check_fd, failure, libc
+from danga_raw._libc import check_fd, libc, raise_failure
 from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
@@ -90,7 +90,7 @@ class Epoll:
         self._epfd = self._descriptor.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
         self._timeout = None
         if self._epfd < 0:
-            raise failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
+            raise_failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
 
     def register(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_ADD). EPERM is for a regular file, ENOSPC comes at
@@ -100,13 +100,7 @@ class Epoll:
 
     def holds(self, fd: int, events: int) -> bool:
         """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
-        try:
-            self._ctl(EPOLL_CTL_MOD, fd, events)
-        except OSError as error:
-            if error.errno not in (ENOENT, EBADF):
-                raise
-            return False
-        return True
+        return self._ctl(EPOLL_CTL_MOD, fd, events, ENOENT, EBADF)
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """epoll_ctl(EPOLL_CTL_MOD)."""
@@ -116,10 +110,13 @@ class Epoll:
         """epoll_ctl(EPOLL_CTL_DEL)."""
         self._ctl(EPOLL_CTL_DEL, fd, events)
 
-    def _ctl(self, op: int, fd: int, events: int) -> None:
+    def _ctl(self, op: int, fd: int, events: int, *ignored: int) -> bool:
+        """False where it fails by an errno in `ignored`."""
         if libc.epoll_ctl(self._epfd, op, fd, EVENT.pack(events, fd)) < 0:
             verb = ("ADD", "DEL", "MOD")[op - EPOLL_CTL_ADD]
-            raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})")
+            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})", *ignored)
+            return False
+        return True
 
     def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]:
         """epoll_wait(2), for 1,000 events at most."""
@@ -140,9 +137,7 @@ class Epoll:
             self.bare = bare = states.count(self._bare) == count
             return fds if bare else zip(fds, states)
         if count < 0:
-            error = failure(f"epoll_wait({self._epfd})")
-            if error.errno != EINTR:
-                raise error
+            raise_failure(f"epoll_wait({self._epfd})", EINTR)
         return ()
 
     def fileno(self) -> int:

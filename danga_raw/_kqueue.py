@@ -11,7 +11,7 @@ from functools import cache
 from operator import methodcaller
 
 from danga_raw._interrupt import Once
-from danga_raw._libc import check_fd, failure, libc
+from danga_raw._libc import check_fd, failure, libc, raise_failure
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._structs import Fields, structure
@@ -151,7 +151,7 @@ class KQueue:
         self._pid = libc.getpid()
         self._kq = self._descriptor.make(map(methodcaller("kqueue"), (self._calls,)))
         if self._kq < 0:
-            raise failure("kqueue()")
+            raise_failure("kqueue()")
         if fcntl := getattr(self._calls, "fcntl", None):
             fcntl(self._kq, F_SETFD, FD_CLOEXEC)
 
@@ -160,7 +160,7 @@ class KQueue:
         the filters don't take. Where it fails, what was added by then is taken back."""
         check_fd(fd, "kevent")
         if fd in self._watched and self.holds(fd, self._watched[fd]):
-            raise OSError(EEXIST, f"kevent(EV_ADD, fd {fd}): {os.strerror(EEXIST)}")
+            raise failure(f"kevent(EV_ADD, fd {fd})", EEXIST)
         self._forget(fd)  # Its number may have been closed behind the loop's back.
         changes: list[tuple[int, int, int]] = []
         for filter, wanted in self._filters_for(events):
@@ -229,9 +229,7 @@ class KQueue:
         table = (self._kevent_type * len(changes))(*[self._kevent_type(*each) for each in changes])
         count = self._count
         if self._calls.kevent(self._kq, table, count(len(changes)), None, count(0), None) < 0:
-            error = failure(f"kevent({self._kq}, fd {changes[0][0]})")
-            if error.errno not in ignored:
-                raise error
+            raise_failure(f"kevent({self._kq}, fd {changes[0][0]})", *ignored)
             return False
         return True
 
@@ -251,16 +249,14 @@ class KQueue:
         none, room = self._count(0), self._count(MAX_EVENTS)
         count = self._calls.kevent(self._kq, None, none, self._events, room, limit)
         if count < 0:
-            error = failure(f"kevent({self._kq})")
-            if error.errno != EINTR:
-                raise error
+            raise_failure(f"kevent({self._kq})", EINTR)
         found = dict.fromkeys(self._dropped, POLLOUT | POLLHUP)
         masks = dict(self._filters)
         for event in self._events[: max(count, 0)]:
             fd = event.ident
             if event.flags & EV_ERROR:
                 if event.data not in (EBADF, ENOENT):
-                    raise OSError(event.data, f"kevent(fd {fd}): {os.strerror(event.data)}")
+                    raise failure(f"kevent(fd {fd})", event.data)
                 warn("kevent() found fd %d gone. removing.", fd)
                 self._forget(fd)
                 continue

@@ -17,13 +17,13 @@ whose numbers and layouts the calls behind the door take.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import sys
 import time
 from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr
 from _socket import SO_ERROR, SOL_SOCKET
 from _socket import socket as RawSocket
+from errno import EBADF
 from operator import methodcaller
 
 # Not from typing, which costs more to import than all of this package (see types.py).
@@ -44,16 +44,24 @@ INT_MAX: Final = 0x7FFFFFFF
 """The largest C int, on every platform with one of these mechanisms."""
 
 
+def failure(call: str, number: int | None = None) -> OSError:
+    """The `OSError` for a call that fails by an errno: a foreign call that has just returned -1 has
+    left it in ctypes."""
+    number = ctypes.get_errno() if number is None else number
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def raise_failure(call: str, *ignored: int) -> None:
+    """Raises that of the foreign call that has just returned -1, unless its errno is in `ignored`."""
+    error = failure(call)
+    if error.errno not in ignored:
+        raise error
+
+
 def check_fd(fd: int, call: str) -> None:
     """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""
     if not 0 <= fd <= INT_MAX:
-        raise OSError(errno.EBADF, f"{call}(fd {fd}): {os.strerror(errno.EBADF)}")
-
-
-def failure(call: str) -> OSError:
-    """The `OSError` for a foreign call that has just returned -1; `call` is how it was called."""
-    number = ctypes.get_errno()
-    return OSError(number, f"{call}: {os.strerror(number)}")
+        raise failure(f"{call}(fd {fd})", EBADF)
 
 
 _NAMES = "epoll_create1 epoll_ctl epoll_wait kqueue kevent poll setsockopt fcntl pipe2 pipe"

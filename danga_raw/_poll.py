@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from ctypes import byref, c_uint, c_ulong
 from errno import EEXIST, EINTR, ENOENT, EPERM
-from os import strerror
 from stat import S_ISDIR, S_ISREG
 from struct import Struct
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
-from danga_raw._libc import PLATFORM, check_fd, failure, libc
+from danga_raw._libc import PLATFORM, check_fd, failure, libc, raise_failure
 from danga_raw._log import warn
 from danga_raw._structs import Fields, structure
 
@@ -66,7 +65,7 @@ class Poll:
         EPERM for a file that can't be polled."""
         file = self._file(fd)
         if fd in self._events and self._files.get(fd) == file:
-            raise _refusal(EEXIST, fd)
+            raise failure(f"poll(fd {fd})", EEXIST)
         self._files[fd] = file
         self._changed = True
         self._events[fd] = events
@@ -79,10 +78,10 @@ class Poll:
         except OSError as error:
             if by_handler(error):
                 raise
-            raise _refusal(error.errno or 0, fd) from None
+            raise failure(f"poll(fd {fd})", error.errno or 0) from None
         mode = status.st_mode
         if (S_ISREG(mode) or S_ISDIR(mode)) and not self._takes(fd):
-            raise _refusal(EPERM, fd)
+            raise failure(f"poll(fd {fd})", EPERM)
         return status.st_dev, status.st_ino
 
     def _takes(self, fd: int) -> bool:
@@ -114,7 +113,7 @@ class Poll:
     def modify(self, fd: int, old: int, new: int) -> None:
         """Makes no system call."""
         if fd not in self._events:
-            raise _refusal(ENOENT, fd)
+            raise failure(f"poll(fd {fd})", ENOENT)
         self._changed = True
         self._events[fd] = new
 
@@ -122,7 +121,7 @@ class Poll:
         """Makes no system call."""
         self._files.pop(fd, None)
         if fd not in self._events:
-            raise _refusal(ENOENT, fd)
+            raise failure(f"poll(fd {fd})", ENOENT)
         self._changed = True
         del self._events[fd]
 
@@ -150,9 +149,7 @@ class Poll:
         used = len(self._fds)
         count = libc.poll(byref(self._table), nfds_t(used), max(timeout_ms, -1))
         if count < 0:
-            error = failure(f"poll({used} fds)")
-            if error.errno != EINTR:
-                raise error
+            raise_failure(f"poll({used} fds)", EINTR)
         if count <= 0:
             return ()
         found = zip(self._fds, self._revents[:used].tolist())
@@ -174,7 +171,3 @@ class Poll:
         """close(2) for the epoll that was asked, if one was."""
         if self._asked is not None:
             self._asked.close()
-
-
-def _refusal(number: int, fd: int) -> OSError:
-    return OSError(number, f"poll(fd {fd}): {strerror(number)}")

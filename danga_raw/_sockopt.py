@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from ctypes import byref, c_int, sizeof
 
-from danga_raw._libc import failure, libc
+from danga_raw._libc import libc, raise_failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def set_cork(fd: int, on: bool) -> bool:
         return False
     name, number = CORK_OPTIONS[libc.platform]
     if libc.setsockopt(fd, IPPROTO_TCP, number, byref(c_int(on)), sizeof(c_int)) < 0:
-        error = failure(f"setsockopt(fd {fd}, IPPROTO_TCP, {name}, {int(on)})")
-        if error.errno not in NO_SUCH_KIND | CONNECTION_GONE:
-            raise error
+        call = f"setsockopt(fd {fd}, IPPROTO_TCP, {name}, {int(on)})"
+        raise_failure(call, *NO_SUCH_KIND, *CONNECTION_GONE)
         return False
     return True

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from danga_raw import Socket
-from examples.perlbal.heads import MAX_HEAD, Refused, Response, find_end, parse_response
+from examples.perlbal.heads import Refused, Response, parse_response, take_head
 from examples.perlbal.pools import Pool, node_name
 
 if TYPE_CHECKING:
@@ -212,23 +212,17 @@ class BackendHTTP(Socket):
         """The head of the response, once it is whole; what follows stays in the inbox."""
         if self.inbox:
             data = self.inbox + data
-        while True:
-            end, after = find_end(data)
-            if end < 0:
-                if len(data) >= MAX_HEAD:
-                    raise Refused(502, "A head that is too long")
-                self.inbox = data
-                return None
-            if end > MAX_HEAD:
-                raise Refused(502, "A head that is too long")
-            head = parse_response(data[:end].decode("latin-1"))
-            data = data[after:]
+        while (found := take_head(data)) is not None:
+            head = parse_response(found[0])
+            data = found[1]
             if head.code == 101:
                 raise Refused(502, "101 unasked for")
             if head.code >= 200:
                 self.inbox = data
                 return head
             # A preliminary response: another follows.
+        self.inbox = data
+        return None
 
     def _note_persistence(self, head: Response, head_only: bool) -> None:
         """Note what the response says of the connection, before it is changed for the client."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
-from examples.perlbal.heads import MAX_HEAD, SERVER, Refused, Request, Response, find_end
+from examples.perlbal.heads import SERVER, Refused, Request, Response, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class SelectorExchange(Exchange):
             client.watch_read(True)
             self._select()
             rest, client.inbox = client.inbox, b""
-            client.take(rest)
+            if rest:
+                client.take(rest)
             client.go_on()
 
     def _select(self) -> None:
@@ -224,7 +225,10 @@ class Client(Socket):
                 if self.body_left <= 0:
                     self.close("no_keep_alive")
         else:
-            self.take(data)
+            if self.exchange is None:
+                self.inbox += data
+            else:
+                self.take(data)
             self.go_on()
 
     def go_on(self) -> None:
@@ -240,13 +244,11 @@ class Client(Socket):
         if self.ditch_crlf and data[:2] == b"\r\n":
             self.inbox = data = data[2:]
             self.ditch_crlf = False
-        end, after = find_end(data)
-        if end < 0 or end > MAX_HEAD:
-            if len(data) >= MAX_HEAD:
-                self.close("long_headers")
-            return False
         try:
-            request = Request(data[:end].decode("latin-1"))
+            found = take_head(data)
+            if found is None:
+                return False
+            request = Request(found[0])
         except Refused as refused:
             self.refuse(refused)
             return False
@@ -263,14 +265,15 @@ class Client(Socket):
         else:
             self.body_left = request.length
         self.serve(self.base, request)
-        self.take(data[after:])
+        if found[1]:
+            self.take(found[1])
         return True
 
     def take(self, data: bytes) -> None:
         """Give what has come to whom it is for: the exchange, or whatever is next."""
         if self.exchange is None or isinstance(self.exchange, SelectorExchange):
             self.inbox += data
-        elif data and not self.closed:
+        elif not self.closed:
             self.feed(data)
 
     def serve(self, service: Service, request: Request) -> None:

@@ -268,15 +268,19 @@ def wire(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-def find_end(data: bytes) -> tuple[int, int]:
-    """Where a head ends, and where what follows begins; -1 if the end isn't there yet."""
+def take_head(data: bytes) -> tuple[str, bytes] | None:
+    """A head, without the empty line at its end, and what follows; None if the end isn't there yet.
+    Raises `Refused` for one that is too long."""
     end = data.find(b"\n\r\n")
+    after = end + 3
     short = data.find(b"\n\n", 0, end if end >= 0 else len(data))
     if short >= 0:
-        return short, short + 2
-    if end > 0 and data[end - 1] == 13:
-        return end - 1, end + 3
-    return end, end + 3
+        end, after = short, short + 2
+    elif end > 0 and data[end - 1] == 13:
+        end -= 1
+    if end > MAX_HEAD or end < 0 and len(data) >= MAX_HEAD:
+        raise Refused(0, "A head that is too long")
+    return (data[:end].decode("latin-1"), data[after:]) if end >= 0 else None
 
 
 @lru_cache(1000)

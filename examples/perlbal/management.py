@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
-from examples.perlbal.heads import MAX_HEAD, Refused, Request, find_end
+from examples.perlbal.heads import Refused, Request, take_head
 from examples.perlbal.language import Context
 from examples.perlbal.pages import page
 
@@ -81,13 +81,11 @@ class ClientManage(Socket):
             self._go_on()
 
     def _http(self) -> None:
-        end, _ = find_end(self.inbox)
-        if end < 0:
-            if len(self.inbox) > MAX_HEAD:
-                self.close("long_headers")
-            return
         try:
-            request = Request(self.inbox[:end].decode("latin-1"))
+            found = take_head(self.inbox)
+            if found is None:
+                return
+            request = Request(found[0])
         except Refused:
             return self.close("parse_header_failure")
         self.server.requests += 1
