@@ -105,8 +105,7 @@ class Socket(Generic[HandleT]):
 
     __slots__ = {
         "_addresses": "The addresses of the other side and of this one, once they were asked for.",
-        "_direct": "The descriptor while reads and writes can go straight to it, else None: nothing "
-        "is queued or pushed back, no function writes, and it is open.",
+        "_direct": "The descriptor while reads and writes can go straight to it; see `_go_direct`.",
         "_registry": "What its loop watches.",
         "closed": "True from `close` or `steal_socket` on.",
         "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
@@ -118,8 +117,7 @@ class Socket(Generic[HandleT]):
         "write_buf": "What is queued for writing.",
         "write_buf_offset": "How much of the first queued block is out already, in bytes.",
         "write_buf_size": "How many bytes are queued; a callable counts as one.",
-        "write_set_watch": "True while it is watched for writability on account of `write`, not of a "
-        "subclass.",
+        "write_set_watch": "True while it is watched for writability on account of `write` alone.",
         "writer_func": "Called instead of write(2); see `set_writer_func`.",
     }
 
@@ -215,7 +213,7 @@ class Socket(Generic[HandleT]):
             if fd is not None and 0 < bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
             data = self._read_pushed_back(bytecount)
-            return data
+            return data  # From within: a handler may raise behind the call.
         except BaseException as error:
             return self._read_failed(error, bytecount)
 
@@ -302,7 +300,8 @@ class Socket(Generic[HandleT]):
         return fd if fd is not None and self._registry.objects.get(fd) is self else None
 
     def _go_direct(self) -> None:
-        """Let reads and writes go straight to the descriptor, if nothing is in their way."""
+        """Let reads and writes go straight to the descriptor, if nothing is in their way: nothing that
+        was queued or pushed back, no function that writes, no connect that is pending."""
         # No call, and questions that fall through, as a signal's handler may close the object.
         if not self.write_buf and not self.read_push_back and self.writer_func is None:
             if self.fd not in self._registry.connecting and not self.closed:
