@@ -467,12 +467,11 @@ class Socket(Generic[HandleT]):
     def on_incomplete_write(self) -> None:
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
-        self._watch_write_for_now()
+        if not self.write_set_watch or not self.event_watch & POLLOUT:
+            self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
-        if self.write_set_watch and self.event_watch & POLLOUT:
-            return
-        ours = not self.event_watch & POLLOUT
+        ours = self.write_set_watch or not self.event_watch & POLLOUT
         try:
             self.watch_write(True)
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
