@@ -214,6 +214,22 @@ MAKES_A_SOCKET: Final = "accept"
 """Behind this function Python asks the new descriptor for its own name, to see that it is a socket."""
 
 
+class ByPython(NamedTuple):
+    """A C function that Python calls by itself behind one of the surface."""
+
+    behind: str
+    function: str
+    when: str
+
+
+BY_PYTHON: Final = (
+    ByPython(MAKES_A_SOCKET, "getsockname", "a Python socket is made of it"),
+    # signal.set_wakeup_fd, as Modules/signalmodule.c has it. The signal's own write follows later.
+    ByPython("signal", "fstat", "a signal is to wake a loop: is its pipe open"),
+    ByPython("signal", "fcntl", "a signal is to wake a loop: does its pipe not block"),
+)
+
+
 class Entry(NamedTuple):
     """A C function of the surface, as it reaches the kernel."""
 
@@ -232,9 +248,10 @@ def surface(place: Where, backends: Collection[str]) -> Iterator[Entry]:
             continue
         call = asked(name, place)
         yield Entry(in_c(name), call.name, call.arguments, function.when)
-        if name == MAKES_A_SOCKET:
-            again = asked("getsockname", place)
-            yield Entry("getsockname", again.name, again.arguments, "a Python socket is made of it")
+        for python in BY_PYTHON:
+            if python.behind == name:
+                more = asked(python.function, place)
+                yield Entry(in_c(python.function), more.name, more.arguments, python.when)
         for rule in ASKED_AGAIN:
             if rule.holds(call.name, rule.errno, place):
                 when = f"behind a {call.name} that failed with {errorcode[rule.errno]}"

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
     from danga_raw._connecting import Connecting
     from danga_raw._waker import Waker
+    from danga_raw.listener import Listener
     from danga_raw.types import (
         AnySocket,
         Batch,
-        Callback,
         Handle,
         OtherFdCallback,
         OtherFdMapping,
@@ -121,7 +121,7 @@ class Registry:
         self.readable: set[int] = set()  # that, and a watch for reading
         self.own_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
-        self.starved: dict[int, Callback] = {}  # a way to begin again, once there is a descriptor
+        self.starved: dict[int, Listener] = {}  # no descriptor left for a connection
 
     # --- the poller -------------------------------------------------------------------------------
 
@@ -192,13 +192,29 @@ class Registry:
                 self.waker = made = self.waker or waker
                 if made is waker and self.poller is not None:
                     self.poller.register(waker.fileno(), POLLIN)
-            except BaseException:
-                self.waker = None
+            except BaseException as error:
+                if self.waker is waker:
+                    self.waker = None
+                    if by_handler(error):  # Perhaps behind its registration.
+                        self.unregister(waker.fileno(), POLLIN)
                 waker.close()
                 raise
             if made is not waker:
                 waker.close()
             return made
+
+    def feed(self) -> None:
+        """A descriptor was closed: listeners that had none left begin again."""
+        for listener in list(self.starved.values()):
+            listener.begin_again()
+
+    def resume(self) -> None:
+        """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
+        have cut it short."""
+        for listener in list(self.starved.values()):
+            listener.resume()
+        for pending in list(self.connecting.values()):
+            pending.resume()
 
     # --- registered -------------------------------------------------------------------------------
 
@@ -303,13 +319,7 @@ class Registry:
         added: list[int] = []
         try:
             for fd in fds:
-                # One that is there may have been closed and opened again.
-                known = fd in self.other_fds
-                if not known or not self.open().holds(fd, POLLIN):
-                    added += (fd,)
-                    self.register(fd, POLLIN)
-                    if known and self.has_entries:
-                        self.renew()  # As where an object has lost its number.
+                self._add_other_fd(fd, added)
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):
@@ -318,6 +328,16 @@ class Registry:
                 if fd not in self.other_fds:
                     self.unregister(fd, POLLIN)
             raise
+
+    def _add_other_fd(self, fd: int, added: list[int]) -> None:
+        """Watch one of them, and note in `added` that it is to be unregistered should this fail."""
+        # One that is there may have been closed and opened again.
+        known = fd in self.other_fds
+        if not known or not self.open().holds(fd, POLLIN):
+            added += (fd,)
+            self.register(fd, POLLIN)
+            if known and self.has_entries:
+                self.renew()  # As where an object has lost its number.
 
     def replace_other_fds(self, fds: OtherFdMapping) -> None:
         """Watch these other fds and no others. Raises `OSError`."""

@@ -357,11 +357,12 @@ class _Output:
 
     def _is_ours(self) -> bool:
         try:
-            return all(os.path.samestat(info, self._file) for info in map(os.fstat, self._fds))
+            found = [*map(os.fstat, self._fds)]
         except OSError as error:
             if error.errno != EBADF or _by_handler(error):
                 raise
             return False
+        return all(os.path.samestat(info, self._file) for info in found)
 
     def _give_up(self, error: OSError) -> None:
         if self._fds:  # Otherwise this is a child, made while its parent was writing.

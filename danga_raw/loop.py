@@ -97,6 +97,8 @@ class Loop:
         depth = len(registry.outer)
         try:
             registry.outer.append([] if registry.poller is None else registry.poller.batch)
+            if registry.starved or registry.connecting:
+                registry.resume()
             self._run_until_stopped()
             self._stopping = False
             self._end_run(depth)
@@ -297,8 +299,8 @@ class Loop:
                     first = first or error
             except BaseException as error:
                 first = first if isinstance(first, KeyboardInterrupt) else error
-        for begin in list(self._registry.starved.values()):
-            begin()  # A listener that had no descriptor left.
+        if self._registry.starved:
+            self._registry.feed()
         if first is not None:
             raise first
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from heapq import heapify, heappop, heappush
 from math import floor
 from sys import float_info
 from time import CLOCK_MONOTONIC
+
+try:  # The module around it is a twentieth of what all of this package costs to import.
+    from _heapq import heapify, heappop, heappush
+except ImportError:
+    from heapq import heapify, heappop, heappush
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._mistakes import check_callback

@@ -128,7 +128,9 @@ def _switch() -> None:
         # A signal's handler that starts or stops a trace may come in the midst of this. Then it
         # leaves the rest to whom it has interrupted, who looks again. There is no call between the
         # look at the flag and its setting, behind which a handler could come.
-        while not _is_switching:
+        while True:
+            if _is_switching or (not _on) == (not _replaced):
+                break
             _is_switching = True
             try:
                 if _on and not _replaced:
@@ -137,8 +139,6 @@ def _switch() -> None:
                     _leave_alone()
             finally:
                 _is_switching = False
-            if bool(_on) == bool(_replaced):
-                break
 
 
 def _after_fork() -> None:

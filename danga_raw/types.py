@@ -54,7 +54,17 @@ Batch: TypeAlias = list[int] | list[tuple[int, int]]
 
 
 class Poller(Protocol):
-    """One mechanism to wait for events. An event mask is that of poll(2) on all of them."""
+    """One mechanism to wait for events. An event mask is that of poll(2) on all of them.
+
+    `open` makes its descriptor where that isn't done, and `close` closes it, once. `register` watches
+    a fd, `modify` watches it for another mask, `unregister` no longer. `holds` is false if the
+    descriptor that was watched under a number was closed since. `wait` gives the (fd, event mask) of
+    each ready descriptor, or the bare fd where it is readable and nothing else. It blocks for at most
+    so many milliseconds, for ever where they are negative, and a signal ends it with nothing ready.
+
+    What fails raises an `OSError` that names the call and the fd: EBADF for a dead one, EEXIST for one
+    that is watched already, ENOENT for one that isn't watched, EMFILE, ENFILE and ENOMEM.
+    """
 
     batch: Batch
     bare: bool

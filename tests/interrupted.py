@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import danga_raw
 from danga_raw import Loop, Socket
@@ -358,16 +358,56 @@ BOUNDARIES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACK
 """Instructions at whose end CPython looks for signals (ceval.c, CHECK_EVAL_BREAKER), by how their
 names begin; POP_JUMP if it jumps. Behind no other can a handler run."""
 
+LOOKS_FIRST = ("JUMP_BACKWARD",) if sys.version_info >= (3, 13) else ()
+"""Those of them that look before they jump: what a handler raises is raised where they stand."""
+
 NEXT = 4
 """An instruction and what may be cached with it take so many bytes, where it does not jump."""
 
-ANYWHERE = ("",)
-"""Behind all of them, where nothing but a trace function can raise."""
+NOT_TAKEN = "NOT_TAKEN"
+"""Does nothing, behind a jump that was not made. 3.14 and later have many of these outside of the
+`try` that they stand in, where nothing but a trace function can raise."""
 
 
 @cache
 def instructions(code: CodeType) -> Mapping[int, str]:
     return {each.offset: each.opname for each in dis.get_instructions(code)}
+
+
+class Held(Protocol):
+    """From where to where a handler holds (`dis.Bytecode.exception_entries`, 3.11)."""
+
+    start: int
+    end: int
+    target: int
+
+
+def left_out_of_a_try(code: CodeType) -> list[str]:
+    """The places of `code`, and of what is defined in it, where a jump leads back into a `try` (or
+    `with`) that it is not in itself, as the table says that CPython goes by."""
+    found = [
+        place
+        for inner in code.co_consts
+        if isinstance(inner, CodeType)
+        for place in left_out_of_a_try(inner)
+    ]
+    bytecode = dis.Bytecode(code)
+    table: list[Held] = getattr(bytecode, "exception_entries")
+    names = {each.offset: each.opname for each in bytecode}
+
+    def handlers(at: int) -> set[int]:
+        """Where it goes on from `at` if there is an exception, and from there on if not handled."""
+        seen: set[int] = set()
+        while to := {each.target for each in table if each.start <= at < each.end} - seen:
+            (at,) = to
+            seen.add(at)
+        # The others give back a name to a comprehension, and the like.
+        return {each for each in seen if names[each] == "PUSH_EXC_INFO"}
+
+    for each in bytecode:
+        if each.opname == "JUMP_BACKWARD" and handlers(each.argval) - handlers(each.offset):
+            found.append(place(code, each.positions.lineno if each.positions else None))
+    return found
 
 
 def function(where: str) -> str:
@@ -385,18 +425,18 @@ def keyboard_interrupt() -> None:
 
 
 class Interrupter:
-    """Calls `handler` at the `at`th place of the package where a signal's may run, or before the
-    `at`th instruction of all."""
+    """Calls `handler` at the `at`th place of the package where a signal's may run, or `anywhere`:
+    before the `at`th instruction of all, where but for these only a trace function can raise."""
 
     def __init__(
         self,
         at: int,
-        boundaries: tuple[str, ...],
+        anywhere: bool = False,
         handler: Callable[[], None] = keyboard_interrupt,
     ) -> None:
         self.at = at
         self.handler = handler
-        self.boundaries = boundaries
+        self.anywhere = anywhere
         self.count = 0
         self.where: str | None = None
         """The function and the line at which it was called."""
@@ -418,13 +458,19 @@ class Interrupter:
             return self.step
         before = self._before.get(frame)
         self._before[frame] = frame.f_lasti
-        name = "RESUME" if before is None else instructions(frame.f_code)[before]
-        falls = name.startswith("POP_JUMP") and frame.f_lasti - (before or 0) <= NEXT
-        if name.startswith(self.boundaries) and not (falls and self.boundaries is BOUNDARIES):
+        here = instructions(frame.f_code)[frame.f_lasti]
+        behind = "RESUME" if before is None else instructions(frame.f_code)[before]
+        if self.anywhere:
+            is_place = here != NOT_TAKEN
+        elif behind.startswith(LOOKS_FIRST) or here.startswith(LOOKS_FIRST):
+            is_place = here.startswith(LOOKS_FIRST)
+        else:
+            falls = behind.startswith("POP_JUMP") and frame.f_lasti - (before or 0) <= NEXT
+            is_place = behind.startswith(BOUNDARIES) and not falls
+        if is_place:
             if self.count == self.at:
                 self._before.clear()
                 self.where = place(frame.f_code, frame.f_lineno)
-                here = instructions(frame.f_code)[frame.f_lasti]
                 self.returning = here.startswith("RETURN_")
                 sys.settrace(None)
                 self.handler()
@@ -459,11 +505,9 @@ def ending(story: Story, where: str | None) -> list[str]:
     return wrong
 
 
-def interrupted(
-    at: int, backend: str, boundaries: tuple[str, ...] = BOUNDARIES
-) -> tuple[Interrupter, list[str]]:
+def interrupted(at: int, backend: str, anywhere: bool = False) -> tuple[Interrupter, list[str]]:
     """Tell the story, interrupted at the `at`th place; what came of it."""
-    interrupter = Interrupter(at, boundaries)
+    interrupter = Interrupter(at, anywhere)
     with complaints() as heard:
         story = Story(backend)
         sys.settrace(interrupter.trace)
@@ -498,7 +542,7 @@ def handled(
     at: int, backend: str, handler: Callable[[Story], None]
 ) -> tuple[Interrupter, list[str]]:
     """Tell the story with a signal at the `at`th place; what came of it."""
-    interrupter = Interrupter(at, BOUNDARIES, lambda: handler(story))
+    interrupter = Interrupter(at, handler=lambda: handler(story))
     with complaints() as heard:
         story = Story(backend)
         sys.settrace(interrupter.trace)

@@ -29,21 +29,10 @@ from functools import partial
 from pathlib import Path
 
 from danga_raw import Loop, _kernel, _waker
-from tests.surface import stub
 
 IMPORTED_LATE = (logging, resource, _waker, encodings.idna)
 """What is imported when it is first needed, which reads files: by the package for a warning and for
 profiling, to be woken; by Python for the name of a host."""
-
-ONLY = {
-    "epoll": frozenset({"epoll_create1", "epoll_ctl", "epoll_wait"}),
-    "poll": frozenset({"poll", "fstat"}),
-    "kqueue": frozenset({"kqueue", "kevent", "fcntl", "getpid"}),
-}
-"""Backend -> the functions of `typestubs/libc.pyi` that no other backend needs."""
-
-WRAPPED = {"accept": "accept4", "setblocking": "ioctl", "signal": "rt_sigaction"}
-"""What Python's own wrapper of that name asks the C library for."""
 
 INTERPRETER = frozenset(
     "brk mmap munmap mremap madvise "  # memory
@@ -55,9 +44,8 @@ INTERPRETER = frozenset(
 """What CPython calls by itself in a program that runs."""
 
 PROGRAMS = {
-    # A signal wakes the loop by a byte: set_wakeup_fd looks at the descriptor it is given.
-    "echo": "bind listen socketpair recvfrom fstat fcntl",
-    "httpd.py": "bind listen shutdown stat open lseek fstat fcntl getrlimit",
+    "echo": "bind listen socketpair recvfrom",
+    "httpd.py": "bind listen shutdown stat open lseek fstat getrlimit",
     "ddlockd.py": "bind listen",
     "scenarios": "bind listen shutdown socketpair",
 }
@@ -112,16 +100,15 @@ def numbers() -> dict[str, int]:
 
 
 def kernels_name(function: str) -> str:
-    """What the kernel here calls a function of the package's surface."""
+    """What the kernel here calls a function, of the package's surface or another."""
     if function in _kernel.SURFACE:
         return _kernel.asked(function, _kernel.HERE).name
-    return WRAPPED.get(function, function)
+    return function
 
 
 def surface(backend: str) -> set[str]:
     """What the package calls on `backend`, under the kernel's names."""
-    functions = set(stub()).difference(*(ONLY[other] for other in ONLY.keys() - {backend}))
-    return set(map(kernels_name, functions))
+    return {entry.call for entry in _kernel.surface(_kernel.HERE, {backend})}
 
 
 def allowed(backend: str, program: str) -> set[str]:

@@ -377,6 +377,17 @@ def test_what_kqueue_alone_needs_is_not_in_the_list_of_a_system_without_it() -> 
     assert names("epoll", "kqueue", "poll") == set(map(in_c, SURFACE))
 
 
+def test_what_python_itself_asks_behind_a_call_is_in_the_list() -> None:
+    for place, call in (
+        (HERE, asked("fstat", HERE).name),
+        (Where(MUSL, (1, 2, 5), "arm"), "statx"),
+    ):
+        found = [(entry.function, entry.call) for entry in surface(place, {"epoll"})]
+        assert ("fstat", call) in found
+        assert ("fcntl", asked("fcntl", place).name) in found
+        assert ("getsockname", asked("getsockname", place).name) in found
+
+
 def test_info_names_the_c_library_and_its_version() -> None:
     facts = json.loads(run("-m", "danga_raw", "info", "--json").stdout)
     assert facts["libc"] == str(where())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from danga_raw import Listener, Loop, Socket
+from danga_raw._libc import libc
 from danga_raw.trace import Trace
 from tests.clients import PATIENCE
 from tests.needs import ROOT
@@ -201,6 +202,62 @@ def test_a_connection_whose_accepted_raises_is_closed_and_the_others_are_not(
         client.close()
 
 
+def test_a_close_that_fails_is_no_fault_of_the_listener(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def accepted(connection: socket.socket, address: object) -> None:
+        raise RuntimeError("on purpose")
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        raise OSError(errno.EIO, "on purpose")
+
+    told: list[tuple[object, str]] = []
+    loop.on_exception = lambda obj, error: told.append((obj, str(error)))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, accepted, loop)
+        with connected(sock) as client, monkeypatch.context() as patched:
+            patched.setattr(libc, "close", close)
+            turn(loop)
+            assert client.recv(1) == b""
+        assert told == [(None, "on purpose")] and not listener.closed
+        assert "close(fd" in caplog.text
+        listener.steal_socket()
+
+
+def test_a_listener_keeps_no_timer_that_it_has_no_use_for(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server at its limit rests and begins again with every client that leaves."""
+    room = True
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal room
+        room = not room
+        if not room:
+            raise OSError(errno.EMFILE, "no room")
+        return sock.accept()
+
+    monkeypatch.setattr(libc, "accept", accept)
+    got: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        clients = [connected(sock) for _ in range(3)]
+        for count in range(1, 4):
+            turn(loop)  # There is no room, ...
+            here, there = socket.socketpair()
+            Socket(here, loop).close()
+            there.close()
+            turn(loop)  # ... something is closed, ...
+            while len(got) < count:
+                turn(loop)  # ... and one is accepted.
+        live = [timer for _, _, timer in loop._timers.heap if timer.callback is not None]
+        assert len(live) <= 2  # That of this test's, and the last pause's.
+        listener.steal_socket()
+    for each in clients + got:
+        each.close()
+
+
 @pytest.mark.parametrize(
     "name", "ECONNABORTED EPROTO ENETDOWN EHOSTUNREACH EPERM ETIMEDOUT".split()
 )
@@ -309,6 +366,12 @@ def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         with pytest.raises(TypeError, match="accepted is a callable, not None"):
             Listener(sock, None, loop)  # type: ignore[arg-type]  # what is asked here
+    assert loop.watched_sockets == 0
+
+
+def test_a_socket_that_speaks_tls_itself_is_refused(loop: Loop) -> None:
+    ssl = pytest.importorskip("ssl")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with context.wrap_socket(sock, server_side=True) as wrapped:
             with pytest.raises(TypeError, match="wrap what it accepts"):

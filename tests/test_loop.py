@@ -869,7 +869,7 @@ def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World)
     world.turn()
     world.turn()
     assert all(obj.closed and obj.fd is None for obj in objects)
-    assert "handler" in told and told.count("integer division or modulo by zero") >= 3
+    assert "handler" in told and len([error for error in told if "by zero" in error]) >= 3
     assert world.loop.watched_sockets == 0
 
 
@@ -1040,7 +1040,7 @@ def test_an_exception_out_of_a_signals_handler_leaves_run_with_the_closes_done(
     raised: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if not raised:
+        if obj.closed and not raised:  # A signal may come before `run`, where nobody takes it.
             raised.append(1)
             raise Stop
 

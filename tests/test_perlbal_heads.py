@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from examples.perlbal.heads import Refused, Request, Response, find_end, http_date, parse_response
+from examples.perlbal.heads import (
+    MAX_HEAD,
+    Refused,
+    Request,
+    Response,
+    http_date,
+    parse_response,
+    take_head,
+)
 from examples.perlbal.uploads import ChunkDecoder
 
 FIRST = "GET / HTTP/1.1\r\nHost: a"
@@ -13,18 +21,24 @@ FIRST = "GET / HTTP/1.1\r\nHost: a"
 @pytest.mark.parametrize(
     ("data", "head", "rest"),
     [
-        (b"GET / HTTP/1.0\r\nA: b\r\n\r\nrest", b"GET / HTTP/1.0\r\nA: b", b"rest"),
-        (b"GET / HTTP/1.0\nA: b\n\nrest", b"GET / HTTP/1.0\nA: b", b"rest"),
-        (b"HTTP/1.0 200 OK\nA: b\n\r\nrest", b"HTTP/1.0 200 OK\nA: b", b"rest"),
-        (b"A\r\n\r\nB\n\n", b"A", b"B\n\n"),
-        (b"A\n\nB\r\n\r\n", b"A", b"B\r\n\r\n"),
+        (b"GET / HTTP/1.0\r\nA: b\r\n\r\nrest", "GET / HTTP/1.0\r\nA: b", b"rest"),
+        (b"GET / HTTP/1.0\nA: b\n\nrest", "GET / HTTP/1.0\nA: b", b"rest"),
+        (b"HTTP/1.0 200 OK\nA: b\n\r\nrest", "HTTP/1.0 200 OK\nA: b", b"rest"),
+        (b"A\r\n\r\nB\n\n", "A", b"B\n\n"),
+        (b"A\n\nB\r\n\r\n", "A", b"B\r\n\r\n"),
     ],
 )
-def test_a_head_ends_at_the_first_empty_line(data: bytes, head: bytes, rest: bytes) -> None:
-    end, after = find_end(data)
-    assert (data[:end], data[after:]) == (head, rest)
+def test_a_head_ends_at_the_first_empty_line(data: bytes, head: str, rest: bytes) -> None:
+    assert take_head(data) == (head, rest)
     for cut in range(len(data) - len(rest) - 1):
-        assert find_end(data[:cut])[0] < 0
+        assert take_head(data[:cut]) is None
+
+
+def test_a_head_is_bounded_whether_its_end_is_there_or_not() -> None:
+    assert take_head(b"x" * (MAX_HEAD - 1)) is None
+    for data in (b"x" * MAX_HEAD, b"x" * MAX_HEAD + b"x\r\n\r\n"):
+        with pytest.raises(Refused):
+            take_head(data)
 
 
 def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:

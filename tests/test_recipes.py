@@ -9,7 +9,6 @@ import random
 import resource
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -275,6 +274,7 @@ def test_lines_are_answered_bounded_and_as_they_are_taken(backend: str) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     need("openssl")
+    pytest.importorskip("ssl")  # A Python may be built without, and its users import it.
     folder = tmp_path_factory.mktemp("tls")
     made, key = str(folder / "certificate.pem"), str(folder / "key.pem")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
@@ -321,6 +321,8 @@ def test_tls_takes_pieces_of_any_size_and_says_its_end(
     certificate: tuple[str, str], piece: int, backend: str
 ) -> None:
     """A proxy of our own cuts the stream; where it wasn't ended by TLS, SSLEOFError is raised."""
+    import ssl
+
     context = ssl.create_default_context(cafile=certificate[0])
     with running(RECIPES["tls"], *certificate, backend=backend) as server:
         with server.connect() as raw:
@@ -350,6 +352,8 @@ def test_tls_takes_pieces_of_any_size_and_says_its_end(
 
 
 def test_tls_goes_on_after_who_does_not_speak_it(certificate: tuple[str, str]) -> None:
+    import ssl
+
     with running(RECIPES["tls"], *certificate) as server:
         chooser = random.Random(5)
         for data in (REQUEST, b"", b"\x16\x03\x01", chooser.randbytes(3000), bytes(5)):

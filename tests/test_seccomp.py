@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests import needs, seccomp, surface
+from tests import needs, seccomp
 from tests.clients import PATIENCE, Server
 from tests.strace import run_group
 
@@ -105,10 +105,6 @@ def environment(backend: str) -> Mapping[str, str]:
 
 
 # --- to their end -------------------------------------------------------------------------------
-
-
-def test_what_one_backend_alone_needs_is_declared_in_the_stub() -> None:
-    assert set().union(*seccomp.ONLY.values()) <= set(surface.stub())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -211,6 +207,11 @@ def test_with_one_call_of_the_package_taken_off_the_list_it_dies(
     script = str(SCENARIOS / f"{name}.py")
     status = LISTED.ended(backend, script, without=seccomp.kernels_name(call))
     assert status == -signal.SIGSYS
+
+
+@pytest.mark.parametrize("call", ["fstat", "fcntl"])
+def test_without_what_python_asks_of_the_pipe_of_a_signal_a_server_dies(call: str) -> None:
+    assert LISTED.ended("epoll", "echo", without=seccomp.kernels_name(call)) == -signal.SIGSYS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -199,7 +199,7 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
     well = True
     if tests:
         print(f"--- {architecture}", flush=True)
-        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-m", "not needs"]
+        pytest = [str(python), "-m", "pytest", "-m", "not needs"]
         log = scratch / f"{architecture}.log"
         with log.open("w") as output:
             try:

@@ -76,7 +76,7 @@ def interpreter(name: str) -> Path:
 
     Raises `OSError`.
     """
-    if "/" in name:
+    if name not in NAMES:
         return Path(name)
     return unpacked(name) if name in PACKAGES else built.python(name)
 
@@ -104,7 +104,7 @@ def run(name: str, arguments: Sequence[str]) -> tuple[bool, str]:
         print(f"--- {name}: {told[0]}", flush=True)
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": WARNINGS}
         asked = arguments or (PYPY if name == "pypy" else [])
-        pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *asked]
+        pytest = [str(python), "-m", "pytest", *asked]
         with subprocess.Popen(
             pytest, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace"
         ) as process:

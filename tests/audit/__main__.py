@@ -4,7 +4,7 @@ libraries, and by other versions of strace.
     python -m tests.audit                     a sample of the programs, by all watchers
     python -m tests.audit --all               every program, and on a newer glibc too
     python -m tests.audit arm64 strace-sid    only by these
-    python -m tests.audit --python PATH       an interpreter that this kernel runs, by the newest strace
+    python -m tests.audit --python musl       one of tests.abi.pythons, or a path, by the newest strace
 
 Prints how many lines were compared, and each program whose calls were told differently.
 """
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from subprocess import SubprocessError
 
+from tests.abi.pythons import interpreter
 from tests.audit.programs import Program, programs
 from tests.audit.subjects import NEWER, SUBJECTS, Subject, by_strace
 
@@ -40,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.audit")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="; ".join(known))
     parser.add_argument("--all", action="store_true", help="every program, on all of them")
-    parser.add_argument("--python", action="append", default=[], metavar="PATH")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME")
     parser.add_argument("--program", default="", metavar="NAME", help="only the programs so named")
     arguments = parser.parse_args()
     if unknown := set(arguments.subjects) - known.keys():
@@ -49,7 +50,7 @@ def main() -> int:
     if not names and not arguments.python:
         names = [*(known if arguments.all else SUBJECTS)]
     makers = [known[name] for name in names]
-    makers += [partial(by_strace, "sid", path) for path in arguments.python]
+    makers += [partial(by_strace, "sid", str(interpreter(name))) for name in arguments.python]
     chosen = programs(1000) if arguments.all else programs(60, scenarios=10)
     chosen = [program for program in chosen if arguments.program in program.name]
     total, failed = 0, False
