@@ -135,12 +135,7 @@ class Registry:
             poller = _new_poller(self.backend)
             try:
                 poller.open()
-                objects = list(self.objects.items())
-                known = {fd: obj.event_watch for fd, obj in objects if not obj.closed}
-                known |= dict.fromkeys(self.other_fds, POLLIN)
-                if self.waker is not None:
-                    known[self.waker.fileno()] = POLLIN
-                for fd, events in known.items():
+                for fd, events in self._known().items():
                     try:
                         poller.register(fd, events)
                     except OSError as error:  # Its owner, who has closed it, will hear so.
@@ -152,6 +147,14 @@ class Registry:
                     self._dropped += (poller,)
                     self._close_dropped()
         return opened
+
+    def _known(self) -> dict[int, int]:
+        """What is to be watched: fd -> event mask."""
+        known = {fd: obj.event_watch for fd, obj in list(self.objects.items()) if not obj.closed}
+        known |= dict.fromkeys(self.other_fds, POLLIN)
+        if self.waker is not None:
+            known[self.waker.fileno()] = POLLIN
+        return known
 
     def renew(self) -> None:
         """Drop the poller, with the entries in it that can't be removed, and open another. The first
