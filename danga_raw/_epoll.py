@@ -128,8 +128,11 @@ class Epoll:
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
             state = self._states[0]
-            self.bare = bare = state == self._bare
-            return (self._fds[0] if bare else (self._fds[0], state),)
+            if state == self._bare:
+                self.bare = True
+                return (self._fds[0],)
+            self.bare = False
+            return ((self._fds[0], state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()

@@ -118,20 +118,21 @@ class Loop:
         resets = self._resets
         while not self._stopping:
             timeout = timers.timeout
-            if pending or overdue:
+            if pending or overdue or soon:
                 try:
-                    timeout = timers.run_due()
+                    if pending or overdue:
+                        timeout = timers.run_due()
                 except Exception as error:
                     if not self.handle_exception(error):
                         raise
                     continue
-            if soon:
-                self._run_soon()
-                timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                if soon:
+                    self._run_soon()
+                    timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                if self._stopping > 0:
+                    return
             if readable or leaving and registry.to_close():
                 timeout = 0
-            if self._stopping > 0:
-                return
             poller = registry.poller
             if poller is None:
                 watched = registry.objects or registry.other_fds or registry.waker
