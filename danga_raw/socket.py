@@ -821,7 +821,9 @@ class Socket(Generic[HandleT]):
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
 
-    debugmsg = DebugMsg
+    def debugmsg(self, message: str, *args: object) -> None:
+        """As `DebugMsg`."""
+        self.DebugMsg(message, *args)
 
 
 _warned = False
