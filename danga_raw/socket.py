@@ -22,6 +22,7 @@ from danga_raw.loop import Loop, registry_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket as PythonSocket
     from types import FrameType
     from typing import Final, NoReturn, TypeVar
 
@@ -176,10 +177,12 @@ class Socket(Generic[HandleT]):
         for what is no address, and `OSError` where there is no socket to be had (EMFILE), with nothing
         left behind. A connect that fails at once is told as any other.
         """
-        sock, error = begin(address)
-        fd = sock.fileno()
-        obj = None
+        made: list[PythonSocket] = []
+        obj, fd = None, -1
         try:
+            error = begin(address, made)
+            sock = made[0]
+            fd = sock.fileno()
             # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
             # object already. What a subclass's constructor takes is its own, and can't be said here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
@@ -191,11 +194,17 @@ class Socket(Generic[HandleT]):
             pending.start(timeout)
         except BaseException:
             begun.pop(fd, None)
-            if obj is not None and hasattr(obj, "_direct") and obj._registered() is not None:
-                obj._registry.leave(obj, None)  # Its constructor has come so far.
-            drop(sock)
+            if obj is not None:
+                obj._withdraw()
+            for sock in made:
+                drop(sock)
             raise
         return obj
+
+    def _withdraw(self) -> None:
+        """Leave the loop, if the constructor has come so far."""
+        if hasattr(self, "_direct") and self._registered() is not None:
+            self._registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
 
@@ -809,7 +818,9 @@ class Socket(Generic[HandleT]):
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
 
-    debugmsg = DebugMsg
+    def debugmsg(self, message: str, *args: object) -> None:
+        """As `DebugMsg`."""
+        self.DebugMsg(message, *args)
 
 
 _warned = False
