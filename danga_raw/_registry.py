@@ -135,23 +135,26 @@ class Registry:
             poller = _new_poller(self.backend)
             try:
                 poller.open()
-                objects = list(self.objects.items())
-                known = {fd: obj.event_watch for fd, obj in objects if not obj.closed}
-                known |= dict.fromkeys(self.other_fds, POLLIN)
-                if self.waker is not None:
-                    known[self.waker.fileno()] = POLLIN
-                for fd, events in known.items():
+                for fd, events in self._known().items():
                     try:
                         poller.register(fd, events)
                     except OSError as error:  # Its owner, who has closed it, will hear so.
                         _complain(error, "%s")
                 # One that a signal's handler has opened meanwhile knows better.
-                self.poller = self.poller or poller
+                self.poller = opened = self.poller or poller
             finally:
                 if self.poller is not poller:
                     self._dropped += (poller,)
                     self._close_dropped()
-        return self.poller
+        return opened
+
+    def _known(self) -> dict[int, int]:
+        """What is to be watched: fd -> event mask."""
+        known = {fd: obj.event_watch for fd, obj in list(self.objects.items()) if not obj.closed}
+        known |= dict.fromkeys(self.other_fds, POLLIN)
+        if self.waker is not None:
+            known[self.waker.fileno()] = POLLIN
+        return known
 
     def renew(self) -> None:
         """Drop the poller, with the entries in it that can't be removed, and open another. The first
@@ -480,6 +483,7 @@ def _close(entry: Leaving) -> None:
             # its owner has closed behind our back has none: the number may be another's by now.
             for _ in map(libc.close, filter(_is_open, map(RawSocket.detach, (sock,)))):
                 pass
+            sock.detach()  # Python's own class is to know as well.
         elif sock is not None:
             entry.sock = None
             sock.close()

@@ -125,13 +125,11 @@ class Loop:
                     if not self.handle_exception(error):
                         raise
                     continue
-            if soon or readable or leaving:
-                if soon:
-                    self._run_soon()
-                    # They may have added a timer, or set the timeout: the next turn sees to that.
-                    timeout = 0
-                if readable or registry.to_close():
-                    timeout = 0
+            if soon:
+                self._run_soon()
+                timeout = 0  # They may have added a timer, say: the next turn sees to that.
+            if readable or leaving and registry.to_close():
+                timeout = 0
             if self._stopping > 0:
                 return
             poller = registry.poller
@@ -191,13 +189,13 @@ class Loop:
     def _run_soon(self) -> None:
         """Call what `call_soon` was given. What is added meanwhile waits for the next turn: one that
         always adds itself again must not keep the loop from everything else."""
-        for _ in range(len(self._soon)):
-            if not self._soon:  # A callback has run the loop.
-                return
-            callback = self._soon[0]
-            del self._soon[0]  # No call in between: what a signal's handler raises loses none.
+        soon = self._soon
+        for _ in range(len(soon)):
             try:
-                callback()
+                if soon:  # Else a callback has run the loop.
+                    callback = soon[0]
+                    del soon[0]  # No call before the next: it is neither lost nor called twice.
+                    callback()
             except Exception as error:
                 if not self.handle_exception(error):
                     raise
