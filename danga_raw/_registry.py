@@ -21,7 +21,7 @@ from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
-from errno import EEXIST, ENOENT
+from errno import EEXIST, ENOENT, ENOMEM, ENOSPC
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
@@ -151,6 +151,8 @@ class Registry:
                     try:
                         self._made.register(fd, events)
                     except OSError as error:
+                        if error.errno in (ENOMEM, ENOSPC):
+                            raise  # The next to open goes on: nothing is wrong with the descriptor.
                         # It is there where an exception has cut an earlier opening short. Else its
                         # owner has closed it, and will hear so when it is used.
                         if error.errno != EEXIST:
