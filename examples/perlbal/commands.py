@@ -285,7 +285,7 @@ def shutdown(call: Call, graceful: str, seconds: str) -> Answer:
     if not graceful:
         call.server.stop()
         return ""
-    call.server.shut_down_gracefully(int(seconds) if seconds else None)
+    call.server.shut_down_gracefully(int(seconds or "0"))
     return None
 
 
