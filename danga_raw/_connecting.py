@@ -63,21 +63,21 @@ def family(address: SocketAddress) -> int:
             raise TypeError(f"an address is (ip, port), or the path of a UNIX socket: {address!r}")
 
 
-def begin(address: SocketAddress) -> tuple[PythonSocket, OSError | None]:
-    """A socket that doesn't block and has begun to connect, and the error if it has failed already:
-    socket(2) and connect(2). Raises `OSError` where there is no socket to be had (EMFILE)."""
-    sock = libc.socket(family(address), _socket.SOCK_STREAM | _NONBLOCK)
+def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
+    """Put a socket into `made` that doesn't block and has begun to connect; the error if it has
+    failed already: socket(2) and connect(2). Raises `OSError` where there is no socket to be had
+    (EMFILE)."""
+    made += map(libc.socket, (family(address),), (_socket.SOCK_STREAM | _NONBLOCK,))
     try:
         if not _NONBLOCK:
-            libc.setblocking(sock)
-        libc.connect(sock, address)
-    except BaseException as error:
+            libc.setblocking(made[0])
+        libc.connect(made[0], address)
+    except OSError as error:
         # What a signal's handler raises, a TimeoutError perhaps, is no outcome of the connect.
-        if not isinstance(error, OSError) or by_handler(error):
-            drop(sock)
+        if by_handler(error):
             raise
-        return sock, None if error.errno in _PENDING else error
-    return sock, None
+        return None if error.errno in _PENDING else error
+    return None
 
 
 def drop(sock: PythonSocket) -> None:
@@ -99,13 +99,16 @@ begun: Final[dict[int, Connecting]] = {}
 class Connecting:
     """A connect that is pending, and the object that waits for it."""
 
-    __slots__ = ("_error", "_fd", "_obj", "_pending", "_timer")
+    __slots__ = ("_answer", "_error", "_fd", "_obj", "_pending", "_timer", "_told")
 
     def __init__(self, error: OSError | None) -> None:
         """`error` is known already where the connect has failed at once."""
         self._error = error
+        self._answer: list[int] = []
+        """What SO_ERROR was, which tells it but once."""
         self._obj: AnySocket | None = None
         self._timer: Timer | None = None
+        self._told = False
 
     def attach(self, obj: AnySocket, fd: int, pending: dict[int, Connecting]) -> None:
         """Be what `obj` waits for, from its registration on: what its constructor writes is queued."""
@@ -120,41 +123,55 @@ class Connecting:
     def start(self, timeout: float | None) -> None:
         """Watch for the outcome; tell an error that is known in the next turn, and a TimeoutError in
         so many seconds."""
-        obj, error = self._waiting(), self._error
+        obj = self._waiting()
         if obj is None:  # Its constructor has closed it.
             return
-        if error is not None:
-            obj.loop.call_soon(lambda: self._tell(error))
+        if self._error is not None:
+            obj.loop.call_soon(self._tell)
             return
         obj.watch_write(True)
         if timeout is not None:
             self._timer = obj.loop.add_timer(timeout, self._time_out)
 
     def _time_out(self) -> None:
-        self._tell(TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT)))
+        self._error = TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
+        self._tell()
 
     def finish(self) -> None:
         """The kernel has something to say: getsockopt(SO_ERROR) tells what, where that isn't known. A
         socket that has failed at once has no error, and yet is hung up."""
-        obj, error = self._waiting(), self._error
-        if obj is not None and obj.sock is not None:
-            if error is None and (number := libc.getsockopt(obj.sock)):
-                error = OSError(number, os.strerror(number))
-            self._tell(error)
-
-    def _tell(self, error: OSError | None) -> None:
-        """Tell the object the outcome, unless it was closed; it is told once."""
         obj = self._waiting()
+        if obj is not None and obj.sock is not None and self._error is None and not self._answer:
+            self._answer += map(libc.getsockopt, (obj.sock,))
+        self._tell()
+
+    def resume(self) -> None:
+        """Tell the outcome, where an exception has come before that was told."""
+        obj, timer = self._waiting(), self._timer
+        if obj is not None and (self._error is not None or self._answer):
+            obj.loop.call_soon(self._tell)
+        elif obj is not None and timer is not None and timer.callback is None:
+            obj.loop.call_soon(self._time_out)
+
+    def _tell(self) -> None:
+        """Tell the object the outcome, unless it was closed; it is told once."""
+        obj, error = self._waiting(), self._error
         if obj is None:
             return
-        del self._pending[self._fd]
+        if error is None and self._answer and (number := self._answer[0]):
+            error = OSError(number, os.strerror(number))
         self.cancel()
         if error is None:
             # What was written meanwhile is queued, and the watch is over when that is out.
             obj.watch_write(bool(obj.write_buf))
             obj.write_set_watch = bool(obj.write_buf)
         try:
-            obj.event_connect(error)
+            if not self._told:
+                # No call in between: it is told once. What has failed is pending until it is closed.
+                self._told = True
+                if error is None:
+                    del self._pending[self._fd]
+                obj.event_connect(error)
         finally:
             if error is not None and not obj.closed:
                 obj.close_as("not connected")

@@ -86,10 +86,18 @@ class Waker:
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
-        libc.signal(number, handler)
-        self._handled.add(number)
+        new = number not in self._handled
+        # Before it is handled: else an exception in between could leave what nobody takes off.
+        self._handled |= {number}
+        try:
+            libc.signal(number, handler)
+        except (OSError, TypeError, ValueError) as error:
+            refused = not isinstance(error, OSError) or not by_handler(error)
+            if new and refused:
+                self._handled.discard(number)
+            raise
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
-        for each in _hearing:
+        for each in (self, *_hearing):
             if former == each._ends[1]:
                 former = each._former
         self._former = former
@@ -101,9 +109,9 @@ class Waker:
             return False
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         libc.signal(number, usual)
-        self._handled.discard(number)
-        if not self._handled:
+        if self._handled == {number}:
             self._unhear_signals()
+        self._handled.discard(number)  # At last: who is cut short is finished by the next to look.
         return True
 
     def _unhear_signals(self) -> None:

@@ -69,11 +69,11 @@ class Listener(Socket):
         self.accepted: Accepted = accepted
         self._retry: Timer | None = None
         libc.setblocking(sock)
-        super().__init__(sock, loop)
         try:
+            super().__init__(sock, loop)
             self.watch_read(True)
         except BaseException:
-            self.steal_socket()  # Nobody has it yet, and the socket is the caller's.
+            self._withdraw()  # Nobody has it yet, and the socket is the caller's.
             raise
 
     def event_read(self) -> None:
@@ -121,21 +121,29 @@ class Listener(Socket):
             (debug if error.errno in _NO_ROOM else warn)("%r: accept: %s", self, error)
         else:
             self._retry.cancel()
+        # First how it begins again: an exception in between would leave it deaf.
+        if self.fd is not None:
+            self._registry.starved[self.fd] = self
+        self._retry = self.loop.add_timer(PAUSE, self.begin_again)
         try:
             self.watch_read(False)
         except OSError:
             pass  # Then the next turn finds it readable, and tries again.
-        self._retry = self.loop.add_timer(PAUSE, self._begin_again)
-        if self.fd is not None:
-            self._registry.starved[self.fd] = self._begin_again
 
-    def _begin_again(self) -> None:
-        if self.fd is None or self._registry.starved.pop(self.fd, None) is None:
+    def begin_again(self) -> None:
+        """Listen again, if it rests; the loop's registry and its own timer call this."""
+        if self.fd is None or self._registry.starved.get(self.fd) is not self:
             return
         try:
             self.watch_read(True)
+            self._registry.starved.pop(self.fd, None)
         except OSError as error:
             self._starve(error)
+
+    def resume(self) -> None:
+        """The same where the timer was spent in vain, as an exception may have come behind it."""
+        if self._retry is None or self._retry.callback is None:
+            self.begin_again()
 
     def event_err(self) -> None:
         """A listener that has an error says which when it accepts."""

@@ -22,6 +22,7 @@ from danga_raw.loop import Loop, registry_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket as PythonSocket
     from types import FrameType
     from typing import Final, NoReturn, TypeVar
 
@@ -105,8 +106,7 @@ class Socket(Generic[HandleT]):
 
     __slots__ = {
         "_addresses": "The addresses of the other side and of this one, once they were asked for.",
-        "_direct": "The descriptor while reads and writes can go straight to it, else None: nothing "
-        "is queued or pushed back, no function writes, and it is open.",
+        "_direct": "The descriptor while reads and writes can go straight to it; see `_go_direct`.",
         "_registry": "What its loop watches.",
         "closed": "True from `close` or `steal_socket` on.",
         "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
@@ -118,8 +118,7 @@ class Socket(Generic[HandleT]):
         "write_buf": "What is queued for writing.",
         "write_buf_offset": "How much of the first queued block is out already, in bytes.",
         "write_buf_size": "How many bytes are queued; a callable counts as one.",
-        "write_set_watch": "True while it is watched for writability on account of `write`, not of a "
-        "subclass.",
+        "write_set_watch": "True while it is watched for writability on account of `write` alone.",
         "writer_func": "Called instead of write(2); see `set_writer_func`.",
     }
 
@@ -178,10 +177,12 @@ class Socket(Generic[HandleT]):
         for what is no address, and `OSError` where there is no socket to be had (EMFILE), with nothing
         left behind. A connect that fails at once is told as any other.
         """
-        sock, error = begin(address)
-        fd = sock.fileno()
-        obj = None
+        made: list[PythonSocket] = []
+        obj, fd = None, -1
         try:
+            error = begin(address, made)
+            sock = made[0]
+            fd = sock.fileno()
             # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
             # object already. What a subclass's constructor takes is its own, and can't be said here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
@@ -195,7 +196,8 @@ class Socket(Generic[HandleT]):
             begun.pop(fd, None)
             if obj is not None:
                 obj._withdraw()
-            drop(sock)
+            for sock in made:
+                drop(sock)
             raise
         return obj
 
@@ -220,7 +222,7 @@ class Socket(Generic[HandleT]):
             if fd is not None and 0 < bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
             data = self._read_pushed_back(bytecount)
-            return data
+            return data  # From within: a handler may raise behind the call.
         except BaseException as error:
             return self._read_failed(error, bytecount)
 
@@ -240,8 +242,8 @@ class Socket(Generic[HandleT]):
             data = bytes(view[:bytecount])
             pieces[0] = view[bytecount:]
             return data
-        data = bytes(first)
         registry = self._registry
+        data = bytes(first)
         waits = registry.pushed_back.get(fd) is self
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
@@ -281,9 +283,7 @@ class Socket(Generic[HandleT]):
         Makes no system call, and does nothing on a closed object. Raises `TypeError` for anything but
         bytes.
         """
-        if not isinstance(buf, (bytes, bytearray, memoryview)):
-            raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
-        piece = (bytes(buf),)
+        piece = (_piece(buf),)
         pieces = self.read_push_back or deque()
         # No call from here on: a signal's handler could close the object behind it.
         if self.fd is not None and not self.closed:
@@ -309,7 +309,8 @@ class Socket(Generic[HandleT]):
         return fd if fd is not None and self._registry.objects.get(fd) is self else None
 
     def _go_direct(self) -> None:
-        """Let reads and writes go straight to the descriptor, if nothing is in their way."""
+        """Let reads and writes go straight to the descriptor, if nothing is in their way: nothing that
+        was queued or pushed back, no function that writes, no connect that is pending."""
         # No call, and questions that fall through, as a signal's handler may close the object.
         if not self.write_buf and not self.read_push_back and self.writer_func is None:
             if self.fd not in self._registry.connecting and not self.closed:
@@ -475,12 +476,11 @@ class Socket(Generic[HandleT]):
     def on_incomplete_write(self) -> None:
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
-        self._watch_write_for_now()
+        if not self.write_set_watch or not self.event_watch & POLLOUT:
+            self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
-        if self.write_set_watch and self.event_watch & POLLOUT:
-            return
-        ours = not self.event_watch & POLLOUT
+        ours = self.write_set_watch or not self.event_watch & POLLOUT
         try:
             self.watch_write(True)
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
@@ -821,7 +821,9 @@ class Socket(Generic[HandleT]):
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
 
-    debugmsg = DebugMsg
+    def debugmsg(self, message: str, *args: object) -> None:
+        """As `DebugMsg`."""
+        self.DebugMsg(message, *args)
 
 
 _warned = False
@@ -844,6 +846,14 @@ def _block(data: Writable) -> Queued:
     if callable(data):
         return data
     raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+
+
+def _piece(buf: object) -> bytes:
+    if isinstance(buf, (bytes, bytearray)):
+        return bytes(buf)
+    if isinstance(buf, memoryview):
+        return buf.tobytes()
+    raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
 def _size(queued: Queued) -> int:

@@ -33,6 +33,7 @@ from tests.interrupted import (
     interrupted_by_signal,
     left_out_of_a_try,
 )
+from tests.interrupted_parts import PARTS, cut_short
 from tests.needs import REQUIRED
 from tests.world import IN, POLLERS, Noted, World
 
@@ -119,6 +120,26 @@ def test_a_jump_back_that_is_left_out_is_found() -> None:
     assert len(left_out_of_a_try(compile(loop, "loop", "exec"))) == 1
     plain = loop.replace(" finally", "   each()\n finally")
     assert left_out_of_a_try(compile(plain, "loop", "exec")) == []
+
+
+@not_on_3_12
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # A socket that a call made in vain.
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("story", PARTS)
+def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_nothing_half_done(
+    story: str, backend: str
+) -> None:
+    cut_short(story, -1, backend)
+    whole, wrong = cut_short(story, -1, backend)
+    assert wrong == []
+    assert whole.count > 100
+    found: dict[str, list[str]] = {}
+    for at in places(whole.count, None if REQUIRED else 12):
+        interrupter, wrong = cut_short(story, at, backend)
+        if wrong:
+            found[interrupter.where or "nowhere"] = wrong
+    gc.collect()
+    assert found == {}
 
 
 @not_on_3_12

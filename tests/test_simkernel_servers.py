@@ -240,17 +240,22 @@ def leave_the_waker_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def take_a_hang_up_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connecting, "finish", lambda self: self._tell(None))
+    def finish(self: Connecting) -> None:
+        self._error = None
+        self._tell()
+
+    monkeypatch.setattr(Connecting, "finish", finish)
 
 
 def tell_at_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Connecting._tell
 
-    def tell(self: Connecting, error: OSError | None) -> None:
+    def tell(self: Connecting) -> None:
         obj = self._obj
-        original(self, error)
+        original(self)
         if obj is not None and obj.fd is not None:
             self._pending[obj.fd] = self
+            self._told = False
 
     monkeypatch.setattr(Connecting, "_tell", tell)
 
@@ -335,7 +340,7 @@ def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "feed", lambda self: None)
-    monkeypatch.setattr(listener.Listener, "_begin_again", lambda self: None)
+    monkeypatch.setattr(listener.Listener, "begin_again", lambda self: None)
 
 
 def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:

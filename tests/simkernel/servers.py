@@ -360,7 +360,7 @@ class Dial:
         dice = conn.dice
         wild = self.world.wild
         self.loop = dice.choice(self.world.loops)
-        self.timeout = dice.choice((None, None, 0.001, 0.01, 6.0)) if wild else None
+        self.timeout = dice.choice((None, None, 0.001, 0.01, 2.0)) if wild else None
         self.whim = dice.choice(_WHIMS) if wild and dice.random() < 0.3 else ""
         """What the constructor does beside."""
         self.began = self.world.kernel.clock.now_ns

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.simkernel.world import World
 
 AT_ONCE: Final = 1 * MS
-AT_ONCE_OF_TWO: Final = 1000 * MS
+AT_ONCE_OF_TWO: Final = 3000 * MS
 """The same where another loop has its turns meanwhile."""
 
 

@@ -45,6 +45,8 @@ PLATFORMS: Final = {
 }
 WORLD_SIZE: Final = 16
 """How many connections a world has."""
+MOST_TURNS: Final = 50_000
+"""A world takes some hundreds, and some thousands where the kernel waits in short ticks."""
 _NO_ROOM: Final = (EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC)
 
 T = TypeVar("T")
@@ -284,6 +286,7 @@ class World:
 
     def _turn(self, loop: Loop) -> bool:
         self.turns += 1
+        self.require(self.turns < MOST_TURNS, "the world has no end")
         self.ran_within = False
         closed = loop in self.closes_began
         self.closes_began.discard(loop)
