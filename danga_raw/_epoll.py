@@ -127,12 +127,12 @@ class Epoll:
         count = libc.epoll_wait(*self._arguments)
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
-            state = self._states[0]
+            fd, state = self._fds[0], self._states[0]
             if state == self._bare:
                 self.bare = True
-                return (self._fds[0],)
+                return (fd,)
             self.bare = False
-            return ((self._fds[0], state),)
+            return ((fd, state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()

@@ -21,6 +21,7 @@ from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
+from errno import ENOMEM, ENOSPC
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
@@ -138,8 +139,11 @@ class Registry:
                 for fd, events in self._known().items():
                     try:
                         poller.register(fd, events)
-                    except OSError as error:  # Its owner, who has closed it, will hear so.
-                        _complain(error, "%s")
+                    except OSError as error:
+                        # Nothing is wrong with the descriptor: the next to open tries anew.
+                        if error.errno in (ENOMEM, ENOSPC):
+                            raise
+                        _complain(error, "%s")  # Its owner, who has closed it, will hear so.
                 # One that a signal's handler has opened meanwhile knows better.
                 self.poller = opened = self.poller or poller
             finally:

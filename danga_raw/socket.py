@@ -334,7 +334,7 @@ class Socket(Generic[HandleT]):
         try:
             fd = self._direct
             if fd is None or not isinstance(data, bytes):
-                return self._write_in_turn(data)
+                return self._write_queue(data)
             # Here goes nearly every write: what `_write_queue` does, with nothing queued.
             try:
                 written = libc.write(fd, data)
@@ -354,22 +354,19 @@ class Socket(Generic[HandleT]):
                 self._watch_write_for_now()
             raise
 
-    def _write_in_turn(self, data: Writable) -> bool:
-        """`write` where it can't go straight to the descriptor."""
+    def _write_queue(self, data: Writable) -> bool:
+        """`write` where it can't go straight to the descriptor: queue `data` where something waits,
+        else write it and what is queued by then, until that is refused."""
         fd = self.fd
         if fd is None:
             return True
         new = None if data is None else _block(data)
-        # What the kernel would answer is the connect's outcome, which is told elsewhere.
         connecting = fd in self._registry.connecting
-        if new is not None and (connecting or self.write_buf):
-            self._queue(new)
-        elif not connecting:
-            return self._write_queue(fd, new)
-        return not self.write_buf
-
-    def _write_queue(self, fd: int, new: Queued | None) -> bool:
-        """Write `new`, before which nothing is queued, then the queue, until that is refused."""
+        if connecting or (new is not None and self.write_buf):
+            # What the kernel would answer to a write is the connect's outcome, told elsewhere.
+            if new is not None:
+                self._queue(new)
+            return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
@@ -821,7 +818,9 @@ class Socket(Generic[HandleT]):
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
 
-    debugmsg = DebugMsg
+    def debugmsg(self, message: str, *args: object) -> None:
+        """As `DebugMsg`."""
+        self.DebugMsg(message, *args)
 
 
 _warned = False

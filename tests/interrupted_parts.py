@@ -37,6 +37,8 @@ class Part:
         self.steps: list[Callable[[], object]] = []
         self.things: list[socket.socket] = []
         """What is not the package's, to be closed at the end."""
+        self.injected = 0
+        """The errno with which a call fails, where one does."""
 
     def go_on(self) -> None:
         """Take the steps that are left."""
@@ -234,16 +236,17 @@ class Listening(Part):
             self.served.remove(each)
             each.close()
 
-    def accept(self, sock: socket.socket) -> tuple[socket.socket, object]:
-        """Instead of accept(2)."""
-        if self.full:
-            raise OSError(errno.EMFILE, "no room")
-        return sock.accept()
-
     @contextmanager
     def installed(self) -> Iterator[None]:
+        """With accept(2) as this story has it."""
         before, pause = libc.accept, listener.PAUSE
-        setattr(libc, "accept", self.accept)
+
+        def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+            if self.full:
+                raise OSError(errno.EMFILE, "no room")
+            return before(sock)
+
+        setattr(libc, "accept", accept)
         setattr(listener, "PAUSE", self.pause)
         try:
             yield
@@ -368,7 +371,8 @@ class Connecting(Part):
         if not self.told and not client.closed:
             self.wrong.append("nothing came of it")
         for _, error in self.told:
-            if (error is None) != (self.way == "connected"):
+            injected = error is not None and error.errno == self.injected
+            if not injected and (error is None) != (self.way == "connected"):
                 self.wrong.append(f"told {error}")
         if self.way != "connected":
             if not client.closed:

@@ -20,6 +20,7 @@ from danga_raw._libc import libc
 from danga_raw.trace import Trace
 from tests.clients import PATIENCE
 from tests.needs import ROOT
+from tests.world import POLLERS
 
 BACKENDS = ["epoll", "poll"]
 
@@ -531,6 +532,27 @@ def test_a_descriptor_that_signals_wrote_to_and_that_is_closed_is_left_alone(loo
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     finally:
         assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_waker_that_there_was_no_memory_to_watch_is_watched_in_the_next_run(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.call_soon_threadsafe(lambda: None)
+
+    def refuse(self: object, fd: int, events: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(POLLERS[loop.backend], "register", refuse)
+        with pytest.raises(OSError, match="no memory"):
+            turn(loop)
+    turn(loop)
+    waker = loop._registry.waker
+    assert waker is not None and loop._registry.open().holds(waker.fileno(), 1)
+    thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(loop.stop))
+    thread.start()
+    loop.run()
+    thread.join()
 
 
 def test_the_pipe_of_a_waker_is_closed_once_also_where_that_fails(

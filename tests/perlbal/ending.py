@@ -257,6 +257,16 @@ closing(
     exits(),
     ours=("Connection: close", "late", "exit 0"),
 )
+closing(
+    "graceful, and 0 is no limit",
+    *busy,
+    manage("SHUTDOWN GRACEFUL 0"),
+    settled(),
+    opens("x"),
+    hear(),
+    exits(),
+    ours=("Connection: close", "late", "exit 0"),
+)
 row("graceful, then at once", *busy, GRACEFUL, manage("SHUTDOWN"), exits(), hear())
 row(
     "what SHUTDOWN refuses",
