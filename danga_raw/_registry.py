@@ -147,6 +147,7 @@ class Registry:
                 if self._made is None:
                     self._made = _new_poller(self.backend)
                 self._made.open()
+                self._given_out(self._made.fileno())
                 for fd, events in self._known().items():
                     try:
                         self._made.register(fd, events)
@@ -207,19 +208,21 @@ class Registry:
             waker = Waker()
             try:
                 waker.open()
+                if self._given_out(waker.fileno()) and self.poller is not None and self.has_entries:
+                    self.renew()
+                if self.poller is not None:
+                    self.poller.register(waker.fileno(), POLLIN)
                 # A signal's handler may have made one just now.
                 self.waker = made = self.waker or waker
-                if made is not waker:
-                    waker.close()
-                elif self.poller is not None:
-                    self.poller.register(waker.fileno(), POLLIN)
+                if made is waker:
+                    return waker
+                self.unregister(waker.fileno(), POLLIN)
             except BaseException as error:
-                if self.waker is waker:
-                    self.waker = None
-                    if by_handler(error):  # Perhaps behind its registration.
-                        self.unregister(waker.fileno(), POLLIN)
+                if by_handler(error) and waker.fileno() >= 0:  # Perhaps behind its registration.
+                    self.unregister(waker.fileno(), POLLIN)
                 waker.close()
                 raise
+            waker.close()
             return made
 
     def feed(self) -> None:
@@ -294,8 +297,17 @@ class Registry:
                 _disown(sock, fd)
             obj.let_go()
             self._forget_callbacks(fd)
+            del self.objects[fd]
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
+        return lost
+
+    def _given_out(self, fd: int) -> bool:
+        """The package itself has just got `fd` from the kernel: whoever is known by it has closed it.
+        True if somebody is."""
+        lost = self.other_fds.pop(fd, None) is not None
+        lost = self._dispossess(fd) or lost
+        self.objects.pop(fd, None)
         return lost
 
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
