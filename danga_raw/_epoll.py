@@ -127,9 +127,12 @@ class Epoll:
         count = libc.epoll_wait(*self._arguments)
         if count == 1:
             # Half of the price of the general way below, and what an unhurried server mostly sees.
-            state = self._states[0]
-            self.bare = bare = state == self._bare
-            return (self._fds[0] if bare else (self._fds[0], state),)
+            fd, state = self._fds[0], self._states[0]
+            if state == self._bare:
+                self.bare = True
+                return (fd,)
+            self.bare = False
+            return ((fd, state),)
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()

@@ -21,7 +21,8 @@ The idioms:
 * A loop in a `try` ends with a plain statement, and no loop has its condition in its head there:
   CPython 3.13 and 3.14 leave a jump back that depends on a condition out of the `try`, so that what
   a handler raises at it is caught by nobody.
-* A question and what depends on it (`if not self.closed: ...`) have no call between them.
+* A question and what depends on it (`if not self.closed: ...`) have no call between them, and the
+  answer on which something is done falls through: 3.10 looks for signals at any jump that is taken.
 
 An exception that comes out of a call leaves two questions, which the functions below answer: did the
 call fail, or did a handler raise; and is known what the call returned.

@@ -112,18 +112,20 @@ class Poll:
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """Makes no system call."""
-        if fd not in self._events:
+        if fd in self._events:
+            self._changed = True
+            self._events[fd] = new
+        else:
             raise failure(f"poll(fd {fd})", ENOENT)
-        self._changed = True
-        self._events[fd] = new
 
     def unregister(self, fd: int, events: int) -> None:
         """Makes no system call."""
         self._files.pop(fd, None)
-        if fd not in self._events:
+        if fd in self._events:
+            self._changed = True
+            del self._events[fd]
+        else:
             raise failure(f"poll(fd {fd})", ENOENT)
-        self._changed = True
-        del self._events[fd]
 
     def _make_table(self) -> None:
         while self._changed:
@@ -137,10 +139,11 @@ class Poll:
                 self._changed = False
 
     def _make_room(self, rows: int) -> None:
-        self._table = (pollfd * rows)()
-        self._rows = memoryview(self._table).cast("B")
+        table = (pollfd * rows)()
+        room = memoryview(table).cast("B")
         # A row has four times the size of its last field.
-        self._revents = self._rows.cast("h")[3::4]
+        revents = room.cast("h")[3::4]
+        self._table, self._rows, self._revents = table, room, revents  # With no call between.
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
         """poll(2)."""

@@ -8,10 +8,10 @@ leaving, and nobody else:
   batch in hand may still hold one, so its number is kept, and close(2) waits, until that is over.
 * *gone*: nothing here knows the number. It may be given out again.
 
-A number may come back while somebody here still holds it, as its owner has closed the descriptor
-behind the loop's back, or may take another owner in the midst of a batch, as one that was stolen is
-wrapped again. Then the old holder is dropped, and so is what is left of a batch in hand that speaks of
-the number: events are level-triggered, so the next wait says again what is still true.
+A number may come back while somebody here still holds it, where its owner has closed the descriptor
+behind the loop's back, or take another owner in the midst of a batch, where one that was stolen is
+wrapped again. Then the old holder is dropped, and so are the batches in hand that speak of the number:
+events are level-triggered, and the next wait says again what is still true.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
-from errno import EEXIST, ENOENT, ENOMEM, ENOSPC
+from errno import ENOMEM, ENOSPC
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
@@ -88,10 +88,8 @@ class Leaving:
 
     def __init__(self, fd: int, obj: AnySocket | None, sock: Handle | None) -> None:
         self.fd = fd
-        self.obj = obj
-        """Whose entry in the map is to go; None for an other fd."""
-        self.sock = sock
-        """The handle to close; None if it isn't ours to close."""
+        self.obj = obj  # whose entry in the map is to go; None for an other fd
+        self.sock = sock  # the handle to close; None if it isn't ours to close
 
 
 class Registry:
@@ -104,19 +102,13 @@ class Registry:
         self.polls: Final = backend == "poll"
         """True where a wait hands all over to the kernel at its beginning, so that nothing that
         another thread adds can end it."""
-        self.poller: Poller | None = None
-        """The poller, while it is open."""
-        self._made: Poller | None = None
-        """The same, from before it is opened: an exception in between could lose it."""
-        self._dropped: list[Poller] = []
-        """Pollers to be closed."""
-        self._opening = RLock()
-        """The first call from another thread may make the waker while the loop opens the poller."""
+        self.poller: Poller | None = None  # while it is open
+        self.waker: Waker | None = None  # once somebody has asked for it
+        self._opening = RLock()  # another thread may ask for it while the loop opens the poller
+        self._dropped: list[Poller] = []  # pollers to be closed
         self.stale: set[int] = set()
         """Numbers under which an epoll may still have the entry of a file that its owner has closed
         and somebody else (a forked child, a dup) has open: that can't be removed any more."""
-        self.waker: Waker | None = None
-        """What others wake the loop by, once somebody has asked for it."""
         self.outer: list[Batch] = []
         """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.objects: dict[int, Socket] = {}
@@ -125,41 +117,41 @@ class Registry:
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
         """What goes when the present batch is over, in order."""
-        # What few objects have, by their fd.
-        self.pushed_back: dict[int, AnySocket] = {}
-        """Those with pushed-back data, in the order of their first piece."""
-        self.readable: set[int] = set()
-        """Which of these watch for reading."""
+        # What few objects have, by their fd:
+        self.pushed_back: dict[int, AnySocket] = {}  # data, in the order of their first piece
+        self.readable: set[int] = set()  # that, and a watch for reading
         self.own_callbacks: dict[int, PostLoopCallback] = {}
-        self.connecting: dict[int, Connecting] = {}
-        """The connects that are pending."""
-        self.starved: dict[int, Listener] = {}
-        """The listeners that had no descriptor left for a connection."""
+        self.connecting: dict[int, Connecting] = {}  # a pending connect
+        self.starved: dict[int, Listener] = {}  # no descriptor left for a connection
 
     # --- the poller -------------------------------------------------------------------------------
 
     def open(self) -> Poller:
         """The poller, opened at its first use, and given what the registry knows: epoll_create1(2),
         or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
-        if self.poller is None:
-            with self._opening:
-                self._close_dropped()
-                if self._made is None:
-                    self._made = _new_poller(self.backend)
-                self._made.open()
-                self._given_out(self._made.fileno())
+        if self.poller is not None:
+            return self.poller
+        with self._opening:
+            self._close_dropped()
+            poller = _new_poller(self.backend)
+            try:
+                poller.open()
+                self._given_out(poller.fileno())
                 for fd, events in self._known().items():
                     try:
-                        self._made.register(fd, events)
+                        poller.register(fd, events)
                     except OSError as error:
+                        # Nothing is wrong with the descriptor: the next to open tries anew.
                         if error.errno in (ENOMEM, ENOSPC):
-                            raise  # The next to open goes on: nothing is wrong with the descriptor.
-                        # It is there where an exception has cut an earlier opening short. Else its
-                        # owner has closed it, and will hear so when it is used.
-                        if error.errno != EEXIST:
-                            _complain(error, "%s")
-                self.poller = self._made
-        return self.poller
+                            raise
+                        _complain(error, "%s")  # Its owner, who has closed it, will hear so.
+                # One that a signal's handler has opened meanwhile knows better.
+                self.poller = opened = self.poller or poller
+            finally:
+                if self.poller is not poller:
+                    self._dropped += (poller,)
+                    self._close_dropped()
+        return opened
 
     def _known(self) -> dict[int, int]:
         """What is to be watched: fd -> event mask."""
@@ -177,11 +169,11 @@ class Registry:
 
     def _drop_poller(self) -> None:
         """Close the poller, and drop what it has said."""
-        if self._made is not None:
-            for batch in (self._made.batch, *self.outer):
+        if self.poller is not None:
+            for batch in (self.poller.batch, *self.outer):
                 batch.clear()
-            self._dropped += (self._made,)
-        self._made = self.poller = None
+            self._dropped += (self.poller,)
+        self.poller = None
         self.stale.clear()
         self._close_dropped()
 
@@ -192,10 +184,6 @@ class Registry:
             except OSError as error:
                 _complain(error, "close(%s): %s", self.backend)
             del self._dropped[:1]
-
-    def watches_any(self) -> bool:
-        """True if there is anything to wait for."""
-        return bool(self.objects or self.other_fds or self.waker is not None)
 
     def open_waker(self) -> Waker:
         """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
@@ -218,7 +206,8 @@ class Registry:
                     return waker
                 self.unregister(waker.fileno(), POLLIN)
             except BaseException as error:
-                if by_handler(error) and waker.fileno() >= 0:  # Perhaps behind its registration.
+                # Perhaps behind its registration.
+                if by_handler(error) and self.poller is not None and waker.fileno() >= 0:
                     self.unregister(waker.fileno(), POLLIN)
                 waker.close()
                 raise
@@ -241,49 +230,32 @@ class Registry:
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
-        """Watch a descriptor, for the object that has it, if one does: all of it or, where an
-        exception comes in between, as that of a signal's handler may, nothing.
-
-        Raises `OSError`, EEXIST where the number's holder still has it.
-        """
+        """Watch a descriptor, for the object that has it, if one does. Raises `OSError`, EEXIST where
+        the number's holder still has it; where it raises, nothing is done."""
         if renewed := fd in self.stale:
             self.renew()
         try:
             (self.poller or self.open()).register(fd, events)
-            if self.outer:
-                self._drop_events(fd)
-            lost = (self.leaving or fd in self.objects) and self._dispossess(fd)
-            if obj is not None and self.other_fds:
-                lost = self.other_fds.pop(fd, None) is not None or lost
-            if lost and self.has_entries and not renewed:
-                # An entry goes when the last descriptor of its file does, and a forked child or a
-                # dup may have one: its events would be taken for those of the newcomer.
-                self.renew()
-                if fd not in self.other_fds:
-                    self.open().register(fd, events)
+            if self.leaving or fd in self.objects or fd in self.other_fds:
+                lost = self._dispossess(fd, obj)
+                if lost and self.has_entries and not renewed:
+                    # An entry goes when the last descriptor of its file does, and a forked child or
+                    # a dup may have one: its events would be taken for those of the newcomer.
+                    self.renew()
+                    if fd not in self.other_fds:
+                        self.open().register(fd, events)
             if obj is not None:
                 # Who takes the objects out asks what their handle is where that matters.
                 self.objects[fd] = cast("Socket", obj)
-            elif self.objects:
-                # Who had the number is closed, and would be taken for who it is.
-                self.objects.pop(fd, None)
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 
-    def _drop_events(self, fd: int) -> None:
-        """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
-        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
-            if fd in batch:
-                batch.clear()
-            elif batch and not isinstance(batch[0], int):
-                if any(fd == entry[0] for entry in batch if not isinstance(entry, int)):
-                    batch.clear()
-
-    def _dispossess(self, fd: int) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new. True if the
-        descriptor was closed behind the loop's back."""
+    def _dispossess(self, fd: int, heir: AnySocket | None) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new, for an object or an
+        other fd. True if the descriptor was closed behind the loop's back."""
+        self._drop_events(fd)
         lost = False
         for entry in list(self.leaving):
             if entry.fd == fd and entry.sock is not None:
@@ -300,15 +272,23 @@ class Registry:
             del self.objects[fd]
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
+        if heir is None:
+            self.objects.pop(fd, None)
+        elif self.other_fds.pop(fd, None) is not None:
+            lost = True
         return lost
 
     def _given_out(self, fd: int) -> bool:
         """The package itself has just got `fd` from the kernel: whoever is known by it has closed it.
         True if somebody is."""
         lost = self.other_fds.pop(fd, None) is not None
-        lost = self._dispossess(fd) or lost
-        self.objects.pop(fd, None)
-        return lost
+        return self._dispossess(fd, None) or lost
+
+    def _drop_events(self, fd: int) -> None:
+        """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
+        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
+            if any(fd == (each if isinstance(each, int) else each[0]) for each in batch):
+                batch.clear()
 
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
         """A signal's handler raised before the mask was changed in the poller, or behind it."""
@@ -318,37 +298,33 @@ class Registry:
         except OSError:
             pass
 
-    def unregister(self, fd: int, events: int) -> None:
-        """Take a descriptor off the poller, unless it is an object's by now. If its owner has closed
-        it, it is off already."""
+    def unregister(self, fd: int, events: int) -> OSError | None:
+        """Take a descriptor off the poller, unless it is an object's by now; what went wrong. If its
+        owner has closed it, it is off already."""
         obj = self.objects.get(fd)
         if obj is None or obj.closed:
             try:
-                self.open().unregister(fd, events)
+                (self.poller or self.open()).unregister(fd, events)
             except OSError as error:
-                self._note_stale(fd, error)
-
-    def _note_stale(self, fd: int, error: OSError) -> None:
-        """`fd` could not be unregistered."""
-        if by_handler(error):
-            raise error
-        if self.has_entries:
-            self.stale.add(fd)
+                if by_handler(error):
+                    raise
+                if self.has_entries:
+                    self.stale.add(fd)
+                return error
+        return None
 
     def remove_unknown(self, fd: int, state: int) -> None:
-        """The poller speaks of a descriptor that is nobody's. As long as it is there every wait
-        would return at once: it is unregistered and closed, as in the original, or where that can't
-        be, since the number is another file's by now or nobody's, the poller is renewed."""
+        """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
+        unregistered and closed, as in the original, or where that can't be, since the number is
+        another file's by now or nobody's, the poller is renewed."""
         if any(entry.fd == fd for entry in list(self.leaving)):
             return
-        what = "%s returned fd %d with state %d, of which nothing is known."
-        try:
-            self.open().unregister(fd, state)
-        except OSError as error:
-            _complain(error, what + " %s. opening a new poller.", self.backend, fd, state)
+        what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
+        if (trouble := self.unregister(fd, state)) is not None:
+            warn("%s %s. opening a new poller.", what, trouble)
             self.renew()
             return
-        warn(what + " removing.", self.backend, fd, state)
+        warn("%s removing.", what)
         try:
             libc.close(fd)
         except OSError as error:
@@ -415,12 +391,14 @@ class Registry:
         if was_closed:  # By a signal's handler, just now.
             entry.sock = None
             return False
-        self._take_off(fd, obj, False)
+        trouble = self._take_off(fd, obj)
         set_errno(number)
+        if trouble is not None:
+            obj.dump_error(str(trouble))
         return True
 
-    def _take_off(self, fd: int, obj: AnySocket, cut_short: bool) -> None:
-        """Unregister an object that is leaving. Can be repeated where that was `cut_short`."""
+    def _take_off(self, fd: int, obj: AnySocket) -> OSError | None:
+        """Unregister an object that is leaving; what went wrong. To do it twice is no harm."""
         trouble = None
         # A loop that was reset since knows nothing of this object, and the number may be another's.
         if obj.corked and self.objects.get(fd, obj) is obj:
@@ -430,17 +408,11 @@ class Registry:
                 _complain(error, "%s")
         obj.corked = False
         if self.objects.get(fd) is obj:
-            try:
-                (self.poller or self.open()).unregister(fd, obj.event_watch)
-            except OSError as error:
-                self._note_stale(fd, error)
-                if error.errno != ENOENT or not cut_short:
-                    trouble = error
+            trouble = self.unregister(fd, obj.event_watch)
             if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
-        if trouble is not None:
-            obj.dump_error(str(trouble))
+        return trouble
 
     def _forget_callbacks(self, fd: int) -> None:
         self.readable.discard(fd)
@@ -457,17 +429,14 @@ class Registry:
     # --- gone -------------------------------------------------------------------------------------
 
     def let_go(self) -> None:
-        """Close what waits to be closed, and forget who has left: close(2) for each.
-
-        What the close of a handle or a signal's handler raises comes out, and whoever calls again
-        goes on behind it.
-        """
+        """Close what waits to be closed, and forget who has left: close(2) for each. What is raised
+        meanwhile comes out, and whoever calls again goes on behind it."""
         while self.leaving:
             entry = self.leaving[0]
             obj = entry.obj
             if obj is not None and obj.fd is not None:
                 obj.closed = True
-                self._take_off(obj.fd, obj, True)
+                self._take_off(obj.fd, obj)  # A signal's handler has kept `leave` from it.
             _close(entry)
             if obj is not None and self.objects.get(entry.fd) is obj:
                 del self.objects[entry.fd]
@@ -529,6 +498,7 @@ def _close(entry: Leaving) -> None:
             # its owner has closed behind our back has none: the number may be another's by now.
             for _ in map(libc.close, filter(_is_open, map(RawSocket.detach, (sock,)))):
                 pass
+            sock.detach()  # Python's own class is to know as well.
         elif sock is not None:
             entry.sock = None
             sock.close()

@@ -106,8 +106,7 @@ class Socket(Generic[HandleT]):
 
     __slots__ = {
         "_addresses": "The addresses of the other side and of this one, once they were asked for.",
-        "_direct": "The descriptor while reads and writes can go straight to it, else None: nothing "
-        "is queued or pushed back, no function writes, and it is open.",
+        "_direct": "The descriptor while reads and writes can go straight to it; see `_go_direct`.",
         "_registry": "What its loop watches.",
         "closed": "True from `close` or `steal_socket` on.",
         "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
@@ -119,8 +118,7 @@ class Socket(Generic[HandleT]):
         "write_buf": "What is queued for writing.",
         "write_buf_offset": "How much of the first queued block is out already, in bytes.",
         "write_buf_size": "How many bytes are queued; a callable counts as one.",
-        "write_set_watch": "True while it is watched for writability on account of `write`, not of a "
-        "subclass.",
+        "write_set_watch": "True while it is watched for writability on account of `write` alone.",
         "writer_func": "Called instead of write(2); see `set_writer_func`.",
     }
 
@@ -224,7 +222,7 @@ class Socket(Generic[HandleT]):
             if fd is not None and 0 < bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
             data = self._read_pushed_back(bytecount)
-            return data
+            return data  # From within: a handler may raise behind the call.
         except BaseException as error:
             return self._read_failed(error, bytecount)
 
@@ -244,8 +242,8 @@ class Socket(Generic[HandleT]):
             data = bytes(view[:bytecount])
             pieces[0] = view[bytecount:]
             return data
-        data = bytes(first)
         registry = self._registry
+        data = bytes(first)
         waits = registry.pushed_back.get(fd) is self
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
@@ -285,9 +283,7 @@ class Socket(Generic[HandleT]):
         Makes no system call, and does nothing on a closed object. Raises `TypeError` for anything but
         bytes.
         """
-        if not isinstance(buf, (bytes, bytearray, memoryview)):
-            raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
-        piece = (bytes(buf),)
+        piece = (_piece(buf),)
         pieces = self.read_push_back or deque()
         # No call from here on: a signal's handler could close the object behind it.
         if self.fd is not None and not self.closed:
@@ -313,7 +309,8 @@ class Socket(Generic[HandleT]):
         return fd if fd is not None and self._registry.objects.get(fd) is self else None
 
     def _go_direct(self) -> None:
-        """Let reads and writes go straight to the descriptor, if nothing is in their way."""
+        """Let reads and writes go straight to the descriptor, if nothing is in their way: nothing that
+        was queued or pushed back, no function that writes, no connect that is pending."""
         # No call, and questions that fall through, as a signal's handler may close the object.
         if not self.write_buf and not self.read_push_back and self.writer_func is None:
             if self.fd not in self._registry.connecting and not self.closed:
@@ -337,7 +334,7 @@ class Socket(Generic[HandleT]):
         try:
             fd = self._direct
             if fd is None or not isinstance(data, bytes):
-                return self._write_in_turn(data)
+                return self._write_queue(data)
             # Here goes nearly every write: what `_write_queue` does, with nothing queued.
             try:
                 written = libc.write(fd, data)
@@ -357,22 +354,19 @@ class Socket(Generic[HandleT]):
                 self._watch_write_for_now()
             raise
 
-    def _write_in_turn(self, data: Writable) -> bool:
-        """`write` where it can't go straight to the descriptor."""
+    def _write_queue(self, data: Writable) -> bool:
+        """`write` where it can't go straight to the descriptor: queue `data` where something waits,
+        else write it and what is queued by then, until that is refused."""
         fd = self.fd
         if fd is None:
             return True
         new = None if data is None else _block(data)
-        # What the kernel would answer is the connect's outcome, which is told elsewhere.
         connecting = fd in self._registry.connecting
-        if new is not None and (connecting or self.write_buf):
-            self._queue(new)
-        elif not connecting:
-            return self._write_queue(fd, new)
-        return not self.write_buf
-
-    def _write_queue(self, fd: int, new: Queued | None) -> bool:
-        """Write `new`, before which nothing is queued, then the queue, until that is refused."""
+        if connecting or (new is not None and self.write_buf):
+            # What the kernel would answer to a write is the connect's outcome, told elsewhere.
+            if new is not None:
+                self._queue(new)
+            return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
@@ -479,12 +473,11 @@ class Socket(Generic[HandleT]):
     def on_incomplete_write(self) -> None:
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
-        self._watch_write_for_now()
+        if not self.write_set_watch or not self.event_watch & POLLOUT:
+            self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
-        if self.write_set_watch and self.event_watch & POLLOUT:
-            return
-        ours = not self.event_watch & POLLOUT
+        ours = self.write_set_watch or not self.event_watch & POLLOUT
         try:
             self.watch_write(True)
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
@@ -825,7 +818,9 @@ class Socket(Generic[HandleT]):
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
 
-    debugmsg = DebugMsg
+    def debugmsg(self, message: str, *args: object) -> None:
+        """As `DebugMsg`."""
+        self.DebugMsg(message, *args)
 
 
 _warned = False
@@ -848,6 +843,14 @@ def _block(data: Writable) -> Queued:
     if callable(data):
         return data
     raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+
+
+def _piece(buf: object) -> bytes:
+    if isinstance(buf, (bytes, bytearray)):
+        return bytes(buf)
+    if isinstance(buf, memoryview):
+        return buf.tobytes()
+    raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
 def _size(queued: Queued) -> int:

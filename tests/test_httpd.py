@@ -465,13 +465,13 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(
 
 def test_a_file_that_grows_while_it_is_sent_is_sent_as_it_was(server: Server, tree: Path) -> None:
     growing = tree / "growing.bin"
-    growing.write_bytes(b"a" * 30_000_000)
+    growing.write_bytes(b"a" * 8_000_000)  # more than is on its way while nobody reads
     with server.connect(receive_buffer=8192) as client:
         client.sendall(get("/growing.bin") + get("/hello.txt"))
         assert client.recv(17, socket.MSG_PEEK) == b"HTTP/1.1 200 OK\r\n"
         with growing.open("ab") as file:
             file.write(b"b" * 1_000_000)
-        assert read_answer(client).body == b"a" * 30_000_000
+        assert read_answer(client).body == b"a" * 8_000_000
         assert read_answer(client).body == b"hello\n"
 
 
@@ -758,8 +758,8 @@ def test_clients_that_vanish_do_no_harm(server: Server) -> None:
 def rests(server: Server) -> None:
     """Fail if the server is busy while there is nothing that it could do."""
     before = server.cpu_seconds()
-    time.sleep(2)
-    assert server.cpu_seconds() - before < 0.3
+    time.sleep(1)
+    assert server.cpu_seconds() - before < 0.2
 
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])

@@ -130,7 +130,10 @@ def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_a
         ("bytes=-", (200, 0, 10)),
         ("bytes=0-1,3-4", (200, 0, 10)),
         ("lines=0-1", (200, 0, 10)),
+        ("bytes=-00", (416, 0, 0)),
         (f"bytes={'9' * 50}-", (416, 0, 0)),
+        (f"bytes=0-{'9' * 5000}", (206, 0, 10)),
+        (f"bytes={'0' * 5000}1-{'0' * 5000}3", (206, 1, 4)),
     ],
 )
 def test_ranges_of_ten_bytes(asked: str, expected: tuple[int, int, int]) -> None:

@@ -22,13 +22,13 @@ import pytest
 from danga_raw._epoll import Epoll
 from danga_raw._libc import failure, libc
 from danga_raw._poll import pollfd
+from tests.needs import REQUIRED
 from tests.simkernel import Handle, SimKernel
 from tests.simkernel.sockets import StreamSocket
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the truth held against is Linux")
 
-THOROUGH = os.environ.get("DANGA_RAW_REQUIRE_ORACLES") == "1" or os.environ.get("CI") == "true"
-PROGRAMS = 10_000 if THOROUGH else 1_000
+PROGRAMS = 10_000 if REQUIRED else 1_000
 BATCHES = 10
 STEPS = 35
 SETTLE = 10.0

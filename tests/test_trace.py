@@ -589,9 +589,9 @@ def test_a_trace_that_is_off_costs_no_instruction(capsys: pytest.CaptureFixture[
     for how in ("never on", "was on"):
         few, many = (
             of_program([sys.executable, "-c", COST, how, str(n)], environment(ROOT))
-            for n in (200, 1200)
+            for n in (100, 500)
         )
-        each[how] = (many - few) / 1000
+        each[how] = (many - few) / 400
     with capsys.disabled():
         print(f"\ninstructions a turn, by whether a trace was on before: {each}")
     assert each["was on"] == pytest.approx(each["never on"], rel=0.01)

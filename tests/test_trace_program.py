@@ -20,6 +20,7 @@ import pytest
 
 from danga_raw._kernel import HERE, asked
 from danga_raw._strace import FSTAT
+from tests.needs import REQUIRED
 from tests.strace import in_newest_words
 
 ROOT = Path(__file__).parent.parent
@@ -211,11 +212,13 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("way", "options"),
-    [(way, options) for options in OPTIONS for way in [*WAYS, *IN_VAIN]
-     if not options or way in ("file.py", "folder", "zip.pyz", "-m file", "-m package", "-")],
-)  # fmt: skip
+RUNS = [
+    (way, options) for options in OPTIONS for way in [*WAYS, *IN_VAIN]
+    if not options or way in ("file.py", "folder", "zip.pyz", "-m file", "-m package", "-")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("way", "options"), RUNS if REQUIRED else RUNS[::2])
 def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> None:
     plain, trace = OPTIONS[options]
     for end in ("ends", "raises", "in so many words") if options == "" else ("raises",):

@@ -82,8 +82,10 @@ class BackendHTTP(Socket):
         """Bytes of the response's body that are to come; None if they end with the connection."""
         self.has_attention = False
         """Whether a process and not only the kernel is known to be behind it."""
-        self.disconnect_at: float = 0.0
-        """When it said it would close; 0 if it didn't say."""
+        self.stays = 0
+        """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
+        self.disconnect_at = 0.0
+        """When they are over; 0: never."""
         self.use_count = 0
         self.kept_alive = False
         """Whether the present response leaves it open for another request."""
@@ -106,7 +108,7 @@ class BackendHTTP(Socket):
         return int(time.monotonic() - self.created)
 
     def ends_soon(self, now: float) -> bool:
-        """Whether it said that it would close about now."""
+        """Whether it will close about now, by what it said."""
         return 0 < self.disconnect_at < now + 2
 
     # --- getting ready ----------------------------------------------------------------------------
@@ -201,6 +203,7 @@ class BackendHTTP(Socket):
                 return self.close("next_request_no_persist")
         if not self.owner.may_live(self):
             return self.close("pool_requested_closure")
+        self.disconnect_at = time.monotonic() + self.stays if self.stays else 0.0
         self.state = "bored"
         self.head = None
         self.left = None
@@ -227,10 +230,9 @@ class BackendHTTP(Socket):
     def _note_persistence(self, head: Response, head_only: bool) -> None:
         """Note what the response says of the connection, before it is changed for the client."""
         self.kept_alive = head.kept_alive(head_only)
-        self.disconnect_at = 0.0
         timeout = head.values.get("keep-alive")
-        if timeout is not None and (found := _TIMEOUT.search(timeout)):
-            self.disconnect_at = time.monotonic() + int(found[1])
+        found = _TIMEOUT.search(timeout) if timeout is not None else None
+        self.stays = int(found[1]) if found else 0
 
     def event_read(self) -> None:
         exchange = self.exchange
@@ -298,6 +300,8 @@ class BackendHTTP(Socket):
     # --- ending -----------------------------------------------------------------------------------
 
     def event_err(self) -> None:
+        if self.state == "verifying_backend":
+            return self._fail("error")
         # What came before the error is still there to be read.
         for _ in range(MOST_READS):
             if self.closed or self.exchange is None or self.exchange.backend_stalled:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from examples.perlbal.backends import BackendHTTP
+from examples.perlbal.heads import wire
 
 if TYPE_CHECKING:
     from examples.perlbal.proxy import ProxyExchange
@@ -85,11 +87,15 @@ class Balancer:
             queue.pop(exchange, None)
 
     def _is_high_priority(self, exchange: ProxyExchange) -> bool:
-        for each in (exchange.request.get("cookie") or "").split(";"):
-            key, equals, value = each.strip().partition("=")
-            if equals and unquote(key) == self.service.high_priority_cookie:
-                return self.service.high_priority_cookie_contents in unquote(value)
-        return False
+        # As the original reads them: the last of a name counts, and without contents to look for
+        # all are of high priority, whether they have the cookie or not.
+        cookies: dict[str, str] = {}
+        for each in re.split(r";\s+", exchange.request.get("cookie") or ""):
+            name, equals, value = each.rpartition("=")
+            if equals:
+                cookies[unquote(name, "latin-1")] = unquote(value, "latin-1")
+        value = cookies.get(wire(self.service.high_priority_cookie), "")
+        return wire(self.service.high_priority_cookie_contents) in value
 
     def _next_client(self) -> ProxyExchange | None:
         service = self.service

@@ -56,7 +56,7 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
         raise LanguageError("omitted service/pool name not implied from context")
     if name in server.services:
         if key == "plugins":
-            return _set_plugins(server.services[name], value)
+            return _set_plugins(call, server.services[name], value)
         server.services[name].set(key, value)
     elif name in server.pools:
         server.pools[name].set(key, value)
@@ -66,25 +66,20 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
     return None
 
 
-def _set_plugins(service: Service, names: str) -> Answer:
+def _set_plugins(call: Call, service: Service, names: str) -> Answer:
     for plugin in service.plugins:
         plugin.unregister(service)
     service.plugins = []
-    lacking: list[str] = []
+    lacking = False
     for name in re.split(r"[\s,]+", names):
-        found = service.server.plugins.get(name.lower())
-        if found is None:
-            lacking += [name] if name != "none" else []
-        elif found not in service.plugins:
+        found = call.server.plugins.get(name.lower())
+        if found is not None and found not in service.plugins:
             found.register(service)
             service.plugins.append(found)
-    return (
-        "\n".join(
-            f"ERROR: Plugin {name} not loaded; not registered for {service.name}."
-            for name in lacking
-        )
-        or None
-    )
+        elif found is None and name != "none":
+            call.out(f"ERROR: Plugin {name} not loaded; not registered for {service.name}.")
+            lacking = True
+    return "" if lacking else None
 
 
 def _pool_changed(server: Server, pool: Pool) -> None:
@@ -290,7 +285,7 @@ def shutdown(call: Call, graceful: str, seconds: str) -> Answer:
     if not graceful:
         call.server.stop()
         return ""
-    call.server.shut_down_gracefully(int(seconds) if seconds else None)
+    call.server.shut_down_gracefully(int(seconds or "0"))
     return None
 
 

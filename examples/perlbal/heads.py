@@ -177,12 +177,16 @@ class Request(Head):
         found = _RANGE.fullmatch(asked) if asked else None
         if found is None or not (found[1] or found[2]):
             return 200, 0, size
-        if max(len(found[1]), len(found[2])) > _MAX_DIGITS:
+        start = _clamped(found[1])
+        last = _clamped(found[2]) if found[2] else size - 1
+        if start >= size or start > last or not (found[1] or last):
             return 416, 0, 0
-        start = int(found[1] or "0")
-        if start >= size or (found[2] and (start > int(found[2]) or found[0] == "bytes=-0")):
-            return 416, 0, 0
-        return 206, start, min(int(found[2]) + 1, size) if found[2] else size
+        return 206, start, min(last + 1, size)
+
+
+def _clamped(digits: str) -> int:
+    """A number; one that is larger than any file is some other such number."""
+    return int(digits.lstrip("0")[: _MAX_DIGITS + 1] or "0")
 
 
 def _length(text: str) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.heads import Request, Response, http_date
-from examples.perlbal.reproxy import Url, file_to_send, parse_urls
+from examples.perlbal.reproxy import Url, expected_size, file_to_send, parse_urls
 from examples.perlbal.uploads import BufferedUpload
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ProxyExchange(Exchange):
         """The response that asked to have another URL's body in the place of its own."""
         self._urls: list[Url] = []
         """The URLs that may still be tried, the present one first."""
-        self._expected_size: str | None = None
+        self._expected_size: int | None = None
         self.reproxying: Url | None = None
         """The URL that a backend is being asked for."""
 
@@ -68,7 +69,7 @@ class ProxyExchange(Exchange):
         if request.chunked:
             request.drop("transfer-encoding")
             self._buffer_to_disk("chunked")
-        elif not service.buffer_backend_connect and not service.buffer_uploads:
+        elif not service.buffer_backend_connect:
             self.request_backend()
         elif (
             service.buffer_uploads
@@ -190,7 +191,7 @@ class ProxyExchange(Exchange):
             values.pop("x-host", None)
             values.pop("x-forwarded-host", None)
         elif not service.blind_proxy:
-            before = values.get("x-forwarded-for")
+            before = re.sub(r",\s*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
             values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
         if service.plugins or service.removed_headers or service.inserted_headers:
             changed = Response(0)
@@ -380,7 +381,7 @@ class ProxyExchange(Exchange):
     def _reproxy_file(self, path: str, head: Response) -> None:
         client = self.client
         client.state = "wait_stat"
-        found = file_to_send(path.encode("latin-1"), head.get("x-reproxy-expected-size"))
+        found = file_to_send(path.encode("latin-1"), expected_size(head))
         if found is None:
             return client.send_page(404)
         fd, size = found
@@ -408,7 +409,7 @@ class ProxyExchange(Exchange):
         """Have the first of these URLs that gives what is expected."""
         self._primary = primary
         self._urls = parse_urls(urls)
-        self._expected_size = primary.get("x-reproxy-expected-size")
+        self._expected_size = expected_size(primary)
         self._ask_for_url()
 
     def _ask_for_url(self) -> None:
@@ -439,9 +440,7 @@ class ProxyExchange(Exchange):
     def _as_expected(self, head: Response) -> bool:
         if head.code != 416 and not 200 <= head.code <= 299:
             return False
-        length = head.get("content-length")
-        expected = self._expected_size
-        return not expected or (length is not None and expected.strip() == length)
+        return self._expected_size is None or self._expected_size == head.length
 
     def _reproxied_head(self, head: Response) -> Response:
         """The first backend's head, made to fit the URL's body."""

@@ -45,7 +45,15 @@ def parse_urls(text: str) -> list[Url]:
     return [url for url in urls if 0 < url.port < 65536]
 
 
-def file_to_send(path: bytes, expected_size: str | None = None) -> tuple[int, int] | None:
+def expected_size(head: Response) -> int | None:
+    """What X-REPROXY-EXPECTED-SIZE says; None if it says nothing, -1 if it is no number."""
+    text = (head.get("x-reproxy-expected-size") or "0").strip()
+    if text.isascii() and text.isdigit():
+        return int(text[:20]) or None
+    return -1
+
+
+def file_to_send(path: bytes, expected: int | None) -> tuple[int, int] | None:
     """The descriptor and the size of a regular file, None if there is none, or it is empty or not
     of the expected size. stat(2), open(2), fstat(2)."""
     try:
@@ -56,7 +64,7 @@ def file_to_send(path: bytes, expected_size: str | None = None) -> tuple[int, in
         size = os.fstat(fd).st_size
     except (OSError, ValueError):
         return None
-    if size and (not expected_size or expected_size.strip() == str(size)):
+    if size and expected in (None, size):
         return fd, size
     os.close(fd)
     return None

@@ -160,7 +160,7 @@ class Server:
         """Serve until the end."""
         self.running = True
         self.loop.on_exception = log_exception
-        self.loop.add_signal_handler(signal.SIGTERM, lambda: self.shut_down_gracefully(None))
+        self.loop.add_signal_handler(signal.SIGTERM, self.shut_down_gracefully)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
         self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
@@ -195,10 +195,10 @@ class Server:
         self.ended = True
         self.loop.stop()
 
-    def shut_down_gracefully(self, seconds: int | None) -> None:
+    def shut_down_gracefully(self, seconds: int = 0) -> None:
         """Take nobody in any more, let those finish who are at something, and end; after so many
-        seconds at the latest."""
-        if seconds is not None:
+        seconds at the latest, if that isn't 0."""
+        if seconds:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True
         for each in list(self.sockets()):

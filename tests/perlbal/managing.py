@@ -215,6 +215,30 @@ row(
     manage("SHOW SERVICE"),
     alone=True,
 )
+row(
+    PROXY,
+    "values that can't work",
+    manage(
+        "POOL one ADD 1.2.3.4:99999",
+        "POOL one ADD 1.2.3.4:0",
+        "POOL one ADD 1.2.3.444",
+        "SET web.listen = 99999",
+        "SET proxy.error_retry_schedule = soon",
+    ),
+    alone=True,
+    differs="values that can't work are refused",
+    ours=("99999 is no port", "0 is no port", "'1.2.3.444' is no address", "Listen argument"),
+)
+row(
+    PROXY,
+    "plugins that are in use, unloaded and taken off",
+    manage("LOAD AccessControl", "SET proxy.plugins = accesscontrol", "UNLOAD accesscontrol"),
+    manage("PLUGINS", "LOAD XFFExtras", "SET web.plugins = XFFExtras", "SET web.plugins = none"),
+    manage("PLUGINS"),
+    alone=True,
+    differs="a plugin is taken off",
+    ours=("UNLOAD accesscontrol\nOK", "SET web.plugins = none\nOK"),
+)
 NETMASKS = (
     *("1.2.3", "10.1", "10/8", "10.1/16", "0", "0/0", "1.2.3.4.5", "abc", "/8", "1.2.3.4,,5.6.7.8"),
     *(

@@ -73,7 +73,7 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
         for registry in made:
             # What a loop that nobody closed gives back when it is dropped would be closed in the
             # real kernel, where the number is somebody else's.
-            registry.poller = registry._made = registry.waker = None
+            registry.poller = registry.waker = None
 
 
 def _named(name: str, kernel: SimKernel) -> object:
