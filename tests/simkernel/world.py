@@ -482,8 +482,8 @@ class World:
             raise Broken(f"{heaped} timers in the heap, {asked_for} asked for")
 
     def watched(self, loop: Loop) -> dict[int, int]:
-        """What the kernel watches for `loop`."""
-        poller = loop._registry.open()
+        """What the kernel watches for `loop`, whose poller may have to be opened."""
+        poller = self._insist(loop._registry.open)
         if isinstance(poller, PollPoller):
             return by_poll(poller)
         file = self.kernel.table.files[poller.fileno()]
