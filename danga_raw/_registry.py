@@ -136,6 +136,7 @@ class Registry:
             poller = _new_poller(self.backend)
             try:
                 poller.open()
+                self._given_out(poller.fileno())
                 for fd, events in self._known().items():
                     try:
                         poller.register(fd, events)
@@ -195,19 +196,22 @@ class Registry:
             waker = Waker()
             try:
                 waker.open()
+                if self._given_out(waker.fileno()) and self.poller is not None and self.has_entries:
+                    self.renew()
+                if self.poller is not None:
+                    self.poller.register(waker.fileno(), POLLIN)
                 # A signal's handler may have made one just now.
                 self.waker = made = self.waker or waker
-                if made is waker and self.poller is not None:
-                    self.poller.register(waker.fileno(), POLLIN)
+                if made is waker:
+                    return waker
+                self.unregister(waker.fileno(), POLLIN)
             except BaseException as error:
-                if self.waker is waker:
-                    self.waker = None
-                    if by_handler(error):  # Perhaps behind its registration.
-                        self.unregister(waker.fileno(), POLLIN)
+                # Perhaps behind its registration.
+                if by_handler(error) and self.poller is not None and waker.fileno() >= 0:
+                    self.unregister(waker.fileno(), POLLIN)
                 waker.close()
                 raise
-            if made is not waker:
-                waker.close()
+            waker.close()
             return made
 
     def feed(self) -> None:
@@ -265,6 +269,7 @@ class Registry:
                 _disown(sock, fd)
             obj.let_go()
             self._forget_callbacks(fd)
+            del self.objects[fd]
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
         if heir is None:
@@ -272,6 +277,12 @@ class Registry:
         elif self.other_fds.pop(fd, None) is not None:
             lost = True
         return lost
+
+    def _given_out(self, fd: int) -> bool:
+        """The package itself has just got `fd` from the kernel: whoever is known by it has closed it.
+        True if somebody is."""
+        lost = self.other_fds.pop(fd, None) is not None
+        return self._dispossess(fd, None) or lost
 
     def _drop_events(self, fd: int) -> None:
         """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""

@@ -3,6 +3,7 @@ its leaving, and nobody else: whatever a batch in hand, the poller or who had it
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -461,3 +462,78 @@ def test_two_loops_may_watch_one_number_after_a_reset(world: World) -> None:
     two.send(b"x")
     world.until(lambda: new.got, loop)
     assert new.got == b"x"
+
+
+# --- what the loop itself is given ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["poller open", "poller not open yet"])
+@pytest.mark.parametrize("who", ["an object", "an other fd"])
+def test_a_number_that_the_loops_own_pipe_is_given_is_nobody_elses(
+    world: World, who: str, opened: bool
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    fd = one.fileno()
+    heard: list[int] = []
+    obj = None
+    if who == "an object":
+        obj = Noted(one, world.loop)
+        obj.watch_read(True)
+    else:
+        world.loop.add_other_fds({fd: heard.append})
+    if not opened:
+        world.loop._registry._drop_poller()
+    one.close()
+    while (filler := world.file()).fileno() != fd:
+        pass
+    filler.close()
+    called: list[int] = []
+    world.loop.call_soon_threadsafe(lambda: called.append(1))
+    waker = world.loop._registry.waker
+    assert waker is not None and waker.fileno() == fd
+    for _ in range(3):
+        world.turn()
+    assert called == [1] and heard == []
+    assert obj is None or (obj.closed and obj.events == [])
+    assert fd not in world.loop.descriptor_map and fd not in world.loop.other_fds
+
+
+def test_who_had_the_number_of_a_new_poller_does_not_close_it(world: World) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    fd = fd_of(obj)
+    world.loop._registry._drop_poller()
+    one.close()
+    while (filler := world.file()).fileno() != fd:
+        pass
+    filler.close()
+    world.turn()
+    if world.loop._registry.open().fileno() == fd:
+        assert obj.closed and world.is_open(fd)
+        assert fd not in world.loop.descriptor_map
+
+
+def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    fd = fd_of(obj)
+    one.close()
+    thing, _ = taking(world, fd)
+
+    def renew(self: _registry.Registry) -> None:
+        raise OSError(errno.EMFILE, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_registry.Registry, "renew", renew)
+        if world.backend == "epoll":
+            with pytest.raises(OSError, match="no room"):
+                Noted(thing, world.loop)
+            assert world.loop.watched_sockets == 0
+        else:
+            Noted(thing, world.loop).steal_socket()
+    assert obj.closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import sys
@@ -347,9 +348,37 @@ def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener.Listener, "_starve", lambda self, error: None)
 
 
+def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "_dispossess", lambda self, fd, heir: False)
+
+
+def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Registry.__init__
+
+    def init(self: Registry, backend: str) -> None:
+        original(self, backend)
+        setattr(self, "has_entries", False)
+
+    monkeypatch.setattr(Registry, "__init__", init)
+
+
+def refuse_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Registry.register
+
+    def register(self: Registry, fd: int, events: int, obj: AnySocket | None = None) -> None:
+        if (holder := self.objects.get(fd)) is not None and not holder.closed:
+            raise OSError(errno.EEXIST, "it is there")
+        original(self, fd, events, obj)
+
+    monkeypatch.setattr(Registry, "register", register)
+
+
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
+        (leave_the_number_to_both, "takes it for its own"),
+        (keep_entries_that_cannot_be_removed, "is another's|nothing comes of|hang-up of another"),
+        (refuse_the_number, "it is there"),
         (never_wake, "ms late"),
         (wake_each_time, "several wake-ups have cost more than one"),
         (
@@ -380,7 +409,7 @@ def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
         (never_rest, "does not rest"),
     ],
 )
-def test_a_fault_in_waking_connecting_or_listening_is_found(
+def test_a_fault_in_waking_connecting_listening_or_numbers_is_found(
     sabotage: Callable[[pytest.MonkeyPatch], None],
     complaint: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -134,10 +134,14 @@ class Table:
     def add(self, file: OpenFile) -> int:
         """A descriptor for `file`."""
         fd = self.free()
+        self.put(fd, file)
+        return fd
+
+    def put(self, fd: int, file: OpenFile) -> None:
+        """A descriptor for `file`, with a number that is free."""
         self.files[fd] = file
         self.closed.discard(fd)
         file.descriptors += 1
-        return fd
 
     def get(self, fd: int, strict: bool, call: str) -> OpenFile:
         """The file of `fd`. A closed number is EBADF, and where the kernel is strict a failure."""

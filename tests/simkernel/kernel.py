@@ -116,6 +116,8 @@ class SimKernel:
         """What a socket becomes that the program makes or accepts."""
         self.waits = 0
         """How many waits have begun."""
+        self.found = False
+        """Whether the last wait found something."""
         self._ports = 40000
 
     @contextmanager
@@ -243,6 +245,7 @@ class SimKernel:
     def wait_ns(self, ready: Callable[[], T], timeout_ns: int | None, what: str) -> T:
         """Block until `ready()` is true or `timeout_ns` is over. Raises `OSError`."""
         self.waits += 1
+        self.found = False
         if number := self.luck.failure(what, *self.NO_MEMORY):
             raise error(number)
         if self.luck.noisy(f"EINTR from {what}"):
@@ -251,7 +254,9 @@ class SimKernel:
             # Whole ticks of its clock, and one more for the one that has begun.
             timeout_ns = (-(-timeout_ns // TICK_NS) + 1) * TICK_NS - self.clock.now_ns % TICK_NS
         if not self.signals.handlers:
-            return self.clock.wait(ready, timeout_ns, what)
+            answer = self.clock.wait(ready, timeout_ns, what)
+            self.found = bool(answer)
+            return answer
 
         def ready_or_interrupted() -> T:
             if self.signals.pending:
@@ -259,7 +264,9 @@ class SimKernel:
             return ready()
 
         try:
-            return self.clock.wait(ready_or_interrupted, timeout_ns, what)
+            answer = self.clock.wait(ready_or_interrupted, timeout_ns, what)
+            self.found = bool(answer)
+            return answer
         finally:
             self.signals.handle()
 

@@ -11,6 +11,7 @@ close each other and write when it suits them.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC
@@ -23,6 +24,7 @@ from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
 from danga_raw.loop import Loop
 from danga_raw.types import AnySocket, PostLoopCallback
+from tests.simkernel.behind import Owner
 from tests.simkernel.clients import Tap
 from tests.simkernel.epoll import as_epoll
 from tests.simkernel.files import POLLIN, POLLOUT, OpenFile
@@ -45,6 +47,7 @@ PLATFORMS: Final = {
 }
 WORLD_SIZE: Final = 16
 """How many connections a world has."""
+MOST_IN_VAIN: Final = 50
 MOST_TURNS: Final = 50_000
 """A world takes some hundreds, and some thousands where the kernel waits in short ticks."""
 _NO_ROOM: Final = (EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC)
@@ -107,6 +110,9 @@ class World:
         self.outsiders_wanted = dice.randrange(4)
         self.signals_wanted = dice.choice((0, 0, 1, 2))
         self.accepted_at_once = dice.choice((64, 64, 2, 1))
+        self.owners_wanted = dice.choice((0, 0, 0, 0, 1, 3)) if self.wild else 0
+        # Who is told nothing uses what is closed, and is answered EBADF.
+        self.kernel.strict = not self.owners_wanted
         if self.wakes:
             self.kernel.table.limit += 2 * self.loops_wanted
             self.kernel.signals.chance = 0.01 if self.signals_wanted else 0.0
@@ -118,6 +124,11 @@ class World:
         self.connections: list[Connection] = []
         self.taps: list[Tap] = []
         self.pipes: list[PipeUser] = []
+        self.owners: list[Owner] = []
+        self.handled = False
+        """Whether a handler ran in this turn."""
+        self.vain: Counter[Loop] = Counter()
+        """How many waits in a row have found something, and nothing came of it."""
         self.within = 0
         """How many loops run within handlers."""
         self.timers: set[TimerModel] = set()
@@ -254,6 +265,7 @@ class World:
                 self.pipes.append(PipeUser(self, number))
             except OSError as error:
                 self.tolerate(error)
+        self.owners += (Owner(self, number) for number in range(self.owners_wanted))
         for _ in range(self.wanted):
             self.spawn()
 
@@ -277,6 +289,8 @@ class World:
             all(conn.client.over and not conn.obj for conn in self.connections)
             and not self.timers
             and not any(self.soon.values())
+            and not self.errands
+            and all(owner.over for owner in self.owners)
             and all(not tap.watched for tap in self.taps)
             and all(pipe.closed and pipe.hung_up for pipe in self.pipes)
         )
@@ -287,6 +301,10 @@ class World:
     def _turn(self, loop: Loop) -> bool:
         self.turns += 1
         self.require(self.turns < MOST_TURNS, "the world has no end")
+        in_vain = self.kernel.found and not self.handled
+        self.vain[loop] = self.vain[loop] + 1 if in_vain else 0
+        self.require(self.vain[loop] < MOST_IN_VAIN, "waits find what nothing comes of")
+        self.handled = False
         self.ran_within = False
         closed = loop in self.closes_began
         self.closes_began.discard(loop)
@@ -332,6 +350,7 @@ class World:
 
     def in_handler(self, loop: Loop) -> None:
         """A handler begins."""
+        self.handled = True
         if loop in self.closes_began:
             raise Broken("a handler ran after the closes of its batch")
 
@@ -404,6 +423,14 @@ class World:
             if acceptor.loop is loop:
                 assert acceptor.fd is not None
                 asked[acceptor.fd] = acceptor.event_watch & MASK
+        shadows = set()
+        """Numbers whose owner has closed them, and that the loop has no way to know of."""
+        for owner in self.owners:
+            for heard in owner.objects:
+                if heard.loop is loop and heard.fd is not None:
+                    heard.check()
+                    asked[heard.fd] = heard.event_watch & MASK
+                    shadows |= {heard.fd} if heard.gone else set()
         gone = set()
         for pipe in self.pipes:
             if pipe.loop is loop and pipe.fd is not None:
@@ -437,6 +464,9 @@ class World:
             for fd in gone:
                 asked[fd] &= POLLIN
                 watched[fd] &= POLLIN
+        for fd in shadows:
+            watched.pop(fd, None)
+            del asked[fd]
         if watched != asked:
             raise Broken(f"the kernel watches {watched}, and asked for is {asked}")
         whose = [getattr(entry[2].callback, "__self__", None) for entry in loop._timers.heap]
@@ -452,14 +482,18 @@ class World:
             raise Broken(f"{heaped} timers in the heap, {asked_for} asked for")
 
     def watched(self, loop: Loop) -> dict[int, int]:
-        """What the kernel watches for `loop`."""
-        poller = loop._registry.open()
+        """What the kernel watches for `loop`, whose poller may have to be opened."""
+        poller = self._insist(loop._registry.open)
         if isinstance(poller, PollPoller):
             return by_poll(poller)
         file = self.kernel.table.files[poller.fileno()]
         if isinstance(poller, EpollPoller):
             entries = as_epoll(file).entries
-            return {fd: entry.events & MASK for (fd, _), entry in entries.items()}
+            table = self.kernel.table.files
+            # One whose number is another's by now stays as long as somebody has its file open.
+            return {
+                fd: e.events & MASK for (fd, file), e in entries.items() if table.get(fd) is file
+            }
         found: dict[int, int] = {}
         for (fd, _), note in as_kqueue(file).notes.items():
             bit = (POLLOUT if note.write else POLLIN) if note.enabled else 0
