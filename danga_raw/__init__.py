@@ -8,10 +8,9 @@ Python's, and `Listener` a socket that accepts. `danga_raw.types` has what annot
 import sys
 
 if sys.version_info < (3, 10):
-    # The other rooms use syntax that an older Python answers with a SyntaxError, so this one, which
-    # every import comes through, has none of it.
+    # In syntax that an older Python knows, which answers the other rooms with a SyntaxError.
     needed = "danga_raw needs Python 3.10 or later; this is Python %d.%d" % sys.version_info[:2]
-    # So it is for `python -m danga_raw` while the module is looked for; in Python 2 it says -c.
+    # True for `python -m danga_raw` while the module is looked for; in Python 2 argv says -c.
     running = "runpy" in sys.modules and getattr(sys, "argv", [])[:1] in (["-m"], ["-c"])
     raise (SystemExit if running else ImportError)(needed)
 

@@ -9,6 +9,7 @@ from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
+from danga_raw._log import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ _PENDING: Final = (EINPROGRESS, EINTR)
 
 _NONBLOCK: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
 
-
 _PATH_BYTES: Final = 108 if sys.platform == "linux" else 104
 """The room for a path in a `sockaddr_un` (unix(7); 104 on the BSDs and macOS)."""
+
+_BITS: Final = (16, 20, 32)
+"""Of a port, a flow label and a scope id."""
 
 
 def family(address: SocketAddress) -> int:
@@ -36,14 +39,14 @@ def family(address: SocketAddress) -> int:
         case str() | bytes():
             path = os.fsencode(address)
             abstract = path[:1] == b"\0"
-            if len(path) + (not abstract) > _PATH_BYTES:
-                raise ValueError(
-                    f"the path of a UNIX socket has up to {_PATH_BYTES - 1} bytes: {address!r}"
+            # Of a path with a NUL in it the kernel would take what is before that.
+            if len(path) - abstract >= _PATH_BYTES or (b"\0" in path and not abstract):
+                what = (
+                    f"the path of a UNIX socket has up to {_PATH_BYTES - 1} bytes, none of them NUL"
                 )
-            if not abstract and b"\0" in path:  # The kernel would take what is before it.
-                raise ValueError(f"the path of a UNIX socket has no NUL in it: {address!r}")
+                raise ValueError(f"{what}: {address!r}")
             return _socket.AF_UNIX
-        case (str(host), int(port)) | (str(host), int(port), int(), int()):
+        case (str(host), int()) | (str(host), int(), int(), int()):
             kind = _socket.AF_INET6 if ":" in host else _socket.AF_INET
             try:
                 _socket.inet_pton(kind, host)
@@ -51,39 +54,42 @@ def family(address: SocketAddress) -> int:
                 raise ValueError(
                     f"connect takes an IP address, and no name, which {host!r} is: look it up first"
                 ) from None
-            if not 0 <= port <= 65535:
-                raise ValueError(f"a port is a number from 0 to 65535, not {port}: {address!r}")
-            if len(address) == 4:
-                if kind == _socket.AF_INET:
-                    raise ValueError(f"an IPv4 address is (ip, port): {address!r}")
-                if not (0 <= address[2] < 1 << 20 and 0 <= address[3] < 1 << 32):
-                    raise ValueError(f"a flow label has 20 bits and a scope id has 32: {address!r}")
+            if kind == _socket.AF_INET and len(address) > 2:
+                raise ValueError(f"an IPv4 address is (ip, port): {address!r}")
+            if not all(0 <= number < 1 << bits for number, bits in zip(address[1:], _BITS)):
+                raise ValueError(f"a port has 16 bits, a flow label 20, a scope id 32: {address!r}")
             return kind
         case _:
             raise TypeError(f"an address is (ip, port), or the path of a UNIX socket: {address!r}")
 
 
-def begin(address: SocketAddress) -> tuple[PythonSocket, OSError | None]:
-    """A socket that doesn't block and has begun to connect, and the error if it has failed already:
-    socket(2) and connect(2). Raises `OSError` where there is no socket to be had (EMFILE)."""
-    sock = libc.socket(family(address), _socket.SOCK_STREAM | _NONBLOCK)
+def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
+    """Put a socket into `made` that doesn't block and has begun to connect; the error if it has
+    failed already: socket(2) and connect(2). Raises `OSError` where there is no socket to be had
+    (EMFILE)."""
+    made += map(libc.socket, (family(address),), (_socket.SOCK_STREAM | _NONBLOCK,))
     try:
         if not _NONBLOCK:
-            libc.setblocking(sock)
-        libc.connect(sock, address)
-    except BaseException as error:
+            libc.setblocking(made[0])
+        libc.connect(made[0], address)
+    except OSError as error:
         # What a signal's handler raises, a TimeoutError perhaps, is no outcome of the connect.
-        if not isinstance(error, OSError) or by_handler(error):
-            drop(sock)
+        if by_handler(error):
             raise
-        return sock, None if error.errno in _PENDING else error
-    return sock, None
+        return None if error.errno in _PENDING else error
+    return None
 
 
 def drop(sock: PythonSocket) -> None:
-    """Close a socket that nobody gets: close(2), through the door, unless it is closed already."""
+    """Close a socket that nobody gets: close(2), through the door, unless it is closed already. The
+    descriptor is gone also where that fails."""
     if (fd := sock.detach()) >= 0:
-        libc.close(fd)
+        try:
+            libc.close(fd)
+        except OSError as error:
+            if by_handler(error):
+                raise
+            warn("close(fd %d): %s", fd, error)
 
 
 begun: Final[dict[int, Connecting]] = {}
@@ -91,29 +97,35 @@ begun: Final[dict[int, Connecting]] = {}
 
 
 class Connecting:
-    """An object whose connect is pending."""
+    """A connect that is pending, and the object that waits for it."""
 
-    __slots__ = ("_error", "_obj", "_pending", "_timer")
+    __slots__ = ("_answer", "_error", "_fd", "_obj", "_pending", "_timer", "_told")
 
     def __init__(self, error: OSError | None) -> None:
         """`error` is known already where the connect has failed at once."""
         self._error = error
+        self._answer: list[int] = []
+        """What SO_ERROR was, which tells it but once."""
         self._obj: AnySocket | None = None
-        self._pending: dict[int, Connecting] = {}
         self._timer: Timer | None = None
+        self._told = False
 
     def attach(self, obj: AnySocket, fd: int, pending: dict[int, Connecting]) -> None:
         """Be what `obj` waits for, from its registration on: what its constructor writes is queued."""
-        self._obj = obj
-        self._pending = pending
+        self._obj, self._fd, self._pending = obj, fd, pending
         pending[fd] = self
+
+    def _waiting(self) -> AnySocket | None:
+        """The object, until it is told or closed."""
+        obj = self._obj
+        return obj if obj is not None and self._pending.get(self._fd) is self else None
 
     def start(self, timeout: float | None) -> None:
         """Watch for the outcome; tell an error that is known in the next turn, and a TimeoutError in
         so many seconds."""
-        obj = self._obj
-        if obj is None or obj.fd is None or self._pending.get(obj.fd) is not self:
-            return  # Its constructor has closed it.
+        obj = self._waiting()
+        if obj is None:  # Its constructor has closed it.
+            return
         if self._error is not None:
             obj.loop.call_soon(self._tell)
             return
@@ -121,30 +133,45 @@ class Connecting:
         if timeout is not None:
             self._timer = obj.loop.add_timer(timeout, self._time_out)
 
-    def finish(self) -> None:
-        """The kernel has something to say: getsockopt(SO_ERROR) tells what."""
-        sock = None if self._obj is None else self._obj.sock
-        number = libc.getsockopt(sock) if sock is not None else 0
-        self._error = OSError(number, os.strerror(number)) if number else None
-        self._tell()
-
     def _time_out(self) -> None:
         self._error = TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
         self._tell()
 
+    def finish(self) -> None:
+        """The kernel has something to say: getsockopt(SO_ERROR) tells what, where that isn't known. A
+        socket that has failed at once has no error, and yet is hung up."""
+        obj = self._waiting()
+        if obj is not None and obj.sock is not None and self._error is None and not self._answer:
+            self._answer += map(libc.getsockopt, (obj.sock,))
+        self._tell()
+
+    def resume(self) -> None:
+        """Tell the outcome, where an exception has come before that was told."""
+        obj, timer = self._waiting(), self._timer
+        if obj is not None and (self._error is not None or self._answer):
+            obj.loop.call_soon(self._tell)
+        elif obj is not None and timer is not None and timer.callback is None:
+            obj.loop.call_soon(self._time_out)
+
     def _tell(self) -> None:
         """Tell the object the outcome, unless it was closed; it is told once."""
-        obj, error = self._obj, self._error
-        if obj is None or obj.fd is None or self._pending.get(obj.fd) is not self:
+        obj, error = self._waiting(), self._error
+        if obj is None:
             return
-        del self._pending[obj.fd]
+        if error is None and self._answer and (number := self._answer[0]):
+            error = OSError(number, os.strerror(number))
         self.cancel()
         if error is None:
             # What was written meanwhile is queued, and the watch is over when that is out.
             obj.watch_write(bool(obj.write_buf))
             obj.write_set_watch = bool(obj.write_buf)
         try:
-            obj.event_connect(error)
+            if not self._told:
+                # No call in between: it is told once. What has failed is pending until it is closed.
+                self._told = True
+                if error is None:
+                    del self._pending[self._fd]
+                obj.event_connect(error)
         finally:
             if error is not None and not obj.closed:
                 obj.close_as("not connected")

@@ -9,9 +9,9 @@ from here on", that is what it means.
 
 The idioms:
 
-* `made += map(call, arguments)` calls and keeps the result in one instruction: the map calls only
-  when the list takes from it. With a call and an assignment a handler could raise between the two,
-  and what the call has made would be nobody's. `Once` is this for a descriptor.
+* `made += map(call, arguments)` calls and keeps the result in one instruction. Between a call and
+  an assignment a handler could raise, and what the call has made would be nobody's. `Once` is this
+  for a descriptor.
 * `queue += (item,)` is one instruction, where `queue.append(item)` is a call, behind which a handler
   may find the item queued and its caller may not know it.
 * An iterator gives each item once, whatever is raised meanwhile: `for _ in map(close, descriptors)`
@@ -21,7 +21,8 @@ The idioms:
 * A loop in a `try` ends with a plain statement, and no loop has its condition in its head there:
   CPython 3.13 and 3.14 leave a jump back that depends on a condition out of the `try`, so that what
   a handler raises at it is caught by nobody.
-* A question and what depends on it (`if not self.closed: ...`) have no call between them.
+* A question and what depends on it (`if not self.closed: ...`) have no call between them, and the
+  answer on which something is done falls through: 3.10 looks for signals at any jump that is taken.
 
 An exception that comes out of a call leaves two questions, which the functions below answer: did the
 call fail, or did a handler raise; and is known what the call returned.

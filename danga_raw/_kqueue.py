@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from ctypes import Structure, byref, c_size_t
+from ctypes import byref, c_size_t
 from errno import EBADF, EEXIST, EINTR, ENOENT, EPIPE
 from fcntl import F_SETFD, FD_CLOEXEC
 from functools import cache
 from operator import methodcaller
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 from danga_raw._interrupt import Once
-from danga_raw._libc import check_fd, failure, libc
+from danga_raw._libc import check_fd, failure, libc, raise_failure
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._structs import Fields, structure
+from danga_raw._typing import cast
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    # What byref gives has no public name.
-    from _ctypes import _CArgObject as Reference  # pyright: ignore[reportPrivateUsage]
-    from ctypes import Array
+    from collections.abc import Iterable, Mapping
+    from typing import Final
+
+    from libc import Kevent as Kevent
+    from libc import KQueueLibrary as KQueueLibrary
 
     from danga_raw.types import Batch
 
@@ -38,55 +40,39 @@ MAX_EVENTS: Final = 1000
 """The most events that one wait takes, as in the original."""
 
 
-class Abi(NamedTuple):
+class Abi:
     """What one platform's <sys/event.h> declares differently from the others'."""
 
-    fields: Fields
-    """struct kevent."""
-    evfilt_read: int
-    evfilt_write: int
-    counts_are_size_t: bool
-    """True where `nchanges` and `nevents` of kevent(2) are size_t and not int."""
+    def __init__(self, data: str, ext: Fields = (), netbsd: bool = False) -> None:
+        filter, flags = ("uint32_t", "uint32_t") if netbsd else ("short", "unsigned short")
+        self.fields: Fields = (
+            ("ident", "uintptr_t"),
+            ("filter", filter),
+            ("flags", flags),
+            ("fflags", "unsigned int"),
+            ("data", data),
+            ("udata", "void *"),
+            *ext,
+        )
+        self.evfilt_read, self.evfilt_write = (0, 1) if netbsd else (-1, -2)
+        self.counts_are_size_t = netbsd
+        """True where `nchanges` and `nevents` of kevent(2) are size_t and not int."""
 
 
-def _kevent_fields(filter: str, flags: str, data: str) -> Fields:
-    return (
-        ("ident", "uintptr_t"),
-        ("filter", filter),
-        ("flags", flags),
-        ("fflags", "unsigned int"),
-        ("data", data),
-        ("udata", "void *"),
-    )
-
-
+_CLASSIC: Final = Abi("intptr_t")
 _EXT: Final[Fields] = (("ext", "uint64_t[4]"),)
-_CLASSIC: Final = Abi(_kevent_fields("short", "unsigned short", "intptr_t"), -1, -2, False)
-_WIDE_DATA: Final = Abi(_kevent_fields("short", "unsigned short", "int64_t"), -1, -2, False)
-_NETBSD: Final = Abi(_kevent_fields("uint32_t", "uint32_t", "int64_t"), 0, 1, True)
 
 ABIS: Final[Mapping[str, Abi]] = {
     "darwin": _CLASSIC,
     "dragonfly": _CLASSIC,
     "libkqueue": _CLASSIC,
-    "openbsd": _WIDE_DATA,
-    "freebsd": _WIDE_DATA._replace(fields=_WIDE_DATA.fields + _EXT),  # since FreeBSD 12
-    "netbsd": _NETBSD._replace(fields=_NETBSD.fields + _EXT),  # since NetBSD 10, __kevent100
-    "netbsd9": _NETBSD,  # before, __kevent50
+    "openbsd": Abi("int64_t"),
+    "freebsd": Abi("int64_t", _EXT),  # since FreeBSD 12
+    "netbsd": Abi("int64_t", _EXT, netbsd=True),  # since NetBSD 10, __kevent100
+    "netbsd9": Abi("int64_t", netbsd=True),  # before, __kevent50
 }
 """The kqueue ABIs by the name of their platform. A binding that knew only the classic one read past
 its events from FreeBSD 12 on (rb-kqueue, pull request 19)."""
-
-
-class Kevent(Structure):
-    """What every platform's struct kevent has, in the order of EV_SET(2)'s arguments."""
-
-    if TYPE_CHECKING:
-        ident: int
-        filter: int
-        flags: int
-        fflags: int
-        data: int
 
 
 def abi(platform: str) -> Abi:
@@ -99,11 +85,8 @@ def abi(platform: str) -> Abi:
 
 
 def kevent_type(platform: str) -> type[Kevent]:
-    """struct kevent as `platform` lays it out, under the data model of the running program.
-
-    Raises `ValueError` for an unknown platform.
-    """
-    return cast(type[Kevent], structure("kevent", abi(platform).fields, base=Kevent))
+    """struct kevent as `platform` lays it out, under the data model of the running program."""
+    return cast("type[Kevent]", structure("kevent", abi(platform).fields))
 
 
 def timespec_fields(platform: str, machine: str) -> Fields:
@@ -111,27 +94,6 @@ def timespec_fields(platform: str, machine: str) -> Fields:
     libkqueue it is the host's."""
     is_long = platform == "libkqueue" or (platform == "freebsd" and machine == "i386")
     return (("tv_sec", "long" if is_long else "int64_t"), ("tv_nsec", "long"))
-
-
-class KQueueLibrary(Protocol):
-    """What a kqueue poller stands on: the C library, libkqueue, or another kernel's entry points.
-
-    Both calls answer as C does: -1 for an error, with its number in `ctypes.get_errno()`. Where the
-    library has `fcntl` too, its kqueue is closed on exec, and where it has `close`, that closes it:
-    in this process the number may be another descriptor's.
-    """
-
-    def kqueue(self) -> int: ...
-    def kevent(
-        self,
-        kq: int,
-        changelist: Array[Kevent] | None,
-        nchanges: int | c_size_t,
-        eventlist: Array[Kevent] | None,
-        nevents: int | c_size_t,
-        timeout: Reference | None,
-        /,
-    ) -> int: ...
 
 
 def system_platform() -> str | None:
@@ -147,49 +109,31 @@ _END: Final = POLLERR | POLLHUP
 _UNREAD: Final = 1 << 16
 """Beside the bits of an event mask: the read filter has data."""
 
-Change = tuple[int, int, int]
-"""(ident, filter, flags) of one entry of a change list."""
-
 
 class KQueue:
     """The filters of one kqueue descriptor, with the verbs and event masks of the other pollers.
 
     A Socket has a read and a write filter, both added disabled and then switched on and off; a
-    kqueue reports nothing, not even a hang-up, for a descriptor whose filters are all disabled.
+    kqueue reports nothing, not even a hang-up, for a descriptor whose filters are all disabled. What
+    is watched for POLLIN alone, as an other fd is, has the read filter alone.
     """
 
-    __slots__ = (
-        "_abi",
-        "_alone",
-        "_calls",
-        "_descriptor",
-        "_dropped",
-        "_events",
-        "_filters",
-        "_kevent_type",
-        "_kq",
-        "_pid",
-        "_timespec",
-        "_watched",
-        "batch",
-    )
+    bare = False
 
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
-        """Makes no system call; `open` does.
-
-        `library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
+        """`library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
         without them, the C library's own. Raises `ValueError` for a platform that isn't known, and
-        `OSError` where there is no kqueue.
-        """
+        `OSError` where there is no kqueue."""
         name = platform if platform is not None else system_platform()
         if name is None:
             raise OSError(f"this system ({libc.platform}) has no kqueue")
-        self._abi = abi(name)
-        self._filters = (self._abi.evfilt_read, POLLIN), (self._abi.evfilt_write, POLLOUT)
+        declared = abi(name)
+        self._filters = (declared.evfilt_read, POLLIN), (declared.evfilt_write, POLLOUT)
+        self._count: type[c_size_t | int] = c_size_t if declared.counts_are_size_t else int
         self._kevent_type = kevent_type(name)
         self._events = (self._kevent_type * MAX_EVENTS)()
         self._timespec = structure("timespec", timespec_fields(name, os.uname().machine))
-        self._calls = cast(KQueueLibrary, libc) if library is None else library
+        self._calls = cast("KQueueLibrary", libc) if library is None else library
         self._watched: dict[int, int] = {}
         """fd -> what it is watched for."""
         self._dropped: set[int] = set()
@@ -203,32 +147,23 @@ class KQueue:
         """Whose kqueue it is."""
 
     def open(self) -> None:
-        """kqueue(2), where that isn't done, and fcntl(F_SETFD, FD_CLOEXEC) where the library has it.
-        Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) where the library has it."""
         self._pid = libc.getpid()
         self._kq = self._descriptor.make(map(methodcaller("kqueue"), (self._calls,)))
         if self._kq < 0:
-            raise failure("kqueue()")
+            raise_failure("kqueue()")
         if fcntl := getattr(self._calls, "fcntl", None):
             fcntl(self._kq, F_SETFD, FD_CLOEXEC)
 
     def register(self, fd: int, events: int) -> None:
-        """Watch `fd`: one kevent(2).
-
-        For POLLIN alone (an other fd) it gets the read filter alone. Any other mask (a Socket's)
-        gives it both filters, disabled where the mask does not have POLLIN or POLLOUT.
-
-        Raises `OSError`: EBADF for a dead fd, EEXIST for one that is watched already, EINVAL for
-        one that the filters don't take. What was added by then is taken back.
-        """
+        """One kevent(2), which leaves a filter disabled that the mask doesn't have. EINVAL is for what
+        the filters don't take. Where it fails, what was added by then is taken back."""
         check_fd(fd, "kevent")
         if fd in self._watched and self.holds(fd, self._watched[fd]):
-            raise OSError(EEXIST, f"kevent(EV_ADD, fd {fd}): {os.strerror(EEXIST)}")
+            raise failure(f"kevent(EV_ADD, fd {fd})", EEXIST)
         self._forget(fd)  # Its number may have been closed behind the loop's back.
-        changes: list[Change] = []
-        for filter, wanted in self._filters:
-            if events == POLLIN != wanted:
-                continue
+        changes: list[tuple[int, int, int]] = []
+        for filter, wanted in self._filters_for(events):
             changes.append((fd, filter, EV_ADD))
             if not events & wanted:
                 # A change of its own: libkqueue leaves the filter armed when it is added and
@@ -249,23 +184,21 @@ class KQueue:
         582). FreeBSD, OpenBSD and DragonFly (EPIPE) and NetBSD (EBADF) have not added the write
         filter of a pipe. A dead fd is known by its read filter.
         """
-        (read, _), (write, _) = self._filters
-        self._apply([(fd, read, EV_ADD)], EPIPE)
-        if events != POLLIN:
-            self._apply([(fd, write, EV_ADD)], EPIPE, EBADF)
+        for filter, wanted in self._filters_for(events):
+            self._apply([(fd, filter, EV_ADD)], EPIPE, EBADF if wanted == POLLOUT else EPIPE)
         self.modify(fd, ~events, events)
 
+    def _filters_for(self, events: int) -> tuple[tuple[int, int], ...]:
+        return self._filters[:1] if events == POLLIN else self._filters
+
     def holds(self, fd: int, events: int) -> bool:
-        """False if the descriptor that was watched for `events` was closed since, which takes its
-        filters along: a kevent(2) that switches the read filter as it is."""
+        """A kevent(2) that switches the read filter as it is: a close takes the filters along."""
+        (read, _), _ = self._filters
         change = EV_ENABLE if events & POLLIN else EV_DISABLE
-        return self._apply([(fd, self._abi.evfilt_read, change)], ENOENT, EBADF)
+        return self._apply([(fd, read, change)], ENOENT, EBADF)
 
     def modify(self, fd: int, old: int, new: int) -> None:
-        """Switch the filters on or off in which `new` differs from `old`: a kevent(2) for each.
-
-        Raises `OSError`: EBADF, ENOENT for a fd that is not watched.
-        """
+        """A kevent(2) for each filter that is to be switched on or off."""
         for filter, wanted in self._filters:
             if not (old ^ new) & wanted:
                 continue
@@ -280,43 +213,32 @@ class KQueue:
         self._watched[fd] = new
 
     def unregister(self, fd: int, events: int) -> None:
-        """Watch `fd` no longer: a kevent(2) for each filter.
-
-        A filter that isn't there, or a fd that is closed, is as good as unregistered.
-        """
+        """A kevent(2) for each filter, as a change that fails keeps those behind it from being
+        applied. One that isn't there, or a fd that is closed, is as good as unregistered."""
         self._forget(fd)
-        for filter, wanted in self._filters:
-            if events != POLLIN or events == wanted:
-                # One call each, as a change that fails keeps those behind it from being applied.
-                self._apply([(fd, filter, EV_DELETE)], ENOENT, EBADF)
+        for filter, _ in self._filters_for(events):
+            self._apply([(fd, filter, EV_DELETE)], ENOENT, EBADF)
 
     def _forget(self, fd: int) -> None:
         self._watched.pop(fd, None)
         self._dropped.discard(fd)
 
-    def _apply(self, changes: Sequence[Change], *ignored: int) -> bool:
-        """One kevent(2) that changes and does not wait; False where it fails by an errno in
-        `ignored`."""
-        table = (self._kevent_type * len(changes))(*[self._kevent_type(*c) for c in changes])
-        kevent = self._calls.kevent
-        if kevent(self._kq, table, self._count(len(changes)), None, self._count(0), None) < 0:
-            error = failure(f"kevent({self._kq}, fd {changes[0][0]})")
-            if error.errno not in ignored:
-                raise error
+    def _apply(self, changes: list[tuple[int, int, int]], *ignored: int) -> bool:
+        """One kevent(2) that changes (ident, filter, flags) and does not wait; False where it fails
+        by an errno in `ignored`."""
+        table = (self._kevent_type * len(changes))(*[self._kevent_type(*each) for each in changes])
+        count = self._count
+        if self._calls.kevent(self._kq, table, count(len(changes)), None, count(0), None) < 0:
+            raise_failure(f"kevent({self._kq}, fd {changes[0][0]})", *ignored)
             return False
         return True
 
-    def _count(self, n: int) -> int | c_size_t:
-        return c_size_t(n) if self._abi.counts_are_size_t else n
-
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
-        """The (fd, event mask) of each descriptor with filters that fired, 1,000 at most: kevent(2).
+        """kevent(2), for 1,000 events at most, of which a descriptor may have two.
 
         A filter fires with POLLIN or POLLOUT; EV_EOF adds POLLERR if it comes with an error, else
-        POLLHUP. These wait while there is data for who watches for reading. Blocks for at most
-        `timeout_ms` milliseconds, for ever where it is negative. A signal ends the wait with
-        nothing ready. Raises `OSError`, also for an error that is reported about a fd; one that is
-        merely gone is dropped with a warning.
+        POLLHUP. These wait while there is data for who watches for reading. Raises `OSError` also
+        for an error that is reported about a fd; one that is merely gone is dropped with a warning.
         """
         if self._dropped:
             timeout_ms = 0
@@ -324,23 +246,21 @@ class KQueue:
         if timeout_ms >= 0:
             seconds, ms = divmod(timeout_ms, 1000)
             limit = byref(self._timespec(seconds, ms * 1_000_000))
-        count = self._calls.kevent(
-            self._kq, None, self._count(0), self._events, self._count(MAX_EVENTS), limit
-        )
+        none, room = self._count(0), self._count(MAX_EVENTS)
+        count = self._calls.kevent(self._kq, None, none, self._events, room, limit)
         if count < 0:
-            error = failure(f"kevent({self._kq})")
-            if error.errno != EINTR:
-                raise error
+            raise_failure(f"kevent({self._kq})", EINTR)
         found = dict.fromkeys(self._dropped, POLLOUT | POLLHUP)
+        masks = dict(self._filters)
         for event in self._events[: max(count, 0)]:
             fd = event.ident
             if event.flags & EV_ERROR:
                 if event.data not in (EBADF, ENOENT):
-                    raise OSError(event.data, f"kevent(fd {fd}): {os.strerror(event.data)}")
+                    raise failure(f"kevent(fd {fd})", event.data)
                 warn("kevent() found fd %d gone. removing.", fd)
                 self._forget(fd)
                 continue
-            state = POLLIN if event.filter == self._abi.evfilt_read else POLLOUT
+            state = masks[event.filter]
             if state == POLLIN and event.data > 0:
                 state |= _UNREAD
             if event.flags & EV_EOF:
@@ -376,12 +296,11 @@ class KQueue:
         return ready
 
     def fileno(self) -> int:
-        """The kqueue descriptor."""
         return self._kq
 
     def close(self) -> None:
-        """close(2), the library's own, once. In a forked child there is nothing to close: fork(2)
-        leaves a kqueue behind, and by now the number may be another's."""
+        """close(2), the library's own. In a forked child there is nothing to close: fork(2) leaves a
+        kqueue behind, and by now the number may be another's."""
         if libc.getpid() == self._pid and (close := getattr(self._calls, "close", None)):
             self._descriptor.close(close)
 
@@ -394,12 +313,11 @@ def load_libkqueue(path: str) -> KQueueLibrary:
     a library that can't switch on both filters of a descriptor: 2.3.1 answers EEXIST.
     """
     try:
-        library = ctypes.CDLL(path, use_errno=True)
-    except OSError as error:
+        calls = cast("KQueueLibrary", ctypes.CDLL(path, use_errno=True))
+        for name in "kqueue", "kevent":
+            getattr(calls, name)
+    except (OSError, AttributeError) as error:
         raise OSError(f"no libkqueue to be loaded: {error}") from None
-    if not (hasattr(library, "kqueue") and hasattr(library, "kevent")):
-        raise OSError(f"no libkqueue to be loaded: {path}: it has no kqueue and kevent")
-    calls = cast(KQueueLibrary, library)
     trial = KQueue(calls, "libkqueue")
     ends = os.pipe()
     try:

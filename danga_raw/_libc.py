@@ -1,9 +1,9 @@
 """The one door to the C library: every call that the package can make goes through `libc`.
 
-`typestubs/libc.pyi` declares what stands behind the door, with the C prototypes as types. The type
-checker is shown that module, and the running program gets an object with the same names, so that
-each call site is checked before the program runs and not, by a converter for every argument, while
-it runs: an `epoll_wait` with `argtypes` costs twice one without. Hence the rule for what is passed:
+`typestubs/libc.pyi` declares what stands behind the door, with the C prototypes as types. A type
+checker is shown that module, and the running program an object with the same names: so each call is
+checked before the program runs, and not while it runs by a converter for each argument, which would
+double the price of an `epoll_wait`. Hence the rule for what is passed:
 
 * a C int goes as a Python int, its range checked where it comes from a user, since ctypes truncates
   without a word;
@@ -17,25 +17,25 @@ whose numbers and layouts the calls behind the door take.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import sys
 import time
 from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr
 from _socket import SO_ERROR, SOL_SOCKET
+from _socket import socket as RawSocket
+from errno import EBADF
 from operator import methodcaller
 
 # Not from typing, which costs more to import than all of this package (see types.py).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from resource import struct_rusage
     from socket import socket as Socket
     from types import FrameType
     from typing import Final
 
     import libc as libc
-    from libc import SockAddr as SocketAddress
 
 PLATFORM: Final = sys.platform.rstrip("0123456789")
 """The kind of system: "linux", "darwin", "freebsd", "netbsd", "openbsd", "dragonfly", ..."""
@@ -44,39 +44,43 @@ INT_MAX: Final = 0x7FFFFFFF
 """The largest C int, on every platform with one of these mechanisms."""
 
 
-def check_fd(fd: int, call: str) -> None:
-    """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""
-    if not 0 <= fd <= INT_MAX:
-        raise OSError(errno.EBADF, f"{call}(fd {fd}): {os.strerror(errno.EBADF)}")
-
-
-def failure(call: str) -> OSError:
-    """The `OSError` for a foreign call that has just returned -1; `call` is how it was called."""
-    number = ctypes.get_errno()
+def failure(call: str, number: int | None = None) -> OSError:
+    """The `OSError` for a call that fails by an errno: a foreign call that has just returned -1 has
+    left it in ctypes."""
+    number = ctypes.get_errno() if number is None else number
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
-FOREIGN: Final[Mapping[str, tuple[str, ...]]] = {
-    "epoll_create1": ("epoll_create1",),
-    "epoll_ctl": ("epoll_ctl",),
-    "epoll_wait": ("epoll_wait",),
-    "kqueue": ("kqueue",),
-    # NetBSD renames a function when a struct it takes has changed, and keeps the plain name for
-    # binaries built before: `kevent` there is the version of 2009 and reads another layout.
-    "kevent": ("__kevent100", "__kevent50") if PLATFORM == "netbsd" else ("kevent",),
-    "poll": ("poll",),
-    "setsockopt": ("setsockopt",),
-    "fcntl": ("fcntl",),
-    "pipe2": ("pipe2",),
-    "pipe": ("pipe",),
-}
+def raise_failure(call: str, *ignored: int) -> None:
+    """Raises that of the foreign call that has just returned -1, unless its errno is in `ignored`."""
+    error = failure(call)
+    if error.errno not in ignored:
+        raise error
+
+
+def check_fd(fd: int, call: str) -> None:
+    """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""
+    if not 0 <= fd <= INT_MAX:
+        raise failure(f"{call}(fd {fd})", EBADF)
+
+
+_NAMES = "epoll_create1 epoll_ctl epoll_wait kqueue kevent poll setsockopt fcntl pipe2 pipe"
+
+FOREIGN: Final[dict[str, tuple[str, ...]]] = {name: (name,) for name in _NAMES.split()}
 """Each foreign function and the symbols to look for, the newest first."""
+
+if PLATFORM == "netbsd":
+    # It renames a function when a struct that it takes has changed, and keeps the plain name for
+    # binaries built before: `kevent` is the version of 2009 and reads another layout.
+    FOREIGN["kevent"] = ("__kevent100", "__kevent50")
 
 
 def _getrusage(who: int) -> struct_rusage:
-    from resource import getrusage  # for profiling only, and a small container may lack it
+    # For profiling only, and a small container may lack it. To import a name from it would cost
+    # 7,000 instructions a call.
+    import resource
 
-    return getrusage(who)
+    return resource.getrusage(who)
 
 
 def _signal(number: int, handler: Callable[[int, FrameType | None], object] | int) -> object:
@@ -89,10 +93,6 @@ def _socket(family: int, kind: int) -> Socket:
     from socket import socket  # imports selectors, which opens and closes an epoll
 
     return socket(family, kind)
-
-
-def _connect(sock: Socket, address: SocketAddress) -> None:
-    sock.connect(address)
 
 
 class _Function(CFuncPtr):
@@ -121,9 +121,11 @@ class Door:
         self.platform = PLATFORM
         for name, symbols in FOREIGN.items():
             for symbol in symbols:
-                if hasattr(library, symbol):
+                try:
                     setattr(self, name, _function(library, symbol))
                     break
+                except AttributeError:
+                    continue
         # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
         # and let the handle decode its own kind of address.
         self.read = os.read
@@ -135,7 +137,7 @@ class Door:
         self.clock_gettime = time.clock_gettime
         self.signal = _signal
         self.socket = _socket
-        self.connect = _connect
+        self.connect = RawSocket.connect
         self.accept = methodcaller("accept")
         self.setblocking = methodcaller("setblocking", False)
         self.getsockopt = methodcaller("getsockopt", SOL_SOCKET, SO_ERROR)

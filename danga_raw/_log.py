@@ -36,12 +36,15 @@ def log_exception(obj: object, error: Exception) -> None:
 
 
 def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> bool:
-    """Whether it was logged, or was not to be."""
-    if _is_telling():
+    """Whether it was logged, or was not to be, as this thread is in a log handler. The stack tells
+    that, as no note could that an exception may keep from being taken back."""
+    frame = sys._getframe(1).f_back  # pyright: ignore[reportPrivateUsage]  # documented
+    while frame is not None and frame.f_code is not _log.__code__:
+        frame = frame.f_back
+    if frame is not None:
         return True
     try:
-        # The descriptor table may be full, which is what there is to warn of. Where another thread
-        # has imported half of it, the rest is not waited for.
+        # Where another thread has imported half of it, the rest is not waited for.
         if "logging" not in sys.modules:
             __import__("logging")
         logger = sys.modules["logging"].getLogger("danga_raw")
@@ -49,15 +52,6 @@ def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> 
     except Exception:
         return False
     return True
-
-
-def _is_telling() -> bool:
-    """True in a log handler of this thread. The stack tells, as no note could that an exception may
-    keep from being taken back."""
-    frame = sys._getframe(1).f_back  # pyright: ignore[reportPrivateUsage]  # documented
-    while frame is not None and frame.f_code is not _log.__code__:
-        frame = frame.f_back
-    return frame is not None
 
 
 def print_error(text: str) -> None:

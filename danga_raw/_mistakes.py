@@ -11,9 +11,6 @@ if TYPE_CHECKING:
 _COROUTINE: Final = 0x80 | 0x200
 """CO_COROUTINE and CO_ASYNC_GENERATOR of a function's code, as `inspect` has them."""
 
-HANDLERS: Final = ("event_read", "event_write", "event_err", "event_hup", "event_connect")
-"""What a loop calls on an object."""
-
 
 def is_coroutine(function: object) -> bool:
     """True for what `async def` makes."""
@@ -23,40 +20,25 @@ def is_coroutine(function: object) -> bool:
 
 def check_callback(what: str, callback: object) -> None:
     """Raises `TypeError` for what can't be called, and for what would do nothing if it were."""
-    if callable(callback):
-        if not is_coroutine(callback):
-            return
+    if is_coroutine(callback):
         raise TypeError(f"{what} is called and not awaited: {callback!r} is a coroutine function")
-    called = "; give the function itself, f and not f()" if callback is None else ""
-    raise TypeError(f"{what} is a callable, not {callback!r}{called}")
+    if not callable(callback):
+        called = "; give the function itself, f and not f()" if callback is None else ""
+        raise TypeError(f"{what} is a callable, not {callback!r}{called}")
 
 
 def callable_or_none(what: str, callback: AnyCallback | None) -> AnyCallback | None:
     """`callback`, which None takes off. Raises `TypeError`."""
     if callback is not None:
-        if not callable(callback):
-            raise TypeError(f"{what} is a callable or None, not {callback!r}")
         check_callback(what, callback)
     return callback
 
 
 def check_class(kind: type) -> None:
     """Raises `TypeError` for a class whose handlers are coroutine functions."""
-    for name in HANDLERS:
+    for name in ("event_read", "event_write", "event_err", "event_hup", "event_connect"):
         if is_coroutine(vars(kind).get(name)):
             raise TypeError(f"{kind.__name__}.{name} is called and not awaited: no async def")
-
-
-class NoHandleError(TypeError, AttributeError):
-    """Something without a descriptor was to be watched. An AttributeError too, as it always was."""
-
-    def __init__(self, given: object) -> None:
-        hint = ""
-        if isinstance(given, int):
-            hint = f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
-        super().__init__(
-            f"a Socket takes a socket, or what else has a fileno(), not {given!r}{hint}"
-        )
 
 
 def check_made(obj: object) -> None:
@@ -64,3 +46,19 @@ def check_made(obj: object) -> None:
     if not hasattr(obj, "fd"):
         name = type(obj).__name__
         raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
+
+
+class NoHandleError(TypeError, AttributeError):
+    """Something without a descriptor was to be watched. An AttributeError too, as it always was."""
+
+    def __init__(self, given: object) -> None:
+        what = f"a Socket takes a socket, or what else has a fileno(), not {given!r}"
+        if isinstance(given, int):
+            what += f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
+        super().__init__(what)
+
+
+def not_bytes(what_is: str, given: object) -> TypeError:
+    """The error for what is no data."""
+    hint = "; encode it first" if isinstance(given, str) else ""
+    return TypeError(f"{what_is}, not {type(given).__name__} {given!r:.40}{hint}")

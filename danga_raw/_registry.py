@@ -8,10 +8,10 @@ leaving, and nobody else:
   batch in hand may still hold one, so its number is kept, and close(2) waits, until that is over.
 * *gone*: nothing here knows the number. It may be given out again.
 
-A number may come back while somebody here still holds it, as its owner has closed the descriptor
-behind the loop's back, or may take another owner in the midst of a batch, as one that was stolen is
-wrapped again. Then the old holder is dropped, and so is what is left of a batch in hand that speaks of
-the number: events are level-triggered, so the next wait says again what is still true.
+A number may come back while somebody here still holds it, where its owner has closed the descriptor
+behind the loop's back, or take another owner in the midst of a batch, where one that was stolen is
+wrapped again. Then the old holder is dropped, and so are the batches in hand that speak of the number:
+events are level-triggered, and the next wait says again what is still true.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from _socket import socket as RawSocket
 from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
-from errno import EEXIST, ENOENT
+from errno import ENOMEM, ENOSPC
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
@@ -33,15 +33,14 @@ from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Final
 
     from danga_raw._connecting import Connecting
     from danga_raw._waker import Waker
+    from danga_raw.listener import Listener
     from danga_raw.types import (
         AnySocket,
         Batch,
-        Callback,
         Handle,
         OtherFdCallback,
         OtherFdMapping,
@@ -85,96 +84,73 @@ def _new_poller(backend: str) -> Poller:
 class Leaving:
     """A descriptor on its way out."""
 
-    __slots__ = ("fd", "obj", "open_fd", "sock")
+    __slots__ = ("fd", "obj", "sock")
 
     def __init__(self, fd: int, obj: AnySocket | None, sock: Handle | None) -> None:
-        self.fd: int = fd
-        self.obj: AnySocket | None = obj
-        """Whose entry in the map is to go; None for an other fd."""
-        self.sock: Handle | None = sock
-        """The handle to close; None if it isn't ours to close."""
-        self.open_fd: Iterator[int] = iter(())
-        """The descriptor that `sock` has given up and that is still to be closed."""
+        self.fd = fd
+        self.obj = obj  # whose entry in the map is to go; None for an other fd
+        self.sock = sock  # the handle to close; None if it isn't ours to close
 
 
 class Registry:
     """The descriptors of one loop, and the poller that watches them."""
 
-    __slots__ = (
-        "_dropped",
-        "_made",
-        "_opening",
-        "backend",
-        "connecting",
-        "has_entries",
-        "leaving",
-        "objects",
-        "other_fds",
-        "outer",
-        "own_callbacks",
-        "poller",
-        "polls",
-        "pushed_back",
-        "readable",
-        "stale",
-        "starved",
-        "waker",
-    )
-
     def __init__(self, backend: str) -> None:
-        self.backend: str = backend
+        self.backend = backend
         self.has_entries: Final = backend == "epoll"
         """True where what is watched is an entry of the open file, and may outlive its number."""
         self.polls: Final = backend == "poll"
         """True where a wait hands all over to the kernel at its beginning, so that nothing that
         another thread adds can end it."""
-        self.poller: Poller | None = None
-        """The poller, while it is open."""
-        self._made: Poller | None = None
-        """The same, from before it is opened: an exception in between could lose it."""
+        self.poller: Poller | None = None  # while it is open
+        self.waker: Waker | None = None  # once somebody has asked for it
+        self._opening = RLock()  # another thread may ask for it while the loop opens the poller
+        self._dropped: list[Poller] = []  # pollers to be closed
+        self.stale: set[int] = set()
+        """Numbers under which an epoll may still have the entry of a file that its owner has closed
+        and somebody else (a forked child, a dup) has open: that can't be removed any more."""
+        self.outer: list[Batch] = []
+        """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.objects: dict[int, Socket] = {}
         """The objects by their fd, those included that are leaving."""
         self.other_fds: dict[int, OtherFdCallback] = {}
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
         """What goes when the present batch is over, in order."""
-        self.pushed_back: dict[int, AnySocket] = {}
-        """The objects that have pushed-back data, by their fd, in the order of their first piece."""
-        self.readable: set[int] = set()
-        """Which of them watch for reading."""
+        # What few objects have, by their fd:
+        self.pushed_back: dict[int, AnySocket] = {}  # data, in the order of their first piece
+        self.readable: set[int] = set()  # that, and a watch for reading
         self.own_callbacks: dict[int, PostLoopCallback] = {}
-        """The post-loop callbacks of single objects, by their fd."""
-        self.outer: list[Batch] = []
-        """For each run of the loop that is going on, the batch that was in hand when it began."""
-        self.connecting: dict[int, Connecting] = {}
-        """The connects that are pending, by the fd of their objects."""
-        self.starved: dict[int, Callback] = {}
-        """How listeners begin again that had no descriptor left for a connection, by their fd."""
-        self.stale: set[int] = set()
-        """Numbers under which an epoll may still have the entry of a file that its owner has closed
-        and somebody else (a forked child, a dup) has open: that can't be removed any more."""
-        self.waker: Waker | None = None
-        """What others wake the loop by, once somebody has asked for it."""
-        self._dropped: list[Poller] = []
-        """Pollers to be closed."""
-        self._opening = RLock()
-        """The first call from another thread may make the waker while the loop opens the poller."""
+        self.connecting: dict[int, Connecting] = {}  # a pending connect
+        self.starved: dict[int, Listener] = {}  # no descriptor left for a connection
 
     # --- the poller -------------------------------------------------------------------------------
 
     def open(self) -> Poller:
         """The poller, opened at its first use, and given what the registry knows: epoll_create1(2),
         or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
-        if self.poller is None:
-            with self._opening:
-                self._close_dropped()
-                if self._made is None:
-                    self._made = _new_poller(self.backend)
-                self._made.open()
+        if self.poller is not None:
+            return self.poller
+        with self._opening:
+            self._close_dropped()
+            poller = _new_poller(self.backend)
+            try:
+                poller.open()
                 for fd, events in self._known().items():
-                    self._register_again(self._made, fd, events)
-                self.poller = self._made
-        return self.poller
+                    try:
+                        poller.register(fd, events)
+                    except OSError as error:
+                        # Nothing is wrong with the descriptor: the next to open tries anew.
+                        if error.errno in (ENOMEM, ENOSPC):
+                            raise
+                        _complain(error, "%s")  # Its owner, who has closed it, will hear so.
+                # One that a signal's handler has opened meanwhile knows better.
+                self.poller = opened = self.poller or poller
+            finally:
+                if self.poller is not poller:
+                    self._dropped += (poller,)
+                    self._close_dropped()
+        return opened
 
     def _known(self) -> dict[int, int]:
         """What is to be watched: fd -> event mask."""
@@ -184,34 +160,19 @@ class Registry:
             known[self.waker.fileno()] = POLLIN
         return known
 
-    def _register_again(self, poller: Poller, fd: int, events: int) -> None:
-        try:
-            poller.register(fd, events)
-        except OSError as error:
-            if by_handler(error):
-                raise
-            # It is there where an exception has cut an earlier opening short. Else its owner has
-            # closed it, and will hear so when it is used.
-            if error.errno != EEXIST:
-                warn("%s", error)
-
     def renew(self) -> None:
-        """Drop the poller, with the entries in it that can't be removed, and what it has said, which
-        may be of them; the next use opens another and registers what is known. It is closed first,
-        as the table of descriptors may be full."""
-        if self._made is not None:
-            batch = self._made.batch
-            for each in (batch, *self.outer):
-                each.clear()
-            self._drop_poller()
-            self._made = _new_poller(self.backend)
-            self._made.batch = batch
+        """Drop the poller, with the entries in it that can't be removed, and open another. The first
+        is closed before, as the table of descriptors may be full."""
+        self._drop_poller()
         self.open()
 
     def _drop_poller(self) -> None:
-        if self._made is not None:
-            self._dropped += (self._made,)
-        self._made = self.poller = None
+        """Close the poller, and drop what it has said."""
+        if self.poller is not None:
+            for batch in (self.poller.batch, *self.outer):
+                batch.clear()
+            self._dropped += (self.poller,)
+        self.poller = None
         self.stale.clear()
         self._close_dropped()
 
@@ -220,20 +181,13 @@ class Registry:
             try:
                 self._dropped[0].close()
             except OSError as error:
-                if by_handler(error):
-                    raise
-                warn("close(%s): %s", self.backend, error)
+                _complain(error, "close(%s): %s", self.backend)
             del self._dropped[:1]
-
-    def watches_any(self) -> bool:
-        """True if there is anything to wait for."""
-        return bool(self.objects or self.other_fds or self.waker is not None)
 
     def open_waker(self) -> Waker:
         """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
         read end. Raises `OSError`, and then it is tried anew at the next."""
-        # Costs nothing to who wakes no loop: an import, and what it imports.
-        from danga_raw._waker import Waker
+        from danga_raw._waker import Waker  # It and its imports cost nothing to who wakes no loop.
 
         with self._opening:
             if self.waker is not None:  # Another thread was faster.
@@ -245,8 +199,11 @@ class Registry:
                 self.waker = made = self.waker or waker
                 if made is waker and self.poller is not None:
                     self.poller.register(waker.fileno(), POLLIN)
-            except BaseException:
-                self.waker = None
+            except BaseException as error:
+                if self.waker is waker:
+                    self.waker = None
+                    if by_handler(error):  # Perhaps behind its registration.
+                        self.unregister(waker.fileno(), POLLIN)
                 waker.close()
                 raise
             if made is not waker:
@@ -255,49 +212,46 @@ class Registry:
 
     def feed(self) -> None:
         """A descriptor was closed: listeners that had none left begin again."""
-        for begin in list(self.starved.values()):
-            begin()
+        for listener in list(self.starved.values()):
+            listener.begin_again()
+
+    def resume(self) -> None:
+        """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
+        have cut it short."""
+        for listener in list(self.starved.values()):
+            listener.resume()
+        for pending in list(self.connecting.values()):
+            pending.resume()
 
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
-        """Watch a descriptor, for the object that has it, if one does: all of it or, where an
-        exception comes in between, as that of a signal's handler may, nothing.
-
-        Raises `OSError`, EEXIST where the number's holder still has it.
-        """
-        renewed = False
-        if self.stale and fd in self.stale:
+        """Watch a descriptor, for the object that has it, if one does. Raises `OSError`, EEXIST where
+        the number's holder still has it; where it raises, nothing is done."""
+        if renewed := fd in self.stale:
             self.renew()
-            renewed = True
         try:
-            poller = self.poller or self.open()
-            poller.register(fd, events)
-            if self.outer:
-                self._drop_events(fd, poller.batch)
-            lost = (self.leaving or fd in self.objects) and self._dispossess(fd)
-            if obj is not None and self.other_fds:
-                lost = self.other_fds.pop(fd, None) is not None or lost
-            if lost and self.has_entries and not renewed:
-                # An entry goes when the last descriptor of its file does, and a forked child or a
-                # dup may have one: its events would be taken for those of the newcomer.
-                self.renew()
-                if fd not in self.other_fds:
-                    self.open().register(fd, events)
+            (self.poller or self.open()).register(fd, events)
+            if self.leaving or fd in self.objects or fd in self.other_fds:
+                lost = self._dispossess(fd, obj)
+                if lost and self.has_entries and not renewed:
+                    # An entry goes when the last descriptor of its file does, and a forked child or
+                    # a dup may have one: its events would be taken for those of the newcomer.
+                    self.renew()
+                    if fd not in self.other_fds:
+                        self.open().register(fd, events)
             if obj is not None:
                 # Who takes the objects out asks what their handle is where that matters.
                 self.objects[fd] = cast("Socket", obj)
-            elif self.objects:
-                # Who had the number is closed, and would be taken for who it is.
-                self.objects.pop(fd, None)
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 
-    def _dispossess(self, fd: int) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new. True if the
-        descriptor was closed behind the loop's back."""
+    def _dispossess(self, fd: int, heir: AnySocket | None) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new, for an object or an
+        other fd. True if the descriptor was closed behind the loop's back."""
+        self._drop_events(fd)
         lost = False
         for entry in list(self.leaving):
             if entry.fd == fd and entry.sock is not None:
@@ -313,14 +267,17 @@ class Registry:
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
+        if heir is None:
+            self.objects.pop(fd, None)
+        elif self.other_fds.pop(fd, None) is not None:
+            lost = True
         return lost
 
-    def _drop_events(self, fd: int, batch: Batch) -> None:
-        """What the batches in hand may still say of `fd` is not about who has it now."""
-        _drop_if_about(fd, batch)
-        if len(self.outer) > 1:
-            for batch in self.outer[1:]:
-                _drop_if_about(fd, batch)
+    def _drop_events(self, fd: int) -> None:
+        """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
+        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
+            if any(fd == (each if isinstance(each, int) else each[0]) for each in batch):
+                batch.clear()
 
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
         """A signal's handler raised before the mask was changed in the poller, or behind it."""
@@ -330,45 +287,37 @@ class Registry:
         except OSError:
             pass
 
-    def unregister(self, fd: int, events: int) -> None:
-        """Take a descriptor off the poller, unless it is an object's by now. If its owner has closed
-        it, it is off already."""
+    def unregister(self, fd: int, events: int) -> OSError | None:
+        """Take a descriptor off the poller, unless it is an object's by now; what went wrong. If its
+        owner has closed it, it is off already."""
         obj = self.objects.get(fd)
         if obj is None or obj.closed:
             try:
-                self.open().unregister(fd, events)
+                (self.poller or self.open()).unregister(fd, events)
             except OSError as error:
-                self._note_stale(fd, error)
-
-    def _note_stale(self, fd: int, error: OSError) -> None:
-        """`fd` could not be unregistered."""
-        if by_handler(error):
-            raise error
-        if self.has_entries:
-            self.stale.add(fd)
+                if by_handler(error):
+                    raise
+                if self.has_entries:
+                    self.stale.add(fd)
+                return error
+        return None
 
     def remove_unknown(self, fd: int, state: int) -> None:
-        """The poller speaks of a descriptor that is nobody's. As long as it is there every wait
-        would return at once: it is unregistered and closed, as in the original, or where that can't
-        be, since the number is another file's by now or nobody's, the poller is renewed."""
+        """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
+        unregistered and closed, as in the original, or where that can't be, since the number is
+        another file's by now or nobody's, the poller is renewed."""
         if any(entry.fd == fd for entry in list(self.leaving)):
             return
-        what = "%s returned fd %d with state %d, of which nothing is known."
-        try:
-            self.open().unregister(fd, state)
-        except OSError as error:
-            if by_handler(error):
-                raise
-            warn(what + " %s. opening a new poller.", self.backend, fd, state, error)
+        what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
+        if (trouble := self.unregister(fd, state)) is not None:
+            warn("%s %s. opening a new poller.", what, trouble)
             self.renew()
             return
-        warn(what + " removing.", self.backend, fd, state)
+        warn("%s removing.", what)
         try:
             libc.close(fd)
         except OSError as error:
-            if by_handler(error):
-                raise
-            warn("fd %d: %s", fd, error)
+            _complain(error, "fd %d: %s", fd)
 
     # --- other fds --------------------------------------------------------------------------------
 
@@ -397,7 +346,7 @@ class Registry:
             if known and self.has_entries:
                 self.renew()  # As where an object has lost its number.
 
-    def replace_other_fds(self, fds: dict[int, OtherFdCallback]) -> None:
+    def replace_other_fds(self, fds: OtherFdMapping) -> None:
         """Watch these other fds and no others. Raises `OSError`."""
         try:
             self.add_other_fds(fds)
@@ -408,7 +357,7 @@ class Registry:
                 self._drop_other_fds(fds)
             raise
 
-    def _drop_other_fds(self, kept: dict[int, OtherFdCallback]) -> None:
+    def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
             self.leaving.append(Leaving(fd, None, None))
             self.unregister(fd, POLLIN)
@@ -431,34 +380,28 @@ class Registry:
         if was_closed:  # By a signal's handler, just now.
             entry.sock = None
             return False
-        self._take_off(fd, obj, False)
+        trouble = self._take_off(fd, obj)
         set_errno(number)
+        if trouble is not None:
+            obj.dump_error(str(trouble))
         return True
 
-    def _take_off(self, fd: int, obj: AnySocket, cut_short: bool) -> None:
-        """Unregister an object that is leaving. Can be repeated where that was `cut_short`."""
+    def _take_off(self, fd: int, obj: AnySocket) -> OSError | None:
+        """Unregister an object that is leaving; what went wrong. To do it twice is no harm."""
         trouble = None
         # A loop that was reset since knows nothing of this object, and the number may be another's.
         if obj.corked and self.objects.get(fd, obj) is obj:
             try:
                 set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
             except OSError as error:
-                if by_handler(error):
-                    raise
-                warn("%s", error)
+                _complain(error, "%s")
         obj.corked = False
         if self.objects.get(fd) is obj:
-            try:
-                (self.poller or self.open()).unregister(fd, obj.event_watch)
-            except OSError as error:
-                self._note_stale(fd, error)
-                if error.errno != ENOENT or not cut_short:
-                    trouble = error
+            trouble = self.unregister(fd, obj.event_watch)
             if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
-        if trouble is not None:
-            obj.dump_error(str(trouble))
+        return trouble
 
     def _forget_callbacks(self, fd: int) -> None:
         self.readable.discard(fd)
@@ -468,71 +411,55 @@ class Registry:
         if (pending := self.connecting.pop(fd, None)) is not None:
             pending.cancel()
 
-    def due(self) -> bool:
-        """True if a close(2) is due: the wait that comes before it is not to block."""
-        for entry in list(self.leaving):
-            if entry.sock is not None:
-                return True
-        return False
+    def to_close(self) -> list[Handle]:
+        """What waits to be closed, in order."""
+        return [entry.sock for entry in list(self.leaving) if entry.sock is not None]
 
     # --- gone -------------------------------------------------------------------------------------
 
     def let_go(self) -> None:
-        """Close what waits to be closed, and forget who has left: close(2) for each.
-
-        What the close of a handle or a signal's handler raises comes out, and whoever calls again
-        goes on behind it.
-        """
+        """Close what waits to be closed, and forget who has left: close(2) for each. What is raised
+        meanwhile comes out, and whoever calls again goes on behind it."""
         while self.leaving:
             entry = self.leaving[0]
             obj = entry.obj
             if obj is not None and obj.fd is not None:
                 obj.closed = True
-                self._take_off(obj.fd, obj, True)
+                self._take_off(obj.fd, obj)  # A signal's handler has kept `leave` from it.
             _close(entry)
             if obj is not None and self.objects.get(entry.fd) is obj:
                 del self.objects[entry.fd]
             if len(self.outer) > 1:
-                self._drop_events(entry.fd, [])
+                self._drop_events(entry.fd)
             # The close() of a handle may have run the loop, or reset it.
             if self.leaving and self.leaving[0] is entry:
                 self.leaving.popleft()
 
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""
-        for batch in self.outer:
-            batch.clear()
-        if self._made is not None:
-            self._made.batch.clear()
-        self.objects.clear()
-        self.readable.clear()
-        self.pushed_back.clear()
-        self.own_callbacks.clear()
-        self.other_fds.clear()
-        self.connecting.clear()
-        self.starved.clear()
+        for known in (
+            *(self.objects, self.other_fds, self.pushed_back, self.readable),
+            *(self.own_callbacks, self.connecting, self.starved),
+        ):
+            known.clear()
         self._drop_poller()
         if self.waker is not None:
             self.waker.close()
             self.waker = None
 
 
-def _drop_if_about(fd: int, batch: Batch) -> None:
-    """Drop what is left of a batch that has something of `fd` in it."""
-    if fd in batch:
-        batch.clear()
-    elif batch and not isinstance(batch[0], int):
-        if any(fd == entry[0] for entry in batch if not isinstance(entry, int)):
-            batch.clear()
+def _complain(error: OSError, message: str, *args: object) -> None:
+    """Warn of a call that failed, with the error as the last argument; what a signal's handler raised
+    goes on."""
+    if by_handler(error):
+        raise error
+    warn(message, *args, error)
 
 
 def _disown(sock: Handle, fd: int) -> None:
     """Keep a handle whose descriptor is another's by now from closing it when it is dropped."""
     if isinstance(sock, RawSocket) and sock.fileno() == fd:
         sock.detach()
-
-
-_CLOSING: Final = ("close", "_real_close", "detach")
 
 
 _usual: Final[dict[type[RawSocket], bool]] = {}
@@ -542,33 +469,31 @@ def _closes_as_usual(kind: type[RawSocket]) -> bool:
     """True unless a class of sockets has a close of its own, which then is called: what a TLS socket
     has open beside its descriptor would go on writing to the number."""
     if kind not in _usual:
-        methods = [getattr(kind, name, None) for name in _CLOSING]
-        modules = {getattr(method, "__module__", None) for method in methods}
-        _usual[kind] = modules <= {None, "socket"}
+        methods = [getattr(kind, name, None) for name in ("close", "_real_close", "detach")]
+        _usual[kind] = {getattr(each, "__module__", None) for each in methods} <= {None, "socket"}
     return _usual[kind]
 
 
+_is_open: Final = (-1).__lt__
+
+
 def _close(entry: Leaving) -> None:
-    """Close the handle of an entry, in steps that are each done once."""
+    """Close the handle of an entry, once."""
     sock = entry.sock
-    usual = isinstance(sock, RawSocket) and _closes_as_usual(type(sock))
     try:
-        if isinstance(sock, RawSocket) and usual:
-            # A socket can give up its descriptor, and then close(2) goes through the door, where
-            # the audit sees it. If its owner has closed it behind our back, there is nothing to
-            # close: the number may be another's by now. A signal's handler may raise after any of
-            # these calls, and the next to come here goes on from there.
-            if sock.fileno() == entry.fd:
-                entry.open_fd = iter((entry.fd,))
-            sock.detach()
-            entry.sock = None
+        if isinstance(sock, RawSocket) and _closes_as_usual(type(sock)):
+            # close(2) goes through the door, where the audit sees it. The socket gives up its
+            # descriptor in the same step, with no place for a signal's handler in between. One that
+            # its owner has closed behind our back has none: the number may be another's by now.
+            for _ in map(libc.close, filter(_is_open, map(RawSocket.detach, (sock,)))):
+                pass
+            sock.detach()  # Python's own class is to know as well.
         elif sock is not None:
             entry.sock = None
             sock.close()
-        for _ in map(libc.close, entry.open_fd):
-            pass
     except OSError as error:
-        if usual and by_handler(error):
+        if entry.sock is not None and by_handler(error):
             raise
         # The descriptor is gone all the same (close(2), "Dealing with error returns").
         warn("close(fd %d): %s", entry.fd, error)
+    entry.sock = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from ctypes import byref, c_int, sizeof
 
-from danga_raw._libc import failure, libc
+from danga_raw._libc import libc, raise_failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,17 +42,15 @@ event tells: ECONNRESET on FreeBSD (tcp_ctloutput). macOS answers EINVAL (soseto
 def set_cork(fd: int, on: bool) -> bool:
     """Hold back partial segments of the TCP socket `fd` from here on, or send them: setsockopt(2).
 
-    True if it was done, False where this platform or this kind of descriptor has no such thing, or
-    the connection is gone: nothing is wrong then, and nothing corked. Raises `OSError` for any other
-    answer (EBADF). What clearing the option sends, and when, differs by platform:
-    docs/platforms.md.
+    False where this platform or this kind of descriptor has no such thing, or the connection is gone.
+    Raises `OSError` for any other answer (EBADF). What clearing the option sends, and when, differs
+    by platform: docs/platforms.md.
     """
     if libc.platform not in CORK_OPTIONS:
         return False
     name, number = CORK_OPTIONS[libc.platform]
     if libc.setsockopt(fd, IPPROTO_TCP, number, byref(c_int(on)), sizeof(c_int)) < 0:
-        error = failure(f"setsockopt(fd {fd}, IPPROTO_TCP, {name}, {int(on)})")
-        if error.errno not in NO_SUCH_KIND | CONNECTION_GONE:
-            raise error
+        call = f"setsockopt(fd {fd}, IPPROTO_TCP, {name}, {int(on)})"
+        raise_failure(call, *NO_SUCH_KIND, *CONNECTION_GONE)
         return False
     return True

@@ -29,12 +29,9 @@ C_TYPES: Final = {
 """The C types that occur in the structs of this package, as this platform has them."""
 
 
-def structure(
-    name: str, fields: Fields, *, pack: int = 0, base: type[ctypes.Structure] = ctypes.Structure
-) -> type[ctypes.Structure]:
+def structure(name: str, fields: Fields, *, pack: int = 0) -> type[ctypes.Structure]:
     """The ctypes type of a C struct; `pack` is that of `#pragma pack`, 0 for natural alignment."""
     body: dict[str, object] = {"_fields_": [(field, C_TYPES[c]) for field, c in fields]}
     if pack:
-        # Since 3.14 a packed ctypes struct must say that it is laid out so; earlier ones look away.
-        body |= {"_pack_": pack, "_layout_": "ms"}
-    return type(name, (base,), body)
+        body |= {"_pack_": pack, "_layout_": "ms"}  # Since 3.14 one that is packed must name both.
+    return type(name, (ctypes.Structure,), body)

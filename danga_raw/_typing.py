@@ -1,5 +1,5 @@
-"""What is needed of `typing` at run time, without its price: importing it would double the time that
-all of this package takes to import."""
+"""Stand-ins for what is needed of `typing` at run time: its import would take as long as all of this
+package's."""
 
 from __future__ import annotations
 

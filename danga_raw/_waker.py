@@ -13,11 +13,16 @@ from os import O_CLOEXEC, O_NONBLOCK
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
+from danga_raw._log import warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+    from typing import Final
+
+_hearing: Final[list[Waker]] = []
+"""Those that signals are to wake, the one that asked last at the end: they write to that alone."""
 
 
 class Waker:
@@ -33,13 +38,11 @@ class Waker:
         self._woken = False
         self._handled: set[int] = set()
         self._former = -1
-        """The descriptor to which signals wrote before."""
+        """The descriptor, none of a waker's, to which signals wrote before."""
 
     def open(self) -> None:
-        """Make the pipe, where that isn't done: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has
-        no other. Raises `OSError` (EMFILE, ENFILE)."""
-        if self._ends[0] >= 0:
-            return
+        """Make the pipe: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has no other. Raises
+        `OSError` (EMFILE, ENFILE)."""
         if hasattr(libc, "pipe2"):
             if libc.pipe2(self._ends, O_CLOEXEC | O_NONBLOCK) < 0:
                 raise failure("pipe2()")
@@ -77,21 +80,28 @@ class Waker:
             pass
 
     def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
-        """Have a signal end the wait and call `handler`: rt_sigaction(2).
+        """Have a signal end the wait and call `handler`: rt_sigaction(2). All signals of the process
+        wake this loop from here on, and no other.
 
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
-        libc.signal(number, handler)
-        self._handled.add(number)
-        self._hear_signals()
-
-    def _hear_signals(self) -> None:
-        """Have the signals of this process end the wait of this loop and of no other. Raises
-        `ValueError` out of the main thread."""
+        new = number not in self._handled
+        # Before it is handled: else an exception in between could leave what nobody takes off.
+        self._handled |= {number}
+        try:
+            libc.signal(number, handler)
+        except (OSError, TypeError, ValueError) as error:
+            refused = not isinstance(error, OSError) or not by_handler(error)
+            if new and refused:
+                self._handled.discard(number)
+            raise
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
-        if former != self._ends[1]:
-            self._former = former
+        for each in (self, *_hearing):
+            if former == each._ends[1]:
+                former = each._former
+        self._former = former
+        _hearing[:] = [*(each for each in _hearing if each is not self), self]
 
     def remove_signal(self, number: int) -> bool:
         """Handle a signal as if nobody had asked for it; False if nobody has."""
@@ -99,13 +109,20 @@ class Waker:
             return False
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         libc.signal(number, usual)
-        self._handled.discard(number)
-        if not self._handled:
+        if self._handled == {number}:
             self._unhear_signals()
+        self._handled.discard(number)  # At last: who is cut short is finished by the next to look.
         return True
 
     def _unhear_signals(self) -> None:
-        now = signal.set_wakeup_fd(self._former, warn_on_full_buffer=False)
+        _hearing[:] = [each for each in _hearing if each is not self]
+        heir = _hearing[-1]._ends[1] if _hearing else self._former
+        try:
+            now = signal.set_wakeup_fd(heir, warn_on_full_buffer=False)
+        except OSError as error:  # Its owner has closed it.
+            if by_handler(error):
+                raise
+            now = signal.set_wakeup_fd(-1)
         if now != self._ends[1]:  # It has become somebody else's meanwhile.
             signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
@@ -117,6 +134,12 @@ class Waker:
                 self.remove_signal(number)
             except ValueError:  # Not in the main thread: there the handler goes on, to no effect.
                 self._handled.discard(number)
+        _hearing[:] = [each for each in _hearing if each is not self]
         for end in self._closing:
             if self._ends[end] >= 0:
-                libc.close(self._ends[end])
+                try:
+                    libc.close(self._ends[end])
+                except OSError as error:
+                    if by_handler(error):
+                        raise
+                    warn("close(fd %d): %s", self._ends[end], error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from danga_raw._connecting import drop
 from danga_raw._libc import libc
 from danga_raw._log import debug, warn
 from danga_raw._mistakes import check_callback
@@ -25,28 +26,25 @@ AT_ONCE: Final = 64
 PAUSE: Final = 0.5
 """Seconds until a listener that had no room for a connection tries again, if none closes before."""
 
-_PASSED_BY: Final = frozenset(
-    getattr(errno, name)
-    for name in (
-        "ECONNABORTED ECONNRESET EHOSTDOWN EHOSTUNREACH EINTR ENETDOWN ENETUNREACH ENONET "
-        "ENOPROTOOPT EPERM EPROTO ETIMEDOUT"
-    ).split()
-    if hasattr(errno, name)
-)
+_PASSED_BY: Final = {
+    *(errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR),
+    *(errno.ENETDOWN, errno.ENETUNREACH, getattr(errno, "ENONET", 0), errno.ENOPROTOOPT),
+    *(errno.EPERM, errno.EPROTO, errno.ETIMEDOUT),
+}
 """What was wrong with one connection, which is gone: there may be another behind it (accept(2),
-"Error handling"; EPERM is a firewall's)."""
+"Error handling"; EPERM is a firewall's, and only Linux has ENONET)."""
 
-_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_ROOM: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """The system has no descriptor or no memory for a connection now."""
 
 
 class Listener(Socket):
     """A listening socket that hands each new connection to a function.
 
-    The listener is the caller's to make (`socket.create_server`), with its backlog and its options;
-    any family of stream sockets will do. Where the system has no descriptor or no memory for a
-    connection it stops listening, and begins again when one of the loop's sockets has closed, or
-    after half a second.
+    Its socket is the caller's to make (`socket.create_server`), with its backlog and its options; any
+    family of stream sockets will do. Where the system has no descriptor or no memory for a connection
+    it stops listening, and begins again when one of the loop's sockets has closed, or after half a
+    second.
     """
 
     __slots__ = {
@@ -71,11 +69,11 @@ class Listener(Socket):
         self.accepted: Accepted = accepted
         self._retry: Timer | None = None
         libc.setblocking(sock)
-        super().__init__(sock, loop)
         try:
+            super().__init__(sock, loop)
             self.watch_read(True)
         except BaseException:
-            self.steal_socket()  # Nobody has it yet, and the socket is the caller's.
+            self._withdraw()  # Nobody has it yet, and the socket is the caller's.
             raise
 
     def event_read(self) -> None:
@@ -91,9 +89,10 @@ class Listener(Socket):
             except OSError as error:
                 if error.errno in _PASSED_BY:
                     continue
-                self._starve(error)
-                return
-            self._retry = None
+                return self._starve(error)
+            if self._retry is not None:
+                self._retry.cancel()
+                self._retry = None
             self._hand_over(connection, address)
 
     def _hand_over(self, connection: PythonSocket, address: object) -> None:
@@ -111,8 +110,8 @@ class Listener(Socket):
             finally:
                 if obj is not None:
                     obj.close_as("exception")
-                elif fd >= 0:
-                    libc.close(connection.detach())
+                else:
+                    drop(connection)
 
     def _starve(self, error: OSError) -> None:
         """There is no room for a connection, or nobody knows what is wrong: to try again at once
@@ -122,22 +121,29 @@ class Listener(Socket):
             (debug if error.errno in _NO_ROOM else warn)("%r: accept: %s", self, error)
         else:
             self._retry.cancel()
+        # First how it begins again: an exception in between would leave it deaf.
+        if self.fd is not None:
+            self._registry.starved[self.fd] = self
+        self._retry = self.loop.add_timer(PAUSE, self.begin_again)
         try:
             self.watch_read(False)
         except OSError:
             pass  # Then the next turn finds it readable, and tries again.
-        self._retry = self.loop.add_timer(PAUSE, self._begin_again)
-        if self.fd is not None:
-            self._registry.starved[self.fd] = self._begin_again
 
-    def _begin_again(self) -> None:
-        if self.fd is None or self._registry.starved.get(self.fd) != self._begin_again:
+    def begin_again(self) -> None:
+        """Listen again, if it rests; the loop's registry and its own timer call this."""
+        if self.fd is None or self._registry.starved.get(self.fd) is not self:
             return
-        del self._registry.starved[self.fd]
         try:
             self.watch_read(True)
+            self._registry.starved.pop(self.fd, None)
         except OSError as error:
             self._starve(error)
+
+    def resume(self) -> None:
+        """The same where the timer was spent in vain, as an exception may have come behind it."""
+        if self._retry is None or self._retry.callback is None:
+            self.begin_again()
 
     def event_err(self) -> None:
         """A listener that has an error says which when it accepts."""

@@ -19,8 +19,7 @@ from danga_raw.timers import Timer, Timers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType, TracebackType
+    from collections.abc import Callable, Iterable
     from typing import Final
 
     from danga_raw._waker import Waker
@@ -39,27 +38,32 @@ if TYPE_CHECKING:
 
 RUSAGE_SELF: Final = 0
 
+_HANDLERS: Final = (
+    (POLLIN, "event_read", "-read"),
+    (POLLOUT, "event_write", "-write"),
+    (POLLERR, "event_err", "-err"),
+    (POLLHUP, "event_hup", "-hup"),
+)
+"""The events, in order, with the methods that hear of them and their names in a profile."""
+
 
 class Loop:
     """One event loop with its own poller. A process may have many, one a thread.
 
     A loop belongs to the thread that runs it; from another, or from a signal's handler, only `stop`
-    and `call_soon_threadsafe` may be called.
-    """
+    and `call_soon_threadsafe` may be called."""
 
     def __init__(self, backend: str | None = None) -> None:
-        """A loop on `backend`: "kqueue", "epoll" or "poll", as DANGA_RAW_BACKEND says where it is
-        None, or else the first of these that the system has. Makes no system call: the poller is
-        opened at its first use. Raises `ValueError` for a backend that isn't there.
-        """
+        """A loop on `backend`: "kqueue", "epoll" or "poll"; where it is None, as DANGA_RAW_BACKEND
+        says, or else the first of these that the system has. Makes no system call: the poller is
+        opened at its first use. Raises `ValueError` for a backend that isn't there."""
         self.backend: Final = choose_backend(backend)
         """The name of the mechanism in use."""
         self._registry = Registry(self.backend)
-        self._on_exception: ExceptionCallback | None = None
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
-        self._timeout = -1
+        self._on_exception: ExceptionCallback | None = None
         self._stopping: int = False
         self._resets = 0
         self._post_loop_callback: PostLoopCallback | None = None
@@ -81,22 +85,20 @@ class Loop:
         A turn: the timers that are due, and what `call_soon` was given; one wait for events, which
         does not block while a close is due; for each of them the object's event_read, event_write,
         event_err and event_hup, as far as they are due and the object isn't closed by then, or the
-        callback of an other fd; event_read again while pushed-back data waits; the deferred closes;
-        the post-loop callbacks.
+        callback of an other fd; event_read again while pushed-back data waits; the deferred closes,
+        by close(2); the post-loop callbacks.
 
         An exception of a handler leaves `run` unless there is an `on_exception`. Either way the
         deferred closes are done, nothing else is lost, and the loop can be run again. A request to
         stop that this run did not come to obey is due in the next. Raises `OSError` where the wait
         fails for another reason than a signal, which counts as a wait with no events.
-
-        System calls: the wait of the backend, close(2) for the deferred closes, and what the
-        handlers make.
         """
-        outer = self._registry.outer
-        depth = len(outer)
+        registry = self._registry
+        depth = len(registry.outer)
         try:
-            poller = self._registry.poller
-            outer.append([] if poller is None else poller.batch)
+            registry.outer.append([] if registry.poller is None else registry.poller.batch)
+            if registry.starved or registry.connecting:
+                registry.resume()
             self._run_until_stopped()
             self._stopping = False
             self._end_run(depth)
@@ -111,57 +113,54 @@ class Loop:
         registry = self._registry
         objects = cast("dict[object, Socket | None]", registry.objects)
         leaving, readable = registry.leaving, registry.readable
-        timers, overdue, soon = self._timers.heap, self._timers.due, self._soon
-        run_due = self._timers.run_due
-        own_callbacks, polls = registry.own_callbacks, registry.polls
+        timers, pending, overdue = self._timers, self._timers.heap, self._timers.due
+        soon, own_callbacks, polls = self._soon, registry.own_callbacks, registry.polls
         resets = self._resets
-        if polls and count_other_threads():
-            self._open_waker()
         while not self._stopping:
-            timeout = self._timeout
-            if timers or overdue:
+            timeout = timers.timeout
+            if pending or overdue:
                 try:
-                    timeout = run_due(timeout)
+                    timeout = timers.run_due()
                 except Exception as error:
                     if not self.handle_exception(error):
                         raise
                     continue
             if soon:
                 self._run_soon()
-                # They may have added a timer, or set the timeout: the next turn sees to that.
-                timeout = 0
-            if soon or readable or leaving and registry.due():
+                timeout = 0  # They may have added a timer, say: the next turn sees to that.
+            if readable or leaving and registry.to_close():
                 timeout = 0
             if self._stopping > 0:
                 return
             poller = registry.poller
             if poller is None:
-                if resets != self._resets and not (timers or soon or registry.watches_any()):
+                watched = registry.objects or registry.other_fds or registry.waker
+                if resets != self._resets and not (watched or pending or soon):
                     return  # A reset in this run has left nothing to wait for.
                 poller = registry.open()
-            if polls and timeout != 0 and count_other_threads():
+            if polls and count_other_threads():
                 self._open_waker()
             found = poller.wait(timeout)
-            if self._profiling:
-                # As they come: what is left of the batch may be dropped meanwhile.
-                found = ((each, POLLIN) if isinstance(each, int) else each for each in found)
-            for event in found:
-                # What nearly all events are comes as the bare number of an object that is readable.
-                try:
-                    obj = objects[event]
-                except KeyError:
-                    obj = None
-                if obj is None:
-                    self._special_event(event)
-                    continue
-                # The object may have been closed by an earlier event of this batch. Then it is
-                # still in the map, and has nothing more to say.
-                try:
-                    if not obj.closed:
-                        obj.event_read()
-                except Exception as error:
-                    if not self.handle_exception(error, obj):
-                        raise
+            if not poller.bare or self._profiling:
+                self._dispatch(found)
+            else:
+                # What nearly all batches are: the bare numbers of objects that are readable.
+                for fd in found:
+                    try:
+                        obj = objects[fd]
+                    except KeyError:
+                        obj = None
+                    if obj is None:
+                        self._dispatch((fd,))
+                        continue
+                    # The object may have been closed by an earlier event of this batch. Then it is
+                    # still in the map, and has nothing more to say.
+                    try:
+                        if not obj.closed:
+                            obj.event_read()
+                    except Exception as error:
+                        if not self.handle_exception(error, obj):
+                            raise
             if readable:
                 self._read_pushed_back()
             if leaving:
@@ -171,8 +170,7 @@ class Loop:
                     return
 
     def _end_run(self, depth: int) -> None:
-        """What is to be done at the end of a run that began within `depth` others. To do it twice
-        is no harm, and no call is in it behind which a signal's handler could raise."""
+        """End a run that began within `depth` others: once, and without a call."""
         registry = self._registry
         if own := registry.outer[depth:]:
             if registry.poller is not None:
@@ -181,78 +179,68 @@ class Loop:
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
-        `run` is going on, the next one returns at once.
-
-        Safe from any thread and signal's handler where the loop can be woken, which it can once one
-        of `call_soon_threadsafe` and `add_signal_handler` was used: then it ends a wait that has
-        begun, by a write(2), and else it does not.
-        """
+        `run` is going on, the next one returns at once. Once `call_soon_threadsafe` or
+        `add_signal_handler` was used it is safe from any thread and signal's handler, and ends a
+        wait that has begun, by a write(2)."""
         self._stopping = True
         if (waker := self._registry.waker) is not None:
             waker.wake()
 
     def _run_soon(self) -> None:
-        """Call what `call_soon` was given. What is added meanwhile waits for the next turn, or one
-        that always adds itself again would keep the loop from everything else."""
-        for _ in range(len(self._soon)):
-            if not self._soon:  # A callback has run the loop.
-                return
-            callback = self._soon.popleft()
+        """Call what `call_soon` was given. What is added meanwhile waits for the next turn: one that
+        always adds itself again must not keep the loop from everything else."""
+        soon = self._soon
+        for _ in range(len(soon)):
             try:
-                callback()
+                if soon:  # Else a callback has run the loop.
+                    callback = soon[0]
+                    del soon[0]  # No call before the next: it is neither lost nor called twice.
+                    callback()
             except Exception as error:
                 if not self.handle_exception(error):
                     raise
 
-    def _special_event(self, event: int | tuple[int, int]) -> None:
-        """An event that is more than an object's being readable."""
-        fd, state = (event, POLLIN) if isinstance(event, int) else event
-        obj = self._registry.objects.get(fd)
-        try:
-            if obj is not None:
-                self._dispatch(obj, state)
-            else:
-                self._other_event(fd, state)
-        except Exception as error:
-            if not self.handle_exception(error, obj):
-                raise
-
-    def _dispatch(self, obj: AnySocket, state: int) -> None:
-        """Call the handlers that `state` asks for, each only if the object isn't closed by then."""
-        connecting = self._registry.connecting
-        if connecting and (pending := connecting.get(-1 if obj.fd is None else obj.fd)) is not None:
-            pending.finish()
-            return
-        if self._profiling:
-            self._dispatch_profiled(obj, state)
-            return
-        if state & POLLIN and not obj.closed:
-            obj.event_read()
-        if state & POLLOUT and not obj.closed:
-            obj.event_write()
-        if state & POLLERR and not obj.closed:
-            obj.event_err()
-        if state & POLLHUP and not obj.closed:
-            obj.event_hup()
+    def _dispatch(self, found: Iterable[int | tuple[int, int]]) -> None:
+        """Hand each event to whom it is for: the handlers that its mask asks for, each only if the
+        object isn't closed by then."""
+        registry = self._registry
+        objects, connecting = registry.objects, registry.connecting
+        for event in found:
+            fd, state = (event, POLLIN) if isinstance(event, int) else event
+            obj = objects.get(fd)
+            try:
+                if obj is None:
+                    self._other_event(fd, state)
+                elif connecting and fd in connecting:
+                    connecting[fd].finish()
+                elif self._profiling:
+                    self._dispatch_profiled(obj, state)
+                else:
+                    if state & POLLIN and not obj.closed:
+                        obj.event_read()
+                    if state & POLLOUT and not obj.closed:
+                        obj.event_write()
+                    if state & POLLERR and not obj.closed:
+                        obj.event_err()
+                    if state & POLLHUP and not obj.closed:
+                        obj.event_hup()
+            except Exception as error:
+                if not self.handle_exception(error, obj):
+                    raise
 
     def _dispatch_profiled(self, obj: AnySocket, state: int) -> None:
         """The same, with the cost of each handler noted."""
-        for event, item, handler in (
-            (POLLIN, "read", obj.event_read),
-            (POLLOUT, "write", obj.event_write),
-            (POLLERR, "err", obj.event_err),
-            (POLLHUP, "hup", obj.event_hup),
-        ):
-            if not state & event or obj.closed:
-                continue
-            item = f"{type(obj).__name__}-{item}"
-            before = libc.getrusage(RUSAGE_SELF)
-            handler()
-            after = libc.getrusage(RUSAGE_SELF)
-            utime, stime, calls = self._profile.get(item, (0.0, 0.0, 0))
-            utime += after.ru_utime - before.ru_utime
-            stime += after.ru_stime - before.ru_stime
-            self._profile[item] = (utime, stime, calls + 1)
+        for event, handler, kind in _HANDLERS:
+            if state & event and not obj.closed:
+                handle = getattr(obj, handler)
+                before = libc.getrusage(RUSAGE_SELF)
+                handle()
+                after = libc.getrusage(RUSAGE_SELF)
+                item = type(obj).__name__ + kind
+                utime, stime, calls = self._profile.get(item, (0.0, 0.0, 0))
+                utime += after.ru_utime - before.ru_utime
+                stime += after.ru_stime - before.ru_stime
+                self._profile[item] = (utime, stime, calls + 1)
 
     def _other_event(self, fd: int, state: int) -> None:
         """An event for a descriptor that no object has."""
@@ -266,9 +254,9 @@ class Loop:
             registry.remove_unknown(fd, state)
 
     def handle_exception(self, error: Exception, obj: AnySocket | None = None) -> bool:
-        """Hand what a handler (of `obj`) or a callback raised to `on_exception`, and close the
-        object, also where its own `close` raises. False, and nothing is done, if there is no
-        `on_exception`: then it is the caller's to raise."""
+        """Hand what a handler of `obj` or a callback raised to `on_exception`, and close the object,
+        also where its own `close` raises. False if there is none: then it is the caller's to
+        raise."""
         if self._on_exception is None:
             return False
         try:
@@ -284,22 +272,20 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        registry = self._registry
-        while registry.readable:
-            for fd in list(registry.pushed_back):
-                obj = registry.pushed_back.get(fd)
-                # An event_read before this one may have closed it.
-                if obj is None or fd not in registry.readable:
-                    continue
-                if obj.closed or not obj.read_push_back:
-                    # A signal's handler came between the object and what is noted of it here.
-                    registry.readable.discard(fd)
-                    continue
-                try:
-                    obj.event_read()
-                except Exception as error:
-                    if not self.handle_exception(error, obj):
-                        raise
+        pushed_back, readable = self._registry.pushed_back, self._registry.readable
+        while readable:
+            for fd in list(pushed_back):
+                # An event_read before this one may have closed it, or a signal's handler have come
+                # between the object and what is noted of it here.
+                obj = pushed_back.get(fd)
+                if obj is None or obj.closed or not obj.read_push_back:
+                    readable.discard(fd)
+                elif fd in readable:
+                    try:
+                        obj.event_read()
+                    except Exception as error:
+                        if not self.handle_exception(error, obj):
+                            raise
 
     def _let_go(self) -> None:
         """Close what is due to be closed; first what the close of a handle or a signal's handler
@@ -320,30 +306,27 @@ class Loop:
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
-        for fd in list(self._registry.own_callbacks):
-            own = self._registry.own_callbacks.get(fd)
-            if own is not None and not self._keep_running(own, self._registry.objects.get(fd)):
-                return False
-        callback = self._post_loop_callback
-        return callback is None or self._keep_running(callback, None)
-
-    def _keep_running(self, callback: PostLoopCallback, obj: AnySocket | None) -> bool:
-        try:
-            return bool(callback(self._registry.objects, self._registry.other_fds))
-        except Exception as error:
-            if not self.handle_exception(error, obj):
-                raise
-            return True
+        registry = self._registry
+        for fd in (*registry.own_callbacks, None):
+            if fd is None:
+                obj, callback = None, self._post_loop_callback
+            else:
+                obj, callback = registry.objects.get(fd), registry.own_callbacks.get(fd)
+            try:
+                if callback is not None and not callback(registry.objects, registry.other_fds):
+                    return False
+            except Exception as error:
+                if not self.handle_exception(error, obj):
+                    raise
+        return True
 
     # --- timers, timeout, callbacks ---------------------------------------------------------------
 
     def add_timer(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call `callback()` once, `seconds` from now, on the monotonic clock, never early.
-
-        Raises `TypeError` for a callback that can't be called, `ValueError` for a number of seconds
-        that is not finite. A negative one is due at once, and before those due later. Makes no
-        system call (clock_gettime needs none).
-        """
+        """Call `callback()` once, `seconds` from now, on the monotonic clock, never early; a negative
+        number is due at once, and before those due later. Raises `TypeError` for what can't be
+        called, `ValueError` for a number that is not finite. No system call: clock_gettime needs
+        none."""
         return self._timers.add(seconds, callback)
 
     def call_soon(self, callback: Callback) -> None:
@@ -353,37 +336,30 @@ class Loop:
         self._soon.append(callback)
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
-        """The same from any thread or signal's handler: the wait ends at once.
-
-        Calls write(2), unless that was done since the loop last looked, and at first use pipe2(2)
-        and what watches its read end; that may be in another thread's first call. Raises `OSError`
-        where there is no pipe to be had (EMFILE).
-        """
+        """The same from any thread or signal's handler: the wait ends at once. Calls write(2), unless
+        that was done since the loop last looked, and at first use pipe2(2) and what watches its read
+        end. Raises `OSError` where there is no pipe to be had (EMFILE)."""
         check_callback("a callback", callback)
         waker = self._open_waker()
         self._soon.append(callback)
         waker.wake()
 
     def add_signal_handler(self, number: int, callback: Callback) -> None:
-        """Call `callback()` in the next turn when the signal comes, which ends the wait; a signal
-        that comes again before that counts once more. For the main thread.
+        """Call `callback()` in the next turn when the signal comes, which ends the wait; one that
+        comes again before that counts once more. For the main thread, until the loop is reset or
+        closed. Of several loops with signal handlers, the one that added the last is woken at once.
 
-        A loop's signals end when it is reset or closed. Of several loops with signal handlers, the
-        one that added the last is woken at once. Calls rt_sigaction(2), and at first use
-        those of `call_soon_threadsafe`. Raises `ValueError` for a number that is no signal and in
-        another thread, `OSError` (EINVAL) for one that can't be handled, `TypeError` for what can't
-        be called.
+        Calls rt_sigaction(2), and at first use those of `call_soon_threadsafe`. Raises `ValueError`
+        for a number that is no signal and in another thread, `OSError` (EINVAL) for one that can't
+        be handled, `TypeError` for what can't be called.
         """
         check_callback("a signal's callback", callback)
-
-        def heard(number: int, frame: FrameType | None) -> None:
-            self.call_soon_threadsafe(callback)
-
-        self._open_waker().add_signal(number, heard)
+        waker = self._open_waker()
+        waker.add_signal(number, lambda number, frame: self.call_soon_threadsafe(callback))
 
     def remove_signal_handler(self, number: int) -> bool:
-        """Handle the signal as the system does (SIGINT: as Python does); False if this loop has no
-        handler for it. rt_sigaction(2)."""
+        """Handle the signal as the system does (SIGINT: as Python does), by rt_sigaction(2); False if
+        this loop has no handler for it."""
         waker = self._registry.waker
         return waker is not None and waker.remove_signal(number)
 
@@ -391,22 +367,18 @@ class Loop:
         return self._registry.waker or self._registry.open_waker()
 
     def set_loop_timeout(self, ms: int) -> int:
-        """Wait at most `ms` milliseconds for events; -1, as at first, for ever; 0 not at all.
-
-        So the original's code has it; its manual says it the other way round. Returns `ms`. Raises
-        `ValueError` below -1 and beyond a C int.
-        """
+        """Wait at most `ms` milliseconds for events; -1, as at first, for ever; 0 not at all. So the
+        original's code has it; its manual says it the other way round. Returns `ms`. Raises
+        `ValueError` below -1 and beyond a C int."""
         ms = index(ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
-        self._timeout = self._timers.limit = ms
+        self._timers.timeout = ms
         return ms
 
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
-        """Call `callback(descriptor map, other fds)` after each batch; false ends `run`.
-
-        None takes it off. Raises `TypeError` for what can't be called.
-        """
+        """Call `callback(descriptor map, other fds)` after each batch; false ends `run`. None takes
+        it off. Raises `TypeError` for what can't be called."""
         self._post_loop_callback = callable_or_none("a post-loop callback", callback)
 
     @property
@@ -435,16 +407,13 @@ class Loop:
     @property
     def to_close(self) -> list[Handle]:
         """The raw sockets that wait to be closed, in order of closing."""
-        return [entry.sock for entry in list(self._registry.leaving) if entry.sock is not None]
+        return self._registry.to_close()
 
     @property
     def other_fds(self) -> OtherFdMapping:
         """The callbacks of the descriptors that no object has, by fd; each is called with the event
-        mask (POLLIN 1, POLLERR 8, POLLHUP 16) when its fd is readable.
-
-        Setting it replaces all, as `add_other_fds` adds them. Those left out are watched no longer,
-        and not closed.
-        """
+        mask (POLLIN 1, POLLERR 8, POLLHUP 16) when its fd is readable. Setting it replaces all, as
+        `add_other_fds` adds them; those left out are watched no longer, and not closed."""
         return self._registry.other_fds
 
     @other_fds.setter
@@ -453,13 +422,21 @@ class Loop:
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
-
-        Registered at once: epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2). A new
-        callback for a fd that is watched takes no call. Raises `TypeError` for a callback that
-        can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added.
-        """
+        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2), but none where only the
+        callback is new. Raises `TypeError` for a callback that can't be called and `OSError` for a
+        fd that can't be watched; then none of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._registry.other_fds
+
+    @property
+    def have_epoll(self) -> bool:
+        """True if this loop waits by epoll."""
+        return self.backend == "epoll"
+
+    @property
+    def have_kqueue(self) -> bool:
+        """True if this loop waits by kqueue."""
+        return self.backend == "kqueue"
 
     # --- profiling --------------------------------------------------------------------------------
 
@@ -480,25 +457,12 @@ class Loop:
         """Note the cost of handlers no longer; what was noted stays."""
         self._profiling = False
 
-    @property
-    def have_epoll(self) -> bool:
-        """True if this loop waits by epoll."""
-        return self.backend == "epoll"
-
-    @property
-    def have_kqueue(self) -> bool:
-        """True if this loop waits by kqueue."""
-        return self.backend == "kqueue"
-
     # --- ending -----------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile.
-
-        What waits to be closed is closed, and so is the poller: close(2). The next use opens
-        another. In a forked child this leaves the parent's registrations alone, since no descriptor
-        is unregistered.
-        """
+        """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile. What
+        waits to be closed is closed, and so is the poller: close(2). The next use opens another. In
+        a forked child this leaves the parent's registrations alone: nothing is unregistered."""
         first: BaseException | None = None
         while True:
             try:
@@ -515,11 +479,9 @@ class Loop:
         self._let_go()
         self._timers.clear()
         self._soon.clear()
-        self._timeout = -1
-        self._post_loop_callback = None
-        self._profiling = False
+        self._on_exception = self._post_loop_callback = None
+        self.disable_profiling()
         self._profile.clear()
-        self._on_exception = None
         if not self._registry.outer:
             self._stopping = False
         self._resets += 1
@@ -532,23 +494,17 @@ class Loop:
     def __enter__(self) -> Loop:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
         """Give the poller of a loop that nobody closed back, and say so (ResourceWarning)."""
         registry = getattr(self, "_registry", None)
-        if registry is None or registry.poller is None or sys.is_finalizing():
-            return
-        import warnings  # for who has forgotten something only
+        if registry is not None and registry.poller is not None and not sys.is_finalizing():
+            import warnings  # for who has forgotten something only
 
-        warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
-        registry.forget()
+            warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
+            registry.forget()
 
 
 def registry_of(loop: object) -> Registry:

@@ -8,12 +8,12 @@ from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
-from danga_raw._addresses import NOWHERE, Address, local, peer
+from danga_raw._addresses import NOWHERE, ask, with_port
 from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made
+from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made, not_bytes
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -22,9 +22,11 @@ from danga_raw.loop import Loop, registry_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket as PythonSocket
     from types import FrameType
     from typing import Final, NoReturn, TypeVar
 
+    from danga_raw._addresses import Address
     from danga_raw.timers import Timer
     from danga_raw.types import (
         Block,
@@ -55,7 +57,7 @@ MAX_READ: Final = 1_048_576
 _NO_QUEUE: Final[deque[Queued]] = deque(maxlen=0)
 _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
-_NOT_ASKED: Final = (NOWHERE, NOWHERE)
+_NOT_ASKED: Final[tuple[Address, Address]] = (NOWHERE, NOWHERE)
 
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
@@ -104,8 +106,7 @@ class Socket(Generic[HandleT]):
 
     __slots__ = {
         "_addresses": "The addresses of the other side and of this one, once they were asked for.",
-        "_direct": "The descriptor while reads and writes can go straight to it, else None: nothing "
-        "is queued or pushed back, no function writes, and it is open.",
+        "_direct": "The descriptor while reads and writes can go straight to it; see `_go_direct`.",
         "_registry": "What its loop watches.",
         "closed": "True from `close` or `steal_socket` on.",
         "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
@@ -117,8 +118,7 @@ class Socket(Generic[HandleT]):
         "write_buf": "What is queued for writing.",
         "write_buf_offset": "How much of the first queued block is out already, in bytes.",
         "write_buf_size": "How many bytes are queued; a callable counts as one.",
-        "write_set_watch": "True while it is watched for writability on account of `write`, not of a "
-        "subclass.",
+        "write_set_watch": "True while it is watched for writability on account of `write` alone.",
         "writer_func": "Called instead of write(2); see `set_writer_func`.",
     }
 
@@ -127,11 +127,11 @@ class Socket(Generic[HandleT]):
         check_class(cls)
 
     def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
-        """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups.
+        """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups:
+        epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD, EV_DISABLE) for both filters or, on poll, fstat(2).
 
-        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD, EV_DISABLE) for both filters or, on poll,
-        fstat(2). Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be
-        watched, and leaves the loop as it was. Warns, once, of a socket that blocks.
+        Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be watched, and
+        leaves the loop as it was. Warns, once, of a socket that blocks.
         """
         try:
             fd = sock.fileno()
@@ -167,20 +167,22 @@ class Socket(Generic[HandleT]):
         timeout: float | None = None,
         **more: object,
     ) -> SocketT:
-        """An object of this class that connects to `address`: ("127.0.0.1", 80), ("::1", 80), or the
-        path of a UNIX socket. It is made by `cls(sock, *args, **more)`, and its `event_connect` is
-        told the outcome once, from the loop: a TimeoutError after `timeout` seconds. What is written
-        meanwhile is queued.
+        """An object of this class, made by `cls(sock, *args, **more)`, that connects to `address`:
+        ("127.0.0.1", 80), ("::1", 80), or the path of a UNIX socket. Its `event_connect` is told the
+        outcome once, from the loop: a TimeoutError after `timeout` seconds. What is written meanwhile
+        is queued.
 
         Calls socket(2), connect(2), those of the constructor and of `watch_write`, then
         getsockopt(SO_ERROR). Raises `ValueError` for a name, which is never looked up, `TypeError`
-        for what is no address, and `OSError` where there is no socket to be had (EMFILE); a connect
-        that fails at once is told as any other. Where it raises, nothing is left of it.
+        for what is no address, and `OSError` where there is no socket to be had (EMFILE), with nothing
+        left behind. A connect that fails at once is told as any other.
         """
-        sock, error = begin(address)
-        fd = sock.fileno()
-        obj = None
+        made: list[PythonSocket] = []
+        obj, fd = None, -1
         try:
+            error = begin(address, made)
+            sock = made[0]
+            fd = sock.fileno()
             # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
             # object already. What a subclass's constructor takes is its own, and can't be said here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
@@ -194,14 +196,14 @@ class Socket(Generic[HandleT]):
             begun.pop(fd, None)
             if obj is not None:
                 obj._withdraw()
-            drop(sock)
+            for sock in made:
+                drop(sock)
             raise
         return obj
 
     def _withdraw(self) -> None:
         """Leave the loop, if the constructor has come so far."""
-        fd = getattr(self, "fd", None)
-        if fd is not None and self._registry.objects.get(fd) is self:
+        if hasattr(self, "_direct") and self._registered() is not None:
             self._registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
@@ -211,17 +213,16 @@ class Socket(Generic[HandleT]):
 
         `b""` means that nothing is there now, and `None` that the other side has closed, that there
         was an error, or that the object is closed. Not the usual way of Python, where `b""` is the
-        end. Raises `ValueError` for a `bytecount` below 1, `TypeError` for what is no int.
-
-        Where a signal's handler raises behind the call, what was read is lost with the result, and
-        the object is closed with the reason "interrupted".
+        end. Raises `ValueError` for a `bytecount` below 1, `TypeError` for what is no int. Where a
+        signal's handler raises behind the call, what was read is lost with the result, and the object
+        is closed with the reason "interrupted".
         """
         try:
             fd = self._direct
             if fd is not None and 0 < bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
             data = self._read_pushed_back(bytecount)
-            return data
+            return data  # From within: a handler may raise behind the call.
         except BaseException as error:
             return self._read_failed(error, bytecount)
 
@@ -241,22 +242,23 @@ class Socket(Generic[HandleT]):
             data = bytes(view[:bytecount])
             pieces[0] = view[bytecount:]
             return data
+        registry = self._registry
         data = bytes(first)
-        waits = self._registry.pushed_back.get(fd) is self
+        waits = registry.pushed_back.get(fd) is self
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
         if not pieces and not self.closed:
             if waits:
-                self._registry.readable -= {fd}
-                del self._registry.pushed_back[fd]
-            if not self.write_buf and self.writer_func is None:
+                registry.readable -= {fd}
+                del registry.pushed_back[fd]
+            # As `_go_direct`, which would be a call.
+            if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
                 self._direct = fd
         return data
 
     def _read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
-        """What `read` says of an error; closes where a signal's handler raised, perhaps behind a
-        read(2), and what that gave has gone with the result; unless the exception knows it: then it
-        is still to be read."""
+        """What `read` says of an error. Closes where a signal's handler raised, unless the exception
+        knows what was read: then it is still to be."""
         if isinstance(error, BlockingIOError):
             return b""
         if isinstance(error, OSError):
@@ -264,25 +266,22 @@ class Socket(Generic[HandleT]):
         check_made(self)
         if index(bytecount) < 1:  # It was refused, and nothing was read.
             raise error
-        match take_result(error):
-            case bytes(data):
-                if data and self.fd is not None:
-                    self._direct = None
-                    self.read_push_back = deque((data, *self.read_push_back))
-                    self._heed_pushed_back()
-            case int():
-                pass  # It has failed.
-            case _:
-                self.close_as("interrupted")
+        result = take_result(error)
+        if not isinstance(result, (bytes, int)):
+            self.close_as("interrupted")
+        elif isinstance(result, bytes) and result and self.fd is not None:
+            self._direct = None
+            self.read_push_back = deque((result, *self.read_push_back))
+            self._heed_pushed_back()
         raise error
 
     def push_back_read(self, buf: bytes | bytearray | memoryview) -> None:
         """Put `buf` behind what was pushed back before; `read` returns that, a piece a call, before
-        anything from the socket. Makes no system call.
+        anything from the socket. When the batch in hand is over, `event_read` is called again as long
+        as there is pushed-back data and the object watches for reading.
 
-        When the batch in hand is over, `event_read` is called again as long as there is pushed-back
-        data and the object watches for reading. Does nothing on a closed object. Raises `TypeError`
-        for anything but bytes.
+        Makes no system call, and does nothing on a closed object. Raises `TypeError` for anything but
+        bytes.
         """
         piece = (_piece(buf),)
         pieces = self.read_push_back or deque()
@@ -295,15 +294,27 @@ class Socket(Generic[HandleT]):
 
     def _heed_pushed_back(self) -> None:
         """Have the loop call `event_read` for what is pushed back, if that is watched for."""
-        fd = self.fd
-        known = fd is not None and self._registry.objects.get(fd) is self
+        fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
-        if known and fd is not None and self.read_push_back:
+        if fd is not None and self.read_push_back:
             self._registry.pushed_back[fd] = self
             if self.event_watch & POLLIN:
                 self._registry.readable |= {fd}
             else:
                 self._registry.readable -= {fd}
+
+    def _registered(self) -> int | None:
+        """The descriptor while the loop knows the object by it, which ends with `Loop.reset` too."""
+        fd = self.fd
+        return fd if fd is not None and self._registry.objects.get(fd) is self else None
+
+    def _go_direct(self) -> None:
+        """Let reads and writes go straight to the descriptor, if nothing is in their way: nothing that
+        was queued or pushed back, no function that writes, no connect that is pending."""
+        # No call, and questions that fall through, as a signal's handler may close the object.
+        if not self.write_buf and not self.read_push_back and self.writer_func is None:
+            if self.fd not in self._registry.connecting and not self.closed:
+                self._direct = self.fd
 
     def write(self, data: Writable) -> bool:
         """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
@@ -317,108 +328,95 @@ class Socket(Generic[HandleT]):
         A failing write closes the object by its `close` with the reason "EPIPE", "ECONNRESET" or
         "write_error", before this returns False; one that a signal's handler raises behind, so that
         nobody knows what went out, with "interrupted". On a closed object nothing happens, and it
-        returns True.
-        Raises `TypeError` for anything else, a str among it, and `OSError` where the watch fails.
+        returns True. Raises `TypeError` for other data, a str among it, and `OSError` where the watch
+        fails.
         """
         try:
             fd = self._direct
             if fd is None or not isinstance(data, bytes):
-                return self._write_in_turn(data)
-            # Here goes nearly every write. It is what `_write_queue` does, for this one case; with
-            # nothing queued there is no watch of our own to drop.
+                return self._write_queue(data)
+            # Here goes nearly every write: what `_write_queue` does, with nothing queued.
             try:
                 written = libc.write(fd, data)
                 if written == len(data) or self.closed:
                     return True
                 self._account(written, data)
-            except OSError as error:
-                return self._write_failed(error, data)
             except BaseException as error:
-                self._write_interrupted(error, data)
-                raise
+                return self._write_failed(error, data)
             self.on_incomplete_write()
             return False
         except BaseException as error:
-            self._hear_queue(error)
+            # A callable or a signal's handler raised. What is queued still has to go out.
+            check_made(self)
+            if not isinstance(error, Exception):  # It may have come between the queue and its size.
+                self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
+            if self.write_buf and not self.event_watch & POLLOUT:
+                self._watch_write_for_now()
             raise
 
-    def _write_in_turn(self, data: Writable) -> bool:
-        """`write` where it can't go straight to the descriptor."""
+    def _write_queue(self, data: Writable) -> bool:
+        """`write` where it can't go straight to the descriptor: queue `data` where something waits,
+        else write it and what is queued by then, until that is refused."""
         fd = self.fd
         if fd is None:
             return True
         new = None if data is None else _block(data)
-        if fd in self._registry.connecting:
-            # What the kernel would answer here is the connect's outcome, which is told elsewhere.
+        connecting = fd in self._registry.connecting
+        if connecting or (new is not None and self.write_buf):
+            # What the kernel would answer to a write is the connect's outcome, told elsewhere.
             if new is not None:
                 self._queue(new)
             return not self.write_buf
-        if new is not None and self.write_buf:
-            self._queue(new)
-            return False
-        return self._write_queue(fd, new)
-
-    def _write_queue(self, fd: int, new: Queued | None) -> bool:
-        """Write `new`, before which nothing is queued, then the queue, until that is refused."""
-        # Not in the `try` above: in CPython 3.11 what a signal's handler raises at the end of a
+        # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
             # At once and first of all, as a signal's handler may close the object.
-            queue = self.write_buf
-            offset = self.write_buf_offset
+            queue, offset = self.write_buf, self.write_buf_offset
             if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self._unwatch_write()
-                if not self.closed and not self.read_push_back and self.writer_func is None:
-                    self._direct = self.fd
+                self._go_direct()
                 return True
-            block = new if new is not None else queue[0]
+            block = queue[0] if new is None else new
             if not isinstance(block, (bytes, memoryview)):
-                if new is None:
-                    # A question that falls through: behind a jump a handler could close the object.
-                    if not self.closed:
-                        # Off the queue before it runs: it is run once, whatever it does.
-                        self.write_buf_size -= 1
-                        del queue[0]
-                    else:  # By a signal's handler, just now.
-                        return True
+                # A question that falls through: behind a jump a handler could close the object.
+                if new is None and not self.closed:
+                    # Off the queue before it runs: it is run once, whatever it does.
+                    self.write_buf_size -= 1
+                    del queue[0]
+                elif new is None:  # By a signal's handler, just now.
+                    return True
                 new = None
                 block()
                 continue
-            count = len(block) - offset
+            fresh = None if new is None else block
             rest = memoryview(block)[offset:] if offset else block
             try:
                 if self.writer_func is None:
                     written = libc.write(fd, rest)
                 else:
-                    written = self._write_by_func(block, count, offset)
+                    written = self._write_by_func(self.writer_func, block, offset)
                 if self.closed:  # By the writer function, or out of a signal's handler.
                     return True
-                self._account(written, None if new is None else block)
-            except OSError as error:
-                return self._write_failed(error, None if new is None else block)
+                self._account(written, fresh)
             except BaseException as error:
-                # What a writer function raises of its own says that it wrote nothing.
-                if self.writer_func is None or not isinstance(error, Exception):
-                    self._write_interrupted(error, None if new is None else block)
-                raise
-            if written != count:
+                return self._write_failed(error, fresh)
+            if written != len(rest):
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
                 self._unwatch_write()
-            if new is not None:
+            if fresh is not None:
                 return True
 
-    def _write_by_func(self, block: Block, count: int, offset: int) -> int:
-        assert self.writer_func is not None
-        answer = self.writer_func(block, count, offset)
+    def _write_by_func(self, func: WriterFunc, block: Block, offset: int) -> int:
+        count = len(block) - offset
+        answer = func(block, count, offset)
         try:
             written = index(answer)
         except TypeError:
-            raise TypeError(
-                f"a writer function returns how many bytes it wrote, not {answer!r}"
-            ) from None
+            what = f"a writer function returns how many bytes it wrote, not {answer!r}"
+            raise TypeError(what) from None
         if not 0 <= written <= count:
             raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
         return written
@@ -429,8 +427,7 @@ class Socket(Generic[HandleT]):
             if written == len(new):
                 return
             self._queue(new)
-        # In this order, and falling through the question: behind a jump, as behind a call, a signal's
-        # handler may close the object.
+        # In this order, and falling through the question, as a signal's handler may close the object.
         queue = self.write_buf
         if not self.closed:
             block = queue[0]
@@ -439,23 +436,6 @@ class Socket(Generic[HandleT]):
             if isinstance(block, (bytes, memoryview)) and self.write_buf_offset == len(block):
                 self.write_buf_offset = 0
                 del queue[0]
-
-    def _write_interrupted(self, error: BaseException, new: Block | None) -> None:
-        """Close, as a signal's handler raised, perhaps behind a write(2), and nobody knows what
-        went out; unless the exception knows it."""
-        written = take_result(error)
-        if not isinstance(written, int):
-            self.close_as("interrupted")
-        elif written >= 0 and not self.closed:
-            self._account(written, new)
-
-    def _hear_queue(self, error: BaseException) -> None:
-        """A callable or a signal's handler raised. What is queued still has to go out."""
-        check_made(self)
-        if not isinstance(error, Exception):  # It may have come between the queue and its size.
-            self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
-        if self.write_buf and not self.event_watch & POLLOUT:
-            self._watch_write_for_now()
 
     def _queue(self, new: Queued) -> None:
         queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
@@ -467,26 +447,34 @@ class Socket(Generic[HandleT]):
             queue += (new,)
             self.write_buf_size += size
 
-    def _write_failed(self, error: OSError, new: Block | None) -> bool:
-        """What becomes of a write that failed; `new` is its block if that is not in the queue."""
+    def _write_failed(self, error: BaseException, new: Block | None) -> bool:
+        """What becomes of a write that raised; `new` is its block if that is not in the queue. Closes
+        where a signal's handler raised and nobody knows what went out."""
+        if not isinstance(error, OSError):
+            # What a writer function raises of its own says that it wrote nothing.
+            if self.writer_func is None or not isinstance(error, Exception):
+                written = take_result(error)
+                if not isinstance(written, int):
+                    self.close_as("interrupted")
+                elif written >= 0 and not self.closed:
+                    self._account(written, new)
+            raise error
         if self.closed:
             return True
         early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN
-        if not isinstance(error, BlockingIOError) and not early:
+        if isinstance(error, BlockingIOError) or early:
+            if new is not None:
+                self._queue(new)
+            self._watch_write_for_now()
+        else:
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
-            return False
-        if new is not None:
-            self._queue(new)
-        self._watch_write_for_now()
         return False
 
     def on_incomplete_write(self) -> None:
-        """Called when only a part of a block could be written; not when nothing of it could.
-
-        Watches for writability until the queue moves again: epoll_ctl or kevent, unless it did so
-        already.
-        """
-        self._watch_write_for_now()
+        """Called when only a part of a block could be written; not when nothing of it could. Watches
+        for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
+        if not self.write_set_watch or not self.event_watch & POLLOUT:
+            self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
         ours = self.write_set_watch or not self.event_watch & POLLOUT
@@ -510,11 +498,9 @@ class Socket(Generic[HandleT]):
         object, but must not write to it. Raises `TypeError` for what can't be called.
         """
         func = callable_or_none("a writer function", func)
-        if func is not None:
-            self._direct = None
+        self._direct = None
         self.writer_func = func
-        if func is None and not self.write_buf and not self.read_push_back and not self.closed:
-            self._direct = self.fd
+        self._go_direct()
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -527,8 +513,7 @@ class Socket(Generic[HandleT]):
         self._watch(POLLIN, on)
 
     def watch_write(self, on: bool) -> None:
-        """Have `event_write` called when there is room to write, or no longer; calls as
-        `watch_read`.
+        """Have `event_write` called when there is room to write, or no longer; calls as `watch_read`.
 
         Not needed for `write`, which watches while something is queued. Whoever calls this with a
         true value keeps the watch until calling it with a false one.
@@ -562,22 +547,22 @@ class Socket(Generic[HandleT]):
 
     def tcp_cork(self, on: bool) -> None:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
-        BSDs and macOS; no call if that is the state already.
+        BSDs and macOS; no call if that is the state already. What uncorking sends, and when, differs
+        by platform: docs/platforms.md.
 
-        A descriptor that can't be corked is left alone, and `corked` stays False. A dead one
-        (EBADF) is warned about and closed with the reason "tcp_cork_failed"; any other failure is
-        raised as `OSError`. What uncorking sends, and when, differs by platform: docs/platforms.md.
+        What can't be corked is left alone, and `corked` stays False. A dead descriptor (EBADF) is
+        warned about and closed with the reason "tcp_cork_failed"; other failures raise `OSError`.
         """
         fd = self.fd
-        if fd is None or bool(on) == self.corked:
+        on = bool(on)
+        if fd is None or on == self.corked:
             return
-        before = self.corked
         # What is uncorked once too often, since a signal's handler raised here, takes no harm.
         self.corked = True
         try:
-            self.corked = bool(on) if set_cork(fd, on) else before
+            self.corked = on if set_cork(fd, on) else not on
         except OSError as error:
-            self.corked = before
+            self.corked = not on
             if error.errno != EBADF:
                 raise
             warn("%s", error)
@@ -603,8 +588,7 @@ class Socket(Generic[HandleT]):
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
-        """`close`, on the package's own account: where that of a subclass raises, the object is
-        closed all the same."""
+        """`close`, also where that of a subclass raises: what the package itself closes by."""
         try:
             self.close(reason)
         except BaseException:
@@ -618,8 +602,7 @@ class Socket(Generic[HandleT]):
         return stolen if self._registry.leave(self, None) else None
 
     def let_go(self) -> None:
-        """Drop what a closed object holds; the loop's registry calls this. Makes no call, as a
-        signal's handler could come behind it."""
+        """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
         self._direct = None
         self.write_buf = _NO_QUEUE  # Callables in it tend to refer back to the object.
         self.write_buf_offset = self.write_buf_size = 0
@@ -629,9 +612,8 @@ class Socket(Generic[HandleT]):
     # --- events, for subclasses -------------------------------------------------------------------
 
     def event_read(self) -> None:
-        """There is something to read, or the end, or an error, which `read` tells by None.
-        A subclass that watches for reading has one of its own; this one raises
-        `NotImplementedError`."""
+        """There is something to read, or the end, or an error, which `read` tells by None. A subclass
+        that watches for reading has one of its own; this one raises `NotImplementedError`."""
         self._not_implemented("event_read")
 
     def event_write(self) -> None:
@@ -639,18 +621,16 @@ class Socket(Generic[HandleT]):
         self.write(None)
 
     def event_err(self) -> None:
-        """The descriptor has an error. For a subclass to handle, mostly by `close`; this one raises
-        `NotImplementedError`."""
+        """The descriptor has an error. For a subclass, as `event_read`; mostly it will `close`."""
         self._not_implemented("event_err")
 
     def event_hup(self) -> None:
-        """The descriptor is hung up. For a subclass to handle, mostly by `close`; this one raises
-        `NotImplementedError`."""
+        """The descriptor is hung up. For a subclass, as `event_read`; mostly it will `close`."""
         self._not_implemented("event_hup")
 
     def event_connect(self, error: OSError | None) -> None:
-        """What came of `connect`: None if it is connected. Where it is not the object is closed when
-        this returns. For a subclass to use; this one does nothing."""
+        """What came of `connect`: None if it is connected, else the object is closed behind this. For
+        a subclass to use; this one does nothing."""
 
     def _not_implemented(self, event: str) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} has no {event}: {self.as_string()}")
@@ -660,74 +640,72 @@ class Socket(Generic[HandleT]):
     def peer_ip_string(self) -> str | None:
         """The IP address of the other side; None if it has none (a UNIX socket, not connected,
         closed). getpeername(2), until it has succeeded once."""
-        return self._ask_peer().ip
+        return self._ask_peer()[0]
 
     def peer_addr_string(self) -> str | None:
         """The other side as "ip:port" or "[ip]:port"; None and calls as `peer_ip_string`."""
-        return self._ask_peer().with_port()
+        return with_port(self._ask_peer())
 
     def local_ip_string(self) -> str | None:
-        """The IP address of this side; None if it has none. getsockname(2), until it has succeeded
-        once."""
-        return self._ask_local().ip
+        """The IP address of this side; None and calls as `peer_ip_string`, but getsockname(2)."""
+        return self._ask_local()[0]
 
     def local_addr_string(self) -> str | None:
         """This side as "ip:port" or "[ip]:port"; None and calls as `local_ip_string`."""
-        return self._ask_local().with_port()
+        return with_port(self._ask_local())
 
     @property
     def peer_ip(self) -> str | None:
         """The IP address of the other side once it was asked for; None before. No system call, as
         with all four of these."""
-        return self._addresses[0].ip
+        return self._addresses[0][0]
 
     @property
     def peer_port(self) -> int | None:
         """The port of the other side once it was asked for."""
-        return self._addresses[0].port
+        return self._addresses[0][1]
 
     @property
     def local_ip(self) -> str | None:
         """The IP address of this side once it was asked for."""
-        return self._addresses[1].ip
+        return self._addresses[1][0]
 
     @property
     def local_port(self) -> int | None:
         """The port of this side once it was asked for."""
-        return self._addresses[1].port
+        return self._addresses[1][1]
 
     def _ask_peer(self) -> Address:
-        if self.sock is None:
-            return NOWHERE
-        if self._addresses[0] is NOWHERE:
-            self._addresses = (peer(self.sock), self._addresses[1])
-        return self._addresses[0]
+        peer, local = self._addresses
+        if peer is NOWHERE and self.sock is not None:
+            peer = ask(libc.getpeername, self.sock)
+            self._addresses = peer, local
+        return NOWHERE if self.sock is None else peer
 
     def _ask_local(self) -> Address:
-        if self.sock is None:
-            return NOWHERE
-        if self._addresses[1] is NOWHERE:
-            self._addresses = (self._addresses[0], local(self.sock))
-        return self._addresses[1]
+        peer, local = self._addresses
+        if local is NOWHERE and self.sock is not None:
+            local = ask(libc.getsockname, self.sock)
+            self._addresses = peer, local
+        return NOWHERE if self.sock is None else local
 
     # --- describing -------------------------------------------------------------------------------
 
     def as_string(self) -> str:
         """The class, what is watched for, open or closed, and the other side if there is one:
         "Client(RW): open to 127.0.0.1:4711". Calls as `peer_ip_string`."""
-        peer = self.peer_addr_string()
-        return f"{self._state()}{f' to {peer}' if peer else ''}"
+        return self._described(self.peer_addr_string())
 
-    def _state(self) -> str:
+    def _described(self, peer: str | None) -> str:
         watched = "R" * bool(self.event_watch & POLLIN) + "W" * bool(self.event_watch & POLLOUT)
-        return f"{type(self).__name__}({watched}): {'closed' if self.closed else 'open'}"
+        state = f"{type(self).__name__}({watched}): {'closed' if self.closed else 'open'}"
+        return f"{state} to {peer}" if peer else state
 
     def __repr__(self) -> str:
         """As `as_string`, with the descriptor and what is queued, and without a system call."""
         try:
-            peer = self._addresses[0].with_port()
             queued = f", {self.write_buf_size} bytes queued" if self.write_buf_size else ""
-            return f"<{self._state()}{f' to {peer}' if peer else ''}, fd {self.fd}{queued}>"
+            return f"<{self._described(with_port(self._addresses[0]))}, fd {self.fd}{queued}>"
         except AttributeError:
             return f"<{type(self).__name__}, not made>"
 
@@ -744,10 +722,6 @@ class Socket(Generic[HandleT]):
         me = f"{object.__repr__(self)} = {described(self, self.as_string)}"
         print_error(f"ERROR: {message}\n\t{me}\n{''.join(calls)}")
 
-    def debugmsg(self, message: str, *args: object) -> None:
-        """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
-        Socket.DebugMsg(message, *args)
-
     # --- the loop, in the manual's words ----------------------------------------------------------
 
     SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
@@ -755,12 +729,11 @@ class Socket(Generic[HandleT]):
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
         callback = callable_or_none("a post-loop callback", callback)
-        fd = self.fd
-        known = fd is not None and self._registry.objects.get(fd) is self
+        fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
-        if known and fd is not None and callback is not None and not self.closed:
+        if fd is not None and callback is not None and not self.closed:
             self._registry.own_callbacks[fd] = callback
-        elif known and fd is not None:
+        elif fd is not None:
             self._registry.own_callbacks.pop(fd, None)
 
     @staticmethod
@@ -845,6 +818,10 @@ class Socket(Generic[HandleT]):
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
         print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
 
+    def debugmsg(self, message: str, *args: object) -> None:
+        """As `DebugMsg`."""
+        self.DebugMsg(message, *args)
+
 
 _warned = False
 
@@ -865,21 +842,16 @@ def _block(data: Writable) -> Queued:
         return view.cast("B") if view.nbytes else b""
     if callable(data):
         return data
-    _not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+    raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+
+
+def _piece(buf: object) -> bytes:
+    if isinstance(buf, (bytes, bytearray)):
+        return bytes(buf)
+    if isinstance(buf, memoryview):
+        return buf.tobytes()
+    raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
 def _size(queued: Queued) -> int:
     return len(queued) if isinstance(queued, (bytes, memoryview)) else 1
-
-
-def _piece(buf: object) -> bytes:
-    if isinstance(buf, memoryview):
-        return buf.tobytes()
-    if isinstance(buf, (bytes, bytearray)):
-        return bytes(buf)
-    _not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
-
-
-def _not_bytes(what_is: str, given: object) -> NoReturn:
-    hint = "; encode it first" if isinstance(given, str) else ""
-    raise TypeError(f"{what_is}, not {type(given).__name__} {given!r:.40}{hint}")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from heapq import heapify, heappop, heappush
-from math import floor, isfinite
+from math import floor
+from sys import float_info
 from time import CLOCK_MONOTONIC
+
+try:  # The module around it is a twentieth of what all of this package costs to import.
+    from _heapq import heapify, heappop, heappush
+except ImportError:
+    from heapq import heapify, heappop, heappush
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._mistakes import check_callback
@@ -18,6 +23,12 @@ if TYPE_CHECKING:
 
 _FEW: Final = 64
 """Up to here spent timers are not worth clearing out."""
+
+_MOST: Final = float_info.max
+"""The most seconds: what is beyond is infinite, or an int that no float can hold."""
+
+_LONGEST: Final = float(INT_MAX)
+"""The most milliseconds that a wait takes."""
 
 
 class Timer:
@@ -36,7 +47,10 @@ class Timer:
         """Never fire. Drops the callback at once; does nothing for a timer that fired already."""
         if self.callback is not None:
             self.callback = None
-            self._timers.spent_one()
+            timers = self._timers
+            timers.spent += 1
+            if timers.spent > _FEW:
+                timers.clear_out()
 
     def __repr__(self) -> str:
         return f"<Timer {'spent' if self.callback is None else f'of {self.callback!r}'}>"
@@ -45,29 +59,20 @@ class Timer:
 class Timers:
     """The timers of one loop, in order of deadline; equal ones in the order they were added."""
 
-    __slots__ = ("_added", "_spent", "due", "heap", "limit")
-
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Timer]] = []
-        self._added = 0  # how many there ever were
         self.due: deque[Timer] = deque()
         """What the present pass has still to fire, and what one left that an exception cut short."""
-        self.limit: int = -1
-        """The loop timeout, which one that fires may set."""
-        self._spent = 0  # roughly how many of the heap have no callback any more
+        self.timeout = -1
+        """How long a wait may take for all else, in milliseconds; -1 for ever."""
+        self._added = 0  # how many there ever were
+        self.spent = 0
+        """Roughly how many of the heap have no callback any more."""
 
     def add(self, seconds: float, callback: Callback) -> Timer:
-        """A new timer, due `seconds` from now. Calls clock_gettime(CLOCK_MONOTONIC).
-
-        Raises `TypeError` for a callback that can't be called, `ValueError` for a number of seconds
-        that is not finite.
-        """
+        """A new timer, due `seconds` from now; raises as `Loop.add_timer` does."""
         check_callback("a timer's callback", callback)
-        try:
-            finite = isfinite(seconds)
-        except OverflowError:  # an int that no float can hold
-            finite = False
-        if not finite:
+        if not -_MOST <= seconds <= _MOST:
             raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
         timer = Timer(self, callback)
         deadline = libc.clock_gettime(CLOCK_MONOTONIC) + seconds
@@ -77,35 +82,30 @@ class Timers:
         heappush(self.heap, (deadline, number, timer))
         return timer
 
-    def run_due(self, timeout: int) -> int:
-        """Fire what is due; how long a wait may take, in milliseconds, that may take `timeout` for
-        all else (-1: for ever).
+    def run_due(self) -> int:
+        """Fire what is due; how long the next wait may take, in milliseconds (-1: for ever).
 
-        What is due when a pass begins fires in that pass, and what is added in it waits for the
-        next: one that adds itself again and again can't keep others from firing. A pass that an
-        exception has cut short is finished by the next call. The time is rounded up to a whole
-        millisecond past the deadline, since a timer that is woken a little early waits in many
-        short turns. Calls clock_gettime(CLOCK_MONOTONIC).
+        What is added in a pass waits for the next: one that adds itself again and again can't keep
+        others from firing. The time is rounded up to a whole millisecond past the deadline, since a
+        timer that is woken a little early waits in many short turns.
         """
-        heap = self.heap
         now = libc.clock_gettime(CLOCK_MONOTONIC)
-        if self.due or heap and heap[0][0] <= now:
-            self._fire(now)
-            timeout = self.limit
+        first = self.heap[0] if self.heap else None
+        if first is None or first[0] <= now or first[2].callback is None or self.due:
+            first = self._fire(now)
+            if first is None:
+                return self.timeout
             now = libc.clock_gettime(CLOCK_MONOTONIC)
-        while heap:
-            deadline, _, timer = heap[0]
-            if timer.callback is not None:
-                wait = (deadline - now) * 1000
-                if 0 <= timeout <= wait:
-                    return timeout
-                # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
-                return floor(wait) + 1 if 0 <= wait < INT_MAX else INT_MAX if wait > 0 else 0
-            heappop(heap)
-            self._spent -= 1
-        return timeout
+            if first[0] < now:
+                return 0
+        # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
+        wait = (first[0] - now) * 1000.0
+        until = floor(wait) + 1 if wait < _LONGEST else INT_MAX
+        timeout = self.timeout
+        return until if timeout < 0 or until < timeout else timeout
 
-    def _fire(self, now: float) -> None:
+    def _fire(self, now: float) -> tuple[float, int, Timer] | None:
+        """Fire what is due; what is first in the heap then."""
         heap, due = self.heap, self.due
         if not due:
             while heap and heap[0][0] <= now:
@@ -115,23 +115,26 @@ class Timers:
         while due:
             timer = due[0]
             callback = timer.callback
-            # Spent before it is called, and no call in between: it is neither lost nor called twice,
-            # whatever is raised.
+            # Spent before it is called, and no call in between: it is neither lost nor called twice.
             timer.callback = None
             del due[0]
             if callback is not None:
                 callback()
+        # The question falls through: behind a jump a signal's handler could put another first.
+        while heap and heap[0][2].callback is None:
+            heappop(heap)
+            self.spent -= 1
+        return heap[0] if heap else None
 
-    def spent_one(self) -> None:
-        """Note that a timer was cancelled; once the half of all were, give back their room."""
-        self._spent += 1
-        if self._spent > _FEW and 2 * self._spent > len(self.heap):
+    def clear_out(self) -> None:
+        """Give back the room of the spent ones, once they are the half of all."""
+        if 2 * self.spent > len(self.heap):
             added = self._added
             kept = [entry for entry in self.heap if entry[2].callback is not None]
             heapify(kept)
             if added == self._added:  # No signal's handler has added one meanwhile.
                 self.heap[:] = kept
-                self._spent = 0
+                self.spent = 0
 
     def clear(self) -> None:
         """Forget all timers; none of them fires."""
@@ -139,5 +142,5 @@ class Timers:
             timer.callback = None
         self.heap.clear()
         self.due.clear()
-        self.limit = -1
-        self._spent = 0
+        self.timeout = -1
+        self.spent = 0

@@ -1,9 +1,8 @@
 """The types of the public surface, for annotations.
 
 `typing` would double the time that the package takes to import, so at run time its protocols and
-type variables have plain stand-ins. Annotations are strings, whose names `typing.get_type_hints`
-looks for in the module of what is annotated: so this room, the last to be imported, hands its names
-down. Type checkers alone see the lower rooms import it; they take `TYPE_CHECKING` for true.
+type variables have plain stand-ins. Type checkers alone see the lower rooms import this one; for
+`typing.get_type_hints` this room, the last to be imported, hands its names down to them.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from __future__ import annotations
 import sys
 from _collections_abc import Callable, Iterable, Mapping
 from _socket import socket as RawSocket
-from types import FrameType as FrameType
-from types import TracebackType as TracebackType
 
 from danga_raw._typing import Protocol
 from danga_raw.listener import Listener as Listener
@@ -57,9 +54,21 @@ Batch: TypeAlias = list[int] | list[tuple[int, int]]
 
 
 class Poller(Protocol):
-    """One mechanism to wait for events. An event mask is that of poll(2) on all of them."""
+    """One mechanism to wait for events. An event mask is that of poll(2) on all of them.
+
+    `open` makes its descriptor where that isn't done, and `close` closes it, once. `register` watches
+    a fd, `modify` watches it for another mask, `unregister` no longer. `holds` is false if the
+    descriptor that was watched under a number was closed since. `wait` gives the (fd, event mask) of
+    each ready descriptor, or the bare fd where it is readable and nothing else. It blocks for at most
+    so many milliseconds, for ever where they are negative, and a signal ends it with nothing ready.
+
+    What fails raises an `OSError` that names the call and the fd: EBADF for a dead one, EEXIST for one
+    that is watched already, ENOENT for one that isn't watched, EMFILE, ENFILE and ENOMEM.
+    """
 
     batch: Batch
+    bare: bool
+    """True where the last wait gave bare numbers, of what is readable and nothing else."""
 
     def open(self) -> None: ...
     def register(self, fd: int, events: int) -> None: ...
@@ -73,50 +82,37 @@ class Poller(Protocol):
 
 AnySocket: TypeAlias = Socket[Handle]
 """An object on any kind of handle."""
-
 DescriptorMapping: TypeAlias = Mapping[int, Socket]
 """fd -> the object that has it."""
-
+Callback: TypeAlias = Callable[[], object]
+"""Called with nothing, its result ignored."""
 OtherFdCallback: TypeAlias = Callable[[int], object]
 """Called with the event mask when an other fd is readable."""
-
 OtherFdMapping: TypeAlias = Mapping[int, OtherFdCallback]
 """fd -> its callback."""
-
 PostLoopCallback: TypeAlias = Callable[[DescriptorMapping, OtherFdMapping], object]
 """Called after each batch; a false answer ends the loop."""
-
 ExceptionCallback: TypeAlias = Callable[[Socket | None, Exception], object]
 """Called with the object whose handler raised, if it was an object's, and the exception."""
-
+Accepted: TypeAlias = Callable[[PythonSocket, object], object]
+"""Called with a new connection and the address of its other side."""
 ProfileMapping: TypeAlias = Mapping[str, tuple[float, float, int]]
 """Class and event -> (seconds of user time, seconds of system time, number of calls)."""
 
 Block: TypeAlias = bytes | memoryview
 """What data is on its way out; it is never copied."""
-
-Callback: TypeAlias = Callable[[], object]
-"""Called with nothing, its result ignored."""
-
 Queued: TypeAlias = Block | Callback
 """What may wait in the write queue."""
-
 Writable: TypeAlias = bytes | bytearray | memoryview | Callback | None
 """What `write` takes."""
-
 WriterFunc: TypeAlias = Callable[[Block, int, int], int]
 """Writes `data[offset:offset + count]`, given as (data, count, offset). Returns how many bytes it
 wrote, raises BlockingIOError where it would block and any other OSError where it failed."""
-
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 """An IPv4 or IPv6 address with its port, or the path of a UNIX socket."""
-
-Accepted: TypeAlias = Callable[[PythonSocket, object], object]
-"""Called with a new connection and the address of its other side."""
 
 if not TYPE_CHECKING:
     _names = {name: value for name, value in globals().items() if not name.startswith("_")}
     for _room in "_connecting", "_registry", "listener", "loop", "socket", "timers":
-        vars(sys.modules[f"danga_raw.{_room}"]).update(
-            {**_names, **vars(sys.modules[f"danga_raw.{_room}"])}
-        )
+        for _name, _value in _names.items():
+            vars(sys.modules[f"danga_raw.{_room}"]).setdefault(_name, _value)

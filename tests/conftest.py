@@ -1,5 +1,6 @@
 """Fixtures and hooks for all tests."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -14,6 +15,9 @@ TESTS = Path(__file__).parent
 
 def pytest_configure(config: pytest.Config) -> None:
     surface.watch()
+    # Who runs the tests in the background may have these ignored, and what is ignored is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,6 +4,8 @@ Each scenario, and each server with its clients, is run once under strace to lea
 calls the package makes. Then, for each of these calls and each error that its manual page lists, it
 is run again with that one call failing (`strace -e inject=CALL:error=E:when=N`), and what comes of
 it must be one of the outcomes in `ERRORS`, with the loop intact and every other connection alive.
+The parts that wake, accept and connect have stories of their own (`failing_parts.py`), whose calls
+fail behind the package's door.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from queue import Queue
 from typing import Final
 
 from benchmarks.progress import Progress
+from tests import failing_parts
 from tests.announced import ANNOUNCEMENTS
 from tests.clients import PATIENCE, read_answer
 from tests.strace import Call, StraceError, note, parse
@@ -601,11 +604,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sample", type=int, default=0, help="only so many runs, chosen by --seed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("stories", nargs="*", metavar="STORY", default=[*NAMES, *SERVERS])
+    parser.add_argument("stories", nargs="*", metavar="STORY", default=[*NAMES, *SERVERS, "parts"])
     options = parser.parse_args()
-    if unknown := set(options.stories) - {*NAMES, *SERVERS}:
+    if unknown := set(options.stories) - {*NAMES, *SERVERS, "parts"}:
         parser.error(f"no story {min(unknown)!r}")
-    clean = clean_runs(options.stories)
+    clean = clean_runs(name for name in options.stories if name != "parts")
     runs = runs_of(clean)
     if options.sample:
         runs = random.Random(options.seed).sample(runs, min(options.sample, len(runs)))
@@ -624,9 +627,16 @@ def main() -> None:
             faults += 1
             print(f"{run}\n    {fault[:1000]}", flush=True)
     progress.end()
+    parts = failing_parts.runs() if "parts" in options.stories else []
+    for part in parts:
+        outcome, wrong = failing_parts.failed(part)
+        totals["part", part.kind, "FAULT" if wrong else outcome] += 1
+        if wrong:
+            faults += 1
+            print(f"{part}\n    {wrong}", flush=True)
     for (where, kind, outcome), count in sorted(totals.items()):
         print(f"{where:7}{kind:14} {outcome:8} {count:6}")
-    print(f"{len(runs)} runs, {faults} faults")
+    print(f"{len(runs) + len(parts)} runs, {faults} faults")
     sys.exit(1 if faults else 0)
 
 

@@ -10,21 +10,24 @@ import ctypes
 import os
 import socket
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from danga_raw import Loop
-from danga_raw._kqueue import KQueue, KQueueLibrary
+from danga_raw._kqueue import KQueue
 from danga_raw._poll import POLLHUP, POLLIN, POLLOUT
 from tests.world import Noted, no_hanging
+
+if TYPE_CHECKING:
+    from danga_raw._kqueue import KQueueLibrary
 
 
 @pytest.fixture
 def untried() -> Iterator[KQueueLibrary]:
     """The library as it is."""
     with no_hanging():
-        yield cast(KQueueLibrary, ctypes.CDLL(os.environ["LIBKQUEUE"], use_errno=True))
+        yield cast("KQueueLibrary", ctypes.CDLL(os.environ["LIBKQUEUE"], use_errno=True))
 
 
 @pytest.fixture

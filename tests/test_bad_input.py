@@ -28,7 +28,7 @@ def state(loop: Loop) -> tuple[object, ...]:
         dict(loop.other_fds),
         list(loop.to_close),
         len(loop._timers.heap),
-        loop._timeout,
+        loop._timers.timeout,
         loop._post_loop_callback,
         dict(loop._registry.own_callbacks),
         dict(loop._registry.pushed_back),

@@ -65,6 +65,15 @@ def test_close_is_one_close_of_the_kernel(world: World) -> None:
     assert only(calls, "close") == [("close", fd)]
 
 
+@real_only
+def test_a_socket_that_was_closed_says_so(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.close()
+    world.turn()
+    assert one.fileno() == -1 and "[closed]" in repr(one)
+
+
 def test_to_close_lists_the_sockets_in_order_of_closing(world: World) -> None:
     handles = [world.socketpair()[0] for _ in range(4)]
     objects = [Noted(handle, world.loop) for handle in handles]

@@ -91,6 +91,26 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
+@pytest.mark.parametrize("way", ["pushed back", "writer function"])
+def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
+    loop: Loop, way: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client.connect(listener.getsockname(), loop)
+        if way == "pushed back":
+            client.push_back_read(b"piece")
+            assert client.read(10) == b"piece"
+        else:
+            client.set_writer_func(lambda data, count, offset: count)
+            client.set_writer_func(None)
+        with Trace() as calls:
+            assert client.write(b"x") is False
+        assert [call.name for call in calls] == []
+        loop.run()
+        assert client.told == [None]
+        client.close()
+
+
 def test_connected_is_told_and_what_was_written_before_goes_out(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop)
@@ -150,6 +170,17 @@ def test_a_failure_is_told_once_with_its_reason_and_closes(
     assert client.closed
     turn(loop)
     assert len(client.told) == 1 and loop.watched_sockets == 0
+
+
+def test_a_failure_that_is_known_at_once_is_no_connection_in_the_wait_before_it_is_told(
+    loop: Loop, tmp_path: Path
+) -> None:
+    """Linux hangs up what was never connected, and has no error for it."""
+    made: list[Client] = []
+    loop.call_soon(lambda: made.append(Client.connect(str(tmp_path / "nobody"), loop)))
+    loop.run()
+    turn(loop)
+    assert made[0].told == [(FileNotFoundError, errno.ENOENT)] and made[0].closed
 
 
 def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
@@ -260,6 +291,27 @@ def test_a_constructor_that_raises_leaves_nothing(loop: Loop) -> None:
         with pytest.raises(RuntimeError, match="on purpose"):
             Broken.connect(listener.getsockname(), loop)
     assert os.listdir("/proc/self/fd") == before and loop.watched_sockets == 0
+
+
+def test_a_close_that_fails_takes_nothing_from_what_a_constructor_raises(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            raise RuntimeError("on purpose")
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        raise OSError(errno.EIO, "on purpose")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        before = os.listdir("/proc/self/fd")
+        with monkeypatch.context() as patched:
+            patched.setattr(libc, "close", close)
+            with pytest.raises(RuntimeError, match="on purpose"):
+                Broken.connect(listener.getsockname(), loop)
+        assert os.listdir("/proc/self/fd") == before
+    assert "close(fd" in caplog.text
 
 
 def test_what_event_connect_raises_goes_the_way_of_a_handlers(loop: Loop) -> None:

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from tests import failing_parts
 from tests.every_call_fails import (
     ERRORS,
     NAMES,
@@ -44,6 +45,13 @@ def test_a_server_whose_wait_fails_waits_again_and_loses_nobody(name: str) -> No
         told = stage.tell(name, ["epoll_wait,epoll_pwait:error=EBADF:when=2"])
         assert [call.errno for call in told.calls if call.injected] == ["EBADF"]
         assert stage.lost == 0
+
+
+def test_a_failing_call_of_what_wakes_accepts_and_connects_costs_what_it_may() -> None:
+    chosen = failing_parts.runs()
+    assert {run.kind for run in chosen} == set(failing_parts.PART_ERRORS)
+    assert len(chosen) > 1000
+    assert [f"{run}: {wrong}" for run in chosen if (wrong := failing_parts.failed(run).wrong)] == []
 
 
 # --- the judge ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from danga_raw import Listener, Loop, Socket
+from danga_raw._libc import libc
 from danga_raw.trace import Trace
 from tests.clients import PATIENCE
 from tests.needs import ROOT
@@ -198,6 +200,62 @@ def test_a_connection_whose_accepted_raises_is_closed_and_the_others_are_not(
             each.close()
     for client in clients:
         client.close()
+
+
+def test_a_close_that_fails_is_no_fault_of_the_listener(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def accepted(connection: socket.socket, address: object) -> None:
+        raise RuntimeError("on purpose")
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        raise OSError(errno.EIO, "on purpose")
+
+    told: list[tuple[object, str]] = []
+    loop.on_exception = lambda obj, error: told.append((obj, str(error)))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, accepted, loop)
+        with connected(sock) as client, monkeypatch.context() as patched:
+            patched.setattr(libc, "close", close)
+            turn(loop)
+            assert client.recv(1) == b""
+        assert told == [(None, "on purpose")] and not listener.closed
+        assert "close(fd" in caplog.text
+        listener.steal_socket()
+
+
+def test_a_listener_keeps_no_timer_that_it_has_no_use_for(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server at its limit rests and begins again with every client that leaves."""
+    room = True
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal room
+        room = not room
+        if not room:
+            raise OSError(errno.EMFILE, "no room")
+        return sock.accept()
+
+    monkeypatch.setattr(libc, "accept", accept)
+    got: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        clients = [connected(sock) for _ in range(3)]
+        for count in range(1, 4):
+            turn(loop)  # There is no room, ...
+            here, there = socket.socketpair()
+            Socket(here, loop).close()
+            there.close()
+            turn(loop)  # ... something is closed, ...
+            while len(got) < count:
+                turn(loop)  # ... and one is accepted.
+        live = [timer for _, _, timer in loop._timers.heap if timer.callback is not None]
+        assert len(live) <= 2  # That of this test's, and the last pause's.
+        listener.steal_socket()
+    for each in clients + got:
+        each.close()
 
 
 @pytest.mark.parametrize(

@@ -1091,7 +1091,7 @@ def test_a_loop_a_thread(world: World) -> None:
             class Player(Noted):
                 def event_read(self) -> None:
                     self.take()
-                    if len(self.got) >= 500:
+                    if len(self.got) >= 100:
                         loop.stop()
                     self.write(b"x")
 
@@ -1110,7 +1110,7 @@ def test_a_loop_a_thread(world: World) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == [[999]] * 4
+    assert results == [[199]] * 4
 
 
 # --- reset, close, context manager ----------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples.perlbal.backends import BackendHTTP
-from examples.perlbal.management import ManagementConnection
+from examples.perlbal.management import ClientManage
 from tests.perlbal import fuzz
 from tests.perlbal.fuzz import KINDS, Fuzz, fuzzing
 from tests.perlbal.simulated import Broken, World
@@ -82,10 +82,10 @@ def broken(spoil: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.Monk
 
 
 def raise_in_a_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    def event_read(self: ManagementConnection) -> None:
+    def event_read(self: ClientManage) -> None:
         raise KeyError("a slip")
 
-    monkeypatch.setattr(ManagementConnection, "event_read", event_read)
+    monkeypatch.setattr(ClientManage, "event_read", event_read)
 
 
 def never_connect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from examples.perlbal.heads import Refused, Request, Response, find_end, http_date, parse_response
+from examples.perlbal.heads import (
+    MAX_HEAD,
+    Refused,
+    Request,
+    Response,
+    http_date,
+    parse_response,
+    take_head,
+)
 from examples.perlbal.uploads import ChunkDecoder
 
 FIRST = "GET / HTTP/1.1\r\nHost: a"
@@ -13,18 +21,24 @@ FIRST = "GET / HTTP/1.1\r\nHost: a"
 @pytest.mark.parametrize(
     ("data", "head", "rest"),
     [
-        (b"GET / HTTP/1.0\r\nA: b\r\n\r\nrest", b"GET / HTTP/1.0\r\nA: b", b"rest"),
-        (b"GET / HTTP/1.0\nA: b\n\nrest", b"GET / HTTP/1.0\nA: b", b"rest"),
-        (b"HTTP/1.0 200 OK\nA: b\n\r\nrest", b"HTTP/1.0 200 OK\nA: b", b"rest"),
-        (b"A\r\n\r\nB\n\n", b"A", b"B\n\n"),
-        (b"A\n\nB\r\n\r\n", b"A", b"B\r\n\r\n"),
+        (b"GET / HTTP/1.0\r\nA: b\r\n\r\nrest", "GET / HTTP/1.0\r\nA: b", b"rest"),
+        (b"GET / HTTP/1.0\nA: b\n\nrest", "GET / HTTP/1.0\nA: b", b"rest"),
+        (b"HTTP/1.0 200 OK\nA: b\n\r\nrest", "HTTP/1.0 200 OK\nA: b", b"rest"),
+        (b"A\r\n\r\nB\n\n", "A", b"B\n\n"),
+        (b"A\n\nB\r\n\r\n", "A", b"B\r\n\r\n"),
     ],
 )
-def test_a_head_ends_at_the_first_empty_line(data: bytes, head: bytes, rest: bytes) -> None:
-    end, after = find_end(data)
-    assert (data[:end], data[after:]) == (head, rest)
+def test_a_head_ends_at_the_first_empty_line(data: bytes, head: str, rest: bytes) -> None:
+    assert take_head(data) == (head, rest)
     for cut in range(len(data) - len(rest) - 1):
-        assert find_end(data[:cut])[0] < 0
+        assert take_head(data[:cut]) is None
+
+
+def test_a_head_is_bounded_whether_its_end_is_there_or_not() -> None:
+    assert take_head(b"x" * (MAX_HEAD - 1)) is None
+    for data in (b"x" * MAX_HEAD, b"x" * MAX_HEAD + b"x\r\n\r\n"):
+        with pytest.raises(Refused):
+            take_head(data)
 
 
 def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
@@ -116,7 +130,10 @@ def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_a
         ("bytes=-", (200, 0, 10)),
         ("bytes=0-1,3-4", (200, 0, 10)),
         ("lines=0-1", (200, 0, 10)),
+        ("bytes=-00", (416, 0, 0)),
         (f"bytes={'9' * 50}-", (416, 0, 0)),
+        (f"bytes=0-{'9' * 5000}", (206, 0, 10)),
+        (f"bytes={'0' * 5000}1-{'0' * 5000}3", (206, 1, 4)),
     ],
 )
 def test_ranges_of_ten_bytes(asked: str, expected: tuple[int, int, int]) -> None:

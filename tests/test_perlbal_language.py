@@ -8,8 +8,9 @@ import pytest
 from danga_raw import Loop
 from examples.perlbal.language import Context
 from examples.perlbal.parameters import LanguageError, netmask
-from examples.perlbal.plugins import _by_host
+from examples.perlbal.plugins import Vhosts
 from examples.perlbal.server import Server
+from examples.perlbal.services import Service
 
 BETWEEN = "Expecting integer value between 0 and 100, inclusive."
 LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
@@ -99,12 +100,14 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     say("CREATE POOL a", "POOL a ADD 1.1.1.1")
     say("CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a", "SET buffer_size = 10k")
     say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on")
-    say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10/8, fe80::/10")
+    say("SET p.AccessControl.use_observed_ip = 1", "SET p.extra.note = some text")
+    say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10.0.0.0/8, fe80::/10")
     say("HEADER p INSERT x: y", "HEADER p REMOVE z")
     say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
     say("SET persist_client = on")
     dumped = say("DUMPCONFIG")
     assert dumped.pop() == "OK"
+    assert "  SET p.accesscontrol.use_observed_ip = 1" in dumped
     file = tmp_path / "again.conf"
     # Neither was ever enabled, which a new service isn't either.
     file.write_text("\n".join(line for line in dumped if not line.startswith("DISABLE")))
@@ -131,26 +134,30 @@ def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.M
     assert say("CREATE POOL ${nope:x}") == ["ERROR: Unknown config variable type: nope"]
 
 
-def test_the_closest_pattern_counts() -> None:
-    maps = dict.fromkeys(("a.b.com", "*.a.b.com", "*.b.com", "*.com", "*"), "")
+def test_the_closest_pattern_counts(say: Said) -> None:
+    service = Service(say.server, "")
+    vhosts = Vhosts(say.server)
+    maps = vhosts.maps[service] = dict.fromkeys(
+        ("a.b.com", "*.a.b.com", "*.b.com", "*.com", "*"), ""
+    )
     for name in maps:
         maps[name] = name
     while maps:
-        assert _by_host(maps, "a.b.com:80")[0] == next(iter(maps))
+        assert vhosts.find(service, "a.b.com:80")[0] == next(iter(maps))
         del maps[next(iter(maps))]
-    assert _by_host(maps, "a.b.com") == []
+    assert vhosts.find(service, "a.b.com") == []
 
 
 @pytest.mark.parametrize(
     ("text", "written"),
     [
-        ("10/8", "10.0.0.0/8"),
-        ("10.1", "10.1.0.0/16"),
         ("10.1.2.3", "10.1.2.3/32"),
+        ("10.1.2.3:255.0.0.0", "10.0.0.0/8"),
+        ("10.1.0.0-10.1.255.255", "10.1.0.0/16"),
         ("10.1.2.3/255.255.0.0", "10.1.0.0/16"),
         ("fe80::1/10", "fe80::/10"),
         ("any", "0.0.0.0/0"),
     ],
 )
-def test_netmasks_may_be_short(text: str, written: str) -> None:
+def test_netmasks_have_many_forms(text: str, written: str) -> None:
     assert str(netmask(text)) == written

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +25,7 @@ import pytest
 from danga_raw import Loop, Socket
 from tests.interrupted import (
     PACKAGE,
+    Interrupter,
     Story,
     adds_a_timer,
     closes,
@@ -33,6 +35,7 @@ from tests.interrupted import (
     interrupted_by_signal,
     left_out_of_a_try,
 )
+from tests.interrupted_parts import PARTS, cut_short
 from tests.needs import REQUIRED
 from tests.world import IN, POLLERS, Noted, World
 
@@ -119,6 +122,60 @@ def test_a_jump_back_that_is_left_out_is_found() -> None:
     assert len(left_out_of_a_try(compile(loop, "loop", "exec"))) == 1
     plain = loop.replace(" finally", "   each()\n finally")
     assert left_out_of_a_try(compile(plain, "loop", "exec")) == []
+
+
+@not_on_3_12
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # A socket that a call made in vain.
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("story", PARTS)
+def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_nothing_half_done(
+    story: str, backend: str
+) -> None:
+    cut_short(story, -1, backend)
+    whole, wrong = cut_short(story, -1, backend)
+    assert wrong == []
+    assert whole.count > 100
+    found: dict[str, list[str]] = {}
+    for at in places(whole.count, None if REQUIRED else 12):
+        interrupter, wrong = cut_short(story, at, backend)
+        if wrong:
+            found[interrupter.where or "nowhere"] = wrong
+    gc.collect()
+    assert found == {}
+
+
+def soon(at: int) -> tuple[Interrupter, list[str]]:
+    """Three callbacks by `call_soon`, interrupted at the `at`th place; which of them were called."""
+    interrupter = Interrupter(at)
+    called: list[str] = []
+    with Loop("epoll") as loop:
+        loop.set_loop_timeout(0)
+        for each in "abc":
+            loop.call_soon(partial(called.append, each))
+        loop.call_soon(loop.stop)
+        sys.settrace(interrupter.trace)
+        try:
+            loop.run()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        loop.call_soon(loop.stop)
+        loop.run()
+    return interrupter, called
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12),
+    reason="from 3.12 on a trace function hears of no instruction of what runs but once",
+)
+def test_an_exception_at_any_place_loses_no_callback_and_calls_none_twice() -> None:
+    soon(-1)
+    count = soon(-1)[0].count
+    assert count > 10
+    for at in range(count):
+        interrupter, called = soon(at)
+        assert called == ["a", "b", "c"], interrupter.where
 
 
 @not_on_3_12

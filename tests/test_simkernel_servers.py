@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from heapq import heappop
 
 import pytest
 
-from danga_raw import _epoll, _kqueue, _sockopt
+from danga_raw import _epoll, _kqueue, _sockopt, listener
+from danga_raw import socket as danga_socket
+from danga_raw._connecting import Connecting
 from danga_raw._registry import Registry
+from danga_raw._waker import Waker
+from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
 from danga_raw.types import AnySocket, Block, Handle
@@ -112,10 +117,10 @@ def ignore_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
 def lose_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Timers.run_due
 
-    def run_due(self: Timers, timeout: int) -> int:
+    def run_due(self: Timers) -> int:
         if len(self.heap) > 2:
             heappop(self.heap)
-        return original(self, timeout)
+        return original(self)
 
     monkeypatch.setattr(Timers, "run_due", run_due)
 
@@ -146,6 +151,251 @@ def test_a_fault_in_the_package_is_found(
     assert any(re.search(complaint, trace) for trace in found), found
 
 
+def never_wake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Waker, "wake", lambda self: None)
+
+
+def wake_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Waker.wake
+
+    def wake(self: Waker) -> None:
+        self._woken = False
+        original(self)
+
+    monkeypatch.setattr(Waker, "wake", wake)
+
+
+def hear_and_leave_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def heard(self: Waker) -> None:
+        self._woken = False
+
+    monkeypatch.setattr(Waker, "heard", heard)
+
+
+def call_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop._run_soon
+
+    def run_soon(self: Loop) -> None:
+        self._soon.reverse()
+        original(self)
+
+    monkeypatch.setattr(Loop, "_run_soon", run_soon)
+
+
+def call_what_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop._run_soon
+
+    def run_soon(self: Loop) -> None:
+        while self._soon:
+            original(self)
+
+    monkeypatch.setattr(Loop, "_run_soon", run_soon)
+
+
+def call_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop.call_soon
+
+    def call_soon(self: Loop, callback: Callable[[], object]) -> None:
+        original(self, callback)
+        if len(self._soon) % 3 == 0:
+            original(self, callback)
+
+    monkeypatch.setattr(Loop, "call_soon", call_soon)
+
+
+def forget_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop._run_soon
+
+    def run_soon(self: Loop) -> None:
+        if len(self._soon) > 2:
+            self._soon.pop()
+        original(self)
+
+    monkeypatch.setattr(Loop, "_run_soon", run_soon)
+
+
+def forget_callbacks_behind_one_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop._run_soon
+
+    def run_soon(self: Loop) -> None:
+        try:
+            original(self)
+        except Exception:
+            self._soon.clear()
+            raise
+
+    monkeypatch.setattr(Loop, "_run_soon", run_soon)
+
+
+def handle_signals_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Waker, "remove_signal", lambda self, number: number in self._handled)
+
+
+def let_signals_write_to_it_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Waker, "_unhear_signals", lambda self: None)
+
+
+def leave_the_waker_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Waker, "close", lambda self: None)
+
+
+def take_a_hang_up_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(self: Connecting) -> None:
+        self._error = None
+        self._tell()
+
+    monkeypatch.setattr(Connecting, "finish", finish)
+
+
+def tell_at_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Connecting._tell
+
+    def tell(self: Connecting) -> None:
+        obj = self._obj
+        original(self)
+        if obj is not None and obj.fd is not None:
+            self._pending[obj.fd] = self
+            self._told = False
+
+    monkeypatch.setattr(Connecting, "_tell", tell)
+
+
+def never_tell_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Connecting.start
+
+    def start(self: Connecting, timeout: float | None) -> None:
+        if self._error is None:
+            original(self, timeout)
+
+    monkeypatch.setattr(Connecting, "start", start)
+
+
+def never_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connecting, "_time_out", lambda self: None)
+
+
+def keep_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connecting, "cancel", lambda self: None)
+
+
+def let_events_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loop._dispatch
+
+    def dispatch(self: Loop, found: Iterable[int | tuple[int, int]]) -> None:
+        for event in found:
+            obj = self.descriptor_map.get(event if isinstance(event, int) else event[0])
+            if obj is not None and not isinstance(event, int) and event[1] & 16:
+                obj.event_hup()
+            else:
+                original(self, (event,))
+
+    monkeypatch.setattr(Loop, "_dispatch", dispatch)
+
+
+def leave_what_did_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Socket.close_as
+
+    def close_as(self: AnySocket, reason: str) -> None:
+        if reason != "not connected":
+            original(self, reason)
+
+    monkeypatch.setattr(Socket, "close_as", close_as)
+
+
+def leave_what_a_constructor_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Socket, "_withdraw", lambda self: None)
+
+
+def drop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(danga_socket, "drop", lambda sock: None)
+
+
+def refuse_and_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "drop", lambda sock: None)
+
+
+def lose_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = listener.Listener._hand_over
+
+    def hand_over(self: listener.Listener, connection: socket.socket, address: object) -> None:
+        if connection.fileno() % 5:
+            original(self, connection, address)
+
+    monkeypatch.setattr(listener.Listener, "_hand_over", hand_over)
+
+
+def hand_over_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = listener.Listener._hand_over
+
+    def hand_over(self: listener.Listener, connection: socket.socket, address: object) -> None:
+        original(self, connection, address)
+        self.accepted(connection, address)
+
+    monkeypatch.setattr(listener.Listener, "_hand_over", hand_over)
+
+
+def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "feed", lambda self: None)
+
+
+def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "feed", lambda self: None)
+    monkeypatch.setattr(listener.Listener, "begin_again", lambda self: None)
+
+
+def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener.Listener, "_starve", lambda self, error: None)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        (never_wake, "ms late"),
+        (wake_each_time, "several wake-ups have cost more than one"),
+        (
+            hear_and_leave_it_there,
+            "several wake-ups have cost more than one|of which nothing comes",
+        ),
+        (call_backwards, "callbacks ran out of order"),
+        (call_what_comes_meanwhile, "in the pass in which it was given"),
+        (call_twice, "nobody had given, or twice"),
+        (forget_a_callback, "out of order|ms late"),
+        (forget_callbacks_behind_one_that_raises, "out of order|ms late"),
+        (handle_signals_for_ever, "handled still"),
+        (let_signals_write_to_it_for_ever, "a signal writes to|signals write to"),
+        (leave_the_waker_open, "left open"),
+        (take_a_hang_up_for_a_connection, "told to be connected, and it is not"),
+        (tell_at_each_event, "told twice"),
+        (never_time_out, "did not time out|timers of connects"),
+        (keep_the_timeout, "timers of connects"),
+        (let_events_by, "before the outcome of a connect"),
+        (leave_what_did_not_connect, "has failed, and its object is open"),
+        (leave_what_a_constructor_made, "the map has"),
+        (drop_nothing, "has left its socket"),
+        (refuse_and_leave_open, "left open"),
+        (lose_a_connection, "accepted and lost"),
+        (hand_over_twice, "handed over twice"),
+        (begin_again_after_the_pause_only, "though something was closed"),
+        (never_begin_again, "does not begin again"),
+        (never_rest, "does not rest"),
+    ],
+)
+def test_a_fault_in_waking_connecting_or_listening_is_found(
+    sabotage: Callable[[pytest.MonkeyPatch], None],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sabotage(monkeypatch)
+    others = []
+    for seed in range(100):
+        result = attempt(seed, "epoll", 16)
+        if isinstance(result, Failure):
+            if re.search(complaint, result.trace):
+                return
+            others.append(result.trace)
+    pytest.fail(f"a hundred worlds found no more than this: {others[:3]}")
+
+
 def tell_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         _kqueue.KQueue, "_in_time", lambda self, found: [(fd, s & 31) for fd, s in found.items()]
@@ -173,6 +423,7 @@ def raise_what_a_reset_says_of_a_cork(monkeypatch: pytest.MonkeyPatch) -> None:
         (tell_ends_early, "before the data"),
         (forget_what_the_kernel_dropped, "told but once|has no end"),
         (raise_what_a_reset_says_of_a_cork, "Connection reset"),
+        (never_tell_what_is_known, "was not told|did not time out"),
     ],
 )
 def test_a_fault_in_the_kqueue_backend_is_found(

@@ -16,9 +16,11 @@ from functools import partial
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw._libc import libc
 from danga_raw.trace import Trace
 from tests.clients import PATIENCE
 from tests.needs import ROOT
+from tests.world import POLLERS
 
 BACKENDS = ["epoll", "poll"]
 
@@ -491,6 +493,87 @@ def test_a_wakeup_descriptor_set_meanwhile_by_another_stays(loop: Loop) -> None:
         os.close(written)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("theirs", [True, False])
+def test_loops_with_signals_may_end_in_any_order(loop: Loop, first: int, theirs: bool) -> None:
+    """What signals wrote to before may be of a loop that is closed by now."""
+    ends = os.pipe()
+    os.set_blocking(ends[1], False)
+    before = ends[1] if theirs else -1
+    signal.set_wakeup_fd(before)
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    said: list[int] = []
+    try:
+        with Loop(loop.backend) as another:
+            loops = (loop, another)
+            for each, number in zip(loops, numbers):
+                each.add_signal_handler(number, partial(said.append, number))
+            loops[first].close()
+            signal.raise_signal(numbers[1 - first])
+            turn(loops[1 - first])
+            assert said == [numbers[1 - first]]
+            loops[1 - first].close()
+            assert signal.set_wakeup_fd(-1) == before
+    finally:
+        signal.set_wakeup_fd(-1)
+        for end in ends:
+            os.close(end)
+
+
+def test_a_descriptor_that_signals_wrote_to_and_that_is_closed_is_left_alone(loop: Loop) -> None:
+    ends = os.pipe()
+    os.set_blocking(ends[1], False)
+    signal.set_wakeup_fd(ends[1])
+    try:
+        loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+        for end in ends:
+            os.close(end)
+        loop.close()
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    finally:
+        assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_waker_that_there_was_no_memory_to_watch_is_watched_in_the_next_run(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.call_soon_threadsafe(lambda: None)
+
+    def refuse(self: object, fd: int, events: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(POLLERS[loop.backend], "register", refuse)
+        with pytest.raises(OSError, match="no memory"):
+            turn(loop)
+    turn(loop)
+    waker = loop._registry.waker
+    assert waker is not None and loop._registry.open().holds(waker.fileno(), 1)
+    thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(loop.stop))
+    thread.start()
+    loop.run()
+    thread.join()
+
+
+def test_the_pipe_of_a_waker_is_closed_once_also_where_that_fails(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = descriptors()
+    loop.call_soon_threadsafe(lambda: None)
+    closed: list[int] = []
+
+    def close(fd: int) -> None:
+        closed.append(fd)
+        os.close(fd)
+        raise OSError(errno.EIO, "on purpose")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(libc, "close", close)
+        loop.close()
+    assert len(closed) == len(set(closed)) and descriptors() == before
+    assert caplog.text.count("close(") == len(closed)
+
+
 def test_a_handler_that_is_given_anew_takes_the_place_of_the_old(loop: Loop) -> None:
     said: list[str] = []
     loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("old"))
@@ -623,6 +706,7 @@ def test_a_program_that_uses_no_new_part_imports_and_calls_nothing_for_it() -> N
     code = """
 import socket, sys
 from danga_raw import Loop, Socket
+from danga_raw._libc import libc
 from danga_raw.trace import Trace
 import danga_raw.trace
 before = set(sys.modules)

@@ -12,12 +12,9 @@ MASK = POLLIN | POLLOUT
 
 def by_poll(poller: Poll) -> dict[int, int]:
     """The table of its next wait: fd -> what is asked for of reading and writing."""
-    table = {each.fd: each.events & MASK for each in poller._table[: len(poller._fds)]}
-    for fd in poller._changed:
-        table.pop(fd, None)
-        if fd in poller._events:
-            table[fd] = poller._events[fd] & MASK
-    return table
+    if poller._changed:
+        return {fd: events & MASK for fd, events in poller._events.items()}
+    return {each.fd: each.events & MASK for each in poller._table[: len(poller._fds)]}
 
 
 def by_epoll(epfd: int) -> dict[int, int]:

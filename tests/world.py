@@ -145,7 +145,7 @@ class World:
     def turn(self, loop: Loop | None = None) -> None:
         """One turn of the loop for what is ready now."""
         loop = loop or self.loop
-        timeout, callback = loop._timeout, loop._post_loop_callback
+        timeout, callback = loop._timers.timeout, loop._post_loop_callback
         loop.set_loop_timeout(0)
         loop.set_post_loop_callback(lambda *_: False)
         try:

@@ -14,7 +14,7 @@ from os import stat_result
 from resource import struct_rusage
 from socket import socket as Socket
 from types import FrameType
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from _typeshed import ReadableBuffer
 
@@ -40,11 +40,20 @@ def epoll_wait(epfd: int, events: Reference, maxevents: int, timeout: int, /) ->
 def kqueue() -> int:
     """`int kqueue(void)`: a new kqueue descriptor, which a forked child doesn't have. kqueue(2)."""
 
+class Kevent(Structure):
+    """What every platform's struct kevent has, in the order of EV_SET(2)'s arguments."""
+
+    ident: int
+    filter: int
+    flags: int
+    fflags: int
+    data: int
+
 def kevent(
     kq: int,
-    changelist: Array[Structure] | None,
+    changelist: Array[Kevent] | None,
     nchanges: int | c_size_t,
-    eventlist: Array[Structure] | None,
+    eventlist: Array[Kevent] | None,
     nevents: int | c_size_t,
     timeout: Reference | None,
     /,
@@ -54,6 +63,26 @@ def kevent(
 
     The counts are size_t on NetBSD.
     """
+
+class KQueueLibrary(Protocol):
+    """What a kqueue poller stands on: the C library, libkqueue, or another kernel's entry points.
+
+    Both calls answer as C does: -1 for an error, with its number in `ctypes.get_errno()`. Where the
+    library has `fcntl` too, its kqueue is closed on exec, and where it has `close`, that closes it:
+    in this process the number may be another descriptor's.
+    """
+
+    def kqueue(self) -> int: ...
+    def kevent(
+        self,
+        kq: int,
+        changelist: Array[Kevent] | None,
+        nchanges: int | c_size_t,
+        eventlist: Array[Kevent] | None,
+        nevents: int | c_size_t,
+        timeout: Reference | None,
+        /,
+    ) -> int: ...
 
 def poll(fds: Reference, nfds: c_ulong | c_uint, timeout: int, /) -> int:
     """`int poll(struct pollfd *fds, nfds_t nfds, int timeout)`: poll(2).

@@ -10,7 +10,7 @@ import sys
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from danga_raw import Loop
-from examples.perlbal.language import VERSION, print_line
+from examples.perlbal.commands import VERSION
 from examples.perlbal.parameters import LanguageError
 from examples.perlbal.server import Server
 
@@ -31,6 +31,11 @@ def main() -> int:
         parser.error("which configuration? give a FILE")
     with Loop() as loop:
         return run(Server(loop), name)
+
+
+def print_line(line: str) -> None:
+    """Where the commands of the file answer to."""
+    print(line, file=sys.stderr if line.startswith("ERROR") else sys.stdout, flush=True)
 
 
 def run(server: Server, name: str) -> int:

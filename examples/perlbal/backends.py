@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from danga_raw import Socket
-from examples.perlbal.heads import MAX_HEAD, Refused, Response, find_end, parse_response
+from examples.perlbal.heads import Refused, Response, parse_response, take_head
 from examples.perlbal.pools import Pool, node_name
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
 
 
 class Owner(Protocol):
-    """Whom a backend connection works for: a service's balancer, or the reproxy manager."""
+    """Whom a backend connection works for: a service's balancer, or a host of reproxied URLs."""
 
     server: Server
     generation: int
@@ -36,57 +36,28 @@ class Owner(Protocol):
 
     def register_boredom(self, backend: BackendHTTP) -> None: ...
     def may_live(self, backend: BackendHTTP) -> bool: ...
-    def note_bad_backend_connect(self, backend: BackendHTTP, seconds: float) -> None: ...
+    def note_bad_backend_connect(self, backend: BackendHTTP) -> None: ...
     def note_backend_close(self, backend: BackendHTTP) -> None: ...
 
 
 class NodeStats:
     """What became of the connections to one node."""
 
-    __slots__ = (
-        "attempts", "codes", "connects", "lastattempt", "lastconnect", "lastresponse", "requests",
-        "verifies",
-    )  # fmt: skip
+    attempts = connects = verifies = requests = 0
+    lastattempt = lastconnect = lastresponse = 0
 
     def __init__(self) -> None:
-        self.attempts = self.connects = self.verifies = self.requests = 0
-        self.lastattempt = self.lastconnect = self.lastresponse = 0
         self.codes: deque[int] = deque(maxlen=CODES_KEPT)
 
     def lines(self) -> list[str]:
-        lines = [
-            f"{key} {getattr(self, key)}"
-            for key in self.__slots__
-            if key != "codes" and getattr(self, key)
-        ]
-        counts: dict[int, int] = {}
-        for code in self.codes:
-            counts[code] = counts.get(code, 0) + 1
-        return lines + [f"responsecodes {code} {count}" for code, count in sorted(counts.items())]
+        """The answer to NODE: of what there was any."""
+        counts = [f"{key} {value}" for key, value in vars(self).items() if key != "codes"]
+        codes = sorted(Counter(self.codes).items())
+        return counts + [f"responsecodes {code} {count}" for code, count in codes]
 
 
 class BackendHTTP(Socket):
     """One connection to a backend."""
-
-    __slots__ = (
-        "alive",
-        "created",
-        "disconnect_at",
-        "exchange",
-        "generation",
-        "has_attention",
-        "head",
-        "inbox",
-        "ipport",
-        "kept_alive",
-        "left",
-        "owner",
-        "pool",
-        "state",
-        "stats",
-        "use_count",
-        "where",
-    )
 
     def __init__(self, sock: socket.socket, owner: Owner, ip: str, port: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,7 +68,7 @@ class BackendHTTP(Socket):
         self.stats = owner.server.node_stats(self.ipport)
         self.created: float = time.monotonic()
         self.alive = self.created
-        """When it last had finished something."""
+        """When it last had nothing to do; the reproxy hosts' to keep."""
         self.state = "connecting"
         self.pool: Pool | None = owner.service.pool if owner.service is not None else None
         self.generation = owner.generation
@@ -111,13 +82,13 @@ class BackendHTTP(Socket):
         """Bytes of the response's body that are to come; None if they end with the connection."""
         self.has_attention = False
         """Whether a process and not only the kernel is known to be behind it."""
-        self.disconnect_at: float = 0.0
-        """When it said it would close; 0 if it didn't say."""
+        self.stays = 0
+        """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
+        self.disconnect_at = 0.0
+        """When they are over; 0: never."""
         self.use_count = 0
         self.kept_alive = False
         """Whether the present response leaves it open for another request."""
-        self.where: tuple[str, str, int] = ("", "", 0)
-        """The reproxy manager's: the node's name, host and port."""
 
     @classmethod
     def open(cls, owner: Owner, ip: str, port: int, timeout: float) -> BackendHTTP | None:
@@ -136,25 +107,30 @@ class BackendHTTP(Socket):
     def age(self) -> int:
         return int(time.monotonic() - self.created)
 
+    def ends_soon(self, now: float) -> bool:
+        """Whether it will close about now, by what it said."""
+        return 0 < self.disconnect_at < now + 2
+
     # --- getting ready ----------------------------------------------------------------------------
 
     def event_connect(self, error: OSError | None) -> None:
         if error is not None:
-            self.owner.note_bad_backend_connect(self, 1)
-            self.close("connect failed")
-            return
+            return self._fail("connect failed")
         self.stats.connects += 1
         self.stats.lastconnect = int(time.time())
         self.watch_read(True)
         service = self.owner.service
         if service is None or not service.verify_backend or self._unverifiable():
             self.state = "bored"
-            self.owner.register_boredom(self)
-            return
+            return self.owner.register_boredom(self)
         self.state = "verifying_backend"
         path = service.verify_backend_path
         self.write(f"OPTIONS {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode("latin-1"))
         self.loop.add_timer(max(0.0, self.created + 15 - time.monotonic()), self._verify_timeout)
+
+    def _fail(self, reason: str) -> None:
+        self.owner.note_bad_backend_connect(self)
+        self.close(reason)
 
     def _unverifiable(self) -> bool:
         """Whether its node was found to know no OPTIONS or no keep-alive, a short time ago."""
@@ -170,7 +146,6 @@ class BackendHTTP(Socket):
 
     def _verify_failed(self) -> None:
         self.owner.server.no_verify[self.ipport] = time.monotonic() + NO_VERIFY_SECONDS
-        self.owner.note_bad_backend_connect(self, 0)
         self.close("no_keep_alive")
 
     def _read_verification(self, data: bytes) -> None:
@@ -219,18 +194,16 @@ class BackendHTTP(Socket):
         if self.closed:
             return
         self.exchange = None
-        self.alive = time.monotonic()
         self.stats.lastresponse = int(time.time())
         if not initial:
             self.stats.requests += 1
             self.use_count += 1
             # A body that nobody wants would be taken for the next response.
             if self.left != 0 or not self.kept_alive or self.write_buf_size:
-                self.close("next_request_no_persist")
-                return
+                return self.close("next_request_no_persist")
         if not self.owner.may_live(self):
-            self.close("pool_requested_closure")
-            return
+            return self.close("pool_requested_closure")
+        self.disconnect_at = time.monotonic() + self.stays if self.stays else 0.0
         self.state = "bored"
         self.head = None
         self.left = None
@@ -242,31 +215,24 @@ class BackendHTTP(Socket):
         """The head of the response, once it is whole; what follows stays in the inbox."""
         if self.inbox:
             data = self.inbox + data
-        while True:
-            end, after = find_end(data)
-            if end < 0:
-                if len(data) >= MAX_HEAD:
-                    raise Refused(502, "A head that is too long")
-                self.inbox = data
-                return None
-            if end > MAX_HEAD:
-                raise Refused(502, "A head that is too long")
-            head = parse_response(data[:end].decode("latin-1"))
-            data = data[after:]
+        while (found := take_head(data)) is not None:
+            head = parse_response(found[0])
+            data = found[1]
             if head.code == 101:
                 raise Refused(502, "101 unasked for")
             if head.code >= 200:
                 self.inbox = data
                 return head
             # A preliminary response: another follows.
+        self.inbox = data
+        return None
 
     def _note_persistence(self, head: Response, head_only: bool) -> None:
         """Note what the response says of the connection, before it is changed for the client."""
         self.kept_alive = head.kept_alive(head_only)
-        self.disconnect_at = 0.0
         timeout = head.values.get("keep-alive")
-        if timeout is not None and (found := _TIMEOUT.search(timeout)):
-            self.disconnect_at = time.monotonic() + int(found[1])
+        found = _TIMEOUT.search(timeout) if timeout is not None else None
+        self.stays = int(found[1]) if found else 0
 
     def event_read(self) -> None:
         exchange = self.exchange
@@ -289,8 +255,7 @@ class BackendHTTP(Socket):
         if self.state == "verifying_backend":
             if data is None:
                 # It may be on its way down. To try again at once could go on for ever.
-                self.owner.note_bad_backend_connect(self, 1)
-                self.close("remote_closure")
+                self._fail("remote_closure")
             else:
                 self._read_verification(data)
         elif exchange is None:
@@ -299,7 +264,7 @@ class BackendHTTP(Socket):
         elif data is None:
             exchange.backend_ended(self)
         elif self.head is not None:
-            self._body(exchange, data)
+            exchange.response_body(self, self._count(data))
         else:
             try:
                 self.head = self._read_head(data)
@@ -315,21 +280,16 @@ class BackendHTTP(Socket):
             self.state = "xfer_res"
             self.stats.codes.append(self.head.code)
             data, self.inbox = self.inbox, b""
-            if length is not None:
-                self.left = length - len(data)
-                # More than was announced: it is cut, and the connection isn't used again.
-                data = data[:length] if self.left < 0 else data
-            exchange.response_received(self, self.head, data)
+            exchange.response_received(self, self.head, self._count(data))
 
-    def _body(self, exchange: ProxyExchange, data: bytes) -> None:
+    def _count(self, data: bytes) -> bytes:
+        """Count what has come of the body. More than was announced is cut, and the connection isn't
+        used again."""
         if self.left is not None:
-            if len(data) > self.left:
-                rest = self.left
-                self.left -= len(data)
-                data = data[:rest]
-            else:
-                self.left -= len(data)
-        exchange.response_body(self, data)
+            self.left -= len(data)
+            if self.left < 0:
+                return data[: self.left]
+        return data
 
     def event_write(self) -> None:
         super().event_write()
@@ -340,6 +300,8 @@ class BackendHTTP(Socket):
     # --- ending -----------------------------------------------------------------------------------
 
     def event_err(self) -> None:
+        if self.state == "verifying_backend":
+            return self._fail("error")
         # What came before the error is still there to be read.
         for _ in range(MOST_READS):
             if self.closed or self.exchange is None or self.exchange.backend_stalled:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from examples.perlbal.backends import BackendHTTP
+from examples.perlbal.heads import wire
 
 if TYPE_CHECKING:
     from examples.perlbal.proxy import ProxyExchange
@@ -35,6 +37,11 @@ class Balancer:
         self.waiting: Queue = OrderedDict()
         self.waiting_highpri: Queue = OrderedDict()
         self.waiting_lowpri: Queue = OrderedDict()
+        self.queues = {
+            "normal": self.waiting,
+            "highpri": self.waiting_highpri,
+            "lowpri": self.waiting_lowpri,
+        }
         self.pending: dict[str, BackendHTTP] = {}
         """The connections that aren't there yet, at most one for each node."""
         self.blocked: set[str] = set()
@@ -52,7 +59,8 @@ class Balancer:
 
     def request_backend_connection(self, exchange: ProxyExchange) -> None:
         """Give the exchange a backend, now or when it is its turn."""
-        exchange.high_priority = self._is_high_priority(exchange)
+        if self.service.high_priority_cookie:
+            exchange.high_priority = self._is_high_priority(exchange)
         while self.bored:
             backend = self.bored.popleft()
             if backend.closed or not self._same_pool(backend):
@@ -60,12 +68,11 @@ class Balancer:
             now = time.monotonic()
             if not backend.has_attention and backend.created < now - UNVERIFIED_SECONDS:
                 backend.close("too_old_bored")
-            elif backend.disconnect_at and now + 2 > backend.disconnect_at:
+            elif backend.ends_soon(now):
                 backend.close("too_close_disconnect")
             else:
                 backend.assign(exchange)
-                self.spawn_backends()
-                return
+                return self.spawn_backends()
         if exchange.high_priority:
             self.waiting_highpri[exchange] = None
         elif exchange.request.low_priority:
@@ -80,14 +87,15 @@ class Balancer:
             queue.pop(exchange, None)
 
     def _is_high_priority(self, exchange: ProxyExchange) -> bool:
-        name = self.service.high_priority_cookie
-        if not name:
-            return False
-        for each in (exchange.request.get("cookie") or "").split(";"):
-            key, equals, value = each.strip().partition("=")
-            if equals and unquote(key) == name:
-                return self.service.high_priority_cookie_contents in unquote(value)
-        return False
+        # As the original reads them: the last of a name counts, and without contents to look for
+        # all are of high priority, whether they have the cookie or not.
+        cookies: dict[str, str] = {}
+        for each in re.split(r";\s+", exchange.request.get("cookie") or ""):
+            name, equals, value = each.rpartition("=")
+            if equals:
+                cookies[unquote(name, "latin-1")] = unquote(value, "latin-1")
+        value = cookies.get(wire(self.service.high_priority_cookie), "")
+        return wire(self.service.high_priority_cookie_contents) in value
 
     def _next_client(self) -> ProxyExchange | None:
         service = self.service
@@ -117,13 +125,14 @@ class Balancer:
             self._drop_overdue()
             pool.refresh()
             taken = self.blocked | self.pending.keys()
-            free = [name for name in pool.nodes if name not in taken]
+            free = [node for node in pool.nodes if node.name not in taken]
             random.shuffle(free)
             wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS)
-            for name in free:
+            for name, ip, port in free:
                 if wanted <= 0:
                     break
-                ip, port = pool.nodes[name]
+                if name in self.pending or name in self.blocked:
+                    continue  # It is twice in the pool.
                 backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
                 if backend is None:
                     self._block(name)
@@ -144,7 +153,7 @@ class Balancer:
         """Whether its node is still one of the service's; if not, it is closed."""
         if backend.generation != self.generation:
             pool = self.service.pool
-            if pool is None or backend.ipport not in pool.nodes:
+            if pool is None or backend.ipport not in pool.used:
                 backend.close("invalid_generation")
                 return False
             backend.generation = self.generation
@@ -157,8 +166,7 @@ class Balancer:
             return
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
-            self.spawn_backends()
-            return
+            return self.spawn_backends()
         if self.server.stopping or (
             backend.use_count and len(self.bored) >= self.service.backend_persist_cache
         ):
@@ -175,11 +183,10 @@ class Balancer:
             return False
         return backend.pool is None or backend.pool.services > 0
 
-    def note_bad_backend_connect(self, backend: BackendHTTP, seconds: float) -> None:
-        """It was not to be reached; its node is left alone for some seconds."""
+    def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
+        """It was not to be reached; its node is left alone for a second."""
         self._no_longer_pending(backend)
-        if seconds:
-            self._block(backend.ipport)
+        self._block(backend.ipport)
 
     def _block(self, name: str) -> None:
         def unblock() -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
-from examples.perlbal.heads import MAX_HEAD, SERVER, Refused, Request, Response, find_end
+from examples.perlbal.heads import SERVER, Refused, Request, Response, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ PIECE: Final = 131_072
 SMALL_FILE: Final = 65_536
 """Up to here a file is read and goes out with its head."""
 LINGER_SECONDS: Final = 30.0
-MOST_SELECTORS: Final = 10
+MOST_SERVICES: Final = 10
+Part = tuple[int, int, int]
+"""A file's descriptor, the place of the first byte that is sent, and of that behind the last."""
+NOTHING: Final = (-1, 0, 0)
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
 
@@ -35,8 +38,6 @@ _CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP
 
 class Exchange:
     """A request and what is done about it. This one does nothing: see its subclasses."""
-
-    __slots__ = ("client", "request", "service")
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         self.client = client
@@ -75,8 +76,6 @@ class Exchange:
 class SelectorExchange(Exchange):
     """A request to a selector, which looks for the service that is to have it."""
 
-    __slots__ = ()
-
     def start(self) -> None:
         if self.service.latency:
             self.client.watch_read(False)
@@ -90,15 +89,15 @@ class SelectorExchange(Exchange):
             client.watch_read(True)
             self._select()
             rest, client.inbox = client.inbox, b""
-            client.hand_over(rest)
+            if rest:
+                client.take(rest)
             client.go_on()
 
     def _select(self) -> None:
         client, service = self.client, self.service
         selecting = [plugin for plugin in service.plugins if plugin.selects]
         if not selecting and service.default_service is None:
-            client.send_page(500, "No service selector configured.")
-            return
+            return client.send_page(500, "No service selector configured.")
         for plugin in selecting:
             target, answered = plugin.select(client, service, self.request)
             if answered:
@@ -108,108 +107,73 @@ class SelectorExchange(Exchange):
         else:
             target = service.default_service
         if target is None:
-            client.send_page(404, "Not Found (no configured vhost)")
-            return
+            return client.send_page(404, "Not Found (no configured vhost)")
         service.munge_headers(self.request)
-        client.adopted += 1
-        if client.adopted > MOST_SELECTORS:
-            client.send_page(500, "Selectors lead in a circle")
-            return
-        client.serve(target, self.request)
+        client.hand_on(target, self.request)
 
 
-class SentFile:
-    """The part of a file that is on its way to a client: sendfile(2), where the system has it."""
+class SentFiles:
+    """Files that are on their way to a client, one after another: sendfile(2), where the system
+    has it."""
 
-    __slots__ = ("client", "end", "fd", "offset", "then")
-
-    def __init__(
-        self, client: Client, fd: int, offset: int, end: int, then: Callable[[], object]
-    ) -> None:
-        self.client = client
-        self.fd = fd
-        self.offset = offset
-        self.end = end
-        self.then = then
+    def __init__(self, client: Client, first: Part, more: Iterator[Part]) -> None:
+        self._client = client
+        self._fd, self._offset, self._end = first
+        self._more = more
 
     def go_on(self) -> None:
-        """Send some more, as there is room."""
-        client = self.client
+        """Send some more, as there is room, and not more than a piece, as others have their turn
+        between."""
+        client = self._client
+        left = PIECE
+        try:
+            while left > 0 and client.file is self and not client.write_buf_size:
+                if self._offset < self._end:
+                    left -= self._send(min(left, self._end - self._offset))
+                else:
+                    self._next()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            client.server.log(f"reading a file: {error}")
+            client.close("a file is gone")
+
+    def _send(self, count: int) -> int:
+        client = self._client
         assert client.fd is not None
         try:
-            count = min(PIECE, self.end - self.offset)
-            sent = os.sendfile(client.fd, self.fd, self.offset, count)
+            sent = os.sendfile(client.fd, self._fd, self._offset, count)
         except BlockingIOError:
-            return
+            raise
         except (OSError, AttributeError):
             # Not with this kind of file, or not on this system; or the client is gone, which
             # writing will tell.
-            client.watch_write(False)
-            self._write_on()
-            return
-        self.offset += sent
+            data = os.pread(self._fd, count, self._offset)
+            sent = len(data)
+            client.write(data)
+        self._offset += sent
         if not sent:
             client.close("the file has shrunk")  # Its length is promised.
-        elif self.offset == self.end:
-            client.watch_write(False)
-            client.drop_file()
-            self.then()
+        return sent
 
-    def _write_on(self) -> None:
-        """The same by read and write, a piece at a time."""
-        client = self.client
-        if client.file is not self:
+    def _next(self) -> None:
+        self.close()
+        part = next(self._more, None)
+        if part is not None:
+            self._fd, self._offset, self._end = part
             return
-        try:
-            data = os.pread(self.fd, min(PIECE, self.end - self.offset), self.offset)
-        except OSError as error:
-            client.server.log(f"reading a file: {error}")
-            data = b""
-        self.offset += len(data)
-        if not data:
-            client.close("the file has shrunk")
-        elif self.offset == self.end:
-            client.drop_file()
-            client.send(data, self.then)
-        elif client.write(data):
-            client.loop.add_timer(0, self._write_on)  # Others have their turn between.
-        else:
-            client.write(self._write_on)
+        self._client.file = None
+        self._client.watch_write(False)
+        self._client.finished()
 
-
-def _read_file(fd: int, start: int, end: int) -> bytes | None:
-    """A part of a file, which is closed; None if it isn't all there."""
-    try:
-        data = os.pread(fd, end - start, start)
-    except OSError:
-        data = b""
-    os.close(fd)
-    return data if len(data) == end - start else None
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Client(Socket):
     """A client's connection."""
-
-    __slots__ = (
-        "adopted",
-        "alive",
-        "base",
-        "body_left",
-        "created",
-        "decoder",
-        "ditch_crlf",
-        "exchange",
-        "file",
-        "inbox",
-        "keep_alive",
-        "observed_ip",
-        "overfed",
-        "request",
-        "requests",
-        "server",
-        "service",
-        "state",
-    )
 
     def __init__(self, service: Service, sock: socket.socket) -> None:
         self.server = service.server
@@ -237,8 +201,8 @@ class Client(Socket):
         """The address that a trusted upstream says the request comes from."""
         self.requests = 0
         self.adopted = 0
-        """How often selectors handed on the present request."""
-        self.file: SentFile | None = None
+        """How often the present request was handed on."""
+        self.file: SentFiles | None = None
         self.server.clients += 1
         self.watch_read(True)
         self.server.idle.note(service.idle_timeout)
@@ -261,10 +225,10 @@ class Client(Socket):
                 if self.body_left <= 0:
                     self.close("no_keep_alive")
         else:
-            if self.exchange is not None:
-                self.feed(data)
-            else:
+            if self.exchange is None:
                 self.inbox += data
+            else:
+                self.take(data)
             self.go_on()
 
     def go_on(self) -> None:
@@ -280,13 +244,11 @@ class Client(Socket):
         if self.ditch_crlf and data[:2] == b"\r\n":
             self.inbox = data = data[2:]
             self.ditch_crlf = False
-        end, after = find_end(data)
-        if end < 0 or end > MAX_HEAD:
-            if len(data) >= MAX_HEAD:
-                self.close("long_headers")
-            return False
         try:
-            request = Request(data[:end].decode("latin-1"))
+            found = take_head(data)
+            if found is None:
+                return False
+            request = Request(found[0])
         except Refused as refused:
             self.refuse(refused)
             return False
@@ -303,36 +265,45 @@ class Client(Socket):
         else:
             self.body_left = request.length
         self.serve(self.base, request)
-        self.hand_over(data[after:])
+        if found[1]:
+            self.take(found[1])
         return True
 
-    def hand_over(self, rest: bytes) -> None:
-        """Give what came behind a head to whom it is for: the exchange, or the next request."""
-        if rest and not self.closed:
-            if self.exchange is None or isinstance(self.exchange, SelectorExchange):
-                self.inbox += rest
-            else:
-                self.feed(rest)
+    def take(self, data: bytes) -> None:
+        """Give what has come to whom it is for: the exchange, or whatever is next."""
+        if self.exchange is None or isinstance(self.exchange, SelectorExchange):
+            self.inbox += data
+        elif not self.closed:
+            self.feed(data)
 
     def serve(self, service: Service, request: Request) -> None:
         """Have the request served."""
         self.service = service
         self.observed_ip = None
-        if (service.always_trusted or service.trusted_upstream_proxies) and service.trusts(
-            self.peer_ip_string() or ""
-        ):
+        if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
             forwarded = request.values.get("x-forwarded-for")
             if forwarded:
                 self.observed_ip = forwarded.partition(",")[0].strip()
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
         if kind is Exchange:
-            self.send_page(500, f"Can't map to service type {service.role}")
-            return
+            return self.send_page(500, f"Can't map to service type {service.role}")
         for plugin in service.plugins:
             if plugin.start_http_request(self, service, request):
                 return
         exchange.start()
+
+    def is_trusted(self) -> bool:
+        """Whether what it says of others is believed."""
+        return self.service.trusts(self.peer_ip_string() or "")
+
+    def hand_on(self, service: Service, request: Request) -> None:
+        """Have the request served by another service."""
+        self.adopted += 1
+        if self.adopted > MOST_SERVICES:
+            self.send_page(500, "Services lead in a circle")
+        else:
+            self.serve(service, request)
 
     def feed(self, data: bytes) -> None:
         """Hand the exchange what has come of the body, and see to what is behind it."""
@@ -346,8 +317,10 @@ class Client(Socket):
             try:
                 data, rest = self.decoder.feed(data)
             except Refused as refused:
-                self.refuse(refused)
-                return
+                return self.refuse(refused)
+            if self.service.max_chunked_request_size:
+                if self.decoder.size > self.service.max_chunked_request_size:
+                    return self.close("max_chunked_request_size")
             if self.decoder.done:
                 self.decoder = None
                 self.body_left = 0
@@ -394,6 +367,15 @@ class Client(Socket):
             head.set("Connection", "close")
         head.drop("keep-alive")
 
+    def send_continue(self) -> None:
+        """Say that the body may come, if the client waits for that."""
+        request = self.request
+        assert request is not None
+        if self.body_left and "100-continue" in (request.get("expect") or "").lower():
+            request.drop("expect")
+            if request.chunked or request.version != "1.0":
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def send(self, data: bytes, then: Callable[[], object]) -> None:
         """Write, and call `then` when all is out."""
         if not self.write(data):
@@ -422,50 +404,35 @@ class Client(Socket):
             body = b""
         self.send(head.to_bytes() + body, self.finished)
 
-    def send_file(self, head: Response, fd: int, start: int, end: int) -> None:
+    def send_file(self, head: Response, part: Part) -> None:
         """Answer with this head, as it is, and a part of a file, which is closed when it is out."""
+        fd, start, end = part
+        if end - start > SMALL_FILE:
+            return self.send_files(head, part, iter(()))
         self.state = "xfer_disk"
-        if end - start <= SMALL_FILE:
-            data = _read_file(fd, start, end)
-            if data is None:
-                self.close("the file has shrunk")
-            else:
-                self.send(head.to_bytes() + data, self.finished)
-            return
-        self.write(head.to_bytes())
-        self.send_part(fd, start, end, self.finished)
+        try:
+            data = os.pread(fd, end - start, start)
+        except OSError:
+            data = b""
+        os.close(fd)
+        if len(data) < end - start:
+            self.close("the file has shrunk")
+        else:
+            self.send(head.to_bytes() + data, self.finished)
 
-    def send_part(self, fd: int, start: int, end: int, then: Callable[[], object]) -> bool:
-        """Send a part of a file, which is closed when it is out. False if that is so already;
-        otherwise `then` is called when it is."""
-        if end - start <= SMALL_FILE:
-            data = _read_file(fd, start, end)
-            if data is None:
-                self.close("the file has shrunk")
-                return True
-            if self.write(data):
-                return self.closed
-            self.write(then)
-            return True
-        if self.closed:
-            os.close(fd)
-            return True
+    def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
+        """The same with several, which `more` opens one after another."""
+        self.state = "xfer_disk"
+        self.file = SentFiles(self, first, more)
         self.watch_read(False)
-        self.file = SentFile(self, fd, start, end, then)
         self.watch_write(True)
-        return True
-
-    def drop_file(self) -> None:
-        """Close the file that was being sent."""
-        if self.file is not None:
-            fd, self.file = self.file.fd, None
-            os.close(fd)
+        if self.write(head.to_bytes()) and self.file is not None:
+            self.file.go_on()
 
     def refuse(self, refused: Refused) -> None:
         """Answer what isn't taken, and end."""
         if not refused.status:
-            self.close("parse_header_failure")
-            return
+            return self.close("parse_header_failure")
         self.overfed = True
         self.send_page(refused.status, refused.text)
 
@@ -478,8 +445,7 @@ class Client(Socket):
         request, self.request = self.request, None
         self.service = self.base
         if not self.keep_alive or self.server.stopping or request is None:
-            self._end()
-            return
+            return self._end()
         self.ditch_crlf = request.method == "POST"
         self.state = "persist_wait"
         self.server.idle.note(self.base.persist_client_idle_timeout)
@@ -490,16 +456,14 @@ class Client(Socket):
         client be the first, as RFC 9112, 9.6 asks."""
         if not self.body_left and not self.overfed and not self.inbox:
             if not self.read(READ_SIZE):
-                self.close("no_keep_alive")
-                return
+                return self.close("no_keep_alive")
         self.state = "draining"
         self.inbox = b""
         try:
             assert self.sock is not None
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self.close("no_keep_alive")
-            return
+            return self.close("no_keep_alive")
         self.watch_read(True)
         self.loop.add_timer(LINGER_SECONDS if self.body_left else 2.0, self._end_draining)
 
@@ -508,10 +472,10 @@ class Client(Socket):
 
     def event_write(self) -> None:
         self.alive = time.monotonic()
-        if self.file is not None and not self.write_buf_size:
-            self.file.go_on()
-        else:
+        if self.file is None or self.write_buf_size:
             super().event_write()
+        if self.file is not None:
+            self.file.go_on()
         if self.exchange is not None and not self.closed:
             self.exchange.client_drained()
         self.go_on()
@@ -545,7 +509,9 @@ class Client(Socket):
             return
         self.state = "closed"
         super().close(reason)
-        self.drop_file()
+        file, self.file = self.file, None
+        if file is not None:
+            file.close()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.release()

@@ -7,8 +7,9 @@ joined with a comma, but for Set-Cookie.
 from __future__ import annotations
 
 import re
-import time
+from email.utils import formatdate
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Final
 
 MAX_HEAD: Final = 102_400
@@ -16,23 +17,12 @@ MAX_HEAD: Final = 102_400
 
 SERVER: Final = "Perlbal"
 
+_AS_IN_RFC: Final = (200, 204, 206, 302, 304, 403, 404, 411, 500, 501, 502, 503)
 REASONS: Final = {
-    200: "OK",
-    204: "No Content",
-    206: "Partial Content",
+    **{code: HTTPStatus(code).phrase for code in _AS_IN_RFC},
     301: "Permanent Redirect",
-    302: "Found",
-    304: "Not Modified",
     400: "Bad request",
-    403: "Forbidden",
-    404: "Not Found",
-    411: "Length Required",
-    413: "Content Too Large",
     416: "Request range not satisfiable",
-    500: "Internal Server Error",
-    501: "Not Implemented",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
 }
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
@@ -130,15 +120,7 @@ _ONCE_IN_RESPONSE: Final = frozenset(("content-length",))
 class Request(Head):
     """The head of a request."""
 
-    __slots__ = (
-        "chunked",
-        "keep_alive",
-        "length",
-        "low_priority",
-        "method",
-        "uri",
-        "version",
-    )
+    __slots__ = ("chunked", "keep_alive", "length", "low_priority", "method", "uri", "version")
 
     def __init__(self, text: str) -> None:
         """Read `text`, without the empty line at its end. Raises `Refused`."""
@@ -195,12 +177,16 @@ class Request(Head):
         found = _RANGE.fullmatch(asked) if asked else None
         if found is None or not (found[1] or found[2]):
             return 200, 0, size
-        if max(len(found[1]), len(found[2])) > _MAX_DIGITS:
+        start = _clamped(found[1])
+        last = _clamped(found[2]) if found[2] else size - 1
+        if start >= size or start > last or not (found[1] or last):
             return 416, 0, 0
-        start = int(found[1] or "0")
-        if start >= size or (found[2] and (start > int(found[2]) or found[0] == "bytes=-0")):
-            return 416, 0, 0
-        return 206, start, min(int(found[2]) + 1, size) if found[2] else size
+        return 206, start, min(last + 1, size)
+
+
+def _clamped(digits: str) -> int:
+    """A number; one that is larger than any file is some other such number."""
+    return int(digits.lstrip("0")[: _MAX_DIGITS + 1] or "0")
 
 
 def _length(text: str) -> int:
@@ -286,24 +272,22 @@ def wire(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-def find_end(data: bytes) -> tuple[int, int]:
-    """Where a head ends, and where what follows begins; -1 if the end isn't there yet."""
+def take_head(data: bytes) -> tuple[str, bytes] | None:
+    """A head, without the empty line at its end, and what follows; None if the end isn't there yet.
+    Raises `Refused` for one that is too long."""
     end = data.find(b"\n\r\n")
+    after = end + 3
     short = data.find(b"\n\n", 0, end if end >= 0 else len(data))
     if short >= 0:
-        return short, short + 2
-    if end > 0 and data[end - 1] == 13:
-        return end - 1, end + 3
-    return end, end + 3
-
-
-_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS: Final = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+        end, after = short, short + 2
+    elif end > 0 and data[end - 1] == 13:
+        end -= 1
+    if end > MAX_HEAD or end < 0 and len(data) >= MAX_HEAD:
+        raise Refused(0, "A head that is too long")
+    return (data[:end].decode("latin-1"), data[after:]) if end >= 0 else None
 
 
 @lru_cache(1000)
 def http_date(seconds: int) -> str:
     """A moment, in seconds since the epoch, as HTTP writes it."""
-    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
-    date = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year}"
-    return f"{date} {hour:02}:{minute:02}:{second:02} GMT"
+    return formatdate(seconds, usegmt=True)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
-from examples.perlbal.heads import MAX_HEAD, Refused, Request, find_end
+from examples.perlbal.heads import Refused, Request, take_head
 from examples.perlbal.language import Context
 from examples.perlbal.pages import page
 
@@ -21,10 +21,8 @@ LINES_A_TURN: Final = 100
 _HTTP: Final = (b"GET ", b"HEAD ", b"POST ")
 
 
-class ManagementConnection(Socket):
+class ClientManage(Socket):
     """A connection to a management service."""
-
-    __slots__ = ("context", "created", "inbox", "is_http", "server")
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         super().__init__(sock, server.loop)
@@ -38,8 +36,7 @@ class ManagementConnection(Socket):
     def event_read(self) -> None:
         data = self.read(8192)
         if data is None:
-            self.close("end")
-            return
+            return self.close("end")
         self.inbox += data
         if self.inbox.startswith(_HTTP):
             self.is_http = True
@@ -52,8 +49,7 @@ class ManagementConnection(Socket):
         for _ in range(LINES_A_TURN):
             if self.write_buf_size > MAX_UNREAD:
                 # Nobody reads the answers.
-                self.watch_read(False)
-                return
+                return self.watch_read(False)
             line, newline, rest = self.inbox.partition(b"\n")
             if not newline:
                 if len(line) > MAX_LINE:
@@ -63,8 +59,7 @@ class ManagementConnection(Socket):
             self.inbox = rest
             text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
             if text.strip().lower() in ("quit", "exit"):
-                self.close("user_requested_quit")
-                return
+                return self.close("user_requested_quit")
             answer: list[str] = []
             self.server.language.run(text, answer.append, self.context)
             if answer:
@@ -86,16 +81,13 @@ class ManagementConnection(Socket):
             self._go_on()
 
     def _http(self) -> None:
-        end, _ = find_end(self.inbox)
-        if end < 0:
-            if len(self.inbox) > MAX_HEAD:
-                self.close("long_headers")
-            return
         try:
-            request = Request(self.inbox[:end].decode("latin-1"))
+            found = take_head(self.inbox)
+            if found is None:
+                return
+            request = Request(found[0])
         except Refused:
-            self.close("parse_header_failure")
-            return
+            return self.close("parse_header_failure")
         self.server.requests += 1
         self.watch_read(False)
         code, body = page(self.server, request.uri)
@@ -111,4 +103,4 @@ class ManagementConnection(Socket):
         self.close("hup")
 
     def as_string(self) -> str:
-        return super().as_string().replace(type(self).__name__, "Perlbal::ClientManage", 1)
+        return "Perlbal::" + super().as_string()

@@ -9,20 +9,18 @@ from __future__ import annotations
 import glob
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.heads import Head, Request, Response, wire
+from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
     from examples.perlbal.clients import Client
-    from examples.perlbal.language import Command
     from examples.perlbal.proxy import ProxyExchange
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
-
-    PluginCommand = Callable[[Command], None]
 
 _HOST_PATTERN: Final = re.compile(r"[\w\-.*;:]+", re.ASCII)
 _USING: Final = re.compile(r"/__using/([\w.]+)/\w+(?:\?.*)?", re.ASCII)
@@ -42,7 +40,7 @@ class Plugin:
     def __init__(self, server: Server) -> None:
         self.server = server
 
-    def commands(self) -> dict[str, PluginCommand]:
+    def commands(self) -> dict[str, Command]:
         """Its commands, by their first word. They raise `LanguageError`."""
         return {}
 
@@ -71,44 +69,44 @@ class Plugin:
         return []
 
 
-def _by_host(maps: Mapping[str, str], host: str) -> list[str]:
-    """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it is
-    in, to "*"."""
-    host = re.sub(r":\d+$", "", host)
-    patterns = [host, f"*.{host}"] if host else []
-    while host and (rest := re.sub(r"^[\w\-]+", "", host, count=1, flags=re.ASCII)) != host:
-        host = rest.removeprefix(".")
-        patterns.append(f"*{rest}")
-        if not rest.startswith("."):
-            break
-    return [maps[each] for each in [*patterns, "*"] if each in maps]
-
-
-class Vhosts(Plugin):
-    """Services by the name of the host."""
-
-    name = "Vhosts"
-    selects = True
+class HostMaps(Plugin):
+    """What is mapped to the names of hosts, for each service."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.maps: dict[Service, dict[str, str]] = {}
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"vhost": self._vhost}
+    def find(self, service: Service, host: str) -> list[str]:
+        """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it
+        is in, to "*"."""
+        maps = self.maps.get(service, {})
+        host = re.sub(r":\d+$", "", host.lower())
+        patterns = [host, f"*.{host}"] if host else []
+        while host and (rest := re.sub(r"^[\w\-]+", "", host, count=1, flags=re.ASCII)) != host:
+            host = rest.removeprefix(".")
+            patterns.append(f"*{rest}")
+            if not rest.startswith("."):
+                break
+        return [maps[each] for each in [*patterns, "*"] if each in maps]
 
-    def _vhost(self, command: Command) -> None:
-        name, host, target = command.parse(
-            r"vhost\s+(?:(\w+)\s+)?(\S+)\s*=\s*(\w+)",
-            "usage: VHOST [<service>] <host_or_pattern> = <dest_service>",
-        )
-        name = name or command.context.last_created
+
+class Vhosts(HostMaps):
+    """Services by the name of the host."""
+
+    name = "Vhosts"
+    selects = True
+
+    def commands(self) -> dict[str, Command]:
+        usage = "usage: VHOST [<service>] <host_or_pattern> = <dest_service>"
+        return {"vhost": Command(self._vhost, r"\s+(?:(\w+)\s+)?(\S+)\s*=\s*(\w+)", usage)}
+
+    def _vhost(self, call: Call, name: str, host: str, target: str) -> None:
+        name = name or call.context.last_created
         if not name:
             raise LanguageError("omitted service name not implied from context")
         service = self.server.services.get(name)
         if service is None or service.role != "selector":
             raise LanguageError(f"Service '{name}' is not a selector service")
-        host = host.lower()
         if not _HOST_PATTERN.fullmatch(host):
             raise LanguageError(f"invalid host pattern: '{host}'")
         self.maps.setdefault(service, {})[host] = target
@@ -123,17 +121,16 @@ class Vhosts(Plugin):
     def select(
         self, client: Client, service: Service, request: Request
     ) -> tuple[Service | None, bool]:
-        maps = self.maps.get(service, {})
         services = self.server.services
         host = (request.values.get("host") or "").removesuffix(".")
         if host and (using := _USING.fullmatch(request.uri)):
-            target = services.get(maps.get(f"{host};using:{using[1]}", ""))
-            if target is None:
+            name = self.maps.get(service, {}).get(f"{host};using:{using[1]}", "")
+            if name not in services:
                 client.send_page(404, "Vhost twiddling not configured for requested pair.")
                 return None, True
             request.set("Host", using[1])
-            return target, False
-        for name in _by_host(maps, host.lower()):
+            return services[name], False
+        for name in self.find(service, host):
             if name in services:
                 return services[name], False
         return None, False
@@ -142,38 +139,30 @@ class Vhosts(Plugin):
         return [f"VHOST {host} = {name}" for host, name in self.maps.get(service, {}).items()]
 
 
-class Redirect(Plugin):
+class Redirect(HostMaps):
     """Other hosts for some."""
 
     name = "Redirect"
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
-        self.maps: dict[Service, dict[str, str]] = {}
+    def commands(self) -> dict[str, Command]:
+        usage = "usage: REDIRECT HOST <match_host> <target_host>"
+        return {"redirect": Command(self._redirect, r"\s+host\s+(\S+)\s+(\S+)", usage)}
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"redirect": self._redirect}
-
-    def _redirect(self, command: Command) -> None:
-        host, target = command.parse(
-            r"redirect\s+host\s+(\S+)\s+(\S+)", "usage: REDIRECT HOST <match_host> <target_host>"
-        )
-        service = command.service_in_context()
+    def _redirect(self, call: Call, host: str, target: str) -> str:
+        service = call.service_in_context()
         self.maps.setdefault(service, {})[host.lower()] = wire(target.lower())
-        command.silent = True
+        return ""
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
-        maps = self.maps.get(service, {})
-        targets = _by_host(maps, (request.values.get("host") or "").lower())
-        if not targets:
-            return False
-        head = Response(301)
-        head.set("Location", f"http://{targets[0]}{request.uri}")
-        head.set("Content-Length", "0")
-        if service.server_tokens:
-            head.set("Server", "Perlbal")
-        client.send_answer(head)
-        return True
+        targets = self.find(service, request.values.get("host") or "")
+        if targets:
+            head = Response(301)
+            head.set("Location", f"http://{targets[0]}{request.uri}")
+            head.set("Content-Length", "0")
+            if service.server_tokens:
+                head.set("Server", "Perlbal")
+            client.send_answer(head)
+        return bool(targets)
 
     def dump(self, service: Service) -> list[str]:
         return [f"REDIRECT HOST {host} {to}" for host, to in self.maps.get(service, {}).items()]
@@ -192,15 +181,12 @@ class AccessControl(Plugin):
         self.denies: set[Service] = set()
         """Where who isn't named by a rule stays outside."""
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"access": self._access}
+    def commands(self) -> dict[str, Command]:
+        pattern = r"\s+(policy|allow|deny|reset|queue_low)(?:\s+(\S+))?(?:\s+(\S+))?"
+        return {"access": Command(self._access, pattern, "usage: ACCESS <cmd> <arg1> [<arg2>]")}
 
-    def _access(self, command: Command) -> None:
-        action, what, value = command.parse(
-            r"access\s+(policy|allow|deny|reset|queue_low)(?:\s+(\S+))?(?:\s+(\S+))?",
-            "usage: ACCESS <cmd> <arg1> [<arg2>]",
-        )
-        service = command.service_in_context()
+    def _access(self, call: Call, action: str, what: str, value: str) -> None:
+        service = call.service_in_context()
         if action == "reset":
             self.rules.pop(service, None)
             self.denies.discard(service)
@@ -263,7 +249,7 @@ class XFFExtras(Plugin):
 
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         client, service = exchange.client, exchange.service
-        if service.blind_proxy and service.trusts(client.peer_ip_string() or ""):
+        if service.blind_proxy and client.is_trusted():
             return
         if getattr(service, "send_backend_port", 0):
             client.local_ip_string()
@@ -282,11 +268,11 @@ class Include(Plugin):
         super().__init__(server)
         self._depth = 0
 
-    def commands(self) -> dict[str, PluginCommand]:
-        return {"include": self._include}
+    def commands(self) -> dict[str, Command]:
+        usage = "usage: INCLUDE = <config files>"
+        return {"include": Command(self._include, r"\s+=\s+(.+)", usage)}
 
-    def _include(self, command: Command) -> None:
-        (patterns,) = command.parse(r"include\s+=\s+(.+)", "usage: INCLUDE = <config files>")
+    def _include(self, call: Call, patterns: str) -> None:
         if self._depth >= self.MOST_DEEP:
             raise LanguageError(f"INCLUDE within INCLUDE, {self.MOST_DEEP} deep: {patterns}")
         self._depth += 1
@@ -294,7 +280,7 @@ class Include(Plugin):
             for pattern in patterns.split():
                 is_pattern = glob.has_magic(pattern)
                 for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
-                    self.server.language.load_file(name, command.out)
+                    self.server.language.load_file(name, call.out)
         finally:
             self._depth -= 1
 

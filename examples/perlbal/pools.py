@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
-from examples.perlbal.parameters import LanguageError
+from examples.perlbal.parameters import NODE, LanguageError
 
 NODEFILE_CHECK_SECONDS: Final = 3
-_NODE: Final = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}|\[[\da-fA-F:.]+\])(?::(\d{1,5}))?", re.ASCII)
+_NODE: Final = re.compile(NODE, re.ASCII)
 
 
 def node_name(ip: str, port: int) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+class Node(NamedTuple):
+    """A backend's address."""
+
+    name: str
+    """"ip:port" or "[ip]:port"."""
+    ip: str
+    port: int
 
 
 class Pool:
@@ -24,10 +33,10 @@ class Pool:
         self.name = name
         self.services = 0
         """How many services use it."""
-        self.nodes: dict[str, tuple[str, int]] = {}
-        """Address and port of each node by its name, "ip:port" or "[ip]:port", in their order."""
+        self.nodes: list[Node] = []
+        """In their order. One that is twice in a file is chosen twice as often."""
         self.used: dict[str, int] = {}
-        """How many requests each node was given."""
+        """How many requests each node was given, by its name."""
         self.nodefile: str | None = None
         self._modified = 0.0
         self._checked = 0.0
@@ -35,13 +44,16 @@ class Pool:
     def add(self, ip: str, port: int) -> None:
         """Put a node at the end; one that is there already moves."""
         self.remove(ip, port)
+        self._append(ip, port)
+
+    def _append(self, ip: str, port: int) -> None:
         name = node_name(ip, port)
-        self.nodes[name] = (ip, port)
+        self.nodes.append(Node(name, ip, port))
         self.used[name] = 0
 
     def remove(self, ip: str, port: int) -> None:
         name = node_name(ip, port)
-        self.nodes.pop(name, None)
+        self.nodes = [node for node in self.nodes if node.name != name]
         self.used.pop(name, None)
 
     def set(self, key: str, value: str) -> None:
@@ -86,11 +98,12 @@ class Pool:
         self.used.clear()
         for line in lines:
             if found := _NODE.search(line.partition("#")[0]):
-                self.add(found[1].strip("[]"), int(found[2] or 80))
+                self._append(found[1].strip("[]"), int(found[2] or 80))
         return True
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""
+        first = f"CREATE POOL {self.name}"
         if self.nodefile is not None:
-            return [f"SET nodefile = {self.nodefile}"]
-        return [f"POOL ADD {self.name} {name}" for name in self.nodes]
+            return [first, f"  SET nodefile = {self.nodefile}"]
+        return [first, *(f"  POOL ADD {self.name} {node.name}" for node in self.nodes)]

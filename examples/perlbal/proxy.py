@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.heads import Request, Response, http_date
-from examples.perlbal.reproxy import Url, file_to_send, parse_urls
+from examples.perlbal.reproxy import Url, expected_size, file_to_send, parse_urls
 from examples.perlbal.uploads import BufferedUpload
 
 if TYPE_CHECKING:
@@ -31,23 +32,6 @@ _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 class ProxyExchange(Exchange):
     """A request to a reverse proxy."""
 
-    __slots__ = (
-        "_body",
-        "_body_size",
-        "_expected_size",
-        "_primary",
-        "_responded",
-        "_retries",
-        "_upload",
-        "_urls",
-        "backend",
-        "backend_stalled",
-        "high_priority",
-        "requested",
-        "reproxying",
-        "since",
-    )
-
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
         self.since = time.monotonic()
@@ -67,7 +51,7 @@ class ProxyExchange(Exchange):
         """The response that asked to have another URL's body in the place of its own."""
         self._urls: list[Url] = []
         """The URLs that may still be tried, the present one first."""
-        self._expected_size: str | None = None
+        self._expected_size: int | None = None
         self.reproxying: Url | None = None
         """The URL that a backend is being asked for."""
 
@@ -78,20 +62,14 @@ class ProxyExchange(Exchange):
         if not client.body_left:
             if service.reproxy_cache is not None and self._from_cache():
                 return
-            self.request_backend()
-            return
+            return self.request_backend()
         if request.chunked and not service.buffer_uploads:
-            client.send_page(411, "A chunked body needs buffer_uploads")
-            return
-        expected = request.get("expect")
-        if expected is not None and "100-continue" in expected.lower():
-            request.drop("expect")
-            if request.chunked or request.version != "1.0":
-                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return client.send_page(411, "A chunked body needs buffer_uploads")
+        client.send_continue()
         if request.chunked:
             request.drop("transfer-encoding")
             self._buffer_to_disk("chunked")
-        elif not service.buffer_backend_connect and not service.buffer_uploads:
+        elif not service.buffer_backend_connect:
             self.request_backend()
         elif (
             service.buffer_uploads
@@ -127,12 +105,7 @@ class ProxyExchange(Exchange):
         if self._responded:
             return
         if self._upload is not None and not self.requested:
-            limit = service.max_chunked_request_size
-            if self.request.chunked and limit and self._upload.size + len(data) > limit:
-                client.close("max_chunked_request_size")
-                return
-            self._to_disk(data)
-            return
+            return self._to_disk(data)
         backend = self.backend
         if backend is not None:
             backend.write(data)
@@ -150,8 +123,7 @@ class ProxyExchange(Exchange):
         if service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
             self._buffer_to_disk(reason)
             gathered, self._body, self._body_size = b"".join(self._body), [], 0
-            self._to_disk(gathered)
-            return
+            return self._to_disk(gathered)
         self.request_backend()
 
     def _to_disk(self, data: bytes) -> None:
@@ -219,7 +191,7 @@ class ProxyExchange(Exchange):
             values.pop("x-host", None)
             values.pop("x-forwarded-host", None)
         elif not service.blind_proxy:
-            before = values.get("x-forwarded-for")
+            before = re.sub(r",\s*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
             values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
         if service.plugins or service.removed_headers or service.inserted_headers:
             changed = Response(0)
@@ -255,8 +227,7 @@ class ProxyExchange(Exchange):
                     self.client.server.log(f"buffered upload {upload.name}: {error}")
                     data = b""
                 if not data:
-                    self.client.close("buffered upload is gone")
-                    return
+                    return self.client.close("buffered upload is gone")
                 self.client.alive = time.monotonic()
                 backend.write(data)
                 if upload.sent < upload.size or backend.closed:
@@ -328,14 +299,12 @@ class ProxyExchange(Exchange):
         if self.reproxying is not None:
             if not self._as_expected(head):
                 self._let_go(backend, "non_200_reproxy")
-                self.try_next_url()
-                return
+                return self.try_next_url()
             head = self._reproxied_head(head)
         elif service.enable_reproxy and (
             "x-reproxy-file" in values or "x-reproxy-url" in values or "x-reproxy-service" in values
         ):
-            self._reproxy(backend, head)
-            return
+            return self._reproxy(backend, head)
         elif head.code == 500 and self._retry(backend):
             return
         self._responded = True
@@ -363,10 +332,9 @@ class ProxyExchange(Exchange):
             return False
         if request.length or request.chunked:
             return False  # The body is gone.
-        delays = service.error_retry_schedule.split(",")
-        if self._retries >= len(delays):
+        if self._retries >= len(service.error_retry_schedule):
             return False
-        delay = float(delays[self._retries].strip(" .") and delays[self._retries] or 0)
+        delay = service.error_retry_schedule[self._retries]
         self._retries += 1
         self._let_go(backend, "500")
         self.client.state = "wait_backend"
@@ -385,31 +353,23 @@ class ProxyExchange(Exchange):
 
     def _reproxy(self, backend: BackendHTTP, head: Response) -> None:
         """Do what the backend's headers ask for."""
-        values = head.values
+        values, client = head.values, self.client
         self._responded = True
         self.backend = None
+        backend.next_request()
         if (path := values.get("x-reproxy-file")) is not None:
-            backend.next_request()
             self._reproxy_file(path, head)
         elif (urls := values.get("x-reproxy-url")) is not None:
             cache_for = values.get("x-reproxy-cache-for")
             if cache_for and self.service.reproxy_cache is not None:
                 self.service.reproxy_cache.add(self._cache_key(), cache_for, urls, head)
-            backend.next_request()
             self._start_reproxy(urls, head)
+        elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
+            self.release()
+            self._forget_body()
+            client.hand_on(service, self.request)
         else:
-            backend.next_request()
-            service = self.client.server.services.get(values["x-reproxy-service"])
-            if service is None:
-                self.client.send_page(404, "Vhost twiddling not configured for requested pair.")
-            else:
-                self.client.adopted += 1
-                if self.client.adopted > 10:
-                    self.client.send_page(500, "Services lead in a circle")
-                else:
-                    self.release()
-                    self._forget_body()
-                    self.client.serve(service, self.request)
+            client.send_page(404, "Vhost twiddling not configured for requested pair.")
 
     def _forget_body(self) -> None:
         """Make a request without a body of one whose body is used up."""
@@ -421,10 +381,9 @@ class ProxyExchange(Exchange):
     def _reproxy_file(self, path: str, head: Response) -> None:
         client = self.client
         client.state = "wait_stat"
-        found = file_to_send(path.encode("latin-1"), head.get("x-reproxy-expected-size"))
+        found = file_to_send(path.encode("latin-1"), expected_size(head))
         if found is None:
-            client.send_page(404)
-            return
+            return client.send_page(404)
         fd, size = found
         status, start, end = self.request.range(size)
         if status == 416:
@@ -444,20 +403,19 @@ class ProxyExchange(Exchange):
             os.close(fd)
             client.send(head.to_bytes(), client.finished)
         else:
-            client.send_file(head, fd, start, end)
+            client.send_file(head, (fd, start, end))
 
     def _start_reproxy(self, urls: str, primary: Response) -> None:
         """Have the first of these URLs that gives what is expected."""
         self._primary = primary
         self._urls = parse_urls(urls)
-        self._expected_size = primary.get("x-reproxy-expected-size")
+        self._expected_size = expected_size(primary)
         self._ask_for_url()
 
     def _ask_for_url(self) -> None:
         if not self._urls:
             self.reproxying = None
-            self.client.send_page(503)
-            return
+            return self.client.send_page(503)
         self.client.state = "wait_backend"
         self.reproxying = self._urls[0]
         self.client.server.reproxy_manager.request(self, self.reproxying)
@@ -482,9 +440,7 @@ class ProxyExchange(Exchange):
     def _as_expected(self, head: Response) -> bool:
         if head.code != 416 and not 200 <= head.code <= 299:
             return False
-        length = head.get("content-length")
-        expected = self._expected_size
-        return not expected or (length is not None and expected.strip() == length)
+        return self._expected_size is None or self._expected_size == head.length
 
     def _reproxied_head(self, head: Response) -> Response:
         """The first backend's head, made to fit the URL's body."""
@@ -548,7 +504,7 @@ class ProxyExchange(Exchange):
         if self.backend is not None:
             self._let_go(self.backend, "proxied_from_client_close")
         elif self.reproxying is not None:
-            self.client.server.reproxy_manager.forget(self)
+            self.client.server.reproxy_manager.forget(self, self.reproxying)
         elif self.requested:
             self.service.balancer.forget(self)
         if self._upload is not None:

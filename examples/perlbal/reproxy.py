@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from examples.perlbal.heads import Response
     from examples.perlbal.proxy import ProxyExchange
     from examples.perlbal.server import Server
-    from examples.perlbal.services import Service
 
 KEPT_SECONDS: Final = 5
 CONNECT_SECONDS: Final = 5.0
@@ -46,7 +45,15 @@ def parse_urls(text: str) -> list[Url]:
     return [url for url in urls if 0 < url.port < 65536]
 
 
-def file_to_send(path: bytes, expected_size: str | None = None) -> tuple[int, int] | None:
+def expected_size(head: Response) -> int | None:
+    """What X-REPROXY-EXPECTED-SIZE says; None if it says nothing, -1 if it is no number."""
+    text = (head.get("x-reproxy-expected-size") or "0").strip()
+    if text.isascii() and text.isdigit():
+        return int(text[:20]) or None
+    return -1
+
+
+def file_to_send(path: bytes, expected: int | None) -> tuple[int, int] | None:
     """The descriptor and the size of a regular file, None if there is none, or it is empty or not
     of the expected size. stat(2), open(2), fstat(2)."""
     try:
@@ -57,7 +64,7 @@ def file_to_send(path: bytes, expected_size: str | None = None) -> tuple[int, in
         size = os.fstat(fd).st_size
     except (OSError, ValueError):
         return None
-    if size and (not expected_size or expected_size.strip() == str(size)):
+    if size and expected in (None, size):
         return fd, size
     os.close(fd)
     return None
@@ -122,155 +129,143 @@ class ReproxyCache:
         ]
 
 
-class ReproxyManager:
-    """The connections to the hosts of X-REPROXY-URL, for all services together."""
+class ReproxyHost:
+    """The connections to one host of X-REPROXY-URL, and who waits for them."""
 
+    service = None
     generation = 0
-    service: Service | None = None
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.queues: dict[str, OrderedDict[ProxyExchange, None]] = {}
-        """Who waits for a connection, by node."""
-        self.connecting: dict[str, BackendHTTP] = {}
-        self.bored: dict[str, list[BackendHTTP]] = {}
-        """The connections that have nothing to do, by node, the one used last at the end."""
-        self.backends: dict[str, set[BackendHTTP]] = {}
-        """All that are connected, by node."""
-        self.most: int = 0
-        """How many to each node; 0: no limit."""
-        self.most_to: dict[str, int] = {}
-        self._cleaning = False
+    def __init__(self, manager: ReproxyManager, url: Url) -> None:
+        self.manager = manager
+        self.server = manager.server
+        self.name = url.node
+        self.where = url.host, url.port
+        self.queue: OrderedDict[ProxyExchange, None] = OrderedDict()
+        self.connecting: BackendHTTP | None = None
+        self.bored: list[BackendHTTP] = []
+        """Those that have nothing to do, the one used last at the end."""
+        self.connected: set[BackendHTTP] = set()
 
-    def request(self, exchange: ProxyExchange, url: Url) -> None:
-        """Give the exchange a connection to where the URL is, now or later; or have it try the
-        next one."""
-        self.queues.setdefault(url.node, OrderedDict())[exchange] = None
-        self._serve(url.node, (url.host, url.port))
-
-    def forget(self, exchange: ProxyExchange) -> None:
-        """The exchange needs none any more."""
-        assert exchange.reproxying is not None
-        node = exchange.reproxying.node
-        queue = self.queues.get(node)
-        if queue is not None:
-            queue.pop(exchange, None)
-            if not queue:
-                del self.queues[node]
-
-    def _next_client(self, node: str) -> ProxyExchange | None:
-        queue = self.queues.get(node)
-        if not queue:
-            return None
-        exchange = queue.popitem(last=False)[0]
-        if not queue:
-            del self.queues[node]
-        return exchange
-
-    def _serve(self, node: str, where: tuple[str, int]) -> None:
+    def serve(self) -> None:
         """See that somebody comes for who waits."""
-        if node not in self.queues or node in self.connecting:
-            return
         now = time.monotonic()
-        idle = self.bored.get(node, [])
-        while idle:
-            backend = idle.pop()
-            if not idle:
-                self.bored.pop(node, None)
-            if backend.alive < now - KEPT_SECONDS or (
-                backend.disconnect_at and now + 2 > backend.disconnect_at
-            ):
+        while self.queue and self.bored:
+            backend = self.bored.pop()
+            if backend.alive < now - KEPT_SECONDS or backend.ends_soon(now):
                 backend.close("too_close_disconnect")
-                continue
-            self.register_boredom(backend)
-            return
-        most = self.most_to.get(node) or self.most
-        if node not in self.queues or most and len(self.backends.get(node, ())) >= most:
+            else:
+                self.register_boredom(backend)
+        most = self.manager.most_to.get(self.name) or self.manager.most
+        if not self.queue or self.connecting or most and len(self.connected) >= most:
             return
         try:
             # As in the original, a host that isn't an address is looked up here and now, and an
             # IPv4 address is preferred.
-            found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(*self.where, type=socket.SOCK_STREAM)
             found.sort(key=lambda info: info[0] != socket.AF_INET)
-            opened = BackendHTTP.open(self, str(found[0][4][0]), where[1], CONNECT_SECONDS)
+            ip = str(found[0][4][0])
+            self.connecting = BackendHTTP.open(self, ip, self.where[1], CONNECT_SECONDS)
         except (OSError, ValueError, OverflowError):
-            opened = None
-        if opened is None:
-            self._give_up(node)
-        else:
-            opened.where = (node, *where)
-            self.connecting[node] = opened
+            pass
+        if self.connecting is None:
+            self._give_up()
 
-    def _give_up(self, node: str) -> None:
-        """The node is down: have all that wait for it try their next URL, unless it was only one
+    def _give_up(self) -> None:
+        """It is down: have all that wait for it try their next URL, unless it was only one
         connection more."""
-        if self.backends.get(node):
-            return
-        waiting = self.queues.pop(node, None)
-        for exchange in list(waiting or ()):
-            if not exchange.client.closed:
-                exchange.try_next_url()
+        if not self.connected:
+            waiting, self.queue = self.queue, OrderedDict()
+            for exchange in waiting:
+                if not exchange.client.closed:
+                    exchange.try_next_url()
 
     def register_boredom(self, backend: BackendHTTP) -> None:
-        node = backend.where[0]
-        if self.connecting.get(node) is backend:
-            del self.connecting[node]
-            self.backends.setdefault(node, set()).add(backend)
-        exchange = self._next_client(node)
-        if exchange is not None:
-            exchange.use_reproxy_backend(backend)
-            self._serve(node, backend.where[1:])
+        if backend is self.connecting:
+            self.connecting = None
+            self.connected.add(backend)
+        if self.queue:
+            self.queue.popitem(last=False)[0].use_reproxy_backend(backend)
+            self.serve()
         elif self.server.stopping:
             backend.close("graceful_death")
         else:
             backend.alive = time.monotonic()
-            self.bored.setdefault(node, []).append(backend)
-            self._clean_later()
+            self.bored.append(backend)
 
     def may_live(self, backend: BackendHTTP) -> bool:
         return True
 
-    def note_bad_backend_connect(self, backend: BackendHTTP, seconds: float) -> None:
-        node = backend.where[0]
-        if self.connecting.get(node) is backend:
-            del self.connecting[node]
-        self._give_up(node)
+    def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
+        self.connecting = None
+        self._give_up()
 
     def note_backend_close(self, backend: BackendHTTP) -> None:
-        node = backend.where[0]
-        if self.connecting.get(node) is backend:
-            del self.connecting[node]
-        for kept in (self.backends, self.bored):
-            there = kept.get(node)
-            if there is not None and backend in there:
-                there.remove(backend)
-                if not there:
-                    del kept[node]
-        self._serve(node, backend.where[1:])
+        if backend is self.connecting:
+            self.connecting = None
+        self.connected.discard(backend)
+        if backend in self.bored:
+            self.bored.remove(backend)
+        self.serve()
 
-    def _clean_later(self) -> None:
-        if not self._cleaning:
-            self._cleaning = True
+    def clean(self) -> bool:
+        """Close what was idle too long. True if nothing is left."""
+        limit = time.monotonic() - KEPT_SECONDS
+        for backend in list(self.bored):
+            if backend.alive < limit:
+                backend.close("have_newer_bored")
+        return not (self.queue or self.connecting or self.connected)
+
+
+class ReproxyManager:
+    """The hosts of X-REPROXY-URL, for all services together."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.hosts: dict[str, ReproxyHost] = {}
+        """By "host:port"."""
+        self.most: int = 0
+        """How many connections to each host; 0: no limit."""
+        self.most_to: dict[str, int] = {}
+
+    def request(self, exchange: ProxyExchange, url: Url) -> None:
+        """Give the exchange a connection to where the URL is, now or later; or have it try the
+        next one."""
+        if not self.hosts:
             self.server.loop.add_timer(1, self._clean)
+        host = self.hosts.get(url.node)
+        if host is None:
+            host = self.hosts[url.node] = ReproxyHost(self, url)
+        host.queue[exchange] = None
+        host.serve()
+
+    def forget(self, exchange: ProxyExchange, url: Url) -> None:
+        """The exchange needs none any more."""
+        if url.node in self.hosts:
+            self.hosts[url.node].queue.pop(exchange, None)
 
     def _clean(self) -> None:
-        """Close what was idle too long."""
-        self._cleaning = False
-        limit = time.monotonic() - KEPT_SECONDS
-        for backends in list(self.bored.values()):
-            for backend in list(backends):
-                if backend.alive < limit:
-                    backend.close("have_newer_bored")
-        if self.bored:
-            self._clean_later()
+        for name, host in list(self.hosts.items()):
+            if host.clean():
+                del self.hosts[name]
+        if self.hosts:
+            self.server.loop.add_timer(1, self._clean)
+
+    def limit(self, node: str | None, most: int) -> None:
+        """Carry out `SERVER max_reproxy_connections`."""
+        if node:
+            self.most_to[node] = most
+        else:
+            self.most = most
 
     def report(self) -> list[str]:
         """The answer to `REPROXY_STATE`."""
-        lines = [f"connecting {node} 1" for node in self.connecting]
-        lines += [f"bored {node} {len(backends)}" for node, backends in self.bored.items()]
-        lines += [f"clients_queued {node} {len(queue)}" for node, queue in self.queues.items()]
-        for node, connected in self.backends.items():
-            lines.append(f"backends {node} {len(connected)}")
-            lines += [f"... {backend.as_string()}" for backend in connected]
+        hosts = self.hosts.items()
+        lines = [f"connecting {name} 1" for name, host in hosts if host.connecting]
+        lines += [f"bored {name} {len(host.bored)}" for name, host in hosts if host.bored]
+        lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts if host.queue]
+        for name, host in hosts:
+            if host.connected:
+                lines.append(f"backends {name} {len(host.connected)}")
+                lines += [f"... {backend.as_string()}" for backend in host.connected]
         lines += [f"SERVER max_reproxy_connections({n}) = {m}" for n, m in self.most_to.items()]
         return [*lines, f"SERVER max_reproxy_connections = {self.most}"]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
+from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Context, Language
-from examples.perlbal.parameters import LanguageError, Parameter
+from examples.perlbal.language import Command, Context, Language
+from examples.perlbal.parameters import PARAMETERS, LanguageError
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
@@ -21,7 +23,6 @@ from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
 
 if TYPE_CHECKING:
-    from examples.perlbal.language import Command
     from examples.perlbal.plugins import Plugin
 
 LOOKS_PER_SECOND: Final = 10
@@ -40,40 +41,37 @@ class IdleClients:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._timer: Timer | None = None
-        self._due = 0.0
+        self._due = math.inf
 
     def note(self, seconds: int) -> None:
         """A client may be due that many seconds from now; 0: never."""
-        if seconds:
-            self._look_at(time.monotonic() + seconds)
+        if seconds and (due := time.monotonic() + seconds) < self._due:
+            self._look_at(due)
 
     def look_soon(self) -> None:
         """The seconds have changed."""
-        self._look_at(time.monotonic())
+        self._look_at(0)
 
     def _look_at(self, due: float) -> None:
-        if self._timer is None or due < self._due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._due = due
-            # Fewer looks where there is much to be looked at.
-            pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
-            wait = max(due - time.monotonic(), pause)
-            self._timer = self._server.loop.add_timer(wait, self._look)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        # Fewer looks where there is much to be looked at.
+        pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
+        wait = max(due - time.monotonic(), pause)
+        self._timer = self._server.loop.add_timer(wait, self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._due = math.inf
         now = time.monotonic()
-        first = float("inf")
         for each in list(self._server.loop.descriptor_map.values()):
             if isinstance(each, Client) and (seconds := each.idle_seconds()):
-                due = each.alive + seconds
-                if due <= now:
+                if each.alive + seconds <= now:
                     each.close("perlbal_timeout")
-                else:
-                    first = min(first, due)
-        if first < float("inf"):
-            self._look_at(first)
+                elif each.alive + seconds < self._due:
+                    self._due = each.alive + seconds
+        if self._due < math.inf:
+            self._look_at(self._due)
 
 
 class Server:
@@ -88,8 +86,9 @@ class Server:
         self.defaults: dict[str, str] = {}
         """What DEFAULT has set, as it is written."""
         self.plugins: dict[str, Plugin] = {}
-        self.plugin_commands: dict[str, Callable[[Command], None]] = {}
-        self.extra_parameters: dict[str, Parameter] = {}
+        self.plugin_commands: dict[str, Command] = {}
+        self.parameters = dict(PARAMETERS)
+        """The parameters of services, and those that plugins have brought."""
         self.exchanges: dict[str, type[Exchange]] = {
             "reverse_proxy": ProxyExchange,
             "web_server": WebExchange,
@@ -103,6 +102,8 @@ class Server:
         """Until when a node isn't verified, as it was found not to know how."""
         self.verified_directories: set[str] = set()
         self.requests = 0
+        self.usage = (0.0, 0.0, 0)
+        """User and system time, and requests, when PROC last told them."""
         self.clients = 0
         """The connections of HTTP clients that are open."""
         self.started = int(time.time())
@@ -112,9 +113,6 @@ class Server:
         """Whether it has been told to end at once."""
         self.stopping = False
         """Whether a graceful shutdown is going on."""
-
-    def now(self) -> float:
-        return time.monotonic()
 
     def log(self, message: str) -> None:
         """Tell the administrator."""
@@ -156,36 +154,13 @@ class Server:
             if not each.closed:
                 yield each
 
-    def sockets_list(self) -> list[str]:
-        """The answer to SOCKS."""
-        lines = [f"{'fd':>5} {'age':>6}"]
-        for each in self.sockets():
-            age = int(time.monotonic() - getattr(each, "created", time.monotonic()))
-            lines.append(f"{each.fd:5} {age:5}s {each.as_string()}")
-        return lines
-
-    def sockets_summary(self) -> list[str]:
-        """The answer to SOCKS SUMMARY."""
-        counts: dict[str, int] = {}
-        waiting = files = 0
-        for each in self.sockets():
-            name = each.as_string().partition("(")[0]
-            counts[name] = counts.get(name, 0) + 1
-            waiting += each.write_buf_size
-            files += isinstance(each, Client) and each.file is not None
-        return [
-            *(f"{count:5} {name}" for name, count in sorted(counts.items())),
-            f"Aggregate write buffer: {waiting / 1024:.1f}k",
-            f"            Open files: {files}",
-        ]
-
     # --- running and ending -----------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until the end."""
         self.running = True
         self.loop.on_exception = log_exception
-        self.loop.add_signal_handler(signal.SIGTERM, lambda: self.shut_down_gracefully(None))
+        self.loop.add_signal_handler(signal.SIGTERM, self.shut_down_gracefully)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
         self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
@@ -220,10 +195,10 @@ class Server:
         self.ended = True
         self.loop.stop()
 
-    def shut_down_gracefully(self, seconds: int | None) -> None:
+    def shut_down_gracefully(self, seconds: int = 0) -> None:
         """Take nobody in any more, let those finish who are at something, and end; after so many
-        seconds at the latest."""
-        if seconds is not None:
+        seconds at the latest, if that isn't 0."""
+        if seconds:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True
         for each in list(self.sockets()):

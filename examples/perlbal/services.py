@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
+import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Listener
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head
-from examples.perlbal.management import ManagementConnection
-from examples.perlbal.parameters import PARAMETERS, LanguageError, Netmask, Value, address, boolean
+from examples.perlbal.management import ClientManage
+from examples.perlbal.parameters import (
+    ALL,
+    LEFT_OUT,
+    PARAMETERS,
+    LanguageError,
+    Parameters,
+    address,
+    boolean,
+)
 from examples.perlbal.reproxy import ReproxyCache
 
 if TYPE_CHECKING:
@@ -20,18 +31,15 @@ if TYPE_CHECKING:
     from examples.perlbal.server import Server
 
 BACKLOG: Final = 1024
-_TRUST_CACHE: Final = 1000
 
 
 class TCPListener(Listener):
     """The listening socket of a service."""
 
-    __slots__ = ("created", "entered", "service")
-
     def __init__(self, service: Service, sock: socket.socket) -> None:
         super().__init__(sock, self.enter, service.server.loop)
         self.service = service
-        self.created = service.server.now()
+        self.created = time.monotonic()
         self.entered = 0
         """How many connections it has taken in."""
 
@@ -40,7 +48,7 @@ class TCPListener(Listener):
         self.entered += 1
         service = self.service
         if service.role == "management":
-            ManagementConnection(service.server, connection)
+            ClientManage(service.server, connection)
             return
         if service.client_sndbuf_size:
             size = min(service.client_sndbuf_size, 1 << 30)
@@ -63,65 +71,20 @@ class TCPListener(Listener):
         self.close(reason)
 
     def as_string(self) -> str:
-        text = super().as_string().replace(type(self).__name__, "Perlbal::TCPListener", 1)
-        return f"{text}: listening on {self.service.listen} for service '{self.service.name}'"
+        text = super().as_string()
+        return (
+            f"Perlbal::{text}: listening on {self.service.listen} for service '{self.service.name}'"
+        )
 
 
-class Service:
-    """A named service. What can be set of it has the names of the language."""
-
-    # Set by the language: see parameters.py for what they are and their defaults.
-    role: str
-    listen: str | None = None
-    persist_client: int = 0
-    persist_client_idle_timeout: int = 30
-    idle_timeout: int = 30
-    always_trusted: int = 0
-    trusted_upstream_proxies: tuple[Netmask, ...] = ()
-    max_chunked_request_size: int
-    client_sndbuf_size: int = 0
-    server_tokens: int = 1
-    persist_backend: int
-    backend_persist_cache: int
-    connect_ahead: int = 0
-    max_backend_uses: int
-    verify_backend: int
-    verify_backend_path: str
-    buffer_size: int
-    buffer_size_reproxy_url: int
-    buffer_backend_connect: int
-    buffer_uploads: int
-    buffer_uploads_path: str | None = None
-    buffer_upload_threshold_time: int
-    buffer_upload_threshold_size: int
-    buffer_upload_threshold_rate: int
-    queue_relief_size: int
-    queue_relief_chance: int
-    high_priority_cookie: str = ""
-    high_priority_cookie_contents: str = ""
-    blind_proxy: int
-    enable_reproxy: int = 0
-    enable_error_retries: int
-    error_retry_schedule: str
-    docroot: str | None = None
-    index_files: tuple[str, ...]
-    dirindexing: int
-    enable_put: int
-    enable_delete: int
-    enable_md5: int
-    max_put_size: int
-    min_put_directory: int
-    enable_concatenate_get: int
-    latency: int = 0
+class Service(Parameters):
+    """A named service."""
 
     def __init__(self, server: Server, name: str) -> None:
         self.server = server
         self.name = name
-        self.role = ""
         self.enabled = False
         self.listener: TCPListener | None = None
-        self.pool: Pool | None = None
-        self.default_service: Service | None = None
         self.plugins: list[Plugin] = []
         self.extra: dict[str, str] = {}
         """What plugins are told by `SET service.plugin.key` and `SET service.extra.key`."""
@@ -131,62 +94,39 @@ class Service:
         self.inserted_headers: list[tuple[str, str]] = []
         self.balancer = Balancer(self)
         self.reproxy_cache: ReproxyCache | None = None
-        self._trust: dict[str, bool] = {}
+        self.trusts = lru_cache(1000)(self._trusts)
+        """Whether what a client of an address says of others is believed."""
+        for key, parameter in PARAMETERS.items():
+            if parameter.default is not None:
+                setattr(self, key, parameter.read(self, key, parameter.default))
 
     # --- setting ----------------------------------------------------------------------------------
 
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
         if key in ("nodefile", "balance_method"):
-            self._own_pool().set(key, text)
-            return
-        parameter = PARAMETERS.get(key) or self.server.extra_parameters.get(key)
+            return self._own_pool().set(key, text)
+        if key in LEFT_OUT:
+            raise LanguageError(f"The '{key}' option is not supported here")
+        parameter = self.server.parameters.get(key)
         if parameter is None:
-            if key.startswith("extra."):
-                self.extra[key.removeprefix("extra.")] = text
-                return
-            for plugin in self.plugins:
-                if key in plugin.settings:
-                    self.extra[key] = text
-                    return
-            raise LanguageError(f"Unknown service parameter '{key}'")
-        if parameter.role not in ("*", self.role):
+            if not key.startswith("extra.") and not any(key in p.settings for p in self.plugins):
+                raise LanguageError(f"Unknown service parameter '{key}'")
+            self.extra[key] = text
+            return
+        if parameter.role not in (ALL, self.role):
             raise LanguageError(
                 f"The '{key}' option can only be set on a '{parameter.role}' service"
             )
-        value = parameter.read(key, self.name, text)
-        self._store(key, value)
+        value = parameter.read(self, key, text)
+        change = getattr(self, f"_set_{key}", None)
+        if change is not None:
+            change(value)
+        setattr(self, key, value)
         self.as_written[key] = text
-
-    def _store(self, key: str, value: Value) -> None:
-        match key, value:
-            case "role", str():
-                self._set_role(value)
-            case "listen", str():
-                self._set_listen(value)
-            case "pool", str():
-                self._set_pool(value)
-            case "default_service", str():
-                if value not in self.server.services:
-                    raise LanguageError(f"Service '{value}' not found")
-                self.default_service = self.server.services[value]
-            case "persist_client_timeout", int():
-                self.persist_client_idle_timeout = self.idle_timeout = value
-                for each in ("persist_client_idle_timeout", "idle_timeout"):
-                    self.as_written[each] = str(value)
-            case "reproxy_cache_maxsize", int():
-                if value:
-                    self.reproxy_cache = self.reproxy_cache or ReproxyCache()
-                    self.reproxy_cache.set_maxsize(value)
-                else:
-                    self.reproxy_cache = None
-            case _:
-                setattr(self, key, value)
-        if key in ("always_trusted", "trusted_upstream_proxies"):
-            self._trust.clear()
-        elif key in ("idle_timeout", "persist_client_idle_timeout", "persist_client_timeout"):
-            self.server.idle.look_soon()
-        elif key in ("connect_ahead", "pool") and self.enabled:
+        self.trusts.cache_clear()
+        self.server.idle.look_soon()
+        if self.enabled:
             self.balancer.spawn_backends()
 
     def _set_role(self, role: str) -> None:
@@ -195,11 +135,10 @@ class Service:
                 f"service {self.name} is enabled; disable it before its role changes"
             )
         self.role = role
-        for key, parameter in (PARAMETERS | self.server.extra_parameters).items():
-            if parameter.role in ("*", role):
-                text = self.server.defaults.get(key, parameter.default)
-                if text is not None and key != "role":
-                    self.set(key, text)
+        for key, parameter in self.server.parameters.items():
+            text = self.server.defaults.get(key, parameter.default)
+            if text is not None and parameter.role in (ALL, role) and key != "role":
+                self.set(key, text)
 
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
@@ -208,17 +147,21 @@ class Service:
             if self.listener is not None:
                 self.listener.stop("listens elsewhere")
             self.listener = listener
-        self.listen = listen
 
-    def _set_pool(self, name: str) -> None:
-        pool = self.server.pools.get(name)
-        if pool is None:
-            raise LanguageError(f"Pool '{name}' not found")
+    def _set_persist_client_timeout(self, seconds: int) -> None:
+        for key in ("persist_client_idle_timeout", "idle_timeout"):
+            self.set(key, str(seconds))
+
+    def _set_pool(self, pool: Pool) -> None:
         if self.pool is not None:
             self.pool.services -= 1
-        self.pool = pool
         pool.services += 1
         self.balancer.generation += 1
+
+    def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
+        self.reproxy_cache = (self.reproxy_cache or ReproxyCache()) if maxsize else None
+        if self.reproxy_cache is not None:
+            self.reproxy_cache.set_maxsize(maxsize)
 
     def _own_pool(self) -> Pool:
         """The pool; an old habit makes one of its own, as long as none was made by command."""
@@ -254,24 +197,15 @@ class Service:
             host = "127.0.0.1" if self.role == "management" else "0.0.0.0"
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # The accepted ones inherit it: a request or an answer is written at once.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind((host, port))
-                sock.listen(BACKLOG)
-                return TCPListener(self, sock)
-            except BaseException:
-                sock.close()
-                raise
+            sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise LanguageError(
-                f"Can't start service '{self.name}' on {listen}:"
-                f" Error creating listening socket: {error.strerror}"
+                f"Can't start service '{self.name}' on {listen}: Error creating listening socket:"
+                f" {os.strerror(error.errno or 0)}"
             ) from None
+        # The accepted ones inherit it: a request or an answer is written at once.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return TCPListener(self, sock)
 
     def disable(self) -> None:
         """Listen no longer; connections that are there go on. Raises `LanguageError`."""
@@ -286,23 +220,14 @@ class Service:
 
     # --- what requests ask it ---------------------------------------------------------------------
 
-    def trusts(self, ip: str) -> bool:
-        """Whether what a client of that address says of others is believed."""
-        if self.always_trusted:
-            return True
-        if not self.trusted_upstream_proxies:
-            return False
-        if (known := self._trust.get(ip)) is not None:
-            return known
+    def _trusts(self, ip: str) -> bool:
+        if self.always_trusted or not self.trusted_upstream_proxies:
+            return bool(self.always_trusted)
         try:
             address = ipaddress.ip_address(ip)
-            found = any(address in each for each in self.trusted_upstream_proxies)
         except ValueError:
-            found = False
-        if len(self._trust) >= _TRUST_CACHE:
-            self._trust.clear()
-        self._trust[ip] = found
-        return found
+            return False
+        return any(address in each for each in self.trusted_upstream_proxies)
 
     def munge_headers(self, head: Head) -> None:
         """Carry out the HEADER commands."""
@@ -335,23 +260,22 @@ class Service:
         lines.append(f" connect-ahead: {len(balancer.bored)}/{self.connect_ahead}")
         if self.pool is not None:
             lines += [f"          pool: {self.pool.name}", "         nodes:"]
-            for name in self.pool.nodes:
-                lines.append(f"                {name:<21} {self.pool.used[name]:7d}")
+            for node in self.pool.nodes:
+                lines.append(f"                {node.name:<21} {self.pool.used[node.name]:7d}")
         return lines
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""
-        known = PARAMETERS | self.server.extra_parameters
         first = [key for key in ("role", "listen", "pool") if key in self.as_written]
         lines: list[str] = []
         for key in first + sorted(set(self.as_written) - set(first)):
-            parameter = known.get(key)
+            parameter = self.server.parameters.get(key)
             text = self.as_written[key]
-            if parameter is None or not parameter.dumped or parameter.role not in ("*", self.role):
+            if parameter is None or not parameter.dumped or parameter.role not in (ALL, self.role):
                 continue
-            value = parameter.read(key, self.name, text)
+            value = getattr(self, key)
             if parameter.default is not None and (
-                value == parameter.read(key, self.name, parameter.default)
+                value == parameter.read(self, key, parameter.default)
             ):
                 continue
             if parameter.read is boolean:
@@ -361,9 +285,12 @@ class Service:
             lines.append(f"SET {key} = {text}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
+        lines += [f"SET {self.name}.{key} = {text}" for key, text in self.extra.items()]
         for plugin in self.plugins:
             lines += plugin.dump(self)
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
         for name, value in self.inserted_headers:
             lines.append(f"HEADER {self.name} INSERT {name}: {value}")
-        return lines
+        verb = "ENABLE" if self.enabled else "DISABLE"
+        inner = (f"  {line}" for line in lines)
+        return [f"CREATE SERVICE {self.name}", *inner, f"{verb} {self.name}"]

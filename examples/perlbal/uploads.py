@@ -19,10 +19,10 @@ class ChunkDecoder:
     """Takes a chunked body apart, as strictly as RFC 9112, 7.1 has it. Extensions and trailers are
     thrown away."""
 
-    __slots__ = ("_before", "_left", "_trailer", "done")
-
     def __init__(self) -> None:
         self.done = False
+        self.size = 0
+        """Bytes of the body so far."""
         self._before: bytes = b""
         """What isn't a whole line yet."""
         self._left: int = 0
@@ -42,6 +42,7 @@ class ChunkDecoder:
             if self._left > 2:
                 piece = data[at : at + self._left - 2]
                 pieces.append(piece)
+                self.size += len(piece)
                 at += len(piece)
                 self._left -= len(piece)
                 continue
@@ -85,10 +86,15 @@ class ChunkDecoder:
         return False
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until all is written. Raises `OSError`."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 class BufferedUpload:
     """A body that is kept in a file. The file is made when there is something to put in it."""
-
-    __slots__ = ("_fd", "name", "reason", "sent", "size")
 
     def __init__(self, folder: str | None, prefix: str, reason: str) -> None:
         """`reason`: "size", "rate", "time" or "chunked"."""
@@ -105,9 +111,7 @@ class BufferedUpload:
         if self._fd < 0:
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
             self._fd = os.open(self.name, flags, 0o644)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        write_all(self._fd, data)
         self.size += len(data)
 
     def read(self, count: int) -> bytes:

@@ -10,19 +10,18 @@ import random
 import re
 import stat
 import time
+from collections.abc import Iterator
 from errno import EMFILE, ENFILE
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from examples.perlbal.clients import Client, Exchange
-from examples.perlbal.heads import SERVER, Request, Response, http_date
-
-if TYPE_CHECKING:
-    from examples.perlbal.services import Service
+from examples.perlbal.clients import NOTHING, Exchange, Part
+from examples.perlbal.heads import SERVER, Response, http_date
+from examples.perlbal.uploads import write_all
 
 MOST_CONCATENATED: Final = 100
 MOST_DIRECTORIES: Final = 10_000
-_PUT_NAME: Final = re.compile(r"((?:/[\w.-]+)*)/([\w.-]+)", re.ASCII)
+_PUT_NAME: Final = re.compile(r"((?:/[\w.-]+)*)/[\w.-]+", re.ASCII)
 _DELETE_NAME: Final = re.compile(r"(?:/[\w.-]+)+", re.ASCII)
 _EXTENSION: Final = re.compile(rb"\.(\w+)$", re.ASCII)
 _LENGTH: Final = re.compile(r"; length=(\d{1,18})", re.ASCII)
@@ -53,45 +52,83 @@ def mime_type(path: bytes) -> str | None:
     return MIME_TYPES.get(found[1].decode("latin-1")) if found else None
 
 
-class Sum(Protocol):
-    """A sum that is being made."""
+def _opened(pieces: list[tuple[bytes, int]]) -> Iterator[Part]:
+    """Files of these sizes, each opened when it is its turn. open(2); raises `OSError`."""
+    for path, size in pieces:
+        yield os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0, size
 
-    def update(self, data: bytes, /) -> None: ...
-    def digest(self) -> bytes: ...
+
+class NewFile:
+    """A file that PUT writes; one whose sum is to be checked has another name until it is."""
+
+    def __init__(self, path: str, md5: str) -> None:
+        """`md5`: the sum in base64, or empty. Makes folders that aren't there. Raises `OSError`."""
+        self._path = self._name = path
+        self._expected = md5.strip().rstrip("=")
+        self._sum = hashlib.md5(usedforsecurity=False)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_TRUNC
+        if md5:
+            self._name += f".{os.getpid()}.{random.randrange(0xFFFFFFFF)}.tmp"
+            flags |= os.O_EXCL
+        try:
+            self._fd = os.open(self._name, flags, 0o644)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            self._fd = os.open(self._name, flags, 0o644)
+
+    def write(self, data: bytes) -> None:
+        """Put `data` at its end. Raises `OSError`."""
+        write_all(self._fd, data)
+        if self._name != self._path:
+            self._sum.update(data)
+
+    def finish(self) -> tuple[int, str]:
+        """It is whole: the code and the text of the answer. Raises `OSError`."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        if self._name == self._path:
+            return 200, ""
+        actual = base64.b64encode(self._sum.digest()).decode().rstrip("=")
+        if actual != self._expected:
+            text = f"Content-MD5 mismatch, expected: {self._expected} actual: {actual}"
+            return 400, text
+        os.rename(self._name, self._path)
+        self._name = self._path
+        return 201, ""
+
+    def abandon(self) -> None:
+        """Close it if it is open, and take away what wasn't checked. Twice is no harm."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        if self._name != self._path:
+            try:
+                os.unlink(self._name)
+            except OSError:
+                pass
+            self._name = self._path
 
 
 class WebExchange(Exchange):
     """A request to a web server."""
 
-    __slots__ = ("_fd", "_file", "_final", "_md5", "_pieces", "_size")
-
-    def __init__(self, client: Client, service: Service, request: Request) -> None:
-        super().__init__(client, service, request)
-        # Of a PUT that is going on:
-        self._fd = -1
-        self._file = ""
-        """The file that is being written."""
-        self._final: str | None = None
-        """What it is to be called once its sum is checked."""
-        self._md5: Sum | None = None
-        self._size = 0
-        # Of files that are sent one after another:
-        self._pieces: list[tuple[bytes, int]] = []
+    _file: NewFile | None = None
+    """What a PUT is writing."""
 
     def start(self) -> None:
-        client, service = self.client, self.service
+        service = self.service
         method = self.request.method
         if method in ("GET", "HEAD"):
             if service.docroot is None:
-                client.send_page(500, "Docroot unconfigured")
+                self.client.send_page(500, "Docroot unconfigured")
             else:
                 self._get(os.fsencode(service.docroot))
-        elif method == "PUT":
+        elif method == "PUT" and service.enable_put:
             self._put()
-        elif method == "DELETE":
+        elif method == "DELETE" and service.enable_delete:
             self._delete()
         else:
-            client.send_page(400)
+            self.client.send_page(403 if method in ("PUT", "DELETE") else 400)
 
     def end_of_input(self) -> None:
         if self.client.body_left:
@@ -114,52 +151,48 @@ class WebExchange(Exchange):
             self._get_one(docroot, uri.partition(b"?")[0])
 
     def _get_one(self, docroot: bytes, uri: bytes) -> None:
-        client, service, request = self.client, self.service, self.request
+        client, request = self.client, self.request
         path = docroot + uri
         client.state = "wait_stat"
         try:
             info = os.stat(path)
         except (OSError, ValueError):
-            client.send_page(404)
-            return
-        is_file = stat.S_ISREG(info.st_mode)
+            return client.send_page(404)
         size = info.st_size
         modified = http_date(int(info.st_mtime))
-        if not is_file:
-            if stat.S_ISDIR(info.st_mode):
-                self._get_directory(docroot, uri, modified)
-            else:
-                client.send_page(404)
-            return
-        known = self._known(modified, size)
+        if stat.S_ISDIR(info.st_mode):
+            return self._get_directory(docroot, uri, modified)
+        if not stat.S_ISREG(info.st_mode):
+            return client.send_page(404)
         status, start, end = request.range(size)
-        if known:
-            status = 304
         head = Response(status)
+        if self._known(modified, size):
+            status = 304
+            head.set_code(304)
         if status == 416:
             head.set("Content-Range", f"bytes */{size}" if size else "*")
             head.set("Content-Length", "0")
-        head.set("Date", http_date(int(time.time())))
-        if service.server_tokens:
-            head.set("Server", SERVER)
-        head.set("Last-Modified", modified)
+        self._say_what_it_is(head, modified)
         head.set("Accept-Ranges", "bytes")
         if status in (200, 206):
             head.set("Content-Type", mime_type(path) or "text/plain")
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set("Content-Length", str(end - start))
-        client.setup_keepalive(head)
         if request.method == "HEAD" or status in (304, 416):
-            client.state = "xfer_resp"
-            client.send(head.to_bytes(), client.finished)
-            return
+            return client.send_answer(head)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
-            return
-        client.send_file(head, fd, start, end)
+            return client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
+        client.setup_keepalive(head)
+        client.send_file(head, (fd, start, end))
+
+    def _say_what_it_is(self, head: Response, modified: str) -> None:
+        head.set("Date", http_date(int(time.time())))
+        if self.service.server_tokens:
+            head.set("Server", SERVER)
+        head.set("Last-Modified", modified)
 
     def _known(self, modified: str, size: int | None) -> bool:
         """Whether the client says that it has just this already."""
@@ -177,17 +210,14 @@ class WebExchange(Exchange):
         for name in service.index_files:
             index = uri + b"/" + os.fsencode(name)
             if os.path.isfile(docroot + index):
-                self._get_one(docroot, index)
-                return
+                return self._get_one(docroot, index)
         if not service.dirindexing:
-            client.send_page(200, "Directory listing disabled")
-            return
+            return client.send_page(200, "Directory listing disabled")
         uri = uri.rstrip(b"/") + b"/"
         try:
             names = sorted([*os.listdir(docroot + uri), b".", b".."])
         except OSError:
-            client.send_page(403)
-            return
+            return client.send_page(403)
         lines: list[str] = []
         for each in names:
             text = html.escape(each.decode("latin-1"))
@@ -198,10 +228,7 @@ class WebExchange(Exchange):
                 lines.append(f"<a href='{link}'>{text}</a><br />\n")
         body = f"<html><body>{''.join(lines)}</body></html>".encode("latin-1")
         head = Response(200)
-        head.set("Date", http_date(int(time.time())))
-        if service.server_tokens:
-            head.set("Server", SERVER)
-        head.set("Last-Modified", modified)
+        self._say_what_it_is(head, modified)
         head.set("Content-Type", "text/html")
         head.set("Content-Length", str(len(body)))
         client.send_answer(head, body)
@@ -225,191 +252,95 @@ class WebExchange(Exchange):
             self._concatenate([docroot + base + name for name in names])
 
     def _concatenate(self, paths: list[bytes]) -> None:
-        client, service = self.client, self.service
-        kind = None
-        newest = 0.0
-        for path in paths:
-            try:
-                info = os.stat(path)
-            except (OSError, ValueError):
-                info = None
-            if info is None or not stat.S_ISREG(info.st_mode):
-                client.send_page(404, "One or more file does not exist")
-                return
-            kind = kind or mime_type(path)
-            newest = max(newest, info.st_mtime)
-            self._pieces.append((path, info.st_size))
-        total = sum(size for _, size in self._pieces)
-        modified = http_date(int(newest))
+        client = self.client
+        try:
+            found = [(path, os.stat(path)) for path in paths]
+        except (OSError, ValueError):
+            found = []
+        if not found or not all(stat.S_ISREG(info.st_mode) for _, info in found):
+            return client.send_page(404, "One or more file does not exist")
+        modified = http_date(int(max(info.st_mtime for _, info in found)))
         known = self._known(modified, None)
         head = Response(304 if known else 200)
         if not known:
-            head.set("Content-Length", str(total))
-        head.set("Date", http_date(int(time.time())))
-        if service.server_tokens:
-            head.set("Server", SERVER)
-        head.set("Last-Modified", modified)
-        head.set("Content-Type", kind or "text/plain")
-        client.setup_keepalive(head)
+            head.set("Content-Length", str(sum(info.st_size for _, info in found)))
+        self._say_what_it_is(head, modified)
+        head.set("Content-Type", next(filter(None, map(mime_type, paths)), "text/plain"))
         if known or self.request.method == "HEAD":
-            client.send(head.to_bytes(), client.finished)
-            return
-        client.state = "xfer_disk"
-        client.send(head.to_bytes(), self._send_next)
-
-    def _send_next(self) -> None:
-        """Send the next of the files. A loop, since what goes out at once comes back at once."""
-        client = self.client
-        while self._pieces:
-            path, size = self._pieces.pop(0)
-            if not size:
-                continue
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                client.close("a file is gone")
-                return
-            if client.send_part(fd, 0, size, self._send_next):
-                return
-        client.finished()
+            return client.send_answer(head)
+        client.setup_keepalive(head)
+        client.send_files(head, NOTHING, _opened([(path, info.st_size) for path, info in found]))
 
     # --- PUT --------------------------------------------------------------------------------------
 
     def _put(self) -> None:
         client, service, request = self.client, self.service, self.request
-        if not service.enable_put:
-            client.send_page(403)
-            return
         if service.max_put_size and request.length > service.max_put_size:
-            client.send_page(400, f"Content-length of {request.length} is invalid.")
-            return
+            return client.send_page(400, f"Content-length of {request.length} is invalid.")
         found = _PUT_NAME.fullmatch(request.uri)
         if found is None or ".." in request.uri or service.docroot is None:
-            client.send_page(400, "Invalid filename")
-            return
-        path, name = found[1], found[2]
+            return client.send_page(400, "Invalid filename")
         if service.min_put_directory:
-            needed = [each for each in path.split("/") if each][: service.min_put_directory]
+            needed = [each for each in found[1].split("/") if each][: service.min_put_directory]
             if len(needed) < service.min_put_directory:
-                client.send_page(400, "Does not meet minimum directory requirement")
-                return
+                return client.send_page(400, "Does not meet minimum directory requirement")
             if not self._verified("/".join([service.docroot, *needed])):
-                client.send_page(404, "Base directory does not exist")
-                return
-        expected = request.get("expect")
-        if client.body_left and expected is not None and "100-continue" in expected.lower():
-            if request.chunked or request.version != "1.0":
-                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not self._open(service.docroot + path, name):
-            client.send_page(500, "Internal error")
-        elif not client.body_left:
+                return client.send_page(404, "Base directory does not exist")
+        client.send_continue()
+        md5 = request.get("content-md5") if service.enable_md5 else None
+        try:
+            self._file = NewFile(service.docroot + request.uri, md5 or "")
+        except OSError as error:
+            return self._failed("Internal error", error)
+        if not client.body_left:
             self.body_done()
 
     def _verified(self, folder: str) -> bool:
         """Whether a folder is there, or was."""
         known = self.client.server.verified_directories
-        if folder in known:
-            return True
-        if not os.path.isdir(folder):
-            return False
-        if len(known) >= MOST_DIRECTORIES:
-            known.clear()
-        known.add(folder)
-        return True
-
-    def _open(self, folder: str, name: str) -> bool:
-        """Open the file that is to be written, and make its folder if need be."""
-        self._file = f"{folder}/{name}"
-        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_TRUNC
-        if self.service.enable_md5 and self.request.get("content-md5"):
-            self._md5 = hashlib.md5(usedforsecurity=False)
-            self._final = self._file
-            self._file += f".{os.getpid()}.{random.randrange(0xFFFFFFFF)}.tmp"
-            flags |= os.O_EXCL
-        try:
-            try:
-                self._fd = os.open(self._file, flags, 0o644)
-            except FileNotFoundError:
-                os.makedirs(folder, 0o755, exist_ok=True)
-                self._fd = os.open(self._file, flags, 0o644)
-        except OSError as error:
-            self.client.server.log(f"system error: Internal error ({error})")
-            self._final = None
-            return False
-        return True
-
-    def body(self, data: bytes) -> None:
-        if self._fd < 0:
-            return
-        self._size += len(data)
-        limit = self.service.max_chunked_request_size
-        if self.request.chunked and limit and self._size > limit:
-            self.client.close("max_chunked_request_size")
-            return
-        if self._md5 is not None:
-            self._md5.update(data)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-        except OSError as error:
-            self._failed("Error saving file", error)
+        if folder not in known and os.path.isdir(folder):
+            if len(known) >= MOST_DIRECTORIES:
+                known.clear()
+            known.add(folder)
+        return folder in known
 
     def _failed(self, what: str, error: OSError) -> None:
         self.client.server.log(f"system error: {what} ({error})")
         self.release()
         self.client.send_page(500, what)
 
+    def body(self, data: bytes) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._failed("Error saving file", error)
+
     def body_done(self) -> None:
-        if self._fd < 0:
-            return
-        fd, self._fd = self._fd, -1
-        try:
-            os.close(fd)
-            if self._md5 is None or self._final is None:
-                self.client.send_page(200)
-                return
-            actual = base64.b64encode(self._md5.digest()).decode().rstrip("=")
-            expected = (self.request.get("content-md5") or "").strip().rstrip("=")
-            if actual == expected:
-                os.rename(self._file, self._final)
-                self._final = None
-                self.client.send_page(201)
-                return
-        except OSError as error:
-            self._failed("Error saving file", error)
-            return
-        self.release()
-        self.client.send_page(400, f"Content-MD5 mismatch, expected: {expected} actual: {actual}")
+        if self._file is not None:
+            try:
+                answer = self._file.finish()
+            except OSError as error:
+                return self._failed("Error saving file", error)
+            self.release()
+            self.client.send_page(*answer)
+
+    def release(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.abandon()
 
     # --- DELETE -----------------------------------------------------------------------------------
 
     def _delete(self) -> None:
-        client, service = self.client, self.service
-        uri = self.request.uri
-        if not service.enable_delete:
-            client.send_page(403)
-            return
-        if ".." in uri or not _DELETE_NAME.fullmatch(uri) or service.docroot is None:
-            client.send_page(400, "Invalid filename")
-            return
+        client, docroot, uri = self.client, self.service.docroot, self.request.uri
+        if ".." in uri or not _DELETE_NAME.fullmatch(uri) or docroot is None:
+            return client.send_page(400, "Invalid filename")
         try:
-            os.unlink(service.docroot + uri)
+            os.unlink(docroot + uri)
         except FileNotFoundError:
             client.send_page(404)
         except OSError as error:
             client.send_page(400, str(error.strerror))
         else:
             client.send_page(204)
-
-    def release(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-        if self._final is not None:
-            # What isn't checked isn't kept.
-            self._final = None
-            try:
-                os.unlink(self._file)
-            except OSError:
-                pass

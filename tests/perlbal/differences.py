@@ -39,6 +39,8 @@ DIFFERENCES = {
     "an empty line of LF": "the original's port hangs on it",
     "a new node serves at once": "in the original those who wait go on waiting until another comes",
     "max_reproxy_connections with its host": "the original shows the same line for every host",
+    "values that can't work are refused": "the original says OK, and what they are for fails",
+    "a plugin is taken off": "the original keeps it at its services, or fails for want of a method",
     "DEFAULT checks its value": "the original says OK, and the services that come later have none",
 }
 """Name -> why."""

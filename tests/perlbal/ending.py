@@ -10,10 +10,12 @@ from tests.perlbal.steps import (
     ask,
     asked,
     begun,
+    connect,
     exits,
     get,
     good,
     hear,
+    hear_or_wait,
     held,
     in_two,
     leave,
@@ -21,10 +23,14 @@ from tests.perlbal.steps import (
     opens,
     pause,
     post,
+    put,
+    reply,
     send,
     serve,
     settled,
     signalled,
+    silence,
+    verify,
 )
 from tests.perlbal.tables import Table
 
@@ -40,15 +46,44 @@ ENDING = Setting(
       SET persist_client  = on
       SET persist_backend = on
     ENABLE proxy
+    CREATE SERVICE upload
+      SET role   = reverse_proxy
+      SET listen = {upload}
+      SET pool   = one
+      SET buffer_uploads = on
+      SET buffer_uploads_path = {folder}
+      SET buffer_upload_threshold_size = 1000
+    ENABLE upload
+    CREATE SERVICE reproxy
+      SET role   = reverse_proxy
+      SET listen = {reproxy}
+      SET pool   = one
+      SET enable_reproxy = on
+    ENABLE reproxy
+    CREATE POOL slow
+      POOL slow ADD {b}
+    CREATE SERVICE verify
+      SET role   = reverse_proxy
+      SET listen = {verify}
+      SET pool   = slow
+      SET verify_backend = on
+    ENABLE verify
+    CREATE POOL none
+    CREATE SERVICE nobody
+      SET role   = reverse_proxy
+      SET listen = {nobody}
+      SET pool   = none
+    ENABLE nobody
     CREATE SERVICE web
       SET role    = web_server
       SET listen  = {web}
       SET docroot = {folder}
+      SET enable_put = on
       SET persist_client = on
     ENABLE web
     """,
-    services=("proxy", "web"),
-    backends=("a",),
+    services=("proxy", "upload", "reproxy", "verify", "nobody", "web"),
+    backends=("a", "b"),
     files={"a.txt": b"a\n"},
 )
 PROXY = ENDING.at("proxy")
@@ -58,6 +93,11 @@ TABLE = Table()
 
 def row(name: str, *steps: Step, differs: str = "", ours: tuple[str, ...] = ()) -> None:
     TABLE.row(PROXY, name, *steps, alone=True, differs=differs, ours=ours)
+
+
+def asking(request: bytes, to: str, by: str = "client") -> tuple[Step, ...]:
+    """Somebody who has said that to a service, and waits."""
+    return connect(by, to), send(request, by=by), settled()
 
 
 busy = (serve(held("x", good("late"))), send(get("/")), asked())
@@ -128,6 +168,106 @@ row(
     leave(),
     exits(),
 )
+GRACEFUL = manage("SHUTDOWN GRACEFUL")
+row("graceful: who waits for a node waits on", *asking(get("/"), "nobody"), GRACEFUL, silence())
+row(
+    "graceful: a node that comes serves who waits",
+    *asking(get("/"), "nobody"),
+    GRACEFUL,
+    manage("POOL none ADD {a}"),
+    hear_or_wait(1.0),
+    differs="a new node serves at once",
+    ours=("Connection: close", "ok"),
+)
+row(
+    "graceful: who waits for a node, not for ever",
+    *asking(get("/"), "nobody"),
+    manage("SHUTDOWN GRACEFUL 1"),
+    exits(),
+)
+row(
+    "graceful: a queue is served to its end",
+    verify(held("x", good("", "Connection: keep-alive")), at="b"),
+    *(step for by in "123" for step in asking(get(f"/{by}"), "verify", by)),
+    GRACEFUL,
+    opens("x", at="b"),
+    *(hear(by) for by in "123"),
+    exits(),
+)
+closing(
+    "graceful: who has said nothing yet is answered",
+    *asking(b"", "proxy"),
+    GRACEFUL,
+    silence(),
+    ask(get("/")),
+    exits(),
+    ours=("Connection: close", "ok", "exit 0"),
+)
+closing(
+    "graceful: half a head is waited for",
+    *asking(get("/")[:10], "proxy"),
+    GRACEFUL,
+    ask(get("/")[10:]),
+    exits(),
+    ours=("Connection: close", "ok", "exit 0"),
+)
+row(
+    "graceful: a body on its way to the disk is taken to the end",
+    *asking(post("/", b"x" * 2000)[:-1000], "upload"),
+    GRACEFUL,
+    ask(b"x" * 1000),
+    exits(),
+)
+row(
+    "graceful: a URL is fetched to the end",
+    serve(reply("200 OK", "X-REPROXY-URL: http://@b@/x", "Content-Length: 0")),
+    serve(held("x", good("body")), at="b"),
+    *asking(get("/"), "reproxy"),
+    asked(at="b"),
+    GRACEFUL,
+    opens("x", at="b"),
+    hear(),
+    exits(),
+)
+row(
+    "graceful: a URL that is named afterwards is fetched",
+    serve(held("x", reply("200 OK", "X-REPROXY-URL: http://@b@/x", "Content-Length: 0"))),
+    *asking(get("/"), "reproxy"),
+    asked(),
+    GRACEFUL,
+    opens("x"),
+    hear(),
+    exits(),
+)
+closing(
+    "graceful: a PUT is taken to the end",
+    *asking(put("/new.txt", b"abcdef")[:-3], "web"),
+    GRACEFUL,
+    ask(b"def"),
+    exits(),
+    ours=("Connection: close", "exit 0"),
+)
+closing(
+    "graceful, twice",
+    *busy,
+    GRACEFUL,
+    GRACEFUL,
+    opens("x"),
+    hear(),
+    exits(),
+    ours=("Connection: close", "late", "exit 0"),
+)
+closing(
+    "graceful, and 0 is no limit",
+    *busy,
+    manage("SHUTDOWN GRACEFUL 0"),
+    settled(),
+    opens("x"),
+    hear(),
+    exits(),
+    ours=("Connection: close", "late", "exit 0"),
+)
+row("graceful, then at once", *busy, GRACEFUL, manage("SHUTDOWN"), exits(), hear())
 row(
     "what SHUTDOWN refuses",
     manage("SHUTDOWN now", "SHUTDOWN GRACEFUL soon", "SHUTDOWN GRACEFUL -1"),

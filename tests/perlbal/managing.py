@@ -217,6 +217,74 @@ row(
 )
 row(
     PROXY,
+    "values that can't work",
+    manage(
+        "POOL one ADD 1.2.3.4:99999",
+        "POOL one ADD 1.2.3.4:0",
+        "POOL one ADD 1.2.3.444",
+        "SET web.listen = 99999",
+        "SET proxy.error_retry_schedule = soon",
+    ),
+    alone=True,
+    differs="values that can't work are refused",
+    ours=("99999 is no port", "0 is no port", "'1.2.3.444' is no address", "Listen argument"),
+)
+row(
+    PROXY,
+    "plugins that are in use, unloaded and taken off",
+    manage("LOAD AccessControl", "SET proxy.plugins = accesscontrol", "UNLOAD accesscontrol"),
+    manage("PLUGINS", "LOAD XFFExtras", "SET web.plugins = XFFExtras", "SET web.plugins = none"),
+    manage("PLUGINS"),
+    alone=True,
+    differs="a plugin is taken off",
+    ours=("UNLOAD accesscontrol\nOK", "SET web.plugins = none\nOK"),
+)
+NETMASKS = (
+    *("1.2.3", "10.1", "10/8", "10.1/16", "0", "0/0", "1.2.3.4.5", "abc", "/8", "1.2.3.4,,5.6.7.8"),
+    *(
+        "1.2.3.4",
+        "1.2.3.4/0",
+        "1.2.3.4/8",
+        "1.2.3.4/33",
+        "1.2.3.4/8/9",
+        "1.2.3.4/",
+        "any",
+        "default",
+    ),
+    *("1.2.3.4/255.255.255.0", "1.2.3.4/255.255.0.255", "1.2.3.4/0.0.0.255"),
+    *("1.2.3.4:255.255.255.0", "1.2.3.4:24", "10.0.0.0-10.0.0.255", "10.0.0.0 - 10.0.3.255"),
+    *("10.0.0.0-10.0.0.254", "10.0.0.5-10.0.0.6", "10.0.0.9-10.0.0.8", "1.2.3.4, 5.6.7.8/16"),
+)
+row(
+    PROXY,
+    "netmasks, in all their forms",
+    manage(*(f"SET proxy.trusted_upstream_proxies = {each}" for each in NETMASKS)),
+    alone=True,
+)
+NODES = b"""# comment
+127.0.0.1:8001
+  127.0.0.1:8002   # more of it
+127.0.0.3
+127.0.0.1:8004 words
+x127.0.0.1:8005
+127.0.0.1:8006:9
+host.name:80
+127.0.0.1:8001
+127.0.0.1 8009
+127.0.0.1:
+1.2.3
+127.0.0.1:8010,127.0.0.1:8011
+"""
+row(
+    PROXY,
+    "a nodefile, whatever is in it",
+    file("nodes", NODES),
+    manage("SET one.nodefile = {folder}/nodes", "SHOW POOL one", "SHOW POOL"),
+    manage("SET one.nodefile = none", "POOL one ADD 127.0.0.1:8001", "SHOW POOL one"),
+    alone=True,
+)
+row(
+    PROXY,
     "the context",
     manage(
         "SET idle_timeout = 1",

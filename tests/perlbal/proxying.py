@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.perlbal.conversation import Setting, Step
+from tests.perlbal.conversation import Setting, Step, Talk
 from tests.perlbal.steps import (
     ask,
     asked,
@@ -23,6 +23,7 @@ from tests.perlbal.steps import (
     leave,
     manage,
     opens,
+    pause,
     post,
     put,
     quietly,
@@ -43,6 +44,7 @@ from tests.perlbal.tables import Table
 PROXIES = Setting(
     "proxies",
     """
+    LOAD AccessControl
     CREATE POOL one
       POOL one ADD {a}
     CREATE POOL two
@@ -154,6 +156,17 @@ PROXIES = Setting(
       SET high_priority_cookie = fast
       SET high_priority_cookie_contents = pass me
     ENABLE cookie
+
+    CREATE SERVICE ranked
+      SET role   = reverse_proxy
+      SET listen = {ranked}
+      SET pool   = slow
+      SET verify_backend = on
+      SET high_priority_cookie = fast
+      SET high_priority_cookie_contents = yes
+      SET plugins = AccessControl
+      ACCESS QUEUE_LOW ip 127.0.0.3
+    ENABLE ranked
     """,
     services=(
         "plain",
@@ -169,6 +182,7 @@ PROXIES = Setting(
         "half",
         "nobody",
         "cookie",
+        "ranked",
     ),
     backends=("a", "b", "c"),
     dead=("dead",),
@@ -187,6 +201,7 @@ RETRIES = PROXIES.at("retries")
 HALF = PROXIES.at("half")
 NOBODY = PROXIES.at("nobody")
 COOKIE = PROXIES.at("cookie")
+RANKED = PROXIES.at("ranked")
 
 TABLE = Table()
 row = TABLE.row
@@ -241,6 +256,8 @@ row(PLAIN, "an unknown client's forwarding fields are dropped", ask(get("/", *FO
 row(TRUSTING, "a trusted client's are kept and added to", ask(get("/", *FORWARDED)))
 row(TRUSTING, "a trusted client without any", ask(get("/")))
 row(TRUSTING, "a trusted client with an empty one", ask(get("/", "X-Forwarded-For: ")))
+for each in ("1.1.1.1,2.2.2.2", "1.1.1.1 ,  2.2.2.2", "1.1.1.1,,", ",1.1.1.1", ",", "a b"):
+    row(TRUSTING, f"a trusted client's [{each}]", ask(get("/", f"X-Forwarded-For: {each}")))
 row(MASKED, "not of the netmasks", ask(get("/", *FORWARDED)))
 row(MASKED, "of the netmasks, an address", connect(source="127.0.0.2"), ask(get("/", *FORWARDED)))
 row(MASKED, "of the netmasks, a net", connect(source="127.1.200.3"), ask(get("/", *FORWARDED)))
@@ -458,6 +475,18 @@ row(
 )
 row(
     KEEP,
+    "Keep-Alive counts from the end of the answer",
+    serve(in_two("x", good("slowly", "Keep-Alive: timeout=3"), 63)),
+    send(get("/")),
+    begun(),
+    pause(1.5),
+    opens("x"),
+    hear(),
+    ask(get("/2")),
+    connections(1),
+)
+row(
+    KEEP,
     "Keep-Alive with time left is used again",
     serve(good("1", "Keep-Alive: timeout=9")),
     ask(get("/1")),
@@ -655,6 +684,16 @@ row(
 # --- waiting --------------------------------------------------------------------------------------
 
 
+def ask_later(request: bytes, by: str) -> Step:
+    """Send, and wait until the server has it."""
+
+    def step(talk: Talk) -> None:
+        talk.client(by).send(request)
+        talk.barrier()
+
+    return step
+
+
 def queued(*requests: str | tuple[str, str], gone: tuple[str, ...] = ()) -> list[Step]:
     """Requests that come while all wait for the backend to be verified.
 
@@ -692,6 +731,51 @@ row(
     *queued(
         "/1", ("/2", "Cookie: fast=pass+me"), ("/3", fast), "/4", ("/5", "Cookie: fast=pass%20me")
     ),
+)
+COOKIES = (
+    *("fast=yes", "fast=YES", "fast=yesterday", "fast", "FAST=yes", "fast =yes", "x=fast=yes"),
+    *(
+        "f%61st=%79es",
+        "fast=no; fast=yes",
+        "fast=yes; fast=no",
+        "fast=a=yes",
+        "fast=yes;  x=y",
+        'fast="yes"',
+        "a=b;fast=yes",
+        "fast=y+es",
+        "faster=yes",
+    ),
+)
+for each in COOKIES:
+    row(RANKED, f"who is first with the cookie {each}", *queued("/1", ("/2", f"Cookie: {each}")))
+row(
+    VERIFY,
+    "a cookie without contents to look for: all are first",
+    manage("SET verify.high_priority_cookie = fast"),
+    verify(held("x", alive)),
+    ask_later(get("/"), "client"),
+    manage("QUEUES", order="any"),
+    opens("x"),
+    hear(),
+    alone=True,
+)
+row(
+    RANKED,
+    "low behind normal behind high",
+    verify(held("x", alive), at="c"),
+    serve(*[good("x", "Connection: close")] * 5, at="c"),
+    connect("low", source="127.0.0.3"),
+    ask_later(get("/low"), "low"),
+    ask_later(get("/1"), "normal"),
+    ask_later(get("/high", fast), "normal, too"),
+    ask_later(get("/high", "Cookie: fast=yes"), "high"),
+    connect("low and high", source="127.0.0.3"),
+    ask_later(get("/both", "Cookie: fast=yes"), "low and high"),
+    manage("QUEUES", order="any", blur=r"(?<=age )\d+"),
+    manage("STATES ranked", "STATES"),
+    opens("x", at="c"),
+    *(hear(by) for by in ("high", "low and high", "normal", "normal, too", "low")),
+    alone=True,
 )
 row(
     COOKIE,

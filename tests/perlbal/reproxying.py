@@ -135,6 +135,16 @@ row(
     serve(to_file("file.txt", "X-REPROXY-EXPECTED-SIZE: 11")),
     ask(get("/")),
 )
+for each in ("0", "06", "010", "nonsense"):
+    expected = f"X-REPROXY-EXPECTED-SIZE: {each}"
+    row(PROXY, f"a file, and {expected}", serve(to_file("file.txt", expected)), ask(get("/")))
+    row(
+        PROXY,
+        f"a URL, and {expected}",
+        serve(good("from b"), at="b"),
+        serve(to("http://@b@/", expected)),
+        ask(get("/")),
+    )
 row(
     PROXY,
     "a file, and cookies with it",

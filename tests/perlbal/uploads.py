@@ -7,10 +7,12 @@ from tests.perlbal.steps import (
     ask,
     asked,
     closing,
+    connections,
     get,
     hear,
     hear_or_wait,
     leave,
+    manage,
     not_asked,
     post,
     raw,
@@ -122,6 +124,19 @@ row(
     leave(),
     ask(get("/next"), by="next"),
 )
+
+for each in (SIZE, MEMORY):
+    row(
+        each,
+        f"nothing to be gathered: a backend is asked at once, {each.service}",
+        manage(f"SET {each.service}.buffer_backend_connect = 0"),
+        send(post("/", BODY)[:150_000]),
+        connections(1),
+        spool,
+        send(post("/", BODY)[150_000:]),
+        hear(),
+        alone=True,
+    )
 
 # --- on disk --------------------------------------------------------------------------------------
 

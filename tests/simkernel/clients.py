@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from errno import ECONNREFUSED
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from tests.simkernel.files import error
 from tests.simkernel.handles import Handle
 from tests.simkernel.rules import BYTES, MS, Broken, close_anyhow
-from tests.simkernel.sockets import SHUT_WR
+from tests.simkernel.sockets import SHUT_WR, Address, StreamSocket
+from tests.simkernel.waking import wake
 
 if TYPE_CHECKING:
     from tests.simkernel.servers import Connection
@@ -39,21 +43,58 @@ class Client:
         kernel = world.kernel
         self.lives()
         try:
-            kind = self.conn.script.randrange(3)
+            kind = self.conn.script.randrange(4)
+            if kind == 3:
+                self.await_server()
+                return
             if kind == 0:
-                acceptor = self.conn.dice.choice(world.acceptors)
-                assert isinstance(acceptor.sock, Handle)
-                self.handle = kernel.connect(acceptor.sock)
-                acceptor.waiting.append(self.conn)
+                self.handle = kernel.connect(self.conn.dice.choice(world.acceptors).handle)
+                assert isinstance(self.handle.file, StreamSocket)
+                assert self.handle.file.peer is not None
+                world.to_accept[self.handle.file.peer] = self.conn
             else:
                 self.handle, far = kernel.socketpair(tcp=kind == 1)
                 self.conn.open(far)
-        except OSError as error:
-            world.tolerate(error)
+        except OSError as failure:
+            world.tolerate(failure)
             self.over = self.handle is None
             return
         self.handle.setblocking(False)
         self.next_tick()
+
+    def await_server(self) -> None:
+        """Have the server connect to this one, or to nobody."""
+        world = self.conn.world
+        dice = self.conn.dice
+        address: Address = world.kernel.port() if dice.random() < 0.6 else f"/c{self.conn.number}"
+        world.kernel.elsewhere[address] = self.accept
+        if world.wild and (luck := dice.random()) < 0.3:
+            if luck < 0.1 and not isinstance(address, str):
+                world.kernel.elsewhere[address] = None
+            else:
+                del world.kernel.elsewhere[address]
+        connect = partial(self.conn.connect, address)
+        if world.wakes:
+            wake(world, dice.choice(world.loops), connect)
+        else:
+            world.errands.append(connect)
+
+    def accept(self, file: StreamSocket) -> None:
+        """What the server's connect comes to. Raises `OSError`."""
+        kernel = self.conn.world.kernel
+        if self.over:
+            raise error(ECONNREFUSED)
+        try:
+            self.handle = Handle(kernel, kernel.open(file))
+        except OSError:
+            raise error(ECONNREFUSED) from None
+        self.handle.setblocking(False)
+        self.lives()
+        self.next_tick()
+
+    def missed(self) -> None:
+        """The server has given up, perhaps before it was connected."""
+        self.over = self.over or self.handle is None
 
     def lives(self) -> None:
         """Something has come or gone."""

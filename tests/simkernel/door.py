@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from danga_raw import _waker
+from danga_raw._connecting import begun
 from danga_raw._libc import libc
 from danga_raw._registry import Registry
 from tests.simkernel.calls import Calls
@@ -43,25 +46,34 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
     door.update(Calls(kernel).all())
     if kernel.platform == "netbsd9":
         door["kevent"] = _named("__kevent50", kernel)
+    if kernel.signals.chance:
+        for name in set(present) | set(Calls(kernel).all()) - {"signal"}:
+            door[name] = kernel.signals.behind(door[name])
     door["platform"] = "netbsd" if kernel.platform == "netbsd9" else kernel.platform
     made: list[Registry] = []
     init = Registry.__init__
+    hearing = _waker._hearing
 
     def noted(self: Registry, backend: str) -> None:
         init(self, backend)
         made.append(self)
 
     setattr(Registry, "__init__", noted)
+    setattr(_waker, "signal", kernel.signals)
+    setattr(_waker, "_hearing", [])
     try:
         yield
     finally:
         setattr(Registry, "__init__", init)
+        setattr(_waker, "signal", signal)
+        setattr(_waker, "_hearing", hearing)
+        begun.clear()
         door.clear()
         door.update(before)
         for registry in made:
             # What a loop that nobody closed gives back when it is dropped would be closed in the
             # real kernel, where the number is somebody else's.
-            registry.poller = registry._made = registry.waker = None
+            registry.poller = registry.waker = None
 
 
 def _named(name: str, kernel: SimKernel) -> object:

@@ -122,7 +122,8 @@ class Epoll(OpenFile):
         if self.kernel.luck.noisy("spurious event"):
             entry = self.kernel.luck.random.choice(list(self.entries.values()) or [None])
             told = {data for data, _ in found}
-            if entry and entry.data not in told and entry.events & (POLLIN | POLLOUT):
+            new = entry and entry.data not in told and entry.file.fickle()
+            if entry and new and entry.events & (POLLIN | POLLOUT):
                 found.append((entry.data, entry.events & (POLLIN | POLLOUT)))
         # Nothing is passed over: what there is no room for stands in front of the next batch, and
         # what was told behind the rest.

@@ -56,6 +56,10 @@ class OpenFile:
         """The poll(2) mask of the moment."""
         raise NotImplementedError
 
+    def fickle(self) -> bool:
+        """Whether an event may come of it without cause."""
+        return True
+
     def filter(self, write: bool) -> Filter:
         """What the kqueue filter sees at the moment."""
         raise NotImplementedError

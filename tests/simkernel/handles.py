@@ -115,7 +115,7 @@ class Handle:
         self.kernel.table.free()  # a full table is noticed before the connection is taken
         socket = file.accept()
         assert socket.peer_name is not None or socket.error
-        return Handle(self.kernel, self.kernel.open(socket)), socket.peer_name or ""
+        return self.kernel.handle(self.kernel, self.kernel.open(socket)), socket.peer_name or ""
 
     def getsockname(self) -> Address:
         """getsockname(2)"""

@@ -35,6 +35,7 @@ from tests.simkernel import door, handles
 from tests.simkernel import poll as poll_call
 from tests.simkernel.clock import Clock
 from tests.simkernel.epoll import ADD as EPOLL_CTL_ADD
+from tests.simkernel.epoll import MOD as EPOLL_CTL_MOD
 from tests.simkernel.epoll import Epoll, as_epoll
 from tests.simkernel.errors import SimError
 from tests.simkernel.files import OpenFile, RegularFile, Table, error
@@ -42,6 +43,7 @@ from tests.simkernel.kqueue import LAYOUTS, KQueue, as_kqueue
 from tests.simkernel.luck import Luck
 from tests.simkernel.memory import Buffer, c_int, memory
 from tests.simkernel.pipes import PIPE_BUF, PipeEnd
+from tests.simkernel.signals import Signals
 from tests.simkernel.sockets import Address, Listener, StreamSocket
 
 T = TypeVar("T")
@@ -106,6 +108,14 @@ class SimKernel:
         """True to answer as macOS may when the other end of what is registered is gone."""
         self.entry_points = door.EntryPoints(self)
         """`kqueue`, `kevent`, `fcntl` and `close`, for `KQueue(library, platform)`."""
+        self.signals = Signals(self, seed)
+        self.elsewhere: dict[Address, Callable[[StreamSocket], object] | None] = {}
+        """Who is there to connect to beside the listeners of this process, and takes the other side of
+        a connection; None where nobody answers."""
+        self.handle: Callable[[SimKernel, int], handles.Handle] = handles.Handle
+        """What a socket becomes that the program makes or accepts."""
+        self.waits = 0
+        """How many waits have begun."""
         self._ports = 40000
 
     @contextmanager
@@ -195,13 +205,20 @@ class SimKernel:
         """A socket that is to connect; its peer is nobody's yet."""
         names = self._addresses() if tcp else ("", "")
         near, _ = self._connection(*names, tcp)
-        near.connecting = True
+        near.connecting = near.unconnected = True
         return near
+
+    def port(self) -> Address:
+        """An address on which nobody listens yet."""
+        self._ports += 1
+        return ("127.0.0.1", self._ports)
 
     def into(self, pipefd: Array[ctypes.c_int], nonblocking: bool) -> int:
         """A pipe whose descriptors are put into `pipefd`. Answers as C does."""
 
         def body() -> int:
+            if number := self.luck.failure("pipe", EMFILE, ENFILE):
+                raise error(number)
             for place, end in enumerate(self.pipe()):
                 end.setblocking(not nonblocking)
                 pipefd[place] = end.detach()
@@ -225,6 +242,7 @@ class SimKernel:
 
     def wait_ns(self, ready: Callable[[], T], timeout_ns: int | None, what: str) -> T:
         """Block until `ready()` is true or `timeout_ns` is over. Raises `OSError`."""
+        self.waits += 1
         if number := self.luck.failure(what, *self.NO_MEMORY):
             raise error(number)
         if self.luck.noisy(f"EINTR from {what}"):
@@ -232,7 +250,18 @@ class SimKernel:
         if timeout_ns and self.rules == "netbsd":
             # Whole ticks of its clock, and one more for the one that has begun.
             timeout_ns = (-(-timeout_ns // TICK_NS) + 1) * TICK_NS - self.clock.now_ns % TICK_NS
-        return self.clock.wait(ready, timeout_ns, what)
+        if not self.signals.handlers:
+            return self.clock.wait(ready, timeout_ns, what)
+
+        def ready_or_interrupted() -> T:
+            if self.signals.pending:
+                raise error(EINTR)
+            return ready()
+
+        try:
+            return self.clock.wait(ready_or_interrupted, timeout_ns, what)
+        finally:
+            self.signals.handle()
 
     # --- the calls that raise ---------------------------------------------------------------------
 
@@ -255,6 +284,9 @@ class SimKernel:
 
     def _disturb(self, file: OpenFile, call: str, size: int, *numbers: int) -> None:
         if not isinstance(file, StreamSocket):
+            # A pipe takes a page for what is written (pipe_write).
+            if call == "write" and (number := self.luck.failure("write to a pipe", ENOMEM)):
+                raise error(number)
             return
         if number := self.luck.failure(call, *numbers):
             if number != ENOBUFS:
@@ -329,6 +361,9 @@ class SimKernel:
             poller, file = self.get(epfd, "epoll_ctl"), self.get(fd, "epoll_ctl")
             if op == EPOLL_CTL_ADD and (number := self.luck.failure("epoll_ctl", ENOMEM, ENOSPC)):
                 raise error(number)
+            if op == EPOLL_CTL_MOD and isinstance(file, Listener):
+                if number := self.luck.failure("epoll_ctl MOD", ENOMEM):
+                    raise error(number)
             if not file.pollable:
                 raise error(EPERM)
             as_epoll(poller).control(c_int(op, "epoll_ctl: op"), fd, file, event)

@@ -274,7 +274,8 @@ class KQueue(OpenFile):
     def _with_spurious(self, told: list[Fields]) -> list[Fields]:
         if self.notes and self.kernel.luck.noisy("spurious event"):
             (ident, filter), note = self.kernel.luck.random.choice(list(self.notes.items()))
-            if note.enabled and not note.once and note.key not in {event[:2] for event in told}:
+            usual = note.enabled and not note.once and note.file.fickle()
+            if usual and note.key not in {event[:2] for event in told}:
                 told = [*told, (ident, filter, self._flags(note), 0, 1, note.udata)]
         return told
 

@@ -46,7 +46,8 @@ def poll(kernel: SimKernel, pointer: object, nfds: object, timeout_ms: int) -> i
     found = kernel.wait(ready, timeout_ms, "poll")
     if wanted and kernel.luck.noisy("spurious event"):
         i = kernel.luck.random.randrange(count)
-        if mask := wanted[i][1] & (POLLIN | POLLOUT):
+        file = kernel.table.files.get(wanted[i][0])
+        if file and file.fickle() and (mask := wanted[i][1] & (POLLIN | POLLOUT)):
             found.setdefault(i, mask)
     for i, (fd, events, _) in enumerate(wanted):
         _POLLFD.pack_into(view, i * _POLLFD.size, fd, events, found.get(i, 0))

@@ -7,20 +7,23 @@ connections of a world do the same however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from errno import EMFILE
+from collections.abc import Callable, Container
+from errno import ETIMEDOUT
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
+from danga_raw.listener import PAUSE, Listener
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.types import Block, DescriptorMapping, OtherFdMapping
 from tests.simkernel.clients import Client
-from tests.simkernel.files import POLLIN, POLLOUT
+from tests.simkernel.files import POLLIN, POLLOUT, OpenFile
 from tests.simkernel.handles import Handle
 from tests.simkernel.pipes import PipeEnd
 from tests.simkernel.rules import (
     BYTES,
+    LATE_BY_TICKS,
     MASK,
     MS,
     Boom,
@@ -29,9 +32,13 @@ from tests.simkernel.rules import (
     TimerModel,
     close_anyhow,
 )
-from tests.simkernel.sockets import StreamSocket
+from tests.simkernel.sockets import NO_ROOM, Address, StreamSocket
+from tests.simkernel.sockets import Listener as KernelListener
+from tests.simkernel.waking import soon, wake
 
 if TYPE_CHECKING:
+    from socket import socket as PythonSocket
+
     from tests.simkernel.world import World
 
 
@@ -58,14 +65,15 @@ class Connection:
         self.callable_raised = False
         """From then on it may be watched for what was queued behind, till the next event."""
         self.ended = False
+        self.dial: Dial | None = None
+        """How it was connected to, if it was the server who has."""
 
     # --- the server's side ------------------------------------------------------------------------
 
     def open(self, handle: Handle) -> None:
         """The server's side is there."""
         handle.setblocking(False)
-        self.handle = ServerHandle(self.world.kernel, handle.detach())
-        self.handle.world = self.world
+        self.handle = self.world.server_handle(self.world.kernel, handle.detach())
         self.wrap()
 
     @property
@@ -102,6 +110,7 @@ class Connection:
             self.obj = None
             self.handle.loop = None
             close_anyhow(self.handle)
+            self.client.missed()
             return
         self.handle.loop = loop
         self.obj.watch_read(True)
@@ -164,6 +173,16 @@ class Connection:
 
         self.callables += 1
         obj.write(run)
+
+    def connect(self, address: Address) -> None:
+        """The server connects to its client."""
+        self.dial = Dial(self, address)
+        self.dial.begin()
+
+    def times_out(self, loop: Loop) -> bool:
+        """Whether a connect of this loop goes on that ends by itself."""
+        dial = self.dial
+        return dial is not None and dial.timed and dial.loop is loop and self.obj is not None
 
     # --- what it does at the end of a frame: the same whenever it happens -------------------------
 
@@ -244,8 +263,14 @@ class Connection:
         if lost:
             # What was pushed back is gone with the object.
             close_anyhow(self.handle)
+            self.client.missed()
         else:
             self.wrap()
+
+    def act_soon(self, obj: Peer, number: int) -> None:
+        soon(self.world, obj.loop)
+        if number % 3 == 0:
+            soon(self.world, obj.loop, partial(soon, self.world, obj.loop))
 
     def act_raise(self, obj: Peer, number: int) -> None:
         self.boom = not self.world.closes_on_exception or self.world.wild
@@ -291,16 +316,167 @@ class Connection:
     def act_spawn(self, obj: Peer, number: int) -> None:
         self.world.spawn()
 
+    def act_wake(self, obj: Peer, number: int) -> None:
+        if self.world.wakes:
+            try:
+                wake(self.world, self.world.loops[number % len(self.world.loops)])
+            except OSError as error:
+                self.world.tolerate(error)
+
+    def act_soon_more(self, obj: Peer, number: int) -> None:
+        def boom() -> None:
+            raise Boom
+
+        def run() -> None:
+            self.world.run_within(obj.loop)
+
+        def write() -> None:
+            self._write(obj, self._bytes(number))
+
+        soon(self.world, obj.loop, (boom, run, write, obj.close)[number % 4])
+        soon(self.world, obj.loop)
+
 
 _CALM_ACTS: Final = (
     "act_bytes", "act_bytes", "act_bytes", "act_bytearray", "act_view", "act_many", "act_callable",
     "act_kick", "act_cork", "act_pause", "act_watch_write", "act_timer", "act_writer",
-    "act_own_callback", "act_steal", "act_raise",
+    "act_own_callback", "act_steal", "act_raise", "act_soon",
 )  # fmt: skip
 _WILD_ACTS: Final = (
     *_CALM_ACTS, "act_close", "act_close_other", "act_late_write", "act_writing_callable",
-    "act_closing_callable", "act_raising_callable", "act_spawn", "act_run",
+    "act_closing_callable", "act_raising_callable", "act_spawn", "act_run", "act_wake",
+    "act_soon_more",
 )  # fmt: skip
+
+
+class Dial:
+    """A connect that goes on, and what must come of it: the outcome, once, or nothing where its object
+    was closed before."""
+
+    def __init__(self, conn: Connection, address: Address) -> None:
+        self.conn = conn
+        self.world = conn.world
+        self.address = address
+        dice = conn.dice
+        wild = self.world.wild
+        self.loop = dice.choice(self.world.loops)
+        self.timeout = dice.choice((None, None, 0.001, 0.01, 2.0)) if wild else None
+        self.whim = dice.choice(_WHIMS) if wild and dice.random() < 0.3 else ""
+        """What the constructor does beside."""
+        self.began = self.world.kernel.clock.now_ns
+        self.file: StreamSocket | None = None
+        self.pending = False
+        self.failed = False
+        self.settled_since: int | None = None
+
+    def begin(self) -> None:
+        """`Socket.connect`"""
+        conn = self.conn
+        self.began = self.world.kernel.clock.now_ns
+        self.pending = True
+        try:
+            Peer.connect(self.address, self.loop, conn, timeout=self.timeout)
+        except (OSError, Boom) as error:
+            if isinstance(error, OSError):
+                self.world.tolerate(error)
+            self.give_up()
+            if (handle := conn.handle) is not None:
+                self.world.require(handle.fileno() < 0, "a connect that raised has left its socket")
+                handle.loop = None
+                conn.obj = None
+                # Its constructor may have closed it before it raised.
+                if handle in self.world.to_close[self.loop]:
+                    self.world.to_close[self.loop].remove(handle)
+            return
+        if conn.obj is not None and wild_whim(self):
+            TimerModel(self.world, self.loop, conn.dice.randrange(50) / 10_000, self.disturb)
+
+    @property
+    def timed(self) -> bool:
+        """Whether it goes on for so long only; where it has failed at once, it doesn't go on."""
+        on = self.file is not None and not self.file.unconnected
+        return self.pending and self.timeout is not None and on
+
+    def make(self, obj: Peer, handle: ServerHandle) -> None:
+        """The constructor, once the object is registered."""
+        conn = self.conn
+        conn.handle = handle
+        conn.obj = obj
+        handle.loop = obj.loop
+        assert isinstance(handle.file, StreamSocket)
+        self.file = handle.file
+        if conn.script.random() < 0.5:
+            conn.act_bytes(obj, conn.script.randrange(1 << 14))
+        obj.watch_read(True)
+        if self.whim.startswith("write"):
+            conn.act_late_write(obj, conn.dice.randrange(1 << 14))
+        if "close" in self.whim:
+            obj.close("by its constructor")
+        if "raise" in self.whim:
+            raise Boom
+
+    def disturb(self) -> None:
+        """In the midst of it somebody does something to the object."""
+        obj = self.conn.obj
+        if obj is None or not self.pending:
+            return
+        number = self.conn.dice.randrange(1 << 14)
+        act = self.conn.dice.choice(
+            ("act_bytes", "act_callable", "act_steal", "act_kick", "act_cork", "act_run")
+        )
+        if act == "act_steal":
+            if self.file is None or self.file.unconnected:
+                return  # It has failed at once, and nobody will tell who steals it.
+            self.pending = False
+        getattr(self.conn, act)(obj, number)
+
+    def give_up(self) -> None:
+        """Nothing is to be told any more."""
+        self.pending = False
+        self.conn.client.missed()
+
+    def told(self, error: OSError | None) -> None:
+        """The outcome is told."""
+        world = self.world
+        assert self.file is not None
+        world.require(self.pending, "the outcome of a connect was told twice")
+        self.pending = False
+        now = world.kernel.clock.now_ns
+        if error is None:
+            world.require(self.file.outcome == 0, "told to be connected, and it is not")
+            return
+        self.failed = True
+        self.conn.client.missed()
+        number = error.errno
+        if number in (self.file.outcome, self.file.failure):
+            return
+        world.require(number == ETIMEDOUT and self.timeout is not None, f"told {error!r}")
+        assert self.timeout is not None
+        late = now - self.began - self.timeout * 1e9
+        world.require(late >= 0, "a connect timed out early")
+
+    def check(self) -> None:
+        """After a turn of its loop, in which the object was not closed."""
+        self.world.require(not self.failed, "a connect has failed, and its object is open")
+        if not self.pending or self.file is None:
+            return
+        now = self.world.kernel.clock.now_ns
+        slack = 500 * MS
+        if self.timeout is not None:
+            late = now - self.began - self.timeout * 1e9
+            self.world.require(late < slack, "a connect did not time out")
+        if self.file.outcome is not None:
+            self.settled_since = self.settled_since or now
+            late = now - self.settled_since
+            self.world.require(late < slack, "what came of a connect was not told")
+
+
+def wild_whim(dial: Dial) -> bool:
+    """Whether something is going to happen while it goes on."""
+    return dial.world.wild and dial.conn.dice.random() < 0.5
+
+
+_WHIMS: Final = ("write", "close", "raise", "raise at once", "close and raise")
 
 
 class Peer(Socket[Handle]):
@@ -309,8 +485,24 @@ class Peer(Socket[Handle]):
     __slots__ = ("conn",)
 
     def __init__(self, handle: Handle, loop: Loop, conn: Connection) -> None:
-        super().__init__(handle, loop)
         self.conn = conn
+        if conn.dial is not None and conn.dial.whim == "raise at once":
+            raise Boom
+        super().__init__(handle, loop)
+        if conn.dial is not None and conn.dial.file is None:
+            assert isinstance(handle, ServerHandle)
+            conn.dial.make(self, handle)
+
+    def event_connect(self, error: OSError | None) -> None:
+        conn = self.conn
+        assert conn.dial is not None
+        conn.world.entered(self, True)
+        conn.dial.told(error)
+        if error is None:
+            conn.act_bytes(self, conn.script.randrange(1 << 14))
+            conn.world.left(self)
+            if conn.world.wild and conn.dice.random() < 0.1:
+                raise Boom
 
     def event_read(self) -> None:
         world = self.conn.world
@@ -359,6 +551,8 @@ class Peer(Socket[Handle]):
         """As `Socket.close`, and noted by the world."""
         if not self.closed:
             self.conn.world.will_close(self)
+            if self.conn.dial is not None:
+                self.conn.dial.give_up()
         super().close(reason)
 
 
@@ -448,33 +642,80 @@ class PipeUser(Socket[Handle]):
     event_err = event_hup
 
 
-class Acceptor(Socket[Handle]):
-    """A listener; the connections that wait for it are known by their order."""
+class Door(Handle):
+    """The handle of a listener; counts how often there was no room in a row."""
 
-    __slots__ = ("waiting", "world")
+    refusals = 0
+    refused_at = 0
+
+    def accept(self) -> tuple[Handle, Address]:
+        """accept(2)"""
+        now = self.kernel.clock.now_ns
+        try:
+            accepted = super().accept()
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                rested = now - self.refused_at > PAUSE * 0.9e9
+                self.refusals = 1 if rested else self.refusals + 1
+                self.refused_at = now
+            raise
+        self.refusals = 0
+        return accepted
+
+
+class Acceptor(Listener):
+    """A listener; who has connected to it is known by the other side's open file."""
+
+    __slots__ = ("handle", "rests_since", "unwatched", "world")
 
     def __init__(self, world: World, handle: Handle, loop: Loop) -> None:
-        super().__init__(handle, loop)
         self.world = world
-        self.waiting: list[Connection] = []
-        self.watch_read(True)
+        self.handle = Door(world.kernel, handle.detach())
+        self.rests_since: int | None = None
+        self.unwatched = 0
+        try:
+            super().__init__(cast("PythonSocket", self.handle), self.take, loop)
+        except OSError:
+            self.handle.close()
+            raise
 
-    def event_read(self) -> None:
-        self.world.require(not self.closed, "a closed listener got an event")
-        assert isinstance(self.sock, Handle)
-        while True:
-            try:
-                handle, _ = self.sock.accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno == EMFILE:
-                    self.watch_read(False)
-                    TimerModel(self.world, self.loop, 0.001, lambda: self.watch_read(True))
-                    return
-                # That one connection is gone.
-                self.waiting.pop(0)
-                continue
-            self.waiting.pop(0).open(handle)
+    def take(self, connection: object, address: object) -> None:
+        """What it calls with each connection."""
+        world = self.world
+        world.in_handler(self.loop)
+        assert isinstance(connection, ServerHandle)
+        world.require(not self.closed, "a closed listener took a connection")
+        world.require(connection.file.nonblocking, "a connection that blocks was handed over")
+        conn = world.to_accept.pop(connection.file, None)
+        if conn is None:
+            raise Broken("a connection was handed over twice")
+        early, late = (conn.dice.random() < 0.1 if world.wild else False for _ in range(2))
+        if early:
+            raise Boom
+        conn.open(connection)
+        if late:
+            raise Boom
 
-    event_err = event_hup = event_read
+    @property
+    def queue(self) -> Container[OpenFile]:
+        """Who has connected and was not accepted."""
+        assert isinstance(self.handle.file, KernelListener)
+        return self.handle.file.waiting
+
+    def check(self, closed: bool) -> None:
+        """After a turn of its loop, in which something was closed or was not."""
+        world = self.world
+        refused, self.unwatched = self.unwatched, world.kernel.luck.dealt["epoll_ctl MOD ENOMEM"]
+        # Its own watch may be refused as well, several times in a row.
+        world.require(self.handle.refusals < 9, "a listener without room does not rest")
+        if closed:
+            self.handle.refusals = 0
+        if self.event_watch & POLLIN:
+            self.rests_since = None
+            return
+        fed = closed and refused == self.unwatched
+        world.require(not fed, "a listener does not begin again, though something was closed")
+        now = world.kernel.clock.now_ns
+        self.rests_since = self.rests_since or now
+        most = PAUSE * 1e9 + (LATE_BY_TICKS if len(world.loops) == 1 else 100 * MS)
+        world.require(now - self.rests_since < most, "a listener does not begin again")

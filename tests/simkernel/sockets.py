@@ -16,8 +16,14 @@ from errno import (
     ECONNREFUSED,
     ECONNRESET,
     EINVAL,
+    EMFILE,
+    ENFILE,
+    ENOBUFS,
+    ENOMEM,
     ENOTCONN,
+    EPERM,
     EPIPE,
+    EPROTO,
 )
 from typing import TYPE_CHECKING
 
@@ -37,6 +43,11 @@ a protocol with PR_IMPLOPCL, as TCP is on FreeBSD and DragonFly."""
 CORK_NS = 200_000_000
 """How long a corked socket holds back a partial segment at most; tcp(7)."""
 SEGMENT = 1448
+
+GONE = (ECONNABORTED, EPERM, EPROTO)
+"""What accept(2) answers of a connection that is gone, or that a firewall forbids."""
+NO_ROOM = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
+"""What it answers where the connection goes on waiting."""
 
 Address = tuple[str, int] | str
 
@@ -63,6 +74,9 @@ class StreamSocket(OpenFile):
         if small:
             self.low_water = min(UNIX_LOW_WATER, self.capacity // 2)
         self.connecting = False
+        self.unconnected = False
+        self.outcome: int | None = None  # of its connect(2): an errno, or 0
+        self.failure = 0  # the last errno of the connection
         self.taken = 0  # how many bytes writes have been accepted for, ever
         self.error = 0  # SO_ERROR
         self.shut_read = False
@@ -88,7 +102,8 @@ class StreamSocket(OpenFile):
 
     def poll(self) -> int:
         if self.connecting:
-            return 0
+            # Linux hangs up what has never been connected (tcp_poll, unix_poll).
+            return POLLOUT | POLLHUP if self.unconnected and not self.bsd else 0
         if self.bsd:
             return self._bsd_poll()
         mask = POLLIN if self.arrived or self.shut_read else 0
@@ -100,6 +115,10 @@ class StreamSocket(OpenFile):
         if self.shut_read and self.shut_write:
             mask |= POLLHUP
         return mask
+
+    def fickle(self) -> bool:
+        """No kernel says of a connect that goes on that it doesn't."""
+        return not self.connecting
 
     def _bsd_poll(self) -> int:
         mask = POLLIN if self.arrived or self.shut_read or self.error else 0
@@ -285,7 +304,7 @@ class StreamSocket(OpenFile):
 
     def fail(self, number: int) -> None:
         """The connection is gone, and SO_ERROR says why; what has arrived can still be read."""
-        self.error = number
+        self.error = self.failure = number
         self.shut_read = self.shut_write = True
         del self.inbox[self.arrived :]
         self.peer_name = None
@@ -336,13 +355,14 @@ class Listener(OpenFile):
         self.stirred()
 
     def accept(self) -> StreamSocket:
-        """The oldest connection that waits. Raises `OSError` (EAGAIN, EINVAL, ECONNABORTED)."""
+        """The oldest connection that waits. Raises `OSError`."""
         if self.dead:
             raise error(EINVAL)
         while not self.waiting:
             self.block(POLLIN)
-        if number := self.kernel.luck.failure("accept", ECONNABORTED):
-            self.waiting.popleft().released()
+        if number := self.kernel.luck.failure("accept", *GONE, *NO_ROOM):
+            if number in GONE:
+                self.waiting.popleft().released()
             raise error(number)
         if self.kernel.luck.noisy("EAGAIN from accept") and self.nonblocking:
             raise error(EAGAIN)

@@ -18,19 +18,21 @@ from functools import partial
 from random import Random
 from typing import Final, Literal, NamedTuple, TypeVar
 
-from danga_raw import _epoll, _kqueue
+from danga_raw import _epoll, _kqueue, listener
 from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
 from danga_raw.loop import Loop
 from danga_raw.types import AnySocket, PostLoopCallback
 from tests.simkernel.clients import Tap
 from tests.simkernel.epoll import as_epoll
-from tests.simkernel.files import POLLIN, POLLOUT
+from tests.simkernel.files import POLLIN, POLLOUT, OpenFile
 from tests.simkernel.handles import Handle
 from tests.simkernel.kernel import SimKernel
 from tests.simkernel.kqueue import as_kqueue
-from tests.simkernel.rules import MASK, MS, Boom, Broken, TimerModel
+from tests.simkernel.rules import MASK, MS, Boom, Broken, ServerHandle, TimerModel
 from tests.simkernel.servers import Acceptor, Connection, Peer, PipeUser
+from tests.simkernel.sockets import StreamSocket
+from tests.simkernel.waking import SIGNALS, Listening, Outsider, Soon, unread, wake
 from tests.watched import by_poll
 
 Backend = Literal["epoll", "poll", "kqueue-freebsd", "kqueue-netbsd"]
@@ -43,6 +45,8 @@ PLATFORMS: Final = {
 }
 WORLD_SIZE: Final = 16
 """How many connections a world has."""
+MOST_TURNS: Final = 50_000
+"""A world takes some hundreds, and some thousands where the kernel waits in short ticks."""
 _NO_ROOM: Final = (EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC)
 
 T = TypeVar("T")
@@ -93,11 +97,21 @@ class World:
         self.backend = backend.partition("-")[0]
         self.loops_wanted = dice.choice((1, 1, 2))
         # One loop has to let go for the other to run.
-        self.turns = dice.choice((1, 5, 1000 if self.loops_wanted == 1 else 20))
+        self.turns_of_run = dice.choice((1, 5, 1000 if self.loops_wanted == 1 else 20))
         self.taps_wanted = dice.randrange(3)
         self.pipes_wanted = dice.randrange(4)
         self.room = dice.choice((1000, 1000, 1000, 5, 2))
         """How many events a wait takes at most: with 1,000 no world ever fills a batch."""
+        self.wakes = dice.random() < 0.6
+        """Whether somebody wakes the loops, so that they have something to be woken by."""
+        self.outsiders_wanted = dice.randrange(4)
+        self.signals_wanted = dice.choice((0, 0, 1, 2))
+        self.accepted_at_once = dice.choice((64, 64, 2, 1))
+        if self.wakes:
+            self.kernel.table.limit += 2 * self.loops_wanted
+            self.kernel.signals.chance = 0.01 if self.signals_wanted else 0.0
+        self.kernel.signals.about_to = self._signal_comes
+        self.kernel.handle = self.server_handle
         self.wanted = connections
         self.loops: list[Loop] = []
         self.acceptors: list[Acceptor] = []
@@ -111,6 +125,17 @@ class World:
         self.last_timer: dict[Loop, tuple[float, int]] = {}
         self.to_close: dict[Loop, list[Handle]] = {}
         self.closes_began: set[Loop] = set()
+        self.soon: dict[Loop, list[Soon]] = {}
+        """The callbacks that `call_soon` was given and that have not run, in order."""
+        self.in_callback = False
+        self.ran_within = False
+        """Whether a handler has run a loop in this turn, which has taken over what was to be called."""
+        self.turns = 0
+        self.errands: list[Callable[[], object]] = []
+        """What is to be done after the next turn."""
+        self.listening: list[Listening] = []
+        self.to_accept: dict[OpenFile, Connection] = {}
+        """Who has connected to a listener and was not handed over yet."""
         self.turns_left = 0
 
     def require(self, holds: bool, what: str) -> None:
@@ -122,6 +147,22 @@ class World:
         """An injected fault, which only a wild world has."""
         self.require(self.wild and error.errno in _NO_ROOM, f"unexpected: {error!r}")
 
+    def server_handle(self, kernel: SimKernel, fd: int) -> ServerHandle:
+        """A handle that tells this world of its end."""
+        handle = ServerHandle(kernel, fd)
+        handle.world = self
+        return handle
+
+    @property
+    def wakes_failed(self) -> int:
+        """How many wake-ups there was no memory for."""
+        return self.kernel.luck.dealt["write to a pipe ENOMEM"]
+
+    def _signal_comes(self, number: int) -> None:
+        for each in self.listening:
+            if each.number == number:
+                Soon(self, each.loop, each.come_to)
+
     # --- a run ------------------------------------------------------------------------------------
 
     def run(self) -> Report:
@@ -130,7 +171,7 @@ class World:
             self._set_up()
             while not self._finished():
                 for loop in self.loops:
-                    self.turns_left = self.turns
+                    self.turns_left = self.turns_of_run
                     try:
                         loop.run()
                     except Boom:
@@ -146,6 +187,7 @@ class World:
     def run_within(self, loop: Loop) -> None:
         """One turn of a loop, from within a handler of one."""
         before, self.turns_left = self.turns_left, 1
+        in_callback, self.in_callback = self.in_callback, False
         self.within += 1
         # Handlers may have added timers that are due before those that fired in this turn.
         self.last_timer.pop(loop, None)
@@ -158,7 +200,9 @@ class World:
             self._turn(loop)
         finally:
             self.turns_left = before
+            self.in_callback = in_callback
             self.within -= 1
+            self.ran_within = True
 
     @contextmanager
     def _warnings_seen(self) -> Iterator[None]:
@@ -172,12 +216,14 @@ class World:
 
     @contextmanager
     def _little_room(self) -> Iterator[None]:
-        before = _kqueue.MAX_EVENTS, _epoll.MAX_EVENTS
+        before = _kqueue.MAX_EVENTS, _epoll.MAX_EVENTS, listener.AT_ONCE
         try:
             vars(_kqueue)["MAX_EVENTS"] = vars(_epoll)["MAX_EVENTS"] = self.room
+            vars(listener)["AT_ONCE"] = self.accepted_at_once
             yield
         finally:
-            vars(_kqueue)["MAX_EVENTS"], vars(_epoll)["MAX_EVENTS"] = before
+            vars(_kqueue)["MAX_EVENTS"], vars(_epoll)["MAX_EVENTS"] = before[:2]
+            vars(listener)["AT_ONCE"] = before[2]
 
     def _set_up(self) -> None:
         for _ in range(self.loops_wanted):
@@ -187,11 +233,20 @@ class World:
             if self.closes_on_exception:
                 loop.on_exception = self._on_exception
             self.to_close[loop] = []
+            self.soon[loop] = []
             self.loops.append(loop)
             self._insist(loop._registry.open)
-            handle = self.kernel.listener()
-            handle.setblocking(False)
-            self.acceptors.append(self._insist(partial(Acceptor, self, handle, loop)))
+            self.acceptors.append(
+                self._insist(lambda: Acceptor(self, self.kernel.listener(), loop))
+            )
+            if self.wakes:
+                # Before the first wait: on poll none has an end that another thread adds later.
+                self._insist(partial(wake, self, loop))
+        if self.wakes:
+            for number in range(self.outsiders_wanted):
+                Outsider(self, number)
+            for loop, signal in zip(self.loops * 2, SIGNALS[: self.signals_wanted]):
+                Listening(self, loop, signal)
         for number in range(self.taps_wanted):
             self.taps.append(self._insist(partial(Tap, self, number)))
         for number in range(self.pipes_wanted):
@@ -221,6 +276,7 @@ class World:
         return (
             all(conn.client.over and not conn.obj for conn in self.connections)
             and not self.timers
+            and not any(self.soon.values())
             and all(not tap.watched for tap in self.taps)
             and all(pipe.closed and pipe.hung_up for pipe in self.pipes)
         )
@@ -229,9 +285,18 @@ class World:
         return lambda sockets, others: self._turn(loop)
 
     def _turn(self, loop: Loop) -> bool:
+        self.turns += 1
+        self.require(self.turns < MOST_TURNS, "the world has no end")
+        self.ran_within = False
+        closed = loop in self.closes_began
         self.closes_began.discard(loop)
+        for acceptor in self.acceptors:
+            if acceptor.loop is loop:
+                acceptor.check(closed)
         self.last_timer.pop(loop, None)
         self.check(loop)
+        while self.errands:
+            self.errands.pop()()
         self.turns_left -= 1
         return self.turns_left > 0 and not self._finished()
 
@@ -245,6 +310,9 @@ class World:
                 self.require(self.wild and error.errno == EIO, f"unexpected: {error!r}")
         for tap in self.taps:
             tap.write_end.close()
+        signals = self.kernel.signals
+        self.require(not signals.handlers, f"handled still: {signals.handlers}")
+        self.require(signals.wakeup_fd == -1, f"signals write to {signals.wakeup_fd} still")
         self.require(not self.kernel.table.files, f"left open: {self.kernel.table.files}")
         if not self.wild:
             for conn in self.connections:
@@ -267,8 +335,10 @@ class World:
         if loop in self.closes_began:
             raise Broken("a handler ran after the closes of its batch")
 
-    def entered(self, obj: Peer) -> None:
-        """A handler of `obj` begins."""
+    def entered(self, obj: Peer, outcome: bool = False) -> None:
+        """A handler of `obj` begins, which tells the outcome of a connect or does not."""
+        if not outcome and obj.conn.dial is not None and obj.conn.dial.pending:
+            raise Broken("an event before the outcome of a connect")
         if obj.closed:
             raise Broken("a handler ran on a closed object")
         if obj.conn.obj is not obj:
@@ -305,6 +375,8 @@ class World:
         queued = len(conn.out) - conn.taken + conn.callables
         if obj.write_buf_size != queued:
             raise Broken(f"write_buf_size is {obj.write_buf_size}, and {queued} are queued")
+        if conn.dial is not None and conn.dial.pending:
+            return  # It is watched for another reason, if the connect hasn't failed at once.
         if not obj.event_watch & POLLOUT:
             if obj.write_buf:
                 raise Broken("an object with a queue isn't watched")
@@ -320,6 +392,14 @@ class World:
                 self.check_object(obj)
                 assert obj.fd is not None
                 asked[obj.fd] = obj.event_watch & MASK
+                if conn.dial is not None:
+                    conn.dial.check()
+        for file, conn in list(self.to_accept.items()):
+            assert isinstance(file, StreamSocket)
+            if not file.descriptors and file.dead:
+                del self.to_accept[file]
+            elif not any(file in each.queue for each in self.acceptors):
+                raise Broken(f"connection {conn.number} was accepted and lost")
         for acceptor in self.acceptors:
             if acceptor.loop is loop:
                 assert acceptor.fd is not None
@@ -339,13 +419,18 @@ class World:
             raise Broken("pushed-back data outlives its object")
         if not loop._registry.own_callbacks.keys() <= asked.keys():
             raise Broken("a callback outlives its object")
-        pipes = [pipe for pipe in self.pipes if pipe.closed and pipe.loop is loop]
-        leaving_pipes = [entry for entry in loop._registry.leaving if entry.obj in pipes]
-        if len(self.to_close[loop]) != len(loop._registry.leaving) - len(leaving_pipes):
+        waiting = [sock for sock in loop.to_close if isinstance(sock, ServerHandle) and sock.loop]
+        if waiting != self.to_close[loop]:
             raise Broken("the closes that wait are not those asked for")
         for tap in self.taps:
             if tap.watched and tap.loop is loop:
                 asked[tap.read_end.fileno()] = POLLIN
+        if self.soon[loop]:
+            self.soon[loop][0].check()
+        if (waker := loop._registry.waker) is not None:
+            asked[waker.fileno()] = POLLIN
+            if not self.listening and unread(self, loop) > 1:
+                raise Broken("several wake-ups have cost more than one")
         watched = self.watched(loop)
         if self.backend == "kqueue":
             # A pipe without another end may have lost its write filter.
@@ -354,7 +439,14 @@ class World:
                 watched[fd] &= POLLIN
         if watched != asked:
             raise Broken(f"the kernel watches {watched}, and asked for is {asked}")
-        heaped = sum(1 for entry in loop._timers.heap if entry[2].callback is not None)
+        whose = [getattr(entry[2].callback, "__self__", None) for entry in loop._timers.heap]
+        heaped = sum(isinstance(each, TimerModel) for each in whose)
+        retries = [each for each in whose if isinstance(each, Acceptor)]
+        if len(retries) > len(set(retries)):
+            raise Broken("a listener has several timers")
+        connects = sum(conn.times_out(loop) for conn in self.connections)
+        if len(whose) - whose.count(None) - heaped - len(retries) != connects:
+            raise Broken(f"there are timers of connects beside {connects} that may time out")
         asked_for = sum(1 for timer in self.timers if timer.loop is loop)
         if heaped != asked_for:
             raise Broken(f"{heaped} timers in the heap, {asked_for} asked for")

@@ -1,0 +1,98 @@
+"""Signals, which come when a world says so: in a wait, or behind any other call."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from errno import EBADF
+from functools import wraps
+from random import Random
+from types import FrameType
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+from tests.simkernel.errors import SimError
+from tests.simkernel.files import error
+from tests.simkernel.pipes import PipeEnd
+
+if TYPE_CHECKING:
+    from tests.simkernel.kernel import SimKernel
+
+Handler = Callable[[int, FrameType | None], object]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+USUAL: Final = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+
+
+class Signals:
+    """The handlers of a process, and the descriptor to which each signal writes. For the package's
+    waker it is the module `signal`."""
+
+    SIGINT = signal.SIGINT
+    SIG_DFL = signal.SIG_DFL
+    default_int_handler = staticmethod(signal.default_int_handler)
+
+    def __init__(self, kernel: SimKernel, seed: int) -> None:
+        self.kernel = kernel
+        self.random = Random(f"signals {seed}")
+        self.chance = 0.0
+        """How probable one is behind a call; 0 for a process that nobody sends any."""
+        self.handlers: dict[int, Handler] = {}
+        self.wakeup_fd = -1
+        self.pending: deque[int] = deque()
+        self.about_to: Callable[[int], object] = int
+        """Told of each that is going to be handled."""
+
+    def signal(self, number: int, handler: Handler | int) -> object:
+        """signal.signal"""
+        before = self.handlers.pop(number, signal.SIG_DFL)
+        if handler not in USUAL:
+            assert callable(handler)
+            self.handlers[number] = handler
+        return before
+
+    def set_wakeup_fd(self, fd: int, *, warn_on_full_buffer: bool = True) -> int:
+        """signal.set_wakeup_fd. Raises `OSError` (EBADF)."""
+        if fd >= 0:
+            file = self.kernel.table.files.get(fd)
+            if file is None:
+                raise error(EBADF)
+            if not (isinstance(file, PipeEnd) and file.writes and file.nonblocking):
+                raise SimError(f"set_wakeup_fd: descriptor {fd} is {file}")
+        before, self.wakeup_fd = self.wakeup_fd, fd
+        return before
+
+    def come(self, number: int) -> None:
+        """A signal comes. One that nobody handles would end the process: it isn't sent."""
+        if number not in self.handlers:
+            return
+        if self.wakeup_fd >= 0:
+            file = self.kernel.table.files.get(self.wakeup_fd)
+            if not isinstance(file, PipeEnd):
+                raise SimError(f"a signal writes to descriptor {self.wakeup_fd}, which is {file}")
+            if file.space:
+                file.write(memoryview(bytes((number,))))
+        self.pending.append(number)
+
+    def handle(self) -> None:
+        """Call the handlers of those that have come, as the interpreter does when it goes on."""
+        while self.pending:
+            number = self.pending.popleft()
+            if (handler := self.handlers.get(number)) is not None:
+                self.about_to(number)
+                handler(number, None)
+
+    def behind(self, call: Callable[P, R]) -> Callable[P, R]:
+        """`call`, behind which a signal may come."""
+
+        @wraps(call)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return call(*args, **kwargs)
+            finally:
+                if self.handlers and self.random.random() < self.chance:
+                    self.come(self.random.choice(sorted(self.handlers)))
+                    self.handle()
+
+        return called
