@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from danga_raw._clibrary import GLIBC
+from danga_raw._kernel import HERE
 from tests import needs
 from tests.abi import debian
 
 PACKAGE = "libkqueue0t64"
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libkqueue is for Linux")
+pytestmark = pytest.mark.skipif(HERE.libc != GLIBC, reason="Debian's libkqueue is for glibc")
 
 
 @pytest.fixture(scope="module")
