@@ -302,7 +302,9 @@ class ProxyExchange(Exchange):
                 return self.try_next_url()
             head = self._reproxied_head(head)
         elif service.enable_reproxy and (
-            "x-reproxy-file" in values or "x-reproxy-url" in values or "x-reproxy-service" in values
+            values.get("x-reproxy-file")
+            or values.get("x-reproxy-url")
+            or values.get("x-reproxy-service")
         ):
             return self._reproxy(backend, head)
         elif head.code == 500 and self._retry(backend):
@@ -357,9 +359,9 @@ class ProxyExchange(Exchange):
         self._responded = True
         self.backend = None
         backend.next_request()
-        if (path := values.get("x-reproxy-file")) is not None:
+        if path := values.get("x-reproxy-file"):
             self._reproxy_file(path, head)
-        elif (urls := values.get("x-reproxy-url")) is not None:
+        elif urls := values.get("x-reproxy-url"):
             cache_for = values.get("x-reproxy-cache-for")
             if cache_for and self.service.reproxy_cache is not None:
                 self.service.reproxy_cache.add(self._cache_key(), cache_for, urls, head)
@@ -446,10 +448,12 @@ class ProxyExchange(Exchange):
         """The first backend's head, made to fit the URL's body."""
         assert self._primary is not None
         primary = self._primary
-        for key in ("content-length", *_REPROXY_HEADERS):
+        for key in _REPROXY_HEADERS:
             primary.drop(key)
         if (length := head.get("content-length")) is not None:
             primary.set("Content-Length", length)
+        else:
+            primary.drop("content-length")
         if head.code in (206, 416):
             primary.set_code(head.code)
             for name in ("Accept-Ranges", "Content-Range"):

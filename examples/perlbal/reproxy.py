@@ -24,6 +24,7 @@ MOST_URLS: Final = 50
 _URL: Final = re.compile(
     r"http://([^/:\[\]]+|\[[\da-f:.]+\])(?::(\d{1,5}))?(/.*)?", re.IGNORECASE | re.ASCII
 )
+_SECONDS: Final = re.compile(r"\s*(\d{1,18}(?:\.\d*)?)", re.ASCII)
 
 
 class Url(NamedTuple):
@@ -96,14 +97,13 @@ class ReproxyCache:
     def add(self, key: str, cache_for: str, urls: str, head: Response) -> None:
         """Keep an answer as "seconds; Header Header" says."""
         seconds, _, names = cache_for.partition(";")
-        try:
-            until = time.monotonic() + float(seconds)
-        except ValueError:
+        found = _SECONDS.match(seconds)
+        if found is None:
             return
         headers = [
             (name, value) for name in names.split() if (value := head.get(name.lower())) is not None
         ]
-        self._entries[key] = Cached(until, headers, urls)
+        self._entries[key] = Cached(time.monotonic() + float(found[1]), headers, urls)
         self._entries.move_to_end(key)
         self.set_maxsize(self._maxsize)
 

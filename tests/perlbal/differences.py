@@ -38,6 +38,7 @@ DIFFERENCES = {
     "INCLUDE tells of errors": "the original says OK",
     "an empty line of LF": "the original's port hangs on it",
     "a new node serves at once": "in the original those who wait go on waiting until another comes",
+    "a removed node is not asked": "the original goes on by the connections that it has",
     "max_reproxy_connections with its host": "the original shows the same line for every host",
     "values that can't work are refused": "the original says OK, and what they are for fails",
     "a plugin is taken off": "the original keeps it at its services, or fails for want of a method",

@@ -851,6 +851,17 @@ row(
 )
 row(
     KEEP,
+    "a pool's node that is removed, with an idle connection to it",
+    ask(get("/1")),
+    manage("POOL one REMOVE {a}"),
+    send(get("/2")),
+    silence(),
+    alone=True,
+    differs="a removed node is not asked",
+    ours=("<silent>",),
+)
+row(
+    KEEP,
     "another pool: idle connections to the old one are not used",
     ask(get("/1")),
     manage("CREATE POOL other", "POOL other ADD {b}", "SET keep.pool = other"),

@@ -145,6 +145,17 @@ for each in ("0", "06", "010", "nonsense"):
         serve(to("http://@b@/", expected)),
         ask(get("/")),
     )
+row(PROXY, "no file at all", serve(good("x", "X-REPROXY-FILE:")), ask(get("/")))
+row(PROXY, "no file and no URL", serve(good("x", "X-REPROXY-URL: ")), ask(get("/")))
+row(PROXY, "no service", serve(good("x", "X-REPROXY-SERVICE: ")), ask(get("/")))
+row(
+    PROXY,
+    "a URL's length takes the place of the first answer's",
+    serve(good("from b"), at="b"),
+    serve(reply("201 Made", "X-REPROXY-URL: http://@b@/", "Content-Length: 0", "Location: here")),
+    ask(get("/")),
+)
+row(PROXY, "no file at all, but a URL", serve(to("http://@b@/", "X-REPROXY-FILE:")), ask(get("/")))
 row(
     PROXY,
     "a file, and cookies with it",
@@ -504,6 +515,14 @@ row(
     CACHING,
     "without names",
     serve(to("http://@b@/1", "X-REPROXY-CACHE-FOR: 60")),
+    ask(get("/c11")),
+    alone=True,
+    any_order=True,
+)
+row(
+    CACHING,
+    "without names, with a comma",
+    serve(to("http://@b@/1", "X-REPROXY-CACHE-FOR: 60, X")),
     ask(get("/c11")),
     alone=True,
     any_order=True,
