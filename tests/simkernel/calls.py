@@ -41,7 +41,7 @@ AT_ONCE_UNIX = (EAGAIN, ECONNREFUSED)
 """How connect(2) fails at once."""
 LATER = (ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ETIMEDOUT)
 """How a connect fails that goes on."""
-SILENCE_NS = 1_000_000_000
+SILENCE_NS = 600_000_000
 """How long one goes on that nobody answers."""
 
 

@@ -13,7 +13,8 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, cast
 
-from danga_raw.listener import PAUSE, Listener
+from danga_raw import listener
+from danga_raw.listener import Listener
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.types import Block, DescriptorMapping, OtherFdMapping
@@ -178,11 +179,6 @@ class Connection:
         """The server connects to its client."""
         self.dial = Dial(self, address)
         self.dial.begin()
-
-    def times_out(self, loop: Loop) -> bool:
-        """Whether a connect of this loop goes on that ends by itself."""
-        dial = self.dial
-        return dial is not None and dial.timed and dial.loop is loop and self.obj is not None
 
     # --- what it does at the end of a frame: the same whenever it happens -------------------------
 
@@ -360,7 +356,7 @@ class Dial:
         dice = conn.dice
         wild = self.world.wild
         self.loop = dice.choice(self.world.loops)
-        self.timeout = dice.choice((None, None, 0.001, 0.01, 2.0)) if wild else None
+        self.timeout = dice.choice((None, None, 0.001, 0.01, 0.3)) if wild else None
         self.whim = dice.choice(_WHIMS) if wild and dice.random() < 0.3 else ""
         """What the constructor does beside."""
         self.began = self.world.kernel.clock.now_ns
@@ -374,6 +370,7 @@ class Dial:
         conn = self.conn
         self.began = self.world.kernel.clock.now_ns
         self.pending = True
+        self.world.dials.append(self)
         try:
             Peer.connect(self.address, self.loop, conn, timeout=self.timeout)
         except (OSError, Boom) as error:
@@ -391,11 +388,10 @@ class Dial:
         if conn.obj is not None and wild_whim(self):
             TimerModel(self.world, self.loop, conn.dice.randrange(50) / 10_000, self.disturb)
 
-    @property
-    def timed(self) -> bool:
-        """Whether it goes on for so long only; where it has failed at once, it doesn't go on."""
-        on = self.file is not None and not self.file.unconnected
-        return self.pending and self.timeout is not None and on
+    def times_out(self, loop: Loop) -> bool:
+        """Whether it goes on, on this loop, for so long only; where it has failed at once, it doesn't."""
+        on = self.file is not None and not self.file.unconnected and self.conn.obj is not None
+        return self.pending and self.timeout is not None and on and self.loop is loop
 
     def make(self, obj: Peer, handle: ServerHandle) -> None:
         """The constructor, once the object is registered."""
@@ -656,7 +652,7 @@ class Door(Handle):
             accepted = super().accept()
         except OSError as error:
             if error.errno in NO_ROOM:
-                rested = now - self.refused_at > PAUSE * 0.9e9
+                rested = now - self.refused_at > listener.PAUSE * 0.9e9
                 self.refusals = 1 if rested else self.refusals + 1
                 self.refused_at = now
             raise
@@ -718,5 +714,5 @@ class Acceptor(Listener):
         world.require(not fed, "a listener does not begin again, though something was closed")
         now = world.kernel.clock.now_ns
         self.rests_since = self.rests_since or now
-        most = PAUSE * 1e9 + (LATE_BY_TICKS if len(world.loops) == 1 else 3000 * MS)
+        most = listener.PAUSE * 1e9 + (LATE_BY_TICKS if len(world.loops) == 1 else 3000 * MS)
         world.require(now - self.rests_since < most, "a listener does not begin again")

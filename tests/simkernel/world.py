@@ -32,7 +32,7 @@ from tests.simkernel.handles import Handle
 from tests.simkernel.kernel import SimKernel
 from tests.simkernel.kqueue import as_kqueue
 from tests.simkernel.rules import MASK, MS, Boom, Broken, ServerHandle, TimerModel
-from tests.simkernel.servers import Acceptor, Connection, Peer, PipeUser
+from tests.simkernel.servers import Acceptor, Connection, Dial, Peer, PipeUser
 from tests.simkernel.sockets import StreamSocket
 from tests.simkernel.waking import SIGNALS, Listening, Outsider, Soon, unread, wake
 from tests.watched import by_poll
@@ -47,6 +47,8 @@ PLATFORMS: Final = {
 }
 WORLD_SIZE: Final = 16
 """How many connections a world has."""
+LISTENERS_PAUSE: Final = 0.02
+"""Half a second would be most of what a world does."""
 MOST_IN_VAIN: Final = 50
 MOST_TURNS: Final = 50_000
 """A world takes some hundreds, and some thousands where the kernel waits in short ticks."""
@@ -138,6 +140,8 @@ class World:
         self.closes_began: set[Loop] = set()
         self.soon: dict[Loop, list[Soon]] = {}
         """The callbacks that `call_soon` was given and that have not run, in order."""
+        self.dials: list[Dial] = []
+        """The connects that go on."""
         self.in_callback = False
         self.ran_within = False
         """Whether a handler has run a loop in this turn, which has taken over what was to be called."""
@@ -227,14 +231,15 @@ class World:
 
     @contextmanager
     def _little_room(self) -> Iterator[None]:
-        before = _kqueue.MAX_EVENTS, _epoll.MAX_EVENTS, listener.AT_ONCE
+        before = _kqueue.MAX_EVENTS, _epoll.MAX_EVENTS, listener.AT_ONCE, listener.PAUSE
         try:
             vars(_kqueue)["MAX_EVENTS"] = vars(_epoll)["MAX_EVENTS"] = self.room
             vars(listener)["AT_ONCE"] = self.accepted_at_once
+            vars(listener)["PAUSE"] = LISTENERS_PAUSE
             yield
         finally:
             vars(_kqueue)["MAX_EVENTS"], vars(_epoll)["MAX_EVENTS"] = before[:2]
-            vars(listener)["AT_ONCE"] = before[2]
+            vars(listener)["AT_ONCE"], vars(listener)["PAUSE"] = before[2:]
 
     def _set_up(self) -> None:
         for _ in range(self.loops_wanted):
@@ -474,7 +479,8 @@ class World:
         retries = [each for each in whose if isinstance(each, Acceptor)]
         if len(retries) > len(set(retries)):
             raise Broken("a listener has several timers")
-        connects = sum(conn.times_out(loop) for conn in self.connections)
+        self.dials = [dial for dial in self.dials if dial.pending]
+        connects = sum(dial.times_out(loop) for dial in self.dials)
         if len(whose) - whose.count(None) - heaped - len(retries) != connects:
             raise Broken(f"there are timers of connects beside {connects} that may time out")
         asked_for = sum(1 for timer in self.timers if timer.loop is loop)
