@@ -466,7 +466,8 @@ class Interrupter:
             is_place = here.startswith(LOOKS_FIRST)
         else:
             falls = behind.startswith("POP_JUMP") and frame.f_lasti - (before or 0) <= NEXT
-            is_place = behind.startswith(BOUNDARIES) and not falls
+            # A call that has raised goes to who handles that, and looks for no signal before.
+            is_place = behind.startswith(BOUNDARIES) and not falls and here != "PUSH_EXC_INFO"
         if is_place:
             if self.count == self.at:
                 self._before.clear()

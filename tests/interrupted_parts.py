@@ -208,10 +208,11 @@ class Listening(Part):
         self.served: list[Quiet] = []
         self.listener: Listener | None = None
         self.full = False
+        free = self.close_one if pause else self.free
         self.steps = [
             *(self.come, self.come, self.listen, self.turn, self.turn),
-            *(self.come, self.fill, self.turn, self.close_one, self.turn, self.turn),
-            *(self.come, self.fill, self.turn, self.close_one, self.turn, self.turn),
+            *(self.come, self.fill, self.turn, free, self.turn, self.turn),
+            *(self.come, self.fill, self.turn, free, self.turn, self.turn),
         ]
 
     def come(self) -> None:
@@ -230,8 +231,11 @@ class Listening(Part):
     def fill(self) -> None:
         self.full = True
 
-    def close_one(self) -> None:
+    def free(self) -> None:
         self.full = False
+
+    def close_one(self) -> None:
+        self.free()
         for each in self.served[:1]:
             self.served.remove(each)
             each.close()
@@ -307,6 +311,10 @@ class Listening(Part):
         return False
 
 
+class OnPurpose(Exception):
+    """What a constructor raises."""
+
+
 class Client(Quiet):
     """Connects, and writes at once."""
 
@@ -316,7 +324,7 @@ class Client(Quiet):
         part.made.append(self)
         self.write(b"first")
         if part.way == "raise":
-            raise RuntimeError("on purpose")
+            raise OnPurpose
 
     def event_connect(self, error: OSError | None) -> None:
         self.part.told.append((self, error))
@@ -349,7 +357,7 @@ class Connecting(Part):
 
     def connect(self) -> None:
         timeout = {"silent": 0.0, "connected": 60.0}.get(self.way)
-        with suppress(RuntimeError):
+        with suppress(OnPurpose):
             self.client = Client.connect(self.address, self, timeout=timeout)
 
     def check(self) -> None:
@@ -411,8 +419,8 @@ def cut_short(story: str, at: int, backend: str) -> tuple[Interrupter, list[str]
             if interrupter.where is not None:
                 part.wrong.append("the exception was swallowed")
         except KeyboardInterrupt as error:
-            # Of a second exception less is promised.
-            second = error.__context__ is not None
+            # Of a second exception, behind that of a constructor, less is promised.
+            second = isinstance(error.__context__, OnPurpose)
         finally:
             sys.settrace(None)
         wrong = part.ending() + heard

@@ -23,6 +23,8 @@ from types import FrameType
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw._registry import Registry
+from danga_raw._waker import Waker
 from tests.interrupted import (
     PACKAGE,
     Interrupter,
@@ -176,6 +178,55 @@ def test_an_exception_at_any_place_loses_no_callback_and_calls_none_twice() -> N
     for at in range(count):
         interrupter, called = soon(at)
         assert called == ["a", "b", "c"], interrupter.where
+
+
+def forget_what_an_earlier_run_did_not_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Registry, "resume", lambda self: None)
+
+
+def take_callbacks_off_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_soon(self: Loop) -> None:
+        for _ in range(len(self._soon)):
+            callback = self._soon.popleft()
+            callback()
+
+    # It is told apart from the package's functions by its file.
+    run_soon.__code__ = run_soon.__code__.replace(co_filename=Loop._run_soon.__code__.co_filename)
+    monkeypatch.setattr(Loop, "_run_soon", run_soon)
+
+
+def note_signals_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Waker.add_signal
+
+    def add_signal(self: Waker, number: int, handler: Callable[..., object]) -> None:
+        try:
+            original(self, number, handler)
+        except BaseException:
+            self._handled.discard(number)
+            raise
+
+    monkeypatch.setattr(Waker, "add_signal", add_signal)
+
+
+@not_on_3_12
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize(
+    ("story", "sabotage"),
+    [
+        ("connect: silent", forget_what_an_earlier_run_did_not_finish),
+        ("waking", take_callbacks_off_before_the_call),
+        ("signals", note_signals_too_late),
+    ],
+)
+def test_what_would_be_left_half_done_is_found(
+    story: str, sabotage: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch)
+    cut_short(story, -1, "epoll")
+    count = cut_short(story, -1, "epoll")[0].count
+    found = any(cut_short(story, at, "epoll")[1] for at in range(count))
+    gc.collect()
+    assert found
 
 
 @not_on_3_12
