@@ -155,7 +155,11 @@ class Registry:
 
     def _known(self) -> dict[int, int]:
         """What is to be watched: fd -> event mask."""
-        known = {fd: obj.event_watch for fd, obj in list(self.objects.items()) if not obj.closed}
+        known = {
+            fd: obj.event_watch
+            for fd, obj in list(self.objects.items())
+            if not obj.closed and obj.sock is not None and _has(obj.sock, fd)
+        }
         known |= dict.fromkeys(self.other_fds, POLLIN)
         if self.waker is not None:
             known[self.waker.fileno()] = POLLIN
@@ -465,6 +469,14 @@ def _complain(error: OSError, message: str, *args: object) -> None:
     if by_handler(error):
         raise error
     warn(message, *args, error)
+
+
+def _has(sock: Handle, fd: int) -> bool:
+    """False where a handle knows that its owner has closed it: the number may be another's by now."""
+    try:
+        return sock.fileno() == fd
+    except ValueError:  # So says a closed file.
+        return False
 
 
 def _disown(sock: Handle, fd: int) -> None:

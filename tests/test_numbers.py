@@ -537,3 +537,20 @@ def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
         else:
             Noted(thing, world.loop).steal_socket()
     assert obj.closed
+
+
+def test_a_number_that_came_back_while_no_poller_was_open_is_the_newcomers(world: World) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    old = Noted(one, world.loop)
+    old.watch_read(True)
+    fd = fd_of(old)
+    world.loop._registry._drop_poller()  # As where another could not be opened.
+    one.close()
+    thing, far = taking(world, fd)
+    obj = Noted(thing, world.loop)
+    obj.watch_read(True)
+    far.send(b"x")
+    world.turn()
+    assert old.closed and old.events == []
+    assert obj.events == ["read"] and world.loop.descriptor_map[fd] is obj

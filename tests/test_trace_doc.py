@@ -310,7 +310,7 @@ def _(g: Ground) -> Steps:
 
 @row(
     CONNECTING,
-    "the turn in which a socket closes after that; without one it tries again in half a second",
+    "the turn in which a socket closes after that (`Listener.begin_again()`); without one it tries again in half a second (`Listener.resume()`)",
 )
 def _(g: Ground) -> Steps:
     client = g.client()

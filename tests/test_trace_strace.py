@@ -188,7 +188,7 @@ def test_a_failing_call_is_traced_as_by_strace(name: str, error: str, tmp_path: 
         theirs, own = both(tmp_path, str(pump), "5", inject=[inject], backend=backend)
         assert theirs.count("(INJECTED)") == 1
         found = compare("failures", theirs, own)
-        seen = any(f"= -1 {error} (" in line for line in found if line.startswith(f"{name}("))
+        seen = any(f"= -1 {error}" in line for line in found if line.startswith(f"{name}("))
         assert seen is not (error == "EINTR" and name in ("read", "write"))
 
 
@@ -210,7 +210,7 @@ def test_listeners_connections_wakers_and_signals_are_traced_as_by_strace(
     made = {line.partition("(")[0] for line in lines}
     assert made >= {CALLS[name][0] for name in new}
     for error in ("EAGAIN", "EMFILE", "EINPROGRESS", "ENOENT", "ECONNREFUSED"):
-        assert any(f"= -1 {error} (" in line or f"[{error}]" in line for line in lines), error
+        assert any(f"= -1 {error}" in line or f"[{error}]" in line for line in lines), error
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_failing_call_of_a_listener_or_a_client_is_traced_as_by_strace(
     theirs, own = both(tmp_path, str(parts), inject=[inject])
     assert theirs.count("(INJECTED)") == 1
     lines = compare("failures of parts", theirs, own)
-    assert any(f"= -1 {error} (" in line for line in lines) is not (error == "EINTR")
+    assert any(f"= -1 {error}" in line for line in lines) is not (error == "EINTR")
 
 
 def test_a_long_run_is_traced_as_by_strace(tmp_path: Path) -> None:

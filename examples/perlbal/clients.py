@@ -423,11 +423,11 @@ class Client(Socket):
     def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
         """The same with several, which `more` opens one after another."""
         self.state = "xfer_disk"
-        self.file = SentFiles(self, first, more)
+        file = self.file = SentFiles(self, first, more)
         self.watch_read(False)
         self.watch_write(True)
-        if self.write(head.to_bytes()) and self.file is not None:
-            self.file.go_on()
+        if self.write(head.to_bytes()):
+            file.go_on()
 
     def refuse(self, refused: Refused) -> None:
         """Answer what isn't taken, and end."""

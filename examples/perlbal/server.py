@@ -102,7 +102,7 @@ class Server:
         """Until when a node isn't verified, as it was found not to know how."""
         self.verified_directories: set[str] = set()
         self.requests = 0
-        self.usage = (0.0, 0.0, 0)
+        self.usage: tuple[float, float, int] = (0.0, 0.0, 0)
         """User and system time, and requests, when PROC last told them."""
         self.clients = 0
         """The connections of HTTP clients that are open."""

@@ -911,7 +911,7 @@ row(
     serve(closing(early(raw(b"")))),
     send(post("/", b"x" * 300_000)[:150_000]),
     asked(),
-    hear_or_wait(),
+    hear_or_wait(1.5),
     differs="a lost backend closes its client",
     ours=("<closed>",),
     alone=True,
