@@ -63,10 +63,10 @@ class Timers:
         self.heap: list[tuple[float, int, Timer]] = []
         self.due: deque[Timer] = deque()
         """What the present pass has still to fire, and what one left that an exception cut short."""
-        self.timeout = -1
+        self.timeout: int = -1
         """How long a wait may take for all else, in milliseconds; -1 for ever."""
         self._added = 0  # how many there ever were
-        self.spent = 0
+        self.spent: int = 0
         """Roughly how many of the heap have no callback any more."""
 
     def add(self, seconds: float, callback: Callback) -> Timer:
