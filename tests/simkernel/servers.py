@@ -703,8 +703,9 @@ class Acceptor(Listener):
         """After a turn of its loop, in which something was closed or was not."""
         world = self.world
         refused, self.unwatched = self.unwatched, world.kernel.luck.dealt["epoll_ctl MOD ENOMEM"]
-        # Its own watch may be refused as well, several times in a row.
-        world.require(self.handle.refusals < 9, "a listener without room does not rest")
+        # Its own watch may be refused as well, and who leaves without a close has it try again:
+        # several times in a row.
+        world.require(self.handle.refusals < 40, "a listener without room does not rest")
         if closed:
             self.handle.refusals = 0
         if self.event_watch & POLLIN:
