@@ -726,7 +726,7 @@ def test_a_file_that_takes_no_more_ends_the_trace_not_the_program(program: Path)
 
 def test_the_programs_own_files_are_not_written_into(program: Path) -> None:
     program.write_text(
-        START + "os.closerange(fd + 1, 4096)\n"
+        START + "kept = loop, obj\nos.closerange(fd + 1, 4096)\n"
         "while os.open('mine', os.O_RDWR | os.O_CREAT) < 1023: pass\n"
         "os.closerange(fd + 1, 1000)\nloop = Loop('epoll')\nobj = Socket(near, loop)\nwrote(b'more')\n"
         "print(os.path.getsize('mine'))\n"
