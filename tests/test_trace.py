@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import warnings
@@ -594,7 +595,9 @@ def test_a_trace_that_is_off_costs_no_instruction(capsys: pytest.CaptureFixture[
         each[how] = (many - few) / 400
     with capsys.disabled():
         print(f"\ninstructions a turn, by whether a trace was on before: {each}")
-    assert each["was on"] == pytest.approx(each["never on"], rel=0.01)
+    # A free-threaded CPython doesn't do the same work twice.
+    within = 0.03 if sysconfig.get_config_var("Py_GIL_DISABLED") else 0.01
+    assert each["was on"] == pytest.approx(each["never on"], rel=within)
 
 
 # --- what importing costs -----------------------------------------------------------------------
