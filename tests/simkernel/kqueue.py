@@ -120,7 +120,8 @@ class KQueue(OpenFile):
         if not told and room:
             told = self.kernel.wait_ns(self.ready, timeout_ns, "kevent")
             # Nothing is passed over: what has no room now is the first of the next batch.
-            told = self.kernel.luck.shuffled(self._with_spurious(told[:room]))[:room]
+            told = told[:room] if len(told) >= room else self._with_spurious(told)
+            told = self.kernel.luck.shuffled(told)
             self._requeue(told)
         for i, fields in enumerate(told):
             assert view is not None
