@@ -209,9 +209,19 @@ class Connection:
     def act_pause(self, obj: Peer, number: int) -> None:
         if not self.ended:
             obj.watch_read(False)
-            TimerModel(
-                self.world, obj.loop, number % 9 / 1000, lambda: obj.watch_read(not self.ended)
-            )
+            self._read_again(obj, number % 9 / 1000)
+
+    def _read_again(self, obj: Peer, seconds: float) -> None:
+        """After a pause; where there is no memory for a new poller, after another."""
+
+        def read() -> None:
+            try:
+                obj.watch_read(not self.ended)
+            except OSError as failure:
+                self.world.tolerate(failure)
+                self._read_again(obj, 0.001)
+
+        TimerModel(self.world, obj.loop, seconds, read)
 
     def act_watch_write(self, obj: Peer, number: int) -> None:
         # Whoever switches the watch off while something is queued asked for what happens then.
