@@ -32,6 +32,7 @@ from benchmarks.progress import Progress
 from tests import failing_parts
 from tests.announced import ANNOUNCEMENTS
 from tests.clients import PATIENCE, read_answer
+from tests.failing_parts import RAISED, WARNED, Outcomes, each_of
 from tests.strace import Call, StraceError, note, parse
 
 ROOT: Final = Path(__file__).parent.parent
@@ -71,19 +72,8 @@ CLOSED: Final = "closed"
 """The connection concerned is closed."""
 TOLD: Final = "told"
 """`read` says None to its caller, who is to close."""
-RAISED: Final = "raised"
-"""An OSError that names the call reaches the caller."""
-WARNED: Final = "warned"
-"""A line on standard error names the call; all goes on, since nothing is left to be done."""
 IGNORED: Final = "ignored"
 """There is no cork on this kind of descriptor, so nothing is wrong."""
-
-Outcomes = dict[str, tuple[str, ...]]
-
-
-def each_of(errors: str, *outcomes: str) -> Outcomes:
-    return dict.fromkeys(errors.split(), outcomes)
-
 
 ERRORS: Final[dict[str, Outcomes]] = {
     # epoll_ctl(2), ERRORS. A registration that fails is the caller's to hear of; one that can't be

@@ -22,13 +22,14 @@ from tests.interrupted_parts import PARTS, Connecting, Part
 WENT_ON: Final = "went on"
 """Nobody was told: it was tried again, or there was nothing to be done."""
 RAISED: Final = "raised"
-"""An OSError with this errno came out."""
+"""An OSError with this errno reaches the caller."""
 TOLD: Final = "told"
 """`event_connect` was told."""
 WARNED: Final = "warned"
-"""A line of the log or on standard error says it."""
+"""A line of the log or on standard error says it; all goes on, since nothing is left to be done."""
 
 Outcomes = dict[str, tuple[str, ...]]
+"""errno -> what may come of it."""
 
 
 def each_of(errors: str, *outcomes: str) -> Outcomes:
