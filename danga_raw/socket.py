@@ -124,7 +124,7 @@ class Socket(Generic[HandleT]):
 
     def __init_subclass__(cls, **more: object) -> None:
         super().__init_subclass__(**more)
-        check_class(cls)
+        check_class(cls, Socket.__init__)
 
     def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
         """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups:

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from inspect import ismemberdescriptor
 
 import pytest
 
@@ -216,25 +218,138 @@ class Forgetful(Socket):
         pass
 
 
+class Slotted(Socket):
+    __slots__ = ("name",)
+
+    def __init__(self) -> None:
+        self.name = "made"
+
+
+class Mixin:
+    def __init__(self) -> None:
+        pass
+
+
+class Mixed(Mixin, Socket):  # whose constructor is the mixin's, which calls no other
+    pass
+
+
+class Deaf(Listener):
+    def __init__(self) -> None:
+        pass
+
+
+FORGETFUL: list[Callable[[], Socket]] = [Forgetful, Slotted, Mixed, Deaf]
+
 USES: dict[str, Callable[[Socket], object]] = {
     "read": lambda obj: obj.read(10),
     "write": lambda obj: obj.write(b"x"),
     "write nothing": lambda obj: obj.write(None),
     "write callable": lambda obj: obj.write(print),
+    "push_back_read": lambda obj: obj.push_back_read(b"x"),
+    "set_writer_func": lambda obj: obj.set_writer_func(None),
+    "on_incomplete_write": lambda obj: obj.on_incomplete_write(),
     "watch_read": lambda obj: obj.watch_read(True),
     "watch_write": lambda obj: obj.watch_write(True),
+    "tcp_cork": lambda obj: obj.tcp_cork(True),
     "close": lambda obj: obj.close(),
+    "close_as": lambda obj: obj.close_as("end"),
+    "steal_socket": lambda obj: obj.steal_socket(),
+    "event_read": lambda obj: Socket.event_read(obj),
     "event_write": lambda obj: obj.event_write(),
+    "SetPostLoopCallback": lambda obj: obj.SetPostLoopCallback(None),
+    "peer_ip_string": lambda obj: obj.peer_ip_string(),
+    "peer_addr_string": lambda obj: obj.peer_addr_string(),
+    "local_ip_string": lambda obj: obj.local_ip_string(),
+    "local_addr_string": lambda obj: obj.local_addr_string(),
+    "as_string": lambda obj: obj.as_string(),
+    **{
+        name: partial(lambda name, obj: getattr(obj, name), name)
+        for name, value in vars(Socket).items()
+        if not name.startswith("_") and (isinstance(value, property) or ismemberdescriptor(value))
+    },
 }
 """What an object is used for first."""
 
 
 @pytest.mark.parametrize("use", USES)
-def test_who_forgot_super_init_is_told_so(use: str) -> None:
-    obj = Forgetful()
-    with pytest.raises(AttributeError, match=r"Forgetful.__init__ has not called super\(\)"):
+@pytest.mark.parametrize("kind", FORGETFUL)
+def test_who_forgot_super_init_is_told_so(kind: Callable[[], Socket], use: str) -> None:
+    obj = kind()
+    name = type(obj).__name__
+    with pytest.raises(AttributeError, match=rf"{name}.__init__ has not called super\(\)"):
         USES[use](obj)
-    assert repr(obj) == "<Forgetful, not made>"
+    assert repr(obj) == f"<{name}, not made>"
+
+
+@pytest.mark.parametrize("use", ["read", "write", "watch_read", "watch_write", "close"])
+def test_who_uses_an_object_before_it_is_made_is_told_so(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], use: str
+) -> None:
+    class Hasty(Socket):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            USES[use](self)
+            super().__init__(sock, loop)
+
+    with pytest.raises(AttributeError, match=r"Hasty.__init__ has not called super\(\)"):
+        Hasty(pair[0], loop)
+    assert loop.watched_sockets == 0
+
+    @dataclass
+    class Generated(Socket):  # It gets its constructor when it is made already.
+        name: str = ""
+
+    with pytest.raises(AttributeError, match=r"Generated.__init__ has not called super\(\)"):
+        USES[use](Generated())
+
+
+def test_a_constructor_that_has_another_call_super_init_is_as_good(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """And what it lacks is said as Python does, also of a property that lacks something itself."""
+
+    class Indirect(Socket):
+        def __init__(self, sock: socket.socket) -> None:
+            self.begin(sock)
+
+        def begin(self, sock: socket.socket) -> None:
+            super().__init__(sock, loop)
+
+        @property
+        def broken(self) -> object:
+            return getattr(self.loop, "nothing")
+
+    obj = Indirect(pair[0])
+    assert obj.fd == pair[0].fileno() and not hasattr(obj, "name")
+    with pytest.raises(AttributeError, match="'Indirect' object has no attribute 'name'"):
+        getattr(obj, "name")
+    with pytest.raises(AttributeError, match="'Loop' object has no attribute 'nothing'"):
+        obj.broken  # noqa: B018
+    obj.close()
+
+
+def test_who_calls_super_init_pays_for_no_look_at_what_is_missing() -> None:
+    class Plain(Socket):
+        pass
+
+    class Usual(Socket):
+        def __init__(self, sock: socket.socket) -> None:
+            super().__init__(sock)
+
+    class Named(Socket):
+        def __init__(self, sock: socket.socket) -> None:
+            Socket.__init__(self, sock)
+
+    class Own(Socket):
+        def __init__(self) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> str:
+            return name
+
+    for kind in (Socket, Listener, Plain, Usual, Named):
+        assert not hasattr(kind, "__getattr__")
+    assert getattr(Own(), "anything") == "anything"  # whose own stays
 
 
 async def coroutine(*_: object) -> None: ...
