@@ -13,7 +13,15 @@ from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made, not_bytes
+from danga_raw._mistakes import (
+    NoHandleError,
+    callable_or_none,
+    check_callback,
+    check_class,
+    check_made,
+    not_bytes,
+    whole,
+)
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -124,7 +132,7 @@ class Socket(Generic[HandleT]):
 
     def __init_subclass__(cls, **more: object) -> None:
         super().__init_subclass__(**more)
-        check_class(cls, Socket.__init__)
+        check_class(cls, Socket)
 
     def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
         """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups:
@@ -264,8 +272,8 @@ class Socket(Generic[HandleT]):
         if isinstance(error, OSError):
             return None
         check_made(self)
-        if index(bytecount) < 1:  # It was refused, and nothing was read.
-            raise error
+        if whole("read takes a number of bytes from 1 up", bytecount) < 1:
+            raise error  # It was refused, and nothing was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
@@ -841,6 +849,7 @@ def _block(data: Writable) -> Queued:
         view = memoryview(data)
         return view.cast("B") if view.nbytes else b""
     if callable(data):
+        check_callback("a callable to write", data)
         return data
     raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
 
