@@ -95,9 +95,7 @@ def _as(described: object) -> Callable[[Method], Method]:
 
 
 class _PostLoopCallbackSetter:
-    """Call a callback with (descriptor map, other fds) after each batch; a false answer ends the
-    loop. On the class it sets the one of the default loop, on an object that object's own, which goes
-    with it. None takes it off. Raises `TypeError` for what can't be called."""
+    """On the class `set_loop_callback`, on an object `set_own_callback`."""
 
     def __get__(
         self, obj: Socket[Handle] | None, owner: type[Socket[Handle]]
@@ -735,7 +733,8 @@ class Socket(Generic[HandleT]):
     SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
-        """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
+        """Call `callback(descriptor map, other fds)` after each batch, as long as this object is open;
+        false ends `run`. None takes it off. Raises `TypeError` for what can't be called."""
         callback = callable_or_none("a post-loop callback", callback)
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
@@ -745,8 +744,8 @@ class Socket(Generic[HandleT]):
             self._registry.own_callbacks.pop(fd, None)
 
     @staticmethod
+    @_as(Loop.set_post_loop_callback)
     def set_loop_callback(callback: PostLoopCallback | None) -> None:
-        """`SetPostLoopCallback` on the class: `Loop.set_post_loop_callback`."""
         default_loop().set_post_loop_callback(callback)
 
     @classmethod

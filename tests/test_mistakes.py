@@ -87,9 +87,15 @@ def helped(kind: type, name: str) -> list[str]:
 )
 def test_help_names_types_units_errors_and_calls(name: str, words: str) -> None:
     text = inspect.getdoc(getattr(Socket, name)) or ""
-    if name == "SetPostLoopCallback":
-        text = inspect.getdoc(vars(Socket)[name]) or ""
     assert [word for word in words.split() if word not in text] == []
+
+
+def test_help_says_what_a_post_loop_callback_of_an_object_is(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    text = inspect.getdoc(Socket(pair[0], loop).SetPostLoopCallback) or ""
+    words = "this object descriptor map false None TypeError".split()
+    assert [word for word in words if word not in text] == []
 
 
 @pytest.mark.parametrize("kind", [Socket, Listener, Timer])
