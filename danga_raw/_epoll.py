@@ -9,7 +9,7 @@ from errno import EBADF, EINTR, ENOENT
 from struct import Struct
 
 from danga_raw._interrupt import Once
-from danga_raw._libc import check_fd, libc, raise_failure
+from danga_raw._libc import INT_MAX, failure, libc, raise_failure
 from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
@@ -95,8 +95,10 @@ class Epoll:
     def register(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_ADD). EPERM is for a regular file, ENOSPC comes at
         /proc/sys/fs/epoll/max_user_watches."""
-        check_fd(fd, "epoll_ctl")
-        self._ctl(EPOLL_CTL_ADD, fd, events)
+        if not 0 <= fd <= INT_MAX:
+            raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_ADD, fd {fd})", EBADF)
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_ADD, fd, EVENT.pack(events, fd)) < 0:
+            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_ADD, fd {fd})")
 
     def holds(self, fd: int, events: int) -> bool:
         """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
@@ -108,7 +110,8 @@ class Epoll:
 
     def unregister(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_DEL)."""
-        self._ctl(EPOLL_CTL_DEL, fd, events)
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_DEL, fd, EVENT.pack(events, fd)) < 0:
+            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_DEL, fd {fd})")
 
     def _ctl(self, op: int, fd: int, events: int, *ignored: int) -> bool:
         """False where it fails by an errno in `ignored`."""

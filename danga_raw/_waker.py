@@ -13,7 +13,7 @@ from os import O_CLOEXEC, O_NONBLOCK
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
-from danga_raw._log import warn
+from danga_raw._log import complain
 from danga_raw._mistakes import whole
 
 TYPE_CHECKING = False
@@ -145,6 +145,4 @@ class Waker:
                 try:
                     libc.close(self._ends[end])
                 except OSError as error:
-                    if by_handler(error):
-                        raise
-                    warn("close(fd %d): %s", self._ends[end], error)
+                    complain(error, "close(fd %d): %s", self._ends[end])
