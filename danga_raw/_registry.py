@@ -107,6 +107,8 @@ class Registry:
         """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.objects: dict[int, Socket] = {}
         """The objects by their fd, those included that are leaving."""
+        # The same for who doesn't know what their handle is; who takes one out asks where it matters.
+        self._entered = cast("dict[int, AnySocket]", self.objects)
         self.other_fds: dict[int, OtherFdCallback] = {}
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
@@ -243,8 +245,7 @@ class Registry:
                     if fd not in self.other_fds:
                         self.open().register(fd, events)
             if obj is not None:
-                # Who takes the objects out asks what their handle is where that matters.
-                self.objects[fd] = cast("Socket", obj)
+                self._entered[fd] = obj
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
@@ -493,24 +494,21 @@ _detach: Final = cast("Callable[[Handle], int]", RawSocket.detach)
 def _close(fd: int, handles: list[Handle]) -> None:
     """Close the handle of an entry, once."""
     sock = handles[0]
-    if _closes_as_usual[type(sock)]:
-        # close(2) goes through the door, where the audit sees it. A socket that its owner has closed
-        # behind our back has no descriptor: the number may be another's by now.
-        number = sock.fileno()
-        try:
-            number = _detach(sock)
-        finally:  # Also if a signal's handler raises behind that: nobody else has the number.
-            if number >= 0:
-                try:
-                    libc.close(number)
-                except OSError as error:
-                    # The descriptor is gone all the same (close(2), "Dealing with error returns").
-                    complain(error, "close(fd %d): %s", number)
-        sock.close()  # Makes no call any more: Python's own class is to know as well.
-        del handles[:]
-    else:
-        del handles[:]
-        try:
-            sock.close()
-        except OSError as error:
-            warn("close(fd %d): %s", fd, error)
+    try:
+        if not _closes_as_usual[type(sock)]:
+            del handles[:]
+        elif (
+            sock.fileno() >= 0
+        ):  # Else its owner has closed it: the number may be another's by now.
+            # close(2) goes through the door, where the audit sees it. The socket gives up its
+            # descriptor in the same step, with no place for a signal's handler in between.
+            for _ in map(libc.close, map(_detach, handles)):
+                pass
+    except OSError as error:
+        # The descriptor is gone all the same (close(2), "Dealing with error returns").
+        complain(error, "close(fd %d): %s", fd)
+    try:
+        sock.close()  # No call where that is done: Python's own class is to know as well.
+    except OSError as error:
+        warn("close(fd %d): %s", fd, error)
+    del handles[:]
