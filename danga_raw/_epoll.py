@@ -102,24 +102,23 @@ class Epoll:
 
     def holds(self, fd: int, events: int) -> bool:
         """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
-        return self._ctl(EPOLL_CTL_MOD, fd, events, ENOENT, EBADF)
+        try:
+            self.modify(fd, events, events)
+        except OSError as error:
+            if error.errno not in (ENOENT, EBADF):
+                raise
+            return False
+        return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """epoll_ctl(EPOLL_CTL_MOD)."""
-        self._ctl(EPOLL_CTL_MOD, fd, new)
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(new, fd)) < 0:
+            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_MOD, fd {fd})")
 
     def unregister(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_DEL)."""
         if libc.epoll_ctl(self._epfd, EPOLL_CTL_DEL, fd, EVENT.pack(events, fd)) < 0:
             raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_DEL, fd {fd})")
-
-    def _ctl(self, op: int, fd: int, events: int, *ignored: int) -> bool:
-        """False where it fails by an errno in `ignored`."""
-        if libc.epoll_ctl(self._epfd, op, fd, EVENT.pack(events, fd)) < 0:
-            verb = ("ADD", "DEL", "MOD")[op - EPOLL_CTL_ADD]
-            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})", *ignored)
-            return False
-        return True
 
     def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]:
         """epoll_wait(2), for 1,000 events at most."""

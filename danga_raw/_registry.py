@@ -301,18 +301,20 @@ class Registry:
         """Take a descriptor off the poller, unless it is an object's by now; what went wrong. If its
         owner has closed it, it is off already."""
         obj = self.objects.get(fd)
-        return self._unwatch(fd, events) if obj is None or obj.closed else None
-
-    def _unwatch(self, fd: int, events: int) -> OSError | None:
-        try:
-            (self.poller or self.open()).unregister(fd, events)
-        except OSError as error:
-            if by_handler(error):
-                raise
-            if self.has_entries:
-                self.stale.add(fd)
-            return error
+        if obj is None or obj.closed:
+            try:
+                (self.poller or self.open()).unregister(fd, events)
+            except OSError as error:
+                return self._refused(fd, error)
         return None
+
+    def _refused(self, fd: int, error: OSError) -> OSError:
+        """A descriptor can't be unregistered, unless it was a signal's handler that raised."""
+        if by_handler(error):
+            raise error
+        if self.has_entries:
+            self.stale.add(fd)
+        return error
 
     def remove_unknown(self, fd: int, state: int) -> None:
         """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
@@ -409,7 +411,10 @@ class Registry:
                 complain(error, "%s")
         obj.corked = False
         if known is obj:
-            trouble = self._unwatch(fd, obj.event_watch)
+            try:
+                (self.poller or self.open()).unregister(fd, obj.event_watch)
+            except OSError as error:
+                trouble = self._refused(fd, error)
             if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()

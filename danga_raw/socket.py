@@ -147,7 +147,7 @@ class Socket(Generic[HandleT]):
         except AttributeError:
             raise NoHandleError(sock) from None
         self.loop: Loop = loop if loop is not None else _default_loop or default_loop()
-        self._registry = registry_of(self.loop)
+        self._registry = registry = registry_of(self.loop)
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
@@ -161,10 +161,10 @@ class Socket(Generic[HandleT]):
         self.read_push_back: deque[Block] = _NO_PIECES
         self._addresses = _NOT_ASKED
         self._direct: int | None = fd
-        self._registry.register(fd, _ALWAYS, self)
+        registry.register(fd, _ALWAYS, self)
         if begun and (pending := begun.pop(fd, None)) is not None:
             self._direct = None  # Until it is connected, what is written is queued.
-            pending.attach(self, fd, self._registry.connecting)
+            pending.attach(self, fd, registry.connecting)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
 
