@@ -356,18 +356,15 @@ def _mode(mode: int) -> str:
 
 
 class Call(NamedTuple):
-    """One system call."""
+    """One system call: its `name`, as strace has it, which is the kernel's; its `args`, with what the
+    kernel wrote into them; its `result`, -1 where it failed; its `errno`, 0 where it didn't; and the
+    `time` at which it returned, in seconds since the epoch."""
 
     name: str
-    """The name under which strace knows it: the kernel's."""
     args: tuple[Value, ...]
-    """The arguments, with what the kernel wrote into them."""
     result: int
-    """What it returned; -1 where it failed."""
     errno: int
-    """The number of the error; 0 where there was none."""
     time: float
-    """When it returned, in seconds since the epoch."""
 
     @property
     def decoded(self) -> tuple[str, ...]:

@@ -56,9 +56,7 @@ class Loop:
         """A loop on `backend`: "kqueue", "epoll" or "poll"; where it is None, as DANGA_RAW_BACKEND
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
-        self.backend: Final = choose_backend(backend)
-        """The name of the mechanism in use."""
-        self._registry = Registry(self.backend)
+        self._registry = Registry(choose_backend(backend))
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
@@ -427,6 +425,11 @@ class Loop:
         fd that can't be watched; then none of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._registry.other_fds
+
+    @property
+    def backend(self) -> str:
+        """The name of the mechanism in use."""
+        return self._registry.backend
 
     @property
     def have_epoll(self) -> bool:
