@@ -10,7 +10,7 @@ from collections import deque
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
-from danga_raw._mistakes import callable_or_none, check_callback, whole
+from danga_raw._mistakes import check_callback, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import Registry, choose_backend
 from danga_raw._typing import cast
@@ -377,7 +377,9 @@ class Loop:
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
         """Call `callback(descriptor map, other fds)` after each batch; false ends `run`. None takes
         it off. Raises `TypeError` for what can't be called."""
-        self._post_loop_callback = callable_or_none("a post-loop callback", callback)
+        if callback is not None:
+            check_callback("a post-loop callback", callback)
+        self._post_loop_callback = callback
 
     @property
     def on_exception(self) -> ExceptionCallback | None:
@@ -388,7 +390,9 @@ class Loop:
 
     @on_exception.setter
     def on_exception(self, callback: ExceptionCallback | None) -> None:
-        self._on_exception = callable_or_none("on_exception", callback)
+        if callback is not None:
+            check_callback("on_exception", callback)
+        self._on_exception = callback
 
     # --- descriptors ------------------------------------------------------------------------------
 

@@ -483,7 +483,7 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
     ),
     "no signal": (
         lambda loop, obj: loop.add_signal_handler(999, print),
-        "no signal has the number 999",
+        "a signal is a number, as signal.SIGTERM is, not 999",
     ),
     "a signal that can't be handled": (
         lambda loop, obj: loop.add_signal_handler(signal.SIGKILL, print),
