@@ -323,6 +323,14 @@ def test_each_misuse_of_what_a_program_is_built_of_is_seen(tmp_path: Path, at_ro
     assert lines == set(range(5, len(STRICTLY_WRONG.splitlines()) + 1)), out
 
 
+def test_a_program_written_for_strict_checkers_runs() -> None:
+    """`mypy` and `pyright` check it with the rest."""
+    command = [sys.executable, "-W", "error", "-m", "tests.strict_program"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = "b'HELLO\\n' [b'logged'] rb {'127.0.0.1'}\n"
+    assert (result.stdout, result.stderr) == (said, "")
+
+
 # --- what annotations are at run time -------------------------------------------------------------
 
 HINTS = """
