@@ -34,10 +34,11 @@ def check_class(kind: type, base: type) -> None:
     for name in vars(base):
         if name.startswith(("event_", "on_", "close")) and is_coroutine(getattr(kind, name, None)):
             raise TypeError(f"{kind.__name__}.{name} is called and not awaited: no async def")
-    own, constructor = (getattr(each, "__init__") for each in (kind, base))
-    names = getattr(getattr(own, "__code__", None), "co_names", ("__init__",))
-    if own is not constructor and "__init__" not in names and not hasattr(kind, "__getattr__"):
-        setattr(kind, "__getattr__", _missing)
+    constructor: object = getattr(kind, "__init__")
+    if constructor is not getattr(base, "__init__") and not hasattr(kind, "__getattr__"):
+        code: object = getattr(constructor, "__code__", None)
+        if "__init__" not in getattr(code, "co_names", ("__init__",)):
+            setattr(kind, "__getattr__", _missing)
 
 
 def _missing(obj: object, name: str) -> object:
