@@ -10,6 +10,7 @@ import signal
 from ctypes import c_int
 from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
+from signal import NSIG
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
@@ -86,7 +87,7 @@ class Waker:
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
-        if number not in range(1, signal.NSIG):
+        if number not in range(1, NSIG):
             raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
         new = number not in self._handled
         # Before it is handled: else an exception in between could leave what nobody takes off.
