@@ -13,15 +13,7 @@ from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import (
-    NoHandleError,
-    callable_or_none,
-    check_callback,
-    check_class,
-    check_made,
-    not_bytes,
-    whole,
-)
+from danga_raw._mistakes import HandleError, check_callback, check_class, check_made, no_data, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -145,7 +137,7 @@ class Socket(Generic[HandleT]):
         try:
             fd = sock.fileno()
         except AttributeError:
-            raise NoHandleError(sock) from None
+            raise HandleError(sock) from None
         self.loop: Loop = loop if loop is not None else _default_loop or default_loop()
         self._registry = registry = registry_of(self.loop)
         self.sock: HandleT | None = sock
@@ -506,7 +498,8 @@ class Socket(Generic[HandleT]):
         would block it raises BlockingIOError; any other OSError closes the object. It may close the
         object, but must not write to it. Raises `TypeError` for what can't be called.
         """
-        func = callable_or_none("a writer function", func)
+        if func is not None:
+            check_callback("a writer function", func)
         self._direct = None
         self.writer_func = func
         self._go_direct()
@@ -739,7 +732,8 @@ class Socket(Generic[HandleT]):
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """Call `callback(descriptor map, other fds)` after each batch, as long as this object is open;
         false ends `run`. None takes it off. Raises `TypeError` for what can't be called."""
-        callback = callable_or_none("a post-loop callback", callback)
+        if callback is not None:
+            check_callback("a post-loop callback", callback)
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
@@ -854,7 +848,7 @@ def _block(data: Writable) -> Queued:
     if callable(data):
         check_callback("a callable to write", data)
         return data
-    raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+    raise no_data("write takes bytes, a bytearray, a memoryview, a callable or None", data)
 
 
 def _piece(buf: object) -> bytes:
@@ -862,7 +856,7 @@ def _piece(buf: object) -> bytes:
         return bytes(buf)
     if isinstance(buf, memoryview):
         return buf.tobytes()
-    raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
+    raise no_data("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
 def _size(queued: Queued) -> int:
