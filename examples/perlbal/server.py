@@ -156,14 +156,18 @@ class Server:
 
     # --- running and ending -----------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serve until the end."""
-        self.running = True
-        self.loop.on_exception = log_exception
+    def heed_signals(self) -> None:
+        """From now on, and before the first service listens: what they ask for is done when the
+        loop runs."""
         self.loop.add_signal_handler(signal.SIGTERM, self.shut_down_gracefully)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
         self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
+
+    def run(self) -> None:
+        """Serve until the end."""
+        self.running = True
+        self.loop.on_exception = log_exception
         if self.pidfile:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:

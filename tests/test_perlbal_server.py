@@ -1,8 +1,12 @@
-"""examples/perlbal: the connections to backends that are made ahead, on a loop of this process."""
+"""examples/perlbal: what is seen of its server only from within, or before it runs."""
 
+import os
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,7 @@ from danga_raw import Listener, Loop
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.language import Context
 from examples.perlbal.server import Server
+from tests.perlbal.servers import OURS
 
 PATIENCE = 10.0
 
@@ -63,3 +68,19 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     turn(server, lambda: stats.attempts > 1)
     assert (time.monotonic() - began) / RETRY_SECONDS > 1
     assert stats.attempts == 2
+
+
+def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path) -> None:
+    slow, pidfile = tmp_path / "slow.conf", tmp_path / "pid"
+    os.mkfifo(slow)
+    file = tmp_path / "perlbal.conf"
+    file.write_text(
+        f"SERVER pidfile = {pidfile}\nLOAD include\nINCLUDE = {slow}\nCREATE SERVICE w\n"
+        "SET role = web_server\nSET listen = 127.0.0.1:0\nENABLE w\n"
+    )
+    with subprocess.Popen([*OURS, str(file)], stdout=subprocess.PIPE) as server:
+        with slow.open("w"):  # Which waits until the other end is opened.
+            server.send_signal(signal.SIGTERM)
+        output, _ = server.communicate(timeout=PATIENCE)
+    assert (server.returncode, output) == (0, b"Running.\n")
+    assert not pidfile.exists()
