@@ -224,10 +224,17 @@ row(
         "POOL one ADD 1.2.3.444",
         "SET web.listen = 99999",
         "SET proxy.error_retry_schedule = soon",
+        "HEADER proxy INSERT a=b: c",
     ),
     alone=True,
     differs="values that can't work are refused",
-    ours=("99999 is no port", "0 is no port", "'1.2.3.444' is no address", "Listen argument"),
+    ours=(
+        "99999 is no port",
+        "0 is no port",
+        "'1.2.3.444' is no address",
+        "Listen argument",
+        "'a=b' is no name of a header",
+    ),
 )
 row(
     PROXY,
