@@ -198,13 +198,7 @@ def load(call: Call, name: str) -> None:
     if name not in PLUGINS:
         raise LanguageError(f"No plugin {name}; there are {', '.join(sorted(PLUGINS))}")
     if name not in server.plugins:
-        plugin = server.plugins[name] = PLUGINS[name](server)
-        server.plugin_commands |= plugin.commands()
-        server.parameters |= plugin.parameters
-        for service in server.services.values():
-            for key, parameter in plugin.parameters.items():
-                if parameter.role == service.role and parameter.default is not None:
-                    service.set(key, parameter.default)
+        server.plugins[name] = PLUGINS[name](server)
 
 
 @command("unload", r" (\w+)")
@@ -217,10 +211,6 @@ def unload(call: Call, name: str) -> None:
         if plugin in service.plugins:
             plugin.unregister(service)
             service.plugins.remove(plugin)
-    for word in plugin.commands():
-        server.plugin_commands.pop(word, None)
-    for key in plugin.parameters:
-        server.parameters.pop(key, None)
 
 
 @command("reload", r" (\w+)")

@@ -136,7 +136,7 @@ class Language:
         if found is None:
             raise LanguageError("invalid command")
         word, rest = found[0], text[found.end() :]
-        command = COMMANDS.get(word) or self.server.plugin_commands.get(word)
+        command = self.server.commands.get(word)
         if command is None:
             if word in LEFT_OUT:
                 raise LanguageError(f"{text} is not supported here: {LEFT_OUT[word]}")

@@ -7,15 +7,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
 from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Command, Context, Language
-from examples.perlbal.parameters import PARAMETERS, LanguageError
+from examples.perlbal.language import COMMANDS, Command, Context, Language
+from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
@@ -86,9 +87,6 @@ class Server:
         self.defaults: dict[str, str] = {}
         """What DEFAULT has set, as it is written."""
         self.plugins: dict[str, Plugin] = {}
-        self.plugin_commands: dict[str, Command] = {}
-        self.parameters = dict(PARAMETERS)
-        """The parameters of services, and those that plugins have brought."""
         self.exchanges: dict[str, type[Exchange]] = {
             "reverse_proxy": ProxyExchange,
             "web_server": WebExchange,
@@ -122,6 +120,16 @@ class Server:
             pass  # Nobody listens.
 
     # --- what there is ----------------------------------------------------------------------------
+
+    @property
+    def commands(self) -> Mapping[str, Command]:
+        """The commands by their first words, with those of the loaded plugins."""
+        return ChainMap(COMMANDS, *(plugin.commands() for plugin in self.plugins.values()))
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The parameters of services, with those of the loaded plugins."""
+        return ChainMap(PARAMETERS, *(plugin.parameters for plugin in self.plugins.values()))
 
     def _check_name(self, name: str) -> None:
         if name in self.services:
