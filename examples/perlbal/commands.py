@@ -9,7 +9,7 @@ import re
 import resource
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
@@ -19,10 +19,6 @@ from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError
 from examples.perlbal.plugins import LEFT_OUT, PLUGINS
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
-
-if TYPE_CHECKING:
-    from examples.perlbal.pools import Pool
-    from examples.perlbal.server import Server
 
 VERSION: Final = "1.80"
 """The version of Perlbal whose language this is."""
@@ -60,7 +56,6 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
         server.services[name].set(key, value)
     elif name in server.pools:
         server.pools[name].set(key, value)
-        _pool_changed(server, server.pools[name])
     else:
         raise LanguageError(f"service/pool '{name}' does not exist")
     return None
@@ -80,15 +75,6 @@ def _set_plugins(call: Call, service: Service, names: str) -> Answer:
             call.out(f"ERROR: Plugin {name} not loaded; not registered for {service.name}.")
             lacking = True
     return "" if lacking else None
-
-
-def _pool_changed(server: Server, pool: Pool) -> None:
-    """Who waits for a node may have one now."""
-    for service in server.services.values():
-        if service.pool is pool:
-            service.balancer.generation += 1
-            if service.enabled:
-                service.balancer.spawn_backends()
 
 
 @command("default", r" (\w+) ?= ?(.+)", "usage: DEFAULT <param> = <value>")
@@ -141,7 +127,6 @@ def change_pool(call: Call, first: str, second: str, ip: str, port: str) -> None
     if not 0 < number < 65536:
         raise LanguageError(f"{port} is no port")
     (pool.add if verb == "add" else pool.remove)(host, number)
-    _pool_changed(call.server, pool)
 
 
 @command("show", r" (service|pool)(?: (\w+))?")
@@ -161,7 +146,7 @@ def show(call: Call, what: str, name: str) -> Answer:
         return [
             line
             for each, pool in sorted(pools.items())
-            for line in (f"{each} nodes {len(pool.nodes)}", f"{each} services {pool.services}")
+            for line in (f"{each} nodes {len(pool.nodes)}", f"{each} services {len(pool.users)}")
         ]
     if name not in pools:
         raise LanguageError(f"pool '{name}' does not exist")

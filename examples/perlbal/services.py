@@ -126,8 +126,7 @@ class Service(Parameters):
         self.as_written[key] = text
         self.trusts.cache_clear()
         self.server.idle.look_soon()
-        if self.enabled:
-            self.balancer.spawn_backends()
+        self.balancer.pool_changed()
 
     def _set_role(self, role: str) -> None:
         if self.enabled and role != self.role:
@@ -154,9 +153,8 @@ class Service(Parameters):
 
     def _set_pool(self, pool: Pool) -> None:
         if self.pool is not None:
-            self.pool.services -= 1
-        pool.services += 1
-        self.balancer.generation += 1
+            self.pool.users.remove(self)
+        pool.users.append(self)
 
     def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
         self.reproxy_cache = (self.reproxy_cache or ReproxyCache()) if maxsize else None
@@ -249,7 +247,7 @@ class Service(Parameters):
             f"          role: {self.role}",
         ]
         if self.role in ("reverse_proxy", "web_server"):
-            lines.append(f"  pend clients: {balancer.waiting_count()}")
+            lines.append(f"  pend clients: {balancer.waiting()}")
             lines.append(f"  pend backend: {len(balancer.pending)}")
             for name, backend in sorted(balancer.pending.items()):
                 lines.append(f"   {name} - {backend.state} - {backend.age()}s")
