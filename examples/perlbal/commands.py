@@ -233,7 +233,7 @@ def server_option(call: Call, key: str, value: str) -> None:
             raise LanguageError("Unable to set limit.") from None
     elif key == "nice_level":
         try:
-            os.nice(_number(value))
+            os.nice(max(-40, min(_number(value), 40)))  # More would be as much.
         except OSError as error:
             raise LanguageError(f"Unable to renice: {error.strerror}") from None
     elif key == "aio_mode":

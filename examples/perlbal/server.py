@@ -180,8 +180,8 @@ class Server:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:
                     file.write(f"{os.getpid()}\n")
-            except OSError as error:
-                self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
+            except (OSError, ValueError) as error:
+                self.log(f"couldn't create pidfile '{self.pidfile}': {error}")
                 self.pidfile = None
         try:
             while True:
