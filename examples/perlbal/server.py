@@ -129,7 +129,7 @@ class Server:
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         """The parameters of services, with those of the loaded plugins."""
-        return ChainMap(PARAMETERS, *(plugin.parameters for plugin in self.plugins.values()))
+        return ChainMap(*(plugin.parameters for plugin in self.plugins.values()), PARAMETERS)
 
     def _check_name(self, name: str) -> None:
         if name in self.services:
