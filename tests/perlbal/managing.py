@@ -225,6 +225,7 @@ row(
         "SET web.listen = 99999",
         "SET proxy.error_retry_schedule = soon",
         "HEADER proxy INSERT a=b: c",
+        "SET web.role = selector",
     ),
     alone=True,
     differs="values that can't work are refused",
@@ -234,6 +235,7 @@ row(
         "'1.2.3.444' is no address",
         "Listen argument",
         "'a=b' is no name of a header",
+        "service web is enabled",
     ),
 )
 row(
