@@ -43,5 +43,6 @@ DIFFERENCES = {
     "values that can't work are refused": "the original says OK, and what they are for fails",
     "a plugin is taken off": "the original keeps it at its services, or fails for want of a method",
     "DEFAULT checks its value": "the original says OK, and the services that come later have none",
+    "names in a list are escaped": "in the original a file's name may be any HTML",
 }
 """Name -> why."""
