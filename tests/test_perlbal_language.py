@@ -87,6 +87,10 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("LOAD throttle", "Plugin throttle is not supported here"),
         ("= 1", "invalid command"),
         ("INCLUDE = a\0b", "embedded null byte"),
+        (
+            "SET p.plugins = vhosts, redirect",
+            "You can't load the vhost plugin on a service not of role selector.",
+        ),
         ("FD", "[Errno 24] Too many open files"),
     ],
 )
@@ -95,7 +99,8 @@ def test_an_error_is_told_and_changes_nothing(
 ) -> None:
     monkeypatch.setattr("os.listdir", full)
     say("LOAD include", "CREATE POOL a", "CREATE SERVICE p", "SET role = reverse_proxy")
-    say("SET pool = a")
+    say("SET pool = a", "LOAD vhosts", "LOAD redirect", "LOAD accesscontrol")
+    say("SET plugins = accesscontrol", "ACCESS policy deny")
     before = say("DUMPCONFIG")
     assert say(line) == [f"ERROR: {answer}"]
     assert say("DUMPCONFIG") == before

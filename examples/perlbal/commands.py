@@ -62,18 +62,19 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
 
 
 def _set_plugins(call: Call, service: Service, names: str) -> Answer:
+    wanted = dict.fromkeys(re.split(r"[\s,]+", names.lower()))
+    loaded = call.server.plugins
+    found = [loaded[name] for name in wanted if name in loaded]
+    for plugin in found:
+        plugin.check(service)
     for plugin in service.plugins:
         plugin.unregister(service)
-    service.plugins = []
-    lacking = False
-    for name in re.split(r"[\s,]+", names):
-        found = call.server.plugins.get(name.lower())
-        if found is not None and found not in service.plugins:
-            found.register(service)
-            service.plugins.append(found)
-        elif found is None and name != "none":
-            call.out(f"ERROR: Plugin {name} not loaded; not registered for {service.name}.")
-            lacking = True
+    service.plugins = found
+    for plugin in found:
+        plugin.register(service)
+    lacking = [name for name in wanted if name not in loaded and name != "none"]
+    for name in lacking:
+        call.out(f"ERROR: Plugin {name} not loaded; not registered for {service.name}.")
     return "" if lacking else None
 
 

@@ -43,8 +43,11 @@ class Plugin:
         """Its commands, by their first word. They raise `LanguageError`."""
         return {}
 
+    def check(self, service: Service) -> None:
+        """Raises `LanguageError` if the service can't use it."""
+
     def register(self, service: Service) -> None:
-        """A service begins to use it. Raises `LanguageError`."""
+        """A service begins to use it."""
 
     def unregister(self, service: Service) -> None:
         """A service uses it no longer."""
@@ -111,11 +114,13 @@ class Vhosts(HostMaps):
             raise LanguageError(f"invalid host pattern: '{host}'")
         self.maps.setdefault(service, {})[host] = target
 
-    def register(self, service: Service) -> None:
+    def check(self, service: Service) -> None:
         if service.role != "selector":
             raise LanguageError(
                 "You can't load the vhost plugin on a service not of role selector."
             )
+
+    def register(self, service: Service) -> None:
         self.maps[service] = {}
 
     def select(
