@@ -264,10 +264,8 @@ def parse_response(text: str) -> Response:
     if line is None:
         raise Refused(502, "No status line")
     response = Response(int(line[3]), line[4] or None)
-    if line[1] != "1" or line[2] != "0":
+    if line[1] != "0":
         response.version = f"{line[1]}.{line[2]}"
-    if line[1] == "0":
-        response.version = "1.0"
     response.fill(lines, _ONCE_IN_RESPONSE)
     values = response.values
     if "transfer-encoding" in values:
