@@ -233,7 +233,7 @@ row(
     PLAIN,
     "a whole URL in capitals",
     ask(get("HTTP://elsewhere/p", "Host: here")),
-    differs="hosts in any case",
+    differs="hosts in any form",
     ours=("GET /p HTTP/1.0", "Host: elsewhere"),
 )
 row(PLAIN, "a path of a star", ask(request("OPTIONS", "*")))

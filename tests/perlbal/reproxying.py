@@ -203,7 +203,7 @@ row(
     there,
     serve(to("HTTP://@b@/1 http://@b@/2")),
     ask(get("/")),
-    differs="hosts in any case",
+    differs="hosts in any form",
     ours=("GET /1 HTTP/1.0", "from b"),
 )
 row(PROXY, "a URL without a path", there, serve(to("http://@b@")), ask(get("/")))
