@@ -168,7 +168,7 @@ def listen(host: str, port: int) -> socket.socket:
     raise OSError(f"cannot listen on {shown(bare, port)}: {reason or failure}")
 
 
-def shown(host: str, port: int) -> str:
+def shown(host: str, port: int | str) -> str:
     """An address as one types it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -180,7 +180,10 @@ def echo(host: str, port: int) -> None:
         loop.on_exception = log_exception
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, loop.stop)
-        print("listening on", shown(*listener.getsockname()[:2]), flush=True)
+        # Which knows the scope of a link-local address, as getsockname doesn't.
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        where = shown(*socket.getnameinfo(listener.getsockname(), numeric))
+        print("listening on", where, flush=True)
         while True:
             try:
                 loop.run()

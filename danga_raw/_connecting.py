@@ -60,7 +60,7 @@ def family(address: SocketAddress) -> int:
                 raise ValueError(f"a port has 16 bits, a flow label 20, a scope id 32: {address!r}")
             return kind
         case _:
-            raise TypeError(f"an address is (ip, port), or the path of a UNIX socket: {address!r}")
+            raise TypeError(f"an address is (ip, port), or a path as str or bytes: {address!r}")
 
 
 def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:

@@ -64,6 +64,8 @@ class Listener(Socket):
         protocol of its own (TLS: wrap the connections), `OSError` as `Socket` does.
         """
         check_callback("accepted", accepted)
+        if not hasattr(sock, "accept"):
+            raise TypeError(f"a Listener takes a listening socket, not {sock!r}")
         if getattr(type(sock).accept, "__module__", None) == "ssl":
             raise TypeError(f"a Listener takes a plain socket: wrap what it accepts, not {sock!r}")
         self.accepted: Accepted = accepted
@@ -150,5 +152,6 @@ class Listener(Socket):
         self.event_read()
 
     def event_hup(self) -> None:
-        """Its `shutdown` was called."""
+        """Its `shutdown` was called, or its `listen` never."""
+        warn("%r: no listening socket, or one that was shut down", self)
         self.close("hang-up")

@@ -7,11 +7,10 @@ import sys
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
-from operator import index
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
-from danga_raw._mistakes import callable_or_none, check_callback
+from danga_raw._mistakes import callable_or_none, check_callback, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import Registry, choose_backend
 from danga_raw._typing import cast
@@ -371,7 +370,7 @@ class Loop:
         """Wait at most `ms` milliseconds for events; -1, as at first, for ever; 0 not at all. So the
         original's code has it; its manual says it the other way round. Returns `ms`. Raises
         `ValueError` below -1 and beyond a C int."""
-        ms = index(ms)
+        ms = whole("a loop timeout is a number of milliseconds, an int", ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
         self._timers.timeout = ms
@@ -511,15 +510,18 @@ class Loop:
 def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
-        raise TypeError(f"a Socket takes a Loop, not {loop!r}; Loop({loop!r}) makes one")
+        hint = f"; Loop({loop!r}) makes one" if isinstance(loop, str) else ""
+        raise TypeError(f"a Socket takes a Loop, not {loop!r}{hint}")
     return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
 
 
 def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
     """Raises `TypeError` for what is no descriptor's number or no callback."""
+    if not hasattr(fds, "items"):
+        raise TypeError(f"other fds are given as {{fd: callback}}, not {fds!r}")
     for fd, callback in fds.items():
         if hasattr(fd, "fileno"):
             raise TypeError(f"an other fd is a number, not {fd!r}: give its fileno()")
-        index(fd)
+        whole("an other fd is a number", fd)
         check_callback(f"the callback of other fd {fd}", callback)
     return dict(fds)

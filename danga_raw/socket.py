@@ -13,7 +13,15 @@ from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made, not_bytes
+from danga_raw._mistakes import (
+    NoHandleError,
+    callable_or_none,
+    check_callback,
+    check_class,
+    check_made,
+    not_bytes,
+    whole,
+)
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -87,9 +95,7 @@ def _as(described: object) -> Callable[[Method], Method]:
 
 
 class _PostLoopCallbackSetter:
-    """Call a callback with (descriptor map, other fds) after each batch; a false answer ends the
-    loop. On the class it sets the one of the default loop, on an object that object's own, which goes
-    with it. None takes it off. Raises `TypeError` for what can't be called."""
+    """On the class `set_loop_callback`, on an object `set_own_callback`."""
 
     def __get__(
         self, obj: Socket[Handle] | None, owner: type[Socket[Handle]]
@@ -124,7 +130,7 @@ class Socket(Generic[HandleT]):
 
     def __init_subclass__(cls, **more: object) -> None:
         super().__init_subclass__(**more)
-        check_class(cls)
+        check_class(cls, Socket)
 
     def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
         """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups:
@@ -264,8 +270,8 @@ class Socket(Generic[HandleT]):
         if isinstance(error, OSError):
             return None
         check_made(self)
-        if index(bytecount) < 1:  # It was refused, and nothing was read.
-            raise error
+        if whole("read takes a number of bytes from 1 up", bytecount) < 1:
+            raise error  # It was refused, and nothing was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
@@ -727,7 +733,8 @@ class Socket(Generic[HandleT]):
     SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
-        """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
+        """Call `callback(descriptor map, other fds)` after each batch, as long as this object is open;
+        false ends `run`. None takes it off. Raises `TypeError` for what can't be called."""
         callback = callable_or_none("a post-loop callback", callback)
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
@@ -737,8 +744,8 @@ class Socket(Generic[HandleT]):
             self._registry.own_callbacks.pop(fd, None)
 
     @staticmethod
+    @_as(Loop.set_post_loop_callback)
     def set_loop_callback(callback: PostLoopCallback | None) -> None:
-        """`SetPostLoopCallback` on the class: `Loop.set_post_loop_callback`."""
         default_loop().set_post_loop_callback(callback)
 
     @classmethod
@@ -841,6 +848,7 @@ def _block(data: Writable) -> Queued:
         view = memoryview(data)
         return view.cast("B") if view.nbytes else b""
     if callable(data):
+        check_callback("a callable to write", data)
         return data
     raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
 

@@ -104,13 +104,13 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10.0.0.0/8, fe80::/10")
     say("HEADER p INSERT x: y", "HEADER p REMOVE z")
     say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
-    say("SET persist_client = on")
+    say("SET persist_client = on", "CREATE SERVICE w", "SET role = web_server", "ENABLE w")
+    say("SET s.default_service = w")
     dumped = say("DUMPCONFIG")
     assert dumped.pop() == "OK"
     assert "  SET p.accesscontrol.use_observed_ip = 1" in dumped
     file = tmp_path / "again.conf"
-    # Neither was ever enabled, which a new service isn't either.
-    file.write_text("\n".join(line for line in dumped if not line.startswith("DISABLE")))
+    file.write_text("\n".join(dumped))
     with Loop() as loop:
         again = Said(loop)
         again.server.language.load_file(str(file), print)
@@ -143,7 +143,7 @@ def test_the_closest_pattern_counts(say: Said) -> None:
     for name in maps:
         maps[name] = name
     while maps:
-        assert vhosts.find(service, "a.b.com:80")[0] == next(iter(maps))
+        assert vhosts.find(service, "a.b.com")[0] == next(iter(maps))
         del maps[next(iter(maps))]
     assert vhosts.find(service, "a.b.com") == []
 

@@ -166,8 +166,7 @@ class Balancer:
             return
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
-            return self.spawn_backends()
-        if self.server.stopping or (
+        elif self.server.stopping or (
             backend.use_count and len(self.bored) >= self.service.backend_persist_cache
         ):
             backend.close("too_many_bored")
@@ -175,6 +174,8 @@ class Balancer:
             self.bored.appendleft(backend)
         else:
             self.bored.append(backend)
+        if not backend.use_count:
+            self.spawn_backends()  # Its node is free for another now.
 
     def may_live(self, backend: BackendHTTP) -> bool:
         """Whether it may be used once more."""
@@ -199,8 +200,11 @@ class Balancer:
     def note_backend_close(self, backend: BackendHTTP) -> None:
         """A backend is closed, by whomsoever."""
         self._no_longer_pending(backend)
-        if not backend.exchange and backend in self.bored:
+        if backend in self.bored:
             self.bored.remove(backend)
+            if not backend.use_count and backend.age() < RETRY_SECONDS:
+                # It would be so with the next as well, again and again.
+                self._block(backend.ipport)
         self.spawn_backends()
 
     def _no_longer_pending(self, backend: BackendHTTP) -> None:

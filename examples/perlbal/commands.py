@@ -175,6 +175,13 @@ def dumpconfig(call: Call) -> None:
     blocks = [loaded] if loaded else []
     blocks += [pool.dump() for pool in server.pools.values()]
     blocks += [service.dump() for service in server.services.values()]
+    # Behind all services, for it may be one of those that come later.
+    defaults = [
+        f"SET {service.name}.default_service = {service.default_service.name}"
+        for service in server.services.values()
+        if service.default_service is not None
+    ]
+    blocks += [defaults] if defaults else []
     for block in blocks:
         for line in (*block, ""):
             call.out(line)

@@ -32,11 +32,15 @@ _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 _NO_HOST: Final = re.compile(r"[\s,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
+_CLOSE: Final = re.compile(r"\bclose\b", re.IGNORECASE)
+_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b", re.IGNORECASE)
 _MAX_DIGITS: Final = 18
 
 _keys: dict[str, str] = {}
 """Names of fields that came before, and their keys: to check a name is dear, and most are few."""
 _MAX_KEYS: Final = 2000
+_MAX_NAME: Final = 100
+"""The longest name that is worth it: a client that makes up names shouldn't fill the memory."""
 
 
 class Refused(Exception):
@@ -55,9 +59,11 @@ def _key(name: str) -> str:
         # doesn't.
         hidden = name[:1] in (" ", "\t", "") or _TOKEN.fullmatch(name.rstrip(" \t"))
         raise Refused(400 if hidden else 0, f"Invalid field name {name!r:.40}")
-    if len(_keys) >= _MAX_KEYS:
-        _keys.clear()
-    key = _keys[name] = name.lower()
+    key = name.lower()
+    if len(name) <= _MAX_NAME:
+        if len(_keys) >= _MAX_KEYS:
+            _keys.clear()
+        _keys[name] = key
     return key
 
 
@@ -83,6 +89,14 @@ class Head:
 
     def drop(self, key: str) -> None:
         self.values.pop(key, None)
+
+    def persists(self, unless_asked: bool) -> bool:
+        """Whether the connection is to go on, by this head; `unless_asked` where it says nothing."""
+        wishes = self.values.get("connection")
+        if wishes is None:
+            return unless_asked
+        wanted = unless_asked or _KEEP_ALIVE.search(wishes) is not None
+        return wanted and _CLOSE.search(wishes) is None
 
     def fill(self, lines: list[str], once: frozenset[str]) -> None:
         """Take the fields of these lines; `once` are the keys that may not be doubled. Raises
@@ -123,13 +137,14 @@ class Request(Head):
     __slots__ = ("chunked", "keep_alive", "length", "low_priority", "method", "uri", "version")
 
     def __init__(self, text: str) -> None:
-        """Read `text`, without the empty line at its end. Raises `Refused`."""
+        """Read `text`, with the empty line at its end. Raises `Refused`."""
         super().__init__()
         newline = "\r\n" if "\r" in text else "\n"
         first, *lines = text.split(newline)
         ends = (text.count("\n"), text.count("\r"))
         if "\0" in text or ends[0] != len(lines) or ends[1] not in (0, len(lines)):
             raise Refused(400, "Invalid line end")
+        del lines[-2:]
         line = _REQUEST_LINE.fullmatch(first)
         if line is None:
             raise Refused(0, f"Bogus request line {first!r:.40}")
@@ -149,8 +164,7 @@ class Request(Head):
                 raise Refused(400, "Invalid Host")
         elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
-        wishes = values["connection"].lower() if "connection" in values else ""
-        self.keep_alive: bool = (minor != "0" or "keep-alive" in wishes) and "close" not in wishes
+        self.keep_alive: bool = self.persists(minor != "0")
         """Whether the client wants to go on after this request."""
         self.chunked = False
         self.length = 0
@@ -229,25 +243,21 @@ class Response(Head):
         """Whether who sent this will keep the connection open; `head_only` for what had no body
         whatever its length is said to be."""
         values = self.values
-        wishes = values["connection"].lower() if "connection" in values else ""
-        if "close" in wishes:
-            return False
         if self.version != "1.0":
-            return True
-        return "keep-alive" in wishes and (
-            head_only or "content-length" in values or self.code in (204, 304)
-        )
+            return self.persists(True)
+        has_length = head_only or "content-length" in values or self.code in (204, 304)
+        return has_length and self.persists(False)
 
 
 def parse_response(text: str) -> Response:
-    """A backend's response, without the empty line at its end. Raises `Refused`."""
+    """A backend's response, with the empty line at its end. Raises `Refused`."""
     if "\n " in text or "\n\t" in text:
         text = _FOLD.sub(" ", text)
     # RFC 9112, 2.2: a line may end with LF alone. Perlbal's own tests have backends that mix the two.
     text = text.replace("\r\n", "\n")
     if "\0" in text or "\r" in text:
         raise Refused(502, "A line of the backend's head ends oddly")
-    first, *lines = text.split("\n")
+    first, *lines = text.removesuffix("\n\n").split("\n")
     line = _STATUS_LINE.fullmatch(first)
     if line is None:
         raise Refused(502, "No status line")
@@ -273,18 +283,16 @@ def wire(text: str) -> str:
 
 
 def take_head(data: bytes) -> tuple[str, bytes] | None:
-    """A head, without the empty line at its end, and what follows; None if the end isn't there yet.
+    """A head, with the empty line at its end, and what follows; None if the end isn't there yet.
     Raises `Refused` for one that is too long."""
     end = data.find(b"\n\r\n")
     after = end + 3
-    short = data.find(b"\n\n", 0, end if end >= 0 else len(data))
+    short = data.find(b"\n\n", 0, after if end >= 0 else len(data))
     if short >= 0:
         end, after = short, short + 2
-    elif end > 0 and data[end - 1] == 13:
-        end -= 1
-    if end > MAX_HEAD or end < 0 and len(data) >= MAX_HEAD:
+    if after > MAX_HEAD or end < 0 and len(data) >= MAX_HEAD:
         raise Refused(0, "A head that is too long")
-    return (data[:end].decode("latin-1"), data[after:]) if end >= 0 else None
+    return (data[:after].decode("latin-1"), data[after:]) if end >= 0 else None
 
 
 @lru_cache(1000)

@@ -58,7 +58,7 @@ class ClientManage(Socket):
                 return
             self.inbox = rest
             text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
-            if text.strip().lower() in ("quit", "exit"):
+            if text.strip().lower().startswith(("quit", "exit")):
                 return self.close("user_requested_quit")
             answer: list[str] = []
             self.server.language.run(text, answer.append, self.context)

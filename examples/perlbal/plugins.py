@@ -76,11 +76,16 @@ class HostMaps(Plugin):
         super().__init__(server)
         self.maps: dict[Service, dict[str, str]] = {}
 
+    @staticmethod
+    def host(request: Request) -> str:
+        """The host that is asked for, without its port and the dot of the root; "" if none is."""
+        host = (request.values.get("host") or "").lower()
+        return re.sub(r":\d+$", "", host).removesuffix(".")
+
     def find(self, service: Service, host: str) -> list[str]:
         """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it
         is in, to "*"."""
         maps = self.maps.get(service, {})
-        host = re.sub(r":\d+$", "", host.lower())
         patterns = [host, f"*.{host}"] if host else []
         while host and (rest := re.sub(r"^[\w\-]+", "", host, count=1, flags=re.ASCII)) != host:
             host = rest.removeprefix(".")
@@ -122,7 +127,7 @@ class Vhosts(HostMaps):
         self, client: Client, service: Service, request: Request
     ) -> tuple[Service | None, bool]:
         services = self.server.services
-        host = (request.values.get("host") or "").removesuffix(".")
+        host = self.host(request)
         if host and (using := _USING.fullmatch(request.uri)):
             name = self.maps.get(service, {}).get(f"{host};using:{using[1]}", "")
             if name not in services:
@@ -154,7 +159,7 @@ class Redirect(HostMaps):
         return ""
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
-        targets = self.find(service, request.values.get("host") or "")
+        targets = self.find(service, self.host(request))
         if targets:
             head = Response(301)
             head.set("Location", f"http://{targets[0]}{request.uri}")

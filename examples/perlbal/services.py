@@ -105,7 +105,7 @@ class Service(Parameters):
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
         if key in ("nodefile", "balance_method"):
-            return self._own_pool().set(key, text)
+            return self._own_pool(key).set(key, text)
         if key in LEFT_OUT:
             raise LanguageError(f"The '{key}' option is not supported here")
         parameter = self.server.parameters.get(key)
@@ -163,13 +163,15 @@ class Service(Parameters):
         if self.reproxy_cache is not None:
             self.reproxy_cache.set_maxsize(maxsize)
 
-    def _own_pool(self) -> Pool:
-        """The pool; an old habit makes one of its own, as long as none was made by command."""
+    def _own_pool(self, key: str) -> Pool:
+        """The pool, of which `key` is set; an old habit makes one of its own, as long as none was
+        made by command."""
         if self.pool is None:
             if self.server.pools_by_command:
                 raise LanguageError(
-                    f"Attempt to vivify pool {self.name}_pool but one or more pools have already"
-                    " been created manually. Please set it on a previously created pool."
+                    f"ERROR: Attempt to vivify pool {self.name}_pool but one or more pools\n"
+                    f"       have already been created manually.  Please set {key} on a\n"
+                    "       previously created pool."
                 )
             self.server.create_pool(f"{self.name}_pool")
             self.set("pool", f"{self.name}_pool")
@@ -291,6 +293,6 @@ class Service(Parameters):
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
         for name, value in self.inserted_headers:
             lines.append(f"HEADER {self.name} INSERT {name}: {value}")
-        verb = "ENABLE" if self.enabled else "DISABLE"
-        inner = (f"  {line}" for line in lines)
-        return [f"CREATE SERVICE {self.name}", *inner, f"{verb} {self.name}"]
+        # A new service isn't enabled: to disable it would be an error.
+        last = f"ENABLE {self.name}" if self.enabled else f"# DISABLE {self.name}"
+        return [f"CREATE SERVICE {self.name}", *(f"  {line}" for line in lines), last]

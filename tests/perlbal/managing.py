@@ -417,6 +417,25 @@ row(
     differs="DUMPCONFIG can be read in again",
     ours=("CREATE SERVICE later", "SET idle_timeout = 12"),
 )
+OLD_HABITS = Setting(
+    "old habits",
+    """
+    CREATE SERVICE first
+      SET role = reverse_proxy
+    CREATE SERVICE second
+      SET role = reverse_proxy
+    """,
+    services=(),
+    files={"nodes": b"127.0.0.1:8001\n"},
+)
+row(
+    OLD_HABITS.at(""),
+    "pools that are made by themselves",
+    manage("SET first.nodefile = {folder}/nodes", "SHOW POOL", "SHOW POOL first_pool"),
+    manage("CREATE POOL other", "SET first.nodefile = {folder}/nodes"),
+    manage("SET second.nodefile = {folder}/nodes", "SET second.balance_method = random"),
+    alone=True,
+)
 row(
     PROXY,
     "what HEADER refuses, and takes",
@@ -563,6 +582,7 @@ def said(*pieces: bytes) -> tuple[Callable[[Talk], None], ...]:
 
 
 row(PROXY, "quit", *said(b"quit\r\n"))
+row(PROXY, "quit, and more", *said(b"quit now\r\n"))
 row(PROXY, "exit", *said(b"exit\n"))
 row(PROXY, "an answer, and quit", *said(b"show pool\r\nquit\r\n"))
 row(PROXY, "lines of LF", *said(b"show pool\nverbose off\nuse web\nquit\n"))

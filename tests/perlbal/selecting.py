@@ -186,7 +186,6 @@ for name in (
     "alpha.example.com",
     "alpha.example.com:8080",
     "alpha.example.com.",
-    "alpha.example.com.:80",
     "beta.example.com",
     "other.example.com",
     "deep.down.example.com",
@@ -207,7 +206,14 @@ row(
     VHOSTS,
     "Host: ALPHA.Example.COM",
     ask(host("ALPHA.Example.COM")),
-    differs="hosts in any case",
+    differs="hosts in any form",
+    ours=("alpha",),
+)
+row(
+    VHOSTS,
+    "Host with the dot of the root and a port",
+    ask(host("alpha.example.com.:80")),
+    differs="hosts in any form",
     ours=("alpha",),
 )
 row(
@@ -331,6 +337,13 @@ row(
 row(MOVED, "a host that moved, in capitals", ask(host("OLD.example.com:81", "/")))
 row(MOVED, "all below a host", ask(host("a.b.gone.example.com", "/x")))
 row(MOVED, "a host that did not", ask(host("example.com")))
+row(
+    MOVED,
+    "a host that moved, with the dot of the root",
+    ask(host("old.example.com.", "/x")),
+    differs="hosts in any form",
+    ours=("Location: http://new.example.com/x\r\n",),
+)
 row(MOVED, "HEAD of what moved", ask(request("HEAD", "/", "Host: old.example.com")))
 row(MOVED, "POST of nothing", ask(post("/", b"", "Host: old.example.com")))
 row(
