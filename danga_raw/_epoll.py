@@ -102,11 +102,8 @@ class Epoll:
 
     def holds(self, fd: int, events: int) -> bool:
         """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
-        try:
-            self.modify(fd, events, events)
-        except OSError as error:
-            if error.errno not in (ENOENT, EBADF):
-                raise
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(events, fd)) < 0:
+            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_MOD, fd {fd})", ENOENT, EBADF)
             return False
         return True
 

@@ -138,8 +138,9 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except AttributeError:
             raise HandleError(sock) from None
-        self.loop: Loop = loop if loop is not None else _default_loop or default_loop()
-        self._registry = registry = registry_of(self.loop)
+        loop = loop if loop is not None else _default_loop or default_loop()
+        self.loop: Loop = loop
+        self._registry = registry = registry_of(loop)
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
