@@ -445,8 +445,17 @@ class Socket(Generic[HandleT]):
                 written = take_result(error)
                 if not isinstance(written, int):
                     self.close_as("interrupted")
-                elif written >= 0:
-                    self._account(written, new)
+                elif new is not None:
+                    if 0 <= written < len(new):
+                        self._queue(new, written)
+                elif written >= 0 and not self.closed:
+                    queue = self.write_buf
+                    block = queue[0]
+                    self.write_buf_size -= written
+                    self.write_buf_offset += written
+                    if self.write_buf_offset == _size(block):
+                        self.write_buf_offset = 0
+                        del queue[0]
             raise error
         if self.closed:
             return True
@@ -459,22 +468,10 @@ class Socket(Generic[HandleT]):
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
         return False
 
-    def _account(self, written: int, new: Block | None) -> None:
-        """So many bytes of `new` are out, or of the first block of the queue."""
-        if new is not None:
-            if written < len(new):
-                self._queue(new, written)
-        elif not self.closed:
-            self.write_buf_size -= written
-            self.write_buf_offset += written
-            if self.write_buf_offset == _size(self.write_buf[0]):
-                self.write_buf_offset = 0
-                del self.write_buf[0]
-
     def on_incomplete_write(self) -> None:
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
-        if not self.event_watch & POLLOUT:
+        if not self.write_set_watch or not self.event_watch & POLLOUT:
             self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
