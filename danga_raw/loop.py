@@ -213,6 +213,10 @@ class Loop:
                     connecting[fd].finish()
                 elif self._profiling:
                     self._dispatch_profiled(obj, state)
+                elif state == POLLOUT:
+                    # Alone, it spares a write that goes on the other questions.
+                    if not obj.closed:
+                        obj.event_write()
                 else:
                     if state & POLLIN and not obj.closed:
                         obj.event_read()
