@@ -9,7 +9,7 @@ from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
-from danga_raw._log import warn
+from danga_raw._log import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ def drop(sock: PythonSocket) -> None:
         try:
             libc.close(fd)
         except OSError as error:
-            if by_handler(error):
-                raise
-            warn("close(fd %d): %s", fd, error)
+            complain(error, "close(fd %d): %s", fd)
 
 
 begun: Final[dict[int, Connecting]] = {}

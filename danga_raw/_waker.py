@@ -14,7 +14,7 @@ from signal import NSIG
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
-from danga_raw._log import warn
+from danga_raw._log import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,6 +145,4 @@ class Waker:
                 try:
                     libc.close(self._ends[end])
                 except OSError as error:
-                    if by_handler(error):
-                        raise
-                    warn("close(fd %d): %s", self._ends[end], error)
+                    complain(error, "close(fd %d): %s", self._ends[end])

@@ -148,14 +148,14 @@ class Loop:
                         obj = objects[fd]
                     except KeyError:
                         obj = None
-                    if obj is None:
-                        self._dispatch((fd,))
-                        continue
                     # The object may have been closed by an earlier event of this batch. Then it is
                     # still in the map, and has nothing more to say.
                     try:
-                        if not obj.closed:
-                            obj.event_read()
+                        if obj is not None:
+                            if not leaving or not obj.closed:
+                                obj.event_read()
+                        elif isinstance(fd, int):
+                            self._other_event(fd, POLLIN)
                     except Exception as error:
                         if not self.handle_exception(error, obj):
                             raise

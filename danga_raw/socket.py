@@ -59,6 +59,9 @@ _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
 _NOT_ASKED: Final[tuple[Address, Address]] = (NOWHERE, NOWHERE)
 
+_ALWAYS: Final = POLLERR | POLLHUP | POLLNVAL
+"""What is watched for in any case, as in the original."""
+
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
 _EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
@@ -135,13 +138,13 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except AttributeError:
             raise HandleError(sock) from None
-        self.loop: Loop = loop if loop is not None else default_loop()
-        self._registry = registry_of(self.loop)
+        self.loop: Loop = loop if loop is not None else _default_loop or default_loop()
+        self._registry = registry = registry_of(self.loop)
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
         self.corked: bool = False
-        self.event_watch: int = POLLERR | POLLHUP | POLLNVAL
+        self.event_watch: int = _ALWAYS
         self.writer_func: WriterFunc | None = None
         self.write_buf_offset: int = 0
         self.write_buf_size: int = 0
@@ -150,10 +153,10 @@ class Socket(Generic[HandleT]):
         self.read_push_back: deque[Block] = _NO_PIECES
         self._addresses = _NOT_ASKED
         self._direct: int | None = fd
-        self._registry.register(fd, self.event_watch, self)
+        registry.register(fd, _ALWAYS, self)
         if begun and (pending := begun.pop(fd, None)) is not None:
             self._direct = None  # Until it is connected, what is written is queued.
-            pending.attach(self, fd, self._registry.connecting)
+            pending.attach(self, fd, registry.connecting)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
 
@@ -582,8 +585,9 @@ class Socket(Generic[HandleT]):
         except AttributeError:
             check_made(self)
             raise
-        # Told when it is done: whoever is told may do and raise what he likes.
-        if fd is not None and self._registry.leave(self, self.sock):
+        # Told when it is done: whoever is told may do and raise what he likes. To call who then says
+        # nothing would cost a tenth of all this.
+        if fd is not None and self._registry.leave(self, self.sock) and "logging" in sys.modules:
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import get_args, get_origin
@@ -60,6 +61,7 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
             yield from running(child)
 
 
+@cache
 def imports(module: str) -> set[str]:
     """What a module imports at run time."""
     found: set[str] = set()
