@@ -68,8 +68,10 @@ class Balancer:
             else:
                 backend.assign(exchange)
                 return self.spawn_backends()
-        unless_high = "lowpri" if exchange.request.low_priority else "normal"
-        self.queues["highpri" if exchange.high_priority else unless_high][exchange] = None
+        priority = "lowpri" if exchange.request.low_priority else "normal"
+        if exchange.high_priority:
+            priority = "highpri"
+        self.queues[priority][exchange] = None
         self.spawn_backends()
 
     def forget(self, exchange: ProxyExchange) -> None:
