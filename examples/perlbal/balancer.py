@@ -110,7 +110,8 @@ class Balancer:
             if pool is None or backend.ipport not in pool.used:
                 self.bored.remove(backend)
                 backend.close("invalid_generation")
-        if self.service.enabled:
+        # A selector may have sent some here although it doesn't listen.
+        if self.service.enabled or self.waiting():
             self.spawn_backends()
 
     def spawn_backends(self) -> None:

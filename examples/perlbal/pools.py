@@ -83,9 +83,9 @@ class Pool:
 
     def refresh(self) -> None:
         """Read the nodefile again if it has changed; it is looked at every three seconds."""
-        now = time.monotonic()
-        if self.nodefile is not None and now - self._checked > NODEFILE_CHECK_SECONDS:
-            self._load()
+        if self.nodefile is not None:
+            if time.monotonic() - self._checked > NODEFILE_CHECK_SECONDS:
+                self._load()
 
     def _load(self) -> bool:
         """Read the nodefile; False if that can't be done, and then the nodes stay."""
