@@ -131,21 +131,16 @@ class Server:
         """The parameters of services, with those of the loaded plugins."""
         return ChainMap(*(plugin.parameters for plugin in self.plugins.values()), PARAMETERS)
 
-    def _check_name(self, name: str) -> None:
+    def create(self, kind: str, name: str) -> None:
+        """Make a "service" or a "pool" of this name. Raises `LanguageError` if there is one."""
         if name in self.services:
             raise LanguageError(f"service '{name}' already exists")
         if name in self.pools:
             raise LanguageError(f"pool '{name}' already exists")
-
-    def create_service(self, name: str) -> Service:
-        self._check_name(name)
-        service = self.services[name] = Service(self, name)
-        return service
-
-    def create_pool(self, name: str) -> Pool:
-        self._check_name(name)
-        pool = self.pools[name] = Pool(name)
-        return pool
+        if kind == "service":
+            self.services[name] = Service(self, name)
+        else:
+            self.pools[name] = Pool(name)
 
     def node_stats(self, name: str) -> NodeStats:
         """The counts of a node."""
