@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,15 @@ LOOKS_PER_SECOND: Final = 10
 """How often idle clients are looked for at the most."""
 CLIENTS_PER_SECOND: Final = 20_000
 """How many are looked at in a second, about, at the most."""
+
+
+def tell(text: str, fd: int = 2) -> None:
+    """Write to standard error, or another descriptor; it serves as well where nobody reads that.
+    A print() that failed would be tried again at the end, and be the exit status."""
+    try:
+        os.write(fd, os.fsencode(f"{text}\n"))
+    except OSError:
+        pass
 
 
 class IdleClients:
@@ -114,10 +122,7 @@ class Server:
 
     def log(self, message: str) -> None:
         """Tell the administrator."""
-        try:
-            print(message, file=sys.stderr, flush=True)
-        except OSError:
-            pass  # Nobody listens.
+        tell(message)
 
     # --- what there is ----------------------------------------------------------------------------
 
