@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
@@ -376,12 +376,12 @@ class Client(Socket):
             if request.chunked or request.version != "1.0":
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def send(self, data: bytes, then: Callable[[], object]) -> None:
-        """Write, and call `then` when all is out."""
+    def send_last(self, data: bytes) -> None:
+        """Write the last of an answer; when it is out, the next request may come."""
         if not self.write(data):
-            self.write(then)
+            self.write(self.finished)
         elif not self.closed:
-            then()
+            self.finished()
 
     def send_page(self, code: int, text: str = "") -> None:
         """Answer with a page of our own."""
@@ -402,13 +402,15 @@ class Client(Socket):
         self.state = "xfer_resp"
         if self.request is not None and self.request.method == "HEAD":
             body = b""
-        self.send(head.to_bytes() + body, self.finished)
+        self.send_last(head.to_bytes() + body)
 
     def send_file(self, head: Response, part: Part) -> None:
-        """Answer with this head, as it is, and a part of a file, which is closed when it is out."""
+        """Answer with this head, to which how to go on is added, and a part of a file, which is
+        closed when it is out."""
         fd, start, end = part
         if end - start > SMALL_FILE:
             return self.send_files(head, part, iter(()))
+        self.setup_keepalive(head)
         self.state = "xfer_disk"
         try:
             data = os.pread(fd, end - start, start)
@@ -418,10 +420,11 @@ class Client(Socket):
         if len(data) < end - start:
             self.close("the file has shrunk")
         else:
-            self.send(head.to_bytes() + data, self.finished)
+            self.send_last(head.to_bytes() + data)
 
     def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
         """The same with several, which `more` opens one after another."""
+        self.setup_keepalive(head)
         self.state = "xfer_disk"
         file = self.file = SentFiles(self, first, more)
         self.watch_read(False)
@@ -465,10 +468,8 @@ class Client(Socket):
         except OSError:
             return self.close("no_keep_alive")
         self.watch_read(True)
-        self.loop.add_timer(LINGER_SECONDS if self.body_left else 2.0, self._end_draining)
-
-    def _end_draining(self) -> None:
-        self.close("no_keep_alive")
+        seconds = LINGER_SECONDS if self.body_left else 2.0
+        self.loop.add_timer(seconds, lambda: self.close("no_keep_alive"))
 
     def event_write(self) -> None:
         self.alive = time.monotonic()

@@ -186,7 +186,6 @@ class WebExchange(Exchange):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             return client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
-        client.setup_keepalive(head)
         client.send_file(head, (fd, start, end))
 
     def _say_what_it_is(self, head: Response, modified: str) -> None:
@@ -270,7 +269,6 @@ class WebExchange(Exchange):
         head.set("Content-Type", next(filter(None, map(mime_type, paths)), "text/plain"))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
-        client.setup_keepalive(head)
         client.send_files(head, NOTHING, _opened([(path, info.st_size) for path, info in found]))
 
     # --- PUT --------------------------------------------------------------------------------------
