@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -98,17 +98,30 @@ def test_a_nodefile_that_has_changed_counts_for_the_next_request(
         assert server.pools["a"].used == {f"127.0.0.1:{new}": 1}
 
 
-def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "with nobody who reads"])
+def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bool) -> None:
     slow, pidfile = tmp_path / "slow.conf", tmp_path / "pid"
     os.mkfifo(slow)
     file = tmp_path / "perlbal.conf"
     file.write_text(
-        f"SERVER pidfile = {pidfile}\nLOAD include\nINCLUDE = {slow}\nCREATE SERVICE w\n"
-        "SET role = web_server\nSET listen = 127.0.0.1:0\nENABLE w\n"
+        f"SERVER pidfile = {pidfile}\nLOAD include\nSHOW SERVICE\nINCLUDE = {slow}\n"
+        "CREATE SERVICE w\nSET role = web_server\nSET listen = 127.0.0.1:0\nENABLE w\n"
     )
-    with subprocess.Popen([*OURS, str(file)], stdout=subprocess.PIPE) as server:
-        with slow.open("w"):  # Which waits until the other end is opened.
-            server.send_signal(signal.SIGTERM)
-        output, _ = server.communicate(timeout=PATIENCE)
-    assert (server.returncode, output) == (0, b"Running.\n")
+    reader, writer = os.pipe()
+    if not heard:
+        os.close(reader)
+    with subprocess.Popen([*OURS, str(file)], stdout=writer, stderr=writer) as server:
+        os.close(writer)
+        end = -1
+        while end < 0 and server.poll() is None:
+            with suppress(OSError):  # That there is nobody who reads it, yet.
+                end = os.open(slow, os.O_WRONLY | os.O_NONBLOCK)
+            time.sleep(0.01)
+        server.send_signal(signal.SIGTERM)
+        if end >= 0:
+            os.close(end)
+        assert server.wait(PATIENCE) == 0
     assert not pidfile.exists()
+    if heard:
+        with open(reader, "rb") as output:
+            assert output.read() == b".\nRunning.\n"

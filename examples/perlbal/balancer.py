@@ -68,8 +68,10 @@ class Balancer:
             else:
                 backend.assign(exchange)
                 return self.spawn_backends()
-        unless_high = "lowpri" if exchange.request.low_priority else "normal"
-        self.queues["highpri" if exchange.high_priority else unless_high][exchange] = None
+        priority = "lowpri" if exchange.request.low_priority else "normal"
+        if exchange.high_priority:
+            priority = "highpri"
+        self.queues[priority][exchange] = None
         self.spawn_backends()
 
     def forget(self, exchange: ProxyExchange) -> None:
@@ -108,7 +110,8 @@ class Balancer:
             if pool is None or backend.ipport not in pool.used:
                 self.bored.remove(backend)
                 backend.close("invalid_generation")
-        if self.service.enabled:
+        # A selector may have sent some here although it doesn't listen.
+        if self.service.enabled or self.waiting():
             self.spawn_backends()
 
     def spawn_backends(self) -> None:

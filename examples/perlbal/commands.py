@@ -29,11 +29,8 @@ VERSION: Final = "1.80"
 
 @command("create", r" (service|pool) (\w+)", "usage: CREATE {service|pool} <name>")
 def create(call: Call, what: str, name: str) -> None:
-    if what == "service":
-        call.server.create_service(name)
-    else:
-        call.server.create_pool(name)
-        call.server.pools_by_command = True
+    call.server.create(what, name)
+    call.server.pools_by_command |= what == "pool"
     call.context.last_created = name
 
 

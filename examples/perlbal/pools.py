@@ -68,13 +68,9 @@ class Pool:
             if value in ("none", "undef", "null", '""', "''"):
                 self.nodefile = None
                 return
-            if not os.path.exists(value):
+            if not os.path.isfile(value):
                 raise LanguageError("File not found")
-            before, self.nodefile = self.nodefile, value
-            self._modified = 0.0
-            if not self._load():
-                self.nodefile = before
-                raise LanguageError(f"The file {value} can't be read")
+            self._load(value)
         elif key == "balance_method":
             if value != "random":
                 raise LanguageError("Unknown balance method")
@@ -83,28 +79,25 @@ class Pool:
 
     def refresh(self) -> None:
         """Read the nodefile again if it has changed; it is looked at every three seconds."""
-        now = time.monotonic()
-        if self.nodefile is not None and now - self._checked > NODEFILE_CHECK_SECONDS:
-            self._load()
-
-    def _load(self) -> bool:
-        """Read the nodefile; False if that can't be done, and then the nodes stay."""
-        assert self.nodefile is not None
+        if self.nodefile is None or time.monotonic() - self._checked <= NODEFILE_CHECK_SECONDS:
+            return
         self._checked = time.monotonic()
         try:
-            modified = os.stat(self.nodefile).st_mtime
-            if modified == self._modified:
-                return True
-            with open(self.nodefile, encoding="latin-1") as file:
-                lines = file.read(10_000_000).splitlines()
+            if os.stat(self.nodefile).st_mtime != self._modified:
+                self._load(self.nodefile)
         except OSError:
-            return False  # It may be there again the next time.
-        self._modified = modified
+            pass  # It may be there again the next time.
+
+    def _load(self, name: str) -> None:
+        """Have the nodes of a file. Raises `OSError`, and then all stays as it was."""
+        with open(name, encoding="latin-1") as file:
+            modified = os.stat(file.fileno()).st_mtime
+            lines = file.read(10_000_000).splitlines()
+        self.nodefile, self._modified = name, modified
         found = [_NODE.search(line.partition("#")[0]) for line in lines]
         nodes = [(each[1].strip("[]"), int(each[2] or 80)) for each in found if each]
         self.used.clear()
         self._have([Node(node_name(ip, port), ip, port) for ip, port in nodes])
-        return True
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,15 @@ LOOKS_PER_SECOND: Final = 10
 """How often idle clients are looked for at the most."""
 CLIENTS_PER_SECOND: Final = 20_000
 """How many are looked at in a second, about, at the most."""
+
+
+def tell(text: str, fd: int = 2) -> None:
+    """Write to standard error, or another descriptor; it serves as well where nobody reads that.
+    A print() that failed would be tried again at the end, and be the exit status."""
+    try:
+        os.write(fd, os.fsencode(f"{text}\n"))
+    except OSError:
+        pass
 
 
 class IdleClients:
@@ -114,10 +122,7 @@ class Server:
 
     def log(self, message: str) -> None:
         """Tell the administrator."""
-        try:
-            print(message, file=sys.stderr, flush=True)
-        except OSError:
-            pass  # Nobody listens.
+        tell(message)
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -131,21 +136,16 @@ class Server:
         """The parameters of services, with those of the loaded plugins."""
         return ChainMap(*(plugin.parameters for plugin in self.plugins.values()), PARAMETERS)
 
-    def _check_name(self, name: str) -> None:
+    def create(self, kind: str, name: str) -> None:
+        """Make a "service" or a "pool" of this name. Raises `LanguageError` if there is one."""
         if name in self.services:
             raise LanguageError(f"service '{name}' already exists")
         if name in self.pools:
             raise LanguageError(f"pool '{name}' already exists")
-
-    def create_service(self, name: str) -> Service:
-        self._check_name(name)
-        service = self.services[name] = Service(self, name)
-        return service
-
-    def create_pool(self, name: str) -> Pool:
-        self._check_name(name)
-        pool = self.pools[name] = Pool(name)
-        return pool
+        if kind == "service":
+            self.services[name] = Service(self, name)
+        else:
+            self.pools[name] = Pool(name)
 
     def node_stats(self, name: str) -> NodeStats:
         """The counts of a node."""

@@ -175,7 +175,7 @@ class Service(Parameters):
                     f"       have already been created manually.  Please set {key} on a\n"
                     "       previously created pool."
                 )
-            self.server.create_pool(f"{self.name}_pool")
+            self.server.create("pool", f"{self.name}_pool")
             self.set("pool", f"{self.name}_pool")
         assert self.pool is not None
         return self.pool

@@ -8,6 +8,7 @@ from tests.perlbal.steps import (
     connect,
     get,
     hear,
+    hear_or_wait,
     leave,
     manage,
     post,
@@ -470,6 +471,18 @@ for service in "vhosts", "far":
         ask(host("x.example.com", "/3")),
         alone=True,
     )
+row(
+    VHOSTS,
+    "a new node for a service that doesn't listen itself",
+    manage("POOL one REMOVE {a}", "DISABLE far"),
+    send(host("x.example.com")),
+    settled(),
+    manage("POOL one ADD {a}"),
+    hear_or_wait(),
+    alone=True,
+    differs="a new node serves at once",
+    ours=("HTTP/1.0 200 OK",),
+)
 row(
     VHOSTS,
     "plugins that are set once more have forgotten all",
