@@ -13,15 +13,7 @@ from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import (
-    NoHandleError,
-    callable_or_none,
-    check_callback,
-    check_class,
-    check_made,
-    not_bytes,
-    whole,
-)
+from danga_raw._mistakes import HandleError, check_callback, check_class, check_made, no_data, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -66,6 +58,9 @@ _NO_QUEUE: Final[deque[Queued]] = deque(maxlen=0)
 _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
 _NOT_ASKED: Final[tuple[Address, Address]] = (NOWHERE, NOWHERE)
+
+_ALWAYS: Final = POLLERR | POLLHUP | POLLNVAL
+"""What is watched for in any case, as in the original."""
 
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
@@ -142,14 +137,14 @@ class Socket(Generic[HandleT]):
         try:
             fd = sock.fileno()
         except AttributeError:
-            raise NoHandleError(sock) from None
-        self.loop: Loop = loop if loop is not None else default_loop()
-        self._registry = registry_of(self.loop)
+            raise HandleError(sock) from None
+        self.loop: Loop = loop if loop is not None else _default_loop or default_loop()
+        self._registry = registry = registry_of(self.loop)
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
         self.corked: bool = False
-        self.event_watch: int = POLLERR | POLLHUP | POLLNVAL
+        self.event_watch: int = _ALWAYS
         self.writer_func: WriterFunc | None = None
         self.write_buf_offset: int = 0
         self.write_buf_size: int = 0
@@ -158,10 +153,10 @@ class Socket(Generic[HandleT]):
         self.read_push_back: deque[Block] = _NO_PIECES
         self._addresses = _NOT_ASKED
         self._direct: int | None = fd
-        self._registry.register(fd, self.event_watch, self)
+        registry.register(fd, _ALWAYS, self)
         if begun and (pending := begun.pop(fd, None)) is not None:
             self._direct = None  # Until it is connected, what is written is queued.
-            pending.attach(self, fd, self._registry.connecting)
+            pending.attach(self, fd, registry.connecting)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
 
@@ -503,7 +498,8 @@ class Socket(Generic[HandleT]):
         would block it raises BlockingIOError; any other OSError closes the object. It may close the
         object, but must not write to it. Raises `TypeError` for what can't be called.
         """
-        func = callable_or_none("a writer function", func)
+        if func is not None:
+            check_callback("a writer function", func)
         self._direct = None
         self.writer_func = func
         self._go_direct()
@@ -589,8 +585,9 @@ class Socket(Generic[HandleT]):
         except AttributeError:
             check_made(self)
             raise
-        # Told when it is done: whoever is told may do and raise what he likes.
-        if fd is not None and self._registry.leave(self, self.sock):
+        # Told when it is done: whoever is told may do and raise what he likes. To call who then says
+        # nothing would cost a tenth of all this.
+        if fd is not None and self._registry.leave(self, self.sock) and "logging" in sys.modules:
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
@@ -735,7 +732,8 @@ class Socket(Generic[HandleT]):
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
         """Call `callback(descriptor map, other fds)` after each batch, as long as this object is open;
         false ends `run`. None takes it off. Raises `TypeError` for what can't be called."""
-        callback = callable_or_none("a post-loop callback", callback)
+        if callback is not None:
+            check_callback("a post-loop callback", callback)
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
@@ -850,7 +848,7 @@ def _block(data: Writable) -> Queued:
     if callable(data):
         check_callback("a callable to write", data)
         return data
-    raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+    raise no_data("write takes bytes, a bytearray, a memoryview, a callable or None", data)
 
 
 def _piece(buf: object) -> bytes:
@@ -858,7 +856,7 @@ def _piece(buf: object) -> bytes:
         return bytes(buf)
     if isinstance(buf, memoryview):
         return buf.tobytes()
-    raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
+    raise no_data("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
 def _size(queued: Queued) -> int:

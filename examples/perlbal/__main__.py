@@ -40,6 +40,7 @@ def print_line(line: str) -> None:
 
 def run(server: Server, name: str) -> int:
     """Carry out the configuration and serve; the exit status."""
+    server.heed_signals()
     try:
         server.language.load_file(name, print_line)
     except LanguageError as error:

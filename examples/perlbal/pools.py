@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.parameters import NODE, LanguageError
+
+if TYPE_CHECKING:
+    from examples.perlbal.services import Service
 
 NODEFILE_CHECK_SECONDS: Final = 3
 _NODE: Final = re.compile(NODE, re.ASCII)
@@ -31,8 +34,8 @@ class Pool:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.services = 0
-        """How many services use it."""
+        self.users: list[Service] = []
+        """The services that use it."""
         self.nodes: list[Node] = []
         """In their order. One that is twice in a file is chosen twice as often."""
         self.used: dict[str, int] = {}
@@ -43,18 +46,21 @@ class Pool:
 
     def add(self, ip: str, port: int) -> None:
         """Put a node at the end; one that is there already moves."""
-        self.remove(ip, port)
-        self._append(ip, port)
-
-    def _append(self, ip: str, port: int) -> None:
-        name = node_name(ip, port)
-        self.nodes.append(Node(name, ip, port))
-        self.used[name] = 0
+        node = Node(node_name(ip, port), ip, port)
+        self.used.pop(node.name, None)
+        self._have([*(each for each in self.nodes if each != node), node])
 
     def remove(self, ip: str, port: int) -> None:
+        """Take a node out; nothing if it isn't there."""
         name = node_name(ip, port)
-        self.nodes = [node for node in self.nodes if node.name != name]
-        self.used.pop(name, None)
+        self._have([each for each in self.nodes if each.name != name])
+
+    def _have(self, nodes: list[Node]) -> None:
+        """Have these nodes, and tell the services that use it."""
+        self.nodes = nodes
+        self.used = {node.name: self.used.get(node.name, 0) for node in nodes}
+        for service in self.users:
+            service.balancer.pool_changed()
 
     def set(self, key: str, value: str) -> None:
         """Carry out `SET pool.key = value`."""
@@ -94,11 +100,10 @@ class Pool:
         except OSError:
             return False  # It may be there again the next time.
         self._modified = modified
-        self.nodes.clear()
+        found = [_NODE.search(line.partition("#")[0]) for line in lines]
+        nodes = [(each[1].strip("[]"), int(each[2] or 80)) for each in found if each]
         self.used.clear()
-        for line in lines:
-            if found := _NODE.search(line.partition("#")[0]):
-                self._append(found[1].strip("[]"), int(found[2] or 80))
+        self._have([Node(node_name(ip, port), ip, port) for ip, port in nodes])
         return True
 
     def dump(self) -> list[str]:

@@ -7,15 +7,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
 from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Command, Context, Language
-from examples.perlbal.parameters import PARAMETERS, LanguageError
+from examples.perlbal.language import COMMANDS, Command, Context, Language
+from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
@@ -86,9 +87,6 @@ class Server:
         self.defaults: dict[str, str] = {}
         """What DEFAULT has set, as it is written."""
         self.plugins: dict[str, Plugin] = {}
-        self.plugin_commands: dict[str, Command] = {}
-        self.parameters = dict(PARAMETERS)
-        """The parameters of services, and those that plugins have brought."""
         self.exchanges: dict[str, type[Exchange]] = {
             "reverse_proxy": ProxyExchange,
             "web_server": WebExchange,
@@ -123,6 +121,16 @@ class Server:
 
     # --- what there is ----------------------------------------------------------------------------
 
+    @property
+    def commands(self) -> Mapping[str, Command]:
+        """The commands by their first words, with those of the loaded plugins."""
+        return ChainMap(COMMANDS, *(plugin.commands() for plugin in self.plugins.values()))
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The parameters of services, with those of the loaded plugins."""
+        return ChainMap(*(plugin.parameters for plugin in self.plugins.values()), PARAMETERS)
+
     def _check_name(self, name: str) -> None:
         if name in self.services:
             raise LanguageError(f"service '{name}' already exists")
@@ -156,20 +164,24 @@ class Server:
 
     # --- running and ending -----------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serve until the end."""
-        self.running = True
-        self.loop.on_exception = log_exception
+    def heed_signals(self) -> None:
+        """From now on, and before the first service listens: what they ask for is done when the
+        loop runs."""
         self.loop.add_signal_handler(signal.SIGTERM, self.shut_down_gracefully)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
         self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
+
+    def run(self) -> None:
+        """Serve until the end."""
+        self.running = True
+        self.loop.on_exception = log_exception
         if self.pidfile:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:
                     file.write(f"{os.getpid()}\n")
-            except OSError as error:
-                self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
+            except (OSError, ValueError) as error:
+                self.log(f"couldn't create pidfile '{self.pidfile}': {error}")
                 self.pidfile = None
         try:
             while True:
