@@ -84,7 +84,7 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def leave(self: Registry, obj: AnySocket, sock: Handle | None) -> bool:
         left = original(self, obj, sock)
-        self.let_go()
+        self.let_go(lambda error: False)
         return left
 
     monkeypatch.setattr(Registry, "leave", leave)
@@ -93,9 +93,9 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Registry.let_go
 
-    def let_go(self: Registry) -> None:
+    def let_go(self: Registry, handled: Callable[[Exception], bool]) -> None:
         self.leaving.reverse()
-        original(self)
+        original(self, handled)
 
     monkeypatch.setattr(Registry, "let_go", let_go)
 
