@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status. 2, and a word on stderr, for what can't be done."""
     parser = argparse.ArgumentParser(prog=_prog(), description=__doc__)
     parser.add_argument("--version", action="version", version=f"danga_raw {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("echo", help="send back whatever is received, until SIGTERM")
     command.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     command.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")

@@ -76,6 +76,8 @@ def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
         # What a signal's handler raises, a TimeoutError perhaps, is no outcome of the connect.
         if by_handler(error):
             raise
+        if isinstance(address, (str, bytes)):
+            error.filename = address  # It may have been meant for a name, and no path.
         return None if error.errno in _PENDING else error
     return None
 

@@ -10,11 +10,11 @@ import signal
 from ctypes import c_int
 from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
+from signal import NSIG
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
 from danga_raw._log import complain
-from danga_raw._mistakes import whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ class Waker:
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
-        if not 0 < whole("a signal is a number, as signal.SIGTERM is", number) < signal.NSIG:
-            raise ValueError(f"no signal has the number {number!r}")
+        if number not in range(1, NSIG):
+            raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
         new = number not in self._handled
         # Before it is handled: else an exception in between could leave what nobody takes off.
         self._handled |= {number}
         try:
             libc.signal(number, handler)
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             if isinstance(error, OSError) and by_handler(error):
                 raise
             if new:

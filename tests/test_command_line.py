@@ -56,6 +56,7 @@ def test_it_says_its_version() -> None:
 @pytest.mark.parametrize(
     ("argv", "known"),
     [
+        ("", ["echo", "info", "trace"]),
         ("ecko", ["echo", "info", "trace"]),
         ("echo --prot 80", ["--host", "--port"]),
         ("echo 80", ["--host", "--port"]),

@@ -23,7 +23,7 @@ import pytest
 
 import danga_raw
 from danga_raw import Listener, Loop, Socket, Timer
-from danga_raw.trace import Trace
+from danga_raw.trace import Call, Trace
 from tests.needs import ROOT
 
 BACKENDS = ["epoll", "poll"]
@@ -98,7 +98,7 @@ def test_help_says_what_a_post_loop_callback_of_an_object_is(
     assert [word for word in words if word not in text] == []
 
 
-@pytest.mark.parametrize("kind", [Socket, Listener, Timer])
+@pytest.mark.parametrize("kind", [Socket, Listener, Timer, Trace])
 def test_every_attribute_is_documented_at_the_prompt(kind: type) -> None:
     slots: object = vars(kind)["__slots__"]
     assert isinstance(slots, dict)
@@ -108,7 +108,17 @@ def test_every_attribute_is_documented_at_the_prompt(kind: type) -> None:
             assert text[:30] in pydoc.plain(pydoc.render_doc(kind)), name
 
 
-@pytest.mark.parametrize("kind", [Socket, Listener, Loop, Timer])
+def test_a_call_says_what_its_fields_are() -> None:
+    text = inspect.getdoc(Call) or ""
+    assert [name for name in Call._fields if f"`{name}`" not in text] == []
+
+
+def test_what_a_loop_has_is_documented_at_the_prompt(loop: Loop) -> None:
+    assert [name for name in vars(loop) if not name.startswith("_")] == []
+    assert loop.backend in ("epoll", "poll") and inspect.getdoc(Loop.backend)
+
+
+@pytest.mark.parametrize("kind", [Socket, Listener, Loop, Timer, Trace])
 def test_every_public_method_and_property_is_documented(kind: type) -> None:
     for name in dir(kind):
         if not name.startswith("_") and not hasattr(object, name):
@@ -180,7 +190,7 @@ def test_a_socket_that_blocks_is_warned_of_once_and_without_a_call() -> None:
     code = """
 import socket
 from danga_raw import Loop, Socket
-from danga_raw.trace import Trace
+from danga_raw.trace import Call, Trace
 pairs = [socket.socketpair() for _ in range(3)]
 with Loop() as loop:
     loop.set_loop_timeout(0)
@@ -312,6 +322,18 @@ def test_who_uses_an_object_before_it_is_made_is_told_so(
 
     with pytest.raises(AttributeError, match=r"Generated.__init__ has not called super\(\)"):
         USES[use](Generated())
+
+
+def test_who_sets_the_attributes_instead_is_told_so(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    class Setting(Socket):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            self.sock, self.fd, self.loop = sock, sock.fileno(), loop
+
+    for use in ("read", "write", "watch_read", "close", "steal_socket", "peer_ip_string", "closed"):
+        with pytest.raises(AttributeError, match=r"Setting.__init__ has not called super\(\)"):
+            USES[use](Setting(pair[0], loop))
 
 
 def test_a_constructor_that_has_another_call_super_init_is_as_good(
@@ -473,7 +495,7 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
     ),
     "no signal": (
         lambda loop, obj: loop.add_signal_handler(999, print),
-        "no signal has the number 999",
+        "a signal is a number, as signal.SIGTERM is, not 999",
     ),
     "a signal that can't be handled": (
         lambda loop, obj: loop.add_signal_handler(signal.SIGKILL, print),

@@ -1,6 +1,7 @@
 """examples/perlbal: heads, ranges, chunks and dates, by themselves."""
 
 import random
+import tracemalloc
 
 import pytest
 
@@ -52,6 +53,16 @@ def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
     assert request.to_bytes(request.values) == (
         b"GET / HTTP/1.0\r\nHost: a\r\nX-B: 1, 3\r\nx-a: 2\r\nCookie: c\r\n\r\n"
     )
+
+
+def test_long_names_that_a_client_makes_up_are_not_remembered() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            Request(f"{FIRST}\r\nX{number}{'-' * 50_000}: 1{END}")
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_set_cookie_is_never_joined() -> None:

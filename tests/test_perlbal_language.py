@@ -1,5 +1,7 @@
 """examples/perlbal: the language, said to a server that isn't started."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,10 @@ class Said:
 def say() -> Iterator[Said]:
     with Loop() as loop:
         yield Said(loop)
+
+
+def full(path: str) -> list[str]:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_case_spaces_and_comments_do_not_matter(say: Said) -> None:
@@ -80,10 +86,21 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
         ("LOAD throttle", "Plugin throttle is not supported here"),
         ("= 1", "invalid command"),
+        ("INCLUDE = a\0b", "embedded null byte"),
+        (
+            "SET p.plugins = vhosts, redirect",
+            "You can't load the vhost plugin on a service not of role selector.",
+        ),
+        ("FD", "[Errno 24] Too many open files"),
     ],
 )
-def test_an_error_is_told_and_changes_nothing(say: Said, line: str, answer: str) -> None:
-    say("CREATE POOL a", "CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a")
+def test_an_error_is_told_and_changes_nothing(
+    say: Said, line: str, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.listdir", full)
+    say("LOAD include", "CREATE POOL a", "CREATE SERVICE p", "SET role = reverse_proxy")
+    say("SET pool = a", "LOAD vhosts", "LOAD redirect", "LOAD accesscontrol")
+    say("SET plugins = accesscontrol", "ACCESS policy deny")
     before = say("DUMPCONFIG")
     assert say(line) == [f"ERROR: {answer}"]
     assert say("DUMPCONFIG") == before

@@ -19,7 +19,7 @@ from danga_raw._waker import Waker
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
-from danga_raw.types import AnySocket, Block, Handle
+from danga_raw.types import AnySocket, Handle
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.world import BACKENDS, Backend, World
 
@@ -60,13 +60,13 @@ def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Socket._account
+    original = Socket.on_incomplete_write
 
-    def account(self: Socket, written: int, new: Block | None) -> None:
-        original(self, written, new)
+    def on_incomplete_write(self: Socket) -> None:
+        original(self)
         self.write_buf_offset = 0
 
-    monkeypatch.setattr(Socket, "_account", account)
+    monkeypatch.setattr(Socket, "on_incomplete_write", on_incomplete_write)
 
 
 def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:

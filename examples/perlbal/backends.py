@@ -29,7 +29,6 @@ class Owner(Protocol):
     """Whom a backend connection works for: a service's balancer, or a host of reproxied URLs."""
 
     server: Server
-    generation: int
 
     @property
     def service(self) -> Service | None: ...
@@ -71,7 +70,6 @@ class BackendHTTP(Socket):
         """When it last had nothing to do; the reproxy hosts' to keep."""
         self.state = "connecting"
         self.pool: Pool | None = owner.service.pool if owner.service is not None else None
-        self.generation = owner.generation
         self.exchange: ProxyExchange | None = None
         """What it is working on."""
         self.head: Response | None = None

@@ -26,15 +26,16 @@ REASONS: Final = {
 }
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
-_REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/(1)\.(\d)", re.ASCII)
+_REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/1\.(\d)", re.ASCII)
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 _NO_HOST: Final = re.compile(r"[\s,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
-_CLOSE: Final = re.compile(r"\bclose\b", re.IGNORECASE)
-_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b", re.IGNORECASE)
 _MAX_DIGITS: Final = 18
+# Whole words in Connection; where they aren't at all, which `in` tells soonest, nothing is searched.
+_CLOSE: Final = re.compile(r"\bclose\b")
+_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b")
 
 _keys: dict[str, str] = {}
 """Names of fields that came before, and their keys: to check a name is dear, and most are few."""
@@ -90,14 +91,6 @@ class Head:
     def drop(self, key: str) -> None:
         self.values.pop(key, None)
 
-    def persists(self, unless_asked: bool) -> bool:
-        """Whether the connection is to go on, by this head; `unless_asked` where it says nothing."""
-        wishes = self.values.get("connection")
-        if wishes is None:
-            return unless_asked
-        wanted = unless_asked or _KEEP_ALIVE.search(wishes) is not None
-        return wanted and _CLOSE.search(wishes) is None
-
     def fill(self, lines: list[str], once: frozenset[str]) -> None:
         """Take the fields of these lines; `once` are the keys that may not be doubled. Raises
         `Refused`."""
@@ -139,16 +132,15 @@ class Request(Head):
     def __init__(self, text: str) -> None:
         """Read `text`, with the empty line at its end. Raises `Refused`."""
         super().__init__()
-        newline = "\r\n" if "\r" in text else "\n"
-        first, *lines = text.split(newline)
-        ends = (text.count("\n"), text.count("\r"))
-        if "\0" in text or ends[0] != len(lines) or ends[1] not in (0, len(lines)):
+        first, *lines = text.split("\r\n" if "\r" in text else "\n")
+        count = len(lines)
+        if "\0" in text or text.count("\n") != count or text.count("\r") not in (0, count):
             raise Refused(400, "Invalid line end")
         del lines[-2:]
         line = _REQUEST_LINE.fullmatch(first)
         if line is None:
             raise Refused(0, f"Bogus request line {first!r:.40}")
-        self.method, self.uri, _, minor = line.groups()
+        self.method, self.uri, minor = line.groups()
         self.version = "1." + minor
         self.low_priority = False
         """Set by a plugin: this request is to wait behind all others."""
@@ -164,8 +156,14 @@ class Request(Head):
                 raise Refused(400, "Invalid Host")
         elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
-        self.keep_alive: bool = self.persists(minor != "0")
+        self.keep_alive: bool = minor != "0"
         """Whether the client wants to go on after this request."""
+        if "connection" in values:
+            wishes = values["connection"].lower()
+            if "close" in wishes and _CLOSE.search(wishes):
+                self.keep_alive = False
+            elif "keep-alive" in wishes and _KEEP_ALIVE.search(wishes):
+                self.keep_alive = True
         self.chunked = False
         self.length = 0
         """Bytes of the body; 0 also if it is chunked."""
@@ -243,10 +241,14 @@ class Response(Head):
         """Whether who sent this will keep the connection open; `head_only` for what had no body
         whatever its length is said to be."""
         values = self.values
+        wishes = values["connection"].lower() if "connection" in values else ""
+        if "close" in wishes and _CLOSE.search(wishes):
+            return False
         if self.version != "1.0":
-            return self.persists(True)
-        has_length = head_only or "content-length" in values or self.code in (204, 304)
-        return has_length and self.persists(False)
+            return True
+        if "keep-alive" not in wishes or not _KEEP_ALIVE.search(wishes):
+            return False
+        return head_only or "content-length" in values or self.code in (204, 304)
 
 
 def parse_response(text: str) -> Response:
@@ -262,10 +264,8 @@ def parse_response(text: str) -> Response:
     if line is None:
         raise Refused(502, "No status line")
     response = Response(int(line[3]), line[4] or None)
-    if line[1] != "1" or line[2] != "0":
+    if line[1] != "0":
         response.version = f"{line[1]}.{line[2]}"
-    if line[1] == "0":
-        response.version = "1.0"
     response.fill(lines, _ONCE_IN_RESPONSE)
     values = response.values
     if "transfer-encoding" in values:

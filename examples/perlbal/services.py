@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 BACKLOG: Final = 1024
 
 
+def written(value: object) -> str:
+    """A parameter's value, as it is written in the language."""
+    if isinstance(value, tuple):
+        return ", ".join(map(written, value))
+    return str(getattr(value, "name", value)) or "/"  # The last is left off a folder.
+
+
 class TCPListener(Listener):
     """The listening socket of a service."""
 
@@ -88,8 +95,6 @@ class Service(Parameters):
         self.plugins: list[Plugin] = []
         self.extra: dict[str, str] = {}
         """What plugins are told by `SET service.plugin.key` and `SET service.extra.key`."""
-        self.as_written: dict[str, str] = {}
-        """The text of each parameter that was set or has a default, for DUMPCONFIG."""
         self.removed_headers: list[str] = []
         self.inserted_headers: list[tuple[str, str]] = []
         self.balancer = Balancer(self)
@@ -123,11 +128,9 @@ class Service(Parameters):
         if change is not None:
             change(value)
         setattr(self, key, value)
-        self.as_written[key] = text
         self.trusts.cache_clear()
         self.server.idle.look_soon()
-        if self.enabled:
-            self.balancer.spawn_backends()
+        self.balancer.pool_changed()
 
     def _set_role(self, role: str) -> None:
         if self.enabled and role != self.role:
@@ -154,9 +157,8 @@ class Service(Parameters):
 
     def _set_pool(self, pool: Pool) -> None:
         if self.pool is not None:
-            self.pool.services -= 1
-        pool.services += 1
-        self.balancer.generation += 1
+            self.pool.users.remove(self)
+        pool.users.append(self)
 
     def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
         self.reproxy_cache = (self.reproxy_cache or ReproxyCache()) if maxsize else None
@@ -173,7 +175,7 @@ class Service(Parameters):
                     f"       have already been created manually.  Please set {key} on a\n"
                     "       previously created pool."
                 )
-            self.server.create_pool(f"{self.name}_pool")
+            self.server.create("pool", f"{self.name}_pool")
             self.set("pool", f"{self.name}_pool")
         assert self.pool is not None
         return self.pool
@@ -249,7 +251,7 @@ class Service(Parameters):
             f"          role: {self.role}",
         ]
         if self.role in ("reverse_proxy", "web_server"):
-            lines.append(f"  pend clients: {balancer.waiting_count()}")
+            lines.append(f"  pend clients: {balancer.waiting()}")
             lines.append(f"  pend backend: {len(balancer.pending)}")
             for name, backend in sorted(balancer.pending.items()):
                 lines.append(f"   {name} - {backend.state} - {backend.age()}s")
@@ -268,23 +270,15 @@ class Service(Parameters):
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""
-        first = [key for key in ("role", "listen", "pool") if key in self.as_written]
         lines: list[str] = []
-        for key in first + sorted(set(self.as_written) - set(first)):
-            parameter = self.server.parameters.get(key)
-            text = self.as_written[key]
-            if parameter is None or not parameter.dumped or parameter.role not in (ALL, self.role):
-                continue
-            value = getattr(self, key)
-            if parameter.default is not None and (
-                value == parameter.read(self, key, parameter.default)
-            ):
-                continue
-            if parameter.read is boolean:
-                text = "on" if value else "off"
-            elif isinstance(value, (int, str)):
-                text = str(value) or "/"
-            lines.append(f"SET {key} = {text}")
+        for key, parameter in self.server.parameters.items():
+            default: object = getattr(Service, key, None)
+            if parameter.default is not None:
+                default = parameter.read(self, key, parameter.default)
+            value = getattr(self, key, default)
+            if parameter.dumped and parameter.role in (ALL, self.role) and value != default:
+                text = ("off", "on")[bool(value)] if parameter.read is boolean else written(value)
+                lines.append(f"SET {key} = {text}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
         lines += [f"SET {self.name}.{key} = {text}" for key, text in self.extra.items()]

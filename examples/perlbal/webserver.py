@@ -186,7 +186,6 @@ class WebExchange(Exchange):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             return client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
-        client.setup_keepalive(head)
         client.send_file(head, (fd, start, end))
 
     def _say_what_it_is(self, head: Response, modified: str) -> None:
@@ -270,7 +269,6 @@ class WebExchange(Exchange):
         head.set("Content-Type", next(filter(None, map(mime_type, paths)), "text/plain"))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
-        client.setup_keepalive(head)
         client.send_files(head, NOTHING, _opened([(path, info.st_size) for path, info in found]))
 
     # --- PUT --------------------------------------------------------------------------------------
@@ -288,7 +286,7 @@ class WebExchange(Exchange):
                 return client.send_page(400, "Does not meet minimum directory requirement")
             if not self._verified("/".join([service.docroot, *needed])):
                 return client.send_page(404, "Base directory does not exist")
-        client.send_continue()
+        self.send_continue()
         md5 = request.get("content-md5") if service.enable_md5 else None
         try:
             self._file = NewFile(service.docroot + request.uri, md5 or "")

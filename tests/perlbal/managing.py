@@ -224,20 +224,30 @@ row(
         "POOL one ADD 1.2.3.444",
         "SET web.listen = 99999",
         "SET proxy.error_retry_schedule = soon",
+        "HEADER proxy INSERT a=b: c",
+        "SET web.role = selector",
     ),
     alone=True,
     differs="values that can't work are refused",
-    ours=("99999 is no port", "0 is no port", "'1.2.3.444' is no address", "Listen argument"),
+    ours=(
+        "99999 is no port",
+        "0 is no port",
+        "'1.2.3.444' is no address",
+        "Listen argument",
+        "'a=b' is no name of a header",
+        "service web is enabled",
+    ),
 )
 row(
     PROXY,
     "plugins that are in use, unloaded and taken off",
     manage("LOAD AccessControl", "SET proxy.plugins = accesscontrol", "UNLOAD accesscontrol"),
     manage("PLUGINS", "LOAD XFFExtras", "SET web.plugins = XFFExtras", "SET web.plugins = none"),
+    manage("PLUGINS", "LOAD Redirect", "SET web.plugins = Redirect", "SET web.plugins = vhosts"),
     manage("PLUGINS"),
     alone=True,
     differs="a plugin is taken off",
-    ours=("UNLOAD accesscontrol\nOK", "SET web.plugins = none\nOK"),
+    ours=("UNLOAD accesscontrol\nOK", "SET web.plugins = none\nOK", "web Redirect\r\n"),
 )
 NETMASKS = (
     *("1.2.3", "10.1", "10/8", "10.1/16", "0", "0/0", "1.2.3.4.5", "abc", "/8", "1.2.3.4,,5.6.7.8"),

@@ -8,6 +8,7 @@ from tests.perlbal.steps import (
     connect,
     get,
     hear,
+    hear_or_wait,
     leave,
     manage,
     post,
@@ -437,6 +438,58 @@ row(
         "ACCESS permit ip 127.0.0.9",
         "ACCESS reset now",
     ),
+    alone=True,
+)
+
+# --- behind a selector ----------------------------------------------------------------------------
+
+SAID = ("X-Forwarded-For: 10.1.1.1, 10.2.2.2", "X-Host: a", "X-Forwarded-Host: b")
+for service in "vhosts", "far":
+    row(
+        VHOSTS,
+        f"a client that is trusted by {service}",
+        manage(f"SET {service}.always_trusted = on"),
+        ask(host("x.example.com", "/", *SAID)),
+        manage(f"SET {service}.blind_proxy = on"),
+        ask(host("x.example.com", "/", *SAID)),
+        alone=True,
+    )
+for service in "vhosts", "far":
+    row(
+        VHOSTS,
+        f"a client that is denied by {service}, by what is said of it",
+        manage(
+            f"USE {service}",
+            "SET plugins = AccessControl" + (", vhosts" if service == "vhosts" else ""),
+            f"SET {service}.AccessControl.use_observed_ip = 1",
+            "ACCESS deny ip 10.1.1.1",
+            "VHOST vhosts * = far",
+        ),
+        ask(host("x.example.com", "/1", *SAID)),
+        manage("SET always_trusted = on"),
+        ask(host("x.example.com", "/2", *SAID)),
+        ask(host("x.example.com", "/3")),
+        alone=True,
+    )
+row(
+    VHOSTS,
+    "a new node for a service that doesn't listen itself",
+    manage("POOL one REMOVE {a}", "DISABLE far"),
+    send(host("x.example.com")),
+    settled(),
+    manage("POOL one ADD {a}"),
+    hear_or_wait(),
+    alone=True,
+    differs="a new node serves at once",
+    ours=("HTTP/1.0 200 OK",),
+)
+row(
+    VHOSTS,
+    "plugins that are set once more have forgotten all",
+    manage("SET vhosts.plugins = vhosts"),
+    ask(host("alpha.example.com")),
+    manage("VHOST vhosts alpha.example.com = alpha"),
+    ask(host("alpha.example.com")),
     alone=True,
 )
 
