@@ -266,14 +266,13 @@ class BackendHTTP(Socket):
         else:
             try:
                 self.head = self._read_head(data)
-                if self.head is None:
-                    return
-                length = 0 if exchange.request.method == "HEAD" else self.head.length
             except Refused as refused:
-                exchange.backend_garbage(self, refused.text)
+                return exchange.backend_garbage(self, refused.text)
+            if self.head is None:
                 return
-            self.left = length
-            self._note_persistence(self.head, exchange.request.method == "HEAD")
+            head_only = exchange.request.method == "HEAD"
+            self.left = 0 if head_only else self.head.length
+            self._note_persistence(self.head, head_only)
             self.has_attention = True
             self.state = "xfer_res"
             self.stats.codes.append(self.head.code)

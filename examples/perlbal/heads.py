@@ -212,13 +212,15 @@ def _length(text: str) -> int:
 class Response(Head):
     """The head of a response, of ours or of a backend's."""
 
-    __slots__ = ("code", "reason", "version")
+    __slots__ = ("code", "length", "reason", "version")
 
     def __init__(self, code: int, reason: str | None = None) -> None:
         super().__init__()
         self.code = code
         self.reason: str = REASONS.get(code, "") if reason is None else reason
         self.version = "1.0"
+        self.length: int | None = None
+        """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
 
     def set_code(self, code: int) -> None:
         """Change the code, and the reason with it."""
@@ -228,14 +230,6 @@ class Response(Head):
 
     def to_bytes(self) -> bytes:
         return _written(f"HTTP/1.0 {self.code} {self.reason}", self.names, self.values)
-
-    @property
-    def length(self) -> int | None:
-        """Bytes of the body; None if they aren't told. 0 where no body can be."""
-        if self.code in (204, 304):
-            return 0
-        text = self.values.get("content-length")
-        return None if text is None else _length(text)
 
     def kept_alive(self, head_only: bool) -> bool:
         """Whether who sent this will keep the connection open; `head_only` for what had no body
@@ -268,12 +262,13 @@ def parse_response(text: str) -> Response:
         response.version = f"{line[1]}.{line[2]}"
     response.fill(lines, _ONCE_IN_RESPONSE)
     values = response.values
-    if "transfer-encoding" in values:
-        if "identity" not in values["transfer-encoding"].lower():
-            # RFC 9112, 6.3: the length is not to be believed.
-            values.pop("content-length", None)
-    elif "content-length" in values:
-        _length(values["content-length"])
+    if "transfer-encoding" in values and "identity" not in values["transfer-encoding"].lower():
+        # RFC 9112, 6.3: the length is not to be believed.
+        values.pop("content-length", None)
+    if "content-length" in values:
+        response.length = _length(values["content-length"])
+    if response.code in (204, 304):
+        response.length = 0
     return response
 
 
