@@ -98,27 +98,27 @@ class Epoll:
         if not 0 <= fd <= INT_MAX:
             raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_ADD, fd {fd})", EBADF)
         if libc.epoll_ctl(self._epfd, EPOLL_CTL_ADD, fd, EVENT.pack(events, fd)) < 0:
-            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_ADD, fd {fd})")
+            self._raise_failure("ADD", fd)
 
     def holds(self, fd: int, events: int) -> bool:
         """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
-        try:
-            self.modify(fd, events, events)
-        except OSError as error:
-            if error.errno not in (ENOENT, EBADF):
-                raise
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(events, fd)) < 0:
+            self._raise_failure("MOD", fd, ENOENT, EBADF)
             return False
         return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """epoll_ctl(EPOLL_CTL_MOD)."""
         if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(new, fd)) < 0:
-            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_MOD, fd {fd})")
+            self._raise_failure("MOD", fd)
 
     def unregister(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_DEL)."""
         if libc.epoll_ctl(self._epfd, EPOLL_CTL_DEL, fd, EVENT.pack(events, fd)) < 0:
-            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_DEL, fd {fd})")
+            self._raise_failure("DEL", fd)
+
+    def _raise_failure(self, op: str, fd: int, *ignored: int) -> None:
+        raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{op}, fd {fd})", *ignored)
 
     def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]:
         """epoll_wait(2), for 1,000 events at most."""

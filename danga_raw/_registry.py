@@ -214,11 +214,6 @@ class Registry:
             waker.close()
             return made
 
-    def feed(self) -> None:
-        """A descriptor was closed: listeners that had none left begin again."""
-        for listener in list(self.starved.values()):
-            listener.begin_again()
-
     def resume(self) -> None:
         """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
         have cut it short."""
@@ -391,8 +386,10 @@ class Registry:
             # From here on it will be let go, also if a handler raises before the rest is done.
             self.leaving += ((fd, obj, handles),)
             obj.closed = True
+            corked = obj.corked
             trouble = self._take_off(fd, obj)
-            if get_errno() != number:  # To set it costs twice as much as to look.
+            # An epoll_ctl(2) that succeeds leaves it as it was, and to set it costs a quarter of one.
+            if corked or trouble is not None or not self.has_entries:
                 set_errno(number)
             if trouble is not None:
                 obj.dump_error(str(trouble))
@@ -409,7 +406,7 @@ class Registry:
                 set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
             except OSError as error:
                 complain(error, "%s")
-        obj.corked = False
+            obj.corked = False
         if known is obj:
             try:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)
@@ -434,24 +431,37 @@ class Registry:
 
     # --- gone -------------------------------------------------------------------------------------
 
-    def let_go(self) -> None:
-        """Close what waits to be closed, and forget who has left: close(2) for each. What is raised
-        meanwhile comes out, and whoever calls again goes on behind it."""
+    def let_go(self, handled: Callable[[Exception], bool]) -> None:
+        """Close what waits to be closed, and forget who has left: close(2) for each. What the close
+        of a handle raises is `handled`; the first that isn't, and what a signal's handler raises, is
+        kept until all are closed."""
+        first: BaseException | None = None
         leaving, objects = self.leaving, self.objects
         while leaving:
-            entry = fd, obj, handles = leaving[0]
-            if obj is not None and obj.fd is not None:
-                obj.closed = True
-                self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
-            if handles:
-                _close(fd, handles)
-            if obj is not None and objects.get(fd) is obj:
-                del objects[fd]
-            if len(self.outer) > 1:
-                self._drop_events(fd)
-            # The close() of a handle may have run the loop, or reset it.
-            if leaving and leaving[0] is entry:
-                leaving.popleft()
+            try:
+                entry = fd, obj, handles = leaving[0]
+                if obj is not None and obj.fd is not None:
+                    obj.closed = True
+                    self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
+                if handles:
+                    _close(fd, handles)
+                if obj is not None and objects.get(fd) is obj:
+                    del objects[fd]
+                if len(self.outer) > 1:
+                    self._drop_events(fd)
+                # The close() of a handle may have run the loop, or reset it.
+                if leaving and leaving[0] is entry:
+                    del leaving[0]
+            except Exception as error:
+                if not handled(error):
+                    first = first or error
+            except BaseException as error:
+                first = first if isinstance(first, KeyboardInterrupt) else error
+        if self.starved:  # A descriptor was closed: there may be one for a connection.
+            for listener in list(self.starved.values()):
+                listener.begin_again()
+        if first is not None:
+            raise first
 
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""

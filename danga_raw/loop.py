@@ -101,7 +101,7 @@ class Loop:
             self._end_run(depth)
         except BaseException:
             try:
-                self._let_go()
+                self._registry.let_go(self.handle_exception)
             finally:
                 self._end_run(depth)
             raise
@@ -162,7 +162,7 @@ class Loop:
             if readable:
                 self._read_pushed_back()
             if leaving:
-                self._let_go()
+                self._registry.let_go(self.handle_exception)
             if own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
                     return
@@ -213,6 +213,10 @@ class Loop:
                     connecting[fd].finish()
                 elif self._profiling:
                     self._dispatch_profiled(obj, state)
+                elif state == POLLOUT:
+                    # Alone, it spares a write that goes on the other questions.
+                    if not obj.closed:
+                        obj.event_write()
                 else:
                     if state & POLLIN and not obj.closed:
                         obj.event_read()
@@ -284,23 +288,6 @@ class Loop:
                     except Exception as error:
                         if not self.handle_exception(error, obj):
                             raise
-
-    def _let_go(self) -> None:
-        """Close what is due to be closed; first what the close of a handle or a signal's handler
-        raises is kept until all are closed."""
-        first: BaseException | None = None
-        while self._registry.leaving:
-            try:
-                self._registry.let_go()
-            except Exception as error:
-                if not self.handle_exception(error):
-                    first = first or error
-            except BaseException as error:
-                first = first if isinstance(first, KeyboardInterrupt) else error
-        if self._registry.starved:
-            self._registry.feed()
-        if first is not None:
-            raise first
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
@@ -483,7 +470,7 @@ class Loop:
             raise first
 
     def _forget(self) -> None:
-        self._let_go()
+        self._registry.let_go(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
         self._on_exception = self._post_loop_callback = None

@@ -138,8 +138,9 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except AttributeError:
             raise HandleError(sock) from None
-        self.loop: Loop = loop if loop is not None else _default_loop or default_loop()
-        self._registry = registry = registry_of(self.loop)
+        loop = loop if loop is not None else _default_loop or default_loop()
+        self.loop: Loop = loop
+        self._registry = registry = registry_of(loop)
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
@@ -341,7 +342,7 @@ class Socket(Generic[HandleT]):
                 written = libc.write(fd, data)
                 if written == len(data) or self.closed:
                     return True
-                self._account(written, data)
+                self._queue(data, written)
             except BaseException as error:
                 return self._write_failed(error, data)
             self.on_incomplete_write()
@@ -362,24 +363,31 @@ class Socket(Generic[HandleT]):
         if fd is None:
             return True
         new = None if data is None else _block(data)
-        connecting = fd in self._registry.connecting
-        if connecting or (new is not None and self.write_buf):
+        if fd in self._registry.connecting or (new is not None and self.write_buf):
             # What the kernel would answer to a write is the connect's outcome, told elsewhere.
             if new is not None:
-                self._queue(new)
+                self._queue(new, 0)
             return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
             # At once and first of all, as a signal's handler may close the object.
-            queue, offset = self.write_buf, self.write_buf_offset
+            queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
             if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self._unwatch_write()
                 self._go_direct()
                 return True
             block = queue[0] if new is None else new
-            if not isinstance(block, (bytes, memoryview)):
+            if isinstance(block, memoryview):
+                rest: Block = block[offset:] if offset else block
+            elif isinstance(block, bytes):
+                rest = block
+                if offset and func is None:
+                    # It stays in the queue as a view, of which the next one costs half.
+                    queue[0] = view = memoryview(block)
+                    rest = view[offset:]
+            else:
                 # A question that falls through: behind a jump a handler could close the object.
                 if new is None and not self.closed:
                     # Off the queue before it runs: it is run once, whatever it does.
@@ -390,63 +398,45 @@ class Socket(Generic[HandleT]):
                 new = None
                 block()
                 continue
-            fresh = None if new is None else block
-            rest = memoryview(block)[offset:] if offset else block
+            count = len(block) - offset
             try:
-                if self.writer_func is None:
+                if func is None:
                     written = libc.write(fd, rest)
                 else:
-                    written = self._write_by_func(self.writer_func, block, offset)
-                if self.closed:  # By the writer function, or out of a signal's handler.
+                    written = _write_by(func, block, count, offset)
+                # Falling through the questions, and with no call, as a signal's handler may close
+                # the object.
+                if new is None and not self.closed:
+                    self.write_buf_size -= written
+                    self.write_buf_offset = offset + written
+                    if written == count:
+                        self.write_buf_offset = 0
+                        del queue[0]
+                elif self.closed:  # By the writer function, or out of a signal's handler.
                     return True
-                self._account(written, fresh)
+                elif written != count:
+                    self._queue(block, written)
             except BaseException as error:
-                return self._write_failed(error, fresh)
-            if written != len(rest):
+                return self._write_failed(error, None if new is None else block)
+            if written != count:
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
                 self._unwatch_write()
-            if fresh is not None:
+            if new is not None:
                 return True
 
-    def _write_by_func(self, func: WriterFunc, block: Block, offset: int) -> int:
-        count = len(block) - offset
-        answer = func(block, count, offset)
-        try:
-            written = index(answer)
-        except TypeError:
-            what = f"a writer function returns how many bytes it wrote, not {answer!r}"
-            raise TypeError(what) from None
-        if not 0 <= written <= count:
-            raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
-        return written
-
-    def _account(self, written: int, new: Block | None) -> None:
-        """So many bytes of `new` are out, the rest is queued; or of the first block of the queue."""
-        if new is not None:
-            if written == len(new):
-                return
-            self._queue(new)
-        # In this order, and falling through the question, as a signal's handler may close the object.
-        queue = self.write_buf
-        if not self.closed:
-            block = queue[0]
-            self.write_buf_offset += written
-            self.write_buf_size -= written
-            if isinstance(block, (bytes, memoryview)) and self.write_buf_offset == len(block):
-                self.write_buf_offset = 0
-                del queue[0]
-
-    def _queue(self, new: Queued) -> None:
+    def _queue(self, new: Queued, out: int) -> None:
+        """Queue `new`, of which so many bytes are out."""
         queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
-        size = _size(new)
+        left = _size(new) - out
         # No call from here on: a signal's handler could close the object behind it.
         if not self.closed:
             self._direct = None
             self.write_buf = queue
             queue += (new,)
-            self.write_buf_size += size
+            self.write_buf_offset += out
+            self.write_buf_size += left
 
     def _write_failed(self, error: BaseException, new: Block | None) -> bool:
         """What becomes of a write that raised; `new` is its block if that is not in the queue. Closes
@@ -457,15 +447,24 @@ class Socket(Generic[HandleT]):
                 written = take_result(error)
                 if not isinstance(written, int):
                     self.close_as("interrupted")
+                elif new is not None:
+                    if 0 <= written < len(new):
+                        self._queue(new, written)
                 elif written >= 0 and not self.closed:
-                    self._account(written, new)
+                    queue = self.write_buf
+                    block = queue[0]
+                    self.write_buf_size -= written
+                    self.write_buf_offset += written
+                    if self.write_buf_offset == _size(block):
+                        self.write_buf_offset = 0
+                        del queue[0]
             raise error
         if self.closed:
             return True
         early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN
         if isinstance(error, BlockingIOError) or early:
             if new is not None:
-                self._queue(new)
+                self._queue(new, 0)
             self._watch_write_for_now()
         else:
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
@@ -857,6 +856,18 @@ def _piece(buf: object) -> bytes:
     if isinstance(buf, memoryview):
         return buf.tobytes()
     raise no_data("push_back_read takes bytes, a bytearray or a memoryview", buf)
+
+
+def _write_by(func: WriterFunc, block: Block, count: int, offset: int) -> int:
+    answer = func(block, count, offset)
+    try:
+        written = index(answer)
+    except TypeError:
+        what = f"a writer function returns how many bytes it wrote, not {answer!r}"
+        raise TypeError(what) from None
+    if not 0 <= written <= count:
+        raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
+    return written
 
 
 def _size(queued: Queued) -> int:

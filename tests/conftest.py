@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     option = session.config.option
-    if option.processes == 1 or option.collectonly or session.testsfailed:
+    if option.processes < 2 or option.collectonly or session.testsfailed:
         return None
     processes.run(session, option.processes)
     return True

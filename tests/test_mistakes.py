@@ -324,6 +324,18 @@ def test_who_uses_an_object_before_it_is_made_is_told_so(
         USES[use](Generated())
 
 
+def test_who_sets_the_attributes_instead_is_told_so(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    class Setting(Socket):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            self.sock, self.fd, self.loop = sock, sock.fileno(), loop
+
+    for use in ("read", "write", "watch_read", "close", "steal_socket", "peer_ip_string", "closed"):
+        with pytest.raises(AttributeError, match=r"Setting.__init__ has not called super\(\)"):
+            USES[use](Setting(pair[0], loop))
+
+
 def test_a_constructor_that_has_another_call_super_init_is_as_good(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:

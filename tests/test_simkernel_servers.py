@@ -19,7 +19,7 @@ from danga_raw._waker import Waker
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
-from danga_raw.types import AnySocket, Block, Handle
+from danga_raw.types import AnySocket, Handle
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.world import BACKENDS, Backend, World
 
@@ -60,13 +60,13 @@ def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Socket._account
+    original = Socket.on_incomplete_write
 
-    def account(self: Socket, written: int, new: Block | None) -> None:
-        original(self, written, new)
+    def on_incomplete_write(self: Socket) -> None:
+        original(self)
         self.write_buf_offset = 0
 
-    monkeypatch.setattr(Socket, "_account", account)
+    monkeypatch.setattr(Socket, "on_incomplete_write", on_incomplete_write)
 
 
 def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def leave(self: Registry, obj: AnySocket, sock: Handle | None) -> bool:
         left = original(self, obj, sock)
-        self.let_go()
+        self.let_go(lambda error: False)
         return left
 
     monkeypatch.setattr(Registry, "leave", leave)
@@ -93,9 +93,9 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Registry.let_go
 
-    def let_go(self: Registry) -> None:
+    def let_go(self: Registry, handled: Callable[[Exception], bool]) -> None:
         self.leaving.reverse()
-        original(self)
+        original(self, handled)
 
     monkeypatch.setattr(Registry, "let_go", let_go)
 
@@ -336,11 +336,16 @@ def hand_over_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "feed", lambda self: None)
+    original = listener.Listener.begin_again
+
+    def begin_again(self: listener.Listener) -> None:
+        if self._retry is None or self._retry.callback is None:  # It has fired.
+            original(self)
+
+    monkeypatch.setattr(listener.Listener, "begin_again", begin_again)
 
 
 def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "feed", lambda self: None)
     monkeypatch.setattr(listener.Listener, "begin_again", lambda self: None)
 
 

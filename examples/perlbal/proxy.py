@@ -65,7 +65,7 @@ class ProxyExchange(Exchange):
             return self.request_backend()
         if request.chunked and not service.buffer_uploads:
             return client.send_page(411, "A chunked body needs buffer_uploads")
-        client.send_continue()
+        self.send_continue()
         if request.chunked:
             request.drop("transfer-encoding")
             self._buffer_to_disk("chunked")

@@ -286,7 +286,7 @@ class WebExchange(Exchange):
                 return client.send_page(400, "Does not meet minimum directory requirement")
             if not self._verified("/".join([service.docroot, *needed])):
                 return client.send_page(404, "Base directory does not exist")
-        client.send_continue()
+        self.send_continue()
         md5 = request.get("content-md5") if service.enable_md5 else None
         try:
             self._file = NewFile(service.docroot + request.uri, md5 or "")
