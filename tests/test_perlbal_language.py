@@ -134,6 +134,12 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
         assert again("DUMPCONFIG") == [*dumped, "OK"]
 
 
+def test_a_plugins_parameters_are_there_for_services_of_before_and_later(say: Said) -> None:
+    say("CREATE SERVICE before", "LOAD xffextras", "CREATE SERVICE later")
+    for service in say.server.services.values():
+        assert vars(service)["send_backend_port"] == 0
+
+
 def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -> None:
     file = tmp_path / "bad.conf"
     file.write_text("CREATE POOL a\nNOPE\nCREATE POOL b\n")

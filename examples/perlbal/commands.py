@@ -181,7 +181,9 @@ def load(call: Call, name: str) -> None:
     if name not in PLUGINS:
         raise LanguageError(f"No plugin {name}; there are {', '.join(sorted(PLUGINS))}")
     if name not in server.plugins:
-        server.plugins[name] = PLUGINS[name](server)
+        plugin = server.plugins[name] = PLUGINS[name](server)
+        for service in server.services.values():
+            service.set_defaults(plugin.parameters)
 
 
 @command("unload", r" (\w+)")

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +18,8 @@ from examples.perlbal.management import ClientManage
 from examples.perlbal.parameters import (
     ALL,
     LEFT_OUT,
-    PARAMETERS,
     LanguageError,
+    Parameter,
     Parameters,
     address,
     boolean,
@@ -101,11 +102,14 @@ class Service(Parameters):
         self.reproxy_cache: ReproxyCache | None = None
         self.trusts = lru_cache(1000)(self._trusts)
         """Whether what a client of an address says of others is believed."""
-        for key, parameter in PARAMETERS.items():
-            if parameter.default is not None:
-                setattr(self, key, parameter.read(self, key, parameter.default))
+        self.set_defaults(server.parameters)
 
     # --- setting ----------------------------------------------------------------------------------
+
+    def set_defaults(self, parameters: Mapping[str, Parameter]) -> None:
+        for key, parameter in parameters.items():
+            if parameter.default is not None:
+                setattr(self, key, parameter.read(self, key, parameter.default))
 
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
