@@ -49,6 +49,9 @@ EVENT: Final = Struct("=IQ" if epoll_event.data.offset == 4 else "=I4xQ")
 MAX_EVENTS: Final = 1000
 """The most events that one wait takes, as in the original."""
 
+_NO_EVENT: Final = EVENT.pack(0, 0)
+"""For EPOLL_CTL_DEL, which reads none; Linux before 2.6.9 wants one all the same (epoll_ctl(2))."""
+
 _FOREVER: Final = 0xFFFFFFFF
 """The C int -1 as the number with the same bits: ctypes converts a negative one by raising and
 clearing an exception."""
@@ -114,7 +117,7 @@ class Epoll:
 
     def unregister(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_DEL)."""
-        if libc.epoll_ctl(self._epfd, EPOLL_CTL_DEL, fd, EVENT.pack(events, fd)) < 0:
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_DEL, fd, _NO_EVENT) < 0:
             self._raise_failure("DEL", fd)
 
     def _raise_failure(self, op: str, fd: int, *ignored: int) -> None:

@@ -214,6 +214,11 @@ class Registry:
             waker.close()
             return made
 
+    def feed(self) -> None:
+        """A descriptor was closed: listeners that had none left begin again."""
+        for listener in list(self.starved.values()):
+            listener.begin_again()
+
     def resume(self) -> None:
         """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
         have cut it short."""
@@ -457,9 +462,8 @@ class Registry:
                     first = first or error
             except BaseException as error:
                 first = first if isinstance(first, KeyboardInterrupt) else error
-        if self.starved:  # A descriptor was closed: there may be one for a connection.
-            for listener in list(self.starved.values()):
-                listener.begin_again()
+        if self.starved:
+            self.feed()
         if first is not None:
             raise first
 

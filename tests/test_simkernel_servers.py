@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from heapq import heappop
 
 import pytest
@@ -19,7 +20,7 @@ from danga_raw._waker import Waker
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
-from danga_raw.types import AnySocket, Handle
+from danga_raw.types import Accepted, AnySocket, Handle
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.world import BACKENDS, Backend, World
 
@@ -315,24 +316,30 @@ def refuse_and_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "drop", lambda sock: None)
 
 
+def hand_over_by(monkeypatch: pytest.MonkeyPatch, hand_over: Callable[..., None]) -> None:
+    """Have each listener call `hand_over(accepted, connection, address)` for each connection."""
+    original = listener.Listener.__init__
+
+    def init(self: listener.Listener, sock: socket.socket, accepted: Accepted, loop: Loop) -> None:
+        original(self, sock, partial(hand_over, accepted), loop)
+
+    monkeypatch.setattr(listener.Listener, "__init__", init)
+
+
 def lose_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = listener.Listener._hand_over
-
-    def hand_over(self: listener.Listener, connection: socket.socket, address: object) -> None:
+    def hand_over(accepted: Accepted, connection: socket.socket, address: object) -> None:
         if connection.fileno() % 5:
-            original(self, connection, address)
+            accepted(connection, address)
 
-    monkeypatch.setattr(listener.Listener, "_hand_over", hand_over)
+    hand_over_by(monkeypatch, hand_over)
 
 
 def hand_over_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = listener.Listener._hand_over
+    def hand_over(accepted: Accepted, connection: socket.socket, address: object) -> None:
+        accepted(connection, address)
+        accepted(connection, address)
 
-    def hand_over(self: listener.Listener, connection: socket.socket, address: object) -> None:
-        original(self, connection, address)
-        self.accepted(connection, address)
-
-    monkeypatch.setattr(listener.Listener, "_hand_over", hand_over)
+    hand_over_by(monkeypatch, hand_over)
 
 
 def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
