@@ -116,7 +116,7 @@ class Socket(Generic[HandleT]):
         "loop": "The loop that watches it.",
         "read_push_back": "The pieces pushed back, the next to be read first.",
         "sock": "The underlying handle; None once closed or stolen.",
-        "write_buf": "What is queued for writing.",
+        "write_buf": "What is queued for writing; a block may be a view, once a part of it is out.",
         "write_buf_offset": "How much of the first queued block is out already, in bytes.",
         "write_buf_size": "How many bytes are queued; a callable counts as one.",
         "write_set_watch": "True while it is watched for writability on account of `write` alone.",
