@@ -201,7 +201,10 @@ class Loop:
         registry = self._registry
         objects, connecting = registry.objects, registry.connecting
         for event in found:
-            fd, state = (event, POLLIN) if isinstance(event, int) else event
+            if isinstance(event, int):
+                fd, state = event, POLLIN
+            else:
+                fd, state = event
             obj = objects.get(fd)
             try:
                 if obj is None:
