@@ -76,9 +76,9 @@ class Timers:
     def add(self, seconds: float, callback: Callback) -> Timer:
         """A new timer, due `seconds` from now; raises as `Loop.add_timer` does."""
         # Mostly a method that was looked at the last time, of another object.
-        if type(callback) is not MethodType or callback.__func__ is not self._checked:
+        if not isinstance(callback, MethodType) or callback.__func__ is not self._checked:
             check_callback("a timer's callback", callback)
-            self._checked = callback.__func__ if type(callback) is MethodType else None
+            self._checked = callback.__func__ if isinstance(callback, MethodType) else None
         now = libc.clock_gettime(*_CLOCK)
         try:
             deadline = now + seconds
@@ -88,7 +88,7 @@ class Timers:
         if not (deadline < inf and deadline > -inf):
             raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
         timer = Timer()
-        timer._timers = self
+        timer._timers = self  # pyright: ignore[reportPrivateUsage]  # of this room's own class
         timer.callback = callback
         # Counted before any call: a signal's handler could add one behind it.
         number = self._added
@@ -107,7 +107,7 @@ class Timers:
         if self.heap and not self.due:
             first = self.heap[0]
             wait = (first[0] - now) * 1000.0
-            if wait > 0.0 and first[2].callback is not None:
+            if wait > 0.0 and first[2].callback is not None:  # Most turns end here.
                 # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
                 return floor(wait) + 1 if wait < self._longest else int(self._longest)
         left = self._fire(now)
@@ -134,17 +134,17 @@ class Timers:
             del due[0]
             if callback is not None:
                 callback()
+        if self.spent > _FEW and self.spent * 2 >= len(heap):
+            self.clear_out()
         # The question falls through: behind a jump a signal's handler could put another first.
         while heap and heap[0][2].callback is None:
-            if self.spent > _FEW and self.spent * 2 >= len(heap):
-                self.clear_out()
-            else:
-                heappop(heap)
-                self.spent -= 1
+            heappop(heap)
+            self.spent -= 1
         return heap[0] if heap else None
 
     def clear_out(self) -> None:
-        """Give back the room of the spent ones: for who finds that they are the half of all."""
+        """Give back the room of the spent ones, once they are the half of all: that costs each of
+        them less than a pop."""
         added = self._added
         kept = [entry for entry in self.heap if entry[2].callback is not None]
         heapify(kept)
