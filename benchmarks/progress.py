@@ -10,9 +10,9 @@ WIDTH = 30
 class Progress:
     """Says which of how many steps is running, and for how long the whole has run."""
 
-    def __init__(self, out: TextIO = sys.stderr) -> None:
-        self.out = out
-        self.live = out.isatty()
+    def __init__(self, out: TextIO | None = None) -> None:
+        self.out = sys.stderr if out is None else out
+        self.live = self.out.isatty()
         self.steps = 0
         self.done = 0
         self.started = 0.0

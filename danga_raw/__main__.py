@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status. 2, and a word on stderr, for what can't be done."""
     parser = argparse.ArgumentParser(prog=_prog(), description=__doc__)
     parser.add_argument("--version", action="version", version=f"danga_raw {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("echo", help="send back whatever is received, until SIGTERM")
     command.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     command.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
@@ -168,7 +168,7 @@ def listen(host: str, port: int) -> socket.socket:
     raise OSError(f"cannot listen on {shown(bare, port)}: {reason or failure}")
 
 
-def shown(host: str, port: int) -> str:
+def shown(host: str, port: int | str) -> str:
     """An address as one types it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -180,7 +180,10 @@ def echo(host: str, port: int) -> None:
         loop.on_exception = log_exception
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, loop.stop)
-        print("listening on", shown(*listener.getsockname()[:2]), flush=True)
+        # Which knows the scope of a link-local address, as getsockname doesn't.
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        where = shown(*socket.getnameinfo(listener.getsockname(), numeric))
+        print("listening on", where, flush=True)
         while True:
             try:
                 loop.run()

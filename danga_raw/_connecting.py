@@ -9,7 +9,7 @@ from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
-from danga_raw._log import warn
+from danga_raw._log import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def family(address: SocketAddress) -> int:
                 raise ValueError(f"a port has 16 bits, a flow label 20, a scope id 32: {address!r}")
             return kind
         case _:
-            raise TypeError(f"an address is (ip, port), or the path of a UNIX socket: {address!r}")
+            raise TypeError(f"an address is (ip, port), or a path as str or bytes: {address!r}")
 
 
 def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
@@ -76,6 +76,8 @@ def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
         # What a signal's handler raises, a TimeoutError perhaps, is no outcome of the connect.
         if by_handler(error):
             raise
+        if isinstance(address, (str, bytes)):
+            error.filename = address  # It may have been meant for a name, and no path.
         return None if error.errno in _PENDING else error
     return None
 
@@ -87,9 +89,7 @@ def drop(sock: PythonSocket) -> None:
         try:
             libc.close(fd)
         except OSError as error:
-            if by_handler(error):
-                raise
-            warn("close(fd %d): %s", fd, error)
+            complain(error, "close(fd %d): %s", fd)
 
 
 begun: Final[dict[int, Connecting]] = {}

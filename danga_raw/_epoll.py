@@ -9,7 +9,7 @@ from errno import EBADF, EINTR, ENOENT
 from struct import Struct
 
 from danga_raw._interrupt import Once
-from danga_raw._libc import check_fd, libc, raise_failure
+from danga_raw._libc import INT_MAX, failure, libc, raise_failure
 from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
@@ -48,6 +48,9 @@ EVENT: Final = Struct("=IQ" if epoll_event.data.offset == 4 else "=I4xQ")
 
 MAX_EVENTS: Final = 1000
 """The most events that one wait takes, as in the original."""
+
+_NO_EVENT: Final = EVENT.pack(0, 0)
+"""For EPOLL_CTL_DEL, which reads none; Linux before 2.6.9 wants one all the same (epoll_ctl(2))."""
 
 _FOREVER: Final = 0xFFFFFFFF
 """The C int -1 as the number with the same bits: ctypes converts a negative one by raising and
@@ -95,28 +98,30 @@ class Epoll:
     def register(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_ADD). EPERM is for a regular file, ENOSPC comes at
         /proc/sys/fs/epoll/max_user_watches."""
-        check_fd(fd, "epoll_ctl")
-        self._ctl(EPOLL_CTL_ADD, fd, events)
+        if not 0 <= fd <= INT_MAX:
+            raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_ADD, fd {fd})", EBADF)
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_ADD, fd, EVENT.pack(events, fd)) < 0:
+            self._raise_failure("ADD", fd)
 
     def holds(self, fd: int, events: int) -> bool:
         """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
-        return self._ctl(EPOLL_CTL_MOD, fd, events, ENOENT, EBADF)
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(events, fd)) < 0:
+            self._raise_failure("MOD", fd, ENOENT, EBADF)
+            return False
+        return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """epoll_ctl(EPOLL_CTL_MOD)."""
-        self._ctl(EPOLL_CTL_MOD, fd, new)
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(new, fd)) < 0:
+            self._raise_failure("MOD", fd)
 
     def unregister(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_DEL)."""
-        self._ctl(EPOLL_CTL_DEL, fd, events)
+        if libc.epoll_ctl(self._epfd, EPOLL_CTL_DEL, fd, _NO_EVENT) < 0:
+            self._raise_failure("DEL", fd)
 
-    def _ctl(self, op: int, fd: int, events: int, *ignored: int) -> bool:
-        """False where it fails by an errno in `ignored`."""
-        if libc.epoll_ctl(self._epfd, op, fd, EVENT.pack(events, fd)) < 0:
-            verb = ("ADD", "DEL", "MOD")[op - EPOLL_CTL_ADD]
-            raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{verb}, fd {fd})", *ignored)
-            return False
-        return True
+    def _raise_failure(self, op: str, fd: int, *ignored: int) -> None:
+        raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{op}, fd {fd})", *ignored)
 
     def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]:
         """epoll_wait(2), for 1,000 events at most."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 
+from danga_raw._interrupt import by_handler
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +21,14 @@ def warn(message: str, *args: object) -> None:
     programs never warn."""
     if not _log("warning", message, args):
         print_error(f"{formatted(message, args)}\n")
+
+
+def complain(error: OSError, message: str, *args: object) -> None:
+    """Warn of a call that failed, with the error as the last argument; what a signal's handler raised
+    goes on."""
+    if by_handler(error):
+        raise error
+    warn(message, *args, error)
 
 
 def debug(message: str, *args: object) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from operator import index
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, TypeVar
-
-    AnyCallback = TypeVar("AnyCallback")
+    from typing import Final, SupportsIndex
 
 _COROUTINE: Final = 0x80 | 0x200
 """CO_COROUTINE and CO_ASYNC_GENERATOR of a function's code, as `inspect` has them."""
@@ -27,28 +27,43 @@ def check_callback(what: str, callback: object) -> None:
         raise TypeError(f"{what} is a callable, not {callback!r}{called}")
 
 
-def callable_or_none(what: str, callback: AnyCallback | None) -> AnyCallback | None:
-    """`callback`, which None takes off. Raises `TypeError`."""
-    if callback is not None:
-        check_callback(what, callback)
-    return callback
-
-
-def check_class(kind: type) -> None:
-    """Raises `TypeError` for a class whose handlers are coroutine functions."""
-    for name in ("event_read", "event_write", "event_err", "event_hup", "event_connect"):
-        if is_coroutine(vars(kind).get(name)):
+def check_class(kind: type, base: type) -> None:
+    """Raises `TypeError` for a subclass whose handlers are coroutine functions. One whose constructor
+    names no other's `__init__` will say so whatever is used of it: by a `__getattr__`, which no other
+    class has, as on CPython 3.10 and 3.11 every attribute takes longer where there is one."""
+    for name in vars(base):
+        if name.startswith(("event_", "on_", "close")) and is_coroutine(getattr(kind, name, None)):
             raise TypeError(f"{kind.__name__}.{name} is called and not awaited: no async def")
+    constructor: object = getattr(kind, "__init__")
+    if constructor is not getattr(base, "__init__") and not hasattr(kind, "__getattr__"):
+        code: object = getattr(constructor, "__code__", None)
+        if "__init__" not in getattr(code, "co_names", ("__init__",)):
+            setattr(kind, "__getattr__", _missing)
+
+
+def _missing(obj: object, name: str) -> object:
+    check_made(obj)
+    return object.__getattribute__(obj, name)  # Which raises, and best says why.
 
 
 def check_made(obj: object) -> None:
     """Raises `AttributeError` for an object whose constructor has not called that of `Socket`."""
-    if not hasattr(obj, "fd"):
+    try:
+        object.__getattribute__(obj, "_registry")
+    except AttributeError:
         name = type(obj).__name__
         raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
 
 
-class NoHandleError(TypeError, AttributeError):
+def whole(what_is: str, given: SupportsIndex) -> int:
+    """`given` as an int. Raises `TypeError` for what is none."""
+    try:
+        return index(given)
+    except TypeError:
+        raise TypeError(f"{what_is}, not {given!r}") from None
+
+
+class HandleError(TypeError, AttributeError):
     """Something without a descriptor was to be watched. An AttributeError too, as it always was."""
 
     def __init__(self, given: object) -> None:
@@ -58,7 +73,7 @@ class NoHandleError(TypeError, AttributeError):
         super().__init__(what)
 
 
-def not_bytes(what_is: str, given: object) -> TypeError:
+def no_data(what_is: str, given: object) -> TypeError:
     """The error for what is no data."""
     hint = "; encode it first" if isinstance(given, str) else ""
     return TypeError(f"{what_is}, not {type(given).__name__} {given!r:.40}{hint}")

@@ -26,14 +26,15 @@ from errno import ENOMEM, ENOSPC
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
-from danga_raw._log import warn
+from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN, Poll
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from collections.abc import Callable
+    from typing import Final, TypeAlias
 
     from danga_raw._connecting import Connecting
     from danga_raw._waker import Waker
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
         PostLoopCallback,
         Socket,
     )
+
+    Leaving: TypeAlias = tuple[int, AnySocket | None, list[Handle]]
+    """A descriptor on its way out: its number, the object whose entry in the map is to go (none for
+    an other fd), and the handle that is to be closed, until it is (none if it isn't ours to close)."""
 
 
 def backends() -> list[str]:
@@ -81,17 +86,6 @@ def _new_poller(backend: str) -> Poller:
     return KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
 
 
-class Leaving:
-    """A descriptor on its way out."""
-
-    __slots__ = ("fd", "obj", "sock")
-
-    def __init__(self, fd: int, obj: AnySocket | None, sock: Handle | None) -> None:
-        self.fd = fd
-        self.obj = obj  # whose entry in the map is to go; None for an other fd
-        self.sock = sock  # the handle to close; None if it isn't ours to close
-
-
 class Registry:
     """The descriptors of one loop, and the poller that watches them."""
 
@@ -113,6 +107,8 @@ class Registry:
         """For each run of the loop that is going on, the batch that was in hand when it began."""
         self.objects: dict[int, Socket] = {}
         """The objects by their fd, those included that are leaving."""
+        # The same for who doesn't know what their handle is; who takes one out asks where it matters.
+        self._entered = cast("dict[int, AnySocket]", self.objects)
         self.other_fds: dict[int, OtherFdCallback] = {}
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
@@ -144,7 +140,7 @@ class Registry:
                         # Nothing is wrong with the descriptor: the next to open tries anew.
                         if error.errno in (ENOMEM, ENOSPC):
                             raise
-                        _complain(error, "%s")  # Its owner, who has closed it, will hear so.
+                        complain(error, "%s")  # Its owner, who has closed it, will hear so.
                 # One that a signal's handler has opened meanwhile knows better.
                 self.poller = opened = self.poller or poller
             finally:
@@ -186,7 +182,7 @@ class Registry:
             try:
                 self._dropped[0].close()
             except OSError as error:
-                _complain(error, "close(%s): %s", self.backend)
+                complain(error, "close(%s): %s", self.backend)
             del self._dropped[:1]
 
     def open_waker(self) -> Waker:
@@ -249,8 +245,7 @@ class Registry:
                     if fd not in self.other_fds:
                         self.open().register(fd, events)
             if obj is not None:
-                # Who takes the objects out asks what their handle is where that matters.
-                self.objects[fd] = cast("Socket", obj)
+                self._entered[fd] = obj
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
@@ -261,10 +256,10 @@ class Registry:
         other fd. True if the descriptor was closed behind the loop's back."""
         self._drop_events(fd)
         lost = False
-        for entry in list(self.leaving):
-            if entry.fd == fd and entry.sock is not None:
-                _disown(entry.sock, fd)
-                entry.sock = None
+        for number, _, handles in list(self.leaving):
+            if number == fd and handles:
+                _disown(handles[0], fd)
+                del handles[:]
                 lost = True
         obj = self.objects.get(fd)
         if obj is not None and not obj.closed:
@@ -310,18 +305,22 @@ class Registry:
             try:
                 (self.poller or self.open()).unregister(fd, events)
             except OSError as error:
-                if by_handler(error):
-                    raise
-                if self.has_entries:
-                    self.stale.add(fd)
-                return error
+                return self._refused(fd, error)
         return None
+
+    def _refused(self, fd: int, error: OSError) -> OSError:
+        """A descriptor can't be unregistered, unless it was a signal's handler that raised."""
+        if by_handler(error):
+            raise error
+        if self.has_entries:
+            self.stale.add(fd)
+        return error
 
     def remove_unknown(self, fd: int, state: int) -> None:
         """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
         unregistered and closed, as in the original, or where that can't be, since the number is
         another file's by now or nobody's, the poller is renewed."""
-        if any(entry.fd == fd for entry in list(self.leaving)):
+        if any(fd == number for number, _, _ in list(self.leaving)):
             return
         what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
         if (trouble := self.unregister(fd, state)) is not None:
@@ -332,7 +331,7 @@ class Registry:
         try:
             libc.close(fd)
         except OSError as error:
-            _complain(error, "fd %d: %s", fd)
+            complain(error, "fd %d: %s", fd)
 
     # --- other fds --------------------------------------------------------------------------------
 
@@ -374,7 +373,7 @@ class Registry:
 
     def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
-            self.leaving.append(Leaving(fd, None, None))
+            self.leaving.append((fd, None, []))
             self.unregister(fd, POLLIN)
             del self.other_fds[fd]
 
@@ -383,36 +382,41 @@ class Registry:
     def leave(self, obj: AnySocket, sock: Handle | None) -> bool:
         """Let an object leave, and close `sock` when the batch in hand is over. False if it has left
         already."""
-        fd = obj.fd
-        if fd is None:
-            return False
         # A signal's handler may close between a failing call and the look at its errno.
         number = get_errno()
-        entry = Leaving(fd, obj, sock)
-        # From here on it will be let go, also if a signal's handler raises before the rest is done.
-        self.leaving += (entry,)
-        was_closed, obj.closed = obj.closed, True
-        if was_closed:  # By a signal's handler, just now.
-            entry.sock = None
-            return False
-        trouble = self._take_off(fd, obj)
-        set_errno(number)
-        if trouble is not None:
-            obj.dump_error(str(trouble))
-        return True
+        handles = [] if sock is None else [sock]
+        fd = obj.fd
+        # Questions that fall through and no call: who asks as well, out of a handler, asks behind it.
+        if fd is not None and not obj.closed:
+            # From here on it will be let go, also if a handler raises before the rest is done.
+            self.leaving += ((fd, obj, handles),)
+            obj.closed = True
+            corked = obj.corked
+            trouble = self._take_off(fd, obj)
+            # An epoll_ctl(2) that succeeds leaves it as it was, and to set it costs a quarter of one.
+            if corked or trouble is not None or not self.has_entries:
+                set_errno(number)
+            if trouble is not None:
+                obj.dump_error(str(trouble))
+            return True
+        return False
 
     def _take_off(self, fd: int, obj: AnySocket) -> OSError | None:
         """Unregister an object that is leaving; what went wrong. To do it twice is no harm."""
         trouble = None
+        known = self.objects.get(fd)
         # A loop that was reset since knows nothing of this object, and the number may be another's.
-        if obj.corked and self.objects.get(fd, obj) is obj:
+        if obj.corked and (known is obj or known is None):
             try:
                 set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
             except OSError as error:
-                _complain(error, "%s")
-        obj.corked = False
-        if self.objects.get(fd) is obj:
-            trouble = self.unregister(fd, obj.event_watch)
+                complain(error, "%s")
+            obj.corked = False
+        if known is obj:
+            try:
+                (self.poller or self.open()).unregister(fd, obj.event_watch)
+            except OSError as error:
+                trouble = self._refused(fd, error)
             if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
@@ -428,27 +432,40 @@ class Registry:
 
     def to_close(self) -> list[Handle]:
         """What waits to be closed, in order."""
-        return [entry.sock for entry in list(self.leaving) if entry.sock is not None]
+        return [sock for _, _, handles in list(self.leaving) for sock in handles]
 
     # --- gone -------------------------------------------------------------------------------------
 
-    def let_go(self) -> None:
-        """Close what waits to be closed, and forget who has left: close(2) for each. What is raised
-        meanwhile comes out, and whoever calls again goes on behind it."""
-        while self.leaving:
-            entry = self.leaving[0]
-            obj = entry.obj
-            if obj is not None and obj.fd is not None:
-                obj.closed = True
-                self._take_off(obj.fd, obj)  # A signal's handler has kept `leave` from it.
-            _close(entry)
-            if obj is not None and self.objects.get(entry.fd) is obj:
-                del self.objects[entry.fd]
-            if len(self.outer) > 1:
-                self._drop_events(entry.fd)
-            # The close() of a handle may have run the loop, or reset it.
-            if self.leaving and self.leaving[0] is entry:
-                self.leaving.popleft()
+    def let_go(self, handled: Callable[[Exception], bool]) -> None:
+        """Close what waits to be closed, and forget who has left: close(2) for each. What the close
+        of a handle raises is `handled`; the first that isn't, and what a signal's handler raises, is
+        kept until all are closed."""
+        first: BaseException | None = None
+        leaving, objects = self.leaving, self.objects
+        while leaving:
+            try:
+                entry = fd, obj, handles = leaving[0]
+                if obj is not None and obj.fd is not None:
+                    obj.closed = True
+                    self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
+                if handles:
+                    _close(fd, handles)
+                if obj is not None and objects.get(fd) is obj:
+                    del objects[fd]
+                if len(self.outer) > 1:
+                    self._drop_events(fd)
+                # The close() of a handle may have run the loop, or reset it.
+                if leaving and leaving[0] is entry:
+                    del leaving[0]
+            except Exception as error:
+                if not handled(error):
+                    first = first or error
+            except BaseException as error:
+                first = first if isinstance(first, KeyboardInterrupt) else error
+        if self.starved:
+            self.feed()
+        if first is not None:
+            raise first
 
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""
@@ -461,14 +478,6 @@ class Registry:
         if self.waker is not None:
             self.waker.close()
             self.waker = None
-
-
-def _complain(error: OSError, message: str, *args: object) -> None:
-    """Warn of a call that failed, with the error as the last argument; what a signal's handler raised
-    goes on."""
-    if by_handler(error):
-        raise error
-    warn(message, *args, error)
 
 
 def _has(sock: Handle, fd: int) -> bool:
@@ -485,38 +494,40 @@ def _disown(sock: Handle, fd: int) -> None:
         sock.detach()
 
 
-_usual: Final[dict[type[RawSocket], bool]] = {}
+class _AsUsual(dict[type, bool]):
+    """By the class of a handle: True for Python's own sockets, and for those of a class that has no
+    close of its own. Else that is called: what a TLS socket has open beside its descriptor would go
+    on writing to the number."""
 
-
-def _closes_as_usual(kind: type[RawSocket]) -> bool:
-    """True unless a class of sockets has a close of its own, which then is called: what a TLS socket
-    has open beside its descriptor would go on writing to the number."""
-    if kind not in _usual:
+    def __missing__(self, kind: type) -> bool:
         methods = [getattr(kind, name, None) for name in ("close", "_real_close", "detach")]
-        _usual[kind] = {getattr(each, "__module__", None) for each in methods} <= {None, "socket"}
-    return _usual[kind]
+        usual = {getattr(each, "__module__", None) for each in methods} <= {None, "socket"}
+        self[kind] = issubclass(kind, RawSocket) and usual
+        return self[kind]
 
 
-_is_open: Final = (-1).__lt__
+_closes_as_usual: Final = _AsUsual()
+_detach: Final = cast("Callable[[Handle], int]", RawSocket.detach)
 
 
-def _close(entry: Leaving) -> None:
+def _close(fd: int, handles: list[Handle]) -> None:
     """Close the handle of an entry, once."""
-    sock = entry.sock
+    sock = handles[0]
     try:
-        if isinstance(sock, RawSocket) and _closes_as_usual(type(sock)):
+        if not _closes_as_usual[type(sock)]:
+            del handles[:]
+        elif (
+            sock.fileno() >= 0
+        ):  # Else its owner has closed it: the number may be another's by now.
             # close(2) goes through the door, where the audit sees it. The socket gives up its
-            # descriptor in the same step, with no place for a signal's handler in between. One that
-            # its owner has closed behind our back has none: the number may be another's by now.
-            for _ in map(libc.close, filter(_is_open, map(RawSocket.detach, (sock,)))):
+            # descriptor in the same step, with no place for a signal's handler in between.
+            for _ in map(libc.close, map(_detach, handles)):
                 pass
-            sock.detach()  # Python's own class is to know as well.
-        elif sock is not None:
-            entry.sock = None
-            sock.close()
     except OSError as error:
-        if entry.sock is not None and by_handler(error):
-            raise
         # The descriptor is gone all the same (close(2), "Dealing with error returns").
-        warn("close(fd %d): %s", entry.fd, error)
-    entry.sock = None
+        complain(error, "close(fd %d): %s", fd)
+    try:
+        sock.close()  # No call where that is done: Python's own class is to know as well.
+    except OSError as error:
+        warn("close(fd %d): %s", fd, error)
+    del handles[:]

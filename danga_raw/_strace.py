@@ -33,11 +33,10 @@ from danga_raw._kernel import (
 )
 from danga_raw._libc import PLATFORM
 from danga_raw._sockopt import CORK_OPTIONS, IPPROTO_TCP
+from danga_raw.types import SocketAddress
 
 if TYPE_CHECKING:
     from resource import struct_rusage
-
-    from libc import SockAddr
 
     from danga_raw._kqueue import Kevent
 
@@ -194,7 +193,7 @@ class Timespec(NamedTuple):
 class Address(NamedTuple):
     """struct sockaddr, as Python tells it."""
 
-    address: SockAddr
+    address: SocketAddress
 
     def __str__(self) -> str:
         match self.address:
@@ -356,18 +355,15 @@ def _mode(mode: int) -> str:
 
 
 class Call(NamedTuple):
-    """One system call."""
+    """One system call: its `name`, as strace has it, which is the kernel's; its `args`, with what the
+    kernel wrote into them; its `result`, -1 where it failed; its `errno`, 0 where it didn't; and the
+    `time` at which it returned, in seconds since the epoch."""
 
     name: str
-    """The name under which strace knows it: the kernel's."""
     args: tuple[Value, ...]
-    """The arguments, with what the kernel wrote into them."""
     result: int
-    """What it returned; -1 where it failed."""
     errno: int
-    """The number of the error; 0 where there was none."""
     time: float
-    """When it returned, in seconds since the epoch."""
 
     @property
     def decoded(self) -> tuple[str, ...]:
@@ -578,13 +574,13 @@ def _name(given: Given, result: object) -> tuple[Value, ...]:
     room = {2: 16, 1: 110 if PLATFORM == "linux" else 106}.get(getattr(handle, "family", 0), 28)
     match result:
         case str() | bytes() | (str(), int()) | (str(), int(), int(), int()):
-            used = _size(cast("SockAddr", result), room)
-            return (_fd(handle), Address(cast("SockAddr", result)), Length(room, used))
+            used = _size(cast("SocketAddress", result), room)
+            return (_fd(handle), Address(cast("SocketAddress", result)), Length(room, used))
         case _:  # It has failed, or is of another family.
             return (_fd(handle), Pointer(None), Length(room, room))
 
 
-def _size(address: SockAddr, whole: int) -> int:
+def _size(address: SocketAddress, whole: int) -> int:
     """How many bytes of a struct sockaddr of `whole` bytes an address takes."""
     if not isinstance(address, (str, bytes)):
         return whole
@@ -614,7 +610,7 @@ def _connect(given: Given, result: object) -> tuple[Value, ...]:
             whole = 28
             members += (0,) * (4 - len(members))
         address = members
-    told = cast("SockAddr", address)
+    told = cast("SocketAddress", address)
     return (_fd(handle), Address(told), _size(told, whole))
 
 

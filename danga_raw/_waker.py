@@ -10,10 +10,11 @@ import signal
 from ctypes import c_int
 from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
+from signal import NSIG
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
-from danga_raw._log import warn
+from danga_raw._log import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,16 +87,20 @@ class Waker:
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
+        if number not in range(1, NSIG):
+            raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
         new = number not in self._handled
         # Before it is handled: else an exception in between could leave what nobody takes off.
         self._handled |= {number}
         try:
             libc.signal(number, handler)
         except (OSError, TypeError, ValueError) as error:
-            refused = not isinstance(error, OSError) or not by_handler(error)
-            if new and refused:
+            if isinstance(error, OSError) and by_handler(error):
+                raise
+            if new:
                 self._handled.discard(number)
-            raise
+            named = isinstance(error, OSError) and failure(f"rt_sigaction({number})", error.errno)
+            raise named or error from None
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
         for each in (self, *_hearing):
             if former == each._ends[1]:
@@ -140,6 +145,4 @@ class Waker:
                 try:
                     libc.close(self._ends[end])
                 except OSError as error:
-                    if by_handler(error):
-                        raise
-                    warn("close(fd %d): %s", self._ends[end], error)
+                    complain(error, "close(fd %d): %s", self._ends[end])

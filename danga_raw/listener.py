@@ -64,6 +64,8 @@ class Listener(Socket):
         protocol of its own (TLS: wrap the connections), `OSError` as `Socket` does.
         """
         check_callback("accepted", accepted)
+        if not hasattr(sock, "accept"):
+            raise TypeError(f"a Listener takes a listening socket, not {sock!r}")
         if getattr(type(sock).accept, "__module__", None) == "ssl":
             raise TypeError(f"a Listener takes a plain socket: wrap what it accepts, not {sock!r}")
         self.accepted: Accepted = accepted
@@ -93,25 +95,25 @@ class Listener(Socket):
             if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None
-            self._hand_over(connection, address)
-
-    def _hand_over(self, connection: PythonSocket, address: object) -> None:
-        try:
-            libc.setblocking(connection)
-            self.accepted(connection, address)
-        except BaseException as error:
-            fd = connection.fileno()
-            obj = self._registry.objects.get(fd)
-            if obj is not None and obj.sock is not connection:
-                obj = None
             try:
-                if not isinstance(error, Exception) or not self.loop.handle_exception(error, obj):
-                    raise
-            finally:
-                if obj is not None:
-                    obj.close_as("exception")
-                else:
-                    drop(connection)
+                libc.setblocking(connection)
+                self.accepted(connection, address)
+            except BaseException as error:
+                self._take_back(connection, error)
+
+    def _take_back(self, connection: PythonSocket, error: BaseException) -> None:
+        """Close a connection that was not taken, by the object that has it, if one does."""
+        obj = self._registry.objects.get(connection.fileno())
+        if obj is not None and obj.sock is not connection:
+            obj = None
+        try:
+            if not isinstance(error, Exception) or not self.loop.handle_exception(error, obj):
+                raise error
+        finally:
+            if obj is not None:
+                obj.close_as("exception")
+            else:
+                drop(connection)
 
     def _starve(self, error: OSError) -> None:
         """There is no room for a connection, or nobody knows what is wrong: to try again at once
@@ -150,5 +152,6 @@ class Listener(Socket):
         self.event_read()
 
     def event_hup(self) -> None:
-        """Its `shutdown` was called."""
+        """Its `shutdown` was called, or its `listen` never."""
+        warn("%r: no listening socket, or one that was shut down", self)
         self.close("hang-up")

@@ -7,11 +7,10 @@ import sys
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
-from operator import index
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
-from danga_raw._mistakes import callable_or_none, check_callback
+from danga_raw._mistakes import check_callback, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import Registry, choose_backend
 from danga_raw._typing import cast
@@ -49,9 +48,7 @@ class Loop:
         """A loop on `backend`: "kqueue", "epoll" or "poll"; where it is None, as DANGA_RAW_BACKEND
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
-        self.backend: Final = choose_backend(backend)
-        """The name of the mechanism in use."""
-        self._registry = Registry(self.backend)
+        self._registry = Registry(choose_backend(backend))
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
@@ -96,7 +93,7 @@ class Loop:
             self._end_run(depth)
         except BaseException:
             try:
-                self._let_go()
+                self._registry.let_go(self.handle_exception)
             finally:
                 self._end_run(depth)
             raise
@@ -145,21 +142,21 @@ class Loop:
                         obj = objects[fd]
                     except KeyError:
                         obj = None
-                    if obj is None:
-                        self._dispatch((fd,))
-                        continue
                     # The object may have been closed by an earlier event of this batch. Then it is
                     # still in the map, and has nothing more to say.
                     try:
-                        if not obj.closed:
-                            obj.event_read()
+                        if obj is not None:
+                            if not leaving or not obj.closed:
+                                obj.event_read()
+                        elif isinstance(fd, int):
+                            self._other_event(fd, POLLIN)
                     except Exception as error:
                         if not self.handle_exception(error, obj):
                             raise
             if readable:
                 self._read_pushed_back()
             if leaving:
-                self._let_go()
+                self._registry.let_go(self.handle_exception)
             if own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
                     return
@@ -222,6 +219,10 @@ class Loop:
                         self._profiled(obj, obj.event_err, "-err")
                     if state & POLLHUP and not obj.closed:
                         self._profiled(obj, obj.event_hup, "-hup")
+                elif state == POLLOUT:
+                    # Alone, it spares a write that goes on the other questions.
+                    if not obj.closed:
+                        obj.event_write()
                 else:
                     if state & POLLIN and not obj.closed:
                         obj.event_read()
@@ -291,23 +292,6 @@ class Loop:
                         if not self.handle_exception(error, obj):
                             raise
 
-    def _let_go(self) -> None:
-        """Close what is due to be closed; first what the close of a handle or a signal's handler
-        raises is kept until all are closed."""
-        first: BaseException | None = None
-        while self._registry.leaving:
-            try:
-                self._registry.let_go()
-            except Exception as error:
-                if not self.handle_exception(error):
-                    first = first or error
-            except BaseException as error:
-                first = first if isinstance(first, KeyboardInterrupt) else error
-        if self._registry.starved:
-            self._registry.feed()
-        if first is not None:
-            raise first
-
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
         registry = self._registry
@@ -374,7 +358,7 @@ class Loop:
         """Wait at most `ms` milliseconds for events; -1, as at first, for ever; 0 not at all. So the
         original's code has it; its manual says it the other way round. Returns `ms`. Raises
         `ValueError` below -1 and beyond a C int."""
-        ms = index(ms)
+        ms = whole("a loop timeout is a number of milliseconds, an int", ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
         self._timers.set_timeout(ms)
@@ -383,7 +367,9 @@ class Loop:
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
         """Call `callback(descriptor map, other fds)` after each batch; false ends `run`. None takes
         it off. Raises `TypeError` for what can't be called."""
-        self._post_loop_callback = callable_or_none("a post-loop callback", callback)
+        if callback is not None:
+            check_callback("a post-loop callback", callback)
+        self._post_loop_callback = callback
 
     @property
     def on_exception(self) -> ExceptionCallback | None:
@@ -394,7 +380,9 @@ class Loop:
 
     @on_exception.setter
     def on_exception(self, callback: ExceptionCallback | None) -> None:
-        self._on_exception = callable_or_none("on_exception", callback)
+        if callback is not None:
+            check_callback("on_exception", callback)
+        self._on_exception = callback
 
     # --- descriptors ------------------------------------------------------------------------------
 
@@ -431,6 +419,11 @@ class Loop:
         fd that can't be watched; then none of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._registry.other_fds
+
+    @property
+    def backend(self) -> str:
+        """The name of the mechanism in use."""
+        return self._registry.backend
 
     @property
     def have_epoll(self) -> bool:
@@ -480,7 +473,7 @@ class Loop:
             raise first
 
     def _forget(self) -> None:
-        self._let_go()
+        self._registry.let_go(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
         self._on_exception = self._post_loop_callback = None
@@ -514,15 +507,18 @@ class Loop:
 def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
-        raise TypeError(f"a Socket takes a Loop, not {loop!r}; Loop({loop!r}) makes one")
+        hint = f"; Loop({loop!r}) makes one" if isinstance(loop, str) else ""
+        raise TypeError(f"a Socket takes a Loop, not {loop!r}{hint}")
     return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
 
 
 def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
     """Raises `TypeError` for what is no descriptor's number or no callback."""
+    if not hasattr(fds, "items"):
+        raise TypeError(f"other fds are given as {{fd: callback}}, not {fds!r}")
     for fd, callback in fds.items():
         if hasattr(fd, "fileno"):
             raise TypeError(f"an other fd is a number, not {fd!r}: give its fileno()")
-        index(fd)
+        whole("an other fd is a number", fd)
         check_callback(f"the callback of other fd {fd}", callback)
     return dict(fds)

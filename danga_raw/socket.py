@@ -13,7 +13,7 @@ from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import NoHandleError, callable_or_none, check_class, check_made, not_bytes
+from danga_raw._mistakes import HandleError, check_callback, check_class, check_made, no_data, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -59,6 +59,9 @@ _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
 _NOT_ASKED: Final[tuple[Address, Address]] = (NOWHERE, NOWHERE)
 
+_ALWAYS: Final = POLLERR | POLLHUP | POLLNVAL
+"""What is watched for in any case, as in the original."""
+
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
 _EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
@@ -87,9 +90,7 @@ def _as(described: object) -> Callable[[Method], Method]:
 
 
 class _PostLoopCallbackSetter:
-    """Call a callback with (descriptor map, other fds) after each batch; a false answer ends the
-    loop. On the class it sets the one of the default loop, on an object that object's own, which goes
-    with it. None takes it off. Raises `TypeError` for what can't be called."""
+    """On the class `set_loop_callback`, on an object `set_own_callback`."""
 
     def __get__(
         self, obj: Socket[Handle] | None, owner: type[Socket[Handle]]
@@ -115,7 +116,7 @@ class Socket(Generic[HandleT]):
         "loop": "The loop that watches it.",
         "read_push_back": "The pieces pushed back, the next to be read first.",
         "sock": "The underlying handle; None once closed or stolen.",
-        "write_buf": "What is queued for writing.",
+        "write_buf": "What is queued for writing; a block may be a view, once a part of it is out.",
         "write_buf_offset": "How much of the first queued block is out already, in bytes.",
         "write_buf_size": "How many bytes are queued; a callable counts as one.",
         "write_set_watch": "True while it is watched for writability on account of `write` alone.",
@@ -124,7 +125,7 @@ class Socket(Generic[HandleT]):
 
     def __init_subclass__(cls, **more: object) -> None:
         super().__init_subclass__(**more)
-        check_class(cls)
+        check_class(cls, Socket)
 
     def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
         """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups:
@@ -136,14 +137,15 @@ class Socket(Generic[HandleT]):
         try:
             fd = sock.fileno()
         except AttributeError:
-            raise NoHandleError(sock) from None
-        self.loop: Loop = loop if loop is not None else default_loop()
-        self._registry = registry_of(self.loop)
+            raise HandleError(sock) from None
+        loop = loop if loop is not None else _default_loop or default_loop()
+        self.loop: Loop = loop
+        self._registry = registry = registry_of(loop)
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
         self.corked: bool = False
-        self.event_watch: int = POLLERR | POLLHUP | POLLNVAL
+        self.event_watch: int = _ALWAYS
         self.writer_func: WriterFunc | None = None
         self.write_buf_offset: int = 0
         self.write_buf_size: int = 0
@@ -152,10 +154,10 @@ class Socket(Generic[HandleT]):
         self.read_push_back: deque[Block] = _NO_PIECES
         self._addresses = _NOT_ASKED
         self._direct: int | None = fd
-        self._registry.register(fd, self.event_watch, self)
+        registry.register(fd, _ALWAYS, self)
         if begun and (pending := begun.pop(fd, None)) is not None:
             self._direct = None  # Until it is connected, what is written is queued.
-            pending.attach(self, fd, self._registry.connecting)
+            pending.attach(self, fd, registry.connecting)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
 
@@ -264,8 +266,8 @@ class Socket(Generic[HandleT]):
         if isinstance(error, OSError):
             return None
         check_made(self)
-        if index(bytecount) < 1:  # It was refused, and nothing was read.
-            raise error
+        if whole("read takes a number of bytes from 1 up", bytecount) < 1:
+            raise error  # It was refused, and nothing was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
@@ -340,7 +342,7 @@ class Socket(Generic[HandleT]):
                 written = libc.write(fd, data)
                 if written == len(data) or self.closed:
                     return True
-                self._account(written, data)
+                self._queue(data, written)
             except BaseException as error:
                 return self._write_failed(error, data)
             self.on_incomplete_write()
@@ -361,24 +363,31 @@ class Socket(Generic[HandleT]):
         if fd is None:
             return True
         new = None if data is None else _block(data)
-        connecting = fd in self._registry.connecting
-        if connecting or (new is not None and self.write_buf):
+        if fd in self._registry.connecting or (new is not None and self.write_buf):
             # What the kernel would answer to a write is the connect's outcome, told elsewhere.
             if new is not None:
-                self._queue(new)
+                self._queue(new, 0)
             return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
             # At once and first of all, as a signal's handler may close the object.
-            queue, offset = self.write_buf, self.write_buf_offset
+            queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
             if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self._unwatch_write()
                 self._go_direct()
                 return True
             block = queue[0] if new is None else new
-            if not isinstance(block, (bytes, memoryview)):
+            if isinstance(block, memoryview):
+                rest: Block = block[offset:] if offset else block
+            elif isinstance(block, bytes):
+                rest = block
+                if offset and func is None:
+                    # It stays in the queue as a view, of which the next one costs half.
+                    queue[0] = view = memoryview(block)
+                    rest = view[offset:]
+            else:
                 # A question that falls through: behind a jump a handler could close the object.
                 if new is None and not self.closed:
                     # Off the queue before it runs: it is run once, whatever it does.
@@ -389,63 +398,45 @@ class Socket(Generic[HandleT]):
                 new = None
                 block()
                 continue
-            fresh = None if new is None else block
-            rest = memoryview(block)[offset:] if offset else block
+            count = len(block) - offset
             try:
-                if self.writer_func is None:
+                if func is None:
                     written = libc.write(fd, rest)
                 else:
-                    written = self._write_by_func(self.writer_func, block, offset)
-                if self.closed:  # By the writer function, or out of a signal's handler.
+                    written = _write_by(func, block, count, offset)
+                # Falling through the questions, and with no call, as a signal's handler may close
+                # the object.
+                if new is None and not self.closed:
+                    self.write_buf_size -= written
+                    self.write_buf_offset = offset + written
+                    if written == count:
+                        self.write_buf_offset = 0
+                        del queue[0]
+                elif self.closed:  # By the writer function, or out of a signal's handler.
                     return True
-                self._account(written, fresh)
+                elif written != count:
+                    self._queue(block, written)
             except BaseException as error:
-                return self._write_failed(error, fresh)
-            if written != len(rest):
+                return self._write_failed(error, None if new is None else block)
+            if written != count:
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
                 self._unwatch_write()
-            if fresh is not None:
+            if new is not None:
                 return True
 
-    def _write_by_func(self, func: WriterFunc, block: Block, offset: int) -> int:
-        count = len(block) - offset
-        answer = func(block, count, offset)
-        try:
-            written = index(answer)
-        except TypeError:
-            what = f"a writer function returns how many bytes it wrote, not {answer!r}"
-            raise TypeError(what) from None
-        if not 0 <= written <= count:
-            raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
-        return written
-
-    def _account(self, written: int, new: Block | None) -> None:
-        """So many bytes of `new` are out, the rest is queued; or of the first block of the queue."""
-        if new is not None:
-            if written == len(new):
-                return
-            self._queue(new)
-        # In this order, and falling through the question, as a signal's handler may close the object.
-        queue = self.write_buf
-        if not self.closed:
-            block = queue[0]
-            self.write_buf_offset += written
-            self.write_buf_size -= written
-            if isinstance(block, (bytes, memoryview)) and self.write_buf_offset == len(block):
-                self.write_buf_offset = 0
-                del queue[0]
-
-    def _queue(self, new: Queued) -> None:
+    def _queue(self, new: Queued, out: int) -> None:
+        """Queue `new`, of which so many bytes are out."""
         queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
-        size = _size(new)
+        left = _size(new) - out
         # No call from here on: a signal's handler could close the object behind it.
         if not self.closed:
             self._direct = None
             self.write_buf = queue
             queue += (new,)
-            self.write_buf_size += size
+            self.write_buf_offset += out
+            self.write_buf_size += left
 
     def _write_failed(self, error: BaseException, new: Block | None) -> bool:
         """What becomes of a write that raised; `new` is its block if that is not in the queue. Closes
@@ -456,15 +447,24 @@ class Socket(Generic[HandleT]):
                 written = take_result(error)
                 if not isinstance(written, int):
                     self.close_as("interrupted")
+                elif new is not None:
+                    if 0 <= written < len(new):
+                        self._queue(new, written)
                 elif written >= 0 and not self.closed:
-                    self._account(written, new)
+                    queue = self.write_buf
+                    block = queue[0]
+                    self.write_buf_size -= written
+                    self.write_buf_offset += written
+                    if self.write_buf_offset == _size(block):
+                        self.write_buf_offset = 0
+                        del queue[0]
             raise error
         if self.closed:
             return True
         early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN
         if isinstance(error, BlockingIOError) or early:
             if new is not None:
-                self._queue(new)
+                self._queue(new, 0)
             self._watch_write_for_now()
         else:
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
@@ -497,7 +497,8 @@ class Socket(Generic[HandleT]):
         would block it raises BlockingIOError; any other OSError closes the object. It may close the
         object, but must not write to it. Raises `TypeError` for what can't be called.
         """
-        func = callable_or_none("a writer function", func)
+        if func is not None:
+            check_callback("a writer function", func)
         self._direct = None
         self.writer_func = func
         self._go_direct()
@@ -583,8 +584,9 @@ class Socket(Generic[HandleT]):
         except AttributeError:
             check_made(self)
             raise
-        # Told when it is done: whoever is told may do and raise what he likes.
-        if fd is not None and self._registry.leave(self, self.sock):
+        # Told when it is done: whoever is told may do and raise what he likes. To call who then says
+        # nothing would cost a tenth of all this.
+        if fd is not None and self._registry.leave(self, self.sock) and "logging" in sys.modules:
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
@@ -727,8 +729,10 @@ class Socket(Generic[HandleT]):
     SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
-        """`SetPostLoopCallback` on an object. Raises `TypeError` for what can't be called."""
-        callback = callable_or_none("a post-loop callback", callback)
+        """Call `callback(descriptor map, other fds)` after each batch, as long as this object is open;
+        false ends `run`. None takes it off. Raises `TypeError` for what can't be called."""
+        if callback is not None:
+            check_callback("a post-loop callback", callback)
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
@@ -737,8 +741,8 @@ class Socket(Generic[HandleT]):
             self._registry.own_callbacks.pop(fd, None)
 
     @staticmethod
+    @_as(Loop.set_post_loop_callback)
     def set_loop_callback(callback: PostLoopCallback | None) -> None:
-        """`SetPostLoopCallback` on the class: `Loop.set_post_loop_callback`."""
         default_loop().set_post_loop_callback(callback)
 
     @classmethod
@@ -841,8 +845,9 @@ def _block(data: Writable) -> Queued:
         view = memoryview(data)
         return view.cast("B") if view.nbytes else b""
     if callable(data):
+        check_callback("a callable to write", data)
         return data
-    raise not_bytes("write takes bytes, a bytearray, a memoryview, a callable or None", data)
+    raise no_data("write takes bytes, a bytearray, a memoryview, a callable or None", data)
 
 
 def _piece(buf: object) -> bytes:
@@ -850,7 +855,19 @@ def _piece(buf: object) -> bytes:
         return bytes(buf)
     if isinstance(buf, memoryview):
         return buf.tobytes()
-    raise not_bytes("push_back_read takes bytes, a bytearray or a memoryview", buf)
+    raise no_data("push_back_read takes bytes, a bytearray or a memoryview", buf)
+
+
+def _write_by(func: WriterFunc, block: Block, count: int, offset: int) -> int:
+    answer = func(block, count, offset)
+    try:
+        written = index(answer)
+    except TypeError:
+        what = f"a writer function returns how many bytes it wrote, not {answer!r}"
+        raise TypeError(what) from None
+    if not 0 <= written <= count:
+        raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
+    return written
 
 
 def _size(queued: Queued) -> int:

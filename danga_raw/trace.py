@@ -51,16 +51,17 @@ class Trace:
     handler, is not traced.
     """
 
-    __slots__ = ("calls", "sink")
+    __slots__ = {
+        "calls": "The calls so far; stays empty where there is another sink.",
+        "sink": "What each call is handed to.",
+    }
 
     def __init__(self, sink: Callable[[Call], object] | None = None) -> None:
         """Off at first. Raises `TypeError` for a sink that can't be called."""
         if sink is not None and not callable(sink):
             raise TypeError(f"a trace takes a callable or None, not {sink!r}")
         self.calls: list[Call] = []
-        """The calls so far; stays empty where there is another sink."""
         self.sink: Final[Callable[[Call], object]] = self.calls.append if sink is None else sink
-        """What each call is handed to."""
 
     @property
     def on(self) -> bool:

@@ -7,10 +7,16 @@ from typing import cast
 
 import pytest
 
-from tests import needs, surface
+from tests import needs, processes, surface
 from tests.world import PATIENCE, WORLDS, Kind, World, no_hanging, world_of
 
 TESTS = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--processes", type=int, default=1, help="run the tests in so many processes at once"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +33,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = config.option.keyword or config.option.markexpr or config.option.deselect
     if not chosen and {item.path for item in items} >= set(TESTS.glob("test_*.py")):
         items += last
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    option = session.config.option
+    if option.processes < 2 or option.collectonly or session.testsfailed:
+        return None
+    processes.run(session, option.processes)
+    return True
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

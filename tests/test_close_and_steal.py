@@ -333,6 +333,7 @@ def test_close_leaves_the_errno_of_a_call_that_failed_as_it_is(
     def and_fail(*arguments: object) -> None:
         unregister(*arguments)
         ctypes.set_errno(EIO)
+        raise OSError(EIO, "unregister")
 
     monkeypatch.setattr(poller, "unregister", and_fail)
     ctypes.set_errno(EPIPE)

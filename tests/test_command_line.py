@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from errno import EADDRINUSE, EADDRNOTAVAIL
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_it_says_its_version() -> None:
 @pytest.mark.parametrize(
     ("argv", "known"),
     [
+        ("", ["echo", "info", "trace"]),
         ("ecko", ["echo", "info", "trace"]),
         ("echo --prot 80", ["--host", "--port"]),
         ("echo 80", ["--host", "--port"]),
@@ -124,6 +126,29 @@ def test_echo_listens_where_it_is_told_to(host: str, shown: list[str]) -> None:
             client.sendall(b"hello")
             assert client.recv(5) == b"hello"
         process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+def link_local() -> Iterator[str]:
+    """The addresses of this machine that are good on one interface only, which they name."""
+    try:
+        lines = Path("/proc/net/if_inet6").read_text().split("\n")
+    except OSError:
+        return
+    for digits, *_, name in (line.split() for line in lines if line.startswith("fe80")):
+        yield f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))}%{name}"
+
+
+def test_echo_names_the_interface_of_an_address_that_needs_it() -> None:
+    host = next(link_local(), None)
+    if host is None:
+        pytest.skip("no link-local address here")
+    with subprocess.Popen(
+        [*COMMAND, "echo", "--host", host], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"listening on [{host}]:")
+        process.terminate()
         assert process.wait() == 0
 
 

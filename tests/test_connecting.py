@@ -262,6 +262,22 @@ def test_a_path_of_the_greatest_length_and_an_abstract_name_are_addresses(
         loop.run()
 
 
+@pytest.mark.parametrize("path", ["localhost", b"localhost:80"])
+def test_a_path_where_nobody_listens_is_named_with_the_reason(
+    loop: Loop, path: str | bytes
+) -> None:
+    said: list[str] = []
+
+    class Lost(Client):
+        def event_connect(self, error: OSError | None) -> None:
+            said.append(str(error))
+            self.loop.stop()
+
+    Lost.connect(path, loop)
+    loop.run()
+    assert said == [f"[Errno {errno.ENOENT}] {os.strerror(errno.ENOENT)}: {path!r}"]
+
+
 def test_what_a_signals_handler_raises_is_no_outcome(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,21 +3,28 @@ the mistake, and no harm done."""
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import pydoc
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from inspect import ismemberdescriptor
+from pathlib import Path
 from types import MethodType
 
 import pytest
 
 import danga_raw
 from danga_raw import Listener, Loop, Socket, Timer
-from danga_raw.trace import Trace
+from danga_raw.trace import Call, Trace
 from tests.needs import ROOT
 
 BACKENDS = ["epoll", "poll"]
@@ -81,12 +88,18 @@ def helped(kind: type, name: str) -> list[str]:
 )
 def test_help_names_types_units_errors_and_calls(name: str, words: str) -> None:
     text = inspect.getdoc(getattr(Socket, name)) or ""
-    if name == "SetPostLoopCallback":
-        text = inspect.getdoc(vars(Socket)[name]) or ""
     assert [word for word in words.split() if word not in text] == []
 
 
-@pytest.mark.parametrize("kind", [Socket, Listener, Timer])
+def test_help_says_what_a_post_loop_callback_of_an_object_is(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    text = inspect.getdoc(Socket(pair[0], loop).SetPostLoopCallback) or ""
+    words = "this object descriptor map false None TypeError".split()
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize("kind", [Socket, Listener, Timer, Trace])
 def test_every_attribute_is_documented_at_the_prompt(kind: type) -> None:
     slots: object = vars(kind)["__slots__"]
     assert isinstance(slots, dict)
@@ -96,7 +109,17 @@ def test_every_attribute_is_documented_at_the_prompt(kind: type) -> None:
             assert text[:30] in pydoc.plain(pydoc.render_doc(kind)), name
 
 
-@pytest.mark.parametrize("kind", [Socket, Listener, Loop, Timer])
+def test_a_call_says_what_its_fields_are() -> None:
+    text = inspect.getdoc(Call) or ""
+    assert [name for name in Call._fields if f"`{name}`" not in text] == []
+
+
+def test_what_a_loop_has_is_documented_at_the_prompt(loop: Loop) -> None:
+    assert [name for name in vars(loop) if not name.startswith("_")] == []
+    assert loop.backend in ("epoll", "poll") and inspect.getdoc(Loop.backend)
+
+
+@pytest.mark.parametrize("kind", [Socket, Listener, Loop, Timer, Trace])
 def test_every_public_method_and_property_is_documented(kind: type) -> None:
     for name in dir(kind):
         if not name.startswith("_") and not hasattr(object, name):
@@ -168,7 +191,7 @@ def test_a_socket_that_blocks_is_warned_of_once_and_without_a_call() -> None:
     code = """
 import socket
 from danga_raw import Loop, Socket
-from danga_raw.trace import Trace
+from danga_raw.trace import Call, Trace
 pairs = [socket.socketpair() for _ in range(3)]
 with Loop() as loop:
     loop.set_loop_timeout(0)
@@ -217,25 +240,150 @@ class Forgetful(Socket):
         pass
 
 
+class Slotted(Socket):
+    __slots__ = ("name",)
+
+    def __init__(self) -> None:
+        self.name = "made"
+
+
+class Mixin:
+    def __init__(self) -> None:
+        pass
+
+
+class Mixed(Mixin, Socket):  # whose constructor is the mixin's, which calls no other
+    pass
+
+
+class Deaf(Listener):
+    def __init__(self) -> None:
+        pass
+
+
+FORGETFUL: list[Callable[[], Socket]] = [Forgetful, Slotted, Mixed, Deaf]
+
 USES: dict[str, Callable[[Socket], object]] = {
     "read": lambda obj: obj.read(10),
     "write": lambda obj: obj.write(b"x"),
     "write nothing": lambda obj: obj.write(None),
     "write callable": lambda obj: obj.write(print),
+    "push_back_read": lambda obj: obj.push_back_read(b"x"),
+    "set_writer_func": lambda obj: obj.set_writer_func(None),
+    "on_incomplete_write": lambda obj: obj.on_incomplete_write(),
     "watch_read": lambda obj: obj.watch_read(True),
     "watch_write": lambda obj: obj.watch_write(True),
+    "tcp_cork": lambda obj: obj.tcp_cork(True),
     "close": lambda obj: obj.close(),
+    "close_as": lambda obj: obj.close_as("end"),
+    "steal_socket": lambda obj: obj.steal_socket(),
+    "event_read": lambda obj: Socket.event_read(obj),
     "event_write": lambda obj: obj.event_write(),
+    "SetPostLoopCallback": lambda obj: obj.SetPostLoopCallback(None),
+    "peer_ip_string": lambda obj: obj.peer_ip_string(),
+    "peer_addr_string": lambda obj: obj.peer_addr_string(),
+    "local_ip_string": lambda obj: obj.local_ip_string(),
+    "local_addr_string": lambda obj: obj.local_addr_string(),
+    "as_string": lambda obj: obj.as_string(),
+    **{
+        name: partial(lambda name, obj: getattr(obj, name), name)
+        for name, value in vars(Socket).items()
+        if not name.startswith("_") and (isinstance(value, property) or ismemberdescriptor(value))
+    },
 }
 """What an object is used for first."""
 
 
 @pytest.mark.parametrize("use", USES)
-def test_who_forgot_super_init_is_told_so(use: str) -> None:
-    obj = Forgetful()
-    with pytest.raises(AttributeError, match=r"Forgetful.__init__ has not called super\(\)"):
+@pytest.mark.parametrize("kind", FORGETFUL)
+def test_who_forgot_super_init_is_told_so(kind: Callable[[], Socket], use: str) -> None:
+    obj = kind()
+    name = type(obj).__name__
+    with pytest.raises(AttributeError, match=rf"{name}.__init__ has not called super\(\)"):
         USES[use](obj)
-    assert repr(obj) == "<Forgetful, not made>"
+    assert repr(obj) == f"<{name}, not made>"
+
+
+@pytest.mark.parametrize("use", ["read", "write", "watch_read", "watch_write", "close"])
+def test_who_uses_an_object_before_it_is_made_is_told_so(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], use: str
+) -> None:
+    class Hasty(Socket):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            USES[use](self)
+            super().__init__(sock, loop)
+
+    with pytest.raises(AttributeError, match=r"Hasty.__init__ has not called super\(\)"):
+        Hasty(pair[0], loop)
+    assert loop.watched_sockets == 0
+
+    @dataclass
+    class Generated(Socket):  # It gets its constructor when it is made already.
+        name: str = ""
+
+    with pytest.raises(AttributeError, match=r"Generated.__init__ has not called super\(\)"):
+        USES[use](Generated())
+
+
+def test_who_sets_the_attributes_instead_is_told_so(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    class Setting(Socket):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            self.sock, self.fd, self.loop = sock, sock.fileno(), loop
+
+    for use in ("read", "write", "watch_read", "close", "steal_socket", "peer_ip_string", "closed"):
+        with pytest.raises(AttributeError, match=r"Setting.__init__ has not called super\(\)"):
+            USES[use](Setting(pair[0], loop))
+
+
+def test_a_constructor_that_has_another_call_super_init_is_as_good(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """And what it lacks is said as Python does, also of a property that lacks something itself."""
+
+    class Indirect(Socket):
+        def __init__(self, sock: socket.socket) -> None:
+            self.begin(sock)
+
+        def begin(self, sock: socket.socket) -> None:
+            super().__init__(sock, loop)
+
+        @property
+        def broken(self) -> object:
+            return getattr(self.loop, "nothing")
+
+    obj = Indirect(pair[0])
+    assert obj.fd == pair[0].fileno() and not hasattr(obj, "name")
+    with pytest.raises(AttributeError, match="'Indirect' object has no attribute 'name'"):
+        getattr(obj, "name")
+    with pytest.raises(AttributeError, match="'Loop' object has no attribute 'nothing'"):
+        obj.broken  # noqa: B018
+    obj.close()
+
+
+def test_who_calls_super_init_pays_for_no_look_at_what_is_missing() -> None:
+    class Plain(Socket):
+        pass
+
+    class Usual(Socket):
+        def __init__(self, sock: socket.socket) -> None:
+            super().__init__(sock)
+
+    class Named(Socket):
+        def __init__(self, sock: socket.socket) -> None:
+            Socket.__init__(self, sock)
+
+    class Own(Socket):
+        def __init__(self) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> str:
+            return name
+
+    for kind in (Socket, Listener, Plain, Usual, Named):
+        assert not hasattr(kind, "__getattr__")
+    assert getattr(Own(), "anything") == "anything"  # whose own stays
 
 
 async def coroutine(*_: object) -> None: ...
@@ -318,6 +466,139 @@ def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
         with pytest.raises(TypeError, match=r"an other fd is a number, not .*fileno\(\)"):
             give({pair[0]: print})  # type: ignore[dict-item]  # what is asked here
     assert dict(loop.other_fds) == {}
+
+
+SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
+    "seconds for milliseconds": (
+        lambda loop, obj: loop.set_loop_timeout(0.5),  # type: ignore[arg-type]
+        "a loop timeout is a number of milliseconds, an int, not 0.5",
+    ),
+    "no timeout as None": (
+        lambda loop, obj: loop.set_loop_timeout(None),  # type: ignore[arg-type]
+        "a number of milliseconds, an int, not None",
+    ),
+    "read of text": (
+        lambda loop, obj: obj.read("5"),  # type: ignore[arg-type]
+        "read takes a number of bytes from 1 up, not '5'",
+    ),
+    "read of a float": (
+        lambda loop, obj: obj.read(1e3),  # type: ignore[arg-type]
+        "read takes a number of bytes from 1 up, not 1000.0",
+    ),
+    "read of all": (
+        lambda loop, obj: obj.read(None),  # type: ignore[arg-type]
+        "read takes a number of bytes from 1 up, not None",
+    ),
+    "other fds in a list": (
+        lambda loop, obj: loop.add_other_fds([1, 2]),  # type: ignore[arg-type]
+        r"other fds are given as \{fd: callback\}, not \[1, 2\]",
+    ),
+    "other fds set to None": (
+        lambda loop, obj: setattr(loop, "other_fds", None),
+        r"other fds are given as \{fd: callback\}, not None",
+    ),
+    "an other fd in text": (
+        lambda loop, obj: loop.add_other_fds({"1": print}),  # type: ignore[dict-item]
+        "an other fd is a number, not '1'",
+    ),
+    "callback and fd turned round": (
+        lambda loop, obj: loop.add_other_fds({print: 1}),  # type: ignore[dict-item]
+        "an other fd is a number, not <built-in function print>",
+    ),
+    "a signal's name": (
+        lambda loop, obj: loop.add_signal_handler("SIGTERM", print),  # type: ignore[arg-type]
+        "a signal is a number, as signal.SIGTERM is, not 'SIGTERM'",
+    ),
+    "no signal": (
+        lambda loop, obj: loop.add_signal_handler(999, print),
+        "a signal is a number, as signal.SIGTERM is, not 999",
+    ),
+    "a signal that can't be handled": (
+        lambda loop, obj: loop.add_signal_handler(signal.SIGKILL, print),
+        rf"rt_sigaction\({signal.SIGKILL:d}\): {os.strerror(errno.EINVAL)}",
+    ),
+    "a number to listen on": (
+        lambda loop, obj: Listener(5, print, loop),  # type: ignore[arg-type]
+        "a Listener takes a listening socket, not 5",
+    ),
+    "an address to listen on": (
+        lambda loop, obj: Listener(("", 80), print, loop),  # type: ignore[arg-type]
+        r"a Listener takes a listening socket, not \('', 80\)",
+    ),
+    "a Socket to listen on": (
+        lambda loop, obj: Listener(obj, print, loop),  # type: ignore[arg-type]
+        r"a Listener takes a listening socket, not <Socket\(R\): open",
+    ),
+    "a host and a port": (
+        lambda loop, obj: Socket.connect("127.0.0.1", 80),
+        "a Socket takes a Loop, not 80$",
+    ),
+    "a path that is no str": (
+        lambda loop, obj: Socket.connect(Path("door"), loop),  # type: ignore[arg-type]
+        r"or a path as str or bytes: PosixPath\('door'\)",
+    ),
+    "a coroutine function to write": (
+        lambda loop, obj: obj.write(coroutine),
+        "called and not awaited.*is a coroutine function",
+    ),
+}
+"""A slip, and what is said of it."""
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_is_named_with_its_value_and_what_would_do(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], slip: str
+) -> None:
+    obj = Socket(pair[0], loop)
+    obj.watch_read(True)
+    made, (make, said) = repr(obj), SLIPS[slip]
+    with pytest.raises((TypeError, ValueError, OSError), match=said):
+        make(loop, obj)
+    assert repr(obj) == made and dict(loop.other_fds) == {} and loop.watched_sockets == 1
+
+
+def test_a_signals_handler_is_refused_in_another_thread(loop: Loop) -> None:
+    said: list[str] = []
+
+    def add() -> None:
+        with pytest.raises(ValueError) as caught:
+            loop.add_signal_handler(signal.SIGUSR1, print)
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    thread.join()
+    assert "main thread" in said[0]
+
+
+class Late:
+    async def event_read(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("bases", "body", "name"),
+    [
+        ((Late, Socket), {}, "event_read"),
+        ((Socket,), {"event_hup": staticmethod(coroutine)}, "event_hup"),
+        ((Socket,), {"close": coroutine}, "close"),
+        ((Socket,), {"on_incomplete_write": coroutine}, "on_incomplete_write"),
+    ],
+)
+def test_a_coroutine_function_is_no_handler_wherever_it_comes_from(
+    bases: tuple[type, ...], body: dict[str, object], name: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def"):
+        type("Hasty", bases, body)
+
+
+def test_who_forgot_to_listen_is_told(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        listener = Listener(sock, lambda *_: None, loop)
+        loop.set_post_loop_callback(lambda *_: False)
+        loop.run()
+        assert listener.closed
+    assert "no listening socket" in caplog.text
 
 
 def test_the_version_is_said() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +35,17 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert danga_raw.__file__
     assert (Path(danga_raw.__file__).parent / "py.typed").exists()
     assert 'danga_raw = ["py.typed"]' in PYPROJECT
+
+
+def test_the_page_on_pypi_has_no_link_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, str] = {}
+    monkeypatch.setitem(sys.modules, "setuptools", SimpleNamespace(setup=given.update))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    page = given["long_description"]
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert "docs/manual.md" in page and "```python" in page
 
 
 def test_the_changelog_knows_the_version() -> None:

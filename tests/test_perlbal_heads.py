@@ -1,6 +1,7 @@
 """examples/perlbal: heads, ranges, chunks and dates, by themselves."""
 
 import random
+import tracemalloc
 
 import pytest
 
@@ -16,40 +17,56 @@ from examples.perlbal.heads import (
 from examples.perlbal.uploads import ChunkDecoder
 
 FIRST = "GET / HTTP/1.1\r\nHost: a"
+END = "\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    ("data", "head", "rest"),
+    ("head", "rest"),
     [
-        (b"GET / HTTP/1.0\r\nA: b\r\n\r\nrest", "GET / HTTP/1.0\r\nA: b", b"rest"),
-        (b"GET / HTTP/1.0\nA: b\n\nrest", "GET / HTTP/1.0\nA: b", b"rest"),
-        (b"HTTP/1.0 200 OK\nA: b\n\r\nrest", "HTTP/1.0 200 OK\nA: b", b"rest"),
-        (b"A\r\n\r\nB\n\n", "A", b"B\n\n"),
-        (b"A\n\nB\r\n\r\n", "A", b"B\r\n\r\n"),
+        (b"GET / HTTP/1.0\r\nA: b\r\n\r\n", b"rest"),
+        (b"GET / HTTP/1.0\nA: b\n\n", b"rest"),
+        (b"HTTP/1.0 200 OK\nA: b\n\r\n", b"rest"),
+        (b"HTTP/1.0 200 OK\r\nA: b\n\n", b"rest"),
+        (b"A\r\n\r\n", b"B\n\n"),
+        (b"A\n\n", b"B\r\n\r\n"),
+        (b"A\n\n", b"\r\n"),
+        (b"\n\n", b""),
     ],
 )
-def test_a_head_ends_at_the_first_empty_line(data: bytes, head: str, rest: bytes) -> None:
-    assert take_head(data) == (head, rest)
-    for cut in range(len(data) - len(rest) - 1):
-        assert take_head(data[:cut]) is None
+def test_a_head_ends_at_the_first_empty_line(head: bytes, rest: bytes) -> None:
+    assert take_head(head + rest) == (head.decode(), rest)
+    for cut in range(len(head)):
+        assert take_head(head[:cut]) is None
 
 
 def test_a_head_is_bounded_whether_its_end_is_there_or_not() -> None:
     assert take_head(b"x" * (MAX_HEAD - 1)) is None
-    for data in (b"x" * MAX_HEAD, b"x" * MAX_HEAD + b"x\r\n\r\n"):
+    for end in b"\r\n\r\n", b"\n\n":
+        assert take_head(b"x" * (MAX_HEAD - len(end)) + end + b"more") is not None
+    for data in (b"x" * MAX_HEAD, b"x" * (MAX_HEAD - 3) + b"\r\n\r\n"):
         with pytest.raises(Refused):
             take_head(data)
 
 
 def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
-    request = Request(f"{FIRST}\r\nX-B: 1\r\nx-a:  2 \r\nX-b: 3\r\nCookie: c")
+    request = Request(f"{FIRST}\r\nX-B: 1\r\nx-a:  2 \r\nX-b: 3\r\nCookie: c{END}")
     assert request.to_bytes(request.values) == (
         b"GET / HTTP/1.0\r\nHost: a\r\nX-B: 1, 3\r\nx-a: 2\r\nCookie: c\r\n\r\n"
     )
 
 
+def test_long_names_that_a_client_makes_up_are_not_remembered() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            Request(f"{FIRST}\r\nX{number}{'-' * 50_000}: 1{END}")
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_set_cookie_is_never_joined() -> None:
-    response = parse_response("HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nset-cookie: b")
+    response = parse_response("HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nset-cookie: b" + END)
     assert b"\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n" in response.to_bytes()
 
 
@@ -64,7 +81,7 @@ def test_set_cookie_is_never_joined() -> None:
     ],
 )
 def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str) -> None:
-    request = Request(f"GET {uri} HTTP/1.1\r\nHost: a")
+    request = Request(f"GET {uri} HTTP/1.1\r\nHost: a{END}")
     assert (request.uri, request.get("host")) == (path, host)
 
 
@@ -98,8 +115,16 @@ def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str
 )
 def test_what_could_be_read_in_two_ways_is_refused(status: int, text: str) -> None:
     with pytest.raises(Refused) as refused:
-        Request(text)
+        Request(text + END)
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize("end", ["\r\n\n", "\n\r\n", "\n\n"])
+def test_the_empty_line_of_a_request_ends_as_the_others_do(end: str) -> None:
+    with pytest.raises(Refused) as refused:
+        Request(FIRST + end)
+    assert refused.value.status == 400
+    Request(FIRST.replace("\r", "") + "\n\n")
 
 
 @pytest.mark.parametrize(
@@ -110,11 +135,15 @@ def test_what_could_be_read_in_two_ways_is_refused(status: int, text: str) -> No
         ("1.1", None, True),
         ("1.1", "close", False),
         ("1.1", "keep-alive, Close", False),
+        ("1.1", "te,close", False),
+        ("1.1", "closed", True),
+        ("1.0", "keep-alive, xclose", True),
+        ("1.0", "keep-alives", False),
     ],
 )
 def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_alive: bool) -> None:
     field = f"\r\nConnection: {connection}" if connection else ""
-    assert Request(f"GET / HTTP/{version}\r\nHost: a{field}").keep_alive is keep_alive
+    assert Request(f"GET / HTTP/{version}\r\nHost: a{field}{END}").keep_alive is keep_alive
 
 
 @pytest.mark.parametrize(
@@ -137,7 +166,7 @@ def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_a
     ],
 )
 def test_ranges_of_ten_bytes(asked: str, expected: tuple[int, int, int]) -> None:
-    assert Request(f"{FIRST}\r\nRange: {asked}").range(10) == expected
+    assert Request(f"{FIRST}\r\nRange: {asked}{END}").range(10) == expected
 
 
 @pytest.mark.parametrize(
@@ -149,21 +178,25 @@ def test_ranges_of_ten_bytes(asked: str, expected: tuple[int, int, int]) -> None
         ("HTTP/1.0 200 OK\r\nContent-Length: 3", False),
         ("HTTP/1.1 200 OK\r\nContent-Length: 3", True),
         ("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3", False),
+        ("HTTP/1.1 200 OK\r\nConnection: closed\r\nContent-Length: 3", True),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive, close\r\nContent-Length: 3", False),
     ],
 )
 def test_which_backends_stay(text: str, kept: bool) -> None:
-    assert parse_response(text).kept_alive(head_only=False) is kept
+    assert parse_response(text + END).kept_alive(head_only=False) is kept
 
 
 def test_a_length_beside_a_transfer_encoding_is_not_believed() -> None:
-    response = parse_response("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked")
+    response = parse_response(
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked" + END
+    )
     assert response.length is None and response.get("content-length") is None
 
 
 @pytest.mark.parametrize("text", ["", "200 OK", "HTTP/1.0 OK", "HTTP/1.0 200 OK\r\nA: b\rc"])
 def test_a_backends_nonsense_is_refused(text: str) -> None:
     with pytest.raises(Refused):
-        parse_response(text)
+        parse_response(text + END)
 
 
 def test_an_answer_of_ours_has_a_reason_if_there_is_one() -> None:

@@ -1,5 +1,7 @@
 """examples/perlbal: the language, said to a server that isn't started."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,10 @@ class Said:
 def say() -> Iterator[Said]:
     with Loop() as loop:
         yield Said(loop)
+
+
+def full(path: str) -> list[str]:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_case_spaces_and_comments_do_not_matter(say: Said) -> None:
@@ -80,10 +86,21 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
         ("LOAD throttle", "Plugin throttle is not supported here"),
         ("= 1", "invalid command"),
+        ("INCLUDE = a\0b", "embedded null byte"),
+        (
+            "SET p.plugins = vhosts, redirect",
+            "You can't load the vhost plugin on a service not of role selector.",
+        ),
+        ("FD", "[Errno 24] Too many open files"),
     ],
 )
-def test_an_error_is_told_and_changes_nothing(say: Said, line: str, answer: str) -> None:
-    say("CREATE POOL a", "CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a")
+def test_an_error_is_told_and_changes_nothing(
+    say: Said, line: str, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.listdir", full)
+    say("LOAD include", "CREATE POOL a", "CREATE SERVICE p", "SET role = reverse_proxy")
+    say("SET pool = a", "LOAD vhosts", "LOAD redirect", "LOAD accesscontrol")
+    say("SET plugins = accesscontrol", "ACCESS policy deny")
     before = say("DUMPCONFIG")
     assert say(line) == [f"ERROR: {answer}"]
     assert say("DUMPCONFIG") == before
@@ -104,17 +121,23 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     say("ACCESS DENY ip 1.1.1.1", "SET trusted_upstream_proxies = 10.0.0.0/8, fe80::/10")
     say("HEADER p INSERT x: y", "HEADER p REMOVE z")
     say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
-    say("SET persist_client = on")
+    say("SET persist_client = on", "CREATE SERVICE w", "SET role = web_server", "ENABLE w")
+    say("SET s.default_service = w")
     dumped = say("DUMPCONFIG")
     assert dumped.pop() == "OK"
     assert "  SET p.accesscontrol.use_observed_ip = 1" in dumped
     file = tmp_path / "again.conf"
-    # Neither was ever enabled, which a new service isn't either.
-    file.write_text("\n".join(line for line in dumped if not line.startswith("DISABLE")))
+    file.write_text("\n".join(dumped))
     with Loop() as loop:
         again = Said(loop)
         again.server.language.load_file(str(file), print)
         assert again("DUMPCONFIG") == [*dumped, "OK"]
+
+
+def test_a_plugins_parameters_are_there_for_services_of_before_and_later(say: Said) -> None:
+    say("CREATE SERVICE before", "LOAD xffextras", "CREATE SERVICE later")
+    for service in say.server.services.values():
+        assert vars(service)["send_backend_port"] == 0
 
 
 def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -> None:
@@ -143,7 +166,7 @@ def test_the_closest_pattern_counts(say: Said) -> None:
     for name in maps:
         maps[name] = name
     while maps:
-        assert vhosts.find(service, "a.b.com:80")[0] == next(iter(maps))
+        assert vhosts.find(service, "a.b.com")[0] == next(iter(maps))
         del maps[next(iter(maps))]
     assert vhosts.find(service, "a.b.com") == []
 

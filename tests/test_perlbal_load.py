@@ -21,8 +21,8 @@ from tests.clients import serving as example
 from tests.perlbal.backends import Answer
 from tests.perlbal.conversation import House, Setting, house
 from tests.perlbal.nginx import FILES, nginx
-from tests.perlbal.servers import OURS, Perlbal, serving
-from tests.perlbal.steps import get, good
+from tests.perlbal.servers import OURS, PATIENCE, Perlbal, serving
+from tests.perlbal.steps import get, good, request
 
 PIECE = 1 << 20
 BIG = 200 * PIECE
@@ -172,6 +172,38 @@ def test_a_client_that_does_not_read_costs_no_more_than_the_buffers(server: Perl
         while taken < PIECE:
             taken += len(lazy.recv(1 << 16))
     ask_anew(server)
+
+
+def test_a_backend_that_does_not_read_costs_no_more_than_the_buffers(tmp_path: Path) -> None:
+    with socket.socket() as lazy, contextlib.ExitStack() as stack:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.settimeout(PATIENCE)
+        lazy.bind(("127.0.0.1", 0))
+        lazy.listen()
+        server = stack.enter_context(proxying(lazy.getsockname()[1], tmp_path / "ours"))
+        client = stack.enter_context(server.connect("proxy", buffer=4096))
+        before = server.memory()
+        client.sendall(request("POST", "/", f"Content-Length: {BIG}"))
+        client.settimeout(0.5)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < BIG:
+                sent += client.send(b"x" * 65536)
+        assert sent < BIG, "all of it was read"
+        assert server.memory() - before < FLAT
+        spent = server.cpu_seconds()
+        time.sleep(0.5)
+        assert server.cpu_seconds() - spent < 0.2, "it spins"
+        backend = stack.enter_context(lazy.accept()[0])
+        heard = b"".join(iter(lambda: backend.recv(1), b"\n"))
+        assert heard.startswith(b"POST / HTTP/1.0\r")
+        client.setblocking(False)
+        taken = 0
+        while taken < sent + PIECE:
+            with contextlib.suppress(BlockingIOError):
+                client.send(b"x" * 65536)
+            taken += len(backend.recv(1 << 16))
+        assert server.memory() - before < FLAT
 
 
 def ask(client: socket.socket, path: str) -> None:

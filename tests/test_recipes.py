@@ -62,7 +62,7 @@ def running(
     """A program as a process of its own, which must say nothing on standard error. With `ends` it
     is to end by itself, with that status, once it was told SIGTERM."""
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-W", "ignore:unclosed <socket", "-c", text, *arguments],
+        [sys.executable, "-W", "error", "-c", text, *arguments],
         env={**ENVIRONMENT, "DANGA_RAW_BACKEND": backend},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -397,6 +397,30 @@ def test_a_socket_of_systemd_is_taken(backend: str) -> None:
                 assert process.stdout is not None
                 assert int(process.stdout.readline().split()[-1]) == port
                 talk_echo(("127.0.0.1", port))
+                process.terminate()
+                assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
+
+
+def test_a_unix_socket_of_systemd_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(str(tmp_path / "door"), family=socket.AF_UNIX) as listener:
+        fd = listener.fileno()
+        with subprocess.Popen(
+            [sys.executable, "-c", AS_SYSTEMD, str(fd), sys.executable, "-c", RECIPES["systemd"]],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            pass_fds=[fd],
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == f"listening on {tmp_path / 'door'}\n"
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.settimeout(PATIENCE)
+                    client.connect(str(tmp_path / "door"))
+                    client.sendall(b"hello")
+                    assert receive(client, 5) == b"hello"
                 process.terminate()
                 assert process.wait(PATIENCE) == 0
             finally:

@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from heapq import heappop
 
 import pytest
@@ -19,7 +20,7 @@ from danga_raw._waker import Waker
 from danga_raw.loop import Loop
 from danga_raw.socket import Socket
 from danga_raw.timers import Timer, Timers
-from danga_raw.types import AnySocket, Block, Handle
+from danga_raw.types import Accepted, AnySocket, Handle
 from tests.simkernel.__main__ import Failure, attempt, main, run_all
 from tests.simkernel.world import BACKENDS, Backend, World
 
@@ -60,13 +61,13 @@ def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Socket._account
+    original = Socket.on_incomplete_write
 
-    def account(self: Socket, written: int, new: Block | None) -> None:
-        original(self, written, new)
+    def on_incomplete_write(self: Socket) -> None:
+        original(self)
         self.write_buf_offset = 0
 
-    monkeypatch.setattr(Socket, "_account", account)
+    monkeypatch.setattr(Socket, "on_incomplete_write", on_incomplete_write)
 
 
 def drop_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def leave(self: Registry, obj: AnySocket, sock: Handle | None) -> bool:
         left = original(self, obj, sock)
-        self.let_go()
+        self.let_go(lambda error: False)
         return left
 
     monkeypatch.setattr(Registry, "leave", leave)
@@ -93,9 +94,9 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Registry.let_go
 
-    def let_go(self: Registry) -> None:
+    def let_go(self: Registry, handled: Callable[[Exception], bool]) -> None:
         self.leaving.reverse()
-        original(self)
+        original(self, handled)
 
     monkeypatch.setattr(Registry, "let_go", let_go)
 
@@ -315,32 +316,43 @@ def refuse_and_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "drop", lambda sock: None)
 
 
+def hand_over_by(monkeypatch: pytest.MonkeyPatch, hand_over: Callable[..., None]) -> None:
+    """Have each listener call `hand_over(accepted, connection, address)` for each connection."""
+    original = listener.Listener.__init__
+
+    def init(self: listener.Listener, sock: socket.socket, accepted: Accepted, loop: Loop) -> None:
+        original(self, sock, partial(hand_over, accepted), loop)
+
+    monkeypatch.setattr(listener.Listener, "__init__", init)
+
+
 def lose_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = listener.Listener._hand_over
-
-    def hand_over(self: listener.Listener, connection: socket.socket, address: object) -> None:
+    def hand_over(accepted: Accepted, connection: socket.socket, address: object) -> None:
         if connection.fileno() % 5:
-            original(self, connection, address)
+            accepted(connection, address)
 
-    monkeypatch.setattr(listener.Listener, "_hand_over", hand_over)
+    hand_over_by(monkeypatch, hand_over)
 
 
 def hand_over_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = listener.Listener._hand_over
+    def hand_over(accepted: Accepted, connection: socket.socket, address: object) -> None:
+        accepted(connection, address)
+        accepted(connection, address)
 
-    def hand_over(self: listener.Listener, connection: socket.socket, address: object) -> None:
-        original(self, connection, address)
-        self.accepted(connection, address)
-
-    monkeypatch.setattr(listener.Listener, "_hand_over", hand_over)
+    hand_over_by(monkeypatch, hand_over)
 
 
 def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "feed", lambda self: None)
+    original = listener.Listener.begin_again
+
+    def begin_again(self: listener.Listener) -> None:
+        if self._retry is None or self._retry.callback is None:  # It has fired.
+            original(self)
+
+    monkeypatch.setattr(listener.Listener, "begin_again", begin_again)
 
 
 def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "feed", lambda self: None)
     monkeypatch.setattr(listener.Listener, "begin_again", lambda self: None)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.instructions import of_program
+from benchmarks.instructions import total, valgrind
 from benchmarks.processes import environment
 from danga_raw import Loop, Socket
 from danga_raw import trace as trace_module
@@ -563,36 +563,44 @@ def microseconds_a_call(kind: str, rounds: int = 20_000) -> float:
 
 
 COST = """
-import socket, sys
+import os, socket
 from danga_raw import Loop, Socket
 from danga_raw.trace import Trace
-if sys.argv[1] == "was on":
-    with Trace():
-        pass
 near, far = socket.socketpair()
 near.setblocking(False)
 class Taker(Socket):
     def event_read(self):
         self.write(self.read(100))
-with Loop("epoll") as loop:
-    Taker(near, loop).watch_read(True)
-    loop.set_post_loop_callback(lambda *_: False)
-    for _ in range(int(sys.argv[2])):
+def turns(count):
+    for _ in range(count):
         far.send(b"x")
         loop.run()
         far.recv(10)
+def counted():
+    turns(100)
+    os.getppid()
+    turns(400)
+    os.getppid()
+with Loop("epoll") as loop:
+    Taker(near, loop).watch_read(True)
+    loop.set_post_loop_callback(lambda *_: False)
+    counted()
+    with Trace():
+        turns(1)
+    counted()
 """
 
 
 @pytest.mark.needs("valgrind")
-def test_a_trace_that_is_off_costs_no_instruction(capsys: pytest.CaptureFixture[str]) -> None:
-    each: dict[str, float] = {}
-    for how in ("never on", "was on"):
-        few, many = (
-            of_program([sys.executable, "-c", COST, how, str(n)], environment(ROOT))
-            for n in (100, 500)
-        )
-        each[how] = (many - few) / 400
+def test_a_trace_that_is_off_costs_no_instruction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The start takes long: both are counted in one run, which getppid divides.
+    out = tmp_path / "counts"
+    program = [*valgrind(str(out)), "--dump-before=getppid", sys.executable, "-c", COST]
+    subprocess.run(program, env=environment(ROOT), check=True)
+    parts = {"never on": 2, "was on": 4}
+    each = {how: total(f"{out}.{part}") / 400 for how, part in parts.items()}
     with capsys.disabled():
         print(f"\ninstructions a turn, by whether a trace was on before: {each}")
     # A free-threaded CPython doesn't do the same work twice.

@@ -127,7 +127,8 @@ class Ground:
             stack.enter_context(self.kernel.installed())
             # A simulated socket has to be let go as a real one is, by a close(2) through the door.
             patch.setattr(danga_raw._registry, "RawSocket", Handle)
-            patch.setattr(danga_raw._registry, "_closes_as_usual", lambda kind: True)
+            patch.setattr(danga_raw._registry, "_closes_as_usual", {Handle: True})
+            patch.setattr(danga_raw._registry, "_detach", Handle.detach)
             # The signals are real, and know no simulated descriptor.
             patch.setattr(signal, "set_wakeup_fd", lambda fd, **more: -1)
         self.stack = stack

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import get_args, get_origin
 
 import pytest
 
-from danga_raw import Loop, Socket
+from danga_raw import Listener, Loop, Socket, Timer
+from danga_raw.trace import Call, Trace
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "danga_raw"
@@ -58,6 +61,7 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
             yield from running(child)
 
 
+@cache
 def imports(module: str) -> set[str]:
     """What a module imports at run time."""
     found: set[str] = set()
@@ -92,10 +96,14 @@ def test_a_room_knows_none_above_it(module: str) -> None:
 
 
 def test_the_rooms_stand_in_no_circle() -> None:
+    seen: set[str] = set()
+
     def reach(module: str, way: tuple[str, ...]) -> None:
         assert module not in way, " -> ".join((*way, module))
-        for other in rooms(module):
-            reach(other, (*way, module))
+        if module not in seen:
+            for other in rooms(module):
+                reach(other, (*way, module))
+            seen.add(module)
 
     for module in MODULES:
         reach(module, ())
@@ -132,7 +140,7 @@ def test_what_is_public_is_documented(module: str) -> None:
     assert ast.get_docstring(body)
     for node in body.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            if module != "_kqueue" and node.name != "callable_or_none":
+            if module != "_kqueue":
                 assert ast.get_docstring(node), node.name
 
 
@@ -321,6 +329,43 @@ def test_each_misuse_of_what_a_program_is_built_of_is_seen(tmp_path: Path, at_ro
     out, _ = check(tmp_path, STRICTLY_WRONG)
     lines = {int(found) for found in re.findall(r"user\.py:(\d+): error", out)}
     assert lines == set(range(5, len(STRICTLY_WRONG.splitlines()) + 1)), out
+
+
+def test_a_program_written_for_strict_checkers_runs() -> None:
+    """`mypy` and `pyright` check it with the rest."""
+    command = [sys.executable, "-W", "error", "-m", "tests.strict_program"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = "b'HELLO\\n' [b'logged'] rb {'127.0.0.1'}\n"
+    assert (result.stdout, result.stderr) == (said, "")
+
+
+EVERYTHING = """
+from io import FileIO
+from danga_raw import Listener, Loop, Socket, Timer, default_loop, log_exception
+from danga_raw.trace import Call, Trace
+def look(socket: Socket, pipe: Socket[FileIO], listener: Listener, loop: Loop, timer: Timer,
+         trace: Trace, call: Call) -> None:
+"""
+
+
+def test_nothing_is_any_where_the_stub_of_libc_is_not_installed(tmp_path: Path) -> None:
+    """As a user's checker sees the package: the stub is for this folder's."""
+    api = pytest.importorskip("mypy.api")
+    shutil.copytree(PACKAGE, tmp_path / "danga_raw")
+    code = EVERYTHING
+    for name, kind in zip(
+        ("socket", "pipe", "listener", "loop", "timer", "trace", "call"),
+        (Socket, Socket, Listener, Loop, Timer, Trace, Call),
+    ):
+        for member in dir(kind):
+            if not member.startswith("_") and not hasattr(tuple, member):
+                code += f"    reveal_type({name}.{member})\n"
+    (tmp_path / "user.py").write_text(code)
+    options = ["--strict", "--config-file", os.devnull, "--follow-imports", "silent"]
+    out, _, _ = api.run([*options, "--cache-dir", os.devnull, str(tmp_path / "user.py")])
+    told = [line for line in out.splitlines() if "Revealed type" in line]
+    assert len(told) > 100 and ": error:" not in out
+    assert [line for line in told if re.search(r"\bAny\b", line)] == []
 
 
 # --- what annotations are at run time -------------------------------------------------------------

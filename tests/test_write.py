@@ -511,6 +511,43 @@ def test_a_writer_function_is_given_the_very_block(world: World) -> None:
     assert given[0] is block
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_block_goes_on_where_write_and_a_writer_function_take_turns(
+    world: World, kind: Callable[[bytes], bytes | bytearray | memoryview]
+) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    block = kind(BIG)
+    got = bytearray()
+    writer = Blocking(1000)
+    obj.write(block)
+    for turn in range(6):
+        got += drain(two)
+        obj.set_writer_func(writer if turn % 2 else None)
+        writer.taken.clear()
+        writer.room = 1000
+        assert obj.write(None) is False
+        assert writer.asked[-1:] in ([], [(obj.write_buf_size + 1000, obj.write_buf_offset - 1000)])
+        writer.asked.clear()
+        got += drain(two) + writer.taken
+        assert len(got) == obj.write_buf_offset == len(BIG) - obj.write_buf_size
+    assert got == BIG[: len(got)]
+
+
+def test_a_writer_function_is_given_the_very_block_again_when_it_goes_on(world: World) -> None:
+    given: list[object] = []
+
+    def writer(data: object, count: int, offset: int) -> int:
+        given.append(data)
+        return 3
+
+    obj = Noted(world.socketpair()[0], world.loop)
+    obj.set_writer_func(writer)
+    block = b"the block"
+    assert [obj.write(data) for data in (block, None, None)] == [False, False, True]
+    assert all(each is block for each in given) and len(given) == 3
+
+
 def test_a_writer_function_that_would_block_queues(world: World) -> None:
     one, _ = world.socketpair()
     obj = Noted(one, world.loop)

@@ -12,7 +12,7 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__
 from danga_raw import Loop
 from examples.perlbal.commands import VERSION
 from examples.perlbal.parameters import LanguageError
-from examples.perlbal.server import Server
+from examples.perlbal.server import Server, tell
 
 
 def main() -> int:
@@ -35,20 +35,21 @@ def main() -> int:
 
 def print_line(line: str) -> None:
     """Where the commands of the file answer to."""
-    print(line, file=sys.stderr if line.startswith("ERROR") else sys.stdout, flush=True)
+    tell(line, 2 if line.startswith("ERROR") else 1)
 
 
 def run(server: Server, name: str) -> int:
     """Carry out the configuration and serve; the exit status."""
+    server.heed_signals()
     try:
         server.language.load_file(name, print_line)
     except LanguageError as error:
-        print(f"{error}\nError starting up.", file=sys.stderr)
+        tell(f"{error}\nError starting up.")
         return 1
     if not any(service.listener for service in server.services.values()):
-        print("No service listens.  Nothing to do.  Stopping.", file=sys.stderr)
+        tell("No service listens.  Nothing to do.  Stopping.")
         return 1
-    print("Running.", flush=True)
+    print_line("Running.")
     server.run()
     return 0
 

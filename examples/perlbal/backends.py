@@ -29,7 +29,6 @@ class Owner(Protocol):
     """Whom a backend connection works for: a service's balancer, or a host of reproxied URLs."""
 
     server: Server
-    generation: int
 
     @property
     def service(self) -> Service | None: ...
@@ -71,7 +70,6 @@ class BackendHTTP(Socket):
         """When it last had nothing to do; the reproxy hosts' to keep."""
         self.state = "connecting"
         self.pool: Pool | None = owner.service.pool if owner.service is not None else None
-        self.generation = owner.generation
         self.exchange: ProxyExchange | None = None
         """What it is working on."""
         self.head: Response | None = None
@@ -268,14 +266,13 @@ class BackendHTTP(Socket):
         else:
             try:
                 self.head = self._read_head(data)
-                if self.head is None:
-                    return
-                length = 0 if exchange.request.method == "HEAD" else self.head.length
             except Refused as refused:
-                exchange.backend_garbage(self, refused.text)
+                return exchange.backend_garbage(self, refused.text)
+            if self.head is None:
                 return
-            self.left = length
-            self._note_persistence(self.head, exchange.request.method == "HEAD")
+            head_only = exchange.request.method == "HEAD"
+            self.left = 0 if head_only else self.head.length
+            self._note_persistence(self.head, head_only)
             self.has_attention = True
             self.state = "xfer_res"
             self.stats.codes.append(self.head.code)

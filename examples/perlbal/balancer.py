@@ -34,26 +34,21 @@ class Balancer:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.server = service.server
-        self.waiting: Queue = OrderedDict()
-        self.waiting_highpri: Queue = OrderedDict()
-        self.waiting_lowpri: Queue = OrderedDict()
-        self.queues = {
-            "normal": self.waiting,
-            "highpri": self.waiting_highpri,
-            "lowpri": self.waiting_lowpri,
+        self.queues: dict[str, Queue] = {
+            priority: OrderedDict() for priority in ("highpri", "normal", "lowpri")
         }
+        """Who waits for a backend, in the order in which they are served."""
         self.pending: dict[str, BackendHTTP] = {}
         """The connections that aren't there yet, at most one for each node."""
         self.blocked: set[str] = set()
         """The nodes that were not to be reached, and aren't tried for the moment."""
         self.bored: deque[BackendHTTP] = deque()
         """The connections that have nothing to do, the best first."""
-        self.generation = 0
-        """Grows when the service gets another pool."""
         self._spawning = False
 
-    def waiting_count(self) -> int:
-        return len(self.waiting) + len(self.waiting_highpri) + len(self.waiting_lowpri)
+    def waiting(self) -> int:
+        """How many wait for a backend."""
+        return sum(map(len, self.queues.values()))
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -61,10 +56,10 @@ class Balancer:
         """Give the exchange a backend, now or when it is its turn."""
         if self.service.high_priority_cookie:
             exchange.high_priority = self._is_high_priority(exchange)
+        if self.service.pool is not None:
+            self.service.pool.refresh()
         while self.bored:
             backend = self.bored.popleft()
-            if backend.closed or not self._same_pool(backend):
-                continue
             now = time.monotonic()
             if not backend.has_attention and backend.created < now - UNVERIFIED_SECONDS:
                 backend.close("too_old_bored")
@@ -73,17 +68,15 @@ class Balancer:
             else:
                 backend.assign(exchange)
                 return self.spawn_backends()
+        priority = "lowpri" if exchange.request.low_priority else "normal"
         if exchange.high_priority:
-            self.waiting_highpri[exchange] = None
-        elif exchange.request.low_priority:
-            self.waiting_lowpri[exchange] = None
-        else:
-            self.waiting[exchange] = None
+            priority = "highpri"
+        self.queues[priority][exchange] = None
         self.spawn_backends()
 
     def forget(self, exchange: ProxyExchange) -> None:
         """The client has left."""
-        for queue in (self.waiting, self.waiting_highpri, self.waiting_lowpri):
+        for queue in self.queues.values():
             queue.pop(exchange, None)
 
     def _is_high_priority(self, exchange: ProxyExchange) -> bool:
@@ -98,26 +91,33 @@ class Balancer:
         return wire(self.service.high_priority_cookie_contents) in value
 
     def _next_client(self) -> ProxyExchange | None:
-        service = self.service
-        queues = [self.waiting_highpri, self.waiting, self.waiting_lowpri]
-        if (
-            service.queue_relief_size
-            and len(self.waiting) >= service.queue_relief_size
-            and random.random() * 100 < service.queue_relief_chance
-        ):
-            queues[:2] = self.waiting, self.waiting_highpri
-        for queue in queues:
+        size, normal = self.service.queue_relief_size, self.queues["normal"]
+        relieved = size and len(normal) >= size
+        if relieved and random.random() * 100 < self.service.queue_relief_chance:
+            return normal.popitem(last=False)[0]
+        for queue in self.queues.values():
             if queue:
                 return queue.popitem(last=False)[0]
         return None
 
     # --- backends ---------------------------------------------------------------------------------
 
+    def pool_changed(self) -> None:
+        """The service has another pool, or its pool other nodes: end what is idle at others, and
+        see to those who wait."""
+        pool = self.service.pool
+        for backend in list(self.bored):
+            if pool is None or backend.ipport not in pool.used:
+                self.bored.remove(backend)
+                backend.close("invalid_generation")
+        # A selector may have sent some here although it doesn't listen.
+        if self.service.enabled or self.waiting():
+            self.spawn_backends()
+
     def spawn_backends(self) -> None:
         """Begin as many connections as are wanted and aren't there or on their way."""
-        waiting = len(self.waiting) + len(self.waiting_highpri) + len(self.waiting_lowpri)
+        waiting, pool = self.waiting(), self.service.pool
         wanted = waiting + self.service.connect_ahead - len(self.bored)
-        pool = self.service.pool
         if wanted <= 0 or pool is None or self._spawning or self.server.stopping and not waiting:
             return
         self._spawning = True
@@ -128,11 +128,9 @@ class Balancer:
             free = [node for node in pool.nodes if node.name not in taken]
             random.shuffle(free)
             wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS)
-            for name, ip, port in free:
+            for name, ip, port in dict.fromkeys(free):  # One may be twice in the pool.
                 if wanted <= 0:
                     break
-                if name in self.pending or name in self.blocked:
-                    continue  # It is twice in the pool.
                 backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
                 if backend is None:
                     self._block(name)
@@ -149,25 +147,15 @@ class Balancer:
             if now - backend.created >= limit:
                 backend.close("connect_timeout")
 
-    def _same_pool(self, backend: BackendHTTP) -> bool:
-        """Whether its node is still one of the service's; if not, it is closed."""
-        if backend.generation != self.generation:
-            pool = self.service.pool
-            if pool is None or backend.ipport not in pool.used:
-                backend.close("invalid_generation")
-                return False
-            backend.generation = self.generation
-        return True
-
     def register_boredom(self, backend: BackendHTTP) -> None:
         """A backend has nothing to do."""
         self._no_longer_pending(backend)
-        if not self._same_pool(backend):
-            return
+        pool = self.service.pool
+        if pool is None or backend.ipport not in pool.used:
+            return backend.close("invalid_generation")
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
-            return self.spawn_backends()
-        if self.server.stopping or (
+        elif self.server.stopping or (
             backend.use_count and len(self.bored) >= self.service.backend_persist_cache
         ):
             backend.close("too_many_bored")
@@ -175,13 +163,15 @@ class Balancer:
             self.bored.appendleft(backend)
         else:
             self.bored.append(backend)
+        if not backend.use_count:
+            self.spawn_backends()  # Its node is free for another now.
 
     def may_live(self, backend: BackendHTTP) -> bool:
         """Whether it may be used once more."""
         most = self.service.max_backend_uses
         if most and backend.use_count > most:
             return False
-        return backend.pool is None or backend.pool.services > 0
+        return backend.pool is None or bool(backend.pool.users)
 
     def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
         """It was not to be reached; its node is left alone for a second."""
@@ -199,8 +189,11 @@ class Balancer:
     def note_backend_close(self, backend: BackendHTTP) -> None:
         """A backend is closed, by whomsoever."""
         self._no_longer_pending(backend)
-        if not backend.exchange and backend in self.bored:
+        if backend in self.bored:
             self.bored.remove(backend)
+            if not backend.use_count and backend.age() < RETRY_SECONDS:
+                # It would be so with the next as well, again and again.
+                self._block(backend.ipport)
         self.spawn_backends()
 
     def _no_longer_pending(self, backend: BackendHTTP) -> None:

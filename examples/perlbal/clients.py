@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
@@ -61,6 +61,14 @@ class Exchange:
     def end_of_input(self) -> None:
         """The client has ended its side, or is gone."""
         self.client.close("user_disconnected")
+
+    def send_continue(self) -> None:
+        """Say that the body may come, if the client waits for that."""
+        client, request = self.client, self.request
+        if client.body_left and "100-continue" in (request.get("expect") or "").lower():
+            request.drop("expect")
+            if request.chunked or request.version != "1.0":
+                client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def client_drained(self) -> None:
         """There was room to write to the client."""
@@ -186,8 +194,8 @@ class Client(Socket):
         self.state = "reading_headers"
         self.inbox = b""
         """What was read and is not used yet."""
-        self.request: Request | None = None
         self.exchange: Exchange | None = None
+        """The present request, and what is done about it."""
         self.body_left = 0
         """Bytes of the request's body that haven't come yet."""
         self.decoder: ChunkDecoder | None = None
@@ -257,7 +265,6 @@ class Client(Socket):
         self.server.requests += 1
         self.requests += 1
         self.adopted = 0
-        self.request = request
         self.keep_alive = False
         if request.chunked:
             self.decoder = ChunkDecoder()
@@ -271,10 +278,11 @@ class Client(Socket):
 
     def take(self, data: bytes) -> None:
         """Give what has come to whom it is for: the exchange, or whatever is next."""
-        if self.exchange is None or isinstance(self.exchange, SelectorExchange):
+        exchange = self.exchange
+        if exchange is None or isinstance(exchange, SelectorExchange):
             self.inbox += data
         elif not self.closed:
-            self.feed(data)
+            self.feed(exchange, data)
 
     def serve(self, service: Service, request: Request) -> None:
         """Have the request served."""
@@ -305,10 +313,8 @@ class Client(Socket):
         else:
             self.serve(service, request)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, exchange: Exchange, data: bytes) -> None:
         """Hand the exchange what has come of the body, and see to what is behind it."""
-        exchange = self.exchange
-        assert exchange is not None
         if not self.body_left:
             exchange.overflow(data)
             return
@@ -343,18 +349,18 @@ class Client(Socket):
 
     def setup_keepalive(self, head: Response) -> None:
         """Decide whether to go on after this answer, and say so in its head."""
-        request = self.request
+        exchange = self.exchange
         self.keep_alive = bool(
             self.base.persist_client
-            and request is not None
-            and request.keep_alive
+            and exchange is not None
+            and exchange.request.keep_alive
             and not self.body_left
             and not self.overfed
             and not self.server.stopping
             and (
                 "content-length" in head.values
                 or head.code in (204, 304)
-                or request.method == "HEAD"
+                or exchange.request.method == "HEAD"
             )
         )
         if self.keep_alive:
@@ -367,21 +373,12 @@ class Client(Socket):
             head.set("Connection", "close")
         head.drop("keep-alive")
 
-    def send_continue(self) -> None:
-        """Say that the body may come, if the client waits for that."""
-        request = self.request
-        assert request is not None
-        if self.body_left and "100-continue" in (request.get("expect") or "").lower():
-            request.drop("expect")
-            if request.chunked or request.version != "1.0":
-                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def send(self, data: bytes, then: Callable[[], object]) -> None:
-        """Write, and call `then` when all is out."""
+    def send_last(self, data: bytes) -> None:
+        """Write the last of an answer; when it is out, the next request may come."""
         if not self.write(data):
-            self.write(then)
+            self.write(self.finished)
         elif not self.closed:
-            then()
+            self.finished()
 
     def send_page(self, code: int, text: str = "") -> None:
         """Answer with a page of our own."""
@@ -400,15 +397,17 @@ class Client(Socket):
         """Answer with this head, to which how to go on is added, and this body."""
         self.setup_keepalive(head)
         self.state = "xfer_resp"
-        if self.request is not None and self.request.method == "HEAD":
+        if self.exchange is not None and self.exchange.request.method == "HEAD":
             body = b""
-        self.send(head.to_bytes() + body, self.finished)
+        self.send_last(head.to_bytes() + body)
 
     def send_file(self, head: Response, part: Part) -> None:
-        """Answer with this head, as it is, and a part of a file, which is closed when it is out."""
+        """Answer with this head, to which how to go on is added, and a part of a file, which is
+        closed when it is out."""
         fd, start, end = part
         if end - start > SMALL_FILE:
             return self.send_files(head, part, iter(()))
+        self.setup_keepalive(head)
         self.state = "xfer_disk"
         try:
             data = os.pread(fd, end - start, start)
@@ -418,10 +417,11 @@ class Client(Socket):
         if len(data) < end - start:
             self.close("the file has shrunk")
         else:
-            self.send(head.to_bytes() + data, self.finished)
+            self.send_last(head.to_bytes() + data)
 
     def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
         """The same with several, which `more` opens one after another."""
+        self.setup_keepalive(head)
         self.state = "xfer_disk"
         file = self.file = SentFiles(self, first, more)
         self.watch_read(False)
@@ -440,13 +440,13 @@ class Client(Socket):
         """The answer is out: wait for the next request, or end."""
         self.alive = time.monotonic()
         exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.release()
-        request, self.request = self.request, None
         self.service = self.base
-        if not self.keep_alive or self.server.stopping or request is None:
+        if exchange is None:
             return self._end()
-        self.ditch_crlf = request.method == "POST"
+        exchange.release()
+        if not self.keep_alive or self.server.stopping:
+            return self._end()
+        self.ditch_crlf = exchange.request.method == "POST"
         self.state = "persist_wait"
         self.server.idle.note(self.base.persist_client_idle_timeout)
         self.watch_read(True)
@@ -465,10 +465,8 @@ class Client(Socket):
         except OSError:
             return self.close("no_keep_alive")
         self.watch_read(True)
-        self.loop.add_timer(LINGER_SECONDS if self.body_left else 2.0, self._end_draining)
-
-    def _end_draining(self) -> None:
-        self.close("no_keep_alive")
+        seconds = LINGER_SECONDS if self.body_left else 2.0
+        self.loop.add_timer(seconds, lambda: self.close("no_keep_alive"))
 
     def event_write(self) -> None:
         self.alive = time.monotonic()
@@ -528,8 +526,8 @@ class Client(Socket):
         if self.observed_ip is not None:
             text += f"; observed_ip={self.observed_ip}"
         text += f"; reqs={self.requests}; {self.state}"
-        if self.request is not None:
-            text += f"; http://{self.request.get('host') or 'unknown'}{self.request.uri}"
         if self.exchange is not None:
+            request = self.exchange.request
+            text += f"; http://{request.get('host') or 'unknown'}{request.uri}"
             text += self.exchange.as_string()
         return text

@@ -9,7 +9,7 @@ import re
 import resource
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
@@ -20,10 +20,6 @@ from examples.perlbal.plugins import LEFT_OUT, PLUGINS
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
 
-if TYPE_CHECKING:
-    from examples.perlbal.pools import Pool
-    from examples.perlbal.server import Server
-
 VERSION: Final = "1.80"
 """The version of Perlbal whose language this is."""
 
@@ -33,11 +29,8 @@ VERSION: Final = "1.80"
 
 @command("create", r" (service|pool) (\w+)", "usage: CREATE {service|pool} <name>")
 def create(call: Call, what: str, name: str) -> None:
-    if what == "service":
-        call.server.create_service(name)
-    else:
-        call.server.create_pool(name)
-        call.server.pools_by_command = True
+    call.server.create(what, name)
+    call.server.pools_by_command |= what == "pool"
     call.context.last_created = name
 
 
@@ -60,35 +53,26 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
         server.services[name].set(key, value)
     elif name in server.pools:
         server.pools[name].set(key, value)
-        _pool_changed(server, server.pools[name])
     else:
         raise LanguageError(f"service/pool '{name}' does not exist")
     return None
 
 
 def _set_plugins(call: Call, service: Service, names: str) -> Answer:
+    wanted = dict.fromkeys(re.split(r"[\s,]+", names.lower()))
+    loaded = call.server.plugins
+    found = [loaded[name] for name in wanted if name in loaded]
+    for plugin in found:
+        plugin.check(service)
     for plugin in service.plugins:
         plugin.unregister(service)
-    service.plugins = []
-    lacking = False
-    for name in re.split(r"[\s,]+", names):
-        found = call.server.plugins.get(name.lower())
-        if found is not None and found not in service.plugins:
-            found.register(service)
-            service.plugins.append(found)
-        elif found is None and name != "none":
-            call.out(f"ERROR: Plugin {name} not loaded; not registered for {service.name}.")
-            lacking = True
+    service.plugins = found
+    for plugin in found:
+        plugin.register(service)
+    lacking = [name for name in wanted if name not in loaded and name != "none"]
+    for name in lacking:
+        call.out(f"ERROR: Plugin {name} not loaded; not registered for {service.name}.")
     return "" if lacking else None
-
-
-def _pool_changed(server: Server, pool: Pool) -> None:
-    """Who waits for a node may have one now."""
-    for service in server.services.values():
-        if service.pool is pool:
-            service.balancer.generation += 1
-            if service.enabled:
-                service.balancer.spawn_backends()
 
 
 @command("default", r" (\w+) ?= ?(.+)", "usage: DEFAULT <param> = <value>")
@@ -141,7 +125,6 @@ def change_pool(call: Call, first: str, second: str, ip: str, port: str) -> None
     if not 0 < number < 65536:
         raise LanguageError(f"{port} is no port")
     (pool.add if verb == "add" else pool.remove)(host, number)
-    _pool_changed(call.server, pool)
 
 
 @command("show", r" (service|pool)(?: (\w+))?")
@@ -161,7 +144,7 @@ def show(call: Call, what: str, name: str) -> Answer:
         return [
             line
             for each, pool in sorted(pools.items())
-            for line in (f"{each} nodes {len(pool.nodes)}", f"{each} services {pool.services}")
+            for line in (f"{each} nodes {len(pool.nodes)}", f"{each} services {len(pool.users)}")
         ]
     if name not in pools:
         raise LanguageError(f"pool '{name}' does not exist")
@@ -175,6 +158,13 @@ def dumpconfig(call: Call) -> None:
     blocks = [loaded] if loaded else []
     blocks += [pool.dump() for pool in server.pools.values()]
     blocks += [service.dump() for service in server.services.values()]
+    # Behind all services, for it may be one of those that come later.
+    defaults = [
+        f"SET {service.name}.default_service = {service.default_service.name}"
+        for service in server.services.values()
+        if service.default_service is not None
+    ]
+    blocks += [defaults] if defaults else []
     for block in blocks:
         for line in (*block, ""):
             call.out(line)
@@ -192,12 +182,8 @@ def load(call: Call, name: str) -> None:
         raise LanguageError(f"No plugin {name}; there are {', '.join(sorted(PLUGINS))}")
     if name not in server.plugins:
         plugin = server.plugins[name] = PLUGINS[name](server)
-        server.plugin_commands |= plugin.commands()
-        server.parameters |= plugin.parameters
         for service in server.services.values():
-            for key, parameter in plugin.parameters.items():
-                if parameter.role == service.role and parameter.default is not None:
-                    service.set(key, parameter.default)
+            service.set_defaults(plugin.parameters)
 
 
 @command("unload", r" (\w+)")
@@ -210,10 +196,6 @@ def unload(call: Call, name: str) -> None:
         if plugin in service.plugins:
             plugin.unregister(service)
             service.plugins.remove(plugin)
-    for word in plugin.commands():
-        server.plugin_commands.pop(word, None)
-    for key in plugin.parameters:
-        server.parameters.pop(key, None)
 
 
 @command("reload", r" (\w+)")
@@ -251,7 +233,7 @@ def server_option(call: Call, key: str, value: str) -> None:
             raise LanguageError("Unable to set limit.") from None
     elif key == "nice_level":
         try:
-            os.nice(_number(value))
+            os.nice(max(-40, min(_number(value), 40)))  # More would be as much.
         except OSError as error:
             raise LanguageError(f"Unable to renice: {error.strerror}") from None
     elif key == "aio_mode":

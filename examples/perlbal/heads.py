@@ -26,17 +26,22 @@ REASONS: Final = {
 }
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
-_REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/(1)\.(\d)", re.ASCII)
+_REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/1\.(\d)", re.ASCII)
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 _NO_HOST: Final = re.compile(r"[\s,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _MAX_DIGITS: Final = 18
+# Whole words in Connection; where they aren't at all, which `in` tells soonest, nothing is searched.
+_CLOSE: Final = re.compile(r"\bclose\b")
+_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b")
 
 _keys: dict[str, str] = {}
 """Names of fields that came before, and their keys: to check a name is dear, and most are few."""
 _MAX_KEYS: Final = 2000
+_MAX_NAME: Final = 100
+"""The longest name that is worth it: a client that makes up names shouldn't fill the memory."""
 
 
 class Refused(Exception):
@@ -55,9 +60,11 @@ def _key(name: str) -> str:
         # doesn't.
         hidden = name[:1] in (" ", "\t", "") or _TOKEN.fullmatch(name.rstrip(" \t"))
         raise Refused(400 if hidden else 0, f"Invalid field name {name!r:.40}")
-    if len(_keys) >= _MAX_KEYS:
-        _keys.clear()
-    key = _keys[name] = name.lower()
+    key = name.lower()
+    if len(name) <= _MAX_NAME:
+        if len(_keys) >= _MAX_KEYS:
+            _keys.clear()
+        _keys[name] = key
     return key
 
 
@@ -123,17 +130,17 @@ class Request(Head):
     __slots__ = ("chunked", "keep_alive", "length", "low_priority", "method", "uri", "version")
 
     def __init__(self, text: str) -> None:
-        """Read `text`, without the empty line at its end. Raises `Refused`."""
+        """Read `text`, with the empty line at its end. Raises `Refused`."""
         super().__init__()
-        newline = "\r\n" if "\r" in text else "\n"
-        first, *lines = text.split(newline)
-        ends = (text.count("\n"), text.count("\r"))
-        if "\0" in text or ends[0] != len(lines) or ends[1] not in (0, len(lines)):
+        first, *lines = text.split("\r\n" if "\r" in text else "\n")
+        count = len(lines)
+        if "\0" in text or text.count("\n") != count or text.count("\r") not in (0, count):
             raise Refused(400, "Invalid line end")
+        del lines[-2:]
         line = _REQUEST_LINE.fullmatch(first)
         if line is None:
             raise Refused(0, f"Bogus request line {first!r:.40}")
-        self.method, self.uri, _, minor = line.groups()
+        self.method, self.uri, minor = line.groups()
         self.version = "1." + minor
         self.low_priority = False
         """Set by a plugin: this request is to wait behind all others."""
@@ -149,9 +156,14 @@ class Request(Head):
                 raise Refused(400, "Invalid Host")
         elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
-        wishes = values["connection"].lower() if "connection" in values else ""
-        self.keep_alive: bool = (minor != "0" or "keep-alive" in wishes) and "close" not in wishes
+        self.keep_alive: bool = minor != "0"
         """Whether the client wants to go on after this request."""
+        if "connection" in values:
+            wishes = values["connection"].lower()
+            if "close" in wishes and _CLOSE.search(wishes):
+                self.keep_alive = False
+            elif "keep-alive" in wishes and _KEEP_ALIVE.search(wishes):
+                self.keep_alive = True
         self.chunked = False
         self.length = 0
         """Bytes of the body; 0 also if it is chunked."""
@@ -200,13 +212,15 @@ def _length(text: str) -> int:
 class Response(Head):
     """The head of a response, of ours or of a backend's."""
 
-    __slots__ = ("code", "reason", "version")
+    __slots__ = ("code", "length", "reason", "version")
 
     def __init__(self, code: int, reason: str | None = None) -> None:
         super().__init__()
         self.code = code
         self.reason: str = REASONS.get(code, "") if reason is None else reason
         self.version = "1.0"
+        self.length: int | None = None
+        """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
 
     def set_code(self, code: int) -> None:
         """Change the code, and the reason with it."""
@@ -217,53 +231,44 @@ class Response(Head):
     def to_bytes(self) -> bytes:
         return _written(f"HTTP/1.0 {self.code} {self.reason}", self.names, self.values)
 
-    @property
-    def length(self) -> int | None:
-        """Bytes of the body; None if they aren't told. 0 where no body can be."""
-        if self.code in (204, 304):
-            return 0
-        text = self.values.get("content-length")
-        return None if text is None else _length(text)
-
     def kept_alive(self, head_only: bool) -> bool:
         """Whether who sent this will keep the connection open; `head_only` for what had no body
         whatever its length is said to be."""
         values = self.values
         wishes = values["connection"].lower() if "connection" in values else ""
-        if "close" in wishes:
+        if "close" in wishes and _CLOSE.search(wishes):
             return False
         if self.version != "1.0":
             return True
-        return "keep-alive" in wishes and (
-            head_only or "content-length" in values or self.code in (204, 304)
-        )
+        if "keep-alive" not in wishes or not _KEEP_ALIVE.search(wishes):
+            return False
+        return head_only or "content-length" in values or self.code in (204, 304)
 
 
 def parse_response(text: str) -> Response:
-    """A backend's response, without the empty line at its end. Raises `Refused`."""
+    """A backend's response, with the empty line at its end. Raises `Refused`."""
     if "\n " in text or "\n\t" in text:
         text = _FOLD.sub(" ", text)
     # RFC 9112, 2.2: a line may end with LF alone. Perlbal's own tests have backends that mix the two.
     text = text.replace("\r\n", "\n")
     if "\0" in text or "\r" in text:
         raise Refused(502, "A line of the backend's head ends oddly")
-    first, *lines = text.split("\n")
+    first, *lines = text.removesuffix("\n\n").split("\n")
     line = _STATUS_LINE.fullmatch(first)
     if line is None:
         raise Refused(502, "No status line")
     response = Response(int(line[3]), line[4] or None)
-    if line[1] != "1" or line[2] != "0":
+    if line[1] != "0":
         response.version = f"{line[1]}.{line[2]}"
-    if line[1] == "0":
-        response.version = "1.0"
     response.fill(lines, _ONCE_IN_RESPONSE)
     values = response.values
-    if "transfer-encoding" in values:
-        if "identity" not in values["transfer-encoding"].lower():
-            # RFC 9112, 6.3: the length is not to be believed.
-            values.pop("content-length", None)
-    elif "content-length" in values:
-        _length(values["content-length"])
+    if "transfer-encoding" in values and "identity" not in values["transfer-encoding"].lower():
+        # RFC 9112, 6.3: the length is not to be believed.
+        values.pop("content-length", None)
+    if "content-length" in values:
+        response.length = _length(values["content-length"])
+    if response.code in (204, 304):
+        response.length = 0
     return response
 
 
@@ -273,18 +278,16 @@ def wire(text: str) -> str:
 
 
 def take_head(data: bytes) -> tuple[str, bytes] | None:
-    """A head, without the empty line at its end, and what follows; None if the end isn't there yet.
+    """A head, with the empty line at its end, and what follows; None if the end isn't there yet.
     Raises `Refused` for one that is too long."""
     end = data.find(b"\n\r\n")
     after = end + 3
-    short = data.find(b"\n\n", 0, end if end >= 0 else len(data))
+    short = data.find(b"\n\n", 0, after if end >= 0 else len(data))
     if short >= 0:
         end, after = short, short + 2
-    elif end > 0 and data[end - 1] == 13:
-        end -= 1
-    if end > MAX_HEAD or end < 0 and len(data) >= MAX_HEAD:
+    if after > MAX_HEAD or end < 0 and len(data) >= MAX_HEAD:
         raise Refused(0, "A head that is too long")
-    return (data[:end].decode("latin-1"), data[after:]) if end >= 0 else None
+    return (data[:after].decode("latin-1"), data[after:]) if end >= 0 else None
 
 
 @lru_cache(1000)

@@ -120,7 +120,8 @@ class Language:
         try:
             text = _plain(line)
             answer = self._carry_out(text, out, context) if text else ""
-        except LanguageError as error:
+        except (LanguageError, OSError, ValueError) as error:
+            # What the system, or Python, wouldn't do with a value is an answer like another.
             out(f"ERROR: {error}")
             return False
         if isinstance(answer, list):
@@ -136,7 +137,7 @@ class Language:
         if found is None:
             raise LanguageError("invalid command")
         word, rest = found[0], text[found.end() :]
-        command = COMMANDS.get(word) or self.server.plugin_commands.get(word)
+        command = self.server.commands.get(word)
         if command is None:
             if word in LEFT_OUT:
                 raise LanguageError(f"{text} is not supported here: {LEFT_OUT[word]}")

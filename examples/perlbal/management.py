@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 MAX_LINE: Final = 65_536
 MAX_UNREAD: Final = 1_048_576
 """How many bytes of answers may wait before no more commands are read."""
-LINES_A_TURN: Final = 100
+READ_SIZE: Final = 512
+"""How much is read at a time: not so many commands that others would wait for their turn."""
 _HTTP: Final = (b"GET ", b"HEAD ", b"POST ")
 
 
@@ -34,7 +35,7 @@ class ClientManage(Socket):
         self.watch_read(True)
 
     def event_read(self) -> None:
-        data = self.read(8192)
+        data = self.read(READ_SIZE)
         if data is None:
             return self.close("end")
         self.inbox += data
@@ -46,7 +47,7 @@ class ClientManage(Socket):
             self._lines()
 
     def _lines(self) -> None:
-        for _ in range(LINES_A_TURN):
+        while not self.closed and not self.server.ended:
             if self.write_buf_size > MAX_UNREAD:
                 # Nobody reads the answers.
                 return self.watch_read(False)
@@ -58,27 +59,19 @@ class ClientManage(Socket):
                 return
             self.inbox = rest
             text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
-            if text.strip().lower() in ("quit", "exit"):
+            if text.strip().lower().startswith(("quit", "exit")):
                 return self.close("user_requested_quit")
             answer: list[str] = []
             self.server.language.run(text, answer.append, self.context)
             if answer:
                 lines = "".join(f"{each}\r\n" for each in answer)
                 self.write(lines.encode("utf-8", "surrogateescape"))
-            if self.closed or self.server.ended:
-                return
-        self.watch_read(False)
-        self.loop.add_timer(0, self._go_on)
-
-    def _go_on(self) -> None:
-        if not self.closed:
-            self.watch_read(True)
-            self._lines()
 
     def event_write(self) -> None:
         super().event_write()
         if not self.write_buf_size and not self.closed and not self.is_http:
-            self._go_on()
+            self.watch_read(True)
+            self._lines()
 
     def _http(self) -> None:
         try:

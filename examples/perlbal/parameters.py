@@ -192,6 +192,7 @@ class Parameter(NamedTuple):
     default: str | None = None
     """As it is written in the language; None: it has none."""
     dumped: bool = True
+    """Whether DUMPCONFIG has it with its service."""
 
 
 ALL: Final = "*"
@@ -253,7 +254,9 @@ class Parameters:
     min_put_directory: Annotated[int, Parameter(WEB, integer, "0")]
     enable_concatenate_get: Annotated[int, Parameter(WEB, boolean, "0")]
 
-    default_service: Annotated["Service | None", Parameter(SELECTOR, existing_service)] = None
+    default_service: Annotated[
+        "Service | None", Parameter(SELECTOR, existing_service, dumped=False)
+    ] = None
     latency: Annotated[int, Parameter(SELECTOR, integer, "0")]
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import glob
 import ipaddress
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from examples.perlbal.heads import Head, Request, Response, wire
 from examples.perlbal.language import Call, Command
@@ -34,7 +33,7 @@ class Plugin:
     """What can be set of a service that uses it, as "plugin.key"."""
     selects = False
     """Whether `select` finds the service for a selector's requests."""
-    parameters: Mapping[str, Parameter] = {}
+    parameters: ClassVar[dict[str, Parameter]] = {}
     """Parameters of services that there are once it is loaded."""
 
     def __init__(self, server: Server) -> None:
@@ -44,8 +43,11 @@ class Plugin:
         """Its commands, by their first word. They raise `LanguageError`."""
         return {}
 
+    def check(self, service: Service) -> None:
+        """Raises `LanguageError` if the service can't use it."""
+
     def register(self, service: Service) -> None:
-        """A service begins to use it. Raises `LanguageError`."""
+        """A service begins to use it."""
 
     def unregister(self, service: Service) -> None:
         """A service uses it no longer."""
@@ -76,18 +78,19 @@ class HostMaps(Plugin):
         super().__init__(server)
         self.maps: dict[Service, dict[str, str]] = {}
 
+    @staticmethod
+    def host(request: Request) -> str:
+        """The host that is asked for, without its port and the dot of the root; "" if none is."""
+        host = (request.values.get("host") or "").lower()
+        return re.sub(r":\d+$", "", host).removesuffix(".")
+
     def find(self, service: Service, host: str) -> list[str]:
         """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it
         is in, to "*"."""
         maps = self.maps.get(service, {})
-        host = re.sub(r":\d+$", "", host.lower())
-        patterns = [host, f"*.{host}"] if host else []
-        while host and (rest := re.sub(r"^[\w\-]+", "", host, count=1, flags=re.ASCII)) != host:
-            host = rest.removeprefix(".")
-            patterns.append(f"*{rest}")
-            if not rest.startswith("."):
-                break
-        return [maps[each] for each in [*patterns, "*"] if each in maps]
+        labels = host.split(".")
+        domains = [f"*.{'.'.join(labels[number:])}" for number in range(len(labels))]
+        return [maps[each] for each in (host, *domains, "*") if each in maps]
 
 
 class Vhosts(HostMaps):
@@ -111,18 +114,20 @@ class Vhosts(HostMaps):
             raise LanguageError(f"invalid host pattern: '{host}'")
         self.maps.setdefault(service, {})[host] = target
 
-    def register(self, service: Service) -> None:
+    def check(self, service: Service) -> None:
         if service.role != "selector":
             raise LanguageError(
                 "You can't load the vhost plugin on a service not of role selector."
             )
+
+    def register(self, service: Service) -> None:
         self.maps[service] = {}
 
     def select(
         self, client: Client, service: Service, request: Request
     ) -> tuple[Service | None, bool]:
         services = self.server.services
-        host = (request.values.get("host") or "").removesuffix(".")
+        host = self.host(request)
         if host and (using := _USING.fullmatch(request.uri)):
             name = self.maps.get(service, {}).get(f"{host};using:{using[1]}", "")
             if name not in services:
@@ -154,7 +159,7 @@ class Redirect(HostMaps):
         return ""
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
-        targets = self.find(service, request.values.get("host") or "")
+        targets = self.find(service, self.host(request))
         if targets:
             head = Response(301)
             head.set("Location", f"http://{targets[0]}{request.uri}")
@@ -210,18 +215,14 @@ class AccessControl(Plugin):
         if client.observed_ip and service.extra.get("accesscontrol.use_observed_ip", "0") != "0":
             ip = client.observed_ip
         for action, _, value, mask in self.rules.get(service, ()):
-            if not (ip == value if mask is None else _within(ip, mask)):
-                continue
-            if action == "queue_low":
-                request.low_priority = True
-            if action != "deny":
-                return False
-            break
+            if ip == value if mask is None else _within(ip, mask):
+                break
         else:
-            if service not in self.denies:
-                return False
-        client.send_page(403, "Access denied.")
-        return True
+            action = "deny" if service in self.denies else "allow"
+        request.low_priority |= action == "queue_low"
+        if action == "deny":
+            client.send_page(403, "Access denied.")
+        return action == "deny"
 
     def dump(self, service: Service) -> list[str]:
         lines = [
@@ -242,7 +243,7 @@ class XFFExtras(Plugin):
     """X-Forwarded-Port and X-Forwarded-Proto for backends."""
 
     name = "XFFExtras"
-    parameters: Mapping[str, Parameter] = {
+    parameters: ClassVar[dict[str, Parameter]] = {
         "send_backend_port": Parameter("reverse_proxy", boolean, "0"),
         "send_backend_proto": Parameter("reverse_proxy", boolean, "0"),
     }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.parameters import NODE, LanguageError
+
+if TYPE_CHECKING:
+    from examples.perlbal.services import Service
 
 NODEFILE_CHECK_SECONDS: Final = 3
 _NODE: Final = re.compile(NODE, re.ASCII)
@@ -31,8 +34,8 @@ class Pool:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.services = 0
-        """How many services use it."""
+        self.users: list[Service] = []
+        """The services that use it."""
         self.nodes: list[Node] = []
         """In their order. One that is twice in a file is chosen twice as often."""
         self.used: dict[str, int] = {}
@@ -43,18 +46,21 @@ class Pool:
 
     def add(self, ip: str, port: int) -> None:
         """Put a node at the end; one that is there already moves."""
-        self.remove(ip, port)
-        self._append(ip, port)
-
-    def _append(self, ip: str, port: int) -> None:
-        name = node_name(ip, port)
-        self.nodes.append(Node(name, ip, port))
-        self.used[name] = 0
+        node = Node(node_name(ip, port), ip, port)
+        self.used.pop(node.name, None)
+        self._have([*(each for each in self.nodes if each != node), node])
 
     def remove(self, ip: str, port: int) -> None:
+        """Take a node out; nothing if it isn't there."""
         name = node_name(ip, port)
-        self.nodes = [node for node in self.nodes if node.name != name]
-        self.used.pop(name, None)
+        self._have([each for each in self.nodes if each.name != name])
+
+    def _have(self, nodes: list[Node]) -> None:
+        """Have these nodes, and tell the services that use it."""
+        self.nodes = nodes
+        self.used = {node.name: self.used.get(node.name, 0) for node in nodes}
+        for service in self.users:
+            service.balancer.pool_changed()
 
     def set(self, key: str, value: str) -> None:
         """Carry out `SET pool.key = value`."""
@@ -62,13 +68,9 @@ class Pool:
             if value in ("none", "undef", "null", '""', "''"):
                 self.nodefile = None
                 return
-            if not os.path.exists(value):
+            if not os.path.isfile(value):
                 raise LanguageError("File not found")
-            before, self.nodefile = self.nodefile, value
-            self._modified = 0.0
-            if not self._load():
-                self.nodefile = before
-                raise LanguageError(f"The file {value} can't be read")
+            self._load(value)
         elif key == "balance_method":
             if value != "random":
                 raise LanguageError("Unknown balance method")
@@ -77,29 +79,25 @@ class Pool:
 
     def refresh(self) -> None:
         """Read the nodefile again if it has changed; it is looked at every three seconds."""
-        now = time.monotonic()
-        if self.nodefile is not None and now - self._checked > NODEFILE_CHECK_SECONDS:
-            self._load()
-
-    def _load(self) -> bool:
-        """Read the nodefile; False if that can't be done, and then the nodes stay."""
-        assert self.nodefile is not None
+        if self.nodefile is None or time.monotonic() - self._checked <= NODEFILE_CHECK_SECONDS:
+            return
         self._checked = time.monotonic()
         try:
-            modified = os.stat(self.nodefile).st_mtime
-            if modified == self._modified:
-                return True
-            with open(self.nodefile, encoding="latin-1") as file:
-                lines = file.read(10_000_000).splitlines()
+            if os.stat(self.nodefile).st_mtime != self._modified:
+                self._load(self.nodefile)
         except OSError:
-            return False  # It may be there again the next time.
-        self._modified = modified
-        self.nodes.clear()
+            pass  # It may be there again the next time.
+
+    def _load(self, name: str) -> None:
+        """Have the nodes of a file. Raises `OSError`, and then all stays as it was."""
+        with open(name, encoding="latin-1") as file:
+            modified = os.stat(file.fileno()).st_mtime
+            lines = file.read(10_000_000).splitlines()
+        self.nodefile, self._modified = name, modified
+        found = [_NODE.search(line.partition("#")[0]) for line in lines]
+        nodes = [(each[1].strip("[]"), int(each[2] or 80)) for each in found if each]
         self.used.clear()
-        for line in lines:
-            if found := _NODE.search(line.partition("#")[0]):
-                self._append(found[1].strip("[]"), int(found[2] or 80))
-        return True
+        self._have([Node(node_name(ip, port), ip, port) for ip, port in nodes])
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""

@@ -43,8 +43,8 @@ class ProxyExchange(Exchange):
         """Whether a backend was asked for."""
         self._responded = False
         """Whether a response has begun: what still comes of the body is thrown away."""
-        self._body: list[bytes] = []
-        self._body_size = 0
+        self._body = bytearray()
+        """What has come of the request's body and has nowhere to go yet."""
         self._upload: BufferedUpload | None = None
         self._retries = 0
         self._primary: Response | None = None
@@ -65,7 +65,7 @@ class ProxyExchange(Exchange):
             return self.request_backend()
         if request.chunked and not service.buffer_uploads:
             return client.send_page(411, "A chunked body needs buffer_uploads")
-        client.send_continue()
+        self.send_continue()
         if request.chunked:
             request.drop("transfer-encoding")
             self._buffer_to_disk("chunked")
@@ -84,14 +84,14 @@ class ProxyExchange(Exchange):
         service, client = self.service, self.client
         client.state = "buffering_upload"
         name = f"{service.name}-{service.listen or ''}-client-{client.fd}"
-        self._upload = BufferedUpload(service.buffer_uploads_path, name, reason)
+        self._upload = BufferedUpload(service.buffer_uploads_path, name)
         if _DEBUG_UPLOADS and reason != "chunked":
             self.request.set("X-PERLBAL-BUFFERED-UPLOAD-REASON", reason)
 
     def _reason_to_buffer(self) -> str | None:
         """Why the body should go to disk, by what has come of it so far; None if it shouldn't."""
         service = self.service
-        rate = self._body_size / ((time.monotonic() - self.since) or 1)
+        rate = len(self._body) / ((time.monotonic() - self.since) or 1)
         reason = None
         if service.buffer_upload_threshold_rate and rate < service.buffer_upload_threshold_rate:
             reason = "rate"
@@ -112,21 +112,20 @@ class ProxyExchange(Exchange):
             if backend.write_buf_size > READ_AHEAD:
                 client.watch_read(False)
             return
-        self._body.append(data)
-        self._body_size += len(data)
+        self._body += data
         if self.requested:
-            if self._body_size >= READ_AHEAD:
+            if len(self._body) >= READ_AHEAD:
                 client.watch_read(False)
             return
-        if client.body_left and self._body_size < service.buffer_backend_connect:
+        if client.body_left and len(self._body) < service.buffer_backend_connect:
             return
         if service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
             self._buffer_to_disk(reason)
-            gathered, self._body, self._body_size = b"".join(self._body), [], 0
+            gathered, self._body = self._body, bytearray()
             return self._to_disk(gathered)
         self.request_backend()
 
-    def _to_disk(self, data: bytes) -> None:
+    def _to_disk(self, data: bytes | bytearray) -> None:
         assert self._upload is not None
         try:
             self._upload.write(data)
@@ -200,11 +199,8 @@ class ProxyExchange(Exchange):
                 plugin.backend_client_assigned(self, changed)
             service.munge_headers(changed)
         head = request.to_bytes(values)
-        if self._body:
-            head += b"".join(self._body)
-            self._body = []
-            self._body_size = 0
-        return head
+        body, self._body = self._body, bytearray()
+        return head + body
 
     def backend_ready(self, backend: BackendHTTP) -> None:
         """The head is on its way."""
@@ -268,7 +264,7 @@ class ProxyExchange(Exchange):
                 backend.close("remote_closure")
         elif backend.left is None:
             self._let_go(backend, "backend_disconnect")
-            self.client.send(b"", self.client.finished)
+            self.client.send_last(b"")
         else:
             backend.close("backend_disconnect")
 
@@ -323,7 +319,7 @@ class ProxyExchange(Exchange):
             return
         # Off the client first: whatever becomes of that is nothing to the backend any more.
         self.backend = None
-        client.send(data, client.finished)
+        client.send_last(data)
         backend.next_request()
 
     def _retry(self, backend: BackendHTTP) -> bool:
@@ -400,10 +396,9 @@ class ProxyExchange(Exchange):
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
                 head.set_code(206)
             head.drop("x-reproxy-file")
-        client.setup_keepalive(head)
         if status == 416 or self.request.method == "HEAD":
             os.close(fd)
-            client.send(head.to_bytes(), client.finished)
+            client.send_answer(head)
         else:
             client.send_file(head, (fd, start, end))
 
@@ -474,19 +469,17 @@ class ProxyExchange(Exchange):
         if found is None:
             return False
         self._responded = True
-        known = self.request.get("if-modified-since")
-        if known is not None:
-            modified = next((v for n, v in found.headers if n.lower() == "last-modified"), None)
-            if known.partition("; length=")[0] == modified:
-                head = Response(304)
-                head.set("Content-Length", "0")
-                self.client.send_answer(head)
-                return True
         head = Response(200)
         head.set("Date", http_date(int(time.time())))
         for name, value in found.headers:
             head.set(name, value)
-        self._start_reproxy(found.urls, head)
+        known = self.request.get("if-modified-since")
+        if known is not None and known.partition("; length=")[0] == head.get("last-modified"):
+            head = Response(304)
+            head.set("Content-Length", "0")
+            self.client.send_answer(head)
+        else:
+            self._start_reproxy(found.urls, head)
         return True
 
     # --- ending -----------------------------------------------------------------------------------

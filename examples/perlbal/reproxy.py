@@ -133,7 +133,6 @@ class ReproxyHost:
     """The connections to one host of X-REPROXY-URL, and who waits for them."""
 
     service = None
-    generation = 0
 
     def __init__(self, manager: ReproxyManager, url: Url) -> None:
         self.manager = manager

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
 from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.language import Command, Context, Language
-from examples.perlbal.parameters import PARAMETERS, LanguageError
+from examples.perlbal.language import COMMANDS, Command, Context, Language
+from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
@@ -29,6 +29,15 @@ LOOKS_PER_SECOND: Final = 10
 """How often idle clients are looked for at the most."""
 CLIENTS_PER_SECOND: Final = 20_000
 """How many are looked at in a second, about, at the most."""
+
+
+def tell(text: str, fd: int = 2) -> None:
+    """Write to standard error, or another descriptor; it serves as well where nobody reads that.
+    A print() that failed would be tried again at the end, and be the exit status."""
+    try:
+        os.write(fd, os.fsencode(f"{text}\n"))
+    except OSError:
+        pass
 
 
 class IdleClients:
@@ -86,9 +95,6 @@ class Server:
         self.defaults: dict[str, str] = {}
         """What DEFAULT has set, as it is written."""
         self.plugins: dict[str, Plugin] = {}
-        self.plugin_commands: dict[str, Command] = {}
-        self.parameters = dict(PARAMETERS)
-        """The parameters of services, and those that plugins have brought."""
         self.exchanges: dict[str, type[Exchange]] = {
             "reverse_proxy": ProxyExchange,
             "web_server": WebExchange,
@@ -116,28 +122,30 @@ class Server:
 
     def log(self, message: str) -> None:
         """Tell the administrator."""
-        try:
-            print(message, file=sys.stderr, flush=True)
-        except OSError:
-            pass  # Nobody listens.
+        tell(message)
 
     # --- what there is ----------------------------------------------------------------------------
 
-    def _check_name(self, name: str) -> None:
+    @property
+    def commands(self) -> Mapping[str, Command]:
+        """The commands by their first words, with those of the loaded plugins."""
+        return ChainMap(COMMANDS, *(plugin.commands() for plugin in self.plugins.values()))
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The parameters of services, with those of the loaded plugins."""
+        return ChainMap(*(plugin.parameters for plugin in self.plugins.values()), PARAMETERS)
+
+    def create(self, kind: str, name: str) -> None:
+        """Make a "service" or a "pool" of this name. Raises `LanguageError` if there is one."""
         if name in self.services:
             raise LanguageError(f"service '{name}' already exists")
         if name in self.pools:
             raise LanguageError(f"pool '{name}' already exists")
-
-    def create_service(self, name: str) -> Service:
-        self._check_name(name)
-        service = self.services[name] = Service(self, name)
-        return service
-
-    def create_pool(self, name: str) -> Pool:
-        self._check_name(name)
-        pool = self.pools[name] = Pool(name)
-        return pool
+        if kind == "service":
+            self.services[name] = Service(self, name)
+        else:
+            self.pools[name] = Pool(name)
 
     def node_stats(self, name: str) -> NodeStats:
         """The counts of a node."""
@@ -156,20 +164,24 @@ class Server:
 
     # --- running and ending -----------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Serve until the end."""
-        self.running = True
-        self.loop.on_exception = log_exception
+    def heed_signals(self) -> None:
+        """From now on, and before the first service listens: what they ask for is done when the
+        loop runs."""
         self.loop.add_signal_handler(signal.SIGTERM, self.shut_down_gracefully)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
         self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
+
+    def run(self) -> None:
+        """Serve until the end."""
+        self.running = True
+        self.loop.on_exception = log_exception
         if self.pidfile:
             try:
                 with open(self.pidfile, "w", encoding="ascii") as file:
                     file.write(f"{os.getpid()}\n")
-            except OSError as error:
-                self.log(f"couldn't create pidfile '{self.pidfile}': {error.strerror}")
+            except (OSError, ValueError) as error:
+                self.log(f"couldn't create pidfile '{self.pidfile}': {error}")
                 self.pidfile = None
         try:
             while True:

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +18,8 @@ from examples.perlbal.management import ClientManage
 from examples.perlbal.parameters import (
     ALL,
     LEFT_OUT,
-    PARAMETERS,
     LanguageError,
+    Parameter,
     Parameters,
     address,
     boolean,
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from examples.perlbal.server import Server
 
 BACKLOG: Final = 1024
+
+
+def written(value: object) -> str:
+    """A parameter's value, as it is written in the language."""
+    if isinstance(value, tuple):
+        return ", ".join(map(written, value))
+    return str(getattr(value, "name", value)) or "/"  # The last is left off a folder.
 
 
 class TCPListener(Listener):
@@ -88,24 +96,25 @@ class Service(Parameters):
         self.plugins: list[Plugin] = []
         self.extra: dict[str, str] = {}
         """What plugins are told by `SET service.plugin.key` and `SET service.extra.key`."""
-        self.as_written: dict[str, str] = {}
-        """The text of each parameter that was set or has a default, for DUMPCONFIG."""
         self.removed_headers: list[str] = []
         self.inserted_headers: list[tuple[str, str]] = []
         self.balancer = Balancer(self)
         self.reproxy_cache: ReproxyCache | None = None
         self.trusts = lru_cache(1000)(self._trusts)
         """Whether what a client of an address says of others is believed."""
-        for key, parameter in PARAMETERS.items():
-            if parameter.default is not None:
-                setattr(self, key, parameter.read(self, key, parameter.default))
+        self.set_defaults(server.parameters)
 
     # --- setting ----------------------------------------------------------------------------------
+
+    def set_defaults(self, parameters: Mapping[str, Parameter]) -> None:
+        for key, parameter in parameters.items():
+            if parameter.default is not None:
+                setattr(self, key, parameter.read(self, key, parameter.default))
 
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
         if key in ("nodefile", "balance_method"):
-            return self._own_pool().set(key, text)
+            return self._own_pool(key).set(key, text)
         if key in LEFT_OUT:
             raise LanguageError(f"The '{key}' option is not supported here")
         parameter = self.server.parameters.get(key)
@@ -123,11 +132,9 @@ class Service(Parameters):
         if change is not None:
             change(value)
         setattr(self, key, value)
-        self.as_written[key] = text
         self.trusts.cache_clear()
         self.server.idle.look_soon()
-        if self.enabled:
-            self.balancer.spawn_backends()
+        self.balancer.pool_changed()
 
     def _set_role(self, role: str) -> None:
         if self.enabled and role != self.role:
@@ -154,24 +161,25 @@ class Service(Parameters):
 
     def _set_pool(self, pool: Pool) -> None:
         if self.pool is not None:
-            self.pool.services -= 1
-        pool.services += 1
-        self.balancer.generation += 1
+            self.pool.users.remove(self)
+        pool.users.append(self)
 
     def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
         self.reproxy_cache = (self.reproxy_cache or ReproxyCache()) if maxsize else None
         if self.reproxy_cache is not None:
             self.reproxy_cache.set_maxsize(maxsize)
 
-    def _own_pool(self) -> Pool:
-        """The pool; an old habit makes one of its own, as long as none was made by command."""
+    def _own_pool(self, key: str) -> Pool:
+        """The pool, of which `key` is set; an old habit makes one of its own, as long as none was
+        made by command."""
         if self.pool is None:
             if self.server.pools_by_command:
                 raise LanguageError(
-                    f"Attempt to vivify pool {self.name}_pool but one or more pools have already"
-                    " been created manually. Please set it on a previously created pool."
+                    f"ERROR: Attempt to vivify pool {self.name}_pool but one or more pools\n"
+                    f"       have already been created manually.  Please set {key} on a\n"
+                    "       previously created pool."
                 )
-            self.server.create_pool(f"{self.name}_pool")
+            self.server.create("pool", f"{self.name}_pool")
             self.set("pool", f"{self.name}_pool")
         assert self.pool is not None
         return self.pool
@@ -247,7 +255,7 @@ class Service(Parameters):
             f"          role: {self.role}",
         ]
         if self.role in ("reverse_proxy", "web_server"):
-            lines.append(f"  pend clients: {balancer.waiting_count()}")
+            lines.append(f"  pend clients: {balancer.waiting()}")
             lines.append(f"  pend backend: {len(balancer.pending)}")
             for name, backend in sorted(balancer.pending.items()):
                 lines.append(f"   {name} - {backend.state} - {backend.age()}s")
@@ -266,23 +274,15 @@ class Service(Parameters):
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""
-        first = [key for key in ("role", "listen", "pool") if key in self.as_written]
         lines: list[str] = []
-        for key in first + sorted(set(self.as_written) - set(first)):
-            parameter = self.server.parameters.get(key)
-            text = self.as_written[key]
-            if parameter is None or not parameter.dumped or parameter.role not in (ALL, self.role):
-                continue
-            value = getattr(self, key)
-            if parameter.default is not None and (
-                value == parameter.read(self, key, parameter.default)
-            ):
-                continue
-            if parameter.read is boolean:
-                text = "on" if value else "off"
-            elif isinstance(value, (int, str)):
-                text = str(value) or "/"
-            lines.append(f"SET {key} = {text}")
+        for key, parameter in self.server.parameters.items():
+            default: object = getattr(Service, key, None)
+            if parameter.default is not None:
+                default = parameter.read(self, key, parameter.default)
+            value = getattr(self, key, default)
+            if parameter.dumped and parameter.role in (ALL, self.role) and value != default:
+                text = ("off", "on")[bool(value)] if parameter.read is boolean else written(value)
+                lines.append(f"SET {key} = {text}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
         lines += [f"SET {self.name}.{key} = {text}" for key, text in self.extra.items()]
@@ -291,6 +291,6 @@ class Service(Parameters):
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
         for name, value in self.inserted_headers:
             lines.append(f"HEADER {self.name} INSERT {name}: {value}")
-        verb = "ENABLE" if self.enabled else "DISABLE"
-        inner = (f"  {line}" for line in lines)
-        return [f"CREATE SERVICE {self.name}", *inner, f"{verb} {self.name}"]
+        # A new service isn't enabled: to disable it would be an error.
+        last = f"ENABLE {self.name}" if self.enabled else f"# DISABLE {self.name}"
+        return [f"CREATE SERVICE {self.name}", *(f"  {line}" for line in lines), last]

@@ -86,7 +86,7 @@ class ChunkDecoder:
         return False
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
     """write(2) until all is written. Raises `OSError`."""
     rest = memoryview(data)
     while rest:
@@ -96,9 +96,7 @@ def write_all(fd: int, data: bytes) -> None:
 class BufferedUpload:
     """A body that is kept in a file. The file is made when there is something to put in it."""
 
-    def __init__(self, folder: str | None, prefix: str, reason: str) -> None:
-        """`reason`: "size", "rate", "time" or "chunked"."""
-        self.reason = reason
+    def __init__(self, folder: str | None, prefix: str) -> None:
         self.name = f"{folder or ''}/{prefix}-{random.randrange(0xFFFFFFFF)}"
         self._fd = -1
         self.size = 0
@@ -106,7 +104,7 @@ class BufferedUpload:
         self.sent = 0
         """Bytes that were read out of it again."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Put `data` at the end. open(2) the first time, write(2). Raises `OSError`."""
         if self._fd < 0:
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC

@@ -24,6 +24,7 @@ MOST_DIRECTORIES: Final = 10_000
 _PUT_NAME: Final = re.compile(r"((?:/[\w.-]+)*)/[\w.-]+", re.ASCII)
 _DELETE_NAME: Final = re.compile(r"(?:/[\w.-]+)+", re.ASCII)
 _EXTENSION: Final = re.compile(rb"\.(\w+)$", re.ASCII)
+_MANY: Final = re.compile(rb"(.+)\?\?(.+?)(?:\?.+)?", re.DOTALL)
 _LENGTH: Final = re.compile(r"; length=(\d{1,18})", re.ASCII)
 
 MIME_TYPES: Final = {
@@ -185,7 +186,6 @@ class WebExchange(Exchange):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             return client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
-        client.setup_keepalive(head)
         client.send_file(head, (fd, start, end))
 
     def _say_what_it_is(self, head: Response, modified: str) -> None:
@@ -236,30 +236,31 @@ class WebExchange(Exchange):
     def _get_many(self, docroot: bytes, uri: bytes) -> None:
         """Several files as one: /folder/??one,two?anything."""
         client, service = self.client, self.service
-        base, _, rest = uri.rpartition(b"??") if uri.count(b"??") == 1 else uri.partition(b"??")
-        names = rest.partition(b"?")[0].split(b",")
+        found = _MANY.fullmatch(uri)
+        base, names = (found[1], found[2].rstrip(b",")) if found else (b"", b"")
+        files = names.split(b",") if names else []
         if base[-1:] != b"/":
             client.send_page(500, "Base directory (before ??) must end in slash.")
         elif not service.enable_concatenate_get:
             client.send_page(403, "Multiple file serving isn't enabled")
-        elif len(names) > MOST_CONCATENATED:
+        elif len(files) > MOST_CONCATENATED:
             client.send_page(403, "Too many files requested")
-        elif any(b".." in name.split(b"/") for name in names):
+        elif any(b".." in name.split(b"/") for name in files):
             client.send_page(403, "Bogus filenames")
         elif not os.path.isdir(docroot + base):
             client.send_page(404, "Base directory not a directory")
         else:
-            self._concatenate([docroot + base + name for name in names])
+            self._concatenate([docroot + base + name for name in files])
 
     def _concatenate(self, paths: list[bytes]) -> None:
         client = self.client
         try:
             found = [(path, os.stat(path)) for path in paths]
+            if not all(stat.S_ISREG(info.st_mode) for _, info in found):
+                raise FileNotFoundError
         except (OSError, ValueError):
-            found = []
-        if not found or not all(stat.S_ISREG(info.st_mode) for _, info in found):
             return client.send_page(404, "One or more file does not exist")
-        modified = http_date(int(max(info.st_mtime for _, info in found)))
+        modified = http_date(int(max((info.st_mtime for _, info in found), default=0)))
         known = self._known(modified, None)
         head = Response(304 if known else 200)
         if not known:
@@ -268,7 +269,6 @@ class WebExchange(Exchange):
         head.set("Content-Type", next(filter(None, map(mime_type, paths)), "text/plain"))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
-        client.setup_keepalive(head)
         client.send_files(head, NOTHING, _opened([(path, info.st_size) for path, info in found]))
 
     # --- PUT --------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class WebExchange(Exchange):
                 return client.send_page(400, "Does not meet minimum directory requirement")
             if not self._verified("/".join([service.docroot, *needed])):
                 return client.send_page(404, "Base directory does not exist")
-        client.send_continue()
+        self.send_continue()
         md5 = request.get("content-md5") if service.enable_md5 else None
         try:
             self._file = NewFile(service.docroot + request.uri, md5 or "")

@@ -23,7 +23,7 @@ DIFFERENCES = {
     "the last answer says close": "the original says keep-alive, and closes",
     "SIGTERM is graceful": "and SIGINT; they, and SIGHUP, end the original at once",
     "space behind a value": "RFC 9110 5.5 has it removed, and so has the next one who reads it",
-    "hosts in any case": "RFC 9110 4.2.3",
+    "hosts in any form": "RFC 9110 4.2.3; the original compares letters, and the dot of the root",
     "default_service counts": "in the original Vhosts says 404 first",
     "back to the first service": "the original leaves the client with the second for good",
     "a folder is no file": "the original promises its size, and closes",
@@ -43,5 +43,6 @@ DIFFERENCES = {
     "values that can't work are refused": "the original says OK, and what they are for fails",
     "a plugin is taken off": "the original keeps it at its services, or fails for want of a method",
     "DEFAULT checks its value": "the original says OK, and the services that come later have none",
+    "names in a list are escaped": "in the original a file's name may be any HTML",
 }
 """Name -> why."""

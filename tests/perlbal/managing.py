@@ -224,20 +224,30 @@ row(
         "POOL one ADD 1.2.3.444",
         "SET web.listen = 99999",
         "SET proxy.error_retry_schedule = soon",
+        "HEADER proxy INSERT a=b: c",
+        "SET web.role = selector",
     ),
     alone=True,
     differs="values that can't work are refused",
-    ours=("99999 is no port", "0 is no port", "'1.2.3.444' is no address", "Listen argument"),
+    ours=(
+        "99999 is no port",
+        "0 is no port",
+        "'1.2.3.444' is no address",
+        "Listen argument",
+        "'a=b' is no name of a header",
+        "service web is enabled",
+    ),
 )
 row(
     PROXY,
     "plugins that are in use, unloaded and taken off",
     manage("LOAD AccessControl", "SET proxy.plugins = accesscontrol", "UNLOAD accesscontrol"),
     manage("PLUGINS", "LOAD XFFExtras", "SET web.plugins = XFFExtras", "SET web.plugins = none"),
+    manage("PLUGINS", "LOAD Redirect", "SET web.plugins = Redirect", "SET web.plugins = vhosts"),
     manage("PLUGINS"),
     alone=True,
     differs="a plugin is taken off",
-    ours=("UNLOAD accesscontrol\nOK", "SET web.plugins = none\nOK"),
+    ours=("UNLOAD accesscontrol\nOK", "SET web.plugins = none\nOK", "web Redirect\r\n"),
 )
 NETMASKS = (
     *("1.2.3", "10.1", "10/8", "10.1/16", "0", "0/0", "1.2.3.4.5", "abc", "/8", "1.2.3.4,,5.6.7.8"),
@@ -417,6 +427,25 @@ row(
     differs="DUMPCONFIG can be read in again",
     ours=("CREATE SERVICE later", "SET idle_timeout = 12"),
 )
+OLD_HABITS = Setting(
+    "old habits",
+    """
+    CREATE SERVICE first
+      SET role = reverse_proxy
+    CREATE SERVICE second
+      SET role = reverse_proxy
+    """,
+    services=(),
+    files={"nodes": b"127.0.0.1:8001\n"},
+)
+row(
+    OLD_HABITS.at(""),
+    "pools that are made by themselves",
+    manage("SET first.nodefile = {folder}/nodes", "SHOW POOL", "SHOW POOL first_pool"),
+    manage("CREATE POOL other", "SET first.nodefile = {folder}/nodes"),
+    manage("SET second.nodefile = {folder}/nodes", "SET second.balance_method = random"),
+    alone=True,
+)
 row(
     PROXY,
     "what HEADER refuses, and takes",
@@ -563,6 +592,7 @@ def said(*pieces: bytes) -> tuple[Callable[[Talk], None], ...]:
 
 
 row(PROXY, "quit", *said(b"quit\r\n"))
+row(PROXY, "quit, and more", *said(b"quit now\r\n"))
 row(PROXY, "exit", *said(b"exit\n"))
 row(PROXY, "an answer, and quit", *said(b"show pool\r\nquit\r\n"))
 row(PROXY, "lines of LF", *said(b"show pool\nverbose off\nuse web\nquit\n"))

@@ -229,6 +229,13 @@ row(
     ask(get("http://Elsewhere:81/p/q?r", "Host: here")),
 )
 row(PLAIN, "a whole URL without a path", ask(get("http://elsewhere", version="1.0")))
+row(
+    PLAIN,
+    "a whole URL in capitals",
+    ask(get("HTTP://elsewhere/p", "Host: here")),
+    differs="hosts in any form",
+    ours=("GET /p HTTP/1.0", "Host: elsewhere"),
+)
 row(PLAIN, "a path of a star", ask(request("OPTIONS", "*")))
 row(PLAIN, "a path that is none", ask(get("nothing")))
 row(PLAIN, "an odd method", ask(request("BREW", "/pot")))
@@ -380,6 +387,14 @@ row(
 row(KEEP, "1.0 without keep-alive is closed", ask(get("/", version="1.0")))
 row(KEEP, "1.1 with close is closed", ask(get("/", "Connection: close")))
 row(KEEP, "1.1 with Close in capitals among others", ask(get("/", "Connection: x, CLOSE")))
+for version, word in ("1.1", "closed"), ("1.1", "te,close"), ("1.0", "keep-alives"):
+    row(
+        KEEP,
+        f"{word} to and from {version}",
+        serve(good("1", f"Connection: {word}", version=version)),
+        ask(get("/1", f"Connection: {word}", version=version)),
+        ask(get("/2"), by="another"),
+    )
 row(KEEP, "no length, no persistence", serve(closing(reply("200 OK", body=b"end"))), ask(get()))
 row(
     KEEP,

@@ -197,6 +197,15 @@ row(
     ask(get("/")),
     ask(get("/2")),
 )
+row(
+    PROXY,
+    "a URL in capitals, and another",
+    there,
+    serve(to("HTTP://@b@/1 http://@b@/2")),
+    ask(get("/")),
+    differs="hosts in any form",
+    ours=("GET /1 HTTP/1.0", "from b"),
+)
 row(PROXY, "a URL without a path", there, serve(to("http://@b@")), ask(get("/")))
 row(
     PROXY,

@@ -8,6 +8,7 @@ from tests.perlbal.steps import (
     connect,
     get,
     hear,
+    hear_or_wait,
     leave,
     manage,
     post,
@@ -186,7 +187,6 @@ for name in (
     "alpha.example.com",
     "alpha.example.com:8080",
     "alpha.example.com.",
-    "alpha.example.com.:80",
     "beta.example.com",
     "other.example.com",
     "deep.down.example.com",
@@ -207,7 +207,14 @@ row(
     VHOSTS,
     "Host: ALPHA.Example.COM",
     ask(host("ALPHA.Example.COM")),
-    differs="hosts in any case",
+    differs="hosts in any form",
+    ours=("alpha",),
+)
+row(
+    VHOSTS,
+    "Host with the dot of the root and a port",
+    ask(host("alpha.example.com.:80")),
+    differs="hosts in any form",
     ours=("alpha",),
 )
 row(
@@ -331,6 +338,13 @@ row(
 row(MOVED, "a host that moved, in capitals", ask(host("OLD.example.com:81", "/")))
 row(MOVED, "all below a host", ask(host("a.b.gone.example.com", "/x")))
 row(MOVED, "a host that did not", ask(host("example.com")))
+row(
+    MOVED,
+    "a host that moved, with the dot of the root",
+    ask(host("old.example.com.", "/x")),
+    differs="hosts in any form",
+    ours=("Location: http://new.example.com/x\r\n",),
+)
 row(MOVED, "HEAD of what moved", ask(request("HEAD", "/", "Host: old.example.com")))
 row(MOVED, "POST of nothing", ask(post("/", b"", "Host: old.example.com")))
 row(
@@ -424,6 +438,58 @@ row(
         "ACCESS permit ip 127.0.0.9",
         "ACCESS reset now",
     ),
+    alone=True,
+)
+
+# --- behind a selector ----------------------------------------------------------------------------
+
+SAID = ("X-Forwarded-For: 10.1.1.1, 10.2.2.2", "X-Host: a", "X-Forwarded-Host: b")
+for service in "vhosts", "far":
+    row(
+        VHOSTS,
+        f"a client that is trusted by {service}",
+        manage(f"SET {service}.always_trusted = on"),
+        ask(host("x.example.com", "/", *SAID)),
+        manage(f"SET {service}.blind_proxy = on"),
+        ask(host("x.example.com", "/", *SAID)),
+        alone=True,
+    )
+for service in "vhosts", "far":
+    row(
+        VHOSTS,
+        f"a client that is denied by {service}, by what is said of it",
+        manage(
+            f"USE {service}",
+            "SET plugins = AccessControl" + (", vhosts" if service == "vhosts" else ""),
+            f"SET {service}.AccessControl.use_observed_ip = 1",
+            "ACCESS deny ip 10.1.1.1",
+            "VHOST vhosts * = far",
+        ),
+        ask(host("x.example.com", "/1", *SAID)),
+        manage("SET always_trusted = on"),
+        ask(host("x.example.com", "/2", *SAID)),
+        ask(host("x.example.com", "/3")),
+        alone=True,
+    )
+row(
+    VHOSTS,
+    "a new node for a service that doesn't listen itself",
+    manage("POOL one REMOVE {a}", "DISABLE far"),
+    send(host("x.example.com")),
+    settled(),
+    manage("POOL one ADD {a}"),
+    hear_or_wait(),
+    alone=True,
+    differs="a new node serves at once",
+    ours=("HTTP/1.0 200 OK",),
+)
+row(
+    VHOSTS,
+    "plugins that are set once more have forgotten all",
+    manage("SET vhosts.plugins = vhosts"),
+    ask(host("alpha.example.com")),
+    manage("VHOST vhosts alpha.example.com = alpha"),
+    ask(host("alpha.example.com")),
     alone=True,
 )
 

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from io import StringIO
 from random import Random
@@ -313,7 +313,7 @@ class World:
             enter(patch.object(Service, "_open", lambda *given: self._listen(*given)))
             enter(patch.object(BackendHTTP, "open", self._open))
             enter(patch.object(Handle, "setsockopt", lambda *_: None, create=True))
-            enter(redirect_stderr(self.said))
+            enter(patch.object(Server, "log", lambda server, text: print(text, file=self.said)))
             logger = logging.getLogger("danga_raw")
             handler = logging.StreamHandler(self.said)
             logger.addHandler(handler)

@@ -74,6 +74,18 @@ for title, fields, body in (
     ("two Hosts", b"Host: there\r\n", b""),
 ):
     refused(title, POST % 1 + fields + b"\r\n" + body)
+refused("an empty line of LF behind CR LF", b"GET / HTTP/1.1\r\nHost: here\r\n\n")
+refused("no CR LF before the empty line", b"GET / HTTP/1.1\r\nHost: here\n\r\n")
+refused("LF twice behind CR LF", b"GET / HTTP/1.1\r\nHost: here\n\n")
+row(
+    KEEP,
+    "a version of two digits",
+    send(b"GET / HTTP/1.10\r\nHost: here\r\n\r\n"),
+    hear_or_wait(),
+    alone=True,
+    differs="strict heads",
+    ours=("<closed>",),
+)
 refused("a NUL in the path", b"GET /\x00 HTTP/1.1\r\nHost: here\r\n\r\n")
 for value in "xchunked", "gzip, chunked", "chunked, identity", "chunked;q=1", '"chunked"':
     refused(

@@ -262,6 +262,21 @@ for path in "/sub/", "/sub", "/sub?x", "/bare/", "/second/", "/":
     row(WEB, f"the folder {path}", ask(get(path)))
 for path in "/bare/", "/bare", "/second/", "/second":
     row(KEPT, f"the folder {path}, listed", ask(get(path)))
+row(
+    KEPT,
+    "a listing of odd names",
+    file("docs/odd/a b&<c>'d'.txt", b""),
+    ask(get("/odd/")),
+    differs="names in a list are escaped",
+    ours=("<a href='/odd/a%20b&amp;%3Cc%3E%27d%27.txt'>a b&amp;&lt;c&gt;&#x27;d&#x27;.txt</a>",),
+)
+row(
+    KEPT,
+    "a NUL behind a folder",
+    ask(get("/sub/%00")),
+    differs="no /.. at the end",
+    ours=("HTTP/1.0 404 ",),
+)
 row(KEPT, "a listing stays", ask(get("/bare/")), ask(get("/hello.txt")))
 
 # --- several files in one -------------------------------------------------------------------------
@@ -286,6 +301,16 @@ for path in (
     "/bare/??sub/../../one.txt",
     "/??bare/one.txt,sub/index.html",
     "/??hello.txt,,page.html",
+    "/??hello.txt,",
+    "/??,hello.txt",
+    "/??,,",
+    "/??",
+    "/bare/??",
+    "/bare/???",
+    "/??hello.txt?",
+    "/??hello.txt?a??page.html",
+    "/??bare/??one.txt",
+    "/????hello.txt",
     "/??" + ",".join(["hello.txt"] * 100),
     "/??" + ",".join(["hello.txt"] * 101),
 ):
