@@ -39,7 +39,7 @@ LIMITS = (
         "one timer pending, 1 connection: added to a turn",
         "pending",
         beside="requests.1.danga_raw",
-        must=3_600,
+        must=2_800,
         unit="instructions",
     ),
 )

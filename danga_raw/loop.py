@@ -37,14 +37,6 @@ if TYPE_CHECKING:
 
 RUSAGE_SELF: Final = 0
 
-_HANDLERS: Final = (
-    (POLLIN, "event_read", "-read"),
-    (POLLOUT, "event_write", "-write"),
-    (POLLERR, "event_err", "-err"),
-    (POLLHUP, "event_hup", "-hup"),
-)
-"""The events, in order, with the methods that hear of them and their names in a profile."""
-
 
 class Loop:
     """One event loop with its own poller. A process may have many, one a thread.
@@ -61,7 +53,7 @@ class Loop:
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
         self._on_exception: ExceptionCallback | None = None
-        self._stopping: int = False
+        self._stopping: object = False  # to a type checker a bool would stay what `while` found
         self._resets = 0
         self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
@@ -114,19 +106,21 @@ class Loop:
         soon, own_callbacks, polls = self._soon, registry.own_callbacks, registry.polls
         resets = self._resets
         while not self._stopping:
-            timeout = timers.timeout
-            if pending or overdue or soon:
+            if pending or overdue:
                 try:
-                    if pending or overdue:
-                        timeout = timers.run_due()
+                    timeout = timers.run_due()
                 except Exception as error:
                     if not self.handle_exception(error):
                         raise
                     continue
-                if soon:
-                    self._run_soon()
-                    timeout = 0  # They may have added a timer, say: the next turn sees to that.
-                if self._stopping > 0:
+                if self._stopping and not soon:
+                    return
+            else:
+                timeout = timers.timeout
+            if soon:
+                self._run_soon()
+                timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                if self._stopping:
                     return
             if readable or leaving and registry.to_close():
                 timeout = 0
@@ -204,7 +198,10 @@ class Loop:
         registry = self._registry
         objects, connecting = registry.objects, registry.connecting
         for event in found:
-            fd, state = (event, POLLIN) if isinstance(event, int) else event
+            if isinstance(event, int):
+                fd, state = event, POLLIN
+            else:
+                fd, state = event
             obj = objects.get(fd)
             try:
                 if obj is None:
@@ -212,7 +209,16 @@ class Loop:
                 elif connecting and fd in connecting:
                     connecting[fd].finish()
                 elif self._profiling:
-                    self._dispatch_profiled(obj, state)
+                    if state & POLLIN and not obj.closed:
+                        self._profiled(obj, obj.event_read, "-read")
+                    if state == POLLIN:
+                        continue
+                    if state & POLLOUT and not obj.closed:
+                        self._profiled(obj, obj.event_write, "-write")
+                    if state & POLLERR and not obj.closed:
+                        self._profiled(obj, obj.event_err, "-err")
+                    if state & POLLHUP and not obj.closed:
+                        self._profiled(obj, obj.event_hup, "-hup")
                 elif state == POLLOUT:
                     # Alone, it spares a write that goes on the other questions.
                     if not obj.closed:
@@ -230,19 +236,16 @@ class Loop:
                 if not self.handle_exception(error, obj):
                     raise
 
-    def _dispatch_profiled(self, obj: AnySocket, state: int) -> None:
-        """The same, with the cost of each handler noted."""
-        for event, handler, kind in _HANDLERS:
-            if state & event and not obj.closed:
-                handle = getattr(obj, handler)
-                before = libc.getrusage(RUSAGE_SELF)
-                handle()
-                after = libc.getrusage(RUSAGE_SELF)
-                item = type(obj).__name__ + kind
-                utime, stime, calls = self._profile.get(item, (0.0, 0.0, 0))
-                utime += after.ru_utime - before.ru_utime
-                stime += after.ru_stime - before.ru_stime
-                self._profile[item] = (utime, stime, calls + 1)
+    def _profiled(self, obj: AnySocket, handle: Callable[[], object], kind: str) -> None:
+        """Call a handler and note its cost."""
+        before = libc.getrusage(RUSAGE_SELF)
+        handle()
+        after = libc.getrusage(RUSAGE_SELF)
+        item = type(obj).__name__ + kind
+        user, system, calls = self._profile.get(item, (0.0, 0.0, 0))
+        user += after.ru_utime - before.ru_utime
+        system += after.ru_stime - before.ru_stime
+        self._profile[item] = (user, system, calls + 1)
 
     def _other_event(self, fd: int, state: int) -> None:
         """An event for a descriptor that no object has."""
@@ -358,7 +361,7 @@ class Loop:
         ms = whole("a loop timeout is a number of milliseconds, an int", ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
-        self._timers.timeout = ms
+        self._timers.set_timeout(ms)
         return ms
 
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from math import floor
-from sys import float_info
+from math import floor, inf
 from time import CLOCK_MONOTONIC
+from types import MethodType
 
 try:  # The module around it is a twentieth of what all of this package costs to import.
     from _heapq import heapify, heappop, heappush
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
 
     from danga_raw.types import Callback
 
-_FEW: Final = 64
+_FEW: Final = 8
 """Up to here spent timers are not worth clearing out."""
 
-_MOST: Final = float_info.max
-"""The most seconds: what is beyond is infinite, or an int that no float can hold."""
-
-_LONGEST: Final = float(INT_MAX)
-"""The most milliseconds that a wait takes."""
+_CLOCK: Final = (CLOCK_MONOTONIC,)
+"""What clock_gettime is asked. Before 3.13 it takes a tuple of arguments, and to have it made at each
+call costs as much as the call."""
 
 
 class Timer:
@@ -39,17 +37,17 @@ class Timer:
         "callback": "What it calls; None once it has fired or was cancelled.",
     }
 
-    def __init__(self, timers: Timers, callback: Callback) -> None:
-        self._timers = timers
-        self.callback: Callback | None = callback
+    # Timers.add fills them: an __init__ would cost as much again as all else of a new one.
+    _timers: Timers
+    callback: Callback | None
 
     def cancel(self) -> None:
         """Never fire. Drops the callback at once; does nothing for a timer that fired already."""
         if self.callback is not None:
             self.callback = None
             timers = self._timers
-            timers.spent += 1
-            if timers.spent > _FEW:
+            timers.spent = spent = timers.spent + 1
+            if spent > _FEW and spent * 2 > len(timers.heap):
                 timers.clear_out()
 
     def __repr__(self) -> str:
@@ -60,22 +58,38 @@ class Timers:
     """The timers of one loop, in order of deadline; equal ones in the order they were added."""
 
     def __init__(self) -> None:
+        self.set_timeout(-1)
         self.heap: list[tuple[float, int, Timer]] = []
         self.due: deque[Timer] = deque()
         """What the present pass has still to fire, and what one left that an exception cut short."""
-        self.timeout: int = -1
-        """How long a wait may take for all else, in milliseconds; -1 for ever."""
         self._added = 0  # how many there ever were
+        self._checked: object = None  # the function of a method that may be called
         self.spent: int = 0
         """Roughly how many of the heap have no callback any more."""
 
+    def set_timeout(self, ms: int) -> None:
+        """How long a wait may take for all else, in milliseconds; -1 for ever."""
+        longest = float(ms if ms >= 0 else INT_MAX)
+        self.timeout = ms
+        self._longest = longest  # for any wait with a deadline, which a C int must hold too
+
     def add(self, seconds: float, callback: Callback) -> Timer:
         """A new timer, due `seconds` from now; raises as `Loop.add_timer` does."""
-        check_callback("a timer's callback", callback)
-        if not -_MOST <= seconds <= _MOST:
+        # Mostly a method that was looked at the last time, of another object.
+        if not isinstance(callback, MethodType) or callback.__func__ is not self._checked:
+            check_callback("a timer's callback", callback)
+            self._checked = callback.__func__ if isinstance(callback, MethodType) else None
+        now = libc.clock_gettime(*_CLOCK)
+        try:
+            deadline = now + seconds
+        except OverflowError:  # an int that no float can hold
+            deadline = inf
+        # Not the seconds: they mostly are an int, whose comparison with a float is dear.
+        if not (deadline < inf and deadline > -inf):
             raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
-        timer = Timer(self, callback)
-        deadline = libc.clock_gettime(CLOCK_MONOTONIC) + seconds
+        timer = Timer()
+        timer._timers = self  # pyright: ignore[reportPrivateUsage]  # of this room's own class
+        timer.callback = callback
         # Counted before any call: a signal's handler could add one behind it.
         number = self._added
         self._added = number + 1
@@ -89,20 +103,20 @@ class Timers:
         others from firing. The time is rounded up to a whole millisecond past the deadline, since a
         timer that is woken a little early waits in many short turns.
         """
-        now = libc.clock_gettime(CLOCK_MONOTONIC)
-        first = self.heap[0] if self.heap else None
-        if first is None or first[0] <= now or first[2].callback is None or self.due:
-            first = self._fire(now)
-            if first is None:
-                return self.timeout
-            now = libc.clock_gettime(CLOCK_MONOTONIC)
-            if first[0] < now:
-                return 0
-        # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
-        wait = (first[0] - now) * 1000.0
-        until = floor(wait) + 1 if wait < _LONGEST else INT_MAX
-        timeout = self.timeout
-        return until if timeout < 0 or until < timeout else timeout
+        now = libc.clock_gettime(*_CLOCK)
+        if self.heap and not self.due:
+            first = self.heap[0]
+            wait = (first[0] - now) * 1000.0
+            if wait > 0.0 and first[2].callback is not None:  # Most turns end here.
+                # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
+                return floor(wait) + 1 if wait < self._longest else int(self._longest)
+        left = self._fire(now)
+        if left is None:
+            return self.timeout
+        wait = (left[0] - libc.clock_gettime(*_CLOCK)) * 1000.0
+        if wait < 0.0:
+            return 0
+        return floor(wait) + 1 if wait < self._longest else int(self._longest)
 
     def _fire(self, now: float) -> tuple[float, int, Timer] | None:
         """Fire what is due; what is first in the heap then."""
@@ -120,6 +134,8 @@ class Timers:
             del due[0]
             if callback is not None:
                 callback()
+        if self.spent > _FEW and self.spent * 2 >= len(heap):
+            self.clear_out()
         # The question falls through: behind a jump a signal's handler could put another first.
         while heap and heap[0][2].callback is None:
             heappop(heap)
@@ -127,14 +143,14 @@ class Timers:
         return heap[0] if heap else None
 
     def clear_out(self) -> None:
-        """Give back the room of the spent ones, once they are the half of all."""
-        if 2 * self.spent > len(self.heap):
-            added = self._added
-            kept = [entry for entry in self.heap if entry[2].callback is not None]
-            heapify(kept)
-            if added == self._added:  # No signal's handler has added one meanwhile.
-                self.heap[:] = kept
-                self.spent = 0
+        """Give back the room of the spent ones, once they are the half of all: that costs each of
+        them less than a pop."""
+        added = self._added
+        kept = [entry for entry in self.heap if entry[2].callback is not None]
+        heapify(kept)
+        if added == self._added:  # No signal's handler has added one meanwhile.
+            self.heap[:] = kept
+            self.spent = 0
 
     def clear(self) -> None:
         """Forget all timers; none of them fires."""
@@ -142,5 +158,6 @@ class Timers:
             timer.callback = None
         self.heap.clear()
         self.due.clear()
-        self.timeout = -1
+        self.set_timeout(-1)
+        self._checked = None
         self.spent = 0

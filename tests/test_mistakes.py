@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import ismemberdescriptor
 from pathlib import Path
+from types import MethodType
 
 import pytest
 
@@ -424,6 +425,21 @@ def test_a_coroutine_function_is_refused_where_objects_take_callbacks(
         with pytest.raises(TypeError, match="called and not awaited"):
             give()
     assert obj.writer_func is None and loop.watched_sockets == 1
+
+
+def test_a_timer_looks_at_each_method_that_is_not_the_last_one(loop: Loop) -> None:
+    class Things(dict[str, int]):
+        def call(self) -> None: ...
+
+        async def wait(self) -> None: ...
+
+    builtin = MethodType(print, Things())
+    for fine in (Things().call, Things().call, builtin, builtin, Things().clear, partial(print)):
+        loop.add_timer(60, fine)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="called and not awaited.*is a coroutine function"):
+                loop.add_timer(60, Things().wait)
+    assert "6 timers" in repr(loop)
 
 
 @pytest.mark.parametrize("name", "event_read event_write event_err event_hup event_connect".split())

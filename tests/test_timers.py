@@ -476,6 +476,17 @@ def test_cancels_behind_a_clear_out_cost_no_other_until_half_are_spent_again(
     assert 1 <= len(clear_outs) <= 10
 
 
+def test_spent_timers_in_front_of_as_many_others_go_in_one_pass(
+    world: World, clear_outs: list[int]
+) -> None:
+    early = [world.loop.add_timer(3600, print) for _ in range(40)]
+    late = [world.loop.add_timer(3700, print) for _ in range(40)]
+    for timer in early:
+        timer.cancel()
+    world.turn()
+    assert clear_outs == [40] and len(world.loop._timers.heap) == len(late)
+
+
 @pytest.mark.parametrize("cancelled", ["before", "behind"])
 def test_timers_from_before_a_reset_cost_those_behind_it_nothing(
     world: World, cancelled: str, clear_outs: list[int]
