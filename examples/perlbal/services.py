@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from danga_raw import Listener
 from examples.perlbal.balancer import Balancer
@@ -37,7 +37,7 @@ BACKLOG: Final = 1024
 def written(value: object) -> str:
     """A parameter's value, as it is written in the language."""
     if isinstance(value, tuple):
-        return ", ".join(map(written, value))
+        return ", ".join(map(written, cast("tuple[object, ...]", value)))
     return str(getattr(value, "name", value)) or "/"  # The last is left off a folder.
 
 
