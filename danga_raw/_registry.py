@@ -118,7 +118,7 @@ class Registry:
         self.readable: set[int] = set()  # that, and a watch for reading
         self.own_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
-        self.starved: dict[int, Listener] = {}  # no descriptor left for a connection
+        self.paused: dict[int, Listener] = {}  # no descriptor left for a connection
 
     # --- the poller -------------------------------------------------------------------------------
 
@@ -214,15 +214,15 @@ class Registry:
             waker.close()
             return made
 
-    def feed(self) -> None:
+    def resume_listeners(self) -> None:
         """A descriptor was closed: listeners that had none left begin again."""
-        for listener in list(self.starved.values()):
+        for listener in list(self.paused.values()):
             listener.begin_again()
 
     def resume(self) -> None:
         """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
         have cut it short."""
-        for listener in list(self.starved.values()):
+        for listener in list(self.paused.values()):
             listener.resume()
         for pending in list(self.connecting.values()):
             pending.resume()
@@ -237,10 +237,10 @@ class Registry:
         try:
             (self.poller or self.open()).register(fd, events)
             if self.leaving or fd in self.objects or fd in self.other_fds:
-                lost = self._dispossess(fd, obj)
+                lost = self._replace_owner(fd, obj)
                 if lost and self.has_entries and not renewed:
                     # An entry goes when the last descriptor of its file does, and a forked child or
-                    # a dup may have one: its events would be taken for those of the newcomer.
+                    # a dup may have one: its events would be taken for those of the new owner.
                     self.renew()
                     if fd not in self.other_fds:
                         self.open().register(fd, events)
@@ -251,7 +251,7 @@ class Registry:
                 self.unregister(fd, events)
             raise
 
-    def _dispossess(self, fd: int, heir: AnySocket | None) -> bool:
+    def _replace_owner(self, fd: int, new_owner: AnySocket | None) -> bool:
         """Whoever holds `fd` has it no more, as the poller has taken it for new, for an object or an
         other fd. True if the descriptor was closed behind the loop's back."""
         self._drop_events(fd)
@@ -271,7 +271,7 @@ class Registry:
             del self.objects[fd]
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
-        if heir is None:
+        if new_owner is None:
             self.objects.pop(fd, None)
         elif self.other_fds.pop(fd, None) is not None:
             lost = True
@@ -281,7 +281,7 @@ class Registry:
         """The package itself has just got `fd` from the kernel: whoever is known by it has closed it.
         True if somebody is."""
         lost = self.other_fds.pop(fd, None) is not None
-        return self._dispossess(fd, None) or lost
+        return self._replace_owner(fd, None) or lost
 
     def _drop_events(self, fd: int) -> None:
         """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
@@ -417,7 +417,7 @@ class Registry:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)
             except OSError as error:
                 trouble = self._refused(fd, error)
-            if self.pushed_back or self.own_callbacks or self.starved or self.connecting:
+            if self.pushed_back or self.own_callbacks or self.paused or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
         return trouble
@@ -426,7 +426,7 @@ class Registry:
         self.readable.discard(fd)
         self.pushed_back.pop(fd, None)
         self.own_callbacks.pop(fd, None)
-        self.starved.pop(fd, None)
+        self.paused.pop(fd, None)
         if (pending := self.connecting.pop(fd, None)) is not None:
             pending.cancel()
 
@@ -462,8 +462,8 @@ class Registry:
                     first = first or error
             except BaseException as error:
                 first = first if isinstance(first, KeyboardInterrupt) else error
-        if self.starved:
-            self.feed()
+        if self.paused:
+            self.resume_listeners()
         if first is not None:
             raise first
 
@@ -471,7 +471,7 @@ class Registry:
         """Know nothing any more, and close the poller: close(2)."""
         for known in (
             *(self.objects, self.other_fds, self.pushed_back, self.readable),
-            *(self.own_callbacks, self.connecting, self.starved),
+            *(self.own_callbacks, self.connecting, self.paused),
         ):
             known.clear()
         self._drop_poller()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Final
 
-_hearing: Final[list[Waker]] = []
+_on_signals: Final[list[Waker]] = []
 """Those that signals are to wake, the one that asked last at the end: they write to that alone."""
 
 
@@ -72,7 +72,7 @@ class Waker:
             if by_handler(error):
                 raise
 
-    def heard(self) -> None:
+    def drain(self) -> None:
         """Take out what was written: read(2). Who wakes from here on is heard by the next wait."""
         self._woken = False  # Before the read: behind it an exception could leave it true for ever.
         try:
@@ -102,11 +102,11 @@ class Waker:
             named = isinstance(error, OSError) and failure(f"rt_sigaction({number})", error.errno)
             raise named or error from None
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
-        for each in (self, *_hearing):
+        for each in (self, *_on_signals):
             if former == each._ends[1]:
                 former = each._former
         self._former = former
-        _hearing[:] = [*(each for each in _hearing if each is not self), self]
+        _on_signals[:] = [*(each for each in _on_signals if each is not self), self]
 
     def remove_signal(self, number: int) -> bool:
         """Handle a signal as if nobody had asked for it; False if nobody has."""
@@ -115,15 +115,15 @@ class Waker:
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         libc.signal(number, usual)
         if self._handled == {number}:
-            self._unhear_signals()
+            self._leave_signals()
         self._handled.discard(number)  # At last: who is cut short is finished by the next to look.
         return True
 
-    def _unhear_signals(self) -> None:
-        _hearing[:] = [each for each in _hearing if each is not self]
-        heir = _hearing[-1]._ends[1] if _hearing else self._former
+    def _leave_signals(self) -> None:
+        _on_signals[:] = [each for each in _on_signals if each is not self]
+        successor = _on_signals[-1]._ends[1] if _on_signals else self._former
         try:
-            now = signal.set_wakeup_fd(heir, warn_on_full_buffer=False)
+            now = signal.set_wakeup_fd(successor, warn_on_full_buffer=False)
         except OSError as error:  # Its owner has closed it.
             if by_handler(error):
                 raise
@@ -139,7 +139,7 @@ class Waker:
                 self.remove_signal(number)
             except ValueError:  # Not in the main thread: there the handler goes on, to no effect.
                 self._handled.discard(number)
-        _hearing[:] = [each for each in _hearing if each is not self]
+        _on_signals[:] = [each for each in _on_signals if each is not self]
         for end in self._closing:
             if self._ends[end] >= 0:
                 try:

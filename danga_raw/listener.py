@@ -91,7 +91,7 @@ class Listener(Socket):
             except OSError as error:
                 if error.errno in _PASSED_BY:
                     continue
-                return self._starve(error)
+                return self._pause(error)
             if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None
@@ -115,7 +115,7 @@ class Listener(Socket):
             else:
                 drop(connection)
 
-    def _starve(self, error: OSError) -> None:
+    def _pause(self, error: OSError) -> None:
         """There is no room for a connection, or nobody knows what is wrong: to try again at once
         would be all that the loop does."""
         if self._retry is None:
@@ -125,7 +125,7 @@ class Listener(Socket):
             self._retry.cancel()
         # First how it begins again: an exception in between would leave it deaf.
         if self.fd is not None:
-            self._registry.starved[self.fd] = self
+            self._registry.paused[self.fd] = self
         self._retry = self.loop.add_timer(PAUSE, self.begin_again)
         try:
             self.watch_read(False)
@@ -133,14 +133,14 @@ class Listener(Socket):
             pass  # Then the next turn finds it readable, and tries again.
 
     def begin_again(self) -> None:
-        """Listen again, if it rests; the loop's registry and its own timer call this."""
-        if self.fd is None or self._registry.starved.get(self.fd) is not self:
+        """Listen again, if it is paused; the loop's registry and its own timer call this."""
+        if self.fd is None or self._registry.paused.get(self.fd) is not self:
             return
         try:
             self.watch_read(True)
-            self._registry.starved.pop(self.fd, None)
+            self._registry.paused.pop(self.fd, None)
         except OSError as error:
-            self._starve(error)
+            self._pause(error)
 
     def resume(self) -> None:
         """The same where the timer was spent in vain, as an exception may have come behind it."""

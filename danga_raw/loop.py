@@ -86,7 +86,7 @@ class Loop:
         depth = len(registry.outer)
         try:
             registry.outer.append([] if registry.poller is None else registry.poller.batch)
-            if registry.starved or registry.connecting:
+            if registry.paused or registry.connecting:
                 registry.resume()
             self._run_until_stopped()
             self._stopping = False
@@ -254,7 +254,7 @@ class Loop:
         if callback is not None:
             callback(state)
         elif registry.waker is not None and fd == registry.waker.fileno():
-            registry.waker.heard()
+            registry.waker.drain()
         else:
             registry.remove_unknown(fd, state)
 

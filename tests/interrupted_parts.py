@@ -180,9 +180,9 @@ class Signals(Part):
             if signal.getsignal(number) != signal.SIG_DFL:
                 self.wrong.append("a handler outlives its loop")
                 signal.signal(number, signal.SIG_DFL)
-        if (left := signal.set_wakeup_fd(-1)) != -1 or _waker._hearing:
+        if (left := signal.set_wakeup_fd(-1)) != -1 or _waker._on_signals:
             self.wrong.append(f"signals write to {left} still")
-            _waker._hearing.clear()
+            _waker._on_signals.clear()
 
 
 class Quiet(Socket):
@@ -279,7 +279,7 @@ class Listening(Part):
                 break
         assert self.listener is not None
         registry, fd = self.loop._registry, self.listener.fd
-        if fd in registry.starved and self.timers() and self.pause:
+        if fd in registry.paused and self.timers() and self.pause:
             here, there = socket.socketpair()
             here.setblocking(False)
             Quiet(here, self.loop).close()
@@ -287,7 +287,7 @@ class Listening(Part):
             for _ in range(len(self.clients)):
                 self.turn()
         if not self.listener.event_watch & 1:
-            self.wrong.append("deaf" if fd not in registry.starved else "it does not begin again")
+            self.wrong.append("deaf" if fd not in registry.paused else "it does not begin again")
         if self.timers() > 1 + (self.pause > 1):
             self.wrong.append(f"{self.timers()} timers")
         alive = len(self.clients) - sum(map(self.ended, self.clients))

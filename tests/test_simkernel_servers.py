@@ -168,10 +168,10 @@ def wake_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hear_and_leave_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def heard(self: Waker) -> None:
+    def drain(self: Waker) -> None:
         self._woken = False
 
-    monkeypatch.setattr(Waker, "heard", heard)
+    monkeypatch.setattr(Waker, "drain", drain)
 
 
 def call_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def handle_signals_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def let_signals_write_to_it_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Waker, "_unhear_signals", lambda self: None)
+    monkeypatch.setattr(Waker, "_leave_signals", lambda self: None)
 
 
 def leave_the_waker_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,11 +357,11 @@ def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener.Listener, "_starve", lambda self, error: None)
+    monkeypatch.setattr(listener.Listener, "_pause", lambda self, error: None)
 
 
 def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "_dispossess", lambda self, fd, heir: False)
+    monkeypatch.setattr(Registry, "_replace_owner", lambda self, fd, new_owner: False)
 
 
 def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
     door["platform"] = "netbsd" if kernel.platform == "netbsd9" else kernel.platform
     made: list[Registry] = []
     init = Registry.__init__
-    hearing = _waker._hearing
+    hearing = _waker._on_signals
 
     def noted(self: Registry, backend: str) -> None:
         init(self, backend)
@@ -60,13 +60,13 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
 
     setattr(Registry, "__init__", noted)
     setattr(_waker, "signal", kernel.signals)
-    setattr(_waker, "_hearing", [])
+    setattr(_waker, "_on_signals", [])
     try:
         yield
     finally:
         setattr(Registry, "__init__", init)
         setattr(_waker, "signal", signal)
-        setattr(_waker, "_hearing", hearing)
+        setattr(_waker, "_on_signals", hearing)
         begun.clear()
         door.clear()
         door.update(before)
