@@ -131,9 +131,9 @@ class Poll:
         while self._changed:
             events = self._events.copy()
             rows = b"".join(map(_ROW.pack, events, events.values()))
-            if len(rows) > len(self._rows):
+            if len(rows) > len(self._table[1]):
                 self._make_room(2 * len(events))
-            self._rows[: len(rows)] = rows
+            self._table[1][: len(rows)] = rows
             self._fds = list(events)
             if events == self._events:  # Else a signal's handler came in between.
                 self._changed = False
@@ -141,21 +141,22 @@ class Poll:
     def _make_room(self, rows: int) -> None:
         table = (pollfd * rows)()
         room = memoryview(table).cast("B")
-        # A row has four times the size of its last field.
-        revents = room.cast("h")[3::4]
-        self._table, self._rows, self._revents = table, room, revents  # With no call between.
+        # A row has four times the size of its last field. All is kept in one step: were there an
+        # exception between two, poll(2) would write into one table, and another be read.
+        self._table = table, room, room.cast("h")[3::4]
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
         """poll(2)."""
         if self._changed:
             self._make_table()
         used = len(self._fds)
-        count = libc.poll(byref(self._table), nfds_t(used), max(timeout_ms, -1))
+        table, _, revents = self._table
+        count = libc.poll(byref(table), nfds_t(used), max(timeout_ms, -1))
         if count < 0:
             raise_failure(f"poll({used} fds)", EINTR)
         if count <= 0:
             return ()
-        found = zip(self._fds, self._revents[:used].tolist())
+        found = zip(self._fds, revents[:used].tolist())
         ready = [(fd, state) for fd, state in found if state]
         for fd, state in ready:
             # A fd that was closed behind the loop's back would make every wait return at once.

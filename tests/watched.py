@@ -14,7 +14,7 @@ def by_poll(poller: Poll) -> dict[int, int]:
     """The table of its next wait: fd -> what is asked for of reading and writing."""
     if poller._changed:
         return {fd: events & MASK for fd, events in poller._events.items()}
-    return {each.fd: each.events & MASK for each in poller._table[: len(poller._fds)]}
+    return {each.fd: each.events & MASK for each in poller._table[0][: len(poller._fds)]}
 
 
 def by_epoll(epfd: int) -> dict[int, int]:
