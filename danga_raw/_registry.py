@@ -516,11 +516,10 @@ def _close(fd: int, handles: list[Handle]) -> None:
     try:
         if not _closes_as_usual[type(sock)]:
             del handles[:]
-        elif (
-            sock.fileno() >= 0
-        ):  # Else its owner has closed it: the number may be another's by now.
-            # close(2) goes through the door, where the audit sees it. The socket gives up its
-            # descriptor in the same step, with no place for a signal's handler in between.
+        elif sock.fileno() >= 0:
+            # Its owner hasn't closed it: else the number may be another's by now. close(2) goes
+            # through the door, where the audit sees it. The socket gives up its descriptor in the
+            # same step, with no place for a signal's handler in between.
             for _ in map(libc.close, map(_detach, handles)):
                 pass
     except OSError as error:
