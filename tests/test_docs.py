@@ -117,8 +117,10 @@ def talk_echo(address: tuple[str, int]) -> None:
         sender.start()
         assert receive(one, len(payload)) == payload
         sender.join()
-        two.shutdown(socket.SHUT_WR)
-        assert two.recv(1) == b""
+        # Whoever ends the server next is to find all closed there.
+        for each in one, two:
+            each.shutdown(socket.SHUT_WR)
+            assert each.recv(1) == b""
 
 
 def talk_lines(address: tuple[str, int]) -> None:
@@ -134,8 +136,10 @@ def talk_lines(address: tuple[str, int]) -> None:
         assert receive(one, 15) == b"FIRST\r\nSECOND\r\n"
         one.sendall(b"rd\r\nquit\r\n")
         assert receive(one, 100) == b"THIRD\r\n"
-        two.shutdown(socket.SHUT_WR)
-        assert two.recv(1) == b""
+        # Whoever ends the server next is to find all closed there.
+        for each in one, two:
+            each.shutdown(socket.SHUT_WR)
+            assert each.recv(1) == b""
 
 
 CONVERSATIONS: dict[str, Callable[[tuple[str, int]], None]] = {

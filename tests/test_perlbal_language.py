@@ -91,7 +91,7 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
             "SET p.plugins = vhosts, redirect",
             "You can't load the vhost plugin on a service not of role selector.",
         ),
-        ("FD", "[Errno 24] Too many open files"),
+        ("FD", f"[Errno 24] {os.strerror(errno.EMFILE)}"),
     ],
 )
 def test_an_error_is_told_and_changes_nothing(

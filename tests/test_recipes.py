@@ -420,7 +420,8 @@ def test_a_unix_socket_of_systemd_is_taken(tmp_path: Path) -> None:
                     client.settimeout(PATIENCE)
                     client.connect(str(tmp_path / "door"))
                     client.sendall(b"hello")
-                    assert receive(client, 5) == b"hello"
+                    client.shutdown(socket.SHUT_WR)
+                    assert receive(client, 6) == b"hello"
                 process.terminate()
                 assert process.wait(PATIENCE) == 0
             finally:
