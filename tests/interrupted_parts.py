@@ -339,13 +339,14 @@ class Connecting(Part):
         self.made: list[Client] = []
         self.told: list[tuple[Client, OSError | None]] = []
         self.client: Client | None = None
-        self.server = socket.create_server(("127.0.0.1", 0), backlog=8 if way != "silent" else 0)
+        self.server = socket.socket()
+        self.server.bind(("127.0.0.1", 0))
         self.server.setblocking(False)
+        if way != "refused":  # Then the number is taken: nobody else listens, nor is the client there.
+            self.server.listen(8 if way != "silent" else 0)
         self.address: SocketAddress = self.server.getsockname()
         self.things.append(self.server)
-        if way == "refused":
-            self.server.close()
-        elif way == "nobody":
+        if way == "nobody":
             self.address = "/nonexistent/door"
         elif way == "silent":
             for _ in range(8):

@@ -149,12 +149,18 @@ def test_other_families_of_addresses(loop: Loop, family: str, tmp_path: Path) ->
         client.close()
 
 
+@pytest.fixture
+def refused() -> Iterator[SocketAddress]:
+    """Where nobody listens, and nobody else can, as the number is taken."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()
+
+
 @pytest.mark.parametrize("way", ["refused", "unreachable", "missing"])
 def test_a_failure_is_told_once_with_its_reason_and_closes(
-    loop: Loop, way: str, tmp_path: Path
+    loop: Loop, way: str, refused: SocketAddress, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        refused = listener.getsockname()
     addresses: dict[str, tuple[SocketAddress, type[OSError], set[int]]] = {
         "refused": (refused, ConnectionRefusedError, {errno.ECONNREFUSED}),
         # Broadcast is not for TCP, and the kernel says so at once.
@@ -440,7 +446,7 @@ def test_what_else_the_constructor_takes_is_handed_on(loop: Loop) -> None:
 
 @pytest.mark.parametrize("way", ["connected", "refused", "missing"])
 def test_what_the_constructor_writes_goes_out_first_and_costs_no_outcome(
-    loop: Loop, way: str, tmp_path: Path
+    loop: Loop, way: str, refused: SocketAddress, tmp_path: Path
 ) -> None:
     class Greets(Client):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
@@ -450,7 +456,7 @@ def test_what_the_constructor_writes_goes_out_first_and_costs_no_outcome(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address: SocketAddress = listener.getsockname()
         if way == "refused":
-            listener.close()
+            address = refused
         elif way == "missing":
             address = str(tmp_path / "none")
         client = Greets.connect(address, loop)
