@@ -342,7 +342,9 @@ class Connecting(Part):
         self.server = socket.socket()
         self.server.bind(("127.0.0.1", 0))
         self.server.setblocking(False)
-        if way != "refused":  # Then the number is taken: nobody else listens, nor is the client there.
+        if (
+            way != "refused"
+        ):  # Then the number is taken: nobody else listens, nor is the client there.
             self.server.listen(8 if way != "silent" else 0)
         self.address: SocketAddress = self.server.getsockname()
         self.things.append(self.server)
