@@ -104,12 +104,14 @@ class Timers:
         timer that is woken a little early waits in many short turns.
         """
         now = libc.clock_gettime(*_CLOCK)
-        if self.heap and not self.due:
+        if not self.due and self.heap:
             first = self.heap[0]
             wait = (first[0] - now) * 1000.0
             if wait > 0.0 and first[2].callback is not None:  # Most turns end here.
                 # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.
-                return floor(wait) + 1 if wait < self._longest else int(self._longest)
+                if wait < self._longest:
+                    return floor(wait) + 1
+                return int(self._longest)
         left = self._fire(now)
         if left is None:
             return self.timeout
