@@ -404,15 +404,14 @@ class Registry:
     def _take_off(self, fd: int, obj: AnySocket) -> OSError | None:
         """Unregister an object that is leaving; what went wrong. To do it twice is no harm."""
         trouble = None
-        known = self.objects.get(fd)
         # A loop that was reset since knows nothing of this object, and the number may be another's.
-        if obj.corked and (known is obj or known is None):
+        if obj.corked and self.objects.get(fd, obj) is obj:
             try:
                 set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
             except OSError as error:
                 complain(error, "%s")
             obj.corked = False
-        if known is obj:
+        if self.objects.get(fd) is obj:
             try:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)
             except OSError as error:
@@ -528,5 +527,7 @@ def _close(fd: int, handles: list[Handle]) -> None:
     try:
         sock.close()  # No call where that is done: Python's own class is to know as well.
     except OSError as error:
+        if handles and by_handler(error):
+            raise
         warn("close(fd %d): %s", fd, error)
     del handles[:]

@@ -6,9 +6,11 @@ import ctypes
 import gc
 import logging
 import socket
+import sys
 import weakref
 from collections.abc import Callable
 from errno import EIO, EPIPE
+from types import FrameType
 
 import pytest
 
@@ -696,3 +698,27 @@ def test_a_handle_with_only_fileno_and_close_will_do(world: World) -> None:
     world.until(lambda: obj.closed)
     world.turn()
     assert not world.is_open(fd)
+
+
+def test_a_timeout_that_a_signals_handler_raises_in_a_close_is_not_the_closes() -> None:
+    """It has no errno, as no failure of close(2) is, and goes on; the socket is closed all the same."""
+    loop = Loop()
+    one, two = socket.socketpair()
+    one.setblocking(False)
+    obj = Socket(one, loop)
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code is socket.socket.close.__code__:
+            sys.settrace(None)
+            raise TimeoutError("enough")
+
+    obj.close()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(TimeoutError, match="enough"):
+            loop.reset()
+    finally:
+        sys.settrace(None)
+    with two:
+        assert one.fileno() == -1 and two.recv(1) == b""
+    assert loop.watched_sockets == 0
