@@ -73,29 +73,60 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     assert stats.attempts == 2
 
 
-def test_a_nodefile_that_has_changed_counts_for_the_next_request(
+def client_of(server: Server, stack: ExitStack) -> socket.socket:
+    """A client of the service, that has asked for something."""
+    listener = server.services["p"].listener
+    assert listener is not None and listener.sock is not None
+    client = stack.enter_context(socket.create_connection(listener.sock.getsockname()))
+    client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    return client
+
+
+def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", 0.01)
     file = tmp_path / "nodes"
     with ExitStack() as stack:
         old, new = (
             stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
             for _ in range(2)
         )
-        queues = balancer(server, old)
+        queues, pool = balancer(server, old), server.pools["a"]
         server.services["p"].set("connect_ahead", "1")
         turn(server, lambda: len(queues.bored) == 1)
         file.write_text(f"127.0.0.1:{old}\n")
-        server.pools["a"].set("nodefile", str(file))
+        pool.set("nodefile", str(file))
+        file.write_text("# nobody, for a time\n")
+        turn(server, lambda: not queues.bored)
+        client_of(server, stack)
+        turn(server, lambda: queues.waiting() == 1)
+        file.unlink()
         file.write_text(f"127.0.0.1:{new}\n")
-        os.utime(file, (1, 1))
-        listener = server.services["p"].listener
-        assert listener is not None and listener.sock is not None
-        client = stack.enter_context(socket.create_connection(listener.sock.getsockname()))
-        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        turn(server, lambda: any(server.pools["a"].used.values()))
-        assert server.pools["a"].used == {f"127.0.0.1:{new}": 1}
+        turn(server, lambda: any(pool.used.values()))
+        assert pool.used == {f"127.0.0.1:{new}": 1}
+        pool.set("nodefile", "none")
+        file.write_text(f"127.0.0.1:{old}\n")
+        pause = 5 * pools.NODEFILE_CHECK_SECONDS
+        server.loop.add_timer(pause, server.loop.stop)
+        server.loop.set_post_loop_callback(None)
+        server.loop.run()
+        assert list(pool.used) == [f"127.0.0.1:{new}"]
+
+
+def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
+    with ExitStack() as stack:
+        slow, quick = (
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for _ in range(2)
+        )
+        queues, pool = balancer(server, slow), server.pools["a"]
+        server.services["p"].set("verify_backend", "on")
+        client_of(server, stack)
+        turn(server, lambda: any(each.state != "connecting" for each in queues.pending.values()))
+        pool.add("127.0.0.1", quick)
+        pool.remove("127.0.0.1", slow)
+        assert list(queues.pending) == [f"127.0.0.1:{quick}"]
 
 
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "with nobody who reads"])

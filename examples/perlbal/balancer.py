@@ -56,8 +56,6 @@ class Balancer:
         """Give the exchange a backend, now or when it is its turn."""
         if self.service.high_priority_cookie:
             exchange.high_priority = self._is_high_priority(exchange)
-        if self.service.pool is not None:
-            self.service.pool.refresh()
         while self.bored:
             backend = self.bored.popleft()
             now = time.monotonic()
@@ -103,16 +101,18 @@ class Balancer:
     # --- backends ---------------------------------------------------------------------------------
 
     def pool_changed(self) -> None:
-        """The service has another pool, or its pool other nodes: end what is idle at others, and
-        see to those who wait."""
-        pool = self.service.pool
-        for backend in list(self.bored):
-            if pool is None or backend.ipport not in pool.used:
-                self.bored.remove(backend)
+        """The service has another pool, or its pool other nodes: end what is idle at others or on
+        its way there, and see to those who wait."""
+        for backend in (*self.bored, *self.pending.values()):
+            if not self._in_pool(backend):
                 backend.close("invalid_generation")
         # A selector may have sent some here although it doesn't listen.
         if self.service.enabled or self.waiting():
             self.spawn_backends()
+
+    def _in_pool(self, backend: BackendHTTP) -> bool:
+        pool = self.service.pool
+        return pool is not None and backend.ipport in pool.used
 
     def spawn_backends(self) -> None:
         """Begin as many connections as are wanted and aren't there or on their way."""
@@ -123,7 +123,6 @@ class Balancer:
         self._spawning = True
         try:
             self._drop_overdue()
-            pool.refresh()
             taken = self.blocked | self.pending.keys()
             free = [node for node in pool.nodes if node.name not in taken]
             random.shuffle(free)
@@ -150,8 +149,7 @@ class Balancer:
     def register_boredom(self, backend: BackendHTTP) -> None:
         """A backend has nothing to do."""
         self._no_longer_pending(backend)
-        pool = self.service.pool
-        if pool is None or backend.ipport not in pool.used:
+        if not self._in_pool(backend):
             return backend.close("invalid_generation")
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
@@ -191,7 +189,7 @@ class Balancer:
         self._no_longer_pending(backend)
         if backend in self.bored:
             self.bored.remove(backend)
-            if not backend.use_count and backend.age() < RETRY_SECONDS:
+            if not backend.use_count and backend.age() < RETRY_SECONDS and self._in_pool(backend):
                 # It would be so with the next as well, again and again.
                 self._block(backend.ipport)
         self.spawn_backends()

@@ -261,10 +261,9 @@ class ReproxyManager:
         hosts = self.hosts.items()
         lines = [f"connecting {name} 1" for name, host in hosts if host.connecting]
         lines += [f"bored {name} {len(host.bored)}" for name, host in hosts if host.bored]
-        lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts if host.queue]
+        lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts]
         for name, host in hosts:
-            if host.connected:
-                lines.append(f"backends {name} {len(host.connected)}")
-                lines += [f"... {backend.as_string()}" for backend in host.connected]
+            lines.append(f"backends {name} {len(host.connected)}")
+            lines += [f"... {backend.as_string()}" for backend in host.connected]
         lines += [f"SERVER max_reproxy_connections({n}) = {m}" for n, m in self.most_to.items()]
         return [*lines, f"SERVER max_reproxy_connections = {self.most}"]

@@ -145,7 +145,7 @@ class Server:
         if kind == "service":
             self.services[name] = Service(self, name)
         else:
-            self.pools[name] = Pool(name)
+            self.pools[name] = Pool(name, self.loop)
 
     def node_stats(self, name: str) -> NodeStats:
         """The counts of a node."""
