@@ -1,6 +1,7 @@
 """examples/perlbal: what is seen of its server only from within, or before it runs."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 
 from danga_raw import Listener, Loop
 from examples.perlbal import pools
+from examples.perlbal.backends import KERNEL_BUFFER
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
+from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
 from examples.perlbal.server import Server
 from tests.perlbal.servers import OURS
@@ -33,13 +36,19 @@ def server() -> Iterator[Server]:
 
 def balancer(server: Server, port: int) -> Balancer:
     """That of a proxy to the port, which has nothing to do yet."""
+    carry_out(
+        server,
+        f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p\nSET role = reverse_proxy"
+        "\nSET pool = a\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    return server.services["p"].balancer
+
+
+def carry_out(server: Server, lines: str) -> None:
     said: list[str] = []
-    lines = f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p"
-    lines += "\nSET role = reverse_proxy\nSET pool = a\nSET listen = 127.0.0.1:0\nENABLE p"
     context = Context(verbose=False)
     for line in lines.split("\n"):
         assert server.language.run(line, said.append, context), said
-    return server.services["p"].balancer
 
 
 def turn(server: Server, until: Callable[[], bool]) -> None:
@@ -73,12 +82,14 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     assert stats.attempts == 2
 
 
-def client_of(server: Server, stack: ExitStack) -> socket.socket:
-    """A client of the service, that has asked for something."""
+def client_of(server: Server, stack: ExitStack, path: str = "/") -> socket.socket:
+    """A client of the service, that has little room, and has asked for something."""
     listener = server.services["p"].listener
     assert listener is not None and listener.sock is not None
-    client = stack.enter_context(socket.create_connection(listener.sock.getsockname()))
-    client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    client = stack.enter_context(socket.socket())
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(listener.sock.getsockname())
+    client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
     return client
 
 
@@ -127,6 +138,37 @@ def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
         pool.add("127.0.0.1", quick)
         pool.remove("127.0.0.1", slow)
         assert list(queues.pending) == [f"127.0.0.1:{quick}"]
+
+
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the kernel's buffer can't be told its size"
+)
+def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
+    server: Server, tmp_path: Path
+) -> None:
+    """Else there is room for more so seldom that it is taken for idle."""
+    whole = 100 * KERNEL_BUFFER
+    with open(tmp_path / "file", "wb") as file:
+        file.truncate(whole)
+    carry_out(
+        server,
+        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {tmp_path}"
+        "\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    with ExitStack() as stack:
+        reader = client_of(server, stack, "/file")
+        turn(server, lambda: server.requests == 1)
+        (client,) = (each for each in server.sockets() if isinstance(each, Client))
+        assert client.sock is not None
+        poll = select.poll()
+        poll.register(client.sock, select.POLLOUT)
+        turn(server, lambda: not poll.poll(0))
+        client.sock.shutdown(socket.SHUT_WR)  # What is in the kernel comes, and its end.
+        reader.settimeout(PATIENCE)
+        came = 0
+        while data := reader.recv(1 << 16):
+            came += len(data)
+        assert came < 6 * KERNEL_BUFFER
 
 
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "with nobody who reads"])

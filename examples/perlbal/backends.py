@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from danga_raw import Socket
@@ -18,11 +19,21 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 READ_SIZE: Final = 61_440
+KERNEL_BUFFER: Final = 131_072
+"""How many bytes that aren't sent yet may wait in the kernel."""
 NO_VERIFY_SECONDS: Final = 60
 MOST_NODES: Final = 10_000
 CODES_KEPT: Final = 500
 MOST_READS: Final = 64
 _TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
+
+
+def tune(sock: socket.socket) -> None:
+    """Have what is written go out at once, and little of it wait in the kernel, where that can be
+    told: so room comes in small steps, and who takes little at a time isn't thought to be idle."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with suppress(AttributeError, OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER)
 
 
 class Owner(Protocol):
@@ -59,7 +70,7 @@ class BackendHTTP(Socket):
     """One connection to a backend."""
 
     def __init__(self, sock: socket.socket, owner: Owner, ip: str, port: int) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)
         super().__init__(sock, owner.server.loop)
         self.owner = owner
         """Whom it is told to when it is ready, bored, or closed."""

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
 
 from danga_raw import Listener
+from examples.perlbal.backends import tune
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head
@@ -213,8 +214,7 @@ class Service(Parameters):
                 f"Can't start service '{self.name}' on {listen}: Error creating listening socket:"
                 f" {os.strerror(error.errno or 0)}"
             ) from None
-        # The accepted ones inherit it: a request or an answer is written at once.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)  # The accepted ones inherit it.
         return TCPListener(self, sock)
 
     def disable(self) -> None:
