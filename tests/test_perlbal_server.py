@@ -1,11 +1,13 @@
 """examples/perlbal: what is seen of its server only from within, or before it runs."""
 
+import gc
 import os
 import select
 import signal
 import socket
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -138,6 +140,25 @@ def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
         pool.add("127.0.0.1", quick)
         pool.remove("127.0.0.1", slow)
         assert list(queues.pending) == [f"127.0.0.1:{quick}"]
+
+
+def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("verify_backend", "on")
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: any(each.write_buf_size == 0 for each in queues.pending.values()))
+        accepted = stack.enter_context(backend.accept()[0])
+        accepted.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n")
+        turn(server, lambda: len(queues.bored) == 1)
+        ended = weakref.ref(queues.bored[0])
+        server.services["p"].set("connect_ahead", "0")
+        accepted.close()
+        turn(server, lambda: not queues.bored)
+        turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
+        gc.collect()
+        assert ended() is None
 
 
 @pytest.mark.skipif(

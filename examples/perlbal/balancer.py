@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from examples.perlbal.backends import BackendHTTP
+from examples.perlbal.backends import GIVE_UP_SECONDS, BackendHTTP
 from examples.perlbal.heads import wire
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ MOST_NEW_CONNECTIONS: Final = 10
 """How many connects are begun at a time."""
 CONNECT_SECONDS: Final = 5
 VERIFY_SECONDS: Final = 60
-GIVE_UP_SECONDS: Final = 15
 RETRY_SECONDS: Final = 1
 UNVERIFIED_SECONDS: Final = 5
 """How old a connection may be that was neither used nor verified."""
