@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.parameters import NODE, LanguageError
@@ -74,32 +75,27 @@ class Pool:
         if key == "nodefile":
             if value in ("none", "undef", "null", '""', "''"):
                 self.nodefile = None
-                return
-            if not os.path.isfile(value):
+            elif os.path.isfile(value):
+                self._load(value)
+                if self._timer is None:
+                    self._look()
+            else:
                 raise LanguageError("File not found")
-            self._load(value)
-            if self._timer is None:
-                self._look_later()
         elif key == "balance_method":
             if value != "random":
                 raise LanguageError("Unknown balance method")
         else:
             raise LanguageError(f"Unknown pool parameter '{key}'")
 
-    def _look_later(self) -> None:
-        self._timer = self.loop.add_timer(NODEFILE_CHECK_SECONDS, self._look)
-
     def _look(self) -> None:
-        """Read the nodefile again if it has changed."""
+        """Read the nodefile again if it has changed, now and every three seconds."""
         self._timer = None
         if self.nodefile is None:
             return
-        try:
+        with suppress(OSError):  # It may be there again the next time.
             if _version(os.stat(self.nodefile)) != self._read:
                 self._load(self.nodefile)
-        except OSError:
-            pass  # It may be there again the next time.
-        self._look_later()
+        self._timer = self.loop.add_timer(NODEFILE_CHECK_SECONDS, self._look)
 
     def _load(self, name: str) -> None:
         """Have the nodes of a file. Raises `OSError`, and then all stays as it was."""

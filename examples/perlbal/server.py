@@ -219,7 +219,6 @@ class Server:
         for each in list(self.sockets()):
             if isinstance(each, (Client, BackendHTTP)) and not each.closed:
                 each.die_gracefully()
-
         self._stop_if_alone()
 
     def client_closed(self) -> None:
