@@ -32,8 +32,9 @@ def server() -> Iterator[Server]:
         server = Server(loop)
         yield server
         server.stopping = True  # Or what is closed is made again.
-        for each in list(server.sockets()):
-            each.close()
+        while left := list(server.sockets()):
+            for each in left:
+                each.close()
 
 
 def balancer(server: Server, port: int) -> Balancer:
@@ -159,6 +160,41 @@ def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) 
         turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
         gc.collect()
         assert ended() is None
+
+
+def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end(
+    server: Server,
+) -> None:
+    with ExitStack() as stack:
+        first, host = (
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
+        )
+        port = host.getsockname()[1]
+        asked, stats = (
+            server.node_stats(f"127.0.0.1:{each.getsockname()[1]}") for each in (first, host)
+        )
+        balancer(server, first.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+
+        def ask() -> None:
+            before = asked.connects
+            client_of(server, stack)
+            turn(server, lambda: asked.connects > before)
+            backend = stack.enter_context(first.accept()[0])
+            answer = f"HTTP/1.0 200 OK\r\nX-REPROXY-URL: http://127.0.0.1:{port}/\r\n\r\n"
+            backend.sendall(answer.encode())
+
+        ask()
+        turn(server, lambda: stats.connects == 1)
+        stack.enter_context(host.accept()[0])
+        host.close()
+        ask()
+        turn(server, lambda: stats.attempts > 1)
+        server.loop.set_post_loop_callback(None)
+        server.loop.add_timer(0.1, server.loop.stop)
+        server.loop.run()
+        assert stats.attempts < 10
+        turn(server, lambda: stats.attempts > 2)
 
 
 @pytest.mark.skipif(
