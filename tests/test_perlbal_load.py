@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -220,6 +220,74 @@ def ask(client: socket.socket, path: str) -> None:
 def ask_anew(server: Perlbal) -> None:
     with server.connect("proxy") as client:
         ask(client, "/small.txt")
+
+
+def served(listener: socket.socket, answer: Callable[[socket.socket, int], None]) -> None:
+    """Have a thread answer each request, of which it is told the length of the body."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # The listener is closed.
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.settimeout(PATIENCE)
+                    head = b""
+                    while b"\r\n\r\n" not in head:
+                        head += connection.recv(1)
+                    length = re.search(rb"Content-Length: (\d+)", head)
+                    answer(connection, int(length[1]) if length else 0)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def uploaded(server: Perlbal, body: bytes) -> bytes:
+    """All that comes back, while the body is sent by another thread."""
+    with server.connect("proxy") as client:
+        head = request("POST", "/", f"Content-Length: {len(body)}", version="1.0")
+
+        def upload() -> None:
+            with contextlib.suppress(OSError):
+                client.sendall(head + body)
+
+        sender = threading.Thread(target=upload)
+        sender.start()
+        back = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        sender.join(PATIENCE)
+        return back
+
+
+@pytest.mark.parametrize("disk", ["off", "on"])
+def test_a_backend_that_answers_as_it_reads_gets_all_of_the_body(tmp_path: Path, disk: str) -> None:
+    def echo(connection: socket.socket, length: int) -> None:
+        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % length)
+        while length > 0 and (piece := connection.recv(1 << 16)):
+            length -= len(piece)
+            connection.sendall(piece)
+
+    body = random.Random(1).randbytes(5 * PIECE)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        served(listener, echo)
+        with proxying(listener.getsockname()[1], tmp_path / "d") as server:
+            server.manage("SET proxy.buffer_uploads_path = " + str(tmp_path))
+            server.manage(f"SET proxy.buffer_uploads = {disk}")
+            _, _, back = uploaded(server, body).partition(b"\r\n\r\n")
+        assert hashlib.sha256(back).digest() == hashlib.sha256(body).digest()
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_an_answer_comes_whole_where_the_backend_closes_in_the_midst_of_the_body(
+    tmp_path: Path, size: int
+) -> None:
+    def refuse(connection: socket.socket, length: int) -> None:
+        connection.sendall(b"HTTP/1.0 413 Too much\r\n\r\n" + b"x" * size)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        served(listener, refuse)
+        with proxying(listener.getsockname()[1], tmp_path / "d") as server:
+            for _ in range(20):
+                head, _, body = uploaded(server, bytes(5 * PIECE)).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.0 413 ")
+                assert len(body) == size
 
 
 def test_1000_idle_clients_cost_little_and_hinder_nobody(server: Perlbal) -> None:

@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from danga_raw import Listener, Loop
-from examples.perlbal import pools
+from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
@@ -85,14 +86,16 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     assert stats.attempts == 2
 
 
-def client_of(server: Server, stack: ExitStack, path: str = "/") -> socket.socket:
+def client_of(
+    server: Server, stack: ExitStack, path: str = "/", field: str = "A: b"
+) -> socket.socket:
     """A client of the service, that has little room, and has asked for something."""
     listener = server.services["p"].listener
     assert listener is not None and listener.sock is not None
     client = stack.enter_context(socket.socket())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(listener.sock.getsockname())
-    client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    client.sendall(f"GET {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
     return client
 
 
@@ -160,6 +163,41 @@ def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) 
         turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
         gc.collect()
         assert ended() is None
+
+
+def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "DEADLOCK_SECONDS", 0.05)
+    whole = 20_000_000
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        queues = balancer(server, listener.getsockname()[1])
+        client = client_of(server, stack, "/", f"Content-Length: {whole}")
+        client.settimeout(PATIENCE)
+
+        def answer() -> None:
+            backend = stack.enter_context(listener.accept()[0])
+            backend.settimeout(PATIENCE)
+            head = f"HTTP/1.0 200 OK\r\nContent-Length: {whole}\r\n\r\n"
+            backend.sendall(head.encode() + bytes(whole))
+
+        def ask() -> None:
+            client.sendall(bytes(whole))
+            came.append(sum(map(len, iter(lambda: client.recv(1 << 16), b""))))
+
+        came: list[int] = []
+        threads = [threading.Thread(target=each) for each in (answer, ask)]
+        for each in threads:
+            each.start()
+        turn(server, lambda: bool(came))
+        for each in threads:
+            each.join(PATIENCE)
+        assert came[0] > whole
+        assert not queues.waiting()
 
 
 def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end(

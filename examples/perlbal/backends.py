@@ -195,9 +195,10 @@ class BackendHTTP(Socket):
         """Send this backend a request, whose body follows by the exchange."""
         self.exchange = exchange
         exchange.backend = self
-        self.state = "wait_res"
+        self.state = "sending_req"
         self.write(head)
         if not self.closed:
+            self.state = "wait_res"
             exchange.backend_ready(self)
 
     def next_request(self, initial: bool = False) -> None:
@@ -257,9 +258,7 @@ class BackendHTTP(Socket):
 
     def _read(self, exchange: ProxyExchange | None) -> None:
         if exchange is not None and self.head is not None and exchange.too_far_behind_backend():
-            self.watch_read(False)
-            exchange.backend_stalled = True
-            return
+            return exchange.stall_backend(self)
         data = self.read(READ_SIZE)
         if data == b"":
             return
@@ -328,6 +327,9 @@ class BackendHTTP(Socket):
     def close(self, reason: str | None = None) -> None:
         if self.closed:
             return
+        if self.state in ("wait_res", "xfer_res") and reason in ("EPIPE", "ECONNRESET"):
+            # It takes no more of the body. But it may have answered before.
+            return self.loop.call_soon(self.event_err)
         if self.state == "verifying_backend":
             self._verify_timer.cancel()
         self.state = "closed"

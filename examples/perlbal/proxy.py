@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 READ_AHEAD: Final = 32_768
 """How many bytes of a body may wait for a backend before no more is read."""
+DEADLOCK_SECONDS: Final = 5
+"""How long client and backend may both wait before it is taken for one."""
 PIECE: Final = 131_072
 """Bytes of an upload on disk that are sent at a time."""
 _REPROXY_HEADERS: Final = (
@@ -41,8 +43,8 @@ class ProxyExchange(Exchange):
         self.high_priority = False
         self.requested = False
         """Whether a backend was asked for."""
-        self._responded = False
-        """Whether a response has begun: what still comes of the body is thrown away."""
+        self._dropping = False
+        """Whether what still comes of the body is thrown away."""
         self._body = bytearray()
         """What has come of the request's body and has nowhere to go yet."""
         self._upload: BufferedUpload | None = None
@@ -102,7 +104,7 @@ class ProxyExchange(Exchange):
 
     def body(self, data: bytes) -> None:
         client, service = self.client, self.service
-        if self._responded:
+        if self._dropping:
             return
         if self._upload is not None and not self.requested:
             return self._to_disk(data)
@@ -111,6 +113,7 @@ class ProxyExchange(Exchange):
             backend.write(data)
             if backend.write_buf_size > READ_AHEAD:
                 client.watch_read(False)
+                self._end_deadlock(backend)
             return
         self._body += data
         if self.requested:
@@ -132,15 +135,21 @@ class ProxyExchange(Exchange):
         except OSError as error:
             self.client.server.log(f"buffered upload {self._upload.name}: {error}")
             self._upload.purge()
-            self._responded = True
+            self._drop_body()
             self.client.send_page(500)
 
     def body_done(self) -> None:
-        if self._upload is None or self.requested or self._responded:
+        if self._upload is None or self.requested or self._dropping:
             return
         if self.request.chunked:
             self.request.set("Content-Length", str(self._upload.size))
         self.request_backend()
+
+    def _drop_body(self) -> None:
+        """From now on what comes of the body is read and thrown away."""
+        self._dropping = True
+        if self.client.body_left:
+            self.client.watch_read(True)
 
     def overflow(self, data: bytes) -> None:
         client = self.client
@@ -151,9 +160,9 @@ class ProxyExchange(Exchange):
                 client.overfed = True
                 client.inbox = b""
                 client.watch_read(False)
-        elif not self._responded:
+        elif not self._dropping:
             self.release()
-            self._responded = client.overfed = True
+            self._dropping = client.overfed = True
             client.send_page(400, "Can't pipeline to HTTP/1.0")
         else:
             client.overfed = True
@@ -215,7 +224,7 @@ class ProxyExchange(Exchange):
     def backend_drained(self, backend: BackendHTTP) -> None:
         """The backend has taken all that was written to it."""
         upload = self._upload
-        if upload is not None and not self._responded:
+        if upload is not None:
             if upload.sent < upload.size:
                 try:
                     data = upload.read(PIECE)
@@ -231,7 +240,7 @@ class ProxyExchange(Exchange):
             upload.purge()
             if not backend.write_buf_size:
                 backend.watch_write(False)
-        elif self.client.body_left and not self._responded:
+        elif self.client.body_left:
             self.client.watch_read(True)
 
     def too_far_behind_backend(self) -> bool:
@@ -239,6 +248,24 @@ class ProxyExchange(Exchange):
         service = self.service
         most = service.buffer_size if self.reproxying is None else service.buffer_size_reproxy_url
         return self.client.write_buf_size > most
+
+    def stall_backend(self, backend: BackendHTTP) -> None:
+        """The client takes less than the backend gives: that has to wait."""
+        self.backend_stalled = True
+        backend.watch_read(False)
+        self._end_deadlock(backend)
+
+    def _end_deadlock(self, backend: BackendHTTP) -> None:
+        """Where the client sends its body to the end before it reads, and the backend its answer,
+        only one thing helps: to throw away the rest of the body."""
+        client, since = self.client, self.client.alive
+
+        def look() -> None:
+            if self.backend is backend and client.alive == since:
+                self._drop_body()
+
+        if self.backend_stalled and backend.write_buf_size > READ_AHEAD:
+            client.loop.add_timer(DEADLOCK_SECONDS, look)
 
     def client_drained(self) -> None:
         if self.backend_stalled and self.backend is not None and not self.too_far_behind_backend():
@@ -252,7 +279,7 @@ class ProxyExchange(Exchange):
         if self.reproxying is not None:
             self.try_next_url()
         else:
-            self._responded = True
+            self._drop_body()
             self.client.send_page(502)
 
     def backend_ended(self, backend: BackendHTTP) -> None:
@@ -264,6 +291,7 @@ class ProxyExchange(Exchange):
                 backend.close("remote_closure")
         elif backend.left is None:
             self._let_go(backend, "backend_disconnect")
+            self._drop_body()
             self.client.send_last(b"")
         else:
             backend.close("backend_disconnect")
@@ -288,10 +316,12 @@ class ProxyExchange(Exchange):
         """The head of a response is here, and `data` of its body."""
         client, service = self.client, self.service
         values = head.values
-        if client.body_left or self._upload is not None and self._upload.sent < self._upload.size:
-            # It has answered before it had the whole body; the rest is read and thrown away.
+        upload = self._upload
+        early = client.body_left or upload is not None and upload.sent < upload.size
+        if early:
+            # It may want the rest of the body all the same, as one that sends back what it reads;
+            # but whether it reads that to the end isn't known.
             backend.kept_alive = False
-            client.watch_read(True)
         if self.reproxying is not None:
             if not self._as_expected(head):
                 self._let_go(backend, "non_200_reproxy")
@@ -305,7 +335,7 @@ class ProxyExchange(Exchange):
             return self._reproxy(backend, head)
         elif head.code == 500 and self._retry(backend):
             return
-        self._responded = True
+        self._dropping = not early
         client.state = "xfer_res"
         client.setup_keepalive(head)
         self.response_body(backend, head.to_bytes() + data)
@@ -319,6 +349,7 @@ class ProxyExchange(Exchange):
             return
         # Off the client first: whatever becomes of that is nothing to the backend any more.
         self.backend = None
+        self._drop_body()
         client.send_last(data)
         backend.next_request()
 
@@ -352,7 +383,7 @@ class ProxyExchange(Exchange):
     def _reproxy(self, backend: BackendHTTP, head: Response) -> None:
         """Do what the backend's headers ask for."""
         values, client = head.values, self.client
-        self._responded = True
+        self._drop_body()
         self.backend = None
         backend.next_request()
         if path := values.get("x-reproxy-file"):
@@ -468,7 +499,7 @@ class ProxyExchange(Exchange):
         found = cache.look_up(self._cache_key())
         if found is None:
             return False
-        self._responded = True
+        self._dropping = True
         head = Response(200)
         head.set("Date", http_date(int(time.time())))
         for name, value in found.headers:
@@ -492,7 +523,7 @@ class ProxyExchange(Exchange):
             text += f"; write_buf_size={self.client.write_buf_size}"
         text += "; highpri" if self.high_priority else ""
         text += "; lowpri" if self.request.low_priority else ""
-        text += "; responded" if self._responded else ""
+        text += "; responded" if self._dropping else ""
         if self.request.length:
             text += f"; waiting_for={self.client.body_left}"
         return text + ("; reproxying" if self.reproxying is not None else "")
