@@ -84,6 +84,9 @@ class Timers:
             deadline = now + seconds
         except OverflowError:  # an int that no float can hold
             deadline = inf
+        except TypeError:
+            what = f"a timer takes seconds as an int or a float, not {seconds!r:.40}"
+            raise TypeError(what) from None
         # Not the seconds: they mostly are an int, whose comparison with a float is dear.
         if not (deadline < inf and deadline > -inf):
             raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
