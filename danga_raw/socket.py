@@ -820,7 +820,7 @@ class Socket(Generic[HandleT]):
     @classmethod
     def DebugMsg(cls, message: str, *args: object) -> None:
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
-        print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
+        print_error(f">>> {formatted(formatted('%s', (message,)).rstrip(chr(10)), args)}\n")
 
     def debugmsg(self, message: str, *args: object) -> None:
         """As `DebugMsg`."""
