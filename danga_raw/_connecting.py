@@ -46,14 +46,13 @@ def family(address: SocketAddress) -> int:
                 )
                 raise ValueError(f"{what}: {address!r}")
             return _socket.AF_UNIX
-        case (str(host), int()) | (str(host), int(), int(), int()):
+        case (str(host), int()) | (str(host), int(), int(), int()) if isinstance(address, tuple):
             kind = _socket.AF_INET6 if ":" in host else _socket.AF_INET
             try:
                 _socket.inet_pton(kind, host)
             except OSError:
-                raise ValueError(
-                    f"connect takes an IP address, and no name, which {host!r} is: look it up first"
-                ) from None
+                what = f"connect takes an IP address, which {host!r} is not"
+                raise ValueError(f"{what}: if it is a name, look it up first") from None
             if kind == _socket.AF_INET and len(address) > 2:
                 raise ValueError(f"an IPv4 address is (ip, port): {address!r}")
             if not all(0 <= number < 1 << bits for number, bits in zip(address[1:], _BITS)):
