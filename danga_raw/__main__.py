@@ -1,4 +1,4 @@
-"""The command line: `python3 -m danga_raw echo`, `info` and `trace`."""
+"""Danga::Socket in Python, from the command line: an echo server, the ABI in force, and the audit."""
 
 from __future__ import annotations
 
