@@ -10,6 +10,7 @@ from errno import EINPROGRESS, EINTR, ETIMEDOUT
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
 from danga_raw._log import complain
+from danga_raw._poll import POLLOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,7 +129,9 @@ class Connecting:
         if self._error is not None:
             obj.loop.call_soon(self._tell)
             return
+        theirs = obj.event_watch & POLLOUT
         obj.watch_write(True)
+        obj.write_set_watch = not theirs
         if timeout is not None:
             self._timer = obj.loop.add_timer(timeout, self._time_out)
 
@@ -160,7 +163,7 @@ class Connecting:
         if error is None and self._answer and (number := self._answer[0]):
             error = OSError(number, os.strerror(number))
         self.cancel()
-        if error is None:
+        if error is None and obj.write_set_watch:
             # What was written meanwhile is queued, and the watch is over when that is out.
             obj.watch_write(bool(obj.write_buf))
             obj.write_set_watch = bool(obj.write_buf)

@@ -313,8 +313,8 @@ class Loop:
     def add_timer(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call `callback()` once, `seconds` from now, on the monotonic clock, never early; a negative
         number is due at once, and before those due later. Raises `TypeError` for what can't be
-        called, `ValueError` for a number that is not finite. No system call: clock_gettime needs
-        none."""
+        called and for no number, `ValueError` for one that is not finite. No system call:
+        clock_gettime needs none."""
         return self._timers.add(seconds, callback)
 
     def call_soon(self, callback: Callback) -> None:
