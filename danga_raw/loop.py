@@ -14,7 +14,7 @@ from danga_raw._mistakes import check_callback, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import Registry, choose_backend
 from danga_raw._typing import cast
-from danga_raw.timers import Timer, Timers
+from danga_raw.timers import Timers, add_timer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -310,12 +310,7 @@ class Loop:
 
     # --- timers, timeout, callbacks ---------------------------------------------------------------
 
-    def add_timer(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call `callback()` once, `seconds` from now, on the monotonic clock, never early; a negative
-        number is due at once, and before those due later. Raises `TypeError` for what can't be
-        called, `ValueError` for a number that is not finite. No system call: clock_gettime needs
-        none."""
-        return self._timers.add(seconds, callback)
+    add_timer = add_timer
 
     def call_soon(self, callback: Callback) -> None:
         """Call `callback()` in the next turn, before it waits; in the order of the calls, each once.
