@@ -148,15 +148,15 @@ class Loop:
                         if obj is not None:
                             if not leaving or not obj.closed:
                                 obj.event_read()
-                        elif isinstance(fd, int):
-                            self._other_event(fd, POLLIN)
+                        else:
+                            self._other_event(fd, POLLIN)  # type: ignore[arg-type]  # a bare number
                     except Exception as error:
                         if not self.handle_exception(error, obj):
                             raise
             if readable:
                 self._read_pushed_back()
             if leaving:
-                self._registry.let_go(self.handle_exception)
+                registry.let_go(self.handle_exception)
             if own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
                     return
