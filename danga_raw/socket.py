@@ -138,9 +138,13 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except AttributeError:
             raise HandleError(sock) from None
-        loop = loop if loop is not None else _default_loop or default_loop()
+        if loop is None:
+            loop = _default_loop or default_loop()
+            registry = loop._registry  # pyright: ignore[reportPrivateUsage]  # a Loop for sure
+        else:
+            registry = registry_of(loop)
         self.loop: Loop = loop
-        self._registry = registry = registry_of(loop)
+        self._registry = registry
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
