@@ -47,7 +47,7 @@ def family(address: SocketAddress) -> int:
                 )
                 raise ValueError(f"{what}: {address!r}")
             return _socket.AF_UNIX
-        case (str(host), int()) | (str(host), int(), int(), int()) if isinstance(address, tuple):
+        case (str(host), int()) | (str(host), int(), int(), int()):
             kind = _socket.AF_INET6 if ":" in host else _socket.AF_INET
             try:
                 _socket.inet_pton(kind, host)

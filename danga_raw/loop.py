@@ -504,9 +504,9 @@ class Loop:
 def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
-        hints = {str: f"; Loop({loop!r}) makes one", int: "; an address is one tuple, (ip, port)"}
-        hints[tuple] = "; a Listener calls accepted(connection, address)"
-        raise TypeError(f"a Socket takes a Loop, not {loop!r}{hints.get(type(loop), '')}")
+        hints = {"str": f"; Loop({loop!r}) makes one", "int": "; an address is one tuple, (ip, port)"}
+        hints["tuple"] = "; a Listener calls accepted(connection, address)"
+        raise TypeError(f"a Socket takes a Loop, not {loop!r}{hints.get(type(loop).__name__, '')}")
     return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
 
 

@@ -572,10 +572,6 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
         lambda loop, obj: Socket(obj.sock, ("127.0.0.1", 80)),  # type: ignore[arg-type,type-var]
         r"a Socket takes a Loop, not \('127.0.0.1', 80\); a Listener calls accepted\(connection, ad",
     ),
-    "an address in a list": (
-        lambda loop, obj: Socket.connect(["127.0.0.1", 80], loop),  # type: ignore[arg-type]
-        r"an address is \(ip, port\), or a path as str or bytes: \['127.0.0.1', 80\]",
-    ),
     "an address in brackets": (
         lambda loop, obj: Socket.connect(("[::1]", 80), loop),
         r"connect takes an IP address, which '\[::1\]' is not",
