@@ -27,8 +27,8 @@ def does_nothing(function: object) -> bool:
 def check_callback(what: str, callback: object) -> None:
     """Raises `TypeError` for what can't be called, and for what would do nothing if it were."""
     if does_nothing(callback):
-        idle = f"{callback!r} is a coroutine function or a generator, and does nothing then"
-        raise TypeError(f"{what} is only called: {idle}")
+        idle = f"{callback!r} is a coroutine function or a generator"
+        raise TypeError(f"{what} is called and not awaited: {idle}")
     if not callable(callback):
         called = "; give the function itself, f and not f()" if callback is None else ""
         raise TypeError(f"{what} is a callable, not {callback!r}{called}")
@@ -40,7 +40,9 @@ def check_class(kind: type, base: type) -> None:
     has, as on CPython 3.10 and 3.11 every attribute takes longer where there is one."""
     for name in vars(base):
         if name.startswith(("event_", "on_", "close")) and does_nothing(getattr(kind, name, None)):
-            raise TypeError(f"{kind.__name__}.{name} is only called: no async def, no yield")
+            raise TypeError(
+                f"{kind.__name__}.{name} is called and not awaited: no async def, no yield"
+            )
     constructor: object = getattr(kind, "__init__")
     if constructor is not getattr(base, "__init__") and not hasattr(kind, "__getattr__"):
         code: object = getattr(constructor, "__code__", None)

@@ -132,8 +132,7 @@ class Waker:
             signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Handle no signal any more, and close(2) both ends, once; but not in another thread than the
-        main one, where the handlers can't be taken off."""
+        """Handle no signal any more, and close(2) both ends, once; neither out of the main thread."""
         self._woken = True  # Who still holds this writes no more: the number may be another's.
         for number in tuple(self._handled):
             try:

@@ -504,9 +504,10 @@ class Loop:
 def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
-        hints = {"str": f"; Loop({loop!r}) makes one", "int": "; an address is one tuple, (ip, port)"}
-        hints["tuple"] = "; a Listener calls accepted(connection, address)"
-        raise TypeError(f"a Socket takes a Loop, not {loop!r}{hints.get(type(loop).__name__, '')}")
+        hint = f"; Loop({loop!r}) makes one" if isinstance(loop, str) else ""
+        if isinstance(loop, (int, tuple)):  # It is of an address.
+            hint = "; connect takes (ip, port), and a Listener calls accepted(connection, address)"
+        raise TypeError(f"a Socket takes a Loop, not {loop!r}{hint}")
     return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
 
 

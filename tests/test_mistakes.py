@@ -429,7 +429,7 @@ def test_what_does_nothing_when_it_is_called_is_refused_as_a_callback(
     loop: Loop, way: str, kind: str
 ) -> None:
     with pytest.raises(
-        TypeError, match="is only called: .*a coroutine function or a generator, and does nothing"
+        TypeError, match="called and not awaited.*is a coroutine function or a generator"
     ):
         GIVES[way](loop, IDLE[kind])
 
@@ -454,7 +454,7 @@ def test_a_coroutine_function_is_refused_where_objects_take_callbacks(
         partial(obj.SetPostLoopCallback, coroutine),
         partial(Listener, pair[1], coroutine, loop),
     ):
-        with pytest.raises(TypeError, match="is only called"):
+        with pytest.raises(TypeError, match="called and not awaited"):
             give()
     assert obj.writer_func is None and loop.watched_sockets == 1
 
@@ -471,7 +471,7 @@ def test_a_timer_looks_at_each_method_that_is_not_the_last_one(loop: Loop) -> No
         for _ in range(2):
             with pytest.raises(
                 TypeError,
-                match="is only called: .*a coroutine function or a generator, and does nothing",
+                match="called and not awaited.*is a coroutine function or a generator",
             ):
                 loop.add_timer(60, Things().wait)
     assert "6 timers" in repr(loop)
@@ -479,7 +479,9 @@ def test_a_timer_looks_at_each_method_that_is_not_the_last_one(loop: Loop) -> No
 
 @pytest.mark.parametrize("name", "event_read event_write event_err event_hup event_connect".split())
 def test_a_class_whose_handler_is_a_coroutine_function_cannot_be_made(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"Hasty\.{name} is only called: no async def, no yield"):
+    with pytest.raises(
+        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def, no yield"
+    ):
         type("Hasty", (Socket,), {name: coroutine})
     type("Fine", (Socket,), {"helper": coroutine})
 
@@ -566,11 +568,11 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
     ),
     "a host and a port": (
         lambda loop, obj: Socket.connect("127.0.0.1", 80),
-        r"a Socket takes a Loop, not 80; an address is one tuple, \(ip, port\)",
+        r"a Socket takes a Loop, not 80; connect takes \(ip, port\)",
     ),
     "a class to call for each connection": (
         lambda loop, obj: Socket(obj.sock, ("127.0.0.1", 80)),  # type: ignore[arg-type,type-var]
-        r"a Socket takes a Loop, not \('127.0.0.1', 80\); a Listener calls accepted\(connection, ad",
+        r"a Socket takes a Loop, not \('127.0.0.1', 80\); .* a Listener calls accepted\(connection, ad",
     ),
     "an address in brackets": (
         lambda loop, obj: Socket.connect(("[::1]", 80), loop),
@@ -590,7 +592,7 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
     ),
     "a coroutine function to write": (
         lambda loop, obj: obj.write(coroutine),
-        "is only called: .*a coroutine function or a generator, and does nothing",
+        "called and not awaited.*is a coroutine function or a generator",
     ),
 }
 """A slip, and what is said of it."""
@@ -639,7 +641,9 @@ class Late:
 def test_a_coroutine_function_is_no_handler_wherever_it_comes_from(
     bases: tuple[type, ...], body: dict[str, object], name: str
 ) -> None:
-    with pytest.raises(TypeError, match=rf"Hasty\.{name} is only called: no async def, no yield"):
+    with pytest.raises(
+        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def, no yield"
+    ):
         type("Hasty", bases, body)
 
 
