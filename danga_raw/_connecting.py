@@ -163,10 +163,10 @@ class Connecting:
         if error is None and self._answer and (number := self._answer[0]):
             error = OSError(number, os.strerror(number))
         self.cancel()
-        if error is None and obj.write_set_watch:
-            # What was written meanwhile is queued, and the watch is over when that is out.
-            obj.watch_write(bool(obj.write_buf))
-            obj.write_set_watch = bool(obj.write_buf)
+        if error is None and obj.write_set_watch and not obj.write_buf:
+            # What was written meanwhile is queued, and keeps the watch until it is out.
+            obj.watch_write(False)
+            obj.write_set_watch = False
         try:
             if not self._told:
                 # No call in between: it is told once. What has failed is pending until it is closed.
