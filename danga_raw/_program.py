@@ -48,6 +48,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def working_folder() -> str:
+    """Nothing where it was removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
