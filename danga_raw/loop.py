@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         DescriptorMapping,
         ExceptionCallback,
         Handle,
+        LoopT,
         OtherFdCallback,
         OtherFdMapping,
         PostLoopCallback,
@@ -485,7 +486,7 @@ class Loop:
         """As `reset`: a closed loop is as good as a new one."""
         self.reset()
 
-    def __enter__(self) -> Loop:
+    def __enter__(self: LoopT) -> LoopT:
         return self
 
     def __exit__(self, *error: object) -> None:
