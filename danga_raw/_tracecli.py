@@ -47,6 +47,8 @@ def main(argv: Sequence[str], prog: str) -> None:
         parser.error("a PROGRAM is needed")
     if program == ["-m"]:
         parser.error("-m takes the name of a MODULE")
+    if re.fullmatch(r"python[\d.]*", os.path.basename(program[0])):
+        parser.error(f"leave {program[0]!r} out: PROGRAM is what it would run")
     try:
         names = _selection(arguments.only)
         run = prepare(program)

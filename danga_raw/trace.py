@@ -229,3 +229,7 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
     if failure is not None:
         vars(failure)[RESULT] = returned if result is None else result
         raise failure
+
+
+if __name__ == "__main__":
+    raise SystemExit("python3 -m danga_raw trace PROGRAM runs a program under the trace")
