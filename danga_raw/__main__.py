@@ -27,6 +27,7 @@ from danga_raw import (
     _sockopt,
     log_exception,
 )
+from danga_raw._addresses import shown
 from danga_raw._registry import backends
 from danga_raw._seccomp import Json as Fact
 
@@ -62,11 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         commands.choices[arguments.command].error(f"unknown argument {unknown[0]!r}")
     try:
-        match arguments.command:
-            case "echo":
-                echo(arguments.host, arguments.port)
-            case _:
-                info(arguments.abi, arguments.syscalls, arguments.seccomp, arguments.json)
+        if arguments.command == "echo":
+            echo(arguments.host, arguments.port)
+        else:
+            info(arguments.abi, arguments.syscalls, arguments.seccomp, arguments.json)
     except BrokenPipeError:
         # Who read our output has enough of it; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -161,11 +161,6 @@ def listen(host: str, port: int) -> socket.socket:
             failure = error
     reason = failure.strerror if isinstance(failure, OSError) else failure
     raise OSError(f"cannot listen on {shown(bare, port)}: {reason or failure}")
-
-
-def shown(host: str, port: int | str) -> str:
-    """An address as one types it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def echo(host: str, port: int) -> None:
