@@ -84,6 +84,7 @@ class Listener(Socket):
             self._registry.paused.pop(self.fd, None)  # From here on it is as it was told to be.
 
     def event_read(self) -> None:
+        """Somebody waits: accept4(2) until nobody does, or for 64, and hand each over."""
         for _ in range(AT_ONCE):
             sock = self.sock
             # `accepted` may have closed the listener, or have had enough for now.

@@ -91,6 +91,12 @@ def test_help_names_types_units_errors_and_calls(name: str, words: str) -> None:
     assert [word for word in words.split() if word not in text] == []
 
 
+def test_help_of_a_listener_says_what_its_own_handlers_do() -> None:
+    for name, method in vars(Listener).items():
+        if not name.startswith("_") and inspect.isfunction(method):
+            assert inspect.getdoc(method) != inspect.getdoc(getattr(Socket, name, None)), name
+
+
 def test_help_says_what_a_post_loop_callback_of_an_object_is(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
