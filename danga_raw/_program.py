@@ -126,12 +126,7 @@ def _run_file(source: bytes, path: str) -> None:
     if path != _STDIN:
         loader = SourcelessFileLoader if compiled else SourceFileLoader
         scope["__loader__"] = loader(_MAIN, path)
-    exec(_compiled(source) if compiled else _source(source, path), scope)
-
-
-def _source(source: bytes, path: str) -> CodeType:
-    code: CodeType = compile(source, path, "exec", dont_inherit=True)
-    return code
+    exec(_compiled(source) if compiled else compile(source, path, "exec", dont_inherit=True), scope)
 
 
 def _compiled(data: bytes) -> CodeType:
