@@ -129,7 +129,7 @@ class Connecting:
         if self._error is not None:
             obj.loop.call_soon(self._tell)
             return
-        theirs = obj.event_watch & POLLOUT
+        theirs = obj.event_watch & POLLOUT  # The constructor's own, which outlives the connect.
         obj.watch_write(True)
         obj.write_set_watch = not theirs
         if timeout is not None:

@@ -41,7 +41,7 @@ def check_class(kind: type, base: type) -> None:
     for name in vars(base):
         if name.startswith(("event_", "on_", "close")) and does_nothing(getattr(kind, name, None)):
             raise TypeError(
-                f"{kind.__name__}.{name} is called and not awaited: no async def, no yield"
+                f"{kind.__name__}.{name} is called and not awaited: no async def or yield"
             )
     constructor: object = getattr(kind, "__init__")
     if constructor is not getattr(base, "__init__") and not hasattr(kind, "__getattr__"):

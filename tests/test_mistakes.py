@@ -486,7 +486,7 @@ def test_a_timer_looks_at_each_method_that_is_not_the_last_one(loop: Loop) -> No
 @pytest.mark.parametrize("name", "event_read event_write event_err event_hup event_connect".split())
 def test_a_class_whose_handler_is_a_coroutine_function_cannot_be_made(name: str) -> None:
     with pytest.raises(
-        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def, no yield"
+        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def or yield"
     ):
         type("Hasty", (Socket,), {name: coroutine})
     type("Fine", (Socket,), {"helper": coroutine})
@@ -648,7 +648,7 @@ def test_a_coroutine_function_is_no_handler_wherever_it_comes_from(
     bases: tuple[type, ...], body: dict[str, object], name: str
 ) -> None:
     with pytest.raises(
-        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def, no yield"
+        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def or yield"
     ):
         type("Hasty", bases, body)
 
