@@ -46,7 +46,7 @@ class Timer:
             self.callback = None
             timers = self._timers
             timers.spent = spent = timers.spent + 1
-            if spent % _FEW == 0 and spent * 2 > len(timers.heap):
+            if not spent % _FEW and spent * 2 > len(timers.heap):
                 timers.clear_out()
 
     def __repr__(self) -> str:
