@@ -10,7 +10,7 @@ import pytest
 from danga_raw import Loop
 from examples.perlbal.language import Context
 from examples.perlbal.parameters import LanguageError, netmask
-from examples.perlbal.plugins import Vhosts
+from examples.perlbal.plugins import AccessControl, Vhosts
 from examples.perlbal.server import Server
 from examples.perlbal.services import Service
 
@@ -86,6 +86,7 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
         ("LOAD throttle", "Plugin throttle is not supported here"),
         ("= 1", "invalid command"),
+        ("$NOSUCH UNLOAD accesscontrol", "invalid command"),
         ("INCLUDE = a\0b", "embedded null byte"),
         (
             "SET p.plugins = vhosts, redirect",
@@ -169,6 +170,27 @@ def test_the_closest_pattern_counts(say: Said) -> None:
         assert vhosts.find(service, "a.b.com")[0] == next(iter(maps))
         del maps[next(iter(maps))]
     assert vhosts.find(service, "a.b.com") == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "ip", "fits"),
+    [
+        ("ip ::1", "0:0:0:0:0:0:0:1", True),
+        ("ip 0::0:1", "::1", True),
+        ("netmask fe80::/10", "fe80::1", True),
+        ("ip 10.0.0.1", "10.0.0.2", False),
+        ("netmask any", "::1", False),
+        ("netmask any", "10.0.0.1", True),
+        ("netmask any", "what an upstream says", False),
+    ],
+)
+def test_a_rule_fits_an_address_however_it_is_written(
+    say: Said, rule: str, ip: str, fits: bool
+) -> None:
+    say("LOAD accesscontrol", "CREATE SERVICE w", f"ACCESS deny {rule}")
+    control = say.server.plugins["accesscontrol"]
+    assert isinstance(control, AccessControl)
+    assert control.action(say.server.services["w"], ip) == ("deny" if fits else "allow")
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,12 @@ def default(call: Call, key: str, value: str) -> None:
 )
 def header(call: Call, name: str, verb: str, field: str, value: str) -> None:
     service = call.service(name)
+    if verb == "insert" and not value:
+        raise LanguageError("no value provided")
     if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", field, re.ASCII):
         raise LanguageError(f"'{field}' is no name of a header")
     if verb == "remove":
         service.removed_headers.append(field)
-    elif not value:
-        raise LanguageError("no value provided")
     else:
         service.inserted_headers.append((field, wire(value)))
 

@@ -423,9 +423,6 @@ row(
         "USE guarded",
         "ACCESS",
         "ACCESS deny",
-        "ACCESS deny ip",
-        "ACCESS deny ip 127.0.0.x",
-        "ACCESS deny ip 127.0.0.1.1",
         "ACCESS deny netmask 127.0.0.0/99",
         "ACCESS deny netmask 127/8",
         "ACCESS deny netmask 128.0.0.0/0.255.255.255",
@@ -438,6 +435,27 @@ row(
         "ACCESS permit ip 127.0.0.9",
         "ACCESS reset now",
     ),
+    alone=True,
+)
+row(
+    SELECTORS.at("guarded"),
+    "ACCESS and what is no address",
+    manage(
+        "USE guarded",
+        "ACCESS deny ip",
+        "ACCESS deny ip 127.0.0.x",
+        "ACCESS deny ip 127.0.0.1.1",
+        "ACCESS deny ip 127.0.0.0/8",
+    ),
+    alone=True,
+    differs="values that can't work are refused",
+    ours=("Error parsing ip\r\n",) * 4,
+)
+row(
+    SELECTORS.at("observed"),
+    "use_observed_ip that is off",
+    manage("SET observed.AccessControl.use_observed_ip = 0"),
+    ask(get("/", "X-Forwarded-For: 10.1.1.1")),
     alone=True,
 )
 
