@@ -114,7 +114,7 @@ def test_a_node_that_is_added_again_moves_to_the_end(say: Said) -> None:
 
 
 def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
-    say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras")
+    say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras", "LOAD redirect")
     say("CREATE POOL a", "POOL a ADD 1.1.1.1")
     say("CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a", "SET buffer_size = 10k")
     say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on")
@@ -123,12 +123,13 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     say("HEADER p INSERT x: y", "HEADER p REMOVE z")
     say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
     say("SET persist_client = on", "CREATE SERVICE w", "SET role = web_server", "ENABLE w")
-    say("SET s.default_service = w")
+    say("SET s.default_service = w", "SET plugins = redirect", "REDIRECT HOST a b/\u20ac")
+    say("HEADER w INSERT x: \u20ac")
     dumped = say("DUMPCONFIG")
     assert dumped.pop() == "OK"
     assert "  SET p.accesscontrol.use_observed_ip = 1" in dumped
     file = tmp_path / "again.conf"
-    file.write_text("\n".join(dumped))
+    file.write_text("\n".join(dumped), encoding="utf-8")
     with Loop() as loop:
         again = Said(loop)
         again.server.language.load_file(str(file), print)

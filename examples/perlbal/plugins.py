@@ -156,14 +156,14 @@ class Redirect(HostMaps):
 
     def _redirect(self, call: Call, host: str, target: str) -> str:
         service = call.service_in_context()
-        self.maps.setdefault(service, {})[host.lower()] = wire(target.lower())
+        self.maps.setdefault(service, {})[host.lower()] = target.lower()
         return ""
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
         targets = self.find(service, self.host(request))
         if targets:
             head = Response(301)
-            head.set("Location", f"http://{targets[0]}{request.uri}")
+            head.set("Location", f"http://{wire(targets[0])}{request.uri}")
             head.set("Content-Length", "0")
             if service.server_tokens:
                 head.set("Server", "Perlbal")

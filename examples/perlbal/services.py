@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 from danga_raw import Listener
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
-from examples.perlbal.heads import Head
+from examples.perlbal.heads import Head, wire
 from examples.perlbal.management import ClientManage
 from examples.perlbal.parameters import (
     ALL,
@@ -242,7 +242,7 @@ class Service(Parameters):
         for name in self.removed_headers:
             head.drop(name)
         for name, value in self.inserted_headers:
-            head.set(name, value)
+            head.set(name, wire(value))
 
     # --- telling ----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from examples.perlbal.clients import NOTHING, Exchange, Part
-from examples.perlbal.heads import SERVER, Response, http_date
+from examples.perlbal.heads import SERVER, Response, http_date, wire
 from examples.perlbal.uploads import write_all
 
 MOST_CONCATENATED: Final = 100
@@ -176,7 +176,7 @@ class WebExchange(Exchange):
         self._say_what_it_is(head, modified)
         head.set("Accept-Ranges", "bytes")
         if status in (200, 206):
-            head.set("Content-Type", mime_type(path) or "text/plain")
+            head.set("Content-Type", wire(mime_type(path) or "text/plain"))
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set("Content-Length", str(end - start))
@@ -266,7 +266,8 @@ class WebExchange(Exchange):
         if not known:
             head.set("Content-Length", str(sum(info.st_size for _, info in found)))
         self._say_what_it_is(head, modified)
-        head.set("Content-Type", next(filter(None, map(mime_type, paths)), "text/plain"))
+        kinds = filter(None, map(mime_type, paths))
+        head.set("Content-Type", wire(next(kinds, "text/plain")))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
         client.send_files(head, NOTHING, _opened([(path, info.st_size) for path, info in found]))

@@ -501,6 +501,7 @@ row(
         "MIME SET x",
         "MIME SET x text/x-x",
         "MIME SET X text/x-y",
+        "MIME SET y text/\u20ac",
         "MIME LIST",
         "MIME REMOVE x",
         "MIME REMOVE x",
