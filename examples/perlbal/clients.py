@@ -265,6 +265,7 @@ class Client(Socket):
         self.server.requests += 1
         self.requests += 1
         self.adopted = 0
+        self.observed_ip = None
         self.keep_alive = False
         if request.chunked:
             self.decoder = ChunkDecoder()
@@ -287,11 +288,9 @@ class Client(Socket):
     def serve(self, service: Service, request: Request) -> None:
         """Have the request served."""
         self.service = service
-        self.observed_ip = None
         if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
-            forwarded = request.values.get("x-forwarded-for")
-            if forwarded:
-                self.observed_ip = forwarded.partition(",")[0].strip()
+            forwarded = request.values.get("x-forwarded-for", "")
+            self.observed_ip = forwarded.partition(",")[0].strip() or None
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
         if kind is Exchange:

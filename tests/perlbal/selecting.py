@@ -491,6 +491,38 @@ for service in "vhosts", "far":
     )
 row(
     VHOSTS,
+    "a service goes by what its selector believes",
+    manage(
+        "SET vhosts.always_trusted = on",
+        "USE far",
+        "SET plugins = AccessControl",
+        "SET far.AccessControl.use_observed_ip = 1",
+        "ACCESS deny ip 10.1.1.1",
+        "VHOST vhosts * = far",
+    ),
+    ask(host("x.example.com", "/1", *SAID)),
+    ask(host("x.example.com", "/2")),
+    alone=True,
+)
+row(
+    VHOSTS,
+    "a selector doesn't go by what its service believed of the request before",
+    manage(
+        "SET far.always_trusted = on",
+        "USE vhosts",
+        "SET plugins = AccessControl, vhosts",
+        "SET vhosts.AccessControl.use_observed_ip = 1",
+        "ACCESS deny ip 10.1.1.1",
+        "VHOST vhosts * = far",
+    ),
+    ask(host("x.example.com", "/1", *SAID)),
+    ask(host("x.example.com", "/2")),
+    alone=True,
+    differs="back to the first service",
+    ours=("HTTP/1.0 200 OK",) * 2,
+)
+row(
+    VHOSTS,
     "a new node for a service that doesn't listen itself",
     manage("POOL one REMOVE {a}", "DISABLE far"),
     send(host("x.example.com")),
