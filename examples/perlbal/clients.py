@@ -362,15 +362,11 @@ class Client(Socket):
                 or exchange.request.method == "HEAD"
             )
         )
-        if self.keep_alive:
-            head.set("Connection", "keep-alive")
-            timeout = self.service.persist_client_idle_timeout
-            if timeout:
-                head.set("Keep-Alive", f"timeout={timeout}, max=100")
-                return
-        else:
-            head.set("Connection", "close")
+        head.set("Connection", "keep-alive" if self.keep_alive else "close")
         head.drop("keep-alive")
+        timeout = self.service.persist_client_idle_timeout
+        if self.keep_alive and timeout:
+            head.set("Keep-Alive", f"timeout={timeout}, max=100")
 
     def send_last(self, data: bytes) -> None:
         """Write the last of an answer; when it is out, the next request may come."""

@@ -203,9 +203,9 @@ class AccessControl(Plugin):
         elif what not in ("ip", "netmask"):
             raise LanguageError(f"Unknown item to {action}: '{what}'")
         else:
-            read = netmask if what == "netmask" else _single
+            read = netmask if what == "netmask" else ipaddress.ip_address
             try:
-                mask = read(value)
+                mask = ipaddress.ip_network(read(value))
             except ValueError:
                 raise LanguageError(f"Error parsing {what}") from None
             self.rules.setdefault(service, []).append((action, what, value, mask))
@@ -238,10 +238,6 @@ class AccessControl(Plugin):
             for action, what, value, _ in self.rules.get(service, ())
         ]
         return [*lines, f"ACCESS POLICY {'DENY' if service in self.denies else 'ALLOW'}"]
-
-
-def _single(ip: str) -> Netmask:
-    return ipaddress.ip_network(ipaddress.ip_address(ip))
 
 
 class XFFExtras(Plugin):

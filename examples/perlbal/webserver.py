@@ -166,10 +166,9 @@ class WebExchange(Exchange):
         if not stat.S_ISREG(info.st_mode):
             return client.send_page(404)
         status, start, end = request.range(size)
-        head = Response(status)
         if self._known(modified, size):
             status = 304
-            head.set_code(304)
+        head = Response(status)
         if status == 416:
             head.set("Content-Range", f"bytes */{size}" if size else "*")
             head.set("Content-Length", "0")
