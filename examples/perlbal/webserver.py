@@ -93,7 +93,10 @@ class NewFile:
         if actual != self._expected:
             text = f"Content-MD5 mismatch, expected: {self._expected} actual: {actual}"
             return 400, text
-        os.rename(self._name, self._path)
+        try:
+            os.rename(self._name, self._path)
+        except OSError:
+            return 500, "Error renaming file"
         self._name = self._path
         return 201, ""
 
