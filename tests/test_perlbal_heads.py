@@ -216,6 +216,19 @@ def test_dates_are_those_of_http() -> None:
     assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "date"),
+    [
+        (-1, "Wed, 31 Dec 1969 23:59:59 GMT"),
+        (-1 << 62, "Mon, 01 Jan 0001 00:00:00 GMT"),
+        (253_402_300_800, "Fri, 31 Dec 9999 23:59:59 GMT"),
+        (1 << 62, "Fri, 31 Dec 9999 23:59:59 GMT"),
+    ],
+)
+def test_a_date_that_http_can_not_write_is_the_closest_that_it_can(seconds: int, date: str) -> None:
+    assert http_date(seconds) == date
+
+
 CHUNKED = b"4\r\nwiki\r\n5;a=b\r\npedia\r\nE\r\n in\r\n\r\nchunks.\r\n0\r\nA: b\r\n\r\n"
 
 

@@ -296,5 +296,5 @@ def take_head(data: bytes) -> tuple[str, bytes] | None:
 
 @lru_cache(1000)
 def http_date(seconds: int) -> str:
-    """A moment, in seconds since the epoch, as HTTP writes it."""
-    return formatdate(seconds, usegmt=True)
+    """A moment, in seconds since the epoch, as HTTP writes it, which has years of four digits."""
+    return formatdate(min(max(-62_135_596_800, seconds), 253_402_300_799), usegmt=True)

@@ -262,7 +262,7 @@ class WebExchange(Exchange):
                 raise FileNotFoundError
         except (OSError, ValueError):
             return client.send_page(404, "One or more file does not exist")
-        modified = http_date(int(max((info.st_mtime for _, info in found), default=0)))
+        modified = http_date(int(max([0, *(info.st_mtime for _, info in found)])))
         known = self._known(modified, None)
         head = Response(304 if known else 200)
         if not known:
