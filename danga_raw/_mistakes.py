@@ -18,8 +18,7 @@ def does_nothing(function: object) -> bool:
     if code is None:
         if type(function).__module__ == "functools":  # Its partial, without the import of it.
             return does_nothing(getattr(function, "func", None))
-        called: object = getattr(type(function), "__call__", None)  # noqa: B004  # what it is
-        code = getattr(called, "__code__", None)
+        code = getattr(type(function).__call__, "__code__", None)
     flags: object = getattr(code, "co_flags", 0)
     return isinstance(flags, int) and flags & _IDLE != 0
 
