@@ -449,7 +449,7 @@ class Registry:
                     self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
                 if handles:
                     _close(fd, handles)
-                if obj is not None and objects.get(fd) is obj:
+                if objects.get(fd, entry) is obj:
                     del objects[fd]
                 if len(self.outer) > 1:
                     self._drop_events(fd)
@@ -507,6 +507,7 @@ class _AsUsual(dict[type, bool]):
 
 _closes_as_usual: Final = _AsUsual()
 _detach: Final = cast("Callable[[Handle], int]", RawSocket.detach)
+_close_socket: Final = cast("Callable[[Handle], None]", RawSocket.close)
 
 
 def _close(fd: int, handles: list[Handle]) -> None:
@@ -515,19 +516,19 @@ def _close(fd: int, handles: list[Handle]) -> None:
     try:
         if not _closes_as_usual[type(sock)]:
             del handles[:]
+            sock.close()
+        elif libc.close is os.close:
+            # A socket gives up its descriptor in the same step, with no place for a signal's handler
+            # in between, and makes no call where its owner has closed it: else the number may be
+            # another's by now.
+            _close_socket(sock)
         elif sock.fileno() >= 0:
-            # Its owner hasn't closed it: else the number may be another's by now. close(2) goes
-            # through the door, where the audit sees it. The socket gives up its descriptor in the
-            # same step, with no place for a signal's handler in between.
+            # The same where somebody stands in the door, the audit say.
             for _ in map(libc.close, map(_detach, handles)):
                 pass
     except OSError as error:
-        # The descriptor is gone all the same (close(2), "Dealing with error returns").
-        complain(error, "close(fd %d): %s", fd)
-    try:
-        sock.close()  # No call where that is done: Python's own class is to know as well.
-    except OSError as error:
         if handles and by_handler(error):
             raise
+        # The descriptor is gone all the same (close(2), "Dealing with error returns").
         warn("close(fd %d): %s", fd, error)
     del handles[:]

@@ -14,7 +14,7 @@ from danga_raw._mistakes import check_callback, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import Registry, choose_backend
 from danga_raw._typing import cast
-from danga_raw.timers import Timer, Timers
+from danga_raw.timers import Timers, add_timer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         DescriptorMapping,
         ExceptionCallback,
         Handle,
+        LoopT,
         OtherFdCallback,
         OtherFdMapping,
         PostLoopCallback,
@@ -100,7 +101,9 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
+        # What is bare is a number, and to ask would cost each event of an other fd 200 instructions.
         objects = cast("dict[object, Socket | None]", registry.objects)
+        other_event = cast("Callable[[object, int], None]", self._other_event)
         leaving, readable = registry.leaving, registry.readable
         timers, pending, overdue = self._timers, self._timers.heap, self._timers.due
         soon, own_callbacks, polls = self._soon, registry.own_callbacks, registry.polls
@@ -148,15 +151,15 @@ class Loop:
                         if obj is not None:
                             if not leaving or not obj.closed:
                                 obj.event_read()
-                        elif isinstance(fd, int):
-                            self._other_event(fd, POLLIN)
+                        else:
+                            other_event(fd, POLLIN)
                     except Exception as error:
                         if not self.handle_exception(error, obj):
                             raise
             if readable:
                 self._read_pushed_back()
             if leaving:
-                self._registry.let_go(self.handle_exception)
+                registry.let_go(self.handle_exception)
             if own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
                     return
@@ -310,12 +313,7 @@ class Loop:
 
     # --- timers, timeout, callbacks ---------------------------------------------------------------
 
-    def add_timer(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call `callback()` once, `seconds` from now, on the monotonic clock, never early; a negative
-        number is due at once, and before those due later. Raises `TypeError` for what can't be
-        called, `ValueError` for a number that is not finite. No system call: clock_gettime needs
-        none."""
-        return self._timers.add(seconds, callback)
+    add_timer = add_timer
 
     def call_soon(self, callback: Callback) -> None:
         """Call `callback()` in the next turn, before it waits; in the order of the calls, each once.
@@ -414,9 +412,9 @@ class Loop:
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
-        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2), but none where only the
-        callback is new. Raises `TypeError` for a callback that can't be called and `OSError` for a
-        fd that can't be watched; then none of `fds` is added."""
+        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2); EPOLL_CTL_MOD or EV_ENABLE
+        for what is watched already, to see that it still is. Raises `TypeError` for a callback that
+        can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._registry.other_fds
 
@@ -488,7 +486,7 @@ class Loop:
         """As `reset`: a closed loop is as good as a new one."""
         self.reset()
 
-    def __enter__(self) -> Loop:
+    def __enter__(self: LoopT) -> LoopT:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -508,6 +506,8 @@ def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
         hint = f"; Loop({loop!r}) makes one" if isinstance(loop, str) else ""
+        if isinstance(loop, (int, tuple)):  # It is of an address.
+            hint = "; connect takes (ip, port), and a Listener calls accepted(connection, address)"
         raise TypeError(f"a Socket takes a Loop, not {loop!r}{hint}")
     return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
 

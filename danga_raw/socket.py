@@ -138,9 +138,13 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except AttributeError:
             raise HandleError(sock) from None
-        loop = loop if loop is not None else _default_loop or default_loop()
+        if loop is None:
+            loop = _default_loop or default_loop()
+            registry = loop._registry  # pyright: ignore[reportPrivateUsage]  # a Loop for sure
+        else:
+            registry = registry_of(loop)
         self.loop: Loop = loop
-        self._registry = registry = registry_of(loop)
+        self._registry = registry
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
@@ -820,7 +824,7 @@ class Socket(Generic[HandleT]):
     @classmethod
     def DebugMsg(cls, message: str, *args: object) -> None:
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
-        print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
+        print_error(f">>> {formatted(formatted('%s', (message,)).rstrip(chr(10)), args)}\n")
 
     def debugmsg(self, message: str, *args: object) -> None:
         """As `DebugMsg`."""
@@ -860,11 +864,7 @@ def _piece(buf: object) -> bytes:
 
 def _write_by(func: WriterFunc, block: Block, count: int, offset: int) -> int:
     answer = func(block, count, offset)
-    try:
-        written = index(answer)
-    except TypeError:
-        what = f"a writer function returns how many bytes it wrote, not {answer!r}"
-        raise TypeError(what) from None
+    written = whole("a writer function returns how many bytes it wrote", answer)
     if not 0 <= written <= count:
         raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
     return written

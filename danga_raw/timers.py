@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from math import floor, inf
+from math import floor, inf, isfinite
 from time import CLOCK_MONOTONIC
-from types import MethodType
 
 try:  # The module around it is a twentieth of what all of this package costs to import.
-    from _heapq import heapify, heappop, heappush
+    from _heapq import heappop, heappush
 except ImportError:
-    from heapq import heapify, heappop, heappush
+    from heapq import heappop, heappush
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._mistakes import check_callback
@@ -19,10 +18,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from danga_raw.types import Callback
+    from danga_raw.types import Callback, Loop
 
-_FEW: Final = 8
-"""Up to here spent timers are not worth clearing out."""
+_FEW: Final = 16
+"""So few spent timers are not worth a look whether they are to be cleared out."""
 
 _CLOCK: Final = (CLOCK_MONOTONIC,)
 """What clock_gettime is asked. Before 3.13 it takes a tuple of arguments, and to have it made at each
@@ -37,7 +36,7 @@ class Timer:
         "callback": "What it calls; None once it has fired or was cancelled.",
     }
 
-    # Timers.add fills them: an __init__ would cost as much again as all else of a new one.
+    # add_timer fills them: an __init__ would cost as much again as all else of a new one.
     _timers: Timers
     callback: Callback | None
 
@@ -47,7 +46,7 @@ class Timer:
             self.callback = None
             timers = self._timers
             timers.spent = spent = timers.spent + 1
-            if spent > _FEW and spent * 2 > len(timers.heap):
+            if not spent % _FEW and spent * 2 > len(timers.heap):
                 timers.clear_out()
 
     def __repr__(self) -> str:
@@ -62,8 +61,10 @@ class Timers:
         self.heap: list[tuple[float, int, Timer]] = []
         self.due: deque[Timer] = deque()
         """What the present pass has still to fire, and what one left that an exception cut short."""
-        self._added = 0  # how many there ever were
-        self._checked: object = None  # the function of a method that may be called
+        self.added: int = 0
+        """How many there ever were."""
+        self.checked: object = check_callback
+        """The function of the method that was looked at last; at first any that may be called."""
         self.spent: int = 0
         """Roughly how many of the heap have no callback any more."""
 
@@ -72,29 +73,6 @@ class Timers:
         longest = float(ms if ms >= 0 else INT_MAX)
         self.timeout = ms
         self._longest = longest  # for any wait with a deadline, which a C int must hold too
-
-    def add(self, seconds: float, callback: Callback) -> Timer:
-        """A new timer, due `seconds` from now; raises as `Loop.add_timer` does."""
-        # Mostly a method that was looked at the last time, of another object.
-        if not isinstance(callback, MethodType) or callback.__func__ is not self._checked:
-            check_callback("a timer's callback", callback)
-            self._checked = callback.__func__ if isinstance(callback, MethodType) else None
-        now = libc.clock_gettime(*_CLOCK)
-        try:
-            deadline = now + seconds
-        except OverflowError:  # an int that no float can hold
-            deadline = inf
-        # Not the seconds: they mostly are an int, whose comparison with a float is dear.
-        if not (deadline < inf and deadline > -inf):
-            raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
-        timer = Timer()
-        timer._timers = self  # pyright: ignore[reportPrivateUsage]  # of this room's own class
-        timer.callback = callback
-        # Counted before any call: a signal's handler could add one behind it.
-        number = self._added
-        self._added = number + 1
-        heappush(self.heap, (deadline, number, timer))
-        return timer
 
     def run_due(self) -> int:
         """Fire what is due; how long the next wait may take, in milliseconds (-1: for ever).
@@ -147,10 +125,10 @@ class Timers:
     def clear_out(self) -> None:
         """Give back the room of the spent ones, once they are the half of all: that costs each of
         them less than a pop."""
-        added = self._added
+        added = self.added
         kept = [entry for entry in self.heap if entry[2].callback is not None]
-        heapify(kept)
-        if added == self._added:  # No signal's handler has added one meanwhile.
+        kept.sort()  # A sorted list is a heap, and to sort one again costs half of a heapify.
+        if added == self.added:  # No signal's handler has added one meanwhile.
             self.heap[:] = kept
             self.spent = 0
 
@@ -161,5 +139,36 @@ class Timers:
         self.heap.clear()
         self.due.clear()
         self.set_timeout(-1)
-        self._checked = None
+        self.checked = check_callback
         self.spent = 0
+
+
+def add_timer(self: Loop, seconds: float, callback: Callback) -> Timer:
+    """Call `callback()` once, `seconds` from now, on the monotonic clock, never early; a negative
+    number is due at once, and before those due later. Raises `TypeError` for what can't be called and
+    for no number, `ValueError` for one that is not finite. No system call: clock_gettime needs none."""
+    # This is the method of Loop itself. One that called another of Timers would cost 500 instructions
+    # of 7,000 more, where every event puts a timeout off.
+    timers = self._timers  # pyright: ignore[reportPrivateUsage]
+    # Mostly a method that was looked at the last time, of another object.
+    if getattr(callback, "__func__", callback) is not timers.checked:
+        check_callback("a timer's callback", callback)
+        timers.checked = getattr(callback, "__func__", check_callback)
+    try:
+        deadline = libc.clock_gettime(*_CLOCK) + seconds
+    except OverflowError:  # an int that no float can hold
+        deadline = inf
+    except TypeError:
+        what = f"a timer takes seconds as an int or a float, not {seconds!r:.40}"
+        raise TypeError(what) from None
+    # Not the seconds: they mostly are an int, which it would have to be made a float of.
+    if not isfinite(deadline):
+        raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
+    timer = Timer()
+    timer._timers = timers  # pyright: ignore[reportPrivateUsage]  # of this room's own class
+    timer.callback = callback
+    # Counted before any call: a signal's handler could add one behind it.
+    number = timers.added
+    timers.added = number + 1
+    heappush(timers.heap, (deadline, number, timer))
+    return timer

@@ -70,14 +70,12 @@ def test_no_kernel_and_no_input_ends_the_server_or_harms_another(
     World(seed, backend).run()
 
 
-def broken(spoil: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is said of the first world in which it shows that this is spoilt."""
-    spoil(monkeypatch)
-    for seed in range(WORLDS):
-        try:
-            World(seed, "epoll").run()
-        except Broken as error:
-            return str(error)
+def complaint_about(seed: int) -> str:
+    """What is found wrong in a world."""
+    try:
+        World(seed, "epoll").run()
+    except Broken as error:
+        return str(error)
     return "nothing"
 
 
@@ -102,4 +100,6 @@ def never_connect(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fault_of_the_server_is_found(
     spoil: Callable[[pytest.MonkeyPatch], None], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert complaint in broken(spoil, monkeypatch)
+    # Which world is the first to show it, and by what, is luck.
+    spoil(monkeypatch)
+    assert any(complaint in complaint_about(seed) for seed in range(WORLDS))

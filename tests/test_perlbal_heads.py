@@ -91,6 +91,14 @@ def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str
         (0, "GET /"),
         (0, "GET  / HTTP/1.1\r\nHost: a"),
         (0, "GET / HTTP/2.0\r\nHost: a"),
+        (0, "\x16\x03\x01\0\xa5"),
+        (0, f"\n{FIRST}"),
+        (0, "GET /\0 HTTP/1.1\r\nHost: a"),
+        (0, "GET / HTTP/1.1\rHost: a\r\n"),
+        (400, "GET / HTTP/1.1\nHost: a\r\n"),
+        (400, "GET http://user@b/ HTTP/1.1\r\nHost: a"),
+        (400, "GET http://b:x/ HTTP/1.1\r\nHost: a"),
+        (400, "GET https://b/ HTTP/1.1\r\nHost: a"),
         (0, "GET / HTTP/1.1"),
         (0, f"{FIRST}\r\nno field"),
         (0, f"{FIRST}\r\n(a): b"),
@@ -206,6 +214,19 @@ def test_an_answer_of_ours_has_a_reason_if_there_is_one() -> None:
 
 def test_dates_are_those_of_http() -> None:
     assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "date"),
+    [
+        (-1, "Wed, 31 Dec 1969 23:59:59 GMT"),
+        (-1 << 62, "Mon, 01 Jan 0001 00:00:00 GMT"),
+        (253_402_300_800, "Fri, 31 Dec 9999 23:59:59 GMT"),
+        (1 << 62, "Fri, 31 Dec 9999 23:59:59 GMT"),
+    ],
+)
+def test_a_date_that_http_can_not_write_is_the_closest_that_it_can(seconds: int, date: str) -> None:
+    assert http_date(seconds) == date
 
 
 CHUNKED = b"4\r\nwiki\r\n5;a=b\r\npedia\r\nE\r\n in\r\n\r\nchunks.\r\n0\r\nA: b\r\n\r\n"

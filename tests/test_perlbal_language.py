@@ -10,7 +10,7 @@ import pytest
 from danga_raw import Loop
 from examples.perlbal.language import Context
 from examples.perlbal.parameters import LanguageError, netmask
-from examples.perlbal.plugins import Vhosts
+from examples.perlbal.plugins import AccessControl, Vhosts
 from examples.perlbal.server import Server
 from examples.perlbal.services import Service
 
@@ -86,6 +86,7 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
         ("LOAD throttle", "Plugin throttle is not supported here"),
         ("= 1", "invalid command"),
+        ("$NOSUCH UNLOAD accesscontrol", "invalid command"),
         ("INCLUDE = a\0b", "embedded null byte"),
         (
             "SET p.plugins = vhosts, redirect",
@@ -113,7 +114,7 @@ def test_a_node_that_is_added_again_moves_to_the_end(say: Said) -> None:
 
 
 def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
-    say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras")
+    say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras", "LOAD redirect")
     say("CREATE POOL a", "POOL a ADD 1.1.1.1")
     say("CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a", "SET buffer_size = 10k")
     say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on")
@@ -122,12 +123,13 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     say("HEADER p INSERT x: y", "HEADER p REMOVE z")
     say("CREATE SERVICE s", "SET role = selector", "SET plugins = vhosts", "VHOST *.a.com = p")
     say("SET persist_client = on", "CREATE SERVICE w", "SET role = web_server", "ENABLE w")
-    say("SET s.default_service = w")
+    say("SET s.default_service = w", "SET plugins = redirect", "REDIRECT HOST a b/\u20ac")
+    say("HEADER w INSERT x: \u20ac")
     dumped = say("DUMPCONFIG")
     assert dumped.pop() == "OK"
     assert "  SET p.accesscontrol.use_observed_ip = 1" in dumped
     file = tmp_path / "again.conf"
-    file.write_text("\n".join(dumped))
+    file.write_text("\n".join(dumped), encoding="utf-8")
     with Loop() as loop:
         again = Said(loop)
         again.server.language.load_file(str(file), print)
@@ -169,6 +171,27 @@ def test_the_closest_pattern_counts(say: Said) -> None:
         assert vhosts.find(service, "a.b.com")[0] == next(iter(maps))
         del maps[next(iter(maps))]
     assert vhosts.find(service, "a.b.com") == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "ip", "fits"),
+    [
+        ("ip ::1", "0:0:0:0:0:0:0:1", True),
+        ("ip 0::0:1", "::1", True),
+        ("netmask fe80::/10", "fe80::1", True),
+        ("ip 10.0.0.1", "10.0.0.2", False),
+        ("netmask any", "::1", False),
+        ("netmask any", "10.0.0.1", True),
+        ("netmask any", "what an upstream says", False),
+    ],
+)
+def test_a_rule_fits_an_address_however_it_is_written(
+    say: Said, rule: str, ip: str, fits: bool
+) -> None:
+    say("LOAD accesscontrol", "CREATE SERVICE w", f"ACCESS deny {rule}")
+    control = say.server.plugins["accesscontrol"]
+    assert isinstance(control, AccessControl)
+    assert control.action(say.server.services["w"], ip) == ("deny" if fits else "allow")
 
 
 @pytest.mark.parametrize(

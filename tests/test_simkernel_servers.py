@@ -106,9 +106,9 @@ def stay_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fire_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Timers.add
+    original = Loop.add_timer
     monkeypatch.setattr(
-        Timers, "add", lambda self, seconds, callback: original(self, seconds - 0.001, callback)
+        Loop, "add_timer", lambda self, seconds, callback: original(self, seconds - 0.001, callback)
     )
 
 

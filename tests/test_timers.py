@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import heapq
 import random
 import sys
 import time
@@ -15,8 +14,9 @@ from functools import partial
 
 import pytest
 
-from danga_raw import Loop, Timer, timers
+from danga_raw import Loop, Timer
 from danga_raw._libc import libc
+from danga_raw.timers import Timers
 from tests.world import REAL, Noted, World, real_only
 
 
@@ -458,12 +458,13 @@ def test_reset_in_a_timer_forgets_the_others(world: World) -> None:
 def clear_outs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many timers were left by each clear-out of those cancelled."""
     counts: list[int] = []
+    clear_out = Timers.clear_out
 
-    def note(kept: list[tuple[float, int]]) -> None:
-        counts.append(len(kept))
-        heapq.heapify(kept)
+    def note(timers: Timers) -> None:
+        clear_out(timers)
+        counts.append(len(timers.heap))
 
-    monkeypatch.setattr(timers, "heapify", note)
+    monkeypatch.setattr(Timers, "clear_out", note)
     return counts
 
 

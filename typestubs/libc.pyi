@@ -115,7 +115,8 @@ def write(fd: int, buf: ReadableBuffer, /) -> int:
     retried."""
 
 def close(fd: int, /) -> None:
-    """`int close(int fd)`: close(2), by `os.close`."""
+    """`int close(int fd)`: close(2), by `os.close`; of a socket of Python's by its own method, as long
+    as this is `os.close`."""
 
 def fstat(fd: int, /) -> stat_result:
     """`int fstat(int fd, struct stat *statbuf)`: fstat(2), by `os.fstat`."""

@@ -265,6 +265,7 @@ class Client(Socket):
         self.server.requests += 1
         self.requests += 1
         self.adopted = 0
+        self.observed_ip = None
         self.keep_alive = False
         if request.chunked:
             self.decoder = ChunkDecoder()
@@ -287,11 +288,9 @@ class Client(Socket):
     def serve(self, service: Service, request: Request) -> None:
         """Have the request served."""
         self.service = service
-        self.observed_ip = None
         if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
-            forwarded = request.values.get("x-forwarded-for")
-            if forwarded:
-                self.observed_ip = forwarded.partition(",")[0].strip()
+            forwarded = request.values.get("x-forwarded-for", "")
+            self.observed_ip = forwarded.partition(",")[0].strip() or None
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
         if kind is Exchange:
@@ -363,15 +362,11 @@ class Client(Socket):
                 or exchange.request.method == "HEAD"
             )
         )
-        if self.keep_alive:
-            head.set("Connection", "keep-alive")
-            timeout = self.service.persist_client_idle_timeout
-            if timeout:
-                head.set("Keep-Alive", f"timeout={timeout}, max=100")
-                return
-        else:
-            head.set("Connection", "close")
+        head.set("Connection", "keep-alive" if self.keep_alive else "close")
         head.drop("keep-alive")
+        timeout = self.service.persist_client_idle_timeout
+        if self.keep_alive and timeout:
+            head.set("Keep-Alive", f"timeout={timeout}, max=100")
 
     def send_last(self, data: bytes) -> None:
         """Write the last of an answer; when it is out, the next request may come."""

@@ -13,7 +13,6 @@ from typing import Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
-from examples.perlbal.heads import wire
 from examples.perlbal.language import COMMANDS, Answer, Call, command
 from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError
 from examples.perlbal.plugins import LEFT_OUT, PLUGINS
@@ -90,14 +89,14 @@ def default(call: Call, key: str, value: str) -> None:
 )
 def header(call: Call, name: str, verb: str, field: str, value: str) -> None:
     service = call.service(name)
+    if verb == "insert" and not value:
+        raise LanguageError("no value provided")
     if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", field, re.ASCII):
         raise LanguageError(f"'{field}' is no name of a header")
     if verb == "remove":
         service.removed_headers.append(field)
-    elif not value:
-        raise LanguageError("no value provided")
     else:
-        service.inserted_headers.append((field, wire(value)))
+        service.inserted_headers.append((field, value))
 
 
 @command("enable disable", r" (\w+)", "Usage: {ENABLE|DISABLE} <service>")
@@ -315,7 +314,7 @@ def mime(call: Call, what: str, ending: str, kind: str) -> Answer:
     if what == "set":
         if not ending or not kind:
             raise LanguageError("Usage: set <ext> <mime>")
-        MIME_TYPES[ending] = wire(kind)
+        MIME_TYPES[ending] = kind
         return f"{ending} set to {kind}."
     if what == "remove":
         if MIME_TYPES.pop(ending, None) is None:

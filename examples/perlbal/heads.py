@@ -26,7 +26,7 @@ REASONS: Final = {
 }
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
-_REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/1\.(\d)", re.ASCII)
+_REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/1\.(\d)\r?\n", re.ASCII)
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
@@ -132,21 +132,25 @@ class Request(Head):
     def __init__(self, text: str) -> None:
         """Read `text`, with the empty line at its end. Raises `Refused`."""
         super().__init__()
-        first, *lines = text.split("\r\n" if "\r" in text else "\n")
+        line = _REQUEST_LINE.match(text)
+        if line is None:
+            raise Refused(0, f"Bogus request line {text!r:.40}")
+        _, *lines = text.split("\r\n" if "\r" in text else "\n")
         count = len(lines)
         if "\0" in text or text.count("\n") != count or text.count("\r") not in (0, count):
             raise Refused(400, "Invalid line end")
         del lines[-2:]
-        line = _REQUEST_LINE.fullmatch(first)
-        if line is None:
-            raise Refused(0, f"Bogus request line {first!r:.40}")
         self.method, self.uri, minor = line.groups()
         self.version = "1." + minor
         self.low_priority = False
         """Set by a plugin: this request is to wait behind all others."""
         values = self.values
         self.fill(lines, _ONCE_IN_REQUEST)
-        if self.uri[0] != "/" and (absolute := _ABSOLUTE.fullmatch(self.uri)):
+        if self.uri[0] != "/" and "://" in self.uri:
+            absolute = _ABSOLUTE.fullmatch(self.uri)
+            if absolute is None:
+                # A backend would find another host in it than the one that is looked at here.
+                raise Refused(400, "Invalid URL")
             path = absolute[2] or "/"
             self.uri = path if path[0] == "/" else "/" + path
             self.set("Host", absolute[1].lower())
@@ -292,5 +296,5 @@ def take_head(data: bytes) -> tuple[str, bytes] | None:
 
 @lru_cache(1000)
 def http_date(seconds: int) -> str:
-    """A moment, in seconds since the epoch, as HTTP writes it."""
-    return formatdate(seconds, usegmt=True)
+    """A moment, in seconds since the epoch, as HTTP writes it, which has years of four digits."""
+    return formatdate(min(max(-62_135_596_800, seconds), 253_402_300_799), usegmt=True)

@@ -119,7 +119,7 @@ class Language:
         """Carry out one line, and answer by `out`. False if it failed."""
         try:
             text = _plain(line)
-            answer = self._carry_out(text, out, context) if text else ""
+            answer = self._carry_out(text, out, context) if text.strip() else ""
         except (LanguageError, OSError, ValueError) as error:
             # What the system, or Python, wouldn't do with a value is an answer like another.
             out(f"ERROR: {error}")
@@ -156,7 +156,7 @@ def _plain(line: str) -> str:
     text = " ".join(line.partition("#")[0].split())
     text = re.sub(r"\$\{(.+?)\}", _variable, text)
     text = re.sub(r"\$(\w+)", lambda found: os.environ.get(found[1], ""), text, flags=re.ASCII)
-    left, equals, right = text.strip().partition("=")
+    left, equals, right = text.partition("=")
     return left.lower() + equals + right
 
 

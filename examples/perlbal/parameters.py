@@ -164,8 +164,11 @@ def netmask(text: str) -> Netmask:
 
 
 def netmasks(service: Service, key: str, text: str) -> tuple[Netmask, ...]:
+    names = text.rstrip(", ")
     try:
-        return tuple(netmask(each) for each in re.split(r"\s*,\s*", text))
+        if not names:
+            raise ValueError("None found")
+        return tuple(netmask(each) for each in re.split(r"\s*,\s*", names))
     except ValueError as error:
         raise LanguageError(f"Error defining trusted upstream proxies: {error}") from None
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 _HOST_PATTERN: Final = re.compile(r"[\w\-.*;:]+", re.ASCII)
+_USE_OBSERVED_IP: Final = "accesscontrol.use_observed_ip"
 _USING: Final = re.compile(r"/__using/([\w.]+)/\w+(?:\?.*)?", re.ASCII)
 
 
@@ -155,14 +156,14 @@ class Redirect(HostMaps):
 
     def _redirect(self, call: Call, host: str, target: str) -> str:
         service = call.service_in_context()
-        self.maps.setdefault(service, {})[host.lower()] = wire(target.lower())
+        self.maps.setdefault(service, {})[host.lower()] = target.lower()
         return ""
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
         targets = self.find(service, self.host(request))
         if targets:
             head = Response(301)
-            head.set("Location", f"http://{targets[0]}{request.uri}")
+            head.set("Location", f"http://{wire(targets[0])}{request.uri}")
             head.set("Content-Length", "0")
             if service.server_tokens:
                 head.set("Server", "Perlbal")
@@ -177,12 +178,12 @@ class AccessControl(Plugin):
     """Rules of who may come in."""
 
     name = "AccessControl"
-    settings = frozenset(("accesscontrol.use_observed_ip",))
+    settings = frozenset((_USE_OBSERVED_IP,))
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self.rules: dict[Service, list[tuple[str, str, str, Netmask | None]]] = {}
-        """Action, kind, how it is written, and the addresses if it isn't a single one."""
+        self.rules: dict[Service, list[tuple[str, str, str, Netmask]]] = {}
+        """Action, kind, how it is written, and the addresses that it means."""
         self.denies: set[Service] = set()
         """Where who isn't named by a rule stays outside."""
 
@@ -202,27 +203,34 @@ class AccessControl(Plugin):
         elif what not in ("ip", "netmask"):
             raise LanguageError(f"Unknown item to {action}: '{what}'")
         else:
-            mask = None
-            if what == "netmask":
-                try:
-                    mask = netmask(value)
-                except ValueError:
-                    raise LanguageError("Error parsing netmask") from None
+            read = netmask if what == "netmask" else ipaddress.ip_address
+            try:
+                mask = ipaddress.ip_network(read(value))
+            except ValueError:
+                raise LanguageError(f"Error parsing {what}") from None
             self.rules.setdefault(service, []).append((action, what, value, mask))
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
         ip = client.peer_ip_string() or ""
-        if client.observed_ip and service.extra.get("accesscontrol.use_observed_ip", "0") != "0":
+        use = service.extra.get(_USE_OBSERVED_IP, "off").lower()
+        if client.observed_ip and use not in ("off", "0", "false", "no"):
             ip = client.observed_ip
-        for action, _, value, mask in self.rules.get(service, ()):
-            if ip == value if mask is None else _within(ip, mask):
-                break
-        else:
-            action = "deny" if service in self.denies else "allow"
+        action = self.action(service, ip)
         request.low_priority |= action == "queue_low"
         if action == "deny":
             client.send_page(403, "Access denied.")
         return action == "deny"
+
+    def action(self, service: Service, ip: str) -> str:
+        """What is to be done to whoever comes from this address."""
+        try:
+            address = ipaddress.ip_address(ip)
+        except ValueError:
+            address = None  # An upstream may say anything.
+        for action, _, _, mask in self.rules.get(service, ()):
+            if address is not None and address in mask:
+                return action
+        return "deny" if service in self.denies else "allow"
 
     def dump(self, service: Service) -> list[str]:
         lines = [
@@ -230,13 +238,6 @@ class AccessControl(Plugin):
             for action, what, value, _ in self.rules.get(service, ())
         ]
         return [*lines, f"ACCESS POLICY {'DENY' if service in self.denies else 'ALLOW'}"]
-
-
-def _within(ip: str, mask: Netmask) -> bool:
-    try:
-        return ipaddress.ip_address(ip) in mask
-    except ValueError:
-        return False
 
 
 class XFFExtras(Plugin):

@@ -14,7 +14,7 @@ from danga_raw import Listener
 from examples.perlbal.backends import tune
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
-from examples.perlbal.heads import Head
+from examples.perlbal.heads import Head, wire
 from examples.perlbal.management import ClientManage
 from examples.perlbal.parameters import (
     ALL,
@@ -244,7 +244,7 @@ class Service(Parameters):
         for name in self.removed_headers:
             head.drop(name)
         for name, value in self.inserted_headers:
-            head.set(name, value)
+            head.set(name, wire(value))
 
     # --- telling ----------------------------------------------------------------------------------
 

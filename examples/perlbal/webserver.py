@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from examples.perlbal.clients import NOTHING, Exchange, Part
-from examples.perlbal.heads import SERVER, Response, http_date
+from examples.perlbal.heads import SERVER, Response, http_date, wire
 from examples.perlbal.uploads import write_all
 
 MOST_CONCATENATED: Final = 100
@@ -93,7 +93,10 @@ class NewFile:
         if actual != self._expected:
             text = f"Content-MD5 mismatch, expected: {self._expected} actual: {actual}"
             return 400, text
-        os.rename(self._name, self._path)
+        try:
+            os.rename(self._name, self._path)
+        except OSError:
+            return 500, "Error renaming file"
         self._name = self._path
         return 201, ""
 
@@ -166,17 +169,16 @@ class WebExchange(Exchange):
         if not stat.S_ISREG(info.st_mode):
             return client.send_page(404)
         status, start, end = request.range(size)
-        head = Response(status)
         if self._known(modified, size):
             status = 304
-            head.set_code(304)
+        head = Response(status)
         if status == 416:
             head.set("Content-Range", f"bytes */{size}" if size else "*")
             head.set("Content-Length", "0")
         self._say_what_it_is(head, modified)
         head.set("Accept-Ranges", "bytes")
         if status in (200, 206):
-            head.set("Content-Type", mime_type(path) or "text/plain")
+            head.set("Content-Type", wire(mime_type(path) or "text/plain"))
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set("Content-Length", str(end - start))
@@ -260,13 +262,14 @@ class WebExchange(Exchange):
                 raise FileNotFoundError
         except (OSError, ValueError):
             return client.send_page(404, "One or more file does not exist")
-        modified = http_date(int(max((info.st_mtime for _, info in found), default=0)))
+        modified = http_date(int(max([0, *(info.st_mtime for _, info in found)])))
         known = self._known(modified, None)
         head = Response(304 if known else 200)
         if not known:
             head.set("Content-Length", str(sum(info.st_size for _, info in found)))
         self._say_what_it_is(head, modified)
-        head.set("Content-Type", next(filter(None, map(mime_type, paths)), "text/plain"))
+        kinds = filter(None, map(mime_type, paths))
+        head.set("Content-Type", wire(next(kinds, "text/plain")))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
         client.send_files(head, NOTHING, _opened([(path, info.st_size) for path, info in found]))

@@ -264,6 +264,7 @@ NETMASKS = (
     *("1.2.3.4/255.255.255.0", "1.2.3.4/255.255.0.255", "1.2.3.4/0.0.0.255"),
     *("1.2.3.4:255.255.255.0", "1.2.3.4:24", "10.0.0.0-10.0.0.255", "10.0.0.0 - 10.0.3.255"),
     *("10.0.0.0-10.0.0.254", "10.0.0.5-10.0.0.6", "10.0.0.9-10.0.0.8", "1.2.3.4, 5.6.7.8/16"),
+    *("1.2.3.4,", "1.2.3.4 , ,", "1.2.3.4,,5.6.7.8", ",1.2.3.4", ","),
 )
 row(
     PROXY,
@@ -454,6 +455,8 @@ row(
         "HEADER proxy",
         "HEADER proxy INSERT",
         "HEADER proxy INSERT x",
+        "HEADER proxy INSERT x:",
+        "HEADER proxy INSERT x y",
         "HEADER proxy REMOVE",
         "HEADER proxy REPLACE x: y",
         "HEADER nobody INSERT x: y",
@@ -498,6 +501,7 @@ row(
         "MIME SET x",
         "MIME SET x text/x-x",
         "MIME SET X text/x-y",
+        "MIME SET y text/\u20ac",
         "MIME LIST",
         "MIME REMOVE x",
         "MIME REMOVE x",
@@ -633,6 +637,12 @@ row(
     settled(),
 )
 row(PROXY, "variables of the environment", manage("CREATE POOL x$NOSUCH", "SHOW POOL"), alone=True)
+row(
+    PROXY,
+    "a variable that isn't set, at the end",
+    manage("SET proxy.persist_client = $NOSUCH", "QUEUES $NOSUCH", "SERVER x = $NOSUCH"),
+    alone=True,
+)
 row(
     PROXY,
     "INCLUDE",

@@ -423,9 +423,6 @@ row(
         "USE guarded",
         "ACCESS",
         "ACCESS deny",
-        "ACCESS deny ip",
-        "ACCESS deny ip 127.0.0.x",
-        "ACCESS deny ip 127.0.0.1.1",
         "ACCESS deny netmask 127.0.0.0/99",
         "ACCESS deny netmask 127/8",
         "ACCESS deny netmask 128.0.0.0/0.255.255.255",
@@ -438,6 +435,27 @@ row(
         "ACCESS permit ip 127.0.0.9",
         "ACCESS reset now",
     ),
+    alone=True,
+)
+row(
+    SELECTORS.at("guarded"),
+    "ACCESS and what is no address",
+    manage(
+        "USE guarded",
+        "ACCESS deny ip",
+        "ACCESS deny ip 127.0.0.x",
+        "ACCESS deny ip 127.0.0.1.1",
+        "ACCESS deny ip 127.0.0.0/8",
+    ),
+    alone=True,
+    differs="values that can't work are refused",
+    ours=("Error parsing ip\r\n",) * 4,
+)
+row(
+    SELECTORS.at("observed"),
+    "use_observed_ip that is off",
+    manage("SET observed.AccessControl.use_observed_ip = 0"),
+    ask(get("/", "X-Forwarded-For: 10.1.1.1")),
     alone=True,
 )
 
@@ -471,6 +489,38 @@ for service in "vhosts", "far":
         ask(host("x.example.com", "/3")),
         alone=True,
     )
+row(
+    VHOSTS,
+    "a service goes by what its selector believes",
+    manage(
+        "SET vhosts.always_trusted = on",
+        "USE far",
+        "SET plugins = AccessControl",
+        "SET far.AccessControl.use_observed_ip = 1",
+        "ACCESS deny ip 10.1.1.1",
+        "VHOST vhosts * = far",
+    ),
+    ask(host("x.example.com", "/1", *SAID)),
+    ask(host("x.example.com", "/2")),
+    alone=True,
+)
+row(
+    VHOSTS,
+    "a selector doesn't go by what its service believed of the request before",
+    manage(
+        "SET far.always_trusted = on",
+        "USE vhosts",
+        "SET plugins = AccessControl, vhosts",
+        "SET vhosts.AccessControl.use_observed_ip = 1",
+        "ACCESS deny ip 10.1.1.1",
+        "VHOST vhosts * = far",
+    ),
+    ask(host("x.example.com", "/1", *SAID)),
+    ask(host("x.example.com", "/2")),
+    alone=True,
+    differs="back to the first service",
+    ours=("HTTP/1.0 200 OK",) * 2,
+)
 row(
     VHOSTS,
     "a new node for a service that doesn't listen itself",

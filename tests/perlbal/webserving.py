@@ -352,6 +352,7 @@ row(STORE, "PUT that is too large", ask(put("/p9", b"x" * 1025)), shows("docs/p9
 row(STORE, "PUT just as large", ask(put("/p10", b"x" * 1024)), shows("docs/p10"))
 row(STORE, "PUT without a length", ask(request("PUT", "/p11")), shows("docs/p11"))
 row(STORE, "PUT to a folder", ask(put("/sub", b"x")))
+row(STORE, "PUT to a folder, with its sum", ask(put("/sub", b"x", md5(b"x"))), alone=True)
 row(STORE, "PUT below a file", ask(put("/hello.txt/x", b"x")))
 row(
     STORE,

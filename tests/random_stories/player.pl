@@ -223,6 +223,7 @@ sub new {
         ours => $ours,
         theirs => $theirs,
         stolen => 0,
+        wrappable => 0,
         reactions => { map { $_ => [@{$plan->{reactions}{$_}}] } keys %{$plan->{reactions}} },
     }, $class;
     $self->{actor} = Actor->new($self);
@@ -231,6 +232,7 @@ sub new {
 
 sub after_batch {
     my $self = shift;
+    $self->{wrappable} = $self->{stolen};
     $self->peer_reads(65536) if $self->{plan}{peer_follows};
 }
 
@@ -333,8 +335,9 @@ sub steal {
 
 sub wrap_again {
     my $self = shift;
-    return unless $self->{stolen};
-    $self->{stolen} = 0;
+    # In the batch in which it was stolen it would hear the old object's events.
+    return unless $self->{stolen} && $self->{wrappable};
+    $self->{stolen} = $self->{wrappable} = 0;
     $self->{actor} = Actor->new($self);
 }
 

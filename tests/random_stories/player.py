@@ -185,10 +185,12 @@ class End:
             self.ours, self.theirs = pair(plan["size"])
         self.fd = self.ours.fileno()
         self.stolen = False
+        self.wrappable = False
         self.reactions = {event: list(each) for event, each in plan["reactions"].items()}
         self.actor = Actor(self)
 
     def after_batch(self, batch: int) -> None:
+        self.wrappable = self.stolen
         if self.plan["peer_follows"]:
             self.peer_reads(65536)
 
@@ -279,9 +281,10 @@ class End:
         self.stolen = self.stolen or stolen
 
     def wrap_again(self) -> None:
-        if not self.stolen:
+        # In the batch in which it was stolen it would hear the old object's events in the original.
+        if not (self.stolen and self.wrappable):
             return
-        self.stolen = False
+        self.stolen = self.wrappable = False
         self.actor = Actor(self)
 
     def close_stolen(self) -> None:

@@ -31,6 +31,8 @@ kept out, as narrowly as can be; some of it only the players can tell, and they 
 - A writer function does nothing but write, since the original acts upon its result even if it has
   closed its object.
 - A closed object gets no post-loop callback: in the original it is called for ever.
+- A stolen socket is wrapped again in a later batch: in the same one its new object would be told the
+  old one's events in the original.
 - Other fds are added once, before the only run: the original registers them when a run begins.
 - Nothing raises, no handler runs the loop, no class overrides `watch_write`, nobody reads 0 bytes,
   and no descriptor is closed behind its object's back. Of the descriptor map only the objects that
