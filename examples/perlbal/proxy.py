@@ -300,7 +300,10 @@ class ProxyExchange(Exchange):
         """The backend is closed, and has not answered, or not all. It is not asked again."""
         self.backend = None
         if self.reproxying is not None and backend.head is None:
-            self.try_next_url()
+            if backend.use_count:
+                self._ask_for_url()  # It was kept too long: that says nothing of its host.
+            else:
+                self.try_next_url()
         else:
             self.client.close("backend_error")
 

@@ -22,6 +22,7 @@ from tests.perlbal.steps import (
     manage,
     opens,
     post,
+    raw,
     reply,
     request,
     send,
@@ -334,6 +335,19 @@ row(
     serve(to("http://@c@/"), at="b"),
     serve(to("http://@b@/")),
     ask(get("/")),
+)
+row(
+    PROXY,
+    "a URL's connection that was kept and ends at the next request is no host that is down",
+    serve(good("1"), closing(raw(b"")), good("2"), at="b"),
+    serve(to("http://@b@/1"), to("http://@b@/2")),
+    ask(get("/1")),
+    send(get("/2")),
+    asked(2, at="b"),
+    hear_or_wait(),
+    alone=True,
+    differs="a lost backend closes its client",
+    ours=("#2 GET /2 ", "HTTP/1.0 200 OK\r\n", "\r\n\r\n2"),
 )
 row(
     PROXY,
