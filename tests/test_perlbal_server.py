@@ -1,11 +1,13 @@
 """examples/perlbal: what is seen of its server only from within, or before it runs."""
 
 import gc
+import inspect
 import os
 import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -17,10 +19,11 @@ import pytest
 
 from danga_raw import Listener, Loop
 from examples.perlbal import pools, proxy
-from examples.perlbal.backends import KERNEL_BUFFER
+from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
+from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
 from examples.perlbal.server import Server
 from tests.perlbal.servers import OURS
 
@@ -144,6 +147,118 @@ def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
         pool.add("127.0.0.1", quick)
         pool.remove("127.0.0.1", slow)
         assert list(queues.pending) == [f"127.0.0.1:{quick}"]
+
+
+def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("verify_backend", "on")
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: any(each.write_buf_size == 0 for each in queues.pending.values()))
+        accepted = stack.enter_context(backend.accept()[0])
+        accepted.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n")
+        turn(server, lambda: len(queues.bored) == 1)
+        ended = weakref.ref(queues.bored[0])
+        server.services["p"].set("connect_ahead", "0")
+        accepted.close()
+        turn(server, lambda: not queues.bored)
+        turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
+        gc.collect()
+        assert ended() is None
+
+
+def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "DEADLOCK_SECONDS", 0.05)
+    whole = 20_000_000
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        queues = balancer(server, listener.getsockname()[1])
+        client = client_of(server, stack, "/", f"Content-Length: {whole}")
+        client.settimeout(PATIENCE)
+
+        def answer() -> None:
+            backend = stack.enter_context(listener.accept()[0])
+            backend.settimeout(PATIENCE)
+            head = f"HTTP/1.0 200 OK\r\nContent-Length: {whole}\r\n\r\n"
+            backend.sendall(head.encode() + bytes(whole))
+
+        def ask() -> None:
+            client.sendall(bytes(whole))
+            came.append(sum(map(len, iter(lambda: client.recv(1 << 16), b""))))
+
+        came: list[int] = []
+        threads = [threading.Thread(target=each) for each in (answer, ask)]
+        for each in threads:
+            each.start()
+        turn(server, lambda: bool(came))
+        for each in threads:
+            each.join(PATIENCE)
+        assert came[0] > whole
+        assert not queues.waiting()
+
+
+def ask_for_url(server: Server, stack: ExitStack, first: socket.socket, port: int) -> None:
+    """A client of the service has asked, and its backend named a URL at this port."""
+    asked = server.node_stats(f"127.0.0.1:{first.getsockname()[1]}")
+    before = asked.connects
+    client_of(server, stack)
+    turn(server, lambda: asked.connects > before)
+    backend = stack.enter_context(first.accept()[0])
+    backend.sendall(f"HTTP/1.0 200 OK\r\nX-REPROXY-URL: http://127.0.0.1:{port}/\r\n\r\n".encode())
+
+
+def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end(
+    server: Server,
+) -> None:
+    with ExitStack() as stack:
+        first, host = (
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
+        )
+        port = host.getsockname()[1]
+        stats = server.node_stats(f"127.0.0.1:{port}")
+        balancer(server, first.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+        ask_for_url(server, stack, first, port)
+        turn(server, lambda: stats.connects == 1)
+        stack.enter_context(host.accept()[0])
+        host.close()
+        ask_for_url(server, stack, first, port)
+        turn(server, lambda: stats.attempts > 1)
+        server.loop.set_post_loop_callback(None)
+        server.loop.add_timer(0.1, server.loop.stop)
+        server.loop.run()
+        assert stats.attempts < 10
+        turn(server, lambda: stats.attempts > 2)
+
+
+def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) -> None:
+    many = 100
+    with ExitStack() as stack:
+        first, listener = (
+            stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * many))
+            for _ in range(2)
+        )
+        url = Url("127.0.0.1", listener.getsockname()[1], "/")
+        balancer(server, first.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+        host = server.reproxy_manager.hosts[url.node] = ReproxyHost(server.reproxy_manager, url)
+        for _ in range(many):
+            host.connecting = BackendHTTP.open(host, url.host, url.port, PATIENCE)
+            turn(server, lambda: host.connecting is None)
+        for each in host.bored:
+            each.alive -= 2 * KEPT_SECONDS
+        deepest = sys.getrecursionlimit()
+        stack.callback(sys.setrecursionlimit, deepest)
+        sys.setrecursionlimit(len(inspect.stack()) + 2 * many)
+        ask_for_url(server, stack, first, url.port)
+        turn(server, lambda: any(each.state == "wait_res" for each in host.connected))
+        assert len(host.connected) == 1
 
 
 def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) -> None:

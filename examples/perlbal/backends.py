@@ -327,9 +327,11 @@ class BackendHTTP(Socket):
     def close(self, reason: str | None = None) -> None:
         if self.closed:
             return
-        if self.state in ("wait_res", "xfer_res") and reason in ("EPIPE", "ECONNRESET"):
-            # It takes no more of the body. But it may have answered before.
-            return self.loop.call_soon(self.event_err)
+        if self.exchange is not None and reason in ("EPIPE", "ECONNRESET"):
+            # A write has failed. If that was of the body, it may have answered before. Closed in
+            # the next turn, as the exchange may ask another, of which that may be as true.
+            broken = self.event_err if self.state != "sending_req" else self.close
+            return self.loop.call_soon(broken)
         if self.state == "verifying_backend":
             self._verify_timer.cancel()
         self.state = "closed"

@@ -149,13 +149,16 @@ class ReproxyHost:
 
     def serve(self) -> None:
         """See that somebody comes for who waits."""
-        now = time.monotonic()
+        if self.queue:
+            now = time.monotonic()
+            limit = now - KEPT_SECONDS
+            old = {each for each in self.bored if each.alive < limit or each.ends_soon(now)}
+            # First all, as each that is closed comes here again.
+            self.bored = [each for each in self.bored if each not in old]
+            for each in old:
+                each.close("too_close_disconnect")
         while self.queue and self.bored:
-            backend = self.bored.pop()
-            if backend.alive < now - KEPT_SECONDS or backend.ends_soon(now):
-                backend.close("too_close_disconnect")
-            else:
-                self.register_boredom(backend)
+            self.register_boredom(self.bored.pop())
         most = self.manager.most_to.get(self.name) or self.manager.most
         enough = self.refused or most and len(self.connected) >= most
         if not self.queue or self.connecting or self.connected and enough:
