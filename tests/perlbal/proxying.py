@@ -912,6 +912,12 @@ row(
 
 # --- bodies ---------------------------------------------------------------------------------------
 
+row(
+    KEEP,
+    "a backend's Connection and Keep-Alive are put in another's place",
+    serve(good("1", "Keep-Alive: timeout=99", "X-A: 1", "Connection: keep-alive", "X-B: 2")),
+    ask(get("/")),
+)
 row(PLAIN, "a body goes through", ask(post("/", b"name=value", "Content-Type: text/x-form")))
 row(PLAIN, "a body in three pieces", send(post("/", b"abcdefghi")[:-6], b"def", b"ghi"), hear())
 row(PLAIN, "a body of 300,000 bytes", ask(post("/", b"0123456789" * 30_000)))
