@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 READ_AHEAD: Final = 32_768
 """How many bytes of a body may wait for a backend before no more is read."""
 DEADLOCK_SECONDS: Final = 5
-"""How long client and backend may both wait before it is taken for one."""
+"""How long a client that has more to send may take nothing."""
 PIECE: Final = 131_072
 """Bytes of an upload on disk that are sent at a time."""
 _REPROXY_HEADERS: Final = (
@@ -113,7 +113,6 @@ class ProxyExchange(Exchange):
             backend.write(data)
             if backend.write_buf_size > READ_AHEAD:
                 client.watch_read(False)
-                self._end_deadlock(backend)
             return
         self._body += data
         if self.requested:
@@ -240,7 +239,7 @@ class ProxyExchange(Exchange):
             upload.purge()
             if not backend.write_buf_size:
                 backend.watch_write(False)
-        elif self.client.body_left:
+        elif self.client.body_left and not self.backend_stalled:
             self.client.watch_read(True)
 
     def too_far_behind_backend(self) -> bool:
@@ -250,27 +249,29 @@ class ProxyExchange(Exchange):
         return self.client.write_buf_size > most
 
     def stall_backend(self, backend: BackendHTTP) -> None:
-        """The client takes less than the backend gives: that has to wait."""
+        """The client takes less than the backend gives: that has to wait. So has what is still to
+        come of the body: if the backend has closed behind its answer, it would be answered with a
+        reset, and what of the answer is on its way would be lost."""
         self.backend_stalled = True
         backend.watch_read(False)
-        self._end_deadlock(backend)
-
-    def _end_deadlock(self, backend: BackendHTTP) -> None:
-        """Where the client sends its body to the end before it reads, and the backend its answer,
-        only one thing helps: to throw away the rest of the body."""
         client, since = self.client, self.client.alive
+        if self._dropping or not client.body_left:
+            return
+        client.watch_read(False)
 
         def look() -> None:
-            if self.backend is backend and client.alive == since:
+            # A client that doesn't read before all is sent would wait for ever.
+            if self.backend is backend and self.backend_stalled and client.alive == since:
                 self._drop_body()
 
-        if self.backend_stalled and backend.write_buf_size > READ_AHEAD:
-            client.loop.add_timer(DEADLOCK_SECONDS, look)
+        client.loop.add_timer(DEADLOCK_SECONDS, look)
 
     def client_drained(self) -> None:
         if self.backend_stalled and self.backend is not None and not self.too_far_behind_backend():
             self.backend_stalled = False
             self.backend.watch_read(True)
+            if self.client.body_left and not self.backend.write_buf_size:
+                self.client.watch_read(True)
 
     def backend_garbage(self, backend: BackendHTTP, what: str) -> None:
         """What the backend says is no response."""
