@@ -189,6 +189,11 @@ def test_a_host_of_very_many_labels_costs_no_more_than_its_length(say: Said) -> 
         tracemalloc.stop()
 
 
+def test_a_pattern_that_is_too_deep_is_an_error(say: Said) -> None:
+    (answer,) = say("LOAD include", f"INCLUDE = {'*/' * 5000}")[1:]
+    assert answer.startswith("ERROR: maximum recursion depth")
+
+
 @pytest.mark.parametrize("items", ["1," * 50 + "x", ", " * 50 + "x", "1 , " * 50 + "x"])
 def test_a_schedule_that_nearly_fits_is_refused(say: Said, items: str) -> None:
     say("CREATE SERVICE p", "SET role = reverse_proxy")

@@ -120,7 +120,7 @@ class Language:
         try:
             text = _plain(line)
             answer = self._carry_out(text, out, context) if text.strip() else ""
-        except (LanguageError, OSError, ValueError) as error:
+        except (LanguageError, OSError, ValueError, RecursionError) as error:
             # What the system, or Python, wouldn't do with a value is an answer like another.
             out(f"ERROR: {error}")
             return False
