@@ -1,4 +1,4 @@
-"""The command line: `python3 -m danga_raw echo`, `info` and `trace`."""
+"""Danga::Socket in Python, from the command line: an echo server, the ABI in force, and the audit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Final, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from danga_raw import (
     Listener,
@@ -27,14 +27,11 @@ from danga_raw import (
     _sockopt,
     log_exception,
 )
+from danga_raw._addresses import shown
 from danga_raw._registry import backends
-from danga_raw._seccomp import Json
+from danga_raw._seccomp import Json as Fact
 
-Fact: TypeAlias = Json
 Facts: TypeAlias = Mapping[str, Fact]
-
-_PAUSE: Final = 0.2
-"""Seconds until echo waits again after it could not."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,11 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         commands.choices[arguments.command].error(f"unknown argument {unknown[0]!r}")
     try:
-        match arguments.command:
-            case "echo":
-                echo(arguments.host, arguments.port)
-            case _:
-                info(arguments.abi, arguments.syscalls, arguments.seccomp, arguments.json)
+        if arguments.command == "echo":
+            echo(arguments.host, arguments.port)
+        else:
+            info(arguments.abi, arguments.syscalls, arguments.seccomp, arguments.json)
     except BrokenPipeError:
         # Who read our output has enough of it; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,16 +121,16 @@ class Echo(Socket):
         self.event_read()  # What came before the hang-up is still to be read.
 
 
-class EchoServer:
-    """Accepts connections on one listener and counts what passes."""
+class EchoServer(Listener):
+    """Accepts connections and counts what passes."""
 
-    def __init__(self, loop: Loop, listener: socket.socket) -> None:
-        self.loop: Loop = loop
-        self.connections: int = 0
-        self.bytes: int = 0
-        self.listener: Listener = Listener(listener, self.accepted, loop)
+    connections: int = 0
+    bytes: int = 0
 
-    def accepted(self, connection: socket.socket, address: object) -> None:
+    def __init__(self, sock: socket.socket, loop: Loop) -> None:
+        super().__init__(sock, self.serve, loop)
+
+    def serve(self, connection: socket.socket, address: object) -> None:
         Echo(connection, self).watch_read(True)
         self.connections += 1
 
@@ -157,7 +153,6 @@ def listen(host: str, port: int) -> socket.socket:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(address)
                 listener.listen(1024)
-                listener.setblocking(False)
                 return listener
             except BaseException:
                 listener.close()
@@ -168,15 +163,10 @@ def listen(host: str, port: int) -> socket.socket:
     raise OSError(f"cannot listen on {shown(bare, port)}: {reason or failure}")
 
 
-def shown(host: str, port: int | str) -> str:
-    """An address as one types it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def echo(host: str, port: int) -> None:
     """Echo every connection until SIGINT or SIGTERM, then print one line of totals."""
     with Loop() as loop, listen(host, port) as listener:
-        server = EchoServer(loop, listener)
+        server = EchoServer(listener, loop)
         loop.on_exception = log_exception
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, loop.stop)
@@ -191,7 +181,7 @@ def echo(host: str, port: int) -> None:
             except OSError as error:
                 # Waiting failed, for want of memory maybe. All is as it was, so wait again.
                 print(f"danga_raw: {error}", file=sys.stderr)
-                time.sleep(_PAUSE)
+                time.sleep(0.2)
         for connection in list(loop.descriptor_map.values()):
             connection.close("shutdown")
         print(f"{server.connections} connections, {server.bytes} bytes echoed", flush=True)

@@ -28,9 +28,12 @@ def ask(call: Callable[[Handle], object], sock: Handle) -> Address:
             return NOWHERE
 
 
+def shown(host: str, port: object) -> str:
+    """An address as one types it: `host:port` or `[ip]:port`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def with_port(address: Address) -> str | None:
-    """As `ip:port` or `[ip]:port`; None for nowhere."""
+    """The same; None for nowhere."""
     ip, port = address
-    if ip is None:
-        return None
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+    return None if ip is None else shown(ip, port)

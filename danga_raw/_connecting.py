@@ -10,6 +10,7 @@ from errno import EINPROGRESS, EINTR, ETIMEDOUT
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
 from danga_raw._log import complain
+from danga_raw._poll import POLLOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ def family(address: SocketAddress) -> int:
             try:
                 _socket.inet_pton(kind, host)
             except OSError:
-                raise ValueError(
-                    f"connect takes an IP address, and no name, which {host!r} is: look it up first"
-                ) from None
+                what = f"connect takes an IP address, which {host!r} is not"
+                raise ValueError(f"{what}: if it is a name, look it up first") from None
             if kind == _socket.AF_INET and len(address) > 2:
                 raise ValueError(f"an IPv4 address is (ip, port): {address!r}")
             if not all(0 <= number < 1 << bits for number, bits in zip(address[1:], _BITS)):
@@ -129,7 +129,9 @@ class Connecting:
         if self._error is not None:
             obj.loop.call_soon(self._tell)
             return
+        theirs = obj.event_watch & POLLOUT  # The constructor's own, which outlives the connect.
         obj.watch_write(True)
+        obj.write_set_watch = not theirs
         if timeout is not None:
             self._timer = obj.loop.add_timer(timeout, self._time_out)
 
@@ -161,10 +163,10 @@ class Connecting:
         if error is None and self._answer and (number := self._answer[0]):
             error = OSError(number, os.strerror(number))
         self.cancel()
-        if error is None:
-            # What was written meanwhile is queued, and the watch is over when that is out.
-            obj.watch_write(bool(obj.write_buf))
-            obj.write_set_watch = bool(obj.write_buf)
+        if error is None and obj.write_set_watch and not obj.write_buf:
+            # What was written meanwhile is queued, and keeps the watch until it is out.
+            obj.watch_write(False)
+            obj.write_set_watch = False
         try:
             if not self._told:
                 # No call in between: it is told once. What has failed is pending until it is closed.

@@ -8,32 +8,40 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, SupportsIndex
 
-_COROUTINE: Final = 0x80 | 0x200
-"""CO_COROUTINE and CO_ASYNC_GENERATOR of a function's code, as `inspect` has them."""
+_IDLE: Final = 0x20 | 0x80 | 0x200
+"""CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR of a function's code, as `inspect` has them."""
 
 
-def is_coroutine(function: object) -> bool:
-    """True for what `async def` makes."""
-    flags: object = getattr(getattr(function, "__code__", None), "co_flags", 0)
-    return isinstance(flags, int) and flags & _COROUTINE != 0
+def does_nothing(function: object) -> bool:
+    """True for what does nothing when it is called: what `async def` makes, and a generator."""
+    code: object = getattr(function, "__code__", None)
+    if code is None:
+        if type(function).__module__ == "functools":  # Its partial, without the import of it.
+            return does_nothing(getattr(function, "func", None))
+        code = getattr(type(function).__call__, "__code__", None)
+    flags: object = getattr(code, "co_flags", 0)
+    return isinstance(flags, int) and flags & _IDLE != 0
 
 
 def check_callback(what: str, callback: object) -> None:
     """Raises `TypeError` for what can't be called, and for what would do nothing if it were."""
-    if is_coroutine(callback):
-        raise TypeError(f"{what} is called and not awaited: {callback!r} is a coroutine function")
+    if does_nothing(callback):
+        idle = f"{callback!r} is a coroutine function or a generator"
+        raise TypeError(f"{what} is called and not awaited: {idle}")
     if not callable(callback):
         called = "; give the function itself, f and not f()" if callback is None else ""
         raise TypeError(f"{what} is a callable, not {callback!r}{called}")
 
 
 def check_class(kind: type, base: type) -> None:
-    """Raises `TypeError` for a subclass whose handlers are coroutine functions. One whose constructor
-    names no other's `__init__` will say so whatever is used of it: by a `__getattr__`, which no other
-    class has, as on CPython 3.10 and 3.11 every attribute takes longer where there is one."""
+    """Raises `TypeError` for a subclass whose handlers do nothing. One whose constructor names no
+    other's `__init__` will say so whatever is used of it: by a `__getattr__`, which no other class
+    has, as on CPython 3.10 and 3.11 every attribute takes longer where there is one."""
     for name in vars(base):
-        if name.startswith(("event_", "on_", "close")) and is_coroutine(getattr(kind, name, None)):
-            raise TypeError(f"{kind.__name__}.{name} is called and not awaited: no async def")
+        if name.startswith(("event_", "on_", "close")) and does_nothing(getattr(kind, name, None)):
+            raise TypeError(
+                f"{kind.__name__}.{name} is called and not awaited: no async def or yield"
+            )
     constructor: object = getattr(kind, "__init__")
     if constructor is not getattr(base, "__init__") and not hasattr(kind, "__getattr__"):
         code: object = getattr(constructor, "__code__", None)

@@ -33,7 +33,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     good. Its exceptions go on to the interpreter, which ends by them in its own way and is shown no
     frame from above the program.
     """
-    name, here = argv[0], _working_folder()
+    name, here = argv[0], working_folder()
     if name == "-m":
         return partial(_run, ["-m", *argv[2:]], here, partial(_run_module, argv[1], True))
     if name == "-":
@@ -47,7 +47,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return partial(_run, argv, _folder_of(path), partial(_run_file, source, path))
 
 
-def _working_folder() -> str:
+def working_folder() -> str:
+    """Nothing where it was removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -125,12 +126,7 @@ def _run_file(source: bytes, path: str) -> None:
     if path != _STDIN:
         loader = SourcelessFileLoader if compiled else SourceFileLoader
         scope["__loader__"] = loader(_MAIN, path)
-    exec(_compiled(source) if compiled else _source(source, path), scope)
-
-
-def _source(source: bytes, path: str) -> CodeType:
-    code: CodeType = compile(source, path, "exec", dont_inherit=True)
-    return code
+    exec(_compiled(source) if compiled else compile(source, path, "exec", dont_inherit=True), scope)
 
 
 def _compiled(data: bytes) -> CodeType:

@@ -21,7 +21,7 @@ from fcntl import F_DUPFD_CLOEXEC, F_GETFL, LOCK_EX, LOCK_NB, fcntl, flock
 from functools import partial
 from typing import Final, cast
 
-from danga_raw._program import prepare
+from danga_raw._program import prepare, working_folder
 from danga_raw._strace import CALLS
 from danga_raw.trace import Call, Trace
 
@@ -47,6 +47,8 @@ def main(argv: Sequence[str], prog: str) -> None:
         parser.error("a PROGRAM is needed")
     if program == ["-m"]:
         parser.error("-m takes the name of a MODULE")
+    if re.fullmatch(r"python[\d.]*", os.path.basename(program[0])):
+        parser.error(f"leave {program[0]!r} out: PROGRAM is what it would run")
     try:
         names = _selection(arguments.only)
         run = prepare(program)
@@ -283,9 +285,7 @@ class _Output:
         self.path = path
         self.at_end: Callable[[], object] = lambda: None
         """Called when nothing can be written any more."""
-        self._folder = ""
-        with suppress(FileNotFoundError):
-            self._folder = os.getcwd()
+        self._folder = working_folder()
         # One number, or none when all is over. A list, since a map asks for its member just before
         # it calls: no handler of a signal that forks comes between.
         self._fds = [-1]

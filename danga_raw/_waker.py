@@ -132,13 +132,13 @@ class Waker:
             signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Handle no signal any more, and close(2) both ends, once."""
+        """Handle no signal any more, and close(2) both ends, once; neither out of the main thread."""
         self._woken = True  # Who still holds this writes no more: the number may be another's.
         for number in tuple(self._handled):
             try:
                 self.remove_signal(number)
-            except ValueError:  # Not in the main thread: there the handler goes on, to no effect.
-                self._handled.discard(number)
+            except ValueError:
+                return  # Python goes on writing into the pipe: closed, its number could be another's.
         _on_signals[:] = [each for each in _on_signals if each is not self]
         for end in self._closing:
             if self._ends[end] >= 0:

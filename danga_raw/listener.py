@@ -78,7 +78,13 @@ class Listener(Socket):
             self._withdraw()  # Nobody has it yet, and the socket is the caller's.
             raise
 
+    def _watch(self, event: int, on: bool) -> None:
+        super()._watch(event, on)
+        if self.fd is not None:
+            self._registry.paused.pop(self.fd, None)  # From here on it is as it was told to be.
+
     def event_read(self) -> None:
+        """Somebody waits: accept4(2) until nobody does, or for 64, and hand each over."""
         for _ in range(AT_ONCE):
             sock = self.sock
             # `accepted` may have closed the listener, or have had enough for now.
@@ -128,7 +134,7 @@ class Listener(Socket):
             self._registry.paused[self.fd] = self
         self._retry = self.loop.add_timer(PAUSE, self.begin_again)
         try:
-            self.watch_read(False)
+            super()._watch(POLLIN, False)
         except OSError:
             pass  # Then the next turn finds it readable, and tries again.
 
@@ -138,7 +144,6 @@ class Listener(Socket):
             return
         try:
             self.watch_read(True)
-            self._registry.paused.pop(self.fd, None)
         except OSError as error:
             self._pause(error)
 

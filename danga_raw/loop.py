@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         DescriptorMapping,
         ExceptionCallback,
         Handle,
+        LoopT,
         OtherFdCallback,
         OtherFdMapping,
         PostLoopCallback,
@@ -411,9 +412,9 @@ class Loop:
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors for reading that no object has, each with its callback; returns all.
-        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2), but none where only the
-        callback is new. Raises `TypeError` for a callback that can't be called and `OSError` for a
-        fd that can't be watched; then none of `fds` is added."""
+        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2); EPOLL_CTL_MOD or EV_ENABLE
+        for what is watched already, to see that it still is. Raises `TypeError` for a callback that
+        can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._registry.other_fds
 
@@ -485,7 +486,7 @@ class Loop:
         """As `reset`: a closed loop is as good as a new one."""
         self.reset()
 
-    def __enter__(self) -> Loop:
+    def __enter__(self: LoopT) -> LoopT:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -505,6 +506,8 @@ def registry_of(loop: object) -> Registry:
     """What a loop watches, for the objects to be watched. Raises `TypeError`."""
     if not isinstance(loop, Loop):
         hint = f"; Loop({loop!r}) makes one" if isinstance(loop, str) else ""
+        if isinstance(loop, (int, tuple)):  # It is of an address.
+            hint = "; connect takes (ip, port), and a Listener calls accepted(connection, address)"
         raise TypeError(f"a Socket takes a Loop, not {loop!r}{hint}")
     return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
 

@@ -824,7 +824,7 @@ class Socket(Generic[HandleT]):
     @classmethod
     def DebugMsg(cls, message: str, *args: object) -> None:
         """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
-        print_error(f">>> {formatted(message.rstrip(chr(10)), args)}\n")
+        print_error(f">>> {formatted(formatted('%s', (message,)).rstrip(chr(10)), args)}\n")
 
     def debugmsg(self, message: str, *args: object) -> None:
         """As `DebugMsg`."""
@@ -864,11 +864,7 @@ def _piece(buf: object) -> bytes:
 
 def _write_by(func: WriterFunc, block: Block, count: int, offset: int) -> int:
     answer = func(block, count, offset)
-    try:
-        written = index(answer)
-    except TypeError:
-        what = f"a writer function returns how many bytes it wrote, not {answer!r}"
-        raise TypeError(what) from None
+    written = whole("a writer function returns how many bytes it wrote", answer)
     if not 0 <= written <= count:
         raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
     return written

@@ -46,7 +46,7 @@ class Timer:
             self.callback = None
             timers = self._timers
             timers.spent = spent = timers.spent + 1
-            if spent % _FEW == 0 and spent * 2 > len(timers.heap):
+            if not spent % _FEW and spent * 2 > len(timers.heap):
                 timers.clear_out()
 
     def __repr__(self) -> str:
@@ -145,8 +145,8 @@ class Timers:
 
 def add_timer(self: Loop, seconds: float, callback: Callback) -> Timer:
     """Call `callback()` once, `seconds` from now, on the monotonic clock, never early; a negative
-    number is due at once, and before those due later. Raises `TypeError` for what can't be called,
-    `ValueError` for a number that is not finite. No system call: clock_gettime needs none."""
+    number is due at once, and before those due later. Raises `TypeError` for what can't be called and
+    for no number, `ValueError` for one that is not finite. No system call: clock_gettime needs none."""
     # This is the method of Loop itself. One that called another of Timers would cost 500 instructions
     # of 7,000 more, where every event puts a timeout off.
     timers = self._timers  # pyright: ignore[reportPrivateUsage]
@@ -158,6 +158,9 @@ def add_timer(self: Loop, seconds: float, callback: Callback) -> Timer:
         deadline = libc.clock_gettime(*_CLOCK) + seconds
     except OverflowError:  # an int that no float can hold
         deadline = inf
+    except TypeError:
+        what = f"a timer takes seconds as an int or a float, not {seconds!r:.40}"
+        raise TypeError(what) from None
     # Not the seconds: they mostly are an int, which it would have to be made a float of.
     if not isfinite(deadline):
         raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")

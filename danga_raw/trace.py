@@ -28,7 +28,6 @@ from _ctypes import CFuncPtr
 from _thread import RLock, get_ident
 from collections.abc import Callable
 from ctypes import get_errno, set_errno
-from types import TracebackType
 from typing import Final, Protocol, cast
 
 from danga_raw._interrupt import RESULT
@@ -99,12 +98,7 @@ class Trace:
         self.start()
         return self.calls
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 
@@ -229,3 +223,7 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
     if failure is not None:
         vars(failure)[RESULT] = returned if result is None else result
         raise failure
+
+
+if __name__ == "__main__":
+    raise SystemExit("python3 -m danga_raw trace PROGRAM runs a program under the trace")

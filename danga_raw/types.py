@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     HandleT = TypeVar("HandleT", bound=Handle, default=PythonSocket, covariant=True)
     """The type of a `Socket`'s handle; of a `Socket` without brackets, `socket.socket`."""
     SocketT = TypeVar("SocketT", bound=Socket[Handle])
+    LoopT = TypeVar("LoopT", bound=Loop)
 else:
-    HandleT, SocketT = Handle, Socket
+    HandleT, SocketT, LoopT = Handle, Socket, Loop
 
 
 class Constructor(Protocol):

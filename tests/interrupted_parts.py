@@ -389,6 +389,8 @@ class Connecting(Part):
             if not client.closed:
                 self.wrong.append("what has not connected is open")
         elif not client.closed:
+            if client.event_watch & 4:
+                self.wrong.append("it is watched for writing for ever")
             there = self.server.accept()[0]
             self.things.append(there)
             if there.recv(100) != b"first":

@@ -65,6 +65,8 @@ def test_it_says_its_version() -> None:
         ("trace -f x.py", ["-o FILE", "-c", "--json", "-e", "-t"]),
         ("trace -m", ["-m", "MODULE"]),
         ("trace -o x", ["PROGRAM"]),
+        ("trace python3 x.py", ["leave 'python3' out", "PROGRAM"]),
+        ("trace -c /usr/bin/python3.11 x.py", ["leave '/usr/bin/python3.11' out", "PROGRAM"]),
         ("trace -e fork x.py", ["epoll_ctl", "poll", "write"]),
         ("trace -e signal=none x.py", ["trace="]),
     ],
@@ -74,6 +76,12 @@ def test_what_it_does_not_know_is_answered_with_what_it_knows(argv: str, known: 
     assert (done.returncode, done.stdout) == (2, "")
     assert [word for word in known if word not in done.stderr] == []
     assert "Traceback" not in done.stderr
+
+
+def test_the_module_of_the_trace_says_what_runs_a_program_under_it() -> None:
+    done = run("x.py", command=[sys.executable, "-m", "danga_raw.trace"])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "python3 -m danga_raw trace PROGRAM runs a program under the trace\n"
 
 
 def test_a_fault_of_the_trace_takes_no_other_command_down() -> None:

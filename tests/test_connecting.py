@@ -91,6 +91,42 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
+@pytest.mark.parametrize("when", ["in the constructor", "meanwhile", "when told"])
+@pytest.mark.parametrize("writes", [False, True], ids=["silent", "writes"])
+def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
+    loop: Loop, when: str, writes: bool
+) -> None:
+    class Watches(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            super().__init__(sock, loop, ends=False)
+            if when == "in the constructor":
+                self.watch_write(True)
+
+        def event_connect(self, error: OSError | None) -> None:
+            super().event_connect(error)
+            if when == "when told":
+                self.watch_write(True)
+
+        def event_write(self) -> None:
+            self.told.append(("write", self.write(None)))
+            if len(self.told) == 3:
+                self.loop.stop()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Watches.connect(listener.getsockname(), loop)
+        if when == "meanwhile":
+            client.watch_write(True)
+        if writes:
+            client.write(b"written")
+        loop.run()
+        assert client.told == [None, ("write", True), ("write", True)]
+        assert client.event_watch & 4
+        client.watch_write(False)
+        turn(loop)
+        assert len(client.told) == 3
+        client.close()
+
+
 @pytest.mark.parametrize("way", ["pushed back", "writer function"])
 def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
     loop: Loop, way: str

@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from fnmatch import filter as filter_of
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -362,6 +364,14 @@ def test_manual_names_every_type() -> None:
     aliases = [node.target for node in defined if isinstance(node, ast.AnnAssign)]
     names |= {alias.id for alias in aliases if isinstance(alias, ast.Name)}
     assert [name for name in names if f"`{name}`" not in MANUAL] == []
+
+
+def test_the_map_of_the_tests_has_them_all_and_no_others() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`(?:tests/)?([\w*]+\.py)`", page))
+    there = {path.name for path in (ROOT / "tests").glob("*.py")} - {"__init__.py"}
+    assert {name for name in there if not any(fnmatch(name, each) for each in named)} == set()
+    assert all(filter_of(there, each) for each in named if each.startswith("test_"))
 
 
 def test_manual_names_every_environment_variable() -> None:

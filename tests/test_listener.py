@@ -93,7 +93,7 @@ def test_a_listener_goes_on_where_its_own_watch_fails(
         sock = socket.create_server(("127.0.0.1", 0))
         listener = Listener(sock, lambda connection, _: got.append(connection), loop)
         refusals = [errno.EMFILE]
-        real_watch = Listener.watch_read
+        real_watch = Socket._watch
         left = {True: failing != "off", False: failing != "on"}
 
         def accept(sock: socket.socket) -> tuple[socket.socket, object]:
@@ -101,14 +101,14 @@ def test_a_listener_goes_on_where_its_own_watch_fails(
                 raise OSError(refusals.pop(), "no descriptor")
             return sock.accept()
 
-        def watch_read(self: Listener, on: bool) -> None:
+        def watch(self: Socket, event: int, on: bool) -> None:
             if left[on]:
                 left[on] = False
                 raise OSError(errno.ENOSPC, "no room")
-            real_watch(self, on)
+            real_watch(self, event, on)
 
         monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
-        monkeypatch.setattr(Listener, "watch_read", watch_read)
+        monkeypatch.setattr(Socket, "_watch", watch)
         monkeypatch.setattr("danga_raw.listener.PAUSE", 0.01)
         with connected(sock):
             loop.set_post_loop_callback(lambda *_: not got)
@@ -277,6 +277,38 @@ def test_what_is_wrong_with_one_connection_is_passed_by(
         listener = Listener(sock, lambda connection, _: got.append(connection), loop)
         turn(loop)
         assert len(got) == 1 and caplog.records == []
+        listener.steal_socket()
+        got[0].close()
+
+
+@pytest.mark.parametrize("way", ["another closes", "the pause is over"])
+def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
+    loop: Loop, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[socket.socket] = []
+    refusals = [errno.EMFILE]
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        if refusals:
+            raise OSError(refusals.pop(), "no room")
+        return sock.accept()
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    monkeypatch.setattr("danga_raw.listener.PAUSE", PATIENCE if way == "another closes" else 0)
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    other = Socket(here, loop)
+    with there, socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        turn(loop)
+        listener.watch_read(False)
+        other.close()
+        for _ in range(3):
+            turn(loop)
+        assert not refusals and not got and not listener.event_watch & 1
+        listener.watch_read(True)
+        turn(loop)
+        assert len(got) == 1
         listener.steal_socket()
         got[0].close()
 

@@ -91,6 +91,12 @@ def test_help_names_types_units_errors_and_calls(name: str, words: str) -> None:
     assert [word for word in words.split() if word not in text] == []
 
 
+def test_help_of_a_listener_says_what_its_own_handlers_do() -> None:
+    for name, method in vars(Listener).items():
+        if not name.startswith("_") and inspect.isfunction(method):
+            assert inspect.getdoc(method) != inspect.getdoc(getattr(Socket, name, None)), name
+
+
 def test_help_says_what_a_post_loop_callback_of_an_object_is(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -393,6 +399,25 @@ async def generator(*_: object) -> object:
     yield
 
 
+def plain_generator(*_: object) -> Iterator[None]:
+    yield
+
+
+class Awaited:
+    async def __call__(self, *_: object) -> None: ...
+
+
+IDLE: dict[str, Callable[..., object]] = {
+    "coroutine": coroutine,
+    "asynchronous generator": generator,
+    "generator": plain_generator,
+    "partial": partial(partial(coroutine, 1), 2),
+    "object": Awaited(),
+    "partial of an object": partial(Awaited()),
+}
+"""What does nothing when it is called."""
+
+
 GIVES: dict[str, Callable[[Loop, object], object]] = {
     "add_timer": lambda loop, given: loop.add_timer(1, given),  # type: ignore[arg-type]
     "call_soon": lambda loop, given: loop.call_soon(given),  # type: ignore[arg-type]
@@ -405,12 +430,25 @@ GIVES: dict[str, Callable[[Loop, object], object]] = {
 
 
 @pytest.mark.parametrize("way", GIVES)
-@pytest.mark.parametrize("given", [coroutine, generator], ids=["coroutine", "generator"])
-def test_a_coroutine_function_is_refused_as_a_callback(
-    loop: Loop, way: str, given: Callable[..., object]
+@pytest.mark.parametrize("kind", IDLE)
+def test_what_does_nothing_when_it_is_called_is_refused_as_a_callback(
+    loop: Loop, way: str, kind: str
 ) -> None:
-    with pytest.raises(TypeError, match="called and not awaited.*is a coroutine function"):
-        GIVES[way](loop, given)
+    with pytest.raises(
+        TypeError, match="called and not awaited.*is a coroutine function or a generator"
+    ):
+        GIVES[way](loop, IDLE[kind])
+
+
+@pytest.mark.parametrize("way", sorted({*GIVES} - {"add_other_fds"}))
+def test_what_holds_a_coroutine_function_may_do_something_with_it(loop: Loop, way: str) -> None:
+    class Starts:
+        func = staticmethod(coroutine)
+
+        def __call__(self, *_: object) -> None: ...
+
+    for fine in (Starts(), partial(print), Starts, print):
+        GIVES[way](loop, fine)
 
 
 def test_a_coroutine_function_is_refused_where_objects_take_callbacks(
@@ -437,14 +475,19 @@ def test_a_timer_looks_at_each_method_that_is_not_the_last_one(loop: Loop) -> No
     for fine in (Things().call, Things().call, builtin, builtin, Things().clear, partial(print)):
         loop.add_timer(60, fine)
         for _ in range(2):
-            with pytest.raises(TypeError, match="called and not awaited.*is a coroutine function"):
+            with pytest.raises(
+                TypeError,
+                match="called and not awaited.*is a coroutine function or a generator",
+            ):
                 loop.add_timer(60, Things().wait)
     assert "6 timers" in repr(loop)
 
 
 @pytest.mark.parametrize("name", "event_read event_write event_err event_hup event_connect".split())
 def test_a_class_whose_handler_is_a_coroutine_function_cannot_be_made(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def"):
+    with pytest.raises(
+        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def or yield"
+    ):
         type("Hasty", (Socket,), {name: coroutine})
     type("Fine", (Socket,), {"helper": coroutine})
 
@@ -531,7 +574,23 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
     ),
     "a host and a port": (
         lambda loop, obj: Socket.connect("127.0.0.1", 80),
-        "a Socket takes a Loop, not 80$",
+        r"a Socket takes a Loop, not 80; connect takes \(ip, port\)",
+    ),
+    "a class to call for each connection": (
+        lambda loop, obj: Socket(obj.sock, ("127.0.0.1", 80)),  # type: ignore[arg-type,type-var]
+        r"a Socket takes a Loop, not \('127.0.0.1', 80\); .* a Listener calls accepted\(connection, ad",
+    ),
+    "an address in brackets": (
+        lambda loop, obj: Socket.connect(("[::1]", 80), loop),
+        r"connect takes an IP address, which '\[::1\]' is not",
+    ),
+    "a timer's seconds in text": (
+        lambda loop, obj: loop.add_timer("1", print),  # type: ignore[arg-type]
+        "a timer takes seconds as an int or a float, not '1'",
+    ),
+    "a timer of no time": (
+        lambda loop, obj: loop.add_timer(None, print),  # type: ignore[arg-type]
+        "a timer takes seconds as an int or a float, not None",
     ),
     "a path that is no str": (
         lambda loop, obj: Socket.connect(Path("door"), loop),  # type: ignore[arg-type]
@@ -539,7 +598,7 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
     ),
     "a coroutine function to write": (
         lambda loop, obj: obj.write(coroutine),
-        "called and not awaited.*is a coroutine function",
+        "called and not awaited.*is a coroutine function or a generator",
     ),
 }
 """A slip, and what is said of it."""
@@ -582,12 +641,15 @@ class Late:
         ((Socket,), {"event_hup": staticmethod(coroutine)}, "event_hup"),
         ((Socket,), {"close": coroutine}, "close"),
         ((Socket,), {"on_incomplete_write": coroutine}, "on_incomplete_write"),
+        ((Socket,), {"event_read": plain_generator}, "event_read"),
     ],
 )
 def test_a_coroutine_function_is_no_handler_wherever_it_comes_from(
     bases: tuple[type, ...], body: dict[str, object], name: str
 ) -> None:
-    with pytest.raises(TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def"):
+    with pytest.raises(
+        TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def or yield"
+    ):
         type("Hasty", bases, body)
 
 

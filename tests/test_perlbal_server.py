@@ -1,10 +1,13 @@
 """examples/perlbal: what is seen of its server only from within, or before it runs."""
 
+import gc
 import os
+import select
 import signal
 import socket
 import subprocess
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,7 +16,9 @@ import pytest
 
 from danga_raw import Listener, Loop
 from examples.perlbal import pools
+from examples.perlbal.backends import KERNEL_BUFFER
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
+from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
 from examples.perlbal.server import Server
 from examples.perlbal.webserver import NewFile
@@ -28,19 +33,26 @@ def server() -> Iterator[Server]:
         server = Server(loop)
         yield server
         server.stopping = True  # Or what is closed is made again.
-        for each in list(server.sockets()):
-            each.close()
+        while left := list(server.sockets()):
+            for each in left:
+                each.close()
 
 
 def balancer(server: Server, port: int) -> Balancer:
     """That of a proxy to the port, which has nothing to do yet."""
+    carry_out(
+        server,
+        f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p\nSET role = reverse_proxy"
+        "\nSET pool = a\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    return server.services["p"].balancer
+
+
+def carry_out(server: Server, lines: str) -> None:
     said: list[str] = []
-    lines = f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p"
-    lines += "\nSET role = reverse_proxy\nSET pool = a\nSET listen = 127.0.0.1:0\nENABLE p"
     context = Context(verbose=False)
     for line in lines.split("\n"):
         assert server.language.run(line, said.append, context), said
-    return server.services["p"].balancer
 
 
 def turn(server: Server, until: Callable[[], bool]) -> None:
@@ -74,29 +86,147 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     assert stats.attempts == 2
 
 
-def test_a_nodefile_that_has_changed_counts_for_the_next_request(
+def client_of(server: Server, stack: ExitStack, path: str = "/") -> socket.socket:
+    """A client of the service, that has little room, and has asked for something."""
+    listener = server.services["p"].listener
+    assert listener is not None and listener.sock is not None
+    client = stack.enter_context(socket.socket())
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(listener.sock.getsockname())
+    client.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    return client
+
+
+def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", 0.01)
     file = tmp_path / "nodes"
     with ExitStack() as stack:
         old, new = (
             stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
             for _ in range(2)
         )
-        queues = balancer(server, old)
+        queues, pool = balancer(server, old), server.pools["a"]
         server.services["p"].set("connect_ahead", "1")
         turn(server, lambda: len(queues.bored) == 1)
         file.write_text(f"127.0.0.1:{old}\n")
-        server.pools["a"].set("nodefile", str(file))
+        pool.set("nodefile", str(file))
+        file.write_text("# nobody, for a time\n")
+        turn(server, lambda: not queues.bored)
+        client_of(server, stack)
+        turn(server, lambda: queues.waiting() == 1)
+        file.unlink()
         file.write_text(f"127.0.0.1:{new}\n")
-        os.utime(file, (1, 1))
-        listener = server.services["p"].listener
-        assert listener is not None and listener.sock is not None
-        client = stack.enter_context(socket.create_connection(listener.sock.getsockname()))
-        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        turn(server, lambda: any(server.pools["a"].used.values()))
-        assert server.pools["a"].used == {f"127.0.0.1:{new}": 1}
+        turn(server, lambda: any(pool.used.values()))
+        assert pool.used == {f"127.0.0.1:{new}": 1}
+        pool.set("nodefile", "none")
+        file.write_text(f"127.0.0.1:{old}\n")
+        pause = 5 * pools.NODEFILE_CHECK_SECONDS
+        server.loop.add_timer(pause, server.loop.stop)
+        server.loop.set_post_loop_callback(None)
+        server.loop.run()
+        assert list(pool.used) == [f"127.0.0.1:{new}"]
+
+
+def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
+    with ExitStack() as stack:
+        slow, quick = (
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for _ in range(2)
+        )
+        queues, pool = balancer(server, slow), server.pools["a"]
+        server.services["p"].set("verify_backend", "on")
+        client_of(server, stack)
+        turn(server, lambda: any(each.state != "connecting" for each in queues.pending.values()))
+        pool.add("127.0.0.1", quick)
+        pool.remove("127.0.0.1", slow)
+        assert list(queues.pending) == [f"127.0.0.1:{quick}"]
+
+
+def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("verify_backend", "on")
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: any(each.write_buf_size == 0 for each in queues.pending.values()))
+        accepted = stack.enter_context(backend.accept()[0])
+        accepted.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n")
+        turn(server, lambda: len(queues.bored) == 1)
+        ended = weakref.ref(queues.bored[0])
+        server.services["p"].set("connect_ahead", "0")
+        accepted.close()
+        turn(server, lambda: not queues.bored)
+        turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
+        gc.collect()
+        assert ended() is None
+
+
+def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end(
+    server: Server,
+) -> None:
+    with ExitStack() as stack:
+        first, host = (
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
+        )
+        port = host.getsockname()[1]
+        asked, stats = (
+            server.node_stats(f"127.0.0.1:{each.getsockname()[1]}") for each in (first, host)
+        )
+        balancer(server, first.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+
+        def ask() -> None:
+            before = asked.connects
+            client_of(server, stack)
+            turn(server, lambda: asked.connects > before)
+            backend = stack.enter_context(first.accept()[0])
+            answer = f"HTTP/1.0 200 OK\r\nX-REPROXY-URL: http://127.0.0.1:{port}/\r\n\r\n"
+            backend.sendall(answer.encode())
+
+        ask()
+        turn(server, lambda: stats.connects == 1)
+        stack.enter_context(host.accept()[0])
+        host.close()
+        ask()
+        turn(server, lambda: stats.attempts > 1)
+        server.loop.set_post_loop_callback(None)
+        server.loop.add_timer(0.1, server.loop.stop)
+        server.loop.run()
+        assert stats.attempts < 10
+        turn(server, lambda: stats.attempts > 2)
+
+
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the kernel's buffer can't be told its size"
+)
+def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
+    server: Server, tmp_path: Path
+) -> None:
+    """Else there is room for more so seldom that it is taken for idle."""
+    whole = 100 * KERNEL_BUFFER
+    with open(tmp_path / "file", "wb") as file:
+        file.truncate(whole)
+    carry_out(
+        server,
+        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {tmp_path}"
+        "\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    with ExitStack() as stack:
+        reader = client_of(server, stack, "/file")
+        turn(server, lambda: server.requests == 1)
+        (client,) = (each for each in server.sockets() if isinstance(each, Client))
+        assert client.sock is not None
+        poll = select.poll()
+        poll.register(client.sock, select.POLLOUT)
+        turn(server, lambda: not poll.poll(0))
+        client.sock.shutdown(socket.SHUT_WR)  # What is in the kernel comes, and its end.
+        reader.settimeout(PATIENCE)
+        came = 0
+        while data := reader.recv(1 << 16):
+            came += len(data)
+        assert came < 6 * KERNEL_BUFFER
 
 
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "with nobody who reads"])

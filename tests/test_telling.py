@@ -129,6 +129,9 @@ def test_dump_error_and_debugmsg_raise_nothing(world: World, kind: str) -> None:
         obj.dump_error("something")
         obj.debugmsg("%d of %s", "no number")
         Socket.DebugMsg("%d", "no number")
+        for message in (5, b"bytes", None, Nameless):
+            Socket.DebugMsg(message)  # type: ignore[arg-type]
+            obj.debugmsg(message, 1)  # type: ignore[arg-type]
     assert not obj.closed
 
 

@@ -247,9 +247,9 @@ def row(section: str, title: str) -> Callable[[Row], Row]:
 
 
 MAKING, READING, WRITING = "Making an object", "Reading", "Writing"
-WATCHING, ENDING, TELLING = "Watching and corking", "Ending", "Telling"
+WATCHING, CLOSING, ADDRESSES = "Watching and corking", "Closing", "Addresses and debugging"
 CONNECTING, WAKING = "Accepting and connecting", "Waking the loop, and signals"
-RUNNING, OTHERS, LAST = "Running the loop", "Other descriptors", "Ending the loop"
+RUNNING, OTHERS, LAST = "Running the loop", "Other descriptors", "Closing the loop"
 
 
 @row(MAKING, "`Loop()`, `default_loop()`")
@@ -538,21 +538,21 @@ def _(g: Ground) -> Steps:
     client.tcp_cork(True)
 
 
-@row(ENDING, "`Socket.close()`, `Socket.close_as(reason)`")
+@row(CLOSING, "`Socket.close()`, `Socket.close_as(reason)`")
 def _(g: Ground) -> Steps:
     client = g.client(watch=True)
     yield
     client.close()
 
 
-@row(ENDING, "`Socket.steal_socket()`")
+@row(CLOSING, "`Socket.steal_socket()`")
 def _(g: Ground) -> Steps:
     client = g.client(watch=True)
     yield
     client.steal_socket()
 
 
-@row(ENDING, "either while corked")
+@row(CLOSING, "either while corked")
 def _(g: Ground) -> Steps:
     client = g.client()
     client.tcp_cork(True)
@@ -560,7 +560,7 @@ def _(g: Ground) -> Steps:
     client.close()
 
 
-@row(ENDING, "the turn in which a closed object goes")
+@row(CLOSING, "the turn in which a closed object goes")
 def _(g: Ground) -> Steps:
     client = g.client()
     client.close()
@@ -568,7 +568,7 @@ def _(g: Ground) -> Steps:
     g.loop.run()
 
 
-@row(ENDING, "the turn in which a stolen one goes")
+@row(CLOSING, "the turn in which a stolen one goes")
 def _(g: Ground) -> Steps:
     client = g.client()
     client.steal_socket()
@@ -576,7 +576,9 @@ def _(g: Ground) -> Steps:
     g.loop.run()
 
 
-@row(TELLING, "`Socket.peer_ip_string()`, `Socket.peer_addr_string()`, `Socket.as_string()`: once")
+@row(
+    ADDRESSES, "`Socket.peer_ip_string()`, `Socket.peer_addr_string()`, `Socket.as_string()`: once"
+)
 def _(g: Ground) -> Steps:
     client = g.client()
     yield
@@ -584,7 +586,7 @@ def _(g: Ground) -> Steps:
         assert client.peer_ip_string() and client.peer_addr_string() and client.as_string()
 
 
-@row(TELLING, "`Socket.local_ip_string()`, `Socket.local_addr_string()`: once")
+@row(ADDRESSES, "`Socket.local_ip_string()`, `Socket.local_addr_string()`: once")
 def _(g: Ground) -> Steps:
     client = g.client()
     yield
@@ -592,7 +594,7 @@ def _(g: Ground) -> Steps:
         assert client.local_ip_string() and client.local_addr_string()
 
 
-@row(TELLING, "`Socket.dump_error(text)`: that of `as_string`")
+@row(ADDRESSES, "`Socket.dump_error(text)`: that of `as_string`")
 def _(g: Ground) -> Steps:
     client = g.client()
     yield
@@ -600,7 +602,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(
-    TELLING,
+    ADDRESSES,
     "`Socket.peer_ip`, `Socket.peer_port`, `Socket.local_ip`, `Socket.local_port`, "
     "`Socket.debugmsg(text)`, `Socket.DebugMsg(text)`",
 )

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -701,6 +702,26 @@ def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop:
     assert list(calls) == []
     for end in (end for pipe in pipes for end in pipe):
         os.close(end)
+
+
+def test_who_is_closed_in_another_thread_leaves_signals_no_number_that_may_be_anothers(
+    loop: Loop, usual_usr1: None
+) -> None:
+    """Only the main thread can tell Python to write to another descriptor when a signal comes."""
+    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+    thread = threading.Thread(target=loop.close)
+    thread.start()
+    thread.join()
+    here, there = socket.socketpair()  # of the lowest numbers that are free
+    here.setblocking(False)
+    with here, there:
+        there.setblocking(False)
+        signal.raise_signal(signal.SIGUSR1)
+        for end in (here, there):
+            with pytest.raises(BlockingIOError):
+                end.recv(10)
+    written = signal.set_wakeup_fd(-1)
+    assert written >= 0 and stat.S_ISFIFO(os.fstat(written).st_mode)
 
 
 def test_a_program_that_uses_no_new_part_imports_and_calls_nothing_for_it() -> None:

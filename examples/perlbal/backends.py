@@ -6,9 +6,10 @@ import re
 import socket
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
-from danga_raw import Socket
+from danga_raw import Socket, Timer
 from examples.perlbal.heads import Refused, Response, parse_response, take_head
 from examples.perlbal.pools import Pool, node_name
 
@@ -18,11 +19,23 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 READ_SIZE: Final = 61_440
+KERNEL_BUFFER: Final = 131_072
+"""How many bytes that aren't sent yet may wait in the kernel."""
+GIVE_UP_SECONDS: Final = 15
+"""How long a connection may be on its way, with its OPTIONS."""
 NO_VERIFY_SECONDS: Final = 60
 MOST_NODES: Final = 10_000
 CODES_KEPT: Final = 500
 MOST_READS: Final = 64
 _TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
+
+
+def tune(sock: socket.socket) -> None:
+    """Have what is written go out at once, and little of it wait in the kernel, where that can be
+    told: so room comes in small steps, and who takes little at a time isn't thought to be idle."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with suppress(AttributeError, OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER)
 
 
 class Owner(Protocol):
@@ -59,7 +72,7 @@ class BackendHTTP(Socket):
     """One connection to a backend."""
 
     def __init__(self, sock: socket.socket, owner: Owner, ip: str, port: int) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)
         super().__init__(sock, owner.server.loop)
         self.owner = owner
         """Whom it is told to when it is ready, bored, or closed."""
@@ -78,6 +91,8 @@ class BackendHTTP(Socket):
         """What was read and isn't a whole head yet."""
         self.left: int | None = None
         """Bytes of the response's body that are to come; None if they end with the connection."""
+        self._verify_timer: Timer
+        """Ends it where there is no answer to OPTIONS in time."""
         self.has_attention = False
         """Whether a process and not only the kernel is known to be behind it."""
         self.stays = 0
@@ -121,10 +136,11 @@ class BackendHTTP(Socket):
         if service is None or not service.verify_backend or self._unverifiable():
             self.state = "bored"
             return self.owner.register_boredom(self)
+        left = self.created + GIVE_UP_SECONDS - time.monotonic()
+        self._verify_timer = self.loop.add_timer(left, lambda: self.close("callback_timeout"))
         self.state = "verifying_backend"
         path = service.verify_backend_path
         self.write(f"OPTIONS {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode("latin-1"))
-        self.loop.add_timer(max(0.0, self.created + 15 - time.monotonic()), self._verify_timeout)
 
     def _fail(self, reason: str) -> None:
         self.owner.note_bad_backend_connect(self)
@@ -137,10 +153,6 @@ class BackendHTTP(Socket):
             del self.owner.server.no_verify[self.ipport]
             return False
         return until is not None
-
-    def _verify_timeout(self) -> None:
-        if self.state == "verifying_backend":
-            self.close("callback_timeout")
 
     def _verify_failed(self) -> None:
         self.owner.server.no_verify[self.ipport] = time.monotonic() + NO_VERIFY_SECONDS
@@ -165,6 +177,7 @@ class BackendHTTP(Socket):
         if self.left < 0:
             self._verify_failed()
         elif self.left == 0:
+            self._verify_timer.cancel()
             self.has_attention = True
             self.stats.verifies += 1
             self.next_request(initial=True)
@@ -315,6 +328,8 @@ class BackendHTTP(Socket):
     def close(self, reason: str | None = None) -> None:
         if self.closed:
             return
+        if self.state == "verifying_backend":
+            self._verify_timer.cancel()
         self.state = "closed"
         super().close(reason)
         exchange, self.exchange = self.exchange, None

@@ -9,18 +9,17 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from examples.perlbal.backends import BackendHTTP
+from examples.perlbal.backends import GIVE_UP_SECONDS, BackendHTTP
 from examples.perlbal.heads import wire
 
 if TYPE_CHECKING:
+    from examples.perlbal.pools import Pool
     from examples.perlbal.proxy import ProxyExchange
     from examples.perlbal.services import Service
 
 MOST_NEW_CONNECTIONS: Final = 10
 """How many connects are begun at a time."""
 CONNECT_SECONDS: Final = 5
-VERIFY_SECONDS: Final = 60
-GIVE_UP_SECONDS: Final = 15
 RETRY_SECONDS: Final = 1
 UNVERIFIED_SECONDS: Final = 5
 """How old a connection may be that was neither used nor verified."""
@@ -44,7 +43,6 @@ class Balancer:
         """The nodes that were not to be reached, and aren't tried for the moment."""
         self.bored: deque[BackendHTTP] = deque()
         """The connections that have nothing to do, the best first."""
-        self._spawning = False
 
     def waiting(self) -> int:
         """How many wait for a backend."""
@@ -56,8 +54,6 @@ class Balancer:
         """Give the exchange a backend, now or when it is its turn."""
         if self.service.high_priority_cookie:
             exchange.high_priority = self._is_high_priority(exchange)
-        if self.service.pool is not None:
-            self.service.pool.refresh()
         while self.bored:
             backend = self.bored.popleft()
             now = time.monotonic()
@@ -103,55 +99,57 @@ class Balancer:
     # --- backends ---------------------------------------------------------------------------------
 
     def pool_changed(self) -> None:
-        """The service has another pool, or its pool other nodes: end what is idle at others, and
-        see to those who wait."""
-        pool = self.service.pool
-        for backend in list(self.bored):
-            if pool is None or backend.ipport not in pool.used:
-                self.bored.remove(backend)
+        """The service has another pool, or its pool other nodes: end what is idle at others or on
+        its way there, and see to those who wait."""
+        for backend in (*self.bored, *self.pending.values()):
+            if not self._in_pool(backend):
                 backend.close("invalid_generation")
         # A selector may have sent some here although it doesn't listen.
         if self.service.enabled or self.waiting():
             self.spawn_backends()
 
+    def _in_pool(self, backend: BackendHTTP) -> bool:
+        pool = self.service.pool
+        return pool is not None and backend.ipport in pool.used
+
     def spawn_backends(self) -> None:
         """Begin as many connections as are wanted and aren't there or on their way."""
         waiting, pool = self.waiting(), self.service.pool
         wanted = waiting + self.service.connect_ahead - len(self.bored)
-        if wanted <= 0 or pool is None or self._spawning or self.server.stopping and not waiting:
+        if wanted <= 0 or pool is None or self.server.stopping and not waiting:
             return
-        self._spawning = True
-        try:
-            self._drop_overdue()
-            pool.refresh()
-            taken = self.blocked | self.pending.keys()
-            free = [node for node in pool.nodes if node.name not in taken]
-            random.shuffle(free)
-            wanted = min(wanted - len(self.pending), MOST_NEW_CONNECTIONS)
-            for name, ip, port in dict.fromkeys(free):  # One may be twice in the pool.
-                if wanted <= 0:
-                    break
-                backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
-                if backend is None:
-                    self._block(name)
-                else:
-                    self.pending[name] = backend
-                    wanted -= 1
-        finally:
-            self._spawning = False
+        limit = time.monotonic() - CONNECT_SECONDS
+        overdue = [
+            each
+            for each in self.pending.values()
+            if each.state == "connecting" and each.created <= limit
+        ]
+        for each in overdue:
+            del self.pending[each.ipport]
+        if (lacking := wanted - len(self.pending)) > 0:
+            self._connect(pool, min(lacking, MOST_NEW_CONNECTIONS))
+        for each in overdue:
+            each.close("connect_timeout")
 
-    def _drop_overdue(self) -> None:
-        now = time.monotonic()
-        for backend in list(self.pending.values()):
-            limit = CONNECT_SECONDS if backend.state == "connecting" else VERIFY_SECONDS
-            if now - backend.created >= limit:
-                backend.close("connect_timeout")
+    def _connect(self, pool: Pool, count: int) -> None:
+        """Begin so many connections, if there are nodes for them."""
+        taken = self.blocked | self.pending.keys()
+        free = [node for node in pool.nodes if node.name not in taken]
+        random.shuffle(free)
+        for name, ip, port in dict.fromkeys(free):  # One may be twice in the pool.
+            backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
+            if backend is None:
+                self._block(name)
+                continue
+            self.pending[name] = backend
+            count -= 1
+            if not count:
+                break
 
     def register_boredom(self, backend: BackendHTTP) -> None:
         """A backend has nothing to do."""
         self._no_longer_pending(backend)
-        pool = self.service.pool
-        if pool is None or backend.ipport not in pool.used:
+        if not self._in_pool(backend):
             return backend.close("invalid_generation")
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
@@ -191,7 +189,7 @@ class Balancer:
         self._no_longer_pending(backend)
         if backend in self.bored:
             self.bored.remove(backend)
-            if not backend.use_count and backend.age() < RETRY_SECONDS:
+            if not backend.use_count and backend.age() < RETRY_SECONDS and self._in_pool(backend):
                 # It would be so with the next as well, again and again.
                 self._block(backend.ipport)
         self.spawn_backends()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.parameters import NODE, LanguageError
 
 if TYPE_CHECKING:
+    from danga_raw import Loop, Timer
     from examples.perlbal.services import Service
 
 NODEFILE_CHECK_SECONDS: Final = 3
@@ -18,6 +19,11 @@ _NODE: Final = re.compile(NODE, re.ASCII)
 
 def node_name(ip: str, port: int) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    # The time alone may be the same after two changes at once.
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 class Node(NamedTuple):
@@ -32,8 +38,9 @@ class Node(NamedTuple):
 class Pool:
     """A named set of nodes, from commands or from a file."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, loop: Loop) -> None:
         self.name = name
+        self.loop = loop
         self.users: list[Service] = []
         """The services that use it."""
         self.nodes: list[Node] = []
@@ -41,8 +48,9 @@ class Pool:
         self.used: dict[str, int] = {}
         """How many requests each node was given, by its name."""
         self.nodefile: str | None = None
-        self._modified = 0.0
-        self._checked = 0.0
+        self._read: tuple[int, ...] = ()
+        """By what it is known whether the file has changed since it was read."""
+        self._timer: Timer | None = None
 
     def add(self, ip: str, port: int) -> None:
         """Put a node at the end; one that is there already moves."""
@@ -67,33 +75,34 @@ class Pool:
         if key == "nodefile":
             if value in ("none", "undef", "null", '""', "''"):
                 self.nodefile = None
-                return
-            if not os.path.isfile(value):
+            elif os.path.isfile(value):
+                self._load(value)
+                if self._timer is None:
+                    self._look()
+            else:
                 raise LanguageError("File not found")
-            self._load(value)
         elif key == "balance_method":
             if value != "random":
                 raise LanguageError("Unknown balance method")
         else:
             raise LanguageError(f"Unknown pool parameter '{key}'")
 
-    def refresh(self) -> None:
-        """Read the nodefile again if it has changed; it is looked at every three seconds."""
-        if self.nodefile is None or time.monotonic() - self._checked <= NODEFILE_CHECK_SECONDS:
+    def _look(self) -> None:
+        """Read the nodefile again if it has changed, now and every three seconds."""
+        self._timer = None
+        if self.nodefile is None:
             return
-        self._checked = time.monotonic()
-        try:
-            if os.stat(self.nodefile).st_mtime != self._modified:
+        with suppress(OSError):  # It may be there again the next time.
+            if _version(os.stat(self.nodefile)) != self._read:
                 self._load(self.nodefile)
-        except OSError:
-            pass  # It may be there again the next time.
+        self._timer = self.loop.add_timer(NODEFILE_CHECK_SECONDS, self._look)
 
     def _load(self, name: str) -> None:
         """Have the nodes of a file. Raises `OSError`, and then all stays as it was."""
         with open(name, encoding="latin-1") as file:
-            modified = os.stat(file.fileno()).st_mtime
+            version = _version(os.fstat(file.fileno()))
             lines = file.read(10_000_000).splitlines()
-        self.nodefile, self._modified = name, modified
+        self.nodefile, self._read = name, version
         found = [_NODE.search(line.partition("#")[0]) for line in lines]
         nodes = [(each[1].strip("[]"), int(each[2] or 80)) for each in found if each]
         self.used.clear()

@@ -144,6 +144,8 @@ class ReproxyHost:
         self.bored: list[BackendHTTP] = []
         """Those that have nothing to do, the one used last at the end."""
         self.connected: set[BackendHTTP] = set()
+        self.refused = False
+        """Whether it has just refused one connection more."""
 
     def serve(self) -> None:
         """See that somebody comes for who waits."""
@@ -155,7 +157,8 @@ class ReproxyHost:
             else:
                 self.register_boredom(backend)
         most = self.manager.most_to.get(self.name) or self.manager.most
-        if not self.queue or self.connecting or most and len(self.connected) >= most:
+        enough = self.refused or most and len(self.connected) >= most
+        if not self.queue or self.connecting or self.connected and enough:
             return
         try:
             # As in the original, a host that isn't an address is looked up here and now, and an
@@ -171,7 +174,8 @@ class ReproxyHost:
 
     def _give_up(self) -> None:
         """It is down: have all that wait for it try their next URL, unless it was only one
-        connection more."""
+        connection more. That is tried again when it is cleaned, not in each turn."""
+        self.refused = bool(self.connected)
         if not self.connected:
             waiting, self.queue = self.queue, OrderedDict()
             for exchange in waiting:
@@ -208,6 +212,8 @@ class ReproxyHost:
 
     def clean(self) -> bool:
         """Close what was idle too long. True if nothing is left."""
+        self.refused = False
+        self.serve()
         limit = time.monotonic() - KEPT_SECONDS
         for backend in list(self.bored):
             if backend.alive < limit:
@@ -261,10 +267,9 @@ class ReproxyManager:
         hosts = self.hosts.items()
         lines = [f"connecting {name} 1" for name, host in hosts if host.connecting]
         lines += [f"bored {name} {len(host.bored)}" for name, host in hosts if host.bored]
-        lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts if host.queue]
+        lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts]
         for name, host in hosts:
-            if host.connected:
-                lines.append(f"backends {name} {len(host.connected)}")
-                lines += [f"... {backend.as_string()}" for backend in host.connected]
+            lines.append(f"backends {name} {len(host.connected)}")
+            lines += [f"... {backend.as_string()}" for backend in host.connected]
         lines += [f"SERVER max_reproxy_connections({n}) = {m}" for n, m in self.most_to.items()]
         return [*lines, f"SERVER max_reproxy_connections = {self.most}"]

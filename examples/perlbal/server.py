@@ -145,7 +145,7 @@ class Server:
         if kind == "service":
             self.services[name] = Service(self, name)
         else:
-            self.pools[name] = Pool(name)
+            self.pools[name] = Pool(name, self.loop)
 
     def node_stats(self, name: str) -> NodeStats:
         """The counts of a node."""
@@ -219,7 +219,6 @@ class Server:
         for each in list(self.sockets()):
             if isinstance(each, (Client, BackendHTTP)) and not each.closed:
                 each.die_gracefully()
-
         self._stop_if_alone()
 
     def client_closed(self) -> None:

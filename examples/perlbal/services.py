@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
 
 from danga_raw import Listener
+from examples.perlbal.backends import tune
 from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head, wire
@@ -37,7 +38,9 @@ BACKLOG: Final = 1024
 def written(value: object) -> str:
     """A parameter's value, as it is written in the language."""
     if isinstance(value, tuple):
-        return ", ".join(map(written, cast("tuple[object, ...]", value)))
+        return ",".join(map(written, cast("tuple[object, ...]", value)))
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
     return str(getattr(value, "name", value)) or "/"  # The last is left off a folder.
 
 
@@ -211,8 +214,7 @@ class Service(Parameters):
                 f"Can't start service '{self.name}' on {listen}: Error creating listening socket:"
                 f" {os.strerror(error.errno or 0)}"
             ) from None
-        # The accepted ones inherit it: a request or an answer is written at once.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(sock)  # The accepted ones inherit it.
         return TCPListener(self, sock)
 
     def disable(self) -> None:

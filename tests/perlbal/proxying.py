@@ -876,6 +876,32 @@ row(
     ours=("<silent>",),
 )
 row(
+    COOKIE,
+    "a node that is taken out is not waited for",
+    verify(held("x", good("", "Connection: keep-alive", version="1.0")), at="c"),
+    send(get("/1")),
+    connections(1, at="c"),
+    manage("POOL slow ADD {a}", "POOL slow REMOVE {c}"),
+    hear_or_wait(),
+    opens("x", at="c"),
+    alone=True,
+    differs="a removed node is not asked",
+    ours=("#1 GET /1 ", "HTTP/1.0 200 OK"),
+)
+row(
+    COOKIE,
+    "another pool: connections on their way to the old one are not waited for",
+    verify(held("x", good("", "Connection: keep-alive", version="1.0")), at="c"),
+    send(get("/1")),
+    connections(1, at="c"),
+    manage("SET cookie.pool = one"),
+    hear_or_wait(),
+    opens("x", at="c"),
+    alone=True,
+    differs="a removed node is not asked",
+    ours=("GET /1 ", "HTTP/1.0 200 OK"),
+)
+row(
     KEEP,
     "another pool: idle connections to the old one are not used",
     ask(get("/1")),

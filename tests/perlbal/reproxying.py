@@ -389,6 +389,14 @@ row(
 )
 row(
     PROXY,
+    "REPROXY_STATE of a host whose connection is kept",
+    serve(to("http://@b@/1")),
+    ask(get("/1")),
+    manage("REPROXY_STATE", blur=r"(?<=localport=)\d+|(?<=BackendHTTP)\S+"),
+    alone=True,
+)
+row(
+    PROXY,
     "no more connections than are allowed",
     manage("SERVER max_reproxy_connections({b}) = 1", "REPROXY_STATE"),
     serve(held("x", good("1")), good("2"), at="b"),
