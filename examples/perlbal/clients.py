@@ -363,10 +363,11 @@ class Client(Socket):
             )
         )
         head.set("Connection", "keep-alive" if self.keep_alive else "close")
-        head.drop("keep-alive")
         timeout = self.service.persist_client_idle_timeout
         if self.keep_alive and timeout:
             head.set("Keep-Alive", f"timeout={timeout}, max=100")
+        else:
+            head.drop("keep-alive")
 
     def send_last(self, data: bytes) -> None:
         """Write the last of an answer; when it is out, the next request may come."""
