@@ -224,6 +224,7 @@ def test_a_schedule_has_seconds_with_commas_between(
         ("ip 0::0:1", "::1", True),
         ("netmask fe80::/10", "fe80::1", True),
         ("ip 10.0.0.1", "10.0.0.2", False),
+        ("netmask 10.0.0.0/8", "::ffff:10.0.0.1", True),
         ("netmask any", "::1", False),
         ("netmask any", "10.0.0.1", True),
         ("netmask any", "what an upstream says", False),

@@ -229,6 +229,8 @@ class AccessControl(Plugin):
             address = ipaddress.ip_address(ip)
         except ValueError:
             address = None  # An upstream may say anything.
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
         for action, _, _, mask in self.rules.get(service, ()):
             if address is not None and address in mask:
                 return action
