@@ -61,13 +61,13 @@ def _opened(pieces: list[tuple[bytes, int]]) -> Iterator[Part]:
 
 def _make_folders(folder: str) -> None:
     """Make a folder and those that it is in. Raises `OSError`."""
-    # os.makedirs calls itself for each, and a path has more of them than Python's stack.
+    # os.makedirs calls itself for those that it is in, and there may be more than on Python's stack.
     missing: list[str] = []
     while folder and not os.path.isdir(folder):
         missing.append(folder)
         folder = os.path.dirname(folder)
     while missing:
-        os.mkdir(missing.pop(), 0o755)
+        os.makedirs(missing.pop(), 0o755, exist_ok=True)  # Another process may have been faster.
 
 
 class NewFile:
