@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 
 from danga_raw import Loop
 from examples.perlbal.language import Context
-from examples.perlbal.parameters import LanguageError, netmask
+from examples.perlbal.parameters import LanguageError, netmask, schedule
 from examples.perlbal.plugins import AccessControl, Vhosts
 from examples.perlbal.server import Server
 from examples.perlbal.services import Service
+from tests.world import no_hanging
 
 BETWEEN = "Expecting integer value between 0 and 100, inclusive."
 LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
@@ -87,6 +89,7 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("LOAD throttle", "Plugin throttle is not supported here"),
         ("= 1", "invalid command"),
         ("$NOSUCH UNLOAD accesscontrol", "invalid command"),
+        ("CREATE POOL ${a${b}", "Unknown config variable: b"),
         ("INCLUDE = a\0b", "embedded null byte"),
         (
             "SET p.plugins = vhosts, redirect",
@@ -173,6 +176,47 @@ def test_the_closest_pattern_counts(say: Said) -> None:
     assert vhosts.find(service, "a.b.com") == []
 
 
+def test_a_host_of_very_many_labels_costs_no_more_than_its_length(say: Said) -> None:
+    service = Service(say.server, "")
+    vhosts = Vhosts(say.server)
+    vhosts.maps[service] = {"*.b.c": "x"}
+    host = "a." * 5000 + "b.c"
+    tracemalloc.start()
+    try:
+        assert vhosts.find(service, host) == ["x"]
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(host)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pattern_that_is_too_deep_is_an_error(say: Said) -> None:
+    (answer,) = say("LOAD include", f"INCLUDE = {'*/' * 5000}")[1:]
+    assert answer.startswith("ERROR: maximum recursion depth")
+
+
+@pytest.mark.parametrize("items", ["1," * 50 + "x", ", " * 50 + "x", "1 , " * 50 + "x"])
+def test_a_schedule_that_nearly_fits_is_refused(say: Said, items: str) -> None:
+    say("CREATE SERVICE p", "SET role = reverse_proxy")
+    with no_hanging(30):  # What tries each character in two ways would be here for years.
+        (answer,) = say(f"SET p.error_retry_schedule = {items}")
+    assert answer.startswith("ERROR: Expecting seconds")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0,.25,.50,1", (0, 0.25, 0.5, 1)),
+        (" 1. , 2.5,", (1, 2.5, 0)),
+        ("", (0,)),
+        (".", (0,)),
+    ],
+)
+def test_a_schedule_has_seconds_with_commas_between(
+    say: Said, text: str, seconds: tuple[float, ...]
+) -> None:
+    assert schedule(Service(say.server, ""), "", text) == seconds
+
+
 @pytest.mark.parametrize(
     ("rule", "ip", "fits"),
     [
@@ -180,6 +224,7 @@ def test_the_closest_pattern_counts(say: Said) -> None:
         ("ip 0::0:1", "::1", True),
         ("netmask fe80::/10", "fe80::1", True),
         ("ip 10.0.0.1", "10.0.0.2", False),
+        ("netmask 10.0.0.0/8", "::ffff:10.0.0.1", True),
         ("netmask any", "::1", False),
         ("netmask any", "10.0.0.1", True),
         ("netmask any", "what an upstream says", False),

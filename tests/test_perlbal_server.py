@@ -25,6 +25,7 @@ from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
 from examples.perlbal.server import Server
+from examples.perlbal.webserver import NewFile
 from tests.perlbal.servers import OURS
 
 PATIENCE = 10.0
@@ -319,3 +320,16 @@ def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bo
     if heard:
         with open(reader, "rb") as output:
             assert output.read() == b".\nRunning.\n"
+
+
+def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> None:
+    (tmp_path / "stays").touch()
+    folder = f"{tmp_path}{'/d' * 1200}"
+    new = NewFile(f"{folder}/x", "")
+    new.write(b"deep")
+    try:
+        assert new.finish() == (200, "")
+        assert os.stat(f"{folder}/x").st_size == 4
+    finally:
+        os.unlink(f"{folder}/x")
+        os.removedirs(folder)  # What tidies up behind tests calls itself too.

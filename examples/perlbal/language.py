@@ -120,7 +120,7 @@ class Language:
         try:
             text = _plain(line)
             answer = self._carry_out(text, out, context) if text.strip() else ""
-        except (LanguageError, OSError, ValueError) as error:
+        except (LanguageError, OSError, ValueError, RecursionError) as error:
             # What the system, or Python, wouldn't do with a value is an answer like another.
             out(f"ERROR: {error}")
             return False
@@ -154,7 +154,7 @@ class Language:
 def _plain(line: str) -> str:
     """A line without its comment, with its variables replaced, and in lower case up to "="."""
     text = " ".join(line.partition("#")[0].split())
-    text = re.sub(r"\$\{(.+?)\}", _variable, text)
+    text = re.sub(r"\$\{([^{}]+)\}", _variable, text)
     text = re.sub(r"\$(\w+)", lambda found: os.environ.get(found[1], ""), text, flags=re.ASCII)
     left, equals, right = text.partition("=")
     return left.lower() + equals + right

@@ -62,8 +62,10 @@ request_path: Final = _fitting(
     "[!-~]+", lambda found: found[0], "'{text}' is no path that can be asked for"
 )
 file_names: Final = _fitting(".*", lambda found: tuple(re.split(r"[\s,]+", found[0])), "")
+# Each character fits in one way: of a line that doesn't fit, others would be tried without end.
+_SECONDS: Final = r"\s*(?:(?:\d{1,9}(?:\.\d{0,9})?|\.\d{0,9})\s*)?"
 schedule: Final = _fitting(
-    r"\s*\d*\.?\d*\s*(,\s*\d*\.?\d*\s*)*",
+    rf"{_SECONDS}(?:,{_SECONDS})*",
     lambda found: tuple(float(f"0{each.strip()}") for each in found[0].split(",")),
     "Expecting seconds, with commas between, for parameter '{key}'",
 )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
 
+MOST_LABELS: Final = 127
+"""Of a name (RFC 1035, 2.3.4); a request may have a hundred thousand of them."""
 _HOST_PATTERN: Final = re.compile(r"[\w\-.*;:]+", re.ASCII)
 _USE_OBSERVED_IP: Final = "accesscontrol.use_observed_ip"
 _USING: Final = re.compile(r"/__using/([\w.]+)/\w+(?:\?.*)?", re.ASCII)
@@ -89,7 +91,7 @@ class HostMaps(Plugin):
         """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it
         is in, to "*"."""
         maps = self.maps.get(service, {})
-        labels = host.split(".")
+        labels = host.rsplit(".", MOST_LABELS)
         domains = [f"*.{'.'.join(labels[number:])}" for number in range(len(labels))]
         return [maps[each] for each in (host, *domains, "*") if each in maps]
 
@@ -227,6 +229,8 @@ class AccessControl(Plugin):
             address = ipaddress.ip_address(ip)
         except ValueError:
             address = None  # An upstream may say anything.
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
         for action, _, _, mask in self.rules.get(service, ()):
             if address is not None and address in mask:
                 return action

@@ -59,6 +59,17 @@ def _opened(pieces: list[tuple[bytes, int]]) -> Iterator[Part]:
         yield os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0, size
 
 
+def _make_folders(folder: str) -> None:
+    """Make a folder and those that it is in. Raises `OSError`."""
+    # os.makedirs calls itself for those that it is in, and there may be more than on Python's stack.
+    missing: list[str] = []
+    while folder and not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    while missing:
+        os.makedirs(missing.pop(), 0o755, exist_ok=True)  # Another process may have been faster.
+
+
 class NewFile:
     """A file that PUT writes; one whose sum is to be checked has another name until it is."""
 
@@ -74,7 +85,7 @@ class NewFile:
         try:
             self._fd = os.open(self._name, flags, 0o644)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            _make_folders(os.path.dirname(path))
             self._fd = os.open(self._name, flags, 0o644)
 
     def write(self, data: bytes) -> None:

@@ -77,16 +77,23 @@ for title, fields, body in (
 refused("an empty line of LF behind CR LF", b"GET / HTTP/1.1\r\nHost: here\r\n\n")
 refused("no CR LF before the empty line", b"GET / HTTP/1.1\r\nHost: here\n\r\n")
 refused("LF twice behind CR LF", b"GET / HTTP/1.1\r\nHost: here\n\n")
-row(
-    KEEP,
-    "a version of two digits",
-    send(b"GET / HTTP/1.10\r\nHost: here\r\n\r\n"),
-    hear_or_wait(),
-    alone=True,
-    differs="strict heads",
-    ours=("<closed>",),
-)
-refused("a NUL in the path", b"GET /\x00 HTTP/1.1\r\nHost: here\r\n\r\n")
+for title, first in (
+    ("HTTP/1.10", b"GET / HTTP/1.10"),
+    ("HTTP/2.0", b"GET / HTTP/2.0"),
+    ("a NUL in the path", b"GET /\x00 HTTP/1.1"),
+    ("a control character in the path", b"GET /\x01 HTTP/1.1"),
+):
+    row(
+        KEEP,
+        f"no request line: {title}",
+        send(first + b"\r\nHost: here\r\n\r\n"),
+        hear_or_wait(),
+        alone=True,
+        differs="strict heads",
+        ours=("<closed>",),
+    )
+for target in b"http://user@there/", b"https://there/", b"http://there:x/":
+    refused(f"{target.decode()} for a path", b"GET %s HTTP/1.1\r\nHost: here\r\n\r\n" % target)
 for value in "xchunked", "gzip, chunked", "chunked, identity", "chunked;q=1", '"chunked"':
     refused(
         f"Transfer-Encoding: {value}",
