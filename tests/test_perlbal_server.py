@@ -90,6 +90,17 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     assert stats.attempts == 2
 
 
+def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server) -> None:
+    """As in the original, to which the first event is that there is an outcome."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        balancer(server, taken.getsockname()[1])
+        server.services["p"].set("connect_ahead", "1")
+        (stats,) = server.nodes.values()
+        turn(server, lambda: stats.connects > 0)
+        assert stats.connects == stats.attempts and stats.lastconnect >= stats.lastattempt
+
+
 def client_of(
     server: Server, stack: ExitStack, path: str = "/", field: str = "A: b"
 ) -> socket.socket:

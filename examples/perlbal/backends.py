@@ -127,10 +127,12 @@ class BackendHTTP(Socket):
     # --- getting ready ----------------------------------------------------------------------------
 
     def event_connect(self, error: OSError | None) -> None:
+        # One that is refused counts as well, as in the original; one that has no answer doesn't.
+        if not isinstance(error, TimeoutError):
+            self.stats.connects += 1
+            self.stats.lastconnect = int(time.time())
         if error is not None:
             return self._fail("connect failed")
-        self.stats.connects += 1
-        self.stats.lastconnect = int(time.time())
         self.watch_read(True)
         service = self.owner.service
         if service is None or not service.verify_backend or self._unverifiable():
