@@ -222,22 +222,31 @@ def ask_anew(server: Perlbal) -> None:
         ask(client, "/small.txt")
 
 
-def served(listener: socket.socket, answer: Callable[[socket.socket, int], None]) -> None:
-    """Have a thread answer each request, of which it is told the length of the body."""
+@contextlib.contextmanager
+def served(answer: Callable[[socket.socket, int], None]) -> Iterator[int]:
+    """A port where a thread answers each request, of which it is told the length of the body."""
 
     def serve() -> None:
-        with contextlib.suppress(OSError):  # The listener is closed.
+        with contextlib.suppress(OSError):  # The listener is shut.
             while True:
                 connection, _ = listener.accept()
                 with connection, contextlib.suppress(OSError):
                     connection.settimeout(PATIENCE)
                     head = b""
-                    while b"\r\n\r\n" not in head:
-                        head += connection.recv(1)
-                    length = re.search(rb"Content-Length: (\d+)", head)
-                    answer(connection, int(length[1]) if length else 0)
+                    while b"\r\n\r\n" not in head and (byte := connection.recv(1)):
+                        head += byte
+                    if length := re.search(rb"Content-Length: (\d+)", head):
+                        answer(connection, int(length[1]))
 
-    threading.Thread(target=serve, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # A close alone leaves the accept waiting.
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
 
 
 def uploaded(server: Perlbal, body: bytes) -> bytes:
@@ -265,13 +274,11 @@ def test_a_backend_that_answers_as_it_reads_gets_all_of_the_body(tmp_path: Path,
             connection.sendall(piece)
 
     body = random.Random(1).randbytes(5 * PIECE)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        served(listener, echo)
-        with proxying(listener.getsockname()[1], tmp_path / "d") as server:
-            server.manage("SET proxy.buffer_uploads_path = " + str(tmp_path))
-            server.manage(f"SET proxy.buffer_uploads = {disk}")
-            _, _, back = uploaded(server, body).partition(b"\r\n\r\n")
-        assert hashlib.sha256(back).digest() == hashlib.sha256(body).digest()
+    with served(echo) as port, proxying(port, tmp_path / "d") as server:
+        server.manage("SET proxy.buffer_uploads_path = " + str(tmp_path))
+        server.manage(f"SET proxy.buffer_uploads = {disk}")
+        _, _, back = uploaded(server, body).partition(b"\r\n\r\n")
+    assert hashlib.sha256(back).digest() == hashlib.sha256(body).digest()
 
 
 @pytest.mark.parametrize("size", [10, 10_000])
@@ -281,13 +288,11 @@ def test_an_answer_comes_whole_where_the_backend_closes_in_the_midst_of_the_body
     def refuse(connection: socket.socket, length: int) -> None:
         connection.sendall(b"HTTP/1.0 413 Too much\r\n\r\n" + b"x" * size)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        served(listener, refuse)
-        with proxying(listener.getsockname()[1], tmp_path / "d") as server:
-            for _ in range(20):
-                head, _, body = uploaded(server, bytes(5 * PIECE)).partition(b"\r\n\r\n")
-                assert head.startswith(b"HTTP/1.0 413 ")
-                assert len(body) == size
+    with served(refuse) as port, proxying(port, tmp_path / "d") as server:
+        for _ in range(20):
+            head, _, body = uploaded(server, bytes(5 * PIECE)).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.0 413 ")
+            assert len(body) == size
 
 
 def test_1000_idle_clients_cost_little_and_hinder_nobody(server: Perlbal) -> None:
