@@ -523,7 +523,7 @@ def _close(fd: int, handles: list[Handle]) -> None:
             # another's by now.
             _close_socket(sock)
         elif sock.fileno() >= 0:
-            # The same where somebody stands in the door, the audit say.
+            # The same through the door, where somebody else stands in it, as the audit does.
             for _ in map(libc.close, map(_detach, handles)):
                 pass
     except OSError as error:

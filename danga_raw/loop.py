@@ -313,7 +313,7 @@ class Loop:
 
     # --- timers, timeout, callbacks ---------------------------------------------------------------
 
-    add_timer = add_timer
+    add_timer = add_timer  # of timers.py, which says why
 
     def call_soon(self, callback: Callback) -> None:
         """Call `callback()` in the next turn, before it waits; in the order of the calls, each once.

@@ -158,9 +158,10 @@ def add_timer(self: Loop, seconds: float, callback: Callback) -> Timer:
         deadline = libc.clock_gettime(*_CLOCK) + seconds
     except OverflowError:  # an int that no float can hold
         deadline = inf
-    except TypeError:
+    except TypeError as error:
+        # With its cause: that may be a signal's handler, which raised behind the call.
         what = f"a timer takes seconds as an int or a float, not {seconds!r:.40}"
-        raise TypeError(what) from None
+        raise TypeError(what) from error
     # Not the seconds: they mostly are an int, which it would have to be made a float of.
     if not isfinite(deadline):
         raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
