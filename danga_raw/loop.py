@@ -104,7 +104,7 @@ class Loop:
         # What is bare is a number, and to ask would cost each event of an other fd 200 instructions.
         objects = cast("dict[object, Socket | None]", registry.objects)
         other_event = cast("Callable[[object, int], None]", self._other_event)
-        leaving, readable = registry.leaving, registry.readable
+        leaving, pushed_back = registry.leaving, registry.pushed_back
         timers, pending, overdue = self._timers, self._timers.heap, self._timers.due
         soon, own_callbacks, polls = self._soon, registry.own_callbacks, registry.polls
         resets = self._resets
@@ -125,7 +125,7 @@ class Loop:
                 timeout = 0  # They may have added a timer, say: the next turn sees to that.
                 if self._stopping:
                     return
-            if readable or leaving and registry.to_close():
+            if pushed_back or leaving and registry.to_close():
                 timeout = 0
             poller = registry.poller
             if poller is None:
@@ -156,7 +156,7 @@ class Loop:
                     except Exception as error:
                         if not self.handle_exception(error, obj):
                             raise
-            if readable:
+            if pushed_back:
                 self._read_pushed_back()
             if leaving:
                 registry.let_go(self.handle_exception)
@@ -280,15 +280,15 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        pushed_back, readable = self._registry.pushed_back, self._registry.readable
-        while readable:
+        pushed_back = self._registry.pushed_back
+        while pushed_back:
             for fd in list(pushed_back):
                 # An event_read before this one may have closed it, or a signal's handler have come
                 # between the object and what is noted of it here.
                 obj = pushed_back.get(fd)
                 if obj is None or obj.closed or not obj.read_push_back:
-                    readable.discard(fd)
-                elif fd in readable:
+                    pushed_back.pop(fd, None)
+                else:
                     try:
                         obj.event_read()
                     except Exception as error:

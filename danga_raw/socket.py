@@ -255,7 +255,6 @@ class Socket(Generic[HandleT]):
         del pieces[0]
         if not pieces and not self.closed:
             if waits:
-                registry.readable -= {fd}
                 del registry.pushed_back[fd]
             # As `_go_direct`, which would be a call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
@@ -302,12 +301,10 @@ class Socket(Generic[HandleT]):
         """Have the loop call `event_read` for what is pushed back, if that is watched for."""
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
-        if fd is not None and self.read_push_back:
+        if fd is not None and self.read_push_back and self.event_watch & POLLIN:
             self._registry.pushed_back[fd] = self
-            if self.event_watch & POLLIN:
-                self._registry.readable |= {fd}
-            else:
-                self._registry.readable -= {fd}
+        elif fd is not None:
+            self._registry.pushed_back.pop(fd, None)
 
     def _registered(self) -> int | None:
         """The descriptor while the loop knows the object by it, which ends with `Loop.reset` too."""
@@ -609,8 +606,8 @@ class Socket(Generic[HandleT]):
 
     def let_go(self) -> None:
         """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
-        self._direct = None
-        self.write_buf = _NO_QUEUE  # Callables in it tend to refer back to the object.
+        self._direct = self.writer_func = None  # It tends to refer back to the object, and so do
+        self.write_buf = _NO_QUEUE  # callables in the queue.
         self.write_buf_offset = self.write_buf_size = 0
         self.read_push_back = _NO_PIECES
         self.sock = self.fd = None
