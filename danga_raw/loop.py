@@ -159,6 +159,7 @@ class Loop:
             if pushed_back:
                 self._read_pushed_back()
             if leaving:
+                obj = None  # Else the last to be told would live for as long as the next wait.
                 registry.let_go(self.handle_exception)
             if own_callbacks or self._post_loop_callback is not None:
                 if not self._run_callbacks():
@@ -495,7 +496,7 @@ class Loop:
     def __del__(self) -> None:
         """Give the poller of a loop that nobody closed back, and say so (ResourceWarning)."""
         registry = getattr(self, "_registry", None)
-        if registry is not None and registry.poller is not None and not sys.is_finalizing():
+        if registry is not None and (registry.poller or registry.waker) and not sys.is_finalizing():
             import warnings  # for who has forgotten something only
 
             warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
@@ -516,9 +517,10 @@ def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
     """Raises `TypeError` for what is no descriptor's number or no callback."""
     if not hasattr(fds, "items"):
         raise TypeError(f"other fds are given as {{fd: callback}}, not {fds!r}")
+    checked: dict[int, OtherFdCallback] = {}
     for fd, callback in fds.items():
         if hasattr(fd, "fileno"):
             raise TypeError(f"an other fd is a number, not {fd!r}: give its fileno()")
-        whole("an other fd is a number", fd)
         check_callback(f"the callback of other fd {fd}", callback)
-    return dict(fds)
+        checked[whole("an other fd is a number", fd)] = callback
+    return checked

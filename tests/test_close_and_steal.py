@@ -565,6 +565,35 @@ class Weak(Noted):
     __slots__ = ("__weakref__",)
 
 
+def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(world: World) -> None:
+    """Without the collector's help, which may be long in coming."""
+
+    def read(obj: Noted) -> None:
+        obj.take()
+        obj.close()
+
+    one, two = world.socketpair()
+    obj = Weak(one, world.loop, read=read)
+    obj.watch_read(True)
+    reference = weakref.ref(obj)
+    del obj
+    two.send(b"x")
+    gone: list[bool] = []
+
+    def look(*_: object) -> bool:
+        gone.append(reference() is None)
+        return not gone[-1] and len(gone) < 3
+
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(look)
+    gc.disable()
+    try:
+        world.loop.run()
+    finally:
+        gc.enable()
+    assert gone == [True]
+
+
 def dead(world: World) -> None:
     one, _ = world.socketpair()
     obj = Noted(one, world.loop)

@@ -543,6 +543,12 @@ def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
         del loop
         gc.collect()
     assert world.open_fds() == before
+    never_run = Loop(world.backend)
+    never_run.call_soon_threadsafe(gc.collect)  # It has no poller, and what wakes it.
+    with pytest.warns(ResourceWarning, match="unclosed loop <Loop on"):
+        del never_run
+        gc.collect()
+    assert world.open_fds() == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         unused = Loop(world.backend)
