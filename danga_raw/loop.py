@@ -521,6 +521,7 @@ def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
     for fd, callback in fds.items():
         if hasattr(fd, "fileno"):
             raise TypeError(f"an other fd is a number, not {fd!r}: give its fileno()")
+        number = whole("an other fd is a number", fd)
         check_callback(f"the callback of other fd {fd}", callback)
-        checked[whole("an other fd is a number", fd)] = callback
+        checked[number] = callback
     return checked
