@@ -10,7 +10,7 @@ import signal
 from ctypes import c_int
 from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
-from signal import NSIG
+from signal import valid_signals
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
@@ -87,7 +87,8 @@ class Waker:
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
-        if number not in range(1, NSIG):
+        # Those that the C library keeps for its own threads are refused without a call of the kernel.
+        if number not in valid_signals():
             raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
         new = number not in self._handled
         # Before it is handled: else an exception in between could leave what nobody takes off.

@@ -270,6 +270,13 @@ def test_a_signal_that_cannot_be_handled_is_refused(loop: Loop) -> None:
     for number, kind in ((signal.SIGKILL, OSError), (0, ValueError), (1000, ValueError)):
         with pytest.raises(kind):
             loop.add_signal_handler(number, loop.stop)
+    # What the C library keeps to itself it refuses without a call, which a trace would tell of.
+    kept = set(range(1, signal.NSIG)) - signal.valid_signals()
+    for number in kept:
+        with Trace() as calls, pytest.raises(ValueError, match=f"not {number}"):
+            loop.add_signal_handler(number, loop.stop)
+        assert not any(call.name == "rt_sigaction" for call in calls)
+    assert kept or sys.platform != "linux"
     refused: list[BaseException] = []
 
     def elsewhere() -> None:
