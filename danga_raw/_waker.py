@@ -88,7 +88,7 @@ class Waker:
         (EINVAL) for a signal that can't be handled.
         """
         # Those that the C library keeps for its own threads are refused without a call of the kernel.
-        if number not in valid_signals():
+        if number not in tuple(valid_signals()):
             raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
         new = number not in self._handled
         # Before it is handled: else an exception in between could leave what nobody takes off.

@@ -499,8 +499,10 @@ class Loop:
         if registry is not None and (registry.poller or registry.waker) and not sys.is_finalizing():
             import warnings  # for who has forgotten something only
 
-            warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
-            registry.forget()
+            try:
+                warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
+            finally:
+                registry.forget()  # Also where warnings are errors.
 
 
 def registry_of(loop: object) -> Registry:

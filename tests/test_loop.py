@@ -551,6 +551,13 @@ def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
     assert world.open_fds() == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        strict = Loop(world.backend)
+        strict.call_soon_threadsafe(gc.collect)
+        told: list[object] = []
+        monkeypatch.setattr(sys, "unraisablehook", told.append)
+        del strict
+        gc.collect()
+        assert len(told) == 1 and world.open_fds() == before
         unused = Loop(world.backend)
         del unused
         gc.collect()
