@@ -74,11 +74,14 @@ class Waker:
 
     def drain(self) -> None:
         """Take out what was written: read(2). Who wakes from here on is heard by the next wait."""
-        self._woken = False  # Before the read: behind it an exception could leave it true for ever.
+        self._woken = False  # Already: behind the read an exception could leave it true for ever.
         try:
             libc.read(self._ends[0], 512)
         except BlockingIOError:
             pass
+        finally:
+            # Once more: another thread may have woken it since, whose byte is read with the rest.
+            self._woken = False
 
     def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
         """Have a signal end the wait and call `handler`: rt_sigaction(2). All signals of the process

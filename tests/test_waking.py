@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 import stat
@@ -165,6 +166,36 @@ def test_every_call_of_many_threads_arrives_once_and_in_its_threads_order(loop: 
         each.join()
     for own in range(threads):
         assert [number for thread, number in got if thread == own] == list(range(calls))
+
+
+def test_who_wakes_while_the_loop_looks_leaves_it_to_be_woken_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another thread writes just before the loop reads is read with the rest."""
+    said: list[str] = []
+    read = libc.read
+
+    def read_later(fd: int, count: int) -> bytes:
+        monkeypatch.setattr(libc, "read", read)
+        elsewhere("while it looks")
+        return read(fd, count)
+
+    def elsewhere(what: str) -> None:
+        thread = threading.Thread(
+            target=loop.call_soon_threadsafe, args=(partial(said.append, what),)
+        )
+        thread.start()
+        thread.join()
+
+    elsewhere("before")
+    monkeypatch.setattr(libc, "read", read_later)
+    for _ in range(2):
+        turn(loop)
+    assert said == ["before", "while it looks"]
+    elsewhere("behind")
+    waker = loop._registry.waker
+    assert waker is not None
+    assert select.select([waker.fileno()], [], [], 0)[0], "nothing ends the next wait"
 
 
 def test_any_number_of_calls_before_the_loop_looks_cost_one_write(loop: Loop) -> None:
