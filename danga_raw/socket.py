@@ -75,7 +75,10 @@ def default_loop() -> Loop:
     """The loop that the class methods of `Socket` act on, made at its first use."""
     global _default_loop
     if _default_loop is None:
-        _default_loop = Loop()
+        made = Loop()
+        # No call in between: another thread, or a signal's handler, may have made one just now.
+        if _default_loop is None:
+            _default_loop = made
     return _default_loop
 
 

@@ -17,7 +17,7 @@ from types import FrameType
 
 import pytest
 
-from danga_raw import Loop, Socket
+from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw._registry import backends
 from danga_raw.types import AnySocket, Poller
@@ -1374,6 +1374,23 @@ def test_a_backend_that_is_not_of_this_system_is_refused(world: World) -> None:
 def test_the_default_loop_takes_the_backend_of_the_environment() -> None:
     code = "import danga_raw; print(danga_raw.default_loop().backend, danga_raw.Socket.HaveEpoll())"
     assert run(code, DANGA_RAW_BACKEND="poll").stdout == "poll False\n"
+
+
+def test_threads_that_ask_for_the_default_loop_at_once_get_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs: list[Loop] = []
+
+    def slowly() -> Loop:
+        monkeypatch.setattr("danga_raw.socket.Loop", Loop)
+        thread = threading.Thread(target=lambda: theirs.append(default_loop()))
+        thread.start()
+        thread.join()
+        return Loop()
+
+    monkeypatch.setattr("danga_raw.socket._default_loop", None)
+    monkeypatch.setattr("danga_raw.socket.Loop", slowly)
+    assert default_loop() is theirs[0]
 
 
 def test_importing_the_package_makes_no_descriptor_and_does_not_import_socket() -> None:
