@@ -29,6 +29,7 @@ from _ctypes import CFuncPtr
 from _thread import RLock, get_ident
 from collections.abc import Callable
 from ctypes import get_errno, set_errno
+from functools import cache
 from typing import Final, Protocol, cast
 
 from danga_raw._interrupt import RESULT
@@ -172,6 +173,9 @@ def _leave_alone() -> None:
     _replaced.clear()
 
 
+# Kept for good: ctypes calls the one that was there when the call began, and has no reference to it.
+# That of a wait is called when the wait ends, however long ago another thread took the trace off.
+@cache
 def _errcheck(name: str) -> Callable[[int, object, Given], int]:
     def errcheck(result: int, function: object, given: Given) -> int:
         number = get_errno()
