@@ -161,7 +161,11 @@ class Socket(Generic[HandleT]):
         self.read_push_back: deque[Block] = _NO_PIECES
         self._addresses = _NOT_ASKED
         self._direct: int | None = fd
-        registry.register(fd, _ALWAYS, self)
+        try:
+            registry.register(fd, _ALWAYS, self)
+        except BaseException:
+            registry.leave(self, None)  # Whatever is done with it, the descriptor is not its own.
+            raise
         if begun and (pending := begun.pop(fd, None)) is not None:
             self._direct = None  # Until it is connected, what is written is queued.
             pending.attach(self, fd, registry.connecting)

@@ -16,7 +16,18 @@ from danga_raw import Loop, Socket
 from danga_raw._libc import libc
 from danga_raw._registry import backends
 from danga_raw.types import AnySocket
-from tests.world import IN, Descriptor, Noted, World, drain, only, readiness_only, real_only
+from tests.world import (
+    IN,
+    OUT,
+    Descriptor,
+    Noted,
+    Thing,
+    World,
+    drain,
+    only,
+    readiness_only,
+    real_only,
+)
 
 NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
 
@@ -303,6 +314,27 @@ def test_the_same_fd_twice_is_refused(world: World, obj: Noted) -> None:
     obj.watch_read(True)
     world.until(lambda: obj.got)
     assert obj.got == b"there"
+
+
+def test_who_was_refused_closes_nothing(world: World, obj: Noted) -> None:
+    """As a constructor of one's own may do where this one raises, or a `__del__`."""
+
+    class Tidy(Noted):
+        def __init__(self, sock: Thing) -> None:
+            try:
+                super().__init__(sock, world.loop)
+            except OSError:
+                self.write(b"x")
+                self.events = []
+                self.close("refused")
+                raise
+
+    sock = obj.sock
+    assert sock is not None
+    with unchanged(world), pytest.raises(OSError):
+        Tidy(sock)
+    world.turn()
+    assert world.is_open(sock.fileno()) and not obj.closed and not obj.event_watch & OUT
 
 
 @readiness_only
