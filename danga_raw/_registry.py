@@ -133,7 +133,7 @@ class Registry:
             poller = _new_poller(self.backend)
             try:
                 poller.open()
-                self._given_out(poller.fileno())
+                self._replace_owner(poller.fileno())
                 for fd, events in self._known().items():
                     try:
                         poller.register(fd, events)
@@ -193,7 +193,8 @@ class Registry:
             waker = Waker()
             try:
                 waker.open()
-                if self._given_out(waker.fileno()) and self.poller is not None and self.has_entries:
+                lost = self._replace_owner(waker.fileno())
+                if lost and self.poller is not None and self.has_entries:
                     self.renew()
                 if self.poller is not None:
                     self.poller.register(waker.fileno(), POLLIN)
@@ -242,13 +243,12 @@ class Registry:
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
             if fd in self.objects or fd in self.other_fds or fd in self._unlisted:
-                lost = self._replace_owner(fd, obj)
+                lost = self._replace_owner(fd)
                 if lost and self.has_entries and not renewed:
                     # An entry goes when the last descriptor of its file does, and a forked child or
                     # a dup may have one: its events would be taken for those of the new owner.
                     self.renew()
-                    if fd not in self.other_fds:
-                        self.open().register(fd, events)
+                    self.open().register(fd, events)
             if obj is not None:
                 self._entered[fd] = obj
         except BaseException as error:
@@ -256,9 +256,9 @@ class Registry:
                 self.unregister(fd, events)
             raise
 
-    def _replace_owner(self, fd: int, new_owner: AnySocket | None) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new, for an object or an
-        other fd. True if the descriptor was closed behind the loop's back."""
+    def _replace_owner(self, fd: int) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new, or the package itself
+        has just got it from the kernel. True if the descriptor was closed behind the loop's back."""
         self._drop_events(fd)
         lost = False
         # The last to leave it, which may be where it was stolen just now. Nobody has it from before.
@@ -276,20 +276,10 @@ class Registry:
                 _disown(sock, fd)
             obj.let_go()
             self._forget_callbacks(fd)
-            del self.objects[fd]
             warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
             lost = True
-        if new_owner is None:
-            self.objects.pop(fd, None)
-        elif self.other_fds.pop(fd, None) is not None:
-            lost = True
-        return lost
-
-    def _given_out(self, fd: int) -> bool:
-        """The package itself has just got `fd` from the kernel: whoever is known by it has closed it.
-        True if somebody is."""
-        lost = self.other_fds.pop(fd, None) is not None
-        return self._replace_owner(fd, None) or lost
+        self.objects.pop(fd, None)
+        return self.other_fds.pop(fd, None) is not None or lost
 
     def _drop_events(self, fd: int) -> None:
         """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
@@ -362,12 +352,9 @@ class Registry:
     def _add_other_fd(self, fd: int, added: list[int]) -> None:
         """Watch one of them, and note in `added` that it is to be unregistered should this fail."""
         # One that is there may have been closed and opened again.
-        known = fd in self.other_fds
-        if not known or not self.open().holds(fd, POLLIN):
+        if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
             added += (fd,)
             self.register(fd, POLLIN)
-            if known and self.has_entries:
-                self.renew()  # As where an object has lost its number.
 
     def replace_other_fds(self, fds: OtherFdMapping) -> None:
         """Watch these other fds and no others. Raises `OSError`."""
