@@ -165,7 +165,8 @@ class Connecting:
         self.cancel()
         if error is None and obj.write_set_watch and not obj.write_buf:
             # What was written meanwhile is queued, and keeps the watch until it is out.
-            obj.watch_write(False)
+            # Its watch_write keeps the watch until this is told.
+            obj._watch(POLLOUT, False)  # pyright: ignore[reportPrivateUsage]
             obj.write_set_watch = False
         try:
             if not self._told:

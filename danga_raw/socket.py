@@ -529,6 +529,9 @@ class Socket(Generic[HandleT]):
         """
         if on:
             self.write_set_watch = False
+        elif self.fd in self._registry.connecting:
+            self.write_set_watch = True  # The outcome is heard by it, and then it is dropped.
+            return
         self._watch(POLLOUT, on)
 
     def _watch(self, event: int, on: bool) -> None:

@@ -127,6 +127,29 @@ def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
         client.close()
 
 
+@pytest.mark.parametrize("way", ["once", "on and off"])
+@pytest.mark.parametrize("says", [False, True], ids=["silent", "says something"])
+def test_who_watches_for_writing_no_longer_is_told_the_outcome_all_the_same(
+    loop: Loop, says: bool, way: str
+) -> None:
+    """It is heard by that watch, which goes with it. What comes meanwhile is told behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client.connect(listener.getsockname(), loop, ends=not says)
+        client.watch_read(True)
+        if way == "on and off":
+            client.watch_write(True)
+        client.watch_write(False)
+        connection = listener.accept()[0]
+        if says:
+            connection.sendall(b"x")
+            connection.close()
+        loop.run()
+        assert client.told[:2] == ([None, "read"] if says else [None])
+        assert not client.event_watch & 4
+        client.close()
+        connection.close()
+
+
 @pytest.mark.parametrize("way", ["pushed back", "writer function"])
 def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
     loop: Loop, way: str
