@@ -12,7 +12,7 @@ from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
 from danga_raw._mistakes import check_callback, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
-from danga_raw._registry import Registry, choose_backend
+from danga_raw._registry import LOOPS_OWN, Registry, choose_backend
 from danga_raw._typing import cast
 from danga_raw.timers import Timers, add_timer
 
@@ -56,7 +56,6 @@ class Loop:
         self._on_exception: ExceptionCallback | None = None
         self._stopping: object = False  # to a type checker a bool would stay what `while` found
         self._resets = 0
-        self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
         self._profile: dict[str, tuple[float, float, int]] = {}
 
@@ -102,11 +101,12 @@ class Loop:
     def _run_until_stopped(self) -> None:
         registry = self._registry
         # What is bare is a number, and to ask would cost each event of an other fd 200 instructions.
-        objects = cast("dict[object, Socket | None]", registry.objects)
+        objects = cast("dict[object, Socket]", registry.objects)
         other_event = cast("Callable[[object, int], None]", self._other_event)
         leaving, readable = registry.leaving, registry.readable
         timers, pending, overdue = self._timers, self._timers.heap, self._timers.due
-        soon, own_callbacks, polls = self._soon, registry.own_callbacks, registry.polls
+        soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
+        polls = registry.polls
         resets = self._resets
         while not self._stopping:
             if pending or overdue:
@@ -144,25 +144,28 @@ class Loop:
                     try:
                         obj = objects[fd]
                     except KeyError:
-                        obj = None
-                    # The object may have been closed by an earlier event of this batch. Then it is
-                    # still in the map, and has nothing more to say.
-                    try:
-                        if obj is not None:
+                        pass
+                    else:
+                        # The object may have been closed by an earlier event of this batch. Then it
+                        # is still in the map, and has nothing more to say.
+                        try:
                             if not leaving or not obj.closed:
                                 obj.event_read()
-                        else:
-                            other_event(fd, POLLIN)
+                        except Exception as error:
+                            if not self.handle_exception(error, obj):
+                                raise
+                        continue
+                    try:
+                        other_event(fd, POLLIN)
                     except Exception as error:
-                        if not self.handle_exception(error, obj):
+                        if not self.handle_exception(error):
                             raise
             if readable:
                 self._read_pushed_back()
             if leaving:
                 registry.let_go(self.handle_exception)
-            if own_callbacks or self._post_loop_callback is not None:
-                if not self._run_callbacks():
-                    return
+            if post_loop_callbacks and not self._run_callbacks():
+                return
 
     def _end_run(self, depth: int) -> None:
         """End a run that began within `depth` others: once, and without a call."""
@@ -298,11 +301,9 @@ class Loop:
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
         registry = self._registry
-        for fd in (*registry.own_callbacks, None):
-            if fd is None:
-                obj, callback = None, self._post_loop_callback
-            else:
-                obj, callback = registry.objects.get(fd), registry.own_callbacks.get(fd)
+        callbacks = registry.post_loop_callbacks
+        for fd in sorted(callbacks, key=LOOPS_OWN.__eq__):
+            obj, callback = registry.objects.get(fd), callbacks.get(fd)
             try:
                 if callback is not None and not callback(registry.objects, registry.other_fds):
                     return False
@@ -367,7 +368,9 @@ class Loop:
         it off. Raises `TypeError` for what can't be called."""
         if callback is not None:
             check_callback("a post-loop callback", callback)
-        self._post_loop_callback = callback
+            self._registry.post_loop_callbacks[LOOPS_OWN] = callback
+        else:
+            self._registry.post_loop_callbacks.pop(LOOPS_OWN, None)
 
     @property
     def on_exception(self) -> ExceptionCallback | None:
@@ -474,7 +477,7 @@ class Loop:
         self._registry.let_go(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
-        self._on_exception = self._post_loop_callback = None
+        self._on_exception = None
         self.disable_profiling()
         self._profile.clear()
         if not self._registry.outer:

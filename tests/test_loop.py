@@ -240,7 +240,7 @@ def test_the_callback_of_an_object_goes_with_it(world: World) -> None:
         getattr(obj, end)()
         obj.SetPostLoopCallback(lambda *_: order.append("never"))
     world.turn()
-    assert order == [] and not world.loop._registry.own_callbacks
+    assert order == [] and not world.loop._registry.post_loop_callbacks
 
 
 def test_a_callback_may_close_the_object_whose_turn_is_next(world: World) -> None:
