@@ -86,14 +86,16 @@ class Loop:
         depth = len(registry.outer)
         try:
             registry.outer.append([] if registry.poller is None else registry.poller.batch)
+            registry.something_due = True
             if registry.paused or registry.connecting:
                 registry.resume()
             self._run_until_stopped()
             self._stopping = False
             self._end_run(depth)
         except BaseException:
+            registry.something_due = True  # for the run within which this one was
             try:
-                self._registry.let_go(self.handle_exception)
+                registry.let_go(self.handle_exception)
             finally:
                 self._end_run(depth)
             raise
@@ -104,20 +106,22 @@ class Loop:
         objects = cast("dict[object, Socket]", registry.objects)
         other_event = cast("Callable[[object, int], None]", self._other_event)
         leaving, readable = registry.leaving, registry.readable
-        timers, pending, overdue = self._timers, self._timers.heap, self._timers.due
+        timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
-        polls = registry.polls
-        resets = self._resets
+        polls, resets = registry.polls, self._resets
         while not self._stopping:
-            if pending or overdue:
+            if pending or registry.something_due:
                 try:
                     timeout = timers.run_due()
                 except Exception as error:
+                    registry.something_due = True  # What was due with it still is.
                     if not self.handle_exception(error):
                         raise
                     continue
                 if self._stopping and not soon:
                     return
+                if registry.something_due and (readable or registry.to_close()):
+                    timeout = 0
             else:
                 timeout = timers.timeout
             if soon:
@@ -125,8 +129,6 @@ class Loop:
                 timeout = 0  # They may have added a timer, say: the next turn sees to that.
                 if self._stopping:
                     return
-            if readable or leaving and registry.to_close():
-                timeout = 0
             poller = registry.poller
             if poller is None:
                 watched = registry.objects or registry.other_fds or registry.waker
@@ -160,10 +162,13 @@ class Loop:
                     except Exception as error:
                         if not self.handle_exception(error):
                             raise
-            if readable:
-                self._read_pushed_back()
-            if leaving:
-                registry.let_go(self.handle_exception)
+            if registry.something_due:
+                # Before all else, as a signal's handler may close one more behind it.
+                registry.something_due = False
+                if readable:
+                    self._read_pushed_back()
+                if leaving:
+                    registry.let_go(self.handle_exception)
             if post_loop_callbacks and not self._run_callbacks():
                 return
 

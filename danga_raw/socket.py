@@ -305,6 +305,7 @@ class Socket(Generic[HandleT]):
         if fd is not None and self.read_push_back:
             self._registry.pushed_back[fd] = self
             if self.event_watch & POLLIN:
+                self._registry.something_due = True
                 self._registry.readable |= {fd}
             else:
                 self._registry.readable -= {fd}
