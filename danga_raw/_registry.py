@@ -119,7 +119,8 @@ class Registry:
         """What goes when the present batch is over, in order."""
         self.something_due = True
         """False where a turn has nothing to do but wait and dispatch: nothing leaves, no pushed-back
-        data is to be read, no timer was cut short. One look at this spares a turn 250 instructions."""
+        data is to be read, nothing was given to `call_soon`, no timer was cut short, nobody has said
+        stop. One look at this spares a turn 300 instructions."""
         # What few objects have, by their fd:
         self.pushed_back: dict[int, AnySocket] = {}  # data, in the order of their first piece
         self.readable: set[int] = set()  # that, and a watch for reading

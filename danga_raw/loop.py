@@ -118,17 +118,18 @@ class Loop:
                     if not self.handle_exception(error):
                         raise
                     continue
-                if self._stopping and not soon:
-                    return
-                if registry.something_due and (readable or registry.to_close()):
-                    timeout = 0
+                if registry.something_due:
+                    if self._stopping and not soon:
+                        return
+                    if soon:
+                        self._run_soon()
+                        if self._stopping:
+                            return
+                        timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                    elif readable or registry.to_close():
+                        timeout = 0
             else:
                 timeout = timers.timeout
-            if soon:
-                self._run_soon()
-                timeout = 0  # They may have added a timer, say: the next turn sees to that.
-                if self._stopping:
-                    return
             poller = registry.poller
             if poller is None:
                 watched = registry.objects or registry.other_fds or registry.waker
@@ -163,12 +164,14 @@ class Loop:
                         if not self.handle_exception(error):
                             raise
             if registry.something_due:
-                # Before all else, as a signal's handler may close one more behind it.
+                # First of all, as another thread or a signal's handler may come behind it.
                 registry.something_due = False
                 if readable:
                     self._read_pushed_back()
                 if leaving:
                     registry.let_go(self.handle_exception)
+                if soon:
+                    registry.something_due = True
             if post_loop_callbacks and not self._run_callbacks():
                 return
 
@@ -185,7 +188,7 @@ class Loop:
         `run` is going on, the next one returns at once. Once `call_soon_threadsafe` or
         `add_signal_handler` was used it is safe from any thread and signal's handler, and ends a
         wait that has begun, by a write(2)."""
-        self._stopping = True
+        self._stopping = self._registry.something_due = True
         if (waker := self._registry.waker) is not None:
             waker.wake()
 
@@ -326,6 +329,7 @@ class Loop:
         For the loop's own thread. Raises `TypeError` for what can't be called. No system call."""
         check_callback("a callback", callback)
         self._soon.append(callback)
+        self._registry.something_due = True  # Behind it: the loop may run in another thread.
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
         """The same from any thread or signal's handler: the wait ends at once. Calls write(2), unless
@@ -333,7 +337,7 @@ class Loop:
         end. Raises `OSError` where there is no pipe to be had (EMFILE)."""
         check_callback("a callback", callback)
         waker = self._open_waker()
-        self._soon.append(callback)
+        self.call_soon(callback)
         waker.wake()
 
     def add_signal_handler(self, number: int, callback: Callback) -> None:
