@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     an other fd), and the handle that is to be closed, until it is (none if it isn't ours to close)."""
 
 
+LOOPS_OWN: Final = -1
+"""Stands for the descriptor of the object whose post-loop callback is the loop's own."""
+
+
 def backends() -> list[str]:
     """The names of the backends that this system has, the preferred one first."""
     names = ["poll"]
@@ -115,9 +119,17 @@ class Registry:
         """What goes when the present batch is over, in order."""
         self._unlisted: set[int] = set()
         """The numbers of those among them that are no object's in the map."""
+        self.something_due = True
+        """False where a turn has nothing to do but wait and dispatch: nothing leaves, no pushed-back
+        data is to be read, nothing was given to `call_soon`, no timer was cut short, nobody has said
+        stop. One look at this spares a turn 300 instructions."""
         # What few objects have, by their fd:
-        self.pushed_back: dict[int, AnySocket] = {}  # data, and a watch for reading
-        self.own_callbacks: dict[int, PostLoopCallback] = {}
+        self.pushed_back: dict[
+            int, int
+        ] = {}  # data: a number that says in which order they came to it
+        self.pushes = 0  # the last such number
+        self.readable: set[int] = set()  # pushed-back data, and a watch for reading
+        self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
         self.paused: dict[int, Listener] = {}  # no descriptor left for a connection
 
@@ -369,6 +381,7 @@ class Registry:
 
     def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
+            self.something_due = True
             self._unlisted |= {fd}
             self.leaving.append((fd, None, []))
             self.unregister(fd, POLLIN)
@@ -386,6 +399,7 @@ class Registry:
         # Questions that fall through and no call: who asks as well, out of a handler, asks behind it.
         if fd is not None and not obj.closed:
             # From here on it will be let go, also if a handler raises before the rest is done.
+            self.something_due = True
             self.leaving += ((fd, obj, handles),)
             obj.closed = True
             corked = obj.corked
@@ -413,7 +427,7 @@ class Registry:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)
             except OSError as error:
                 trouble = self._refused(fd, error)
-            if self.pushed_back or self.own_callbacks or self.paused or self.connecting:
+            if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
                 self._forget_callbacks(fd)
         else:
             self._unlisted |= {fd}
@@ -421,8 +435,9 @@ class Registry:
         return trouble
 
     def _forget_callbacks(self, fd: int) -> None:
+        self.readable.discard(fd)
         self.pushed_back.pop(fd, None)
-        self.own_callbacks.pop(fd, None)
+        self.post_loop_callbacks.pop(fd, None)
         self.paused.pop(fd, None)
         if (pending := self.connecting.pop(fd, None)) is not None:
             pending.cancel()
@@ -469,8 +484,8 @@ class Registry:
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""
         for known in (
-            *(self.objects, self.other_fds, self.pushed_back),
-            *(self.own_callbacks, self.connecting, self.paused),
+            *(self.objects, self.other_fds, self.pushed_back, self.readable),
+            *(self.post_loop_callbacks, self.connecting, self.paused),
         ):
             known.clear()
         self._drop_poller()

@@ -232,7 +232,7 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-            if fd is not None and 0 < bytecount <= MAX_READ:
+            if fd is not None and bytecount > 0 and bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
             data = self._read_pushed_back(bytecount)
             return data  # From within: a handler may raise behind the call.
@@ -257,11 +257,12 @@ class Socket(Generic[HandleT]):
             return data
         registry = self._registry
         data = bytes(first)
-        waits = registry.pushed_back.get(fd) is self
+        waits = registry.objects.get(fd) is self and fd in registry.pushed_back
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
         if not pieces and not self.closed:
             if waits:
+                registry.readable -= {fd}
                 del registry.pushed_back[fd]
             # As `_go_direct`, which would be a call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
@@ -308,10 +309,15 @@ class Socket(Generic[HandleT]):
         """Have the loop call `event_read` for what is pushed back, if that is watched for."""
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
-        if fd is not None and self.read_push_back and self.event_watch & POLLIN:
-            self._registry.pushed_back[fd] = self
-        elif fd is not None:
-            self._registry.pushed_back.pop(fd, None)
+        if fd is not None and self.read_push_back:
+            registry = self._registry
+            if fd not in registry.pushed_back:
+                registry.pushed_back[fd] = registry.pushes = registry.pushes + 1
+            if self.event_watch & POLLIN:
+                registry.something_due = True
+                registry.readable |= {fd}
+            else:
+                registry.readable -= {fd}
 
     def _registered(self) -> int | None:
         """The descriptor while the loop knows the object by it, which ends with `Loop.reset` too."""
@@ -747,9 +753,9 @@ class Socket(Generic[HandleT]):
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
-            self._registry.own_callbacks[fd] = callback
+            self._registry.post_loop_callbacks[fd] = callback
         elif fd is not None:
-            self._registry.own_callbacks.pop(fd, None)
+            self._registry.post_loop_callbacks.pop(fd, None)
 
     @staticmethod
     @_as(Loop.set_post_loop_callback)
