@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from _socket import socket as RawSocket
+from _thread import RLock
 from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
@@ -69,16 +70,18 @@ _EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
 each uipc_socket.c)."""
 
 _default_loop: Loop | None = None
+_making_default: Final = RLock()
 
 
 def default_loop() -> Loop:
     """The loop that the class methods of `Socket` act on, made at its first use."""
     global _default_loop
     if _default_loop is None:
-        made = Loop()
-        # No call in between: another thread, or a signal's handler, may have made one just now.
-        if _default_loop is None:
-            _default_loop = made
+        with _making_default:
+            made = Loop()
+            # No call in between: a signal's handler may have made one just now.
+            if _default_loop is None:
+                _default_loop = made
     return _default_loop
 
 
