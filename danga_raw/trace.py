@@ -218,7 +218,7 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
     call = Call(kernels_name, take(given, result), returned, number, time.time())
     again = asked_again(name, call, HERE) if number or name == MAKES_A_SOCKET else None
     failure: BaseException | None = None
-    for trace in tuple(_on):
+    for trace in list(_on):  # In one step also where there is no GIL, as a tuple is not made.
         try:
             trace.hand_over(call)
             if again is not None:

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw._libc import libc
 from danga_raw.trace import Call, Trace
 
 BACKENDS = ["epoll", "poll"]
@@ -156,6 +157,28 @@ def test_loops_in_threads_do_not_disturb_each_other(backend: str) -> None:
         thread.join()
     assert sorted(done) == ["0", "1", "2", "3"]
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_threads_may_switch_traces_while_loops_wait_and_run(backend: str) -> None:
+    over = threading.Event()
+    done: list[str] = []
+
+    def switch() -> None:
+        while not over.is_set():
+            with Trace():
+                pass
+
+    switching = [threading.Thread(target=switch) for _ in range(2)]
+    running = [threading.Thread(target=serve, args=(backend, seed, done)) for seed in range(2)]
+    for thread in switching + running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    over.set()
+    for thread in switching:
+        thread.join()
+    assert len(done) == 2 and libc.read is os.read
 
 
 def test_a_loop_is_stopped_from_another_thread() -> None:
