@@ -107,6 +107,7 @@ def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str
         (400, f"{FIRST}\r\n b: c"),
         (400, f"{FIRST}\r\nA : b"),
         (400, f"{FIRST}\r\n: b"),
+        (400, f"{FIRST}\r\nN\xe4me: b"),
         (400, f"{FIRST}\r\nA: b\rc"),
         (400, f"{FIRST}\r\nA: b\nC: d"),
         (400, f"{FIRST}\r\nA: b\0"),

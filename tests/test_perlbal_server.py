@@ -23,6 +23,7 @@ from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
+from examples.perlbal.management import ClientManage
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
 from examples.perlbal.server import Server
 from examples.perlbal.webserver import NewFile
@@ -112,6 +113,36 @@ def client_of(
     client.connect(listener.sock.getsockname())
     client.sendall(f"GET {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
     return client
+
+
+def test_who_quits_has_all_answers_first(server: Server) -> None:
+    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m")
+    listener = server.services["m"].listener
+    assert listener is not None and listener.sock is not None
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.sock.getsockname())
+        # Answers of which the kernel won't take all, while nobody reads them.
+        client.sendall(b"help\n" * 2000 + b"show pool\nquit\n")
+
+        def has_read_all() -> bool:
+            clients = [each for each in server.sockets() if isinstance(each, ClientManage)]
+            return listener.entered == 1 and not any(c.event_watch & select.POLLIN for c in clients)
+
+        turn(server, has_read_all)
+        client.setblocking(False)
+        heard = bytearray()
+
+        def closed() -> bool:
+            with suppress(BlockingIOError):
+                while data := client.recv(1 << 20):
+                    heard.extend(data)
+                return True
+            return False
+
+        turn(server, closed)
+    assert heard.count(b"\r\n.\r\n") == 2000
+    assert heard.endswith(b"\r\nversion\r\n.\r\n.\r\n")
 
 
 def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(

@@ -58,8 +58,12 @@ def _key(name: str) -> str:
     if not _TOKEN.fullmatch(name):
         # What another server might take for something else gets an answer, what is plain nonsense
         # doesn't.
-        hidden = name[:1] in (" ", "\t", "") or _TOKEN.fullmatch(name.rstrip(" \t"))
-        raise Refused(400 if hidden else 0, f"Invalid field name {name!r:.40}")
+        told = (
+            name[:1] in (" ", "\t", "")
+            or not name.isascii()
+            or _TOKEN.fullmatch(name.rstrip(" \t"))
+        )
+        raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
     key = name.lower()
     if len(name) <= _MAX_NAME:
         if len(_keys) >= _MAX_KEYS:
@@ -84,8 +88,7 @@ class Head:
     def set(self, name: str, value: str) -> None:
         """Set a field, in the place and with the name it has already."""
         key = name.lower()
-        if key not in self.values:
-            self.names[key] = name
+        self.names.setdefault(key, name)
         self.values[key] = value
 
     def drop(self, key: str) -> None:

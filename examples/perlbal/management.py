@@ -60,7 +60,10 @@ class ClientManage(Socket):
             self.inbox = rest
             text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
             if text.strip().lower().startswith(("quit", "exit")):
-                return self.close("user_requested_quit")
+                self.inbox = b""
+                self.watch_read(False)
+                self.write(self.close)  # Behind the answers that wait.
+                return
             answer: list[str] = []
             self.server.language.run(text, answer.append, self.context)
             if answer:

@@ -291,6 +291,15 @@ row(
     differs="default_service counts",
     ours=("alpha",),
 )
+row(
+    SELECTORS.at("bare"),
+    "a default service, and no plugin",
+    manage("SET bare.default_service = alpha"),
+    ask(host("any.test")),
+    alone=True,
+    differs="default_service counts",
+    ours=("alpha",),
+)
 row(SELECTORS.at("late"), "latency", send(host("any.test")), silence(), hear())
 row(
     SELECTORS.at("late"),
