@@ -139,6 +139,17 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
         assert again("DUMPCONFIG") == [*dumped, "OK"]
 
 
+def test_what_was_set_of_a_plugin_is_not_dumped_where_it_is_used_no_longer(say: Said) -> None:
+    say("LOAD accesscontrol", "CREATE SERVICE p", "SET plugins = accesscontrol")
+    say("SET p.AccessControl.use_observed_ip = 1", "SET plugins = none")
+    assert not [line for line in say("DUMPCONFIG") if "use_observed_ip" in line]
+
+
+def test_a_list_may_be_empty_and_is_dumped_as_one(say: Said) -> None:
+    say("CREATE SERVICE w", "SET role = web_server", "SET index_files = ,")
+    assert "  SET index_files = ," in say("DUMPCONFIG")
+
+
 def test_a_plugins_parameters_are_there_for_services_of_before_and_later(say: Said) -> None:
     say("CREATE SERVICE before", "LOAD xffextras", "CREATE SERVICE later")
     for service in say.server.services.values():

@@ -14,7 +14,7 @@ from typing import Final
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
 from examples.perlbal.language import COMMANDS, Answer, Call, command
-from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError
+from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, words
 from examples.perlbal.plugins import LEFT_OUT, PLUGINS
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
@@ -58,7 +58,7 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
 
 
 def _set_plugins(call: Call, service: Service, names: str) -> Answer:
-    wanted = dict.fromkeys(re.split(r"[\s,]+", names.lower()))
+    wanted = dict.fromkeys(words(names.lower()))
     loaded = call.server.plugins
     found = [loaded[name] for name in wanted if name in loaded]
     for plugin in found:

@@ -53,7 +53,9 @@ class Plugin:
         """A service begins to use it."""
 
     def unregister(self, service: Service) -> None:
-        """A service uses it no longer."""
+        """A service uses it no longer, and what was set of it there is gone."""
+        for key in self.settings:
+            service.extra.pop(key, None)
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
         """See a request first. True if it has been answered."""

@@ -217,6 +217,22 @@ row(
 )
 row(
     PROXY,
+    "a folder is shown as it was written",
+    manage("SET web.docroot = {folder}/", "SHOW SERVICE web", "SET web.docroot = /"),
+    manage("SHOW SERVICE web"),
+    ask(get("/proc/nothing"), to="web"),
+    alone=True,
+)
+row(
+    PROXY,
+    "lists with a comma too many",
+    manage("SET choice.plugins = vhosts,", "SET choice.plugins = vhosts , ,", "PLUGINS"),
+    manage("SET web.plugins = ,", "SET web.plugins = $NOSUCH", "SET web.index_files = , a.html,"),
+    ask(get("/"), to="web"),
+    alone=True,
+)
+row(
+    PROXY,
     "values that can't work",
     manage(
         "POOL one ADD 1.2.3.4:99999",

@@ -468,6 +468,14 @@ row(
     alone=True,
 )
 
+row(
+    SELECTORS.at("observed"),
+    "use_observed_ip is gone when plugins are set once more",
+    manage("SET observed.plugins = AccessControl"),
+    ask(get("/", "X-Forwarded-For: 10.1.1.1")),
+    alone=True,
+)
+
 # --- behind a selector ----------------------------------------------------------------------------
 
 SAID = ("X-Forwarded-For: 10.1.1.1, 10.2.2.2", "X-Host: a", "X-Forwarded-Host: b")
