@@ -106,8 +106,9 @@ class Language:
     def load_file(self, name: str, out: Out) -> None:
         """Carry out the commands of a file. Raises `LanguageError` at the first that fails."""
         try:
-            with open(name, encoding="utf-8", errors="surrogateescape") as file:
-                lines = file.read().splitlines()
+            # A line ends with LF: CR is a space like others, and all else is a part of a name.
+            with open(name, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                lines = file.read().split("\n")
         except OSError as error:
             raise LanguageError(f"Error opening config file ({name}): {error.strerror}") from None
         context = Context(verbose=False)
@@ -119,7 +120,7 @@ class Language:
         """Carry out one line, and answer by `out`. False if it failed."""
         try:
             text = _plain(line)
-            answer = self._carry_out(text, out, context) if text.strip() else ""
+            answer = self._carry_out(text, out, context) if text.strip(" ") else ""
         except (LanguageError, OSError, ValueError, RecursionError) as error:
             # What the system, or Python, wouldn't do with a value is an answer like another.
             out(f"ERROR: {error}")
@@ -153,7 +154,8 @@ class Language:
 
 def _plain(line: str) -> str:
     """A line without its comment, with its variables replaced, and in lower case up to "="."""
-    text = " ".join(line.partition("#")[0].split())
+    # Spaces of Unicode are no spaces: a file's name may have them.
+    text = re.sub(r"\s+", " ", line.partition("#")[0], flags=re.ASCII).strip(" ")
     text = re.sub(r"\$\{([^{}]+)\}", _variable, text)
     text = re.sub(r"\$(\w+)", lambda found: os.environ.get(found[1], ""), text, flags=re.ASCII)
     left, equals, right = text.partition("=")

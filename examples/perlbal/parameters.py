@@ -61,7 +61,7 @@ string: Final = _fitting(".*", lambda found: found[0], "")
 request_path: Final = _fitting(
     "[!-~]+", lambda found: found[0], "'{text}' is no path that can be asked for"
 )
-words: Final = re.compile(r"[^\s,]+").findall
+words: Final = re.compile(r"[^\s,]+", re.ASCII).findall
 """What stands in a list, with commas or spaces between."""
 file_names: Final = _fitting(".*", lambda found: tuple(words(found[0])), "")
 # Each character fits in one way: of a line that doesn't fit, others would be tried without end.

@@ -285,7 +285,7 @@ class Include(Plugin):
             raise LanguageError(f"INCLUDE within INCLUDE, {self.MOST_DEEP} deep: {patterns}")
         self._depth += 1
         try:
-            for pattern in patterns.split():
+            for pattern in patterns.split(" "):
                 is_pattern = glob.has_magic(pattern)
                 for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
                     self.server.language.load_file(name, call.out)

@@ -225,6 +225,30 @@ row(
 )
 row(
     PROXY,
+    "spaces that are no ASCII are letters",
+    file("a\u3000b/c\xa0d.html", b"found\n"),
+    manage("SET web.docroot = {folder}/a\u3000b", "SET web.index_files = x, c\xa0d.html"),
+    manage("SET web.idle_timeout = 3\xa0", "SET\xa0web.idle_timeout = 3", "USE web\x85"),
+    manage("SET\x0cweb.idle_timeout\x0b=\r3"),
+    ask(get("/"), to="web"),
+    alone=True,
+)
+row(
+    PROXY,
+    "a file has only LF for the end of a line",
+    file(
+        "conf/ends.conf",
+        b"USE web\r\nSET\x0cidle_timeout\x0b=\r17\r\nSET docroot = /\x1c\xc2\x85\n",
+    ),
+    manage("LOAD include", "INCLUDE = {folder}/conf/ends.conf"),
+    alone=True,
+    differs="INCLUDE tells of errors",
+    ours=(
+        "ERROR: Directory not found for service web\r\nERROR: <folder>/conf/ends.conf, line 3: ",
+    ),
+)
+row(
+    PROXY,
     "lists with a comma too many",
     manage("SET choice.plugins = vhosts,", "SET choice.plugins = vhosts , ,", "PLUGINS"),
     manage("SET web.plugins = ,", "SET web.plugins = $NOSUCH", "SET web.index_files = , a.html,"),
