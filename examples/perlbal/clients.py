@@ -290,7 +290,7 @@ class Client(Socket):
         self.service = service
         if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
             forwarded = request.values.get("x-forwarded-for", "")
-            self.observed_ip = forwarded.partition(",")[0].strip() or None
+            self.observed_ip = forwarded.partition(",")[0].strip(" \t") or None
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
         if kind is Exchange:

@@ -34,8 +34,8 @@ _NO_HOST: Final = re.compile(r"[\0- \x7f,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _MAX_DIGITS: Final = 18
 # Whole words in Connection; where they aren't at all, which `in` tells soonest, nothing is searched.
-_CLOSE: Final = re.compile(r"\bclose\b")
-_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b")
+_CLOSE: Final = re.compile(r"\bclose\b", re.ASCII)
+_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b", re.ASCII)
 
 _keys: dict[str, str] = {}
 """Names of fields that came before, and their keys: to check a name is dear, and most are few."""

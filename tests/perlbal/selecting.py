@@ -413,6 +413,7 @@ row(
     "observed behind",
     ask(get("/", "X-Forwarded-For: 10.2.2.2, 10.1.1.1")),
 )
+row(SELECTORS.at("observed"), "observed oddly", ask(get("/", "X-Forwarded-For: 10.1.1.1\xa0,x")))
 row(SELECTORS.at("observed"), "observed nobody", ask(get("/")))
 row(SELECTORS.at("slow"), "queue_low is answered too", connect(source="127.0.0.2"), ask(get("/")))
 row(
