@@ -86,7 +86,11 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("NOPE", "unknown command: nope"),
         ("XS", "xs is not supported here: there is no Perl here"),
         ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
-        ("LOAD throttle", "Plugin throttle is not supported here"),
+        (
+            "LOAD throttle",
+            "Plugin throttle is not supported here; there are"
+            " accesscontrol, include, redirect, vhosts, xffextras",
+        ),
         ("= 1", "invalid command"),
         ("$NOSUCH UNLOAD accesscontrol", "invalid command"),
         ("CREATE POOL ${a${b}", "Unknown config variable: b"),

@@ -15,7 +15,7 @@ from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
 from examples.perlbal.language import COMMANDS, Answer, Call, command
 from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, words
-from examples.perlbal.plugins import LEFT_OUT, PLUGINS
+from examples.perlbal.plugins import PLUGINS
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
 
@@ -175,10 +175,9 @@ def dumpconfig(call: Call) -> None:
 @command("load", r" (\w+)")
 def load(call: Call, name: str) -> None:
     server = call.server
-    if name in LEFT_OUT:
-        raise LanguageError(f"Plugin {name} is not supported here")
     if name not in PLUGINS:
-        raise LanguageError(f"No plugin {name}; there are {', '.join(sorted(PLUGINS))}")
+        there = ", ".join(sorted(PLUGINS))
+        raise LanguageError(f"Plugin {name} is not supported here; there are {there}")
     if name not in server.plugins:
         plugin = server.plugins[name] = PLUGINS[name](server)
         for service in server.services.values():

@@ -58,11 +58,7 @@ def _key(name: str) -> str:
     if not _TOKEN.fullmatch(name):
         # What another server might take for something else gets an answer, what is plain nonsense
         # doesn't.
-        told = (
-            name[:1] in (" ", "\t", "")
-            or not name.isascii()
-            or _TOKEN.fullmatch(name.rstrip(" \t"))
-        )
+        told = name[:1] in " \t" or not name.isascii() or _TOKEN.fullmatch(name.rstrip(" \t"))
         raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
     key = name.lower()
     if len(name) <= _MAX_NAME:

@@ -296,12 +296,3 @@ class Include(Plugin):
 PLUGINS: Final[dict[str, type[Plugin]]] = {
     kind.name.lower(): kind for kind in (Vhosts, Redirect, AccessControl, XFFExtras, Include)
 }
-
-LEFT_OUT: Final = frozenset(
-    (
-        "throttle", "stats", "palimg", "flvstreaming", "atominject", "atomstream", "lazycdn",
-        "cgilike", "echoservice", "notmodified", "queues", "vpaths", "autoremoveleadingdir",
-        "highpri", "maxcontentlength",
-    )
-)  # fmt: skip
-"""Perlbal's plugins that aren't here."""
