@@ -135,6 +135,7 @@ def existing_service(service: Service, key: str, text: str) -> Service:
 _QUAD: Final = r"(\d+\.\d+\.\d+\.\d+)"
 _RANGE: Final = re.compile(rf"{_QUAD}\s*-\s*{_QUAD}", re.ASCII)
 _MASKED: Final = re.compile(rf"{_QUAD}(?:/(\d+)|[:/]{_QUAD})", re.ASCII)
+_MASKS: Final = {str(ipaddress.ip_network((0, bits)).netmask) for bits in range(33)}
 
 
 def netmask(text: str) -> Netmask:
@@ -149,21 +150,19 @@ def netmask(text: str) -> Netmask:
         if len(networks) != 1:
             raise ValueError(f"could not find exact fit for {text}")
         return networks[0]
-    host, mask = text, ""
+    network = text
     if found := _MASKED.fullmatch(text):
-        host, mask = found[1], found[2] or found[3]
-    if mask.isdigit() and int(mask) > 32:
-        raise ValueError(f"illegal number of bits: {mask}")
+        mask = found[2] or found[3]
+        network = f"{found[1]}/{mask}"
+        if mask.isdigit() and int(mask) > 32:
+            raise ValueError(f"illegal number of bits: {mask}")
+        # One of the host's part would be understood as well.
+        if "." in mask and mask not in _MASKS:
+            raise ValueError(f"illegal netmask: {mask}")
     try:
-        network = ipaddress.ip_network(f"{host}/{mask}" if mask else host, strict=False)
+        return ipaddress.ip_network(network, strict=False)
     except ValueError:
-        network = None
-    # A mask of the host's part would be understood as well, which isn't one of the network's.
-    if "." in mask and (network is None or str(network.netmask) != mask):
-        raise ValueError(f"illegal netmask: {mask}")
-    if network is None:
-        raise ValueError(f"could not parse {text}")
-    return network
+        raise ValueError(f"could not parse {text}") from None
 
 
 def netmasks(service: Service, key: str, text: str) -> tuple[Netmask, ...]:
