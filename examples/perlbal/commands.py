@@ -342,13 +342,11 @@ def states(call: Call, name: str) -> Answer:
         if isinstance(each, Client):
             owner: Service | None = each.service
             kind = each.class_name()
-            if service is not None and kind == "Perlbal::ClientHTTPBase":
-                continue
         elif isinstance(each, BackendHTTP):
             owner, kind = each.owner.service, "Perlbal::BackendHTTP"
         else:
             continue
-        if service is None or owner is service:
+        if service is None or owner is service and kind != "Perlbal::ClientHTTPBase":
             counts[f"{kind} {each.state}"] += 1
     return _counted(counts)
 
