@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import glob
 import ipaddress
+import os
 import re
+import shlex
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from examples.perlbal.heads import Head, Request, Response, wire
@@ -285,9 +287,9 @@ class Include(Plugin):
             raise LanguageError(f"INCLUDE within INCLUDE, {self.MOST_DEEP} deep: {patterns}")
         self._depth += 1
         try:
-            for pattern in patterns.split(" "):
-                is_pattern = glob.has_magic(pattern)
-                for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
+            for pattern in map(os.path.expanduser, shlex.split(patterns)):
+                names = glob.glob(pattern) if glob.has_magic(pattern) else [pattern]
+                for name in sorted(names, key=lambda name: (name.lower(), name)):
                     self.server.language.load_file(name, call.out)
         finally:
             self._depth -= 1

@@ -700,6 +700,19 @@ row(
 )
 row(
     PROXY,
+    "INCLUDE of many files, in their order",
+    file("conf/d/a.conf", b"CREATE POOL many\n"),
+    file("conf/d/B.conf", b"POOL many ADD 1.2.3.4\n"),
+    file("conf/d/c.conf", b"POOL many ADD 1.2.3.5\n"),
+    file("conf/d/_.conf", b"CREATE POOL first\n"),
+    file("conf/x y.conf", b"POOL many ADD 1.2.3.6\n"),
+    manage("LOAD include", "INCLUDE = {folder}/conf/d/*.conf", "SHOW POOL", "SHOW POOL many"),
+    manage('INCLUDE = "{folder}/conf/x y.conf" {folder}/conf/x\\ y.conf', "SHOW POOL many"),
+    manage("INCLUDE = ~/there/is/none"),
+    alone=True,
+)
+row(
+    PROXY,
     "INCLUDE of what is there already",
     manage("LOAD include", "INCLUDE = {folder}/conf/one.conf", "INCLUDE = {folder}/conf/one.conf"),
     alone=True,
