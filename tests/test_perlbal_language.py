@@ -170,6 +170,11 @@ def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -
     assert list(say.server.pools) == ["a"]
 
 
+def test_a_file_that_has_no_end_is_refused(say: Said) -> None:
+    (answer,) = say("LOAD include", "INCLUDE = /dev/zero")[1:]
+    assert answer == "ERROR: /dev/zero is longer than 10000000 characters"
+
+
 def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POOL_NAME", "from_outside")
     say("CREATE POOL $POOL_NAME")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     Out = Callable[[str], object]
 
+MAX_FILE: Final = 10_000_000
+"""Characters of a configuration file."""
+
 Answer = list[str] | str | None
 """What a command answers: a list, a line (or nothing, if it is empty), or OK."""
 
@@ -108,11 +111,13 @@ class Language:
         try:
             # A line ends with LF: CR is a space like others, and all else is a part of a name.
             with open(name, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                lines = file.read().split("\n")
+                text = file.read(MAX_FILE + 1)
         except OSError as error:
             raise LanguageError(f"Error opening config file ({name}): {error.strerror}") from None
+        if len(text) > MAX_FILE:
+            raise LanguageError(f"{name} is longer than {MAX_FILE} characters")
         context = Context(verbose=False)
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if not self.run(line, out, context):
                 raise LanguageError(f"{name}, line {number}: {line.strip()}")
 
