@@ -115,7 +115,8 @@ def client_of(
     return client
 
 
-def test_who_quits_has_all_answers_first(server: Server) -> None:
+@pytest.mark.parametrize("end", [b"quit\n", b""])
+def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> None:
     carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m")
     listener = server.services["m"].listener
     assert listener is not None and listener.sock is not None
@@ -123,24 +124,26 @@ def test_who_quits_has_all_answers_first(server: Server) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(listener.sock.getsockname())
         # Answers of which the kernel won't take all, while nobody reads them.
-        client.sendall(b"help\n" * 2000 + b"show pool\nquit\n")
+        client.sendall(b"help\n" * 2000 + b"show pool\n" + end)
+        if not end:
+            client.shutdown(socket.SHUT_WR)
 
-        def has_read_all() -> bool:
-            clients = [each for each in server.sockets() if isinstance(each, ClientManage)]
-            return listener.entered == 1 and not any(c.event_watch & select.POLLIN for c in clients)
+        def clients() -> list[ClientManage]:
+            return [each for each in server.sockets() if isinstance(each, ClientManage)]
 
-        turn(server, has_read_all)
-        client.setblocking(False)
+        turn(server, lambda: listener.entered == 1)
+        turn(server, lambda: not any(each.event_watch & select.POLLIN for each in clients()))
+        client.settimeout(PATIENCE)
         heard = bytearray()
 
-        def closed() -> bool:
-            with suppress(BlockingIOError):
-                while data := client.recv(1 << 20):
-                    heard.extend(data)
-                return True
-            return False
+        def read() -> None:
+            while data := client.recv(1 << 20):
+                heard.extend(data)
 
-        turn(server, closed)
+        reader = threading.Thread(target=read)
+        reader.start()
+        turn(server, lambda: not clients())
+        reader.join(PATIENCE)
     assert heard.count(b"\r\n.\r\n") == 2000
     assert heard.endswith(b"\r\nversion\r\n.\r\n.\r\n")
 
