@@ -31,7 +31,6 @@ class ClientManage(Socket):
         self.created = time.monotonic()
         self.context = Context(verbose=True)
         self.inbox = b""
-        self.is_http = False
         self.watch_read(True)
 
     def event_read(self) -> None:
@@ -39,9 +38,10 @@ class ClientManage(Socket):
         if data is None:
             return self._end()
         self.inbox += data
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self.inbox.startswith(_HTTP):
-            self.is_http = True
-        if self.is_http:
             self._http()
         else:
             self._lines()
@@ -75,9 +75,9 @@ class ClientManage(Socket):
 
     def event_write(self) -> None:
         super().event_write()
-        if not self.write_buf_size and not self.closed and not self.is_http:
+        if not self.write_buf_size and not self.closed:
             self.watch_read(True)
-            self._lines()
+            self._go_on()
 
     def _http(self) -> None:
         try:
