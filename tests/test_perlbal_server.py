@@ -25,9 +25,10 @@ from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
-from examples.perlbal.server import Server
+from examples.perlbal.server import Server, tell
 from examples.perlbal.webserver import NewFile
 from tests.perlbal.servers import OURS
+from tests.world import no_hanging
 
 PATIENCE = 10.0
 
@@ -146,6 +147,22 @@ def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> 
         reader.join(PATIENCE)
     assert heard.count(b"\r\n.\r\n") == 2000
     assert heard.endswith(b"\r\nversion\r\n.\r\n.\r\n")
+
+
+def test_telling_waits_for_nobody_who_reads_it() -> None:
+    """Standard error may be a pipe; when that was full, nothing was served any more."""
+    read, write = os.pipe()
+    try:
+        tell("ab" * select.PIPE_BUF, write)
+        assert os.read(read, 3 * select.PIPE_BUF) == b"ab" * select.PIPE_BUF + b"\n"
+        with no_hanging():
+            for _ in range(200):
+                tell("x" * 1000, write)
+    finally:
+        os.close(read)
+    tell("closed", write)
+    os.close(write)
+    tell("not there", write)
 
 
 def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
