@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     an other fd), and the handle that is to be closed, until it is (none if it isn't ours to close)."""
 
 
+LOOPS_OWN: Final = -1
+"""Stands for the descriptor of the object whose post-loop callback is the loop's own."""
+
+
 def backends() -> list[str]:
     """The names of the backends that this system has, the preferred one first."""
     names = ["poll"]
@@ -113,10 +117,14 @@ class Registry:
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
         """What goes when the present batch is over, in order."""
+        self.something_due = True
+        """False where a turn has nothing to do but wait and dispatch: nothing leaves, no pushed-back
+        data is to be read, nothing was given to `call_soon`, no timer was cut short, nobody has said
+        stop. One look at this spares a turn 300 instructions."""
         # What few objects have, by their fd:
         self.pushed_back: dict[int, AnySocket] = {}  # data, in the order of their first piece
         self.readable: set[int] = set()  # that, and a watch for reading
-        self.own_callbacks: dict[int, PostLoopCallback] = {}
+        self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
         self.paused: dict[int, Listener] = {}  # no descriptor left for a connection
 
@@ -373,6 +381,7 @@ class Registry:
 
     def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
+            self.something_due = True
             self.leaving.append((fd, None, []))
             self.unregister(fd, POLLIN)
             del self.other_fds[fd]
@@ -389,6 +398,7 @@ class Registry:
         # Questions that fall through and no call: who asks as well, out of a handler, asks behind it.
         if fd is not None and not obj.closed:
             # From here on it will be let go, also if a handler raises before the rest is done.
+            self.something_due = True
             self.leaving += ((fd, obj, handles),)
             obj.closed = True
             corked = obj.corked
@@ -416,7 +426,7 @@ class Registry:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)
             except OSError as error:
                 trouble = self._refused(fd, error)
-            if self.pushed_back or self.own_callbacks or self.paused or self.connecting:
+            if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
         return trouble
@@ -424,7 +434,7 @@ class Registry:
     def _forget_callbacks(self, fd: int) -> None:
         self.readable.discard(fd)
         self.pushed_back.pop(fd, None)
-        self.own_callbacks.pop(fd, None)
+        self.post_loop_callbacks.pop(fd, None)
         self.paused.pop(fd, None)
         if (pending := self.connecting.pop(fd, None)) is not None:
             pending.cancel()
@@ -470,7 +480,7 @@ class Registry:
         """Know nothing any more, and close the poller: close(2)."""
         for known in (
             *(self.objects, self.other_fds, self.pushed_back, self.readable),
-            *(self.own_callbacks, self.connecting, self.paused),
+            *(self.post_loop_callbacks, self.connecting, self.paused),
         ):
             known.clear()
         self._drop_poller()

@@ -225,7 +225,7 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-            if fd is not None and 0 < bytecount <= MAX_READ:
+            if fd is not None and bytecount > 0 and bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
             data = self._read_pushed_back(bytecount)
             return data  # From within: a handler may raise behind the call.
@@ -305,6 +305,7 @@ class Socket(Generic[HandleT]):
         if fd is not None and self.read_push_back:
             self._registry.pushed_back[fd] = self
             if self.event_watch & POLLIN:
+                self._registry.something_due = True
                 self._registry.readable |= {fd}
             else:
                 self._registry.readable -= {fd}
@@ -740,9 +741,9 @@ class Socket(Generic[HandleT]):
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
-            self._registry.own_callbacks[fd] = callback
+            self._registry.post_loop_callbacks[fd] = callback
         elif fd is not None:
-            self._registry.own_callbacks.pop(fd, None)
+            self._registry.post_loop_callbacks.pop(fd, None)
 
     @staticmethod
     @_as(Loop.set_post_loop_callback)

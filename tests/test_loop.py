@@ -240,7 +240,7 @@ def test_the_callback_of_an_object_goes_with_it(world: World) -> None:
         getattr(obj, end)()
         obj.SetPostLoopCallback(lambda *_: order.append("never"))
     world.turn()
-    assert order == [] and not world.loop._registry.own_callbacks
+    assert order == [] and not world.loop._registry.post_loop_callbacks
 
 
 def test_a_callback_may_close_the_object_whose_turn_is_next(world: World) -> None:
@@ -686,6 +686,47 @@ def test_an_exception_in_an_inner_run_goes_up_through_the_outer(world: World) ->
     with pytest.raises(KeyError, match="inner"):
         loop.run()
     world.turn()
+
+
+@pytest.mark.parametrize("what", ["pushed-back data", "timers"])
+def test_what_an_exception_left_undone_in_an_inner_run_the_outer_does(
+    world: World, what: str
+) -> None:
+    done: list[str] = []
+
+    def dies(obj: Noted | None = None) -> None:
+        done.append("dies")
+        if obj is not None:
+            obj.take()
+        raise ZeroDivisionError
+
+    def goes_on(obj: Noted | None = None) -> None:
+        done.append("goes on")
+        if obj is not None:
+            obj.take()
+
+    def nested(obj: Noted) -> None:
+        obj.take()
+        if what == "timers":
+            world.loop.add_timer(-2, dies)
+            world.loop.add_timer(-1, goes_on)
+        else:
+            for each in others:
+                each.push_back_read(b"again")
+        with pytest.raises(ZeroDivisionError):
+            world.turn()
+        assert done == ["dies"]
+
+    others = [Noted(world.socketpair()[0], world.loop, read=each) for each in (dies, goes_on)]
+    for each in others:
+        each.watch_read(True)
+    one, two = world.socketpair()
+    Noted(one, world.loop, read=nested).watch_read(True)
+    two.send(b"x")
+    world.turn()
+    if what == "timers":
+        world.turn()
+    assert done == ["dies", "goes on"]
 
 
 # --- exceptions -----------------------------------------------------------------------------------
