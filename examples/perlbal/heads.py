@@ -280,6 +280,11 @@ def wire(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
+def read_off(text: str) -> str:
+    """The same the other way."""
+    return text.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
 def take_head(data: bytes) -> tuple[str, bytes] | None:
     """A head, with the empty line at its end, and what follows; None if the end isn't there yet.
     Raises `Refused` for one that is too long."""

@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from examples.perlbal.heads import Head, Request, Response, wire
+from examples.perlbal.heads import Head, Request, Response, read_off, wire
 from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
@@ -88,7 +88,7 @@ class HostMaps(Plugin):
     @staticmethod
     def host(request: Request) -> str:
         """The host that is asked for, without its port and the dot of the root; "" if none is."""
-        host = (request.values.get("host") or "").lower()
+        host = read_off(request.values.get("host") or "").lower()
         return re.sub(r":\d+$", "", host).removesuffix(".")
 
     def find(self, service: Service, host: str) -> list[str]:

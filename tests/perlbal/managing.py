@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from tests.perlbal.conversation import Setting, Talk
@@ -630,6 +631,25 @@ row(
     alone=True,
 )
 row(PROXY, "SOCKS, in columns", manage("SOCKS", blur=r"(?s)(?<=   fd    age).*"))
+
+
+def urls(talk: Talk) -> None:
+    """Of what the manager got, only the URLs."""
+    talk.transcript["manager"] = re.findall(r"http://[^;\r]*", talk.transcript["manager"][-1])
+
+
+row(
+    PROXY,
+    "SOCKS, of a request with bytes that are no ASCII",
+    serve(held("x", good("late"))),
+    send(get("/\xc3\xa9\xff", "Host: \xe9")),
+    asked(),
+    manage("SOCKS"),
+    urls,
+    opens("x"),
+    hear(),
+    alone=True,
+)
 row(PROXY, "HELP names the commands", manage("HELP", blur=r"(?s).*"))
 
 # --- how it is spoken -----------------------------------------------------------------------------

@@ -366,6 +366,13 @@ row(
 row(MOVED, "close", ask(host("old.example.com", "/", "Connection: close")))
 row(
     MOVED,
+    "a host that moved, and is no ASCII",
+    manage("USE moved", "REDIRECT HOST b\u00fccher.test neue-b\u00fccher.test"),
+    ask(host("b\xc3\xbccher.test")),
+    alone=True,
+)
+row(
+    MOVED,
     "what REDIRECT refuses",
     manage(
         "USE moved",
