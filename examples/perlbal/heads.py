@@ -152,7 +152,8 @@ class Request(Head):
                 raise Refused(400, "Invalid URL")
             path = absolute[2] or "/"
             self.uri = path if path[0] == "/" else "/" + path
-            self.set("Host", absolute[1].lower())
+            # As bytes: only letters of ASCII have a lower case.
+            self.set("Host", absolute[1].encode("latin-1").lower().decode("latin-1"))
         host = values.get("host")
         if host:
             if _NO_HOST.search(host):

@@ -229,6 +229,7 @@ row(
     ask(get("http://Elsewhere:81/p/q?r", "Host: here")),
 )
 row(PLAIN, "a whole URL without a path", ask(get("http://elsewhere", version="1.0")))
+row(PLAIN, "a whole URL that is no ASCII", ask(get("http://\xc3\x89T\xc3\xa9.test/\xc3\x89")))
 row(
     PLAIN,
     "a whole URL in capitals",
