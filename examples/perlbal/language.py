@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable
+from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.parameters import LanguageError
@@ -25,6 +26,8 @@ MAX_FILE: Final = 10_000_000
 
 Answer = list[str] | str | None
 """What a command answers: a list, a line (or nothing, if it is empty), or OK."""
+
+_LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 class Context:
@@ -164,7 +167,7 @@ def _plain(line: str) -> str:
     text = re.sub(r"\$\{([^{}]+)\}", _variable, text)
     text = re.sub(r"\$(\w+)", lambda found: os.environ.get(found[1], ""), text, flags=re.ASCII)
     left, equals, right = text.partition("=")
-    return left.lower() + equals + right
+    return left.translate(_LOWER) + equals + right
 
 
 def _variable(found: re.Match[str]) -> str:

@@ -511,6 +511,14 @@ row(
 )
 row(
     PROXY,
+    "letters that are no ASCII stay as they are",
+    manage("POOL one REMOVE 127.0.0.9:81", "POOL one REMOVE 127.0.0.8"),
+    manage("HEADER proxy INSERT X-A: \u00dcB=\u00dcB", "MIME SET ab \u00dcB"),
+    ask(get("/")),
+    alone=True,
+)
+row(
+    PROXY,
     "SERVER",
     manage(
         "SERVER",
