@@ -109,6 +109,7 @@ class Loop:
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
         polls, resets = registry.polls, self._resets
+        obj: Socket | None = None
         while not self._stopping:
             if pending or registry.something_due:
                 try:
@@ -169,6 +170,7 @@ class Loop:
                 if readable:
                     self._read_pushed_back()
                 if leaving:
+                    obj = None  # Else the last to be told would live for as long as the next wait.
                     registry.let_go(self.handle_exception)
                 if soon:
                     registry.something_due = True
@@ -291,12 +293,13 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        pushed_back, readable = self._registry.pushed_back, self._registry.readable
+        objects, order = self._registry.objects, self._registry.pushed_back
+        readable = self._registry.readable
         while readable:
-            for fd in list(pushed_back):
+            for fd in sorted(readable, key=lambda fd: order.get(fd, 0)):
                 # An event_read before this one may have closed it, or a signal's handler have come
                 # between the object and what is noted of it here.
-                obj = pushed_back.get(fd)
+                obj = objects.get(fd)
                 if obj is None or obj.closed or not obj.read_push_back:
                     readable.discard(fd)
                 elif fd in readable:
@@ -507,11 +510,13 @@ class Loop:
     def __del__(self) -> None:
         """Give the poller of a loop that nobody closed back, and say so (ResourceWarning)."""
         registry = getattr(self, "_registry", None)
-        if registry is not None and registry.poller is not None and not sys.is_finalizing():
+        if registry is not None and (registry.poller or registry.waker) and not sys.is_finalizing():
             import warnings  # for who has forgotten something only
 
-            warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
-            registry.forget()
+            try:
+                warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
+            finally:
+                registry.forget()  # Also where warnings are errors.
 
 
 def registry_of(loop: object) -> Registry:
@@ -528,9 +533,11 @@ def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
     """Raises `TypeError` for what is no descriptor's number or no callback."""
     if not hasattr(fds, "items"):
         raise TypeError(f"other fds are given as {{fd: callback}}, not {fds!r}")
+    checked: dict[int, OtherFdCallback] = {}
     for fd, callback in fds.items():
         if hasattr(fd, "fileno"):
             raise TypeError(f"an other fd is a number, not {fd!r}: give its fileno()")
-        whole("an other fd is a number", fd)
+        number = whole("an other fd is a number", fd)
         check_callback(f"the callback of other fd {fd}", callback)
-    return dict(fds)
+        checked[number] = callback
+    return checked

@@ -342,6 +342,25 @@ def test_other_fds_are_numbers(world: World, key: Any) -> None:
     assert good == [IN] and drain(one) == b"x"
 
 
+def test_an_other_fd_may_be_anything_that_is_a_whole_number(world: World) -> None:
+    class Number:
+        """Equal to nothing but itself."""
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __index__(self) -> int:
+            return self.number
+
+    one, two = world.socketpair()
+    two.send(b"x")
+    heard: list[int] = []
+    number: Any = Number(one.fileno())
+    assert list(world.loop.add_other_fds({number: heard.append})) == [one.fileno()]
+    world.turn()
+    assert heard == [IN] and drain(one) == b"x"
+
+
 @pytest.mark.parametrize("backend", sorted({"epoll", "kqueue"} & set(backends())))
 def test_a_poller_that_cannot_be_had_is_an_error_that_names_the_call(
     backend: str, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from types import FrameType
 
 import pytest
 
-from danga_raw import Loop, Socket
+from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw._registry import backends
 from danga_raw.types import AnySocket, Poller
@@ -543,8 +543,21 @@ def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
         del loop
         gc.collect()
     assert world.open_fds() == before
+    never_run = Loop(world.backend)
+    never_run.call_soon_threadsafe(gc.collect)  # It has no poller, and what wakes it.
+    with pytest.warns(ResourceWarning, match="unclosed loop <Loop on"):
+        del never_run
+        gc.collect()
+    assert world.open_fds() == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        strict = Loop(world.backend)
+        strict.call_soon_threadsafe(gc.collect)
+        told: list[object] = []
+        monkeypatch.setattr(sys, "unraisablehook", told.append)
+        del strict
+        gc.collect()
+        assert len(told) == 1 and world.open_fds() == before
         unused = Loop(world.backend)
         del unused
         gc.collect()
@@ -1402,6 +1415,23 @@ def test_a_backend_that_is_not_of_this_system_is_refused(world: World) -> None:
 def test_the_default_loop_takes_the_backend_of_the_environment() -> None:
     code = "import danga_raw; print(danga_raw.default_loop().backend, danga_raw.Socket.HaveEpoll())"
     assert run(code, DANGA_RAW_BACKEND="poll").stdout == "poll False\n"
+
+
+def test_threads_that_ask_for_the_default_loop_at_once_get_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs: list[Loop] = []
+
+    def slowly() -> Loop:
+        monkeypatch.setattr("danga_raw.socket.Loop", Loop)
+        thread = threading.Thread(target=lambda: theirs.append(default_loop()))
+        thread.start()
+        thread.join()
+        return Loop()
+
+    monkeypatch.setattr("danga_raw.socket._default_loop", None)
+    monkeypatch.setattr("danga_raw.socket.Loop", slowly)
+    assert default_loop() is theirs[0]
 
 
 def test_importing_the_package_makes_no_descriptor_and_does_not_import_socket() -> None:
