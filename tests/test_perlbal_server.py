@@ -23,10 +23,12 @@ from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
+from examples.perlbal.management import ClientManage
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
-from examples.perlbal.server import Server
+from examples.perlbal.server import Server, tell
 from examples.perlbal.webserver import NewFile
 from tests.perlbal.servers import OURS
+from tests.world import no_hanging
 
 PATIENCE = 10.0
 
@@ -112,6 +114,55 @@ def client_of(
     client.connect(listener.sock.getsockname())
     client.sendall(f"GET {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
     return client
+
+
+@pytest.mark.parametrize("end", [b"quit\n", b""])
+def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> None:
+    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m")
+    listener = server.services["m"].listener
+    assert listener is not None and listener.sock is not None
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.sock.getsockname())
+        # Answers of which the kernel won't take all, while nobody reads them.
+        client.sendall(b"help\n" * 2000 + b"show pool\n" + end)
+        if not end:
+            client.shutdown(socket.SHUT_WR)
+
+        def clients() -> list[ClientManage]:
+            return [each for each in server.sockets() if isinstance(each, ClientManage)]
+
+        turn(server, lambda: listener.entered == 1)
+        turn(server, lambda: not any(each.event_watch & select.POLLIN for each in clients()))
+        client.settimeout(PATIENCE)
+        heard = bytearray()
+
+        def read() -> None:
+            while data := client.recv(1 << 20):
+                heard.extend(data)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        turn(server, lambda: not clients())
+        reader.join(PATIENCE)
+    assert heard.count(b"\r\n.\r\n") == 2000
+    assert heard.endswith(b"\r\nversion\r\n.\r\n.\r\n")
+
+
+def test_telling_waits_for_nobody_who_reads_it() -> None:
+    """Standard error may be a pipe; when that was full, nothing was served any more."""
+    read, write = os.pipe()
+    try:
+        tell("ab" * select.PIPE_BUF, write)
+        assert os.read(read, 3 * select.PIPE_BUF) == b"ab" * select.PIPE_BUF + b"\n"
+        with no_hanging():
+            for _ in range(200):
+                tell("x" * 1000, write)
+    finally:
+        os.close(read)
+    tell("closed", write)
+    os.close(write)
+    tell("not there", write)
 
 
 def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(

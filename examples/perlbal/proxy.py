@@ -198,7 +198,7 @@ class ProxyExchange(Exchange):
             values.pop("x-host", None)
             values.pop("x-forwarded-host", None)
         elif not service.blind_proxy:
-            before = re.sub(r",\s*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
+            before = re.sub(r",[ \t]*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
             values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
         if service.plugins or service.removed_headers or service.inserted_headers:
             changed = Response(0)

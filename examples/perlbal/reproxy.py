@@ -41,7 +41,7 @@ class Url(NamedTuple):
 
 def parse_urls(text: str) -> list[Url]:
     """The URLs of an X-REPROXY-URL header; what isn't one is left out."""
-    found = (_URL.fullmatch(each) for each in text.split()[:MOST_URLS])
+    found = (_URL.fullmatch(each) for each in re.split("[ \t]+", text)[:MOST_URLS])
     urls = [Url(each[1].strip("[]"), int(each[2] or 80), each[3] or "/") for each in found if each]
     return [url for url in urls if 0 < url.port < 65536]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import signal
 import time
 from collections import ChainMap
@@ -32,10 +33,13 @@ CLIENTS_PER_SECOND: Final = 20_000
 
 
 def tell(text: str, fd: int = 2) -> None:
-    """Write to standard error, or another descriptor; it serves as well where nobody reads that.
+    """Write to standard error, or another descriptor; it serves as well where nobody reads that,
+    be it closed, or a pipe that is full: there what would wait for a reader is lost.
     A print() that failed would be tried again at the end, and be the exit status."""
+    data = os.fsencode(f"{text}\n")
     try:
-        os.write(fd, os.fsencode(f"{text}\n"))
+        while data and select.select((), (fd,), (), 0)[1]:
+            data = data[os.write(fd, data[: select.PIPE_BUF]) :]
     except OSError:
         pass
 

@@ -38,10 +38,10 @@ BACKLOG: Final = 1024
 def written(value: object) -> str:
     """A parameter's value, as it is written in the language."""
     if isinstance(value, tuple):
-        return ",".join(map(written, cast("tuple[object, ...]", value)))
+        return ",".join(map(written, cast("tuple[object, ...]", value))) or ","
     if isinstance(value, float):
         return str(value).removesuffix(".0")
-    return str(getattr(value, "name", value)) or "/"  # The last is left off a folder.
+    return str(getattr(value, "name", value))
 
 
 class TCPListener(Listener):

@@ -233,6 +233,13 @@ row(
 )
 row(
     PROXY,
+    "a URL with bytes that are no ASCII",
+    there,
+    serve(to("http://@b@/\xc3\xa0\xc2\x85.jpg")),
+    ask(get("/")),
+)
+row(
+    PROXY,
     "a URL with 404 keeps it",
     there,
     serve(to("http://@b@/", status="404 Gone")),
