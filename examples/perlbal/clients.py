@@ -440,7 +440,7 @@ class Client(Socket):
         if exchange is None:
             return self._end()
         exchange.release()
-        if not self.keep_alive or self.server.stopping:
+        if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
         self.ditch_crlf = exchange.request.method == "POST"
         self.state = "persist_wait"

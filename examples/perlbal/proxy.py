@@ -138,6 +138,9 @@ class ProxyExchange(Exchange):
             self.client.send_page(500)
 
     def body_done(self) -> None:
+        # What comes behind it has its turn later. Nor is it asked whether the client is still
+        # there: as in the original, who has sent a body may shut his side behind it.
+        self.client.watch_read(False)
         if self._upload is None or self.requested or self._dropping:
             return
         if self.request.chunked:
@@ -166,13 +169,6 @@ class ProxyExchange(Exchange):
         else:
             client.overfed = True
             client.watch_read(False)
-
-    def end_of_input(self) -> None:
-        if (self.request.length or self.request.chunked) and not self.client.body_left:
-            # As in the original, who has sent a body may shut his side behind it.
-            self.client.watch_read(False)
-        else:
-            super().end_of_input()
 
     # --- the backend ------------------------------------------------------------------------------
 
@@ -212,9 +208,10 @@ class ProxyExchange(Exchange):
 
     def backend_ready(self, backend: BackendHTTP) -> None:
         """The head is on its way."""
-        self.client.state = "wait_res"
         if self.reproxying is not None:
+            self.client.state = "backend_req_sent"
             return
+        self.client.state = backend.state = "wait_res"
         if self._upload is not None:
             backend.watch_write(True)
         elif self.client.body_left:

@@ -411,6 +411,18 @@ row(
 )
 row(
     PROXY,
+    "STATES while a URL is asked for",
+    serve(held("x", good("1")), at="b"),
+    serve(to("http://@b@/1")),
+    send(get("/1")),
+    asked(at="b"),
+    manage("STATES"),
+    opens("x", at="b"),
+    hear(),
+    alone=True,
+)
+row(
+    PROXY,
     "no more connections than are allowed",
     manage("SERVER max_reproxy_connections({b}) = 1", "REPROXY_STATE"),
     serve(held("x", good("1")), good("2"), at="b"),
