@@ -333,6 +333,22 @@ def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bo
             assert output.read() == b".\nRunning.\n"
 
 
+def test_a_pidfile_that_somebody_took_away_is_no_fault_at_the_end(
+    server: Server, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pid"
+    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 0\nENABLE m")
+    server.pidfile = str(pidfile)
+
+    def end() -> None:
+        pidfile.unlink()
+        server.stop()
+
+    server.loop.call_soon(end)
+    server.run()
+    assert not list(server.sockets())
+
+
 def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> None:
     (tmp_path / "stays").touch()
     folder = f"{tmp_path}{'/d' * 1200}"

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
@@ -34,10 +35,8 @@ CLIENTS_PER_SECOND: Final = 20_000
 def tell(text: str, fd: int = 2) -> None:
     """Write to standard error, or another descriptor; it serves as well where nobody reads that.
     A print() that failed would be tried again at the end, and be the exit status."""
-    try:
+    with suppress(OSError):
         os.write(fd, os.fsencode(f"{text}\n"))
-    except OSError:
-        pass
 
 
 class IdleClients:
@@ -193,7 +192,8 @@ class Server:
                     time.sleep(1)
         finally:
             if self.pidfile:
-                os.unlink(self.pidfile)
+                with suppress(OSError):
+                    os.unlink(self.pidfile)
             for each in list(self.sockets()):
                 each.close("shutdown")
 
