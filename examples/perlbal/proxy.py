@@ -155,20 +155,17 @@ class ProxyExchange(Exchange):
 
     def overflow(self, data: bytes) -> None:
         client = self.client
-        if self.request.length or self.request.chunked:
-            # Old browsers send a CRLF behind a body. Anything else is never passed on.
-            client.inbox += data
-            if client.inbox not in (b"\r", b"\r\n"):
-                client.overfed = True
-                client.inbox = b""
-                client.watch_read(False)
-        elif not self._dropping:
+        had_body = self.request.length or self.request.chunked
+        # Old browsers send a CRLF behind a body. Anything else is never passed on.
+        if had_body and data in (b"\r", b"\r\n"):
+            client.inbox = data
+            return
+        client.overfed = True
+        client.watch_read(False)
+        if not had_body and not self._dropping:
             self.release()
-            self._dropping = client.overfed = True
+            self._dropping = True
             client.send_page(400, "Can't pipeline to HTTP/1.0")
-        else:
-            client.overfed = True
-            client.watch_read(False)
 
     # --- the backend ------------------------------------------------------------------------------
 
