@@ -269,7 +269,7 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
         stack.callback(sys.setrecursionlimit, deepest)
         sys.setrecursionlimit(len(inspect.stack()) + 2 * many)
         ask_for_url(server, stack, first, url.port)
-        turn(server, lambda: any(each.state == "wait_res" for each in host.connected))
+        turn(server, lambda: any(each.exchange is not None for each in host.connected))
         assert len(host.connected) == 1
 
 
