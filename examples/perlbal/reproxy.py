@@ -112,10 +112,9 @@ class ReproxyCache:
         found = self._entries.get(key)
         if found is None:
             return None
-        if time.monotonic() > found.until:
-            del self._entries[key]
-            return None
         self._entries.move_to_end(key)
+        if time.monotonic() > found.until:
+            return None
         self._hits += 1
         return found
 

@@ -551,6 +551,7 @@ row(
     serve(to("http://@b@/1", "X-REPROXY-CACHE-FOR: 0; X")),
     ask(get("/c10")),
     ask(get("/c10")),
+    manage("SHOW SERVICE caching", order="any"),
     alone=True,
     any_order=True,
 )
