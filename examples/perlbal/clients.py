@@ -261,6 +261,7 @@ class Client(Socket):
             self.refuse(refused)
             return False
         self.inbox = b""
+        self.state = "reading_headers"  # A kept one is idle no longer.
         self.ditch_crlf = False
         self.server.requests += 1
         self.requests += 1
