@@ -52,10 +52,11 @@ def failure(call: str, number: int | None = None) -> OSError:
 
 
 def raise_failure(call: str, *ignored: int) -> None:
-    """Raises that of the foreign call that has just returned -1, unless its errno is in `ignored`."""
-    error = failure(call)
-    if error.errno not in ignored:
-        raise error
+    """Raises that of the foreign call that has just returned -1, unless its errno is in `ignored`. Not
+    by a name here: an error and the frame that has it would hold each other, and all callers."""
+    number = ctypes.get_errno()
+    if number not in ignored:
+        raise failure(call, number)
 
 
 def check_fd(fd: int, call: str) -> None:

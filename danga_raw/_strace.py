@@ -624,9 +624,15 @@ def _setblocking(given: Given, result: object) -> tuple[Value, ...]:
     return (_fd(given[0]), Word("FIONBIO", 0x5421 if PLATFORM == "linux" else 0x8004667E), 1)
 
 
+# Python has no name for the one, nor before 3.11 for the other, and two for real-time signals.
+_SIGNALS: Final = {7: "SIGEMT", 16: "SIGSTKFLT"} | {
+    int(each): each.name for each in signal.Signals if each < 32
+}
+
+
 def _signal(given: Given, result: object) -> tuple[Value, ...]:
     number, handler = cast(int, given[0]), given[1]
-    name = f"SIGRT_{number - 32}" if number >= 32 else signal.Signals(number).name
+    name = _SIGNALS.get(number, f"SIGRT_{number - 32}")
     new = signal.Handlers(handler).name if isinstance(handler, int) else "0x..."
     return (Word(name, int(number)), Unknown(f"{{sa_handler={new}, ...}}"), Unknown("..."))
 

@@ -10,7 +10,7 @@ import signal
 from ctypes import c_int
 from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
-from signal import NSIG
+from signal import valid_signals
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import failure, libc
@@ -74,11 +74,14 @@ class Waker:
 
     def drain(self) -> None:
         """Take out what was written: read(2). Who wakes from here on is heard by the next wait."""
-        self._woken = False  # Before the read: behind it an exception could leave it true for ever.
+        self._woken = False  # Already: behind the read an exception could leave it true for ever.
         try:
             libc.read(self._ends[0], 512)
         except BlockingIOError:
             pass
+        finally:
+            # Once more: another thread may have woken it since, whose byte is read with the rest.
+            self._woken = False
 
     def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
         """Have a signal end the wait and call `handler`: rt_sigaction(2). All signals of the process
@@ -87,7 +90,8 @@ class Waker:
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
-        if number not in range(1, NSIG):
+        # Those that the C library keeps for its own threads are refused without a call of the kernel.
+        if number not in tuple(valid_signals()):
             raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
         new = number not in self._handled
         # Before it is handled: else an exception in between could leave what nobody takes off.

@@ -80,7 +80,7 @@ class Listener(Socket):
 
     def _watch(self, event: int, on: bool) -> None:
         super()._watch(event, on)
-        if self.fd is not None:
+        if self.fd is not None and event == POLLIN:
             self._registry.paused.pop(self.fd, None)  # From here on it is as it was told to be.
 
     def event_read(self) -> None:

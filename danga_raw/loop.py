@@ -12,7 +12,7 @@ from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
 from danga_raw._mistakes import check_callback, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
-from danga_raw._registry import Registry, choose_backend
+from danga_raw._registry import LOOPS_OWN, Registry, choose_backend
 from danga_raw._typing import cast
 from danga_raw.timers import Timers, add_timer
 
@@ -56,7 +56,6 @@ class Loop:
         self._on_exception: ExceptionCallback | None = None
         self._stopping: object = False  # to a type checker a bool would stay what `while` found
         self._resets = 0
-        self._post_loop_callback: PostLoopCallback | None = None
         self._profiling = False
         self._profile: dict[str, tuple[float, float, int]] = {}
 
@@ -87,14 +86,16 @@ class Loop:
         depth = len(registry.outer)
         try:
             registry.outer.append([] if registry.poller is None else registry.poller.batch)
+            registry.something_due = True
             if registry.paused or registry.connecting:
                 registry.resume()
             self._run_until_stopped()
             self._stopping = False
             self._end_run(depth)
         except BaseException:
+            registry.something_due = True  # for the run within which this one was
             try:
-                self._registry.let_go(self.handle_exception)
+                registry.let_go(self.handle_exception)
             finally:
                 self._end_run(depth)
             raise
@@ -102,31 +103,34 @@ class Loop:
     def _run_until_stopped(self) -> None:
         registry = self._registry
         # What is bare is a number, and to ask would cost each event of an other fd 200 instructions.
-        objects = cast("dict[object, Socket | None]", registry.objects)
+        objects = cast("dict[object, Socket]", registry.objects)
         other_event = cast("Callable[[object, int], None]", self._other_event)
         leaving, readable = registry.leaving, registry.readable
-        timers, pending, overdue = self._timers, self._timers.heap, self._timers.due
-        soon, own_callbacks, polls = self._soon, registry.own_callbacks, registry.polls
-        resets = self._resets
+        timers, pending = self._timers, self._timers.heap
+        soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
+        polls, resets = registry.polls, self._resets
+        obj: Socket | None = None
         while not self._stopping:
-            if pending or overdue:
+            if pending or registry.something_due:
                 try:
                     timeout = timers.run_due()
                 except Exception as error:
+                    registry.something_due = True  # What was due with it still is.
                     if not self.handle_exception(error):
                         raise
                     continue
-                if self._stopping and not soon:
-                    return
+                if registry.something_due:
+                    if self._stopping and not soon:
+                        return
+                    if soon:
+                        self._run_soon()
+                        if self._stopping:
+                            return
+                        timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                    elif readable or registry.to_close():
+                        timeout = 0
             else:
                 timeout = timers.timeout
-            if soon:
-                self._run_soon()
-                timeout = 0  # They may have added a timer, say: the next turn sees to that.
-                if self._stopping:
-                    return
-            if readable or leaving and registry.to_close():
-                timeout = 0
             poller = registry.poller
             if poller is None:
                 watched = registry.objects or registry.other_fds or registry.waker
@@ -144,25 +148,34 @@ class Loop:
                     try:
                         obj = objects[fd]
                     except KeyError:
-                        obj = None
-                    # The object may have been closed by an earlier event of this batch. Then it is
-                    # still in the map, and has nothing more to say.
-                    try:
-                        if obj is not None:
+                        pass
+                    else:
+                        # The object may have been closed by an earlier event of this batch. Then it
+                        # is still in the map, and has nothing more to say.
+                        try:
                             if not leaving or not obj.closed:
                                 obj.event_read()
-                        else:
-                            other_event(fd, POLLIN)
+                        except Exception as error:
+                            if not self.handle_exception(error, obj):
+                                raise
+                        continue
+                    try:
+                        other_event(fd, POLLIN)
                     except Exception as error:
-                        if not self.handle_exception(error, obj):
+                        if not self.handle_exception(error):
                             raise
-            if readable:
-                self._read_pushed_back()
-            if leaving:
-                registry.let_go(self.handle_exception)
-            if own_callbacks or self._post_loop_callback is not None:
-                if not self._run_callbacks():
-                    return
+            if registry.something_due:
+                # First of all, as another thread or a signal's handler may come behind it.
+                registry.something_due = False
+                if readable:
+                    self._read_pushed_back()
+                if leaving:
+                    obj = None  # Else the last to be told would live for as long as the next wait.
+                    registry.let_go(self.handle_exception)
+                if soon:
+                    registry.something_due = True
+            if post_loop_callbacks and not self._run_callbacks():
+                return
 
     def _end_run(self, depth: int) -> None:
         """End a run that began within `depth` others: once, and without a call."""
@@ -177,7 +190,7 @@ class Loop:
         `run` is going on, the next one returns at once. Once `call_soon_threadsafe` or
         `add_signal_handler` was used it is safe from any thread and signal's handler, and ends a
         wait that has begun, by a write(2)."""
-        self._stopping = True
+        self._stopping = self._registry.something_due = True
         if (waker := self._registry.waker) is not None:
             waker.wake()
 
@@ -280,12 +293,13 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        pushed_back, readable = self._registry.pushed_back, self._registry.readable
+        objects, order = self._registry.objects, self._registry.pushed_back
+        readable = self._registry.readable
         while readable:
-            for fd in list(pushed_back):
+            for fd in sorted(readable, key=lambda fd: order.get(fd, 0)):
                 # An event_read before this one may have closed it, or a signal's handler have come
                 # between the object and what is noted of it here.
-                obj = pushed_back.get(fd)
+                obj = objects.get(fd)
                 if obj is None or obj.closed or not obj.read_push_back:
                     readable.discard(fd)
                 elif fd in readable:
@@ -298,11 +312,9 @@ class Loop:
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
         registry = self._registry
-        for fd in (*registry.own_callbacks, None):
-            if fd is None:
-                obj, callback = None, self._post_loop_callback
-            else:
-                obj, callback = registry.objects.get(fd), registry.own_callbacks.get(fd)
+        callbacks = registry.post_loop_callbacks
+        for fd in sorted(callbacks, key=LOOPS_OWN.__eq__):
+            obj, callback = registry.objects.get(fd), callbacks.get(fd)
             try:
                 if callback is not None and not callback(registry.objects, registry.other_fds):
                     return False
@@ -320,6 +332,7 @@ class Loop:
         For the loop's own thread. Raises `TypeError` for what can't be called. No system call."""
         check_callback("a callback", callback)
         self._soon.append(callback)
+        self._registry.something_due = True  # Behind it: the loop may run in another thread.
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
         """The same from any thread or signal's handler: the wait ends at once. Calls write(2), unless
@@ -327,7 +340,7 @@ class Loop:
         end. Raises `OSError` where there is no pipe to be had (EMFILE)."""
         check_callback("a callback", callback)
         waker = self._open_waker()
-        self._soon.append(callback)
+        self.call_soon(callback)
         waker.wake()
 
     def add_signal_handler(self, number: int, callback: Callback) -> None:
@@ -367,7 +380,9 @@ class Loop:
         it off. Raises `TypeError` for what can't be called."""
         if callback is not None:
             check_callback("a post-loop callback", callback)
-        self._post_loop_callback = callback
+            self._registry.post_loop_callbacks[LOOPS_OWN] = callback
+        else:
+            self._registry.post_loop_callbacks.pop(LOOPS_OWN, None)
 
     @property
     def on_exception(self) -> ExceptionCallback | None:
@@ -474,7 +489,7 @@ class Loop:
         self._registry.let_go(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
-        self._on_exception = self._post_loop_callback = None
+        self._on_exception = None
         self.disable_profiling()
         self._profile.clear()
         if not self._registry.outer:
@@ -495,11 +510,13 @@ class Loop:
     def __del__(self) -> None:
         """Give the poller of a loop that nobody closed back, and say so (ResourceWarning)."""
         registry = getattr(self, "_registry", None)
-        if registry is not None and registry.poller is not None and not sys.is_finalizing():
+        if registry is not None and (registry.poller or registry.waker) and not sys.is_finalizing():
             import warnings  # for who has forgotten something only
 
-            warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
-            registry.forget()
+            try:
+                warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
+            finally:
+                registry.forget()  # Also where warnings are errors.
 
 
 def registry_of(loop: object) -> Registry:
@@ -516,9 +533,11 @@ def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
     """Raises `TypeError` for what is no descriptor's number or no callback."""
     if not hasattr(fds, "items"):
         raise TypeError(f"other fds are given as {{fd: callback}}, not {fds!r}")
+    checked: dict[int, OtherFdCallback] = {}
     for fd, callback in fds.items():
         if hasattr(fd, "fileno"):
             raise TypeError(f"an other fd is a number, not {fd!r}: give its fileno()")
-        whole("an other fd is a number", fd)
+        number = whole("an other fd is a number", fd)
         check_callback(f"the callback of other fd {fd}", callback)
-    return dict(fds)
+        checked[number] = callback
+    return checked

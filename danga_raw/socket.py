@@ -75,7 +75,10 @@ def default_loop() -> Loop:
     """The loop that the class methods of `Socket` act on, made at its first use."""
     global _default_loop
     if _default_loop is None:
-        _default_loop = Loop()
+        made = Loop()
+        # No call in between: another thread, or a signal's handler, may have made one just now.
+        if _default_loop is None:
+            _default_loop = made
     return _default_loop
 
 
@@ -225,7 +228,7 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self._direct
-            if fd is not None and 0 < bytecount <= MAX_READ:
+            if fd is not None and bytecount > 0 and bytecount <= MAX_READ:
                 return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
             data = self._read_pushed_back(bytecount)
             return data  # From within: a handler may raise behind the call.
@@ -250,7 +253,7 @@ class Socket(Generic[HandleT]):
             return data
         registry = self._registry
         data = bytes(first)
-        waits = registry.pushed_back.get(fd) is self
+        waits = registry.objects.get(fd) is self and fd in registry.pushed_back
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
         del pieces[0]
         if not pieces and not self.closed:
@@ -303,11 +306,14 @@ class Socket(Generic[HandleT]):
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and self.read_push_back:
-            self._registry.pushed_back[fd] = self
+            registry = self._registry
+            if fd not in registry.pushed_back:
+                registry.pushed_back[fd] = registry.pushes = registry.pushes + 1
             if self.event_watch & POLLIN:
-                self._registry.readable |= {fd}
+                registry.something_due = True
+                registry.readable |= {fd}
             else:
-                self._registry.readable -= {fd}
+                registry.readable -= {fd}
 
     def _registered(self) -> int | None:
         """The descriptor while the loop knows the object by it, which ends with `Loop.reset` too."""
@@ -609,8 +615,8 @@ class Socket(Generic[HandleT]):
 
     def let_go(self) -> None:
         """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
-        self._direct = None
-        self.write_buf = _NO_QUEUE  # Callables in it tend to refer back to the object.
+        self._direct = self.writer_func = None  # It tends to refer back to the object, and so do
+        self.write_buf = _NO_QUEUE  # callables in the queue.
         self.write_buf_offset = self.write_buf_size = 0
         self.read_push_back = _NO_PIECES
         self.sock = self.fd = None
@@ -740,9 +746,9 @@ class Socket(Generic[HandleT]):
         fd = self._registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
-            self._registry.own_callbacks[fd] = callback
+            self._registry.post_loop_callbacks[fd] = callback
         elif fd is not None:
-            self._registry.own_callbacks.pop(fd, None)
+            self._registry.post_loop_callbacks.pop(fd, None)
 
     @staticmethod
     @_as(Loop.set_post_loop_callback)

@@ -10,11 +10,12 @@ What can't be seen from here: clock_gettime, which the C library answers without
 signal's handler that came just behind it; the address of a buffer that Python made, which is
 printed as 0x..., and so is an address of another family than AF_INET, AF_INET6 and AF_UNIX; a call
 out of which a signal's handler raised an exception; a `close` that a handle which is no socket does
-by itself; how much of its time a ppoll(2) had left, and which fields a statx(2) filled, which the C
-library tells nobody; how a signal was handled before; what Python was told when it asked an
-accepted descriptor for its name; and what Python does to have a signal wake a wait
-(`signal.set_wakeup_fd`): fstat and fcntl(F_GETFL) of the pipe's write end when a handler is added,
-and the write of the signal's number when it comes.
+by itself; the name of the interface of which a link-local address has the number; how much of its
+time a ppoll(2) had left, and which fields a statx(2) filled, which the C library tells nobody; how a
+signal was handled before; what Python was told when it asked an accepted descriptor for its name;
+and what Python does to have a signal wake a wait (`signal.set_wakeup_fd`): fstat and
+fcntl(F_GETFL) of the pipe's write end when a handler is added, and the write of the
+signal's number when it comes.
 
 Names and arguments are those of the system call that the C library makes of the function
 (`_kernel.py`), or the function's own where that isn't known; the text is that of strace 7.2.
@@ -28,6 +29,7 @@ from _ctypes import CFuncPtr
 from _thread import RLock, get_ident
 from collections.abc import Callable
 from ctypes import get_errno, set_errno
+from functools import cache
 from typing import Final, Protocol, cast
 
 from danga_raw._interrupt import RESULT
@@ -171,6 +173,9 @@ def _leave_alone() -> None:
     _replaced.clear()
 
 
+# Kept for good: ctypes calls the one that was there when the call began, and has no reference to it.
+# That of a wait is called when the wait ends, however long ago another thread took the trace off.
+@cache
 def _errcheck(name: str) -> Callable[[int, object, Given], int]:
     def errcheck(result: int, function: object, given: Given) -> int:
         number = get_errno()

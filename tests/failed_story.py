@@ -92,7 +92,7 @@ def ready(loop: Loop) -> bool:
             poll.register(fd, obj.event_watch & (POLLIN | POLLOUT))
     for fd in loop.other_fds:
         poll.register(fd, POLLIN)
-    pushed_back = any(obj.event_watch & POLLIN for obj in loop._registry.pushed_back.values())
+    pushed_back = bool(loop._registry.readable)
     now = libc.clock_gettime(1)
     due = any(deadline <= now and timer.callback for deadline, _, timer in loop._timers.heap)
     return bool(poll.poll(0)) or pushed_back or due

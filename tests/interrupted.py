@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 import danga_raw
 from danga_raw import Loop, Socket
 from danga_raw._poll import Poll
+from danga_raw._registry import LOOPS_OWN
 from tests.watched import MASK, by_epoll, by_poll
 
 if TYPE_CHECKING:
@@ -251,8 +252,9 @@ class Story:
         if loop._registry.objects:  # It wasn't reset.
             self.check_loop()
         else:
-            asked = {**loop.other_fds, **loop._registry.pushed_back, **loop._registry.own_callbacks}
-            if loop._timers.heap or asked or registered(loop):
+            asked = {**loop.other_fds, **loop._registry.pushed_back}
+            callbacks = loop._registry.post_loop_callbacks.keys() - {LOOPS_OWN}
+            if loop._timers.heap or asked or callbacks or registered(loop):
                 wrong.append("half reset")
         if any(not each.event_watch & 1 for each in live if each in self.listening):
             wrong.append("a watch was lost")

@@ -29,8 +29,7 @@ def state(loop: Loop) -> tuple[object, ...]:
         list(loop.to_close),
         len(loop._timers.heap),
         loop._timers.timeout,
-        loop._post_loop_callback,
-        dict(loop._registry.own_callbacks),
+        dict(loop._registry.post_loop_callbacks),
         dict(loop._registry.pushed_back),
         loop.on_exception,
         loop._stopping,
@@ -341,6 +340,25 @@ def test_other_fds_are_numbers(world: World, key: Any) -> None:
     world.loop.add_other_fds({one.fileno(): good.append})
     world.turn()
     assert good == [IN] and drain(one) == b"x"
+
+
+def test_an_other_fd_may_be_anything_that_is_a_whole_number(world: World) -> None:
+    class Number:
+        """Equal to nothing but itself."""
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __index__(self) -> int:
+            return self.number
+
+    one, two = world.socketpair()
+    two.send(b"x")
+    heard: list[int] = []
+    number: Any = Number(one.fileno())
+    assert list(world.loop.add_other_fds({number: heard.append})) == [one.fileno()]
+    world.turn()
+    assert heard == [IN] and drain(one) == b"x"
 
 
 @pytest.mark.parametrize("backend", sorted({"epoll", "kqueue"} & set(backends())))

@@ -548,9 +548,6 @@ def test_a_closed_object_is_let_go(world: World) -> None:
     obj.push_back_read(b"x")
     obj.write(obj.event_write)
 
-    class Weak(Noted):
-        __slots__ = ("__weakref__",)
-
     two, _ = world.socketpair()
     weak = Weak(two, world.loop)
     reference = weakref.ref(weak)
@@ -560,6 +557,96 @@ def test_a_closed_object_is_let_go(world: World) -> None:
     world.turn()
     gc.collect()
     assert reference() is None
+
+
+class Weak(Noted):
+    """Can be seen to be gone."""
+
+    __slots__ = ("__weakref__",)
+
+
+def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(world: World) -> None:
+    """Without the collector's help, which may be long in coming."""
+
+    def read(obj: Noted) -> None:
+        obj.take()
+        obj.close()
+
+    one, two = world.socketpair()
+    obj = Weak(one, world.loop, read=read)
+    obj.watch_read(True)
+    reference = weakref.ref(obj)
+    del obj
+    two.send(b"x")
+    gone: list[bool] = []
+
+    def look(*_: object) -> bool:
+        gone.append(reference() is None)
+        return not gone[-1] and len(gone) < 3
+
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(look)
+    gc.disable()
+    try:
+        world.loop.run()
+    finally:
+        gc.enable()
+    assert gone == [True]
+
+
+def dead(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    one.close()
+    obj.close()
+
+
+def refused(world: World) -> None:
+    one, _ = world.socketpair()
+    first = Noted(one, world.loop)
+    with pytest.raises(OSError):
+        Noted(one, world.loop)
+    first.close()
+
+
+def writes_by_a_function(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.set_writer_func(lambda data, count, offset: count if obj.closed else 0)
+    obj.write(b"x")
+    obj.close()
+
+
+def has_all_that_refers_back(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.set_own_callback(lambda *_: obj)
+    obj.push_back_read(b"x")
+    obj.set_writer_func(lambda data, count, offset: 0)
+    obj.write(b"x")
+    obj.write(obj.take)
+    obj.set_writer_func(None)
+    world.loop.add_timer(60, obj.take).cancel()
+    world.loop.call_soon(obj.close)
+
+
+@real_only
+@pytest.mark.parametrize("life", [dead, refused, writes_by_a_function, has_all_that_refers_back])
+def test_a_connection_leaves_the_collector_nothing(
+    world: World, life: Callable[[World], object]
+) -> None:
+    """A cycle for each would have the collector stop the loop, the longer the more there are."""
+    for _ in range(2):
+        gc.collect()
+        gc.disable()
+        try:
+            life(world)
+            world.turn()
+            world.turn()
+            found = gc.collect()
+        finally:
+            gc.enable()
+    assert found == 0
 
 
 # --- stealing -------------------------------------------------------------------------------------

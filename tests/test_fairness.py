@@ -1,14 +1,18 @@
-"""What keeps a loop busy must not keep it from the rest: a number that is nobody's any more, and a
-connection that always has something."""
+"""What keeps a loop busy must not keep it from the rest: a number that is nobody's any more, a
+connection that always has something, and all those that have nothing to do with it."""
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from danga_raw import _epoll, _kqueue
-from tests.world import Noted, World, only
+from tests.world import Noted, World, only, real_only
 
 TURNS = 100
 """A loop that goes round so often in these tests goes round for nothing."""
@@ -105,3 +109,84 @@ def test_one_read_takes_no_more_than_its_share(world: World) -> None:
     with world.calls() as calls:
         obj.read(1 << 30)
     assert only(calls, "read") == [("read", one.fileno(), 1 << 20)]
+
+
+def lines_run(action: Callable[[], object]) -> int:
+    """How many lines of the package an action runs."""
+    lines = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line" and "danga_raw" in frame.f_code.co_filename
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+def new_beside_many_that_leave(world: World, others: list[Noted]) -> Callable[[], object]:
+    one, _ = world.socketpair()
+    for each in others:
+        each.close()
+    return lambda: Noted(one, world.loop)
+
+
+def new_beside_many_stolen(world: World, others: list[Noted]) -> Callable[[], object]:
+    one, _ = world.socketpair()
+    for each in others:
+        each.steal_socket()
+    return lambda: Noted(one, world.loop)
+
+
+def wrapped_again(world: World, others: list[Noted]) -> Callable[[], object]:
+    for each in others:
+        each.steal_socket()
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.steal_socket()
+    return lambda: Noted(one, world.loop)
+
+
+def reading_what_was_pushed_back(world: World, others: list[Noted]) -> Callable[[], object]:
+    """The others have some as well, and don't watch for reading."""
+    for each in others:
+        each.push_back_read(b"x")
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    for piece in b"a", b"b", b"c":
+        obj.push_back_read(piece)
+    obj.watch_read(True)
+
+    def read() -> None:
+        world.turn()
+        assert obj.got == b"abc"
+
+    return read
+
+
+@real_only
+@pytest.mark.parametrize(
+    "act",
+    [
+        new_beside_many_that_leave,
+        new_beside_many_stolen,
+        wrapped_again,
+        reading_what_was_pushed_back,
+    ],
+)
+def test_what_one_does_costs_no_more_where_there_are_many_others(
+    world: World, act: Callable[[World, list[Noted]], Callable[[], object]]
+) -> None:
+    costs: list[int] = []
+    for count in 50, 2, 50:  # The first comes by what is done once.
+        others = [Noted(world.socketpair()[0], world.loop) for _ in range(count)]
+        costs.append(lines_run(act(world, others)))
+        for each in list(world.loop.descriptor_map.values()):
+            each.close()
+        world.turn()
+    assert 0 < costs[1] == costs[2]

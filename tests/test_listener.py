@@ -313,6 +313,29 @@ def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
         got[0].close()
 
 
+def test_a_watch_for_writing_ends_no_rest(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has nothing to do with when the listener begins again."""
+    got: list[socket.socket] = []
+    refusals = [errno.EMFILE]
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        if refusals:
+            raise OSError(refusals.pop(), "no room")
+        return sock.accept()
+
+    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    monkeypatch.setattr("danga_raw.listener.PAUSE", 0)
+    with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        turn(loop)
+        listener.watch_write(True)
+        listener.watch_write(False)
+        turn(loop)
+        assert len(got) == 1
+        listener.steal_socket()
+        got[0].close()
+
+
 @pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
 def test_it_rests_while_there_is_no_room_and_begins_again_when_one_leaves(
     loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from types import FrameType
 
 import pytest
 
-from danga_raw import Loop, Socket
+from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw._registry import backends
 from danga_raw.types import AnySocket, Poller
@@ -240,7 +240,7 @@ def test_the_callback_of_an_object_goes_with_it(world: World) -> None:
         getattr(obj, end)()
         obj.SetPostLoopCallback(lambda *_: order.append("never"))
     world.turn()
-    assert order == [] and not world.loop._registry.own_callbacks
+    assert order == [] and not world.loop._registry.post_loop_callbacks
 
 
 def test_a_callback_may_close_the_object_whose_turn_is_next(world: World) -> None:
@@ -543,8 +543,21 @@ def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
         del loop
         gc.collect()
     assert world.open_fds() == before
+    never_run = Loop(world.backend)
+    never_run.call_soon_threadsafe(gc.collect)  # It has no poller, and what wakes it.
+    with pytest.warns(ResourceWarning, match="unclosed loop <Loop on"):
+        del never_run
+        gc.collect()
+    assert world.open_fds() == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        strict = Loop(world.backend)
+        strict.call_soon_threadsafe(gc.collect)
+        told: list[object] = []
+        monkeypatch.setattr(sys, "unraisablehook", told.append)
+        del strict
+        gc.collect()
+        assert len(told) == 1 and world.open_fds() == before
         unused = Loop(world.backend)
         del unused
         gc.collect()
@@ -686,6 +699,47 @@ def test_an_exception_in_an_inner_run_goes_up_through_the_outer(world: World) ->
     with pytest.raises(KeyError, match="inner"):
         loop.run()
     world.turn()
+
+
+@pytest.mark.parametrize("what", ["pushed-back data", "timers"])
+def test_what_an_exception_left_undone_in_an_inner_run_the_outer_does(
+    world: World, what: str
+) -> None:
+    done: list[str] = []
+
+    def dies(obj: Noted | None = None) -> None:
+        done.append("dies")
+        if obj is not None:
+            obj.take()
+        raise ZeroDivisionError
+
+    def goes_on(obj: Noted | None = None) -> None:
+        done.append("goes on")
+        if obj is not None:
+            obj.take()
+
+    def nested(obj: Noted) -> None:
+        obj.take()
+        if what == "timers":
+            world.loop.add_timer(-2, dies)
+            world.loop.add_timer(-1, goes_on)
+        else:
+            for each in others:
+                each.push_back_read(b"again")
+        with pytest.raises(ZeroDivisionError):
+            world.turn()
+        assert done == ["dies"]
+
+    others = [Noted(world.socketpair()[0], world.loop, read=each) for each in (dies, goes_on)]
+    for each in others:
+        each.watch_read(True)
+    one, two = world.socketpair()
+    Noted(one, world.loop, read=nested).watch_read(True)
+    two.send(b"x")
+    world.turn()
+    if what == "timers":
+        world.turn()
+    assert done == ["dies", "goes on"]
 
 
 # --- exceptions -----------------------------------------------------------------------------------
@@ -1361,6 +1415,23 @@ def test_a_backend_that_is_not_of_this_system_is_refused(world: World) -> None:
 def test_the_default_loop_takes_the_backend_of_the_environment() -> None:
     code = "import danga_raw; print(danga_raw.default_loop().backend, danga_raw.Socket.HaveEpoll())"
     assert run(code, DANGA_RAW_BACKEND="poll").stdout == "poll False\n"
+
+
+def test_threads_that_ask_for_the_default_loop_at_once_get_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs: list[Loop] = []
+
+    def slowly() -> Loop:
+        monkeypatch.setattr("danga_raw.socket.Loop", Loop)
+        thread = threading.Thread(target=lambda: theirs.append(default_loop()))
+        thread.start()
+        thread.join()
+        return Loop()
+
+    monkeypatch.setattr("danga_raw.socket._default_loop", None)
+    monkeypatch.setattr("danga_raw.socket.Loop", slowly)
+    assert default_loop() is theirs[0]
 
 
 def test_importing_the_package_makes_no_descriptor_and_does_not_import_socket() -> None:

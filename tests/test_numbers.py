@@ -17,7 +17,7 @@ from danga_raw import Loop, Socket, _registry
 from tests.simkernel.handles import Handle as SimulatedHandle
 from tests.test_fairness import run_for
 from tests.test_loop import batch, fd_of
-from tests.world import HUP, IN, OUT, Noted, Thing, World, drain, only, real_only
+from tests.world import HUP, IN, OUT, Descriptor, Noted, Thing, World, drain, only, real_only
 
 T = TypeVar("T")
 
@@ -272,6 +272,47 @@ def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
         assert old.events == [] and new.got == b"x"
         new.close()
         world.turn()
+
+
+def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though the kernel knows the file as registered."""
+    one, two = world.socketpair()
+    old = Noted(one, world.loop)
+    old.watch_read(True)
+    again: object = (
+        SimulatedHandle(one.kernel, one.detach())
+        if isinstance(one, SimulatedHandle)
+        else socket.socket(fileno=one.detach())
+    )
+    new = Noted(cast(Thing, again), world.loop)
+    new.watch_read(True)
+    assert "was closed behind the back of Noted" in caplog.text and old.closed
+    two.send(b"x")
+    world.until(lambda: new.got)
+    assert new.got == b"x" and not old.events
+    new.close()
+    world.turn()
+
+
+@real_only
+def test_a_number_is_taken_anew_for_a_file_that_can_not_be_told_from_the_former(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """poll knows a file by its inode, which the ends of a pipe share."""
+    one, two = world.pipe()
+    old = Noted(one, world.loop)
+    fd = one.fileno()
+    one.close()
+    os.dup2(two.fileno(), fd, inheritable=False)
+    other_end = Descriptor(fd)
+    new = Noted(other_end, world.loop, write=lambda obj: obj.close())
+    assert "was closed behind the back of Noted" in caplog.text and old.closed
+    new.watch_write(True)
+    world.until(lambda: new.closed)
+    world.turn()
+    assert "write" in new.events or "err" in new.events
 
 
 def test_an_other_fd_that_was_closed_opened_and_added_again_is_heard(world: World) -> None:

@@ -37,14 +37,23 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert 'danga_raw = ["py.typed"]' in PYPROJECT
 
 
-def test_the_page_on_pypi_has_no_link_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("source", [None, "https://example.org/danga_raw"])
+def test_the_page_on_pypi_has_no_link_that_leads_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str | None
+) -> None:
     given: dict[str, str] = {}
     monkeypatch.setitem(sys.modules, "setuptools", SimpleNamespace(setup=given.update))
-    monkeypatch.chdir(ROOT)
+    for name in "README.md", "pyproject.toml", "setup.py":
+        shutil.copy(ROOT / name, tmp_path)
+    if source is not None:
+        urls = PYPROJECT.replace("[project.urls]\n", f'[project.urls]\nSource = "{source}"\n')
+        (tmp_path / "pyproject.toml").write_text(urls)
+    monkeypatch.chdir(tmp_path)
     runpy.run_path("setup.py")
     page = given["long_description"]
     links = re.findall(r"\]\(([^)]*)\)", page)
     assert [link for link in links if not link.startswith("https://")] == []
+    assert (f"{source}/blob/main/docs/manual.md" in links) == (source is not None)
     assert "docs/manual.md" in page and "```python" in page
 
 

@@ -560,3 +560,26 @@ def test_with_nothing_to_watch_the_loop_waits_for_its_timers_and_does_not_spin(
     with world.calls() as calls:
         loop.run()
     assert len(calls) <= 4  # one a timer, and the machine may wake a wait a little early
+
+
+def test_a_timer_that_raises_in_a_later_turn_leaves_none_due_behind(world: World) -> None:
+    """All that is left is one timer that an exception cut short: the heap is empty."""
+    loop = world.loop
+    order: list[str] = []
+
+    def dies() -> None:
+        order.append("dies")
+        raise ZeroDivisionError
+
+    def after(sockets: object, others: object) -> bool:
+        order.append("turn")
+        if len(order) == 2:
+            loop.add_timer(-2, dies)
+            loop.add_timer(-1, lambda: order.append("fires"))
+        return len(order) < 5
+
+    loop.on_exception = lambda obj, error: None
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(after)
+    loop.run()
+    assert order == ["turn", "turn", "dies", "fires", "turn"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import sysconfig
 import threading
 import time
 import warnings
+import weakref
 from _ctypes import CFuncPtr
 from collections.abc import Iterator
 from pathlib import Path
@@ -461,6 +463,16 @@ def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
         trace.stop()
     assert libc.read is os.read
     assert getattr(libc.poll, "errcheck") is None
+
+
+def test_what_a_call_has_begun_with_outlives_its_trace() -> None:
+    """Another thread may take a trace off while a loop waits. When the wait ends, ctypes calls what
+    was its errcheck at the beginning, and holds no reference to it."""
+    with Trace():
+        reference = weakref.ref(getattr(libc.poll, "errcheck"))
+    gc.collect()
+    assert getattr(libc.poll, "errcheck") is None
+    assert reference() is not None
 
 
 def test_a_child_forked_while_a_thread_switches_can_end_its_trace() -> None:

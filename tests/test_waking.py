@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import socket
 import stat
@@ -167,6 +168,36 @@ def test_every_call_of_many_threads_arrives_once_and_in_its_threads_order(loop: 
         assert [number for thread, number in got if thread == own] == list(range(calls))
 
 
+def test_who_wakes_while_the_loop_looks_leaves_it_to_be_woken_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another thread writes just before the loop reads is read with the rest."""
+    said: list[str] = []
+    read = libc.read
+
+    def read_later(fd: int, count: int) -> bytes:
+        monkeypatch.setattr(libc, "read", read)
+        elsewhere("while it looks")
+        return read(fd, count)
+
+    def elsewhere(what: str) -> None:
+        thread = threading.Thread(
+            target=loop.call_soon_threadsafe, args=(partial(said.append, what),)
+        )
+        thread.start()
+        thread.join()
+
+    elsewhere("before")
+    monkeypatch.setattr(libc, "read", read_later)
+    for _ in range(2):
+        turn(loop)
+    assert said == ["before", "while it looks"]
+    elsewhere("behind")
+    waker = loop._registry.waker
+    assert waker is not None
+    assert select.select([waker.fileno()], [], [], 0)[0], "nothing ends the next wait"
+
+
 def test_any_number_of_calls_before_the_loop_looks_cost_one_write(loop: Loop) -> None:
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
@@ -270,6 +301,13 @@ def test_a_signal_that_cannot_be_handled_is_refused(loop: Loop) -> None:
     for number, kind in ((signal.SIGKILL, OSError), (0, ValueError), (1000, ValueError)):
         with pytest.raises(kind):
             loop.add_signal_handler(number, loop.stop)
+    # What the C library keeps to itself it refuses without a call, which a trace would tell of.
+    kept = set(range(1, signal.NSIG)) - signal.valid_signals()
+    for number in kept:
+        with Trace() as calls, pytest.raises(ValueError, match=f"not {number}"):
+            loop.add_signal_handler(number, loop.stop)
+        assert not any(call.name == "rt_sigaction" for call in calls)
+    assert kept or sys.platform != "linux"
     refused: list[BaseException] = []
 
     def elsewhere() -> None:

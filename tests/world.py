@@ -22,7 +22,7 @@ from danga_raw._epoll import Epoll
 from danga_raw._kqueue import KQueue
 from danga_raw._libc import libc
 from danga_raw._poll import Poll
-from danga_raw._registry import backends
+from danga_raw._registry import LOOPS_OWN, backends
 from tests.simkernel import SimKernel
 
 IN, OUT, ERR, HUP = 1, 4, 8, 16
@@ -145,7 +145,7 @@ class World:
     def turn(self, loop: Loop | None = None) -> None:
         """One turn of the loop for what is ready now."""
         loop = loop or self.loop
-        timeout, callback = loop._timers.timeout, loop._post_loop_callback
+        timeout, callback = loop._timers.timeout, loop._registry.post_loop_callbacks.get(LOOPS_OWN)
         loop.set_loop_timeout(0)
         loop.set_post_loop_callback(lambda *_: False)
         try:

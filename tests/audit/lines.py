@@ -130,7 +130,8 @@ _OWN = re.compile(
 )
 _ENDS = re.compile(r"pipe2\(\[(\d+), (\d+)\], ")
 _WAKES = re.compile(
-    r'(?:fstat|fstat64|newfstatat|statx)\(|fcntl(?:64)?\(\d+, F_GETFL\)|write\(\d+, "(?!\\0")[^"]+", 1\)'
+    r"(?:fstat|fstat64|newfstatat|statx)\(|fcntl(?:64)?\(\d+, F_GETFL\)"
+    r'|write\(\d+, "(?!\\0")(?:\\"|[^"]+)", 1\)'
 )
 _TRACE_IS_ON = re.compile(r"fcntl(?:64)?\(\d+, F_DUPFD_CLOEXEC, \d+\)")
 

@@ -22,6 +22,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 from danga_raw import _epoll, _kqueue, listener
 from danga_raw._epoll import Epoll as EpollPoller
 from danga_raw._poll import Poll as PollPoller
+from danga_raw._registry import LOOPS_OWN
 from danga_raw.loop import Loop
 from danga_raw.types import AnySocket, PostLoopCallback
 from tests.simkernel.behind import Owner
@@ -449,7 +450,7 @@ class World:
                 raise Broken(f"the map has {sorted(mapped)}, and {sorted(asked)} are open")
         if not loop._registry.pushed_back.keys() <= asked.keys():
             raise Broken("pushed-back data outlives its object")
-        if not loop._registry.own_callbacks.keys() <= asked.keys():
+        if not loop._registry.post_loop_callbacks.keys() <= asked.keys() | {LOOPS_OWN}:
             raise Broken("a callback outlives its object")
         waiting = [sock for sock in loop.to_close if isinstance(sock, ServerHandle) and sock.loop]
         if waiting != self.to_close[loop]:
