@@ -94,13 +94,10 @@ class ProxyExchange(Exchange):
         """Why the body should go to disk, by what has come of it so far; None if it shouldn't."""
         service = self.service
         rate = len(self._body) / ((time.monotonic() - self.since) or 1)
-        reason = None
-        if service.buffer_upload_threshold_rate and rate < service.buffer_upload_threshold_rate:
-            reason = "rate"
         limit = service.buffer_upload_threshold_time
         if limit and self.client.body_left / rate > limit:
-            reason = "time"
-        return reason
+            return "time"
+        return "rate" if rate < service.buffer_upload_threshold_rate else None
 
     def body(self, data: bytes) -> None:
         client, service = self.client, self.service
