@@ -55,6 +55,11 @@ def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
+def test_a_length_counts_whatever_the_method(method: str) -> None:
+    assert Request(f"{method} / HTTP/1.0\r\nContent-Length: 4{END}").length == 4
+
+
 def test_long_names_that_a_client_makes_up_are_not_remembered() -> None:
     tracemalloc.start()
     try:

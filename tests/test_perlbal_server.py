@@ -320,7 +320,7 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
         stack.callback(sys.setrecursionlimit, deepest)
         sys.setrecursionlimit(len(inspect.stack()) + 2 * many)
         ask_for_url(server, stack, first, url.port)
-        turn(server, lambda: any(each.state == "wait_res" for each in host.connected))
+        turn(server, lambda: any(each.exchange is not None for each in host.connected))
         assert len(host.connected) == 1
 
 
@@ -382,6 +382,52 @@ def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bo
     if heard:
         with open(reader, "rb") as output:
             assert output.read() == b".\nRunning.\n"
+
+
+@pytest.mark.parametrize("role", ["web_server", "selector"])
+def test_a_kept_connection_that_is_at_its_next_request_is_not_idle(
+    server: Server, tmp_path: Path, role: str
+) -> None:
+    carry_out(
+        server,
+        f"CREATE SERVICE w\nSET role = web_server\nSET docroot = {tmp_path}\nSET enable_put = on"
+        f"\nCREATE SERVICE p\nSET role = {role}\nSET persist_client = on"
+        "\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    service = server.services["p"]
+    service.docroot, service.enable_put = str(tmp_path), 1
+    service.default_service = server.services["w"]
+    with ExitStack() as stack:
+        client = client_of(server, stack, field="Connection: keep-alive")
+        turn(server, lambda: any(isinstance(each, Client) for each in server.sockets()))
+        (here,) = (each for each in server.sockets() if isinstance(each, Client))
+        turn(server, lambda: here.state == "persist_wait")
+        service.latency = 50
+        client.sendall(b"PUT /file HTTP/1.0\r\nContent-Length: 4\r\n\r\nha")
+        turn(server, lambda: here.exchange is not None)
+        server.shut_down_gracefully()
+        client.sendall(b"lf")
+        turn(server, lambda: here.closed)
+        client.settimeout(PATIENCE)
+        with client.makefile("rb") as heard:
+            answers = heard.read()
+    assert answers.count(b"HTTP/1.0 200 ") == 2 and (tmp_path / "file").read_bytes() == b"half"
+
+
+def test_a_pidfile_that_somebody_took_away_is_no_fault_at_the_end(
+    server: Server, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pid"
+    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 0\nENABLE m")
+    server.pidfile = str(pidfile)
+
+    def end() -> None:
+        pidfile.unlink()
+        server.stop()
+
+    server.loop.call_soon(end)
+    server.run()
+    assert not list(server.sockets())
 
 
 def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> None:

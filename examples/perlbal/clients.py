@@ -261,6 +261,7 @@ class Client(Socket):
             self.refuse(refused)
             return False
         self.inbox = b""
+        self.state = "reading_headers"  # A kept one is idle no longer.
         self.ditch_crlf = False
         self.server.requests += 1
         self.requests += 1
@@ -440,7 +441,7 @@ class Client(Socket):
         if exchange is None:
             return self._end()
         exchange.release()
-        if not self.keep_alive or self.server.stopping:
+        if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
         self.ditch_crlf = exchange.request.method == "POST"
         self.state = "persist_wait"

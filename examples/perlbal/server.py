@@ -9,6 +9,7 @@ import signal
 import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
@@ -37,11 +38,9 @@ def tell(text: str, fd: int = 2) -> None:
     be it closed, or a pipe that is full: there what would wait for a reader is lost.
     A print() that failed would be tried again at the end, and be the exit status."""
     data = os.fsencode(f"{text}\n")
-    try:
+    with suppress(OSError):
         while data and select.select((), (fd,), (), 0)[1]:
             data = data[os.write(fd, data[: select.PIPE_BUF]) :]
-    except OSError:
-        pass
 
 
 class IdleClients:
@@ -197,7 +196,8 @@ class Server:
                     time.sleep(1)
         finally:
             if self.pidfile:
-                os.unlink(self.pidfile)
+                with suppress(OSError):
+                    os.unlink(self.pidfile)
             for each in list(self.sockets()):
                 each.close("shutdown")
 

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
 
@@ -73,12 +74,10 @@ class TCPListener(Listener):
             self.event_read()
             if self.entered == before:
                 break
-        try:
+        if self.sock is not None:
             # Its address is free at once then, while close(2) waits for the end of the batch.
-            if self.sock is not None:
+            with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self.close(reason)
 
     def as_string(self) -> str:

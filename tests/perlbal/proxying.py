@@ -597,6 +597,30 @@ row(
     differs="nothing behind a POST",
     ours=("Connection: close", "ok<closed>"),
 )
+row(
+    KEEP,
+    "a request behind a POST that is with the backend waits for its turn",
+    serve(held("x", good("1"))),
+    send(post("/1", b"one")),
+    asked(),
+    send(get("/2")),
+    settled(),
+    opens("x"),
+    hear(times=2),
+)
+row(
+    KEEP,
+    "a request behind a GET whose answer is on its way",
+    serve(in_two("x", good("one half and the other"), 60)),
+    send(get("/1")),
+    begun(),
+    send(get("/2")),
+    settled(),
+    opens("x"),
+    hear(times=2),
+    differs="nothing behind a POST",
+    ours=("one half and the other", "<closed>"),
+)
 
 # --- backends that fail ---------------------------------------------------------------------------
 
