@@ -273,22 +273,24 @@ class Registry:
         has just got it from the kernel. True if the descriptor was closed behind the loop's back."""
         self._drop_events(fd)
         lost = False
-        # The last to leave it, which may be where it was stolen just now. Nobody has it from before.
-        for number, _, handles in reversed(list(self.leaving)):
+        holder = self.objects.get(fd)
+        # From the last to leave, which may be where it was stolen just now. What was before the holder
+        # has nothing of it any more.
+        for number, obj, handles in reversed(list(self.leaving)):
             if number == fd:
                 if handles:
                     _disown(handles[0], fd)
                     del handles[:]
                     lost = True
-                break
-        obj = self.objects.get(fd)
-        if obj is not None and not obj.closed:
-            sock, obj.closed = obj.sock, True
+                if obj is holder:
+                    break
+        if holder is not None and not holder.closed:
+            sock, holder.closed = holder.sock, True
             if sock is not None:
                 _disown(sock, fd)
-            obj.let_go()
+            holder.let_go()
             self._forget_callbacks(fd)
-            warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
+            warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
             lost = True
         self.objects.pop(fd, None)
         return self.other_fds.pop(fd, None) is not None or lost
