@@ -255,7 +255,7 @@ class Registry:
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
             if fd in self.objects or fd in self.other_fds or fd in self._unlisted:
-                lost = self._replace_owner(fd)
+                lost = self._replace_owner(fd, None if obj is None else obj.sock)
                 if lost and self.has_entries and not renewed:
                     # An entry goes when the last descriptor of its file does, and a forked child or
                     # a dup may have one: its events would be taken for those of the new owner.
@@ -268,9 +268,10 @@ class Registry:
                 self.unregister(fd, events)
             raise
 
-    def _replace_owner(self, fd: int) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new, or the package itself
-        has just got it from the kernel. True if the descriptor was closed behind the loop's back."""
+    def _replace_owner(self, fd: int, handle: Handle | None = None) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new, with this handle, or
+        the package itself has just got it from the kernel. True if the descriptor was closed behind
+        the loop's back."""
         self._drop_events(fd)
         lost = False
         holder = self.objects.get(fd)
@@ -279,7 +280,8 @@ class Registry:
         for number, obj, handles in reversed(list(self.leaving)):
             if number == fd:
                 if handles:
-                    _disown(handles[0], fd)
+                    if handles[0] is not handle:
+                        _disown(handles[0], fd)
                     del handles[:]
                     lost = True
                 if obj is holder:

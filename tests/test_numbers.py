@@ -595,6 +595,19 @@ def test_who_was_refused_in_between_leaves_a_handle_to_who_has_it_next(
     one.detach()
 
 
+def test_a_handle_that_waits_to_be_closed_is_its_next_owners_to_close(world: World) -> None:
+    one, two = world.socketpair()
+    fd = one.fileno()
+    Noted(one, world.loop).close()
+    new = Noted(one, world.loop)
+    new.watch_read(True)
+    two.send(b"x")
+    world.until(lambda: new.got)
+    new.close()
+    world.turn()
+    assert not world.is_open(fd)
+
+
 def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
