@@ -55,6 +55,11 @@ def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
+def test_a_length_counts_whatever_the_method(method: str) -> None:
+    assert Request(f"{method} / HTTP/1.0\r\nContent-Length: 4{END}").length == 4
+
+
 def test_long_names_that_a_client_makes_up_are_not_remembered() -> None:
     tracemalloc.start()
     try:
@@ -107,6 +112,7 @@ def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str
         (400, f"{FIRST}\r\n b: c"),
         (400, f"{FIRST}\r\nA : b"),
         (400, f"{FIRST}\r\n: b"),
+        (400, f"{FIRST}\r\nN\xe4me: b"),
         (400, f"{FIRST}\r\nA: b\rc"),
         (400, f"{FIRST}\r\nA: b\nC: d"),
         (400, f"{FIRST}\r\nA: b\0"),
@@ -147,6 +153,8 @@ def test_the_empty_line_of_a_request_ends_as_the_others_do(end: str) -> None:
         ("1.1", "closed", True),
         ("1.0", "keep-alive, xclose", True),
         ("1.0", "keep-alives", False),
+        ("1.1", "\xe9close", False),
+        ("1.0", "keep-alive\xe9", True),
     ],
 )
 def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_alive: bool) -> None:

@@ -86,7 +86,11 @@ def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
         ("NOPE", "unknown command: nope"),
         ("XS", "xs is not supported here: there is no Perl here"),
         ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
-        ("LOAD throttle", "Plugin throttle is not supported here"),
+        (
+            "LOAD throttle",
+            "Plugin throttle is not supported here; there are"
+            " accesscontrol, include, redirect, vhosts, xffextras",
+        ),
         ("= 1", "invalid command"),
         ("$NOSUCH UNLOAD accesscontrol", "invalid command"),
         ("CREATE POOL ${a${b}", "Unknown config variable: b"),
@@ -139,6 +143,17 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
         assert again("DUMPCONFIG") == [*dumped, "OK"]
 
 
+def test_what_was_set_of_a_plugin_is_not_dumped_where_it_is_used_no_longer(say: Said) -> None:
+    say("LOAD accesscontrol", "CREATE SERVICE p", "SET plugins = accesscontrol")
+    say("SET p.AccessControl.use_observed_ip = 1", "SET plugins = none")
+    assert not [line for line in say("DUMPCONFIG") if "use_observed_ip" in line]
+
+
+def test_a_list_may_be_empty_and_is_dumped_as_one(say: Said) -> None:
+    say("CREATE SERVICE w", "SET role = web_server", "SET index_files = ,")
+    assert "  SET index_files = ," in say("DUMPCONFIG")
+
+
 def test_a_plugins_parameters_are_there_for_services_of_before_and_later(say: Said) -> None:
     say("CREATE SERVICE before", "LOAD xffextras", "CREATE SERVICE later")
     for service in say.server.services.values():
@@ -153,6 +168,11 @@ def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -
         say.server.language.load_file(str(file), answers.append)
     assert answers == ["ERROR: unknown command: nope"]
     assert list(say.server.pools) == ["a"]
+
+
+def test_a_file_that_has_no_end_is_refused(say: Said) -> None:
+    (answer,) = say("LOAD include", "INCLUDE = /dev/zero")[1:]
+    assert answer == "ERROR: /dev/zero is longer than 10000000 characters"
 
 
 def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,12 @@ from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
+from examples.perlbal.management import ClientManage
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
-from examples.perlbal.server import Server
+from examples.perlbal.server import Server, tell
 from examples.perlbal.webserver import NewFile
 from tests.perlbal.servers import OURS
+from tests.world import no_hanging
 
 PATIENCE = 10.0
 
@@ -112,6 +114,55 @@ def client_of(
     client.connect(listener.sock.getsockname())
     client.sendall(f"GET {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
     return client
+
+
+@pytest.mark.parametrize("end", [b"quit\n", b""])
+def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> None:
+    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m")
+    listener = server.services["m"].listener
+    assert listener is not None and listener.sock is not None
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.sock.getsockname())
+        # Answers of which the kernel won't take all, while nobody reads them.
+        client.sendall(b"help\n" * 2000 + b"show pool\n" + end)
+        if not end:
+            client.shutdown(socket.SHUT_WR)
+
+        def clients() -> list[ClientManage]:
+            return [each for each in server.sockets() if isinstance(each, ClientManage)]
+
+        turn(server, lambda: listener.entered == 1)
+        turn(server, lambda: not any(each.event_watch & select.POLLIN for each in clients()))
+        client.settimeout(PATIENCE)
+        heard = bytearray()
+
+        def read() -> None:
+            while data := client.recv(1 << 20):
+                heard.extend(data)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        turn(server, lambda: not clients())
+        reader.join(PATIENCE)
+    assert heard.count(b"\r\n.\r\n") == 2000
+    assert heard.endswith(b"\r\nversion\r\n.\r\n.\r\n")
+
+
+def test_telling_waits_for_nobody_who_reads_it() -> None:
+    """Standard error may be a pipe; when that was full, nothing was served any more."""
+    read, write = os.pipe()
+    try:
+        tell("ab" * select.PIPE_BUF, write)
+        assert os.read(read, 3 * select.PIPE_BUF) == b"ab" * select.PIPE_BUF + b"\n"
+        with no_hanging():
+            for _ in range(200):
+                tell("x" * 1000, write)
+    finally:
+        os.close(read)
+    tell("closed", write)
+    os.close(write)
+    tell("not there", write)
 
 
 def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
@@ -269,7 +320,7 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
         stack.callback(sys.setrecursionlimit, deepest)
         sys.setrecursionlimit(len(inspect.stack()) + 2 * many)
         ask_for_url(server, stack, first, url.port)
-        turn(server, lambda: any(each.state == "wait_res" for each in host.connected))
+        turn(server, lambda: any(each.exchange is not None for each in host.connected))
         assert len(host.connected) == 1
 
 
@@ -331,6 +382,52 @@ def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bo
     if heard:
         with open(reader, "rb") as output:
             assert output.read() == b".\nRunning.\n"
+
+
+@pytest.mark.parametrize("role", ["web_server", "selector"])
+def test_a_kept_connection_that_is_at_its_next_request_is_not_idle(
+    server: Server, tmp_path: Path, role: str
+) -> None:
+    carry_out(
+        server,
+        f"CREATE SERVICE w\nSET role = web_server\nSET docroot = {tmp_path}\nSET enable_put = on"
+        f"\nCREATE SERVICE p\nSET role = {role}\nSET persist_client = on"
+        "\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    service = server.services["p"]
+    service.docroot, service.enable_put = str(tmp_path), 1
+    service.default_service = server.services["w"]
+    with ExitStack() as stack:
+        client = client_of(server, stack, field="Connection: keep-alive")
+        turn(server, lambda: any(isinstance(each, Client) for each in server.sockets()))
+        (here,) = (each for each in server.sockets() if isinstance(each, Client))
+        turn(server, lambda: here.state == "persist_wait")
+        service.latency = 50
+        client.sendall(b"PUT /file HTTP/1.0\r\nContent-Length: 4\r\n\r\nha")
+        turn(server, lambda: here.exchange is not None)
+        server.shut_down_gracefully()
+        client.sendall(b"lf")
+        turn(server, lambda: here.closed)
+        client.settimeout(PATIENCE)
+        with client.makefile("rb") as heard:
+            answers = heard.read()
+    assert answers.count(b"HTTP/1.0 200 ") == 2 and (tmp_path / "file").read_bytes() == b"half"
+
+
+def test_a_pidfile_that_somebody_took_away_is_no_fault_at_the_end(
+    server: Server, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pid"
+    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 0\nENABLE m")
+    server.pidfile = str(pidfile)
+
+    def end() -> None:
+        pidfile.unlink()
+        server.stop()
+
+    server.loop.call_soon(end)
+    server.run()
+    assert not list(server.sockets())
 
 
 def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> None:

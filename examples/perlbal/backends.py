@@ -200,7 +200,6 @@ class BackendHTTP(Socket):
         self.state = "sending_req"
         self.write(head)
         if not self.closed:
-            self.state = "wait_res"
             exchange.backend_ready(self)
 
     def next_request(self, initial: bool = False) -> None:

@@ -79,7 +79,7 @@ class Balancer:
         # As the original reads them: the last of a name counts, and without contents to look for
         # all are of high priority, whether they have the cookie or not.
         cookies: dict[str, str] = {}
-        for each in re.split(r";\s+", exchange.request.get("cookie") or ""):
+        for each in re.split(r";[ \t]+", exchange.request.get("cookie") or ""):
             name, equals, value = each.rpartition("=")
             if equals:
                 cookies[unquote(name, "latin-1")] = unquote(value, "latin-1")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket
-from examples.perlbal.heads import SERVER, Refused, Request, Response, take_head
+from examples.perlbal.heads import SERVER, Refused, Request, Response, read_off, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ class Client(Socket):
             self.refuse(refused)
             return False
         self.inbox = b""
+        self.state = "reading_headers"  # A kept one is idle no longer.
         self.ditch_crlf = False
         self.server.requests += 1
         self.requests += 1
@@ -290,7 +291,7 @@ class Client(Socket):
         self.service = service
         if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
             forwarded = request.values.get("x-forwarded-for", "")
-            self.observed_ip = forwarded.partition(",")[0].strip() or None
+            self.observed_ip = forwarded.partition(",")[0].strip(" \t") or None
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
         if kind is Exchange:
@@ -440,7 +441,7 @@ class Client(Socket):
         if exchange is None:
             return self._end()
         exchange.release()
-        if not self.keep_alive or self.server.stopping:
+        if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
         self.ditch_crlf = exchange.request.method == "POST"
         self.state = "persist_wait"
@@ -520,10 +521,10 @@ class Client(Socket):
         if self.local_port is not None:
             text += f": localport={self.local_port}"
         if self.observed_ip is not None:
-            text += f"; observed_ip={self.observed_ip}"
+            text += f"; observed_ip={read_off(self.observed_ip)}"
         text += f"; reqs={self.requests}; {self.state}"
         if self.exchange is not None:
             request = self.exchange.request
-            text += f"; http://{request.get('host') or 'unknown'}{request.uri}"
+            text += f"; http://{read_off((request.get('host') or 'unknown') + request.uri)}"
             text += self.exchange.as_string()
         return text

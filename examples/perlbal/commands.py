@@ -14,8 +14,8 @@ from typing import Final
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
 from examples.perlbal.language import COMMANDS, Answer, Call, command
-from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError
-from examples.perlbal.plugins import LEFT_OUT, PLUGINS
+from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, words
+from examples.perlbal.plugins import PLUGINS
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
 
@@ -58,7 +58,7 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
 
 
 def _set_plugins(call: Call, service: Service, names: str) -> Answer:
-    wanted = dict.fromkeys(re.split(r"[\s,]+", names.lower()))
+    wanted = dict.fromkeys(words(names.lower()))
     loaded = call.server.plugins
     found = [loaded[name] for name in wanted if name in loaded]
     for plugin in found:
@@ -175,10 +175,9 @@ def dumpconfig(call: Call) -> None:
 @command("load", r" (\w+)")
 def load(call: Call, name: str) -> None:
     server = call.server
-    if name in LEFT_OUT:
-        raise LanguageError(f"Plugin {name} is not supported here")
     if name not in PLUGINS:
-        raise LanguageError(f"No plugin {name}; there are {', '.join(sorted(PLUGINS))}")
+        there = ", ".join(sorted(PLUGINS))
+        raise LanguageError(f"Plugin {name} is not supported here; there are {there}")
     if name not in server.plugins:
         plugin = server.plugins[name] = PLUGINS[name](server)
         for service in server.services.values():
@@ -343,13 +342,11 @@ def states(call: Call, name: str) -> Answer:
         if isinstance(each, Client):
             owner: Service | None = each.service
             kind = each.class_name()
-            if service is not None and kind == "Perlbal::ClientHTTPBase":
-                continue
         elif isinstance(each, BackendHTTP):
             owner, kind = each.owner.service, "Perlbal::BackendHTTP"
         else:
             continue
-        if service is None or owner is service:
+        if service is None or owner is service and kind != "Perlbal::ClientHTTPBase":
             counts[f"{kind} {each.state}"] += 1
     return _counted(counts)
 

@@ -30,12 +30,12 @@ _REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/1\.(\d)\r?\n", re.
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
 _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
-_NO_HOST: Final = re.compile(r"[\s,/?#@\\<>\"]")
+_NO_HOST: Final = re.compile(r"[\0- \x7f,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _MAX_DIGITS: Final = 18
 # Whole words in Connection; where they aren't at all, which `in` tells soonest, nothing is searched.
-_CLOSE: Final = re.compile(r"\bclose\b")
-_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b")
+_CLOSE: Final = re.compile(r"\bclose\b", re.ASCII)
+_KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b", re.ASCII)
 
 _keys: dict[str, str] = {}
 """Names of fields that came before, and their keys: to check a name is dear, and most are few."""
@@ -58,8 +58,8 @@ def _key(name: str) -> str:
     if not _TOKEN.fullmatch(name):
         # What another server might take for something else gets an answer, what is plain nonsense
         # doesn't.
-        hidden = name[:1] in (" ", "\t", "") or _TOKEN.fullmatch(name.rstrip(" \t"))
-        raise Refused(400 if hidden else 0, f"Invalid field name {name!r:.40}")
+        told = name[:1] in " \t" or not name.isascii() or _TOKEN.fullmatch(name.rstrip(" \t"))
+        raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
     key = name.lower()
     if len(name) <= _MAX_NAME:
         if len(_keys) >= _MAX_KEYS:
@@ -84,8 +84,7 @@ class Head:
     def set(self, name: str, value: str) -> None:
         """Set a field, in the place and with the name it has already."""
         key = name.lower()
-        if key not in self.values:
-            self.names[key] = name
+        self.names.setdefault(key, name)
         self.values[key] = value
 
     def drop(self, key: str) -> None:
@@ -153,7 +152,8 @@ class Request(Head):
                 raise Refused(400, "Invalid URL")
             path = absolute[2] or "/"
             self.uri = path if path[0] == "/" else "/" + path
-            self.set("Host", absolute[1].lower())
+            # As bytes: only letters of ASCII have a lower case.
+            self.set("Host", absolute[1].encode("latin-1").lower().decode("latin-1"))
         host = values.get("host")
         if host:
             if _NO_HOST.search(host):
@@ -279,6 +279,11 @@ def parse_response(text: str) -> Response:
 def wire(text: str) -> str:
     """Text of the language, which is UTF-8, as it is written in a head, whose letters are bytes."""
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def read_off(text: str) -> str:
+    """The same the other way."""
+    return text.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def take_head(data: bytes) -> tuple[str, bytes] | None:

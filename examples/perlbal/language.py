@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable
+from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.parameters import LanguageError
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
 
     Out = Callable[[str], object]
 
+MAX_FILE: Final = 10_000_000
+"""Characters of a configuration file."""
+
 Answer = list[str] | str | None
 """What a command answers: a list, a line (or nothing, if it is empty), or OK."""
+
+_LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 class Context:
@@ -106,12 +112,15 @@ class Language:
     def load_file(self, name: str, out: Out) -> None:
         """Carry out the commands of a file. Raises `LanguageError` at the first that fails."""
         try:
-            with open(name, encoding="utf-8", errors="surrogateescape") as file:
-                lines = file.read().splitlines()
+            # A line ends with LF: CR is a space like others, and all else is a part of a name.
+            with open(name, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                text = file.read(MAX_FILE + 1)
         except OSError as error:
             raise LanguageError(f"Error opening config file ({name}): {error.strerror}") from None
+        if len(text) > MAX_FILE:
+            raise LanguageError(f"{name} is longer than {MAX_FILE} characters")
         context = Context(verbose=False)
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if not self.run(line, out, context):
                 raise LanguageError(f"{name}, line {number}: {line.strip()}")
 
@@ -119,7 +128,7 @@ class Language:
         """Carry out one line, and answer by `out`. False if it failed."""
         try:
             text = _plain(line)
-            answer = self._carry_out(text, out, context) if text.strip() else ""
+            answer = self._carry_out(text, out, context) if text.strip(" ") else ""
         except (LanguageError, OSError, ValueError, RecursionError) as error:
             # What the system, or Python, wouldn't do with a value is an answer like another.
             out(f"ERROR: {error}")
@@ -153,11 +162,12 @@ class Language:
 
 def _plain(line: str) -> str:
     """A line without its comment, with its variables replaced, and in lower case up to "="."""
-    text = " ".join(line.partition("#")[0].split())
+    # Spaces of Unicode are no spaces: a file's name may have them.
+    text = re.sub(r"\s+", " ", line.partition("#")[0], flags=re.ASCII).strip(" ")
     text = re.sub(r"\$\{([^{}]+)\}", _variable, text)
     text = re.sub(r"\$(\w+)", lambda found: os.environ.get(found[1], ""), text, flags=re.ASCII)
     left, equals, right = text.partition("=")
-    return left.lower() + equals + right
+    return left.translate(_LOWER) + equals + right
 
 
 def _variable(found: re.Match[str]) -> str:

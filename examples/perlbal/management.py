@@ -31,17 +31,17 @@ class ClientManage(Socket):
         self.created = time.monotonic()
         self.context = Context(verbose=True)
         self.inbox = b""
-        self.is_http = False
         self.watch_read(True)
 
     def event_read(self) -> None:
         data = self.read(READ_SIZE)
         if data is None:
-            return self.close("end")
+            return self._end()
         self.inbox += data
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self.inbox.startswith(_HTTP):
-            self.is_http = True
-        if self.is_http:
             self._http()
         else:
             self._lines()
@@ -55,23 +55,29 @@ class ClientManage(Socket):
             if not newline:
                 if len(line) > MAX_LINE:
                     self.write(b"ERROR: the line is too long\r\n")
-                    self.close("long line")
+                    self._end()
                 return
             self.inbox = rest
             text = line.decode("utf-8", "surrogateescape").removesuffix("\r")
             if text.strip().lower().startswith(("quit", "exit")):
-                return self.close("user_requested_quit")
+                return self._end()
             answer: list[str] = []
             self.server.language.run(text, answer.append, self.context)
             if answer:
                 lines = "".join(f"{each}\r\n" for each in answer)
                 self.write(lines.encode("utf-8", "surrogateescape"))
 
+    def _end(self) -> None:
+        """Hear no more, and close behind the answers that wait."""
+        self.inbox = b""
+        self.watch_read(False)
+        self.write(self.close)
+
     def event_write(self) -> None:
         super().event_write()
-        if not self.write_buf_size and not self.closed and not self.is_http:
+        if not self.write_buf_size and not self.closed:
             self.watch_read(True)
-            self._lines()
+            self._go_on()
 
     def _http(self) -> None:
         try:
@@ -82,12 +88,11 @@ class ClientManage(Socket):
         except Refused:
             return self.close("parse_header_failure")
         self.server.requests += 1
-        self.watch_read(False)
         code, body = page(self.server, request.uri)
         data = body.encode("utf-8", "surrogateescape")
         head = f"HTTP/1.0 {code}\r\nContent-type: text/html\r\nContent-Length: {len(data)}\r\n\r\n"
         self.write(head.encode() + (b"" if request.method == "HEAD" else data))
-        self.write(self.close)
+        self._end()
 
     def event_err(self) -> None:
         self.close("error")

@@ -61,7 +61,9 @@ string: Final = _fitting(".*", lambda found: found[0], "")
 request_path: Final = _fitting(
     "[!-~]+", lambda found: found[0], "'{text}' is no path that can be asked for"
 )
-file_names: Final = _fitting(".*", lambda found: tuple(re.split(r"[\s,]+", found[0])), "")
+words: Final = re.compile(r"[^\s,]+", re.ASCII).findall
+"""What stands in a list, with commas or spaces between."""
+file_names: Final = _fitting(".*", lambda found: tuple(words(found[0])), "")
 # Each character fits in one way: of a line that doesn't fit, others would be tried without end.
 _SECONDS: Final = r"\s*(?:(?:\d{1,9}(?:\.\d{0,9})?|\.\d{0,9})\s*)?"
 schedule: Final = _fitting(
@@ -107,10 +109,9 @@ def _folder(complaint: str) -> Reader:
     """Reads the name of a folder that is there."""
 
     def read(service: Service, key: str, text: str) -> str:
-        folder = text.removesuffix("/")
-        if not os.path.isdir(folder or "/"):
+        if not os.path.isdir(text):
             raise LanguageError(complaint.format(service=service.name, key=key, text=text))
-        return folder
+        return text
 
     return read
 
@@ -134,6 +135,7 @@ def existing_service(service: Service, key: str, text: str) -> Service:
 _QUAD: Final = r"(\d+\.\d+\.\d+\.\d+)"
 _RANGE: Final = re.compile(rf"{_QUAD}\s*-\s*{_QUAD}", re.ASCII)
 _MASKED: Final = re.compile(rf"{_QUAD}(?:/(\d+)|[:/]{_QUAD})", re.ASCII)
+_MASKS: Final = {str(ipaddress.ip_network((0, bits)).netmask) for bits in range(33)}
 
 
 def netmask(text: str) -> Netmask:
@@ -148,21 +150,19 @@ def netmask(text: str) -> Netmask:
         if len(networks) != 1:
             raise ValueError(f"could not find exact fit for {text}")
         return networks[0]
-    host, mask = text, ""
+    network = text
     if found := _MASKED.fullmatch(text):
-        host, mask = found[1], found[2] or found[3]
-    if mask.isdigit() and int(mask) > 32:
-        raise ValueError(f"illegal number of bits: {mask}")
+        mask = found[2] or found[3]
+        network = f"{found[1]}/{mask}"
+        if mask.isdigit() and int(mask) > 32:
+            raise ValueError(f"illegal number of bits: {mask}")
+        # One of the host's part would be understood as well.
+        if "." in mask and mask not in _MASKS:
+            raise ValueError(f"illegal netmask: {mask}")
     try:
-        network = ipaddress.ip_network(f"{host}/{mask}" if mask else host, strict=False)
+        return ipaddress.ip_network(network, strict=False)
     except ValueError:
-        network = None
-    # A mask of the host's part would be understood as well, which isn't one of the network's.
-    if "." in mask and (network is None or str(network.netmask) != mask):
-        raise ValueError(f"illegal netmask: {mask}")
-    if network is None:
-        raise ValueError(f"could not parse {text}")
-    return network
+        raise ValueError(f"could not parse {text}") from None
 
 
 def netmasks(service: Service, key: str, text: str) -> tuple[Netmask, ...]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import glob
 import ipaddress
+import os
 import re
+import shlex
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from examples.perlbal.heads import Head, Request, Response, wire
+from examples.perlbal.heads import Head, Request, Response, read_off, wire
 from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
@@ -53,7 +55,9 @@ class Plugin:
         """A service begins to use it."""
 
     def unregister(self, service: Service) -> None:
-        """A service uses it no longer."""
+        """A service uses it no longer, and what was set of it there is gone."""
+        for key in self.settings:
+            service.extra.pop(key, None)
 
     def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
         """See a request first. True if it has been answered."""
@@ -84,7 +88,7 @@ class HostMaps(Plugin):
     @staticmethod
     def host(request: Request) -> str:
         """The host that is asked for, without its port and the dot of the root; "" if none is."""
-        host = (request.values.get("host") or "").lower()
+        host = read_off(request.values.get("host") or "").lower()
         return re.sub(r":\d+$", "", host).removesuffix(".")
 
     def find(self, service: Service, host: str) -> list[str]:
@@ -283,9 +287,9 @@ class Include(Plugin):
             raise LanguageError(f"INCLUDE within INCLUDE, {self.MOST_DEEP} deep: {patterns}")
         self._depth += 1
         try:
-            for pattern in patterns.split():
-                is_pattern = glob.has_magic(pattern)
-                for name in sorted(glob.glob(pattern)) if is_pattern else [pattern]:
+            for pattern in map(os.path.expanduser, shlex.split(patterns)):
+                names = glob.glob(pattern) if glob.has_magic(pattern) else [pattern]
+                for name in sorted(names, key=lambda name: (name.lower(), name)):
                     self.server.language.load_file(name, call.out)
         finally:
             self._depth -= 1
@@ -294,12 +298,3 @@ class Include(Plugin):
 PLUGINS: Final[dict[str, type[Plugin]]] = {
     kind.name.lower(): kind for kind in (Vhosts, Redirect, AccessControl, XFFExtras, Include)
 }
-
-LEFT_OUT: Final = frozenset(
-    (
-        "throttle", "stats", "palimg", "flvstreaming", "atominject", "atomstream", "lazycdn",
-        "cgilike", "echoservice", "notmodified", "queues", "vpaths", "autoremoveleadingdir",
-        "highpri", "maxcontentlength",
-    )
-)  # fmt: skip
-"""Perlbal's plugins that aren't here."""

@@ -94,13 +94,10 @@ class ProxyExchange(Exchange):
         """Why the body should go to disk, by what has come of it so far; None if it shouldn't."""
         service = self.service
         rate = len(self._body) / ((time.monotonic() - self.since) or 1)
-        reason = None
-        if service.buffer_upload_threshold_rate and rate < service.buffer_upload_threshold_rate:
-            reason = "rate"
         limit = service.buffer_upload_threshold_time
         if limit and self.client.body_left / rate > limit:
-            reason = "time"
-        return reason
+            return "time"
+        return "rate" if rate < service.buffer_upload_threshold_rate else None
 
     def body(self, data: bytes) -> None:
         client, service = self.client, self.service
@@ -138,6 +135,9 @@ class ProxyExchange(Exchange):
             self.client.send_page(500)
 
     def body_done(self) -> None:
+        # What comes behind it has its turn later. Nor is it asked whether the client is still
+        # there: as in the original, who has sent a body may shut his side behind it.
+        self.client.watch_read(False)
         if self._upload is None or self.requested or self._dropping:
             return
         if self.request.chunked:
@@ -152,27 +152,17 @@ class ProxyExchange(Exchange):
 
     def overflow(self, data: bytes) -> None:
         client = self.client
-        if self.request.length or self.request.chunked:
-            # Old browsers send a CRLF behind a body. Anything else is never passed on.
-            client.inbox += data
-            if client.inbox not in (b"\r", b"\r\n"):
-                client.overfed = True
-                client.inbox = b""
-                client.watch_read(False)
-        elif not self._dropping:
+        had_body = self.request.length or self.request.chunked
+        # Old browsers send a CRLF behind a body. Anything else is never passed on.
+        if had_body and data in (b"\r", b"\r\n"):
+            client.inbox = data
+            return
+        client.overfed = True
+        client.watch_read(False)
+        if not had_body and not self._dropping:
             self.release()
-            self._dropping = client.overfed = True
+            self._dropping = True
             client.send_page(400, "Can't pipeline to HTTP/1.0")
-        else:
-            client.overfed = True
-            client.watch_read(False)
-
-    def end_of_input(self) -> None:
-        if (self.request.length or self.request.chunked) and not self.client.body_left:
-            # As in the original, who has sent a body may shut his side behind it.
-            self.client.watch_read(False)
-        else:
-            super().end_of_input()
 
     # --- the backend ------------------------------------------------------------------------------
 
@@ -198,7 +188,7 @@ class ProxyExchange(Exchange):
             values.pop("x-host", None)
             values.pop("x-forwarded-host", None)
         elif not service.blind_proxy:
-            before = re.sub(r",\s*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
+            before = re.sub(r",[ \t]*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
             values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
         if service.plugins or service.removed_headers or service.inserted_headers:
             changed = Response(0)
@@ -212,9 +202,10 @@ class ProxyExchange(Exchange):
 
     def backend_ready(self, backend: BackendHTTP) -> None:
         """The head is on its way."""
-        self.client.state = "wait_res"
         if self.reproxying is not None:
+            self.client.state = "backend_req_sent"
             return
+        self.client.state = backend.state = "wait_res"
         if self._upload is not None:
             backend.watch_write(True)
         elif self.client.body_left:

@@ -8,6 +8,7 @@ import socket
 import stat
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.backends import BackendHTTP
@@ -41,7 +42,7 @@ class Url(NamedTuple):
 
 def parse_urls(text: str) -> list[Url]:
     """The URLs of an X-REPROXY-URL header; what isn't one is left out."""
-    found = (_URL.fullmatch(each) for each in text.split()[:MOST_URLS])
+    found = (_URL.fullmatch(each) for each in re.split("[ \t]+", text)[:MOST_URLS])
     urls = [Url(each[1].strip("[]"), int(each[2] or 80), each[3] or "/") for each in found if each]
     return [url for url in urls if 0 < url.port < 65536]
 
@@ -112,10 +113,9 @@ class ReproxyCache:
         found = self._entries.get(key)
         if found is None:
             return None
-        if time.monotonic() > found.until:
-            del self._entries[key]
-            return None
         self._entries.move_to_end(key)
+        if time.monotonic() > found.until:
+            return None
         self._hits += 1
         return found
 
@@ -163,15 +163,13 @@ class ReproxyHost:
         enough = self.refused or most and len(self.connected) >= most
         if not self.queue or self.connecting or self.connected and enough:
             return
-        try:
+        with suppress(OSError, ValueError, OverflowError):
             # As in the original, a host that isn't an address is looked up here and now, and an
             # IPv4 address is preferred.
             found = socket.getaddrinfo(*self.where, type=socket.SOCK_STREAM)
             found.sort(key=lambda info: info[0] != socket.AF_INET)
             ip = str(found[0][4][0])
             self.connecting = BackendHTTP.open(self, ip, self.where[1], CONNECT_SECONDS)
-        except (OSError, ValueError, OverflowError):
-            pass
         if self.connecting is None:
             self._give_up()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import signal
 import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Loop, Socket, Timer, log_exception
@@ -32,12 +34,13 @@ CLIENTS_PER_SECOND: Final = 20_000
 
 
 def tell(text: str, fd: int = 2) -> None:
-    """Write to standard error, or another descriptor; it serves as well where nobody reads that.
+    """Write to standard error, or another descriptor; it serves as well where nobody reads that,
+    be it closed, or a pipe that is full: there what would wait for a reader is lost.
     A print() that failed would be tried again at the end, and be the exit status."""
-    try:
-        os.write(fd, os.fsencode(f"{text}\n"))
-    except OSError:
-        pass
+    data = os.fsencode(f"{text}\n")
+    with suppress(OSError):
+        while data and select.select((), (fd,), (), 0)[1]:
+            data = data[os.write(fd, data[: select.PIPE_BUF]) :]
 
 
 class IdleClients:
@@ -193,7 +196,8 @@ class Server:
                     time.sleep(1)
         finally:
             if self.pidfile:
-                os.unlink(self.pidfile)
+                with suppress(OSError):
+                    os.unlink(self.pidfile)
             for each in list(self.sockets()):
                 each.close("shutdown")
 

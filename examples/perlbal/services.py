@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
 
@@ -38,10 +39,10 @@ BACKLOG: Final = 1024
 def written(value: object) -> str:
     """A parameter's value, as it is written in the language."""
     if isinstance(value, tuple):
-        return ",".join(map(written, cast("tuple[object, ...]", value)))
+        return ",".join(map(written, cast("tuple[object, ...]", value))) or ","
     if isinstance(value, float):
         return str(value).removesuffix(".0")
-    return str(getattr(value, "name", value)) or "/"  # The last is left off a folder.
+    return str(getattr(value, "name", value))
 
 
 class TCPListener(Listener):
@@ -73,12 +74,10 @@ class TCPListener(Listener):
             self.event_read()
             if self.entered == before:
                 break
-        try:
+        if self.sock is not None:
             # Its address is free at once then, while close(2) waits for the end of the batch.
-            if self.sock is not None:
+            with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self.close(reason)
 
     def as_string(self) -> str:

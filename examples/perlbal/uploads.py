@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+from contextlib import suppress
 from typing import Final
 
 from examples.perlbal.heads import Refused
@@ -124,7 +125,5 @@ class BufferedUpload:
             return
         fd, self._fd = self._fd, -1
         os.close(fd)
-        try:
+        with suppress(OSError):
             os.unlink(self.name)
-        except OSError:
-            pass

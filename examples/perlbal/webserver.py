@@ -129,15 +129,14 @@ class WebExchange(Exchange):
 
     _file: NewFile | None = None
     """What a PUT is writing."""
+    _size = 0
+    """Bytes of it that have come."""
 
     def start(self) -> None:
         service = self.service
         method = self.request.method
         if method in ("GET", "HEAD"):
-            if service.docroot is None:
-                self.client.send_page(500, "Docroot unconfigured")
-            else:
-                self._get(os.fsencode(service.docroot))
+            self._get(service.docroot)
         elif method == "PUT" and service.enable_put:
             self._put()
         elif method == "DELETE" and service.enable_delete:
@@ -154,16 +153,18 @@ class WebExchange(Exchange):
 
     # --- GET and HEAD -----------------------------------------------------------------------------
 
-    def _get(self, docroot: bytes) -> None:
+    def _get(self, folder: str | None) -> None:
         uri = self.request.uri.encode("latin-1")
         if b"%" in uri:
             uri = unquote_to_bytes(uri)
         if uri[:1] != b"/" or b"/../" in uri or uri.partition(b"?")[0].endswith(b"/.."):
             self.client.send_page(403, "Bogus URL")
+        elif folder is None:
+            self.client.send_page(500, "Docroot unconfigured")
         elif b"??" in uri:
-            self._get_many(docroot, uri)
+            self._get_many(os.fsencode(folder), uri)
         else:
-            self._get_one(docroot, uri.partition(b"?")[0])
+            self._get_one(os.fsencode(folder), uri.partition(b"?")[0])
 
     def _get_one(self, docroot: bytes, uri: bytes) -> None:
         client, request = self.client, self.request
@@ -289,8 +290,8 @@ class WebExchange(Exchange):
 
     def _put(self) -> None:
         client, service, request = self.client, self.service, self.request
-        if service.max_put_size and request.length > service.max_put_size:
-            return client.send_page(400, f"Content-length of {request.length} is invalid.")
+        if self._is_too_long(request.length):
+            return
         found = _PUT_NAME.fullmatch(request.uri)
         if found is None or ".." in request.uri or service.docroot is None:
             return client.send_page(400, "Invalid filename")
@@ -309,6 +310,14 @@ class WebExchange(Exchange):
         if not client.body_left:
             self.body_done()
 
+    def _is_too_long(self, length: int) -> bool:
+        """Whether so many bytes are more than the service takes: then that is answered."""
+        too_long = 0 < self.service.max_put_size < length
+        if too_long:
+            self.release()
+            self.client.send_page(400, f"Content-length of {length} is invalid.")
+        return too_long
+
     def _verified(self, folder: str) -> bool:
         """Whether a folder is there, or was."""
         known = self.client.server.verified_directories
@@ -324,7 +333,10 @@ class WebExchange(Exchange):
         self.client.send_page(500, what)
 
     def body(self, data: bytes) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        self._size += len(data)  # Of a chunked body nobody has told it before.
+        if not self._is_too_long(self._size):
             try:
                 self._file.write(data)
             except OSError as error:

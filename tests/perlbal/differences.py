@@ -44,5 +44,6 @@ DIFFERENCES = {
     "a plugin is taken off": "the original keeps it at its services, or fails for want of a method",
     "DEFAULT checks its value": "the original says OK, and the services that come later have none",
     "names in a list are escaped": "in the original a file's name may be any HTML",
+    "chunks are no way round": "in the original they are one, past two limits of PUT",
 }
 """Name -> why."""

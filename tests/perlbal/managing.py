@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from tests.perlbal.conversation import Setting, Talk
@@ -217,6 +218,46 @@ row(
 )
 row(
     PROXY,
+    "a folder is shown as it was written",
+    manage("SET web.docroot = {folder}/", "SHOW SERVICE web", "SET web.docroot = /"),
+    manage("SHOW SERVICE web"),
+    ask(get("/proc/nothing"), to="web"),
+    alone=True,
+)
+row(
+    PROXY,
+    "spaces that are no ASCII are letters",
+    file("a\u3000b/c\xa0d.html", b"found\n"),
+    manage("SET web.docroot = {folder}/a\u3000b", "SET web.index_files = x, c\xa0d.html"),
+    manage("SET web.idle_timeout = 3\xa0", "SET\xa0web.idle_timeout = 3", "USE web\x85"),
+    manage("SET\x0cweb.idle_timeout\x0b=\r3"),
+    ask(get("/"), to="web"),
+    alone=True,
+)
+row(
+    PROXY,
+    "a file has only LF for the end of a line",
+    file(
+        "conf/ends.conf",
+        b"USE web\r\nSET\x0cidle_timeout\x0b=\r17\r\nSET docroot = /\x1c\xc2\x85\n",
+    ),
+    manage("LOAD include", "INCLUDE = {folder}/conf/ends.conf"),
+    alone=True,
+    differs="INCLUDE tells of errors",
+    ours=(
+        "ERROR: Directory not found for service web\r\nERROR: <folder>/conf/ends.conf, line 3: ",
+    ),
+)
+row(
+    PROXY,
+    "lists with a comma too many",
+    manage("SET choice.plugins = vhosts,", "SET choice.plugins = vhosts , ,", "PLUGINS"),
+    manage("SET web.plugins = ,", "SET web.plugins = $NOSUCH", "SET web.index_files = , a.html,"),
+    ask(get("/"), to="web"),
+    alone=True,
+)
+row(
+    PROXY,
     "values that can't work",
     manage(
         "POOL one ADD 1.2.3.4:99999",
@@ -261,6 +302,7 @@ NETMASKS = (
         "any",
         "default",
     ),
+    *("1.2.3.400/255.0.0.0", "1.2.3.04:255.0.0.0", "1.2.3.400/8"),
     *("1.2.3.4/255.255.255.0", "1.2.3.4/255.255.0.255", "1.2.3.4/0.0.0.255"),
     *("1.2.3.4:255.255.255.0", "1.2.3.4:24", "10.0.0.0-10.0.0.255", "10.0.0.0 - 10.0.3.255"),
     *("10.0.0.0-10.0.0.254", "10.0.0.5-10.0.0.6", "10.0.0.9-10.0.0.8", "1.2.3.4, 5.6.7.8/16"),
@@ -469,6 +511,14 @@ row(
 )
 row(
     PROXY,
+    "letters that are no ASCII stay as they are",
+    manage("POOL one REMOVE 127.0.0.9:81", "POOL one REMOVE 127.0.0.8"),
+    manage("HEADER proxy INSERT X-A: \u00dcB=\u00dcB", "MIME SET ab \u00dcB"),
+    ask(get("/")),
+    alone=True,
+)
+row(
+    PROXY,
     "SERVER",
     manage(
         "SERVER",
@@ -589,6 +639,25 @@ row(
     alone=True,
 )
 row(PROXY, "SOCKS, in columns", manage("SOCKS", blur=r"(?s)(?<=   fd    age).*"))
+
+
+def urls(talk: Talk) -> None:
+    """Of what the manager got, only the URLs."""
+    talk.transcript["manager"] = re.findall(r"http://[^;\r]*", talk.transcript["manager"][-1])
+
+
+row(
+    PROXY,
+    "SOCKS, of a request with bytes that are no ASCII",
+    serve(held("x", good("late"))),
+    send(get("/\xc3\xa9\xff", "Host: \xe9")),
+    asked(),
+    manage("SOCKS"),
+    urls,
+    opens("x"),
+    hear(),
+    alone=True,
+)
 row(PROXY, "HELP names the commands", manage("HELP", blur=r"(?s).*"))
 
 # --- how it is spoken -----------------------------------------------------------------------------
@@ -655,6 +724,19 @@ row(
         "INCLUDE = {folder}/conf/*.conf",
         "SHOW POOL",
     ),
+    alone=True,
+)
+row(
+    PROXY,
+    "INCLUDE of many files, in their order",
+    file("conf/d/a.conf", b"CREATE POOL many\n"),
+    file("conf/d/B.conf", b"POOL many ADD 1.2.3.4\n"),
+    file("conf/d/c.conf", b"POOL many ADD 1.2.3.5\n"),
+    file("conf/d/_.conf", b"CREATE POOL first\n"),
+    file("conf/x y.conf", b"POOL many ADD 1.2.3.6\n"),
+    manage("LOAD include", "INCLUDE = {folder}/conf/d/*.conf", "SHOW POOL", "SHOW POOL many"),
+    manage('INCLUDE = "{folder}/conf/x y.conf" {folder}/conf/x\\ y.conf', "SHOW POOL many"),
+    manage("INCLUDE = ~/there/is/none"),
     alone=True,
 )
 row(

@@ -229,6 +229,7 @@ row(
     ask(get("http://Elsewhere:81/p/q?r", "Host: here")),
 )
 row(PLAIN, "a whole URL without a path", ask(get("http://elsewhere", version="1.0")))
+row(PLAIN, "a whole URL that is no ASCII", ask(get("http://\xc3\x89T\xc3\xa9.test/\xc3\x89")))
 row(
     PLAIN,
     "a whole URL in capitals",
@@ -263,7 +264,15 @@ row(PLAIN, "an unknown client's forwarding fields are dropped", ask(get("/", *FO
 row(TRUSTING, "a trusted client's are kept and added to", ask(get("/", *FORWARDED)))
 row(TRUSTING, "a trusted client without any", ask(get("/")))
 row(TRUSTING, "a trusted client with an empty one", ask(get("/", "X-Forwarded-For: ")))
-for each in ("1.1.1.1,2.2.2.2", "1.1.1.1 ,  2.2.2.2", "1.1.1.1,,", ",1.1.1.1", ",", "a b"):
+for each in (
+    "1.1.1.1,2.2.2.2",
+    "1.1.1.1 ,  2.2.2.2",
+    "1.1.1.1,,",
+    ",1.1.1.1",
+    ",",
+    "a b",
+    "a,\xa0\x85b",
+):
     row(TRUSTING, f"a trusted client's [{each}]", ask(get("/", f"X-Forwarded-For: {each}")))
 row(MASKED, "not of the netmasks", ask(get("/", *FORWARDED)))
 row(MASKED, "of the netmasks, an address", connect(source="127.0.0.2"), ask(get("/", *FORWARDED)))
@@ -588,6 +597,30 @@ row(
     differs="nothing behind a POST",
     ours=("Connection: close", "ok<closed>"),
 )
+row(
+    KEEP,
+    "a request behind a POST that is with the backend waits for its turn",
+    serve(held("x", good("1"))),
+    send(post("/1", b"one")),
+    asked(),
+    send(get("/2")),
+    settled(),
+    opens("x"),
+    hear(times=2),
+)
+row(
+    KEEP,
+    "a request behind a GET whose answer is on its way",
+    serve(in_two("x", good("one half and the other"), 60)),
+    send(get("/1")),
+    begun(),
+    send(get("/2")),
+    settled(),
+    opens("x"),
+    hear(times=2),
+    differs="nothing behind a POST",
+    ours=("one half and the other", "<closed>"),
+)
 
 # --- backends that fail ---------------------------------------------------------------------------
 
@@ -759,6 +792,7 @@ COOKIES = (
         "a=b;fast=yes",
         "fast=y+es",
         "faster=yes",
+        "a=b;\xa0fast=yes",
     ),
 )
 for each in COOKIES:

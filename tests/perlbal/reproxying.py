@@ -233,6 +233,13 @@ row(
 )
 row(
     PROXY,
+    "a URL with bytes that are no ASCII",
+    there,
+    serve(to("http://@b@/\xc3\xa0\xc2\x85.jpg")),
+    ask(get("/")),
+)
+row(
+    PROXY,
     "a URL with 404 keeps it",
     there,
     serve(to("http://@b@/", status="404 Gone")),
@@ -411,6 +418,18 @@ row(
 )
 row(
     PROXY,
+    "STATES while a URL is asked for",
+    serve(held("x", good("1")), at="b"),
+    serve(to("http://@b@/1")),
+    send(get("/1")),
+    asked(at="b"),
+    manage("STATES"),
+    opens("x", at="b"),
+    hear(),
+    alone=True,
+)
+row(
+    PROXY,
     "no more connections than are allowed",
     manage("SERVER max_reproxy_connections({b}) = 1", "REPROXY_STATE"),
     serve(held("x", good("1")), good("2"), at="b"),
@@ -539,6 +558,7 @@ row(
     serve(to("http://@b@/1", "X-REPROXY-CACHE-FOR: 0; X")),
     ask(get("/c10")),
     ask(get("/c10")),
+    manage("SHOW SERVICE caching", order="any"),
     alone=True,
     any_order=True,
 )

@@ -291,6 +291,15 @@ row(
     differs="default_service counts",
     ours=("alpha",),
 )
+row(
+    SELECTORS.at("bare"),
+    "a default service, and no plugin",
+    manage("SET bare.default_service = alpha"),
+    ask(host("any.test")),
+    alone=True,
+    differs="default_service counts",
+    ours=("alpha",),
+)
 row(SELECTORS.at("late"), "latency", send(host("any.test")), silence(), hear())
 row(
     SELECTORS.at("late"),
@@ -357,6 +366,13 @@ row(
 row(MOVED, "close", ask(host("old.example.com", "/", "Connection: close")))
 row(
     MOVED,
+    "a host that moved, and is no ASCII",
+    manage("USE moved", "REDIRECT HOST b\u00fccher.test neue-b\u00fccher.test"),
+    ask(host("b\xc3\xbccher.test")),
+    alone=True,
+)
+row(
+    MOVED,
     "what REDIRECT refuses",
     manage(
         "USE moved",
@@ -404,6 +420,7 @@ row(
     "observed behind",
     ask(get("/", "X-Forwarded-For: 10.2.2.2, 10.1.1.1")),
 )
+row(SELECTORS.at("observed"), "observed oddly", ask(get("/", "X-Forwarded-For: 10.1.1.1\xa0,x")))
 row(SELECTORS.at("observed"), "observed nobody", ask(get("/")))
 row(SELECTORS.at("slow"), "queue_low is answered too", connect(source="127.0.0.2"), ask(get("/")))
 row(
@@ -455,6 +472,14 @@ row(
     SELECTORS.at("observed"),
     "use_observed_ip that is off",
     manage("SET observed.AccessControl.use_observed_ip = 0"),
+    ask(get("/", "X-Forwarded-For: 10.1.1.1")),
+    alone=True,
+)
+
+row(
+    SELECTORS.at("observed"),
+    "use_observed_ip is gone when plugins are set once more",
+    manage("SET observed.plugins = AccessControl"),
     ask(get("/", "X-Forwarded-For: 10.1.1.1")),
     alone=True,
 )

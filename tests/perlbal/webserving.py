@@ -174,6 +174,7 @@ for method in "OPTIONS", "TRACE", "BREW", "PUT", "DELETE":
     row(WEB, f"{method} where it is off", ask(request(method, "/hello.txt", "Content-Length: 0")))
 row(WEB, "POST to a file", ask(post("/hello.txt", b"what")))
 row(WEB, "without a docroot", ask(get("/hello.txt"), to="rootless"))
+row(WEB, "out of no docroot", ask(get("/../hello.txt"), to="rootless"))
 row(WEB, "several in one without a docroot", ask(get("/??a,b"), to="rootless"))
 row(WEB, "two requests in one go", ask(get("/hello.txt") + get("/page.html")))
 row(KEPT, "two requests in one go, kept", ask(get("/hello.txt") + get("/page.html")))
@@ -422,6 +423,24 @@ row(
     "PUT in chunks, none",
     ask(request("PUT", "/c3", "Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
     shows("docs/c3"),
+)
+row(
+    DEEP,
+    "PUT in chunks, where the folders are not",
+    ask(request("PUT", "/c4/c5/x", "Transfer-Encoding: chunked", body=b"1\r\nx\r\n0\r\n\r\n")),
+    shows("docs/c4"),
+    differs="chunks are no way round",
+    ours=("HTTP/1.0 404 ", "Base directory does not exist", "docs/c4 is not there"),
+)
+row(
+    STORE,
+    "PUT in chunks that is too large",
+    send(request("PUT", "/c6", "Transfer-Encoding: chunked", md5(b"y" * 1028)), b"400\r\n"),
+    send(b"y" * 1024 + b"\r\n", b"4\r\nyyyy\r\n0\r\n\r\n"),
+    hear(),
+    shows("docs/c6"),
+    differs="chunks are no way round",
+    ours=("HTTP/1.0 400 ", "Content-length of 1028 is invalid.", "docs/c6 is not there"),
 )
 row(STORE, "DELETE", file("docs/gone", b"x"), ask(request("DELETE", "/gone")), shows("docs/gone"))
 row(STORE, "DELETE of nothing", ask(request("DELETE", "/never")))
