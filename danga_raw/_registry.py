@@ -224,11 +224,6 @@ class Registry:
             waker.close()
             return made
 
-    def resume_listeners(self) -> None:
-        """A descriptor was closed: listeners that had none left begin again."""
-        for listener in list(self.paused.values()):
-            listener.begin_again()
-
     def resume(self) -> None:
         """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
         have cut it short."""
@@ -480,8 +475,9 @@ class Registry:
                 first = first if isinstance(first, KeyboardInterrupt) else error
         if self._unlisted:
             self._unlisted.clear()
-        if self.paused:
-            self.resume_listeners()
+        if self.paused:  # They had no descriptor left, and there may be one now.
+            for listener in list(self.paused.values()):
+                listener.begin_again()
         if first is not None:
             raise first
 
