@@ -164,8 +164,8 @@ class Connecting:
             error = OSError(number, os.strerror(number))
         self.cancel()
         if error is None and obj.write_set_watch and not obj.write_buf:
-            # What was written meanwhile is queued, and keeps the watch until it is out.
-            # Its watch_write keeps the watch until this is told.
+            # What was written meanwhile is queued, and keeps the watch until it is out. Not by its
+            # watch_write, which keeps it until this is told.
             obj._watch(POLLOUT, False)  # pyright: ignore[reportPrivateUsage]
             obj.write_set_watch = False
         try:

@@ -224,11 +224,6 @@ class Registry:
             waker.close()
             return made
 
-    def resume_listeners(self) -> None:
-        """A descriptor was closed: listeners that had none left begin again."""
-        for listener in list(self.paused.values()):
-            listener.begin_again()
-
     def resume(self) -> None:
         """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
         have cut it short."""
@@ -255,7 +250,7 @@ class Registry:
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
             if fd in self.objects or fd in self.other_fds or fd in self._unlisted:
-                lost = self._replace_owner(fd)
+                lost = self._replace_owner(fd, None if obj is None else obj.sock)
                 if lost and self.has_entries and not renewed:
                     # An entry goes when the last descriptor of its file does, and a forked child or
                     # a dup may have one: its events would be taken for those of the new owner.
@@ -268,27 +263,31 @@ class Registry:
                 self.unregister(fd, events)
             raise
 
-    def _replace_owner(self, fd: int) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new, or the package itself
-        has just got it from the kernel. True if the descriptor was closed behind the loop's back."""
+    def _replace_owner(self, fd: int, handle: Handle | None = None) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new, with this handle, or
+        the package itself has just got it from the kernel. True if the descriptor was closed behind
+        the loop's back."""
         self._drop_events(fd)
         lost = False
-        # The last to leave it, which may be where it was stolen just now. Nobody has it from before.
-        for number, _, handles in reversed(list(self.leaving)):
+        holder = self.objects.get(fd)
+        # From the last to leave, which may be where it was stolen just now. What was before the holder
+        # has nothing of it any more.
+        for number, obj, handles in reversed(list(self.leaving)):
             if number == fd:
                 if handles:
-                    _disown(handles[0], fd)
+                    if handles[0] is not handle:
+                        _disown(handles[0], fd)
                     del handles[:]
                     lost = True
-                break
-        obj = self.objects.get(fd)
-        if obj is not None and not obj.closed:
-            sock, obj.closed = obj.sock, True
+                if obj is holder:
+                    break
+        if holder is not None and not holder.closed:
+            sock, holder.closed = holder.sock, True
             if sock is not None:
                 _disown(sock, fd)
-            obj.let_go()
+            holder.let_go()
             self._forget_callbacks(fd)
-            warn("fd %d was closed behind the back of %s", fd, type(obj).__name__)
+            warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
             lost = True
         self.objects.pop(fd, None)
         return self.other_fds.pop(fd, None) is not None or lost
@@ -476,8 +475,9 @@ class Registry:
                 first = first if isinstance(first, KeyboardInterrupt) else error
         if self._unlisted:
             self._unlisted.clear()
-        if self.paused:
-            self.resume_listeners()
+        if self.paused:  # They had no descriptor left, and there may be one now.
+            for listener in list(self.paused.values()):
+                listener.begin_again()
         if first is not None:
             raise first
 

@@ -17,7 +17,19 @@ from danga_raw import Loop, Socket, _registry
 from tests.simkernel.handles import Handle as SimulatedHandle
 from tests.test_fairness import run_for
 from tests.test_loop import batch, fd_of
-from tests.world import HUP, IN, OUT, Descriptor, Noted, Thing, World, drain, only, real_only
+from tests.world import (
+    HUP,
+    IN,
+    OUT,
+    POLLERS,
+    Descriptor,
+    Noted,
+    Thing,
+    World,
+    drain,
+    only,
+    real_only,
+)
 
 T = TypeVar("T")
 
@@ -274,6 +286,14 @@ def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
         world.turn()
 
 
+def another_handle(thing: Thing) -> Thing:
+    """One of the same descriptor."""
+    fd = thing.fileno()
+    if isinstance(thing, SimulatedHandle):
+        return cast(Thing, SimulatedHandle(thing.kernel, fd))
+    return cast(Thing, socket.socket(fileno=fd))
+
+
 def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -281,12 +301,9 @@ def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
     one, two = world.socketpair()
     old = Noted(one, world.loop)
     old.watch_read(True)
-    again: object = (
-        SimulatedHandle(one.kernel, one.detach())
-        if isinstance(one, SimulatedHandle)
-        else socket.socket(fileno=one.detach())
-    )
-    new = Noted(cast(Thing, again), world.loop)
+    again = another_handle(one)
+    one.detach()
+    new = Noted(again, world.loop)
     new.watch_read(True)
     assert "was closed behind the back of Noted" in caplog.text and old.closed
     two.send(b"x")
@@ -554,6 +571,41 @@ def test_who_had_the_number_of_a_new_poller_does_not_close_it(world: World) -> N
     if world.loop._registry.open().fileno() == fd:
         assert obj.closed and world.is_open(fd)
         assert fd not in world.loop.descriptor_map
+
+
+def test_who_was_refused_in_between_leaves_a_handle_to_who_has_it_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was to be closed, and is not, as somebody has wrapped its descriptor again."""
+    one, _ = world.socketpair()
+    again = another_handle(one)
+    Noted(one, world.loop).close()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(POLLERS[world.backend], "register", refuse)
+        Noted(again, world.loop)
+    new = Noted(again, world.loop)
+    world.turn()
+    assert not new.closed and world.is_open(fd_of(new))
+    new.close()
+    world.turn()
+    one.detach()
+
+
+def test_a_handle_that_waits_to_be_closed_is_its_next_owners_to_close(world: World) -> None:
+    one, two = world.socketpair()
+    fd = one.fileno()
+    Noted(one, world.loop).close()
+    new = Noted(one, world.loop)
+    new.watch_read(True)
+    two.send(b"x")
+    world.until(lambda: new.got)
+    new.close()
+    world.turn()
+    assert not world.is_open(fd)
 
 
 def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(

@@ -361,7 +361,7 @@ def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "_replace_owner", lambda self, fd: False)
+    monkeypatch.setattr(Registry, "_replace_owner", lambda *_: False)
 
 
 def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
