@@ -30,6 +30,9 @@ call fail, or did a handler raise; and is known what the call returned.
 
 from __future__ import annotations
 
+import os
+from _thread import RLock
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +40,23 @@ if TYPE_CHECKING:
 
 RESULT: Final = "_danga_raw_result"
 """The attribute of an exception that was raised behind a call and knows what the call returned."""
+
+_alone = RLock()
+
+
+def alone() -> RLock:
+    """The lock under which what other threads may reach is opened, switched and closed. A signal's
+    handler passes it, in the thread that has it. There is one for all, as in a forked child it is a
+    new one: the thread that had it may not be there."""
+    return _alone
+
+
+def _after_fork() -> None:
+    global _alone
+    _alone = RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def take_result(error: BaseException) -> object:

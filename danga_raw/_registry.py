@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import os
 from _socket import socket as RawSocket
-from _thread import RLock
 from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOMEM, ENOSPC
 
 from danga_raw._epoll import Epoll
-from danga_raw._interrupt import by_handler
+from danga_raw._interrupt import alone, by_handler
 from danga_raw._libc import libc
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN, Poll
@@ -102,7 +101,6 @@ class Registry:
         another thread adds can end it."""
         self.poller: Poller | None = None  # while it is open
         self.waker: Waker | None = None  # once somebody has asked for it
-        self._opening = RLock()  # another thread may ask for it while the loop opens the poller
         self._dropped: list[Poller] = []  # pollers to be closed
         self.stale: set[int] = set()
         """Numbers under which an epoll may still have the entry of a file that its owner has closed
@@ -140,7 +138,7 @@ class Registry:
         or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         if self.poller is not None:
             return self.poller
-        with self._opening:
+        with alone():
             self._close_dropped()
             poller = _new_poller(self.backend)
             try:
@@ -173,8 +171,9 @@ class Registry:
     def renew(self) -> None:
         """Drop the poller, with the entries in it that can't be removed, and open another. The first
         is closed before, as the table of descriptors may be full."""
-        self._drop_poller()
-        self.open()
+        with alone():
+            self._drop_poller()
+            self.open()
 
     def _drop_poller(self) -> None:
         """Close the poller, and drop what it has said."""
@@ -199,16 +198,16 @@ class Registry:
         read end. Raises `OSError`, and then it is tried anew at the next."""
         from danga_raw._waker import Waker  # It and its imports cost nothing to who wakes no loop.
 
-        with self._opening:
+        with alone():
             if self.waker is not None:  # Another thread was faster.
                 return self.waker
             waker = Waker()
             try:
                 waker.open()
                 lost = self._replace_owner(waker.fileno())
-                if lost and self.poller is not None and self.has_entries:
-                    self.renew()
                 if self.poller is not None:
+                    if lost and self.has_entries:
+                        self.stale.add(waker.fileno())
                     self.poller.register(waker.fileno(), POLLIN)
                 # A signal's handler may have made one just now.
                 self.waker = made = self.waker or waker
@@ -223,6 +222,13 @@ class Registry:
                 raise
             waker.close()
             return made
+
+    def woken(self, waker: Waker) -> None:
+        """Take out what woke the loop: read(2). Only the loop's own thread may renew a poller, which
+        it waits on otherwise."""
+        if waker.fileno() in self.stale:
+            self.renew()
+        waker.drain()
 
     def resume(self) -> None:
         """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
@@ -272,7 +278,7 @@ class Registry:
         holder = self.objects.get(fd)
         # From the last to leave, which may be where it was stolen just now. What was before the holder
         # has nothing of it any more.
-        for number, obj, handles in reversed(list(self.leaving)):
+        for number, obj, handles in reversed(_copied(self.leaving)):
             if number == fd:
                 if handles:
                     if handles[0] is not handle:
@@ -488,10 +494,22 @@ class Registry:
             *(self.post_loop_callbacks, self.connecting, self.paused),
         ):
             known.clear()
-        self._drop_poller()
-        if self.waker is not None:
-            self.waker.close()
-            self.waker = None
+        with alone():  # Another thread may be about to have the waker watched.
+            self._drop_poller()
+            if self.waker is not None:
+                self.waker.close()
+                self.waker = None
+
+
+def _copied(leaving: deque[Leaving]) -> list[Leaving]:
+    """Also where there is no GIL, and the loop lets go in its thread while another has a number for
+    the waker."""
+    while True:
+        try:
+            return list(leaving)
+        except RuntimeError as error:
+            if "mutated" not in str(error):  # A signal's handler raised.
+                raise
 
 
 def _has(obj: AnySocket, fd: int) -> bool:

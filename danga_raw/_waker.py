@@ -12,7 +12,7 @@ from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
 from signal import valid_signals
 
-from danga_raw._interrupt import by_handler
+from danga_raw._interrupt import alone, by_handler
 from danga_raw._libc import failure, libc
 from danga_raw._log import complain
 
@@ -29,14 +29,17 @@ _on_signals: Final[list[Waker]] = []
 class Waker:
     """A pipe of which a byte ends the wait of one loop, and the signals that write into it."""
 
-    __slots__ = ("_closing", "_ends", "_former", "_handled", "_woken")
+    __slots__ = ("_closed", "_closing", "_ends", "_former", "_handled", "_woken", "_writing")
 
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
         self._ends = (c_int * 2)(-1, -1)
         """The read end and the write end: the call itself writes them here, so none is lost."""
+        self._closed = False
         self._closing = iter((0, 1))
         self._woken = False
+        self._writing: list[None] = []
+        """One for each thread that is about to write: the last of them closes what is closed."""
         self._handled: set[int] = set()
         self._former = -1
         """The descriptor, none of a waker's, to which signals wrote before."""
@@ -63,14 +66,20 @@ class Waker:
         the loop last looked."""
         if self._woken:
             return
+        self._writing += (None,)
         try:
-            self._woken = True
-            libc.write(self._ends[1], b"\0")
+            if not self._closed:
+                self._woken = True
+                libc.write(self._ends[1], b"\0")
         except BaseException as error:
             self._woken = False
-            # A full pipe is read all the same; a closed one belongs to a loop that was reset.
+            # A full pipe is read all the same.
             if by_handler(error):
                 raise
+        finally:
+            del self._writing[-1:]
+            if self._closed:
+                self._close_ends()
 
     def drain(self) -> None:
         """Take out what was written: read(2). Who wakes from here on is heard by the next wait."""
@@ -136,17 +145,23 @@ class Waker:
             signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Handle no signal any more, and close(2) both ends, once; neither out of the main thread."""
-        self._woken = True  # Who still holds this writes no more: the number may be another's.
+        """Handle no signal any more, and close(2) both ends, once; neither out of the main thread
+        where there are signals. Who still holds this writes no more, and where another thread is just
+        about to, that one closes them: the numbers could be another's when it comes to it."""
         for number in tuple(self._handled):
             try:
                 self.remove_signal(number)
             except ValueError:
                 return  # Python goes on writing into the pipe: closed, its number could be another's.
         _on_signals[:] = [each for each in _on_signals if each is not self]
-        for end in self._closing:
-            if self._ends[end] >= 0:
-                try:
-                    libc.close(self._ends[end])
-                except OSError as error:
-                    complain(error, "close(fd %d): %s", self._ends[end])
+        self._closed = True
+        self._close_ends()
+
+    def _close_ends(self) -> None:
+        with alone():
+            for end in () if self._writing else self._closing:
+                if self._ends[end] >= 0:
+                    try:
+                        libc.close(self._ends[end])
+                    except OSError as error:
+                        complain(error, "close(fd %d): %s", self._ends[end])

@@ -270,7 +270,7 @@ class Loop:
         if callback is not None:
             callback(state)
         elif registry.waker is not None and fd == registry.waker.fileno():
-            registry.waker.drain()
+            registry.woken(registry.waker)
         else:
             registry.remove_unknown(fd, state)
 
@@ -342,6 +342,8 @@ class Loop:
         waker = self._open_waker()
         self.call_soon(callback)
         waker.wake()
+        if self._soon and self._registry.waker is not waker:  # It was reset before this was added.
+            self._open_waker().wake()
 
     def add_signal_handler(self, number: int, callback: Callback) -> None:
         """Call `callback()` in the next turn when the signal comes, which ends the wait; one that

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from _socket import socket as RawSocket
-from _thread import RLock
 from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
 from operator import index
 
 from danga_raw._addresses import NOWHERE, ask, with_port
 from danga_raw._connecting import Connecting, begin, begun, drop
-from danga_raw._interrupt import by_handler, take_result
+from danga_raw._interrupt import alone, by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
 from danga_raw._mistakes import HandleError, check_callback, check_class, check_made, no_data, whole
@@ -70,14 +69,13 @@ _EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
 each uipc_socket.c)."""
 
 _default_loop: Loop | None = None
-_making_default: Final = RLock()
 
 
 def default_loop() -> Loop:
     """The loop that the class methods of `Socket` act on, made at its first use."""
     global _default_loop
     if _default_loop is None:
-        with _making_default:
+        with alone():
             made = Loop()
             # No call in between: a signal's handler may have made one just now.
             if _default_loop is None:

@@ -26,13 +26,13 @@ from __future__ import annotations
 import os
 import time
 from _ctypes import CFuncPtr
-from _thread import RLock, get_ident
+from _thread import get_ident
 from collections.abc import Callable
 from ctypes import get_errno, set_errno
 from functools import cache
 from typing import Final, Protocol, cast
 
-from danga_raw._interrupt import RESULT
+from danga_raw._interrupt import RESULT, alone
 from danga_raw._kernel import HERE, MAKES_A_SOCKET
 from danga_raw._libc import FOREIGN, libc
 from danga_raw._strace import CALLS, RETURNED, Given, asked_again
@@ -114,14 +114,13 @@ _in_sinks: Final[set[int]] = set()
 """The threads that are in a sink."""
 _replaced: Final[dict[str, tuple[object, object]]] = {}
 """By name: what was in the door, and what is there now."""
-_switching = RLock()
 _is_switching = False
 
 
 def _switch() -> None:
     """See to it that the door is observed if and only if a trace is on."""
     global _is_switching
-    with _switching:
+    with alone():
         # A signal's handler that starts or stops a trace may come in the midst of this. Then it
         # leaves the rest to whom it has interrupted, who looks again. There is no call between the
         # look at the flag and its setting, behind which a handler could come.
@@ -141,8 +140,7 @@ def _switch() -> None:
 def _after_fork() -> None:
     """A thread that was switching is not there any more, nor is another that was in a sink. This one
     still is, if it forked there."""
-    global _switching, _is_switching
-    _switching = RLock()
+    global _is_switching
     _is_switching = False
     _in_sinks.intersection_update((get_ident(),))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import threading
 from functools import partial
 
 import pytest
 
-from danga_raw import Loop, Socket
+from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw.trace import Call, Trace
 
@@ -220,3 +221,53 @@ def test_a_trace_hands_over_each_threads_calls_in_that_thread_before_it_goes_on(
     assert len(early) == 200 * LOOPS and not any(early)
     texts = [text for texts in told.values() for text in texts]
     assert sorted(texts) == sorted(LOOPS * [b"%d" % number for number in range(200)])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("way", ["poller", "waker", "default loop"])
+def test_a_child_does_not_wait_for_a_thread_that_it_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """At the time of the fork another thread may be opening what all threads may open."""
+    opens, forked = threading.Event(), threading.Event()
+    name = {"poller": "epoll_create1", "waker": "pipe2"}.get(way)
+    real: object = getattr(libc, name) if name else Loop
+
+    def slowly(*arguments: object) -> object:
+        opens.set()
+        assert forked.wait(60)
+        assert callable(real)
+        return real(*arguments)
+
+    if name:
+        monkeypatch.setattr(libc, name, slowly)
+    else:
+        monkeypatch.setattr("danga_raw.socket.Loop", slowly)
+        monkeypatch.setattr("danga_raw.socket._default_loop", None)
+    loop = Loop("epoll")
+    loop.set_loop_timeout(0)
+    loop.set_post_loop_callback(lambda *_: False)
+    work = {
+        "poller": loop.run,
+        "waker": lambda: loop.call_soon_threadsafe(print),
+        "default loop": default_loop,
+    }[way]
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert opens.wait(60)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            signal.alarm(10)  # Ends a child that waits.
+            forked.set()
+            loop.reset()
+            loop.call_soon_threadsafe(loop.stop)
+            loop.run()
+            status = 0 if default_loop() is default_loop() else 2
+        finally:
+            os._exit(status)
+    forked.set()
+    thread.join()
+    loop.close()
+    assert os.waitpid(child, 0)[1] == 0

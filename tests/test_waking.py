@@ -12,7 +12,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from danga_raw import Loop, Socket
 from danga_raw._kernel import HERE, asked
 from danga_raw._libc import libc
+from danga_raw.timers import Timer
 from danga_raw.trace import Trace
 from tests.clients import PATIENCE
 from tests.needs import ROOT
@@ -740,6 +742,137 @@ def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop:
     assert list(calls) == []
     for end in (end for pipe in pipes for end in pipe):
         os.close(end)
+
+
+def test_who_is_about_to_write_when_the_loop_is_closed_writes_to_nobody_else(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look whether the pipe is open and the write another thread may close it."""
+    before = descriptors()
+    loop.call_soon_threadsafe(lambda: None)
+    turn(loop)
+    writes, closed = threading.Event(), threading.Event()
+
+    def late(fd: int, data: bytes) -> int:
+        writes.set()
+        assert closed.wait(PATIENCE)
+        return os.write(fd, data)
+
+    monkeypatch.setattr(libc, "write", late)
+    thread = threading.Thread(target=loop.call_soon_threadsafe, args=(lambda: None,))
+    thread.start()
+    assert writes.wait(PATIENCE)
+    loop.close()
+    pipes = [os.pipe() for _ in range(4)]
+    closed.set()
+    thread.join()
+    assert select.select([end for end, _ in pipes], [], [], 0) == ([], [], [])
+    for end in (end for pipe in pipes for end in pipe):
+        os.close(end)
+    loop.close()
+    assert descriptors() <= before, "who came last has closed the pipe"
+
+
+def test_a_loop_is_reset_before_or_after_another_thread_has_its_waker_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watches, was_reset = threading.Event(), threading.Event()
+    control = libc.epoll_ctl
+
+    def late(epfd: int, op: int, fd: int, event: bytes) -> int:
+        watches.set()
+        was_reset.wait(0.2)  # That comes to its end only if it does not wait for this one.
+        return control(epfd, op, fd, event)
+
+    failures: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    with Loop("epoll") as loop:
+        turn(loop)
+        monkeypatch.setattr(libc, "epoll_ctl", late)
+        thread = threading.Thread(target=loop.call_soon_threadsafe, args=(lambda: None,))
+        thread.start()
+        assert watches.wait(PATIENCE)
+        loop.reset()
+        was_reset.set()
+        thread.join()
+        assert not failures
+
+
+def test_who_wakes_a_loop_that_is_reset_meanwhile_and_runs_on_is_heard(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The waker that it had in hand is closed, and nobody looks for what is added behind the reset."""
+    asks, waits = threading.Event(), threading.Event()
+    said: list[str] = []
+    timers: list[Timer] = []
+
+    class Late(Loop):
+        def call_soon(self, callback: Callable[[], object]) -> None:
+            if threading.current_thread() is thread:
+                asks.set()
+                assert waits.wait(PATIENCE)
+            super().call_soon(callback)
+
+    late = Late(loop.backend)
+
+    def forget() -> None:
+        assert asks.wait(PATIENCE)
+        late.reset()
+        timers.append(late.add_timer(PATIENCE, late.stop))
+        name = "poll" if loop.backend == "poll" else "epoll_wait"
+        wait = getattr(libc, name)
+
+        def waiting(*arguments: object) -> object:
+            if arguments[-1] != 0:
+                waits.set()
+            return wait(*arguments)
+
+        monkeypatch.setattr(libc, name, waiting)
+
+    def heard() -> None:
+        said.append("heard")
+        late.stop()
+
+    thread = threading.Thread(target=late.call_soon_threadsafe, args=(heard,))
+    thread.start()
+    late.call_soon(forget)
+    late.run()
+    thread.join()
+    assert said == ["heard"] and timers[0].callback is not None
+    late.close()
+
+
+def test_a_waker_whose_number_was_another_objects_ends_the_wait_that_goes_on() -> None:
+    """That the poller may have an old entry under the number is for the loop's own thread to mend: it
+    waits on that poller."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    own = Loop("epoll")
+    said: list[str] = []
+    kept: list[int] = []
+
+    def wake() -> None:
+        time.sleep(0.1)  # Until the loop waits, in all likelihood.
+        kept.append(os.dup(near.fileno()))  # So its entry stays.
+        os.close(near.fileno())
+        own.call_soon_threadsafe(lambda: said.append("heard"))
+        own.call_soon_threadsafe(own.stop)
+
+    with own, far:
+        Socket(near, own)
+        turn(own)
+        timer = own.add_timer(PATIENCE, own.stop)
+        thread = threading.Thread(target=wake)
+        thread.start()
+        own.run()
+        thread.join()
+        assert said == ["heard"] and timer.callback is not None
+        far.send(b"for who has the old entry")
+        turn(own)
+        with Trace() as calls:
+            turn(own)
+        assert [call.result for call in calls if call.name == "epoll_wait"] == [0]
+    os.close(kept[0])
 
 
 def test_who_is_closed_in_another_thread_leaves_signals_no_number_that_may_be_anothers(
