@@ -327,7 +327,8 @@ class Registry:
         """A descriptor can't be unregistered, unless it was a signal's handler that raised. In words:
         an error that a caller keeps, and which knows the caller by its traceback, is a cycle."""
         if by_handler(error):
-            raise error
+            del error
+            raise
         if self.has_entries:
             self.stale.add(fd)
         return str(error)
@@ -484,8 +485,11 @@ class Registry:
         if self.paused:  # They had no descriptor left, and there may be one now.
             for listener in list(self.paused.values()):
                 listener.begin_again()
-        if first is not None:
-            raise first
+        try:
+            if first is not None:
+                raise first
+        finally:
+            del first  # Else its traceback and this frame hold each other.
 
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""

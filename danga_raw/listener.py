@@ -114,7 +114,8 @@ class Listener(Socket):
             obj = None
         try:
             if not isinstance(error, Exception) or not self.loop.handle_exception(error, obj):
-                raise error
+                del error  # Else its traceback and this frame hold each other.
+                raise
         finally:
             if obj is not None:
                 obj.close_as("exception")
@@ -146,6 +147,12 @@ class Listener(Socket):
             self.watch_read(True)
         except OSError as error:
             self._pause(error)
+
+    def let_go(self) -> None:
+        """As of any object; and it listens no more."""
+        super().let_go()
+        if self._retry is not None:
+            self._retry.cancel()
 
     def resume(self) -> None:
         """The same where the timer was spent in vain, as an exception may have come behind it."""

@@ -484,8 +484,11 @@ class Loop:
                 # A signal's handler raised, or the close() of a handle. There is no use for half of
                 # it, and what has raised is done by now.
                 first = first or error
-        if first is not None:
-            raise first
+        try:
+            if first is not None:
+                raise first
+        finally:
+            del first  # Else its traceback and this frame hold each other.
 
     def _forget(self) -> None:
         self._registry.let_go(self.handle_exception)

@@ -279,7 +279,8 @@ class Socket(Generic[HandleT]):
             return None
         check_made(self)
         if whole("read takes a number of bytes from 1 up", bytecount) < 1:
-            raise error  # It was refused, and nothing was read.
+            del error  # Else its traceback and this frame hold each other.
+            raise  # It was refused, and nothing was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
@@ -287,7 +288,8 @@ class Socket(Generic[HandleT]):
             self._direct = None
             self.read_push_back = deque((result, *self.read_push_back))
             self._heed_pushed_back()
-        raise error
+        del error
+        raise
 
     def push_back_read(self, buf: bytes | bytearray | memoryview) -> None:
         """Put `buf` behind what was pushed back before; `read` returns that, a piece a call, before
@@ -473,7 +475,8 @@ class Socket(Generic[HandleT]):
                     if self.write_buf_offset == _size(block):
                         self.write_buf_offset = 0
                         del queue[0]
-            raise error
+            del error  # Else its traceback and this frame hold each other.
+            raise
         if self.closed:
             return True
         early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN

@@ -225,7 +225,10 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
             failure = failure or error
     if failure is not None:
         vars(failure)[RESULT] = returned if result is None else result
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # Else its traceback and this frame hold each other.
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from danga_raw import Loop, Socket, _registry
+from danga_raw import Listener, Loop, Socket, _registry
 from danga_raw._libc import libc
 from danga_raw.trace import Trace
 from danga_raw.types import Handle
@@ -636,9 +636,72 @@ def has_all_that_refers_back(world: World) -> None:
     world.loop.call_soon(obj.close)
 
 
+class OnPurpose(Exception):
+    pass
+
+
+def fail(*_: object) -> int:
+    raise OnPurpose
+
+
+def has_a_writer_function_that_raises(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.set_writer_func(fail)
+    with pytest.raises(OnPurpose):
+        obj.write(b"x")
+    obj.close()
+
+
+def reads_nothing(world: World) -> None:
+    one, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    with pytest.raises(ValueError, match="from 1 up"):
+        obj.read(0)
+    obj.close()
+
+
+def cannot_be_closed(world: World) -> None:
+    class Stubborn:
+        def __init__(self, sock: Thing) -> None:
+            self.fileno = sock.fileno
+
+        def close(self) -> None:
+            raise OnPurpose
+
+    one, _ = world.socketpair()
+    for end in (world.loop.run, world.loop.reset):
+        Socket(Stubborn(one), world.loop).close()
+        with pytest.raises(OnPurpose):
+            end()
+
+
+def is_traced_by_a_sink_that_raises(world: World) -> None:
+    one, _ = world.socketpair()
+    trace = Trace(fail)
+    trace.start()
+    with pytest.raises(OnPurpose):
+        Noted(one, world.loop)
+
+
+def accepts_and_raises(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, fail, world.loop)
+        with socket.create_connection(sock.getsockname()), pytest.raises(OnPurpose):
+            world.loop.run()
+        listener.steal_socket()
+
+
 @counts_references
 @real_only
-@pytest.mark.parametrize("life", [dead, refused, writes_by_a_function, has_all_that_refers_back])
+@pytest.mark.parametrize(
+    "life",
+    [
+        *(dead, refused, writes_by_a_function, has_all_that_refers_back),
+        *(has_a_writer_function_that_raises, reads_nothing, cannot_be_closed),
+        *(is_traced_by_a_sink_that_raises, accepts_and_raises),
+    ],
+)
 def test_a_connection_leaves_the_collector_nothing(
     world: World, life: Callable[[World], object]
 ) -> None:

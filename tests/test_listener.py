@@ -80,7 +80,9 @@ def test_a_server_at_its_limit_fills_no_log(
         assert not listener.event_watch & 1 and not listener.closed
         levels = [record.levelname for record in caplog.records]
         assert ("WARNING" in levels) == warned
+        retry = listener._retry
         listener.steal_socket()
+        assert retry is not None and retry.callback is None, "who has left listens again no more"
 
 
 @pytest.mark.parametrize("failing", ["off", "on", "both"])
