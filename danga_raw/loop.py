@@ -491,6 +491,7 @@ class Loop:
             del first  # Else its traceback and this frame hold each other.
 
     def _forget(self) -> None:
+        self._registry.paused.clear()  # Who listens again changes what a parent may have registered.
         self._registry.let_go(self.handle_exception)
         self._timers.clear()
         self._soon.clear()

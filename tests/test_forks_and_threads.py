@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from danga_raw import Loop, Socket, default_loop
+from danga_raw import Listener, Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw.trace import Call, Trace
 
@@ -221,6 +222,53 @@ def test_a_trace_hands_over_each_threads_calls_in_that_thread_before_it_goes_on(
     assert len(early) == 200 * LOOPS and not any(early)
     texts = [text for texts in told.values() for text in texts]
     assert sorted(texts) == sorted(LOOPS * [b"%d" % number for number in range(200)])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_childs_reset_registers_and_changes_nothing_whatever_the_loop_was_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A listener that rests, a connect that is pending, closes that wait, other fds, signals: all of it
+    is in the poller that parent and child share."""
+    here, there = os.pipe()
+    read: list[bytes] = []
+
+    def refuse(sock: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "no descriptor")
+
+    with Loop("epoll") as loop, socket.create_server(("127.0.0.1", 0)) as sock:
+        monkeypatch.setattr(libc, "accept", refuse)
+        listener = Listener(sock, lambda *_: None, loop)
+        client = Echo.connect(sock.getsockname(), loop, timeout=60)
+        pushed, other = echo_on(loop)
+        pushed.push_back_read(b"again")
+        closing, far = echo_on(loop)
+        loop.add_other_fds({here: lambda state: read.append(os.read(here, 100))})
+        loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+        loop.call_soon_threadsafe(lambda: None)
+        loop.set_loop_timeout(60_000)
+        loop.set_post_loop_callback(lambda *_: listener.event_watch & 1 != 0)
+        loop.run()
+        closing.close()
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                with Trace() as calls:
+                    loop.reset()
+                names = {call.name for call in calls}
+                status = 0 if names == {"close", "rt_sigaction"} else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        os.write(there, b"still watched")
+        loop.set_post_loop_callback(lambda *_: not read)
+        loop.run()
+        assert read == [b"still watched"]
+        for each in (client, listener, pushed, other, far):
+            each.close()
+    os.close(here)
+    os.close(there)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
