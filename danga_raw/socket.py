@@ -537,11 +537,15 @@ class Socket(Generic[HandleT]):
         Not needed for `write`, which watches while something is queued. Whoever calls this with a
         true value keeps the watch until calling it with a false one.
         """
-        if on:
-            self.write_set_watch = False
-        elif self.fd in self._registry.connecting:
-            self.write_set_watch = True  # The outcome is heard by it, and then it is dropped.
-            return
+        try:
+            if on:
+                self.write_set_watch = False
+            elif self.fd in self._registry.connecting:
+                self.write_set_watch = True  # The outcome is heard by it, and then it is dropped.
+                return
+        except AttributeError:
+            check_made(self)
+            raise
         self._watch(POLLOUT, on)
 
     def _watch(self, event: int, on: bool) -> None:

@@ -279,6 +279,7 @@ USES: dict[str, Callable[[Socket], object]] = {
     "on_incomplete_write": lambda obj: obj.on_incomplete_write(),
     "watch_read": lambda obj: obj.watch_read(True),
     "watch_write": lambda obj: obj.watch_write(True),
+    "watch_write no longer": lambda obj: obj.watch_write(False),
     "tcp_cork": lambda obj: obj.tcp_cork(True),
     "close": lambda obj: obj.close(),
     "close_as": lambda obj: obj.close_as("end"),
@@ -310,7 +311,9 @@ def test_who_forgot_super_init_is_told_so(kind: Callable[[], Socket], use: str) 
     assert repr(obj) == f"<{name}, not made>"
 
 
-@pytest.mark.parametrize("use", ["read", "write", "watch_read", "watch_write", "close"])
+@pytest.mark.parametrize(
+    "use", ["read", "write", "watch_read", "watch_write", "watch_write no longer", "close"]
+)
 def test_who_uses_an_object_before_it_is_made_is_told_so(
     loop: Loop, pair: tuple[socket.socket, socket.socket], use: str
 ) -> None:
