@@ -168,6 +168,13 @@ row(
     leave(),
     exits(),
 )
+row(
+    "graceful: nothing is connected ahead any more",
+    *asking(get("/"), "nobody"),
+    manage("SET nobody.connect_ahead = 2", "SHUTDOWN GRACEFUL", "SHOW SERVICE nobody"),
+    leave(),
+    exits(),
+)
 GRACEFUL = manage("SHUTDOWN GRACEFUL")
 row("graceful: who waits for a node waits on", *asking(get("/"), "nobody"), GRACEFUL, silence())
 row(
