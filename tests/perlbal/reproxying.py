@@ -12,6 +12,8 @@ from tests.perlbal.steps import (
     asked,
     begun,
     closing,
+    connect,
+    file,
     get,
     good,
     hear,
@@ -442,6 +444,19 @@ row(
     sockets,
     opens("x", at="b"),
     hear(),
+    alone=True,
+)
+row(
+    PROXY,
+    "SOCKS of a file that the client is slow to take",
+    file("big", bytes(9_000_000)),
+    serve(good("", "X-REPROXY-FILE: @folder@/big")),
+    connect("slow", buffer=4096),
+    send(get("/"), by="slow"),
+    answered(1),
+    sockets,
+    manage("SOCKS SUMMARY", "STATES"),
+    leave("slow"),
     alone=True,
 )
 row(
