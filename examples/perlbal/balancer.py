@@ -114,9 +114,9 @@ class Balancer:
 
     def spawn_backends(self) -> None:
         """Begin as many connections as are wanted and aren't there or on their way."""
-        waiting, pool = self.waiting(), self.service.pool
-        wanted = waiting + self.service.connect_ahead - len(self.bored)
-        if wanted <= 0 or pool is None or self.server.stopping and not waiting:
+        pool = self.service.pool
+        wanted = self.waiting() + self.service.connect_ahead - len(self.bored)
+        if wanted <= 0 or pool is None:
             return
         limit = time.monotonic() - CONNECT_SECONDS
         overdue = [

@@ -227,22 +227,19 @@ class Client(Socket):
                 self.close("remote_closure")
         elif not data:
             return
-        elif self.state == "draining":
+        elif self.exchange is None and self.state == "draining_res":
             if self.decoder is None and self.body_left:
                 self.body_left -= len(data)
                 if self.body_left <= 0:
                     self.close("no_keep_alive")
         else:
-            if self.exchange is None:
-                self.inbox += data
-            else:
-                self.take(data)
+            self.take(data)
             self.go_on()
 
     def go_on(self) -> None:
         """Take the requests that are there, one after the other."""
         while self.exchange is None and self.inbox and not self.closed:
-            if self.state == "draining":
+            if self.state == "draining_res":
                 self.inbox = b""
             elif not self._next_request():
                 return
@@ -261,10 +258,8 @@ class Client(Socket):
             self.refuse(refused)
             return False
         self.inbox = b""
-        self.state = "reading_headers"  # A kept one is idle no longer.
         self.ditch_crlf = False
         self.server.requests += 1
-        self.requests += 1
         self.adopted = 0
         self.observed_ip = None
         self.keep_alive = False
@@ -296,6 +291,8 @@ class Client(Socket):
         exchange = self.exchange = kind(self, service, request)
         if kind is Exchange:
             return self.send_page(500, f"Can't map to service type {service.role}")
+        if service.role == "web_server":
+            self.requests += 1  # A proxy counts those that its plugins have not answered.
         for plugin in service.plugins:
             if plugin.start_http_request(self, service, request):
                 return
@@ -454,7 +451,7 @@ class Client(Socket):
         if not self.body_left and not self.overfed and not self.inbox:
             if not self.read(READ_SIZE):
                 return self.close("no_keep_alive")
-        self.state = "draining"
+        self.state = "draining_res"
         self.inbox = b""
         try:
             assert self.sock is not None
@@ -477,17 +474,22 @@ class Client(Socket):
 
     # --- ending -----------------------------------------------------------------------------------
 
+    def is_between_requests(self) -> bool:
+        """Its state alone doesn't tell, which STATES shows: as in the original it stays the same
+        while a PUT or a body in chunks comes in."""
+        return self.state == "persist_wait" and self.exchange is None
+
     def idle_seconds(self) -> int:
         """How long it may be silent; 0: for ever."""
-        if self.state == "persist_wait":
+        if self.is_between_requests():
             return self.service.persist_client_idle_timeout
         return self.service.idle_timeout
 
     def die_gracefully(self) -> None:
         """Close if it has nothing to do, and had something before."""
-        if self.state == "persist_wait":
+        if self.is_between_requests():
             self.event_read()  # A request may be on its way in.
-            if self.state == "persist_wait" and not self.inbox:
+            if self.is_between_requests() and not self.inbox:
                 self.close("graceful_shutdown")
 
     def event_err(self) -> None:

@@ -34,6 +34,9 @@ _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 class ProxyExchange(Exchange):
     """A request to a reverse proxy."""
 
+    _responded = False
+    """Whether there was room for more of the answer, after some of it had to wait."""
+
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
         self.since = time.monotonic()
@@ -61,6 +64,7 @@ class ProxyExchange(Exchange):
 
     def start(self) -> None:
         client, service, request = self.client, self.service, self.request
+        client.requests += 1
         if not client.body_left:
             if service.reproxy_cache is not None and self._from_cache():
                 return
@@ -84,11 +88,12 @@ class ProxyExchange(Exchange):
 
     def _buffer_to_disk(self, reason: str) -> None:
         service, client = self.service, self.client
-        client.state = "buffering_upload"
         name = f"{service.name}-{service.listen or ''}-client-{client.fd}"
         self._upload = BufferedUpload(service.buffer_uploads_path, name)
-        if _DEBUG_UPLOADS and reason != "chunked":
-            self.request.set("X-PERLBAL-BUFFERED-UPLOAD-REASON", reason)
+        if reason != "chunked":
+            client.state = "buffering_upload"
+            if _DEBUG_UPLOADS:
+                self.request.set("X-PERLBAL-BUFFERED-UPLOAD-REASON", reason)
 
     def _reason_to_buffer(self) -> str | None:
         """Why the body should go to disk, by what has come of it so far; None if it shouldn't."""
@@ -258,6 +263,7 @@ class ProxyExchange(Exchange):
         client.loop.add_timer(DEADLOCK_SECONDS, look)
 
     def client_drained(self) -> None:
+        self._responded = True
         if self.backend_stalled and self.backend is not None and not self.too_far_behind_backend():
             self.backend_stalled = False
             self.backend.watch_read(True)
@@ -361,7 +367,7 @@ class ProxyExchange(Exchange):
         delay = service.error_retry_schedule[self._retries]
         self._retries += 1
         self._let_go(backend, "500")
-        self.client.state = "wait_backend"
+        self.client.state = "draining_res"
         self.requested = False
         if delay:
             self.client.loop.add_timer(delay, self._request_again)
@@ -518,10 +524,13 @@ class ProxyExchange(Exchange):
             text += f"; write_buf_size={self.client.write_buf_size}"
         text += "; highpri" if self.high_priority else ""
         text += "; lowpri" if self.request.low_priority else ""
-        text += "; responded" if self._dropping else ""
-        if self.request.length:
+        # Said of an answer that is whole, or of which some had to wait for the client.
+        whole = self._dropping and self.backend is None and self.reproxying is None
+        text += "; responded" if self._responded or whole else ""
+        request = self.request
+        if not request.chunked and (request.method == "HEAD" or "content-length" in request.values):
             text += f"; waiting_for={self.client.body_left}"
-        return text + ("; reproxying" if self.reproxying is not None else "")
+        return text + ("; reproxying" if self.client.state == "backend_req_sent" else "")
 
     def release(self) -> None:
         if self.backend is not None:

@@ -143,6 +143,8 @@ class ReproxyHost:
         self.connecting: BackendHTTP | None = None
         self.bored: list[BackendHTTP] = []
         """Those that have nothing to do, the one used last at the end."""
+        self.was_bored = False
+        """Whether there ever was one of them."""
         self.connected: set[BackendHTTP] = set()
         self.refused = False
         """Whether it has just refused one connection more."""
@@ -195,6 +197,7 @@ class ReproxyHost:
         else:
             backend.alive = time.monotonic()
             self.bored.append(backend)
+            self.was_bored = True
 
     def may_live(self, backend: BackendHTTP) -> bool:
         return True
@@ -267,7 +270,7 @@ class ReproxyManager:
         """The answer to `REPROXY_STATE`."""
         hosts = self.hosts.items()
         lines = [f"connecting {name} 1" for name, host in hosts if host.connecting]
-        lines += [f"bored {name} {len(host.bored)}" for name, host in hosts if host.bored]
+        lines += [f"bored {name} {len(host.bored)}" for name, host in hosts if host.was_bored]
         lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts]
         for name, host in hosts:
             lines.append(f"backends {name} {len(host.connected)}")

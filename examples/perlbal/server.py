@@ -217,6 +217,8 @@ class Server:
         if seconds:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True
+        for service in self.services.values():
+            service.connect_ahead = 0
         for each in list(self.sockets()):
             if isinstance(each, TCPListener):
                 each.stop("graceful_death")

@@ -168,6 +168,13 @@ row(
     leave(),
     exits(),
 )
+row(
+    "graceful: nothing is connected ahead any more",
+    *asking(get("/"), "nobody"),
+    manage("SET nobody.connect_ahead = 2", "SHUTDOWN GRACEFUL", "SHOW SERVICE nobody"),
+    leave(),
+    exits(),
+)
 GRACEFUL = manage("SHUTDOWN GRACEFUL")
 row("graceful: who waits for a node waits on", *asking(get("/"), "nobody"), GRACEFUL, silence())
 row(
@@ -188,6 +195,8 @@ row(
 row(
     "graceful: a queue is served to its end",
     verify(held("x", good("", "Connection: keep-alive")), at="b"),
+    # Each ends its connection, or it would be a matter of chance which of two has the last request.
+    serve(*[good("x", "Connection: close")] * 3, at="b"),
     *(step for by in "123" for step in asking(get(f"/{by}"), "verify", by)),
     GRACEFUL,
     opens("x", at="b"),

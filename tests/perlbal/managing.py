@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from tests.perlbal.conversation import Setting, Talk
 from tests.perlbal.steps import (
+    answered,
     ask,
     asked,
+    begun,
     connect,
     file,
     get,
@@ -16,14 +18,21 @@ from tests.perlbal.steps import (
     hear,
     hear_or_wait,
     held,
+    in_two,
+    leave,
     manage,
     opens,
+    post,
+    put,
+    quietly,
+    reply,
     request,
     send,
     serve,
     settled,
     shut,
     silence,
+    sockets,
 )
 from tests.perlbal.tables import Table
 
@@ -639,6 +648,119 @@ row(
     alone=True,
 )
 row(PROXY, "SOCKS, in columns", manage("SOCKS", blur=r"(?s)(?<=   fd    age).*"))
+
+KEPT = quietly(
+    "POOL one REMOVE 127.0.0.9:81",
+    "POOL one REMOVE 127.0.0.8",
+    "SET proxy.persist_client = on",
+    "SET proxy.persist_backend = on",
+)
+row(
+    PROXY,
+    "SOCKS, from a request's first bytes to between two",
+    KEPT,
+    serve(in_two("x", good("late"), 30), in_two("y", good("late"), -2)),
+    sockets,
+    send(b"GET /"),
+    settled(),
+    sockets,
+    send(b" HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
+    begun(),
+    sockets,
+    opens("x"),
+    hear(),
+    sockets,
+    send(get("/2")[:9]),
+    settled(),
+    sockets,
+    send(get("/2")[9:]),
+    begun(2),
+    sockets,
+    opens("y"),
+    hear(),
+    alone=True,
+)
+for name, sent in (
+    ("POST without a body", post("/", b"")),
+    ("HEAD", request("HEAD", "/")),
+    ("GET with a length", get("/", "Content-Length: 0")),
+    ("POST", post("/", b"abc")),
+):
+    row(
+        PROXY,
+        f"SOCKS, of a {name}",
+        KEPT,
+        serve(held("x", good("late"))),
+        send(sent),
+        asked(),
+        sockets,
+        opens("x"),
+        hear(),
+        sockets,
+        alone=True,
+    )
+row(
+    PROXY,
+    "SOCKS, of a body that has begun to come",
+    KEPT,
+    send(post("/", b"abcdef")[:-3]),
+    settled(),
+    manage("STATES", "STATES proxy"),
+    sockets,
+    alone=True,
+)
+row(
+    PROXY,
+    "SOCKS counts no request that a proxy's plugin has answered",
+    KEPT,
+    quietly("LOAD AccessControl", "SET proxy.plugins = AccessControl"),
+    manage("USE proxy", "ACCESS DENY ip 127.0.0.1"),
+    ask(get("/")),
+    sockets,
+    alone=True,
+)
+row(
+    PROXY,
+    "SOCKS counts what a web server's plugin has answered",
+    quietly("LOAD Redirect", "SET web.plugins = Redirect"),
+    manage("USE web", "REDIRECT HOST test test.test"),
+    ask(get("/"), by="web", to="web"),
+    sockets,
+    alone=True,
+)
+row(
+    PROXY,
+    "STATES between a 500 and the next try",
+    KEPT,
+    quietly("SET proxy.enable_error_retries = on", "SET proxy.error_retry_schedule = 1"),
+    serve(reply("500 No", "Content-Length: 0")),
+    send(get("/")),
+    answered(1),
+    manage("STATES", "STATES proxy"),
+    sockets,
+    hear(),
+    alone=True,
+)
+for name, half in (
+    ("PUT", put("/new", b"abcdef")[:-3]),
+    ("PUT in chunks", request("PUT", "/new", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n")),
+):
+    row(
+        WEB,
+        f"STATES of a {name} that has begun to come",
+        quietly("SET web.enable_put = on"),
+        send(half),
+        settled(),
+        manage("STATES", "STATES web"),
+        leave(),
+        ask(get("/a.html"), by="kept"),
+        send(half, by="kept"),
+        settled(),
+        manage("STATES", "STATES web"),
+        sockets,
+        leave("kept"),
+        alone=True,
+    )
 
 
 def urls(talk: Talk) -> None:

@@ -12,6 +12,8 @@ from tests.perlbal.steps import (
     asked,
     begun,
     closing,
+    connect,
+    file,
     get,
     good,
     hear,
@@ -28,6 +30,7 @@ from tests.perlbal.steps import (
     send,
     serve,
     settled,
+    sockets,
 )
 from tests.perlbal.tables import Table
 
@@ -418,14 +421,42 @@ row(
 )
 row(
     PROXY,
+    "REPROXY_STATE of a host whose kept connection is in use again",
+    serve(good("1"), in_two("x", good("2"), -1), at="b"),
+    serve(to("http://@b@/1"), to("http://@b@/2")),
+    ask(get("/1")),
+    send(get("/2")),
+    begun(at="b"),
+    sockets,
+    manage("REPROXY_STATE", blur=r"(?<=localport=)\d+|(?<=client=)\d+"),
+    opens("x", at="b"),
+    hear(),
+    alone=True,
+)
+row(
+    PROXY,
     "STATES while a URL is asked for",
     serve(held("x", good("1")), at="b"),
     serve(to("http://@b@/1")),
     send(get("/1")),
     asked(at="b"),
     manage("STATES"),
+    sockets,
     opens("x", at="b"),
     hear(),
+    alone=True,
+)
+row(
+    PROXY,
+    "SOCKS of a file that the client is slow to take",
+    file("big", bytes(9_000_000)),
+    serve(good("", "X-REPROXY-FILE: @folder@/big")),
+    connect("slow", buffer=4096),
+    send(get("/"), by="slow"),
+    answered(1),
+    sockets,
+    manage("SOCKS SUMMARY", "STATES"),
+    leave("slow"),
     alone=True,
 )
 row(

@@ -5,17 +5,23 @@ from __future__ import annotations
 from tests.perlbal.conversation import Setting
 from tests.perlbal.steps import (
     ask,
+    asked,
     connect,
     get,
+    good,
     hear,
     hear_or_wait,
+    held,
     leave,
     manage,
+    opens,
     post,
     request,
     send,
+    serve,
     settled,
     silence,
+    sockets,
 )
 from tests.perlbal.tables import Table
 
@@ -301,6 +307,42 @@ row(
     ours=("alpha",),
 )
 row(SELECTORS.at("late"), "latency", send(host("any.test")), silence(), hear())
+row(
+    VHOSTS,
+    "SOCKS, of a connection that goes from service to service",
+    ask(host("nobody.test", "/none", "Connection: keep-alive")),
+    sockets,
+    ask(host("beta.example.com")),
+    sockets,
+    manage("SET far.persist_client = on", "STATES"),
+    serve(held("x", good("far"))),
+    send(host("far.example.com")),
+    asked(),
+    sockets,
+    manage("STATES", "STATES far", "STATES vhosts"),
+    opens("x"),
+    hear(),
+    sockets,
+    ask(host("inner.example.com")),
+    sockets,
+    alone=True,
+)
+row(
+    VHOSTS,
+    "STATES in a selector's latency",
+    manage("SET vhosts.latency = 1000"),
+    send(host("beta.example.com")),
+    settled(),
+    manage("STATES", "STATES vhosts"),
+    sockets,
+    hear(),
+    send(host("beta.example.com")),
+    settled(),
+    manage("STATES", "STATES vhosts"),
+    sockets,
+    hear(),
+    alone=True,
+)
 row(
     SELECTORS.at("late"),
     "a client that leaves in the latency",

@@ -292,6 +292,14 @@ def manage(*lines: str, order: Literal["kept", "any"] = "kept", blur: str = "") 
     return step
 
 
+def sockets(talk: Talk) -> None:
+    """The list of connections, without what is different each time."""
+    answer = talk.house.plain(talk.management().ask("SOCKS"))
+    each_time = r"^ *\d+ +\d+s |\([RW]*\)|(?<=localport=)\d+|(?<=client=)\d+|(?<=\d:)\d+"
+    rows = (re.sub(each_time, "~", line) for line in answer.split("\r\n"))
+    talk.note("manager", "SOCKS\n" + "\r\n".join(sorted(rows)))
+
+
 def quietly(*lines: str) -> Step:
     """Lines to the management port whose answers are not what this is about."""
 

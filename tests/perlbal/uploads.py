@@ -20,6 +20,7 @@ from tests.perlbal.steps import (
     send,
     serve,
     settled,
+    sockets,
 )
 from tests.perlbal.tables import Table
 
@@ -104,6 +105,28 @@ def chunks(*pieces: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
 
 
 CHUNKED = request("POST", "/c", "Transfer-Encoding: chunked")
+
+for name, half in (
+    ("a body in chunks", CHUNKED + b"3\r\nabc\r\n"),
+    ("a body for the disk", post("/d", BODY)[:1000]),
+    ("a body in memory", post("/m", SMALL)[:1000]),
+):
+    row(
+        SIZE,
+        f"STATES of {name}, of a new client and of a kept one",
+        send(half),
+        settled(),
+        manage("STATES", "STATES size"),
+        sockets,
+        leave(),
+        ask(get("/"), by="kept"),
+        send(half, by="kept"),
+        settled(),
+        manage("STATES", "STATES size"),
+        sockets,
+        leave("kept"),
+        alone=True,
+    )
 
 # --- in memory ------------------------------------------------------------------------------------
 
