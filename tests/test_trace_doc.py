@@ -703,7 +703,7 @@ def _(g: Ground) -> Steps:
     "`Loop.set_loop_timeout()`, `Socket.SetLoopTimeout()`, `Loop.set_post_loop_callback()`, "
     "`Socket.SetPostLoopCallback()`, `Socket.set_own_callback()`, `Socket.set_loop_callback()`, "
     "`Loop.disable_profiling()`, `Socket.DisableProfiling()`, `Loop.call_soon()`, "
-    "`Loop.handle_exception()` (but for the object's `close`), `Socket.let_go()`",
+    "`Loop.handle_exception()` (but for the object's `close`), `Socket.let_go()`, `Listener.let_go()`",
 )
 def _(g: Ground) -> Steps:
     client = g.client()
