@@ -117,7 +117,7 @@ class Registry:
         """What goes when the present batch is over, in order."""
         self._unlisted: set[int] = set()
         """The numbers of those among them that are no object's in the map."""
-        self.something_due = True
+        self.something_due: bool = True
         """False where a turn has nothing to do but wait and dispatch: nothing leaves, no pushed-back
         data is to be read, nothing was given to `call_soon`, no timer was cut short, nobody has said
         stop. One look at this spares a turn 300 instructions."""
@@ -125,7 +125,7 @@ class Registry:
         self.pushed_back: dict[
             int, int
         ] = {}  # data: a number that says in which order they came to it
-        self.pushes = 0  # the last such number
+        self.pushes: int = 0  # the last such number
         self.readable: set[int] = set()  # pushed-back data, and a watch for reading
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
