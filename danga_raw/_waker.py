@@ -159,9 +159,13 @@ class Waker:
 
     def _close_ends(self) -> None:
         with alone():
-            for end in () if self._writing else self._closing:
-                if self._ends[end] >= 0:
-                    try:
-                        libc.close(self._ends[end])
-                    except OSError as error:
-                        complain(error, "close(fd %d): %s", self._ends[end])
+            if not self._writing:
+                self._close_each()
+
+    def _close_each(self) -> None:
+        for end in self._closing:
+            if self._ends[end] >= 0:
+                try:
+                    libc.close(self._ends[end])
+                except OSError as error:
+                    complain(error, "close(fd %d): %s", self._ends[end])
