@@ -13,13 +13,14 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import danga_raw
 from danga_raw import Loop, Socket
@@ -491,6 +492,12 @@ def complaints() -> Iterator[list[str]]:
     try:
         yield heard.heard
     finally:
+        # What a signal's handler raised in the midst of logging has left its lock with this thread:
+        # in a later test another that logs would wait for it for ever.
+        lock = cast(threading.Lock, vars(logging)["_lock"])
+        with suppress(RuntimeError):  # So says one that isn't held.
+            while True:
+                lock.release()
         logger.removeHandler(heard)
         logger.propagate = True
 

@@ -9,6 +9,7 @@ connection is closed where the exception has taken the result of its read(2) or 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -31,6 +33,7 @@ from tests.interrupted import (
     Story,
     adds_a_timer,
     closes,
+    complaints,
     function,
     handled,
     interrupted,
@@ -39,7 +42,7 @@ from tests.interrupted import (
 )
 from tests.interrupted_parts import PARTS, cut_short
 from tests.needs import REQUIRED
-from tests.world import IN, POLLERS, Noted, World
+from tests.world import IN, PATIENCE, POLLERS, Noted, World
 
 BACKENDS = ["epoll", "poll"]
 
@@ -262,6 +265,16 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
             hits += 1
             assert wrong == [], where
     assert hits > 20
+
+
+def test_a_story_that_was_interrupted_in_logging_leaves_other_threads_to_log() -> None:
+    with suppress(KeyboardInterrupt), complaints():
+        vars(logging)["_lock"].acquire()
+        raise KeyboardInterrupt
+    thread = threading.Thread(target=logging.getLogger, args=("of another thread",), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 # --- handlers that return -------------------------------------------------------------------------
