@@ -27,7 +27,7 @@ def complain(error: OSError, message: str, *args: object) -> None:
     """Warn of a call that failed, with the error as the last argument; what a signal's handler raised
     goes on."""
     if by_handler(error):
-        del error  # Else its traceback and this frame hold each other.
+        del error  # no cycle
         raise
     warn(message, *args, error)
 

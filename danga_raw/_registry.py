@@ -122,10 +122,8 @@ class Registry:
         data is to be read, nothing was given to `call_soon`, no timer was cut short, nobody has said
         stop. One look at this spares a turn 300 instructions."""
         # What few objects have, by their fd:
-        self.pushed_back: dict[
-            int, int
-        ] = {}  # data: a number that says in which order they came to it
-        self.pushes: int = 0  # the last such number
+        self.pushed_back: dict[int, int] = {}  # data, numbered as their first pieces came
+        self.pushes: int = 0  # the last of these numbers
         self.readable: set[int] = set()  # pushed-back data, and a watch for reading
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
@@ -489,7 +487,7 @@ class Registry:
             if first is not None:
                 raise first
         finally:
-            del first  # Else its traceback and this frame hold each other.
+            del first  # no cycle
 
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""

@@ -114,7 +114,7 @@ class Listener(Socket):
             obj = None
         try:
             if not isinstance(error, Exception) or not self.loop.handle_exception(error, obj):
-                del error  # Else its traceback and this frame hold each other.
+                del error  # no cycle
                 raise
         finally:
             if obj is not None:

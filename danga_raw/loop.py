@@ -488,7 +488,7 @@ class Loop:
             if first is not None:
                 raise first
         finally:
-            del first  # Else its traceback and this frame hold each other.
+            del first  # no cycle
 
     def _forget(self) -> None:
         self._registry.paused.clear()  # Who listens again changes what a parent may have registered.

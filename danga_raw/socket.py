@@ -279,7 +279,7 @@ class Socket(Generic[HandleT]):
             return None
         check_made(self)
         if whole("read takes a number of bytes from 1 up", bytecount) < 1:
-            del error  # Else its traceback and this frame hold each other.
+            del error  # no cycle
             raise  # It was refused, and nothing was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
@@ -475,7 +475,7 @@ class Socket(Generic[HandleT]):
                     if self.write_buf_offset == _size(block):
                         self.write_buf_offset = 0
                         del queue[0]
-            del error  # Else its traceback and this frame hold each other.
+            del error  # no cycle
             raise
         if self.closed:
             return True

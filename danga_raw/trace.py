@@ -228,7 +228,7 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
         try:
             raise failure
         finally:
-            del failure  # Else its traceback and this frame hold each other.
+            del failure  # no cycle
 
 
 if __name__ == "__main__":

@@ -283,11 +283,8 @@ def test_what_is_wrong_with_one_connection_is_passed_by(
         got[0].close()
 
 
-@pytest.mark.parametrize("way", ["another closes", "the pause is over"])
-def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
-    loop: Loop, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    got: list[socket.socket] = []
+def refused_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """There is no descriptor for the first connection; empty once that was told."""
     refusals = [errno.EMFILE]
 
     def accept(sock: socket.socket) -> tuple[socket.socket, object]:
@@ -296,6 +293,15 @@ def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
         return sock.accept()
 
     monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    return refusals
+
+
+@pytest.mark.parametrize("way", ["another closes", "the pause is over"])
+def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
+    loop: Loop, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[socket.socket] = []
+    refusals = refused_once(monkeypatch)
     monkeypatch.setattr("danga_raw.listener.PAUSE", PATIENCE if way == "another closes" else 0)
     here, there = socket.socketpair()
     here.setblocking(False)
@@ -318,18 +324,12 @@ def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
 def test_a_watch_for_writing_ends_no_rest(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has nothing to do with when the listener begins again."""
     got: list[socket.socket] = []
-    refusals = [errno.EMFILE]
-
-    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
-        if refusals:
-            raise OSError(refusals.pop(), "no room")
-        return sock.accept()
-
-    monkeypatch.setattr("danga_raw.listener.libc.accept", accept)
+    refusals = refused_once(monkeypatch)
     monkeypatch.setattr("danga_raw.listener.PAUSE", 0)
     with socket.create_server(("127.0.0.1", 0)) as sock, connected(sock):
         listener = Listener(sock, lambda connection, _: got.append(connection), loop)
         turn(loop)
+        assert not refusals and not got
         listener.watch_write(True)
         listener.watch_write(False)
         turn(loop)
