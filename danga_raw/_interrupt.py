@@ -1,4 +1,4 @@
-"""What a signal may do to this package, and the few idioms that withstand it.
+"""What may come between two steps of this package, and what withstands it: signals, threads, forks.
 
 CPython runs a signal's handler, in the main thread, behind a call, at the start of a function and at
 a backward jump, and behind no other instruction (ceval.c, CHECK_EVAL_BREAKER). A handler may raise,
