@@ -21,6 +21,9 @@ The idioms:
 * A loop in a `try` ends with a plain statement, and no loop has its condition in its head there:
   CPython 3.13 and 3.14 leave a jump back that depends on a condition out of the `try`, so that what
   a handler raises at it is caught by nobody.
+* `with alone():` takes its lock where no handler can come before the `with` has begun. CPython 3.14
+  looks for signals behind the call of a lock's own `__enter__`, and what is raised there leaves the
+  lock taken: every other thread would wait for it for ever.
 * A question and what depends on it (`if not self.closed: ...`) have no call between them, and the
   answer on which something is done falls through: 3.10 looks for signals at any jump that is taken.
 
@@ -44,10 +47,28 @@ if TYPE_CHECKING:
 RESULT: Final = "_danga_raw_result"
 """The attribute of an exception that was raised behind a call and knows what the call returned."""
 
-_alone = RLock()
+
+class _Lock:
+    """For `with`; may be taken again by the thread that has it."""
+
+    __slots__ = ("__exit__", "_acquire")
+
+    def __init__(self) -> None:
+        lock = RLock()
+        self._acquire = lock.acquire
+        # C's own: a function of Python would begin with a look for signals.
+        self.__exit__ = lock.__exit__
+
+    def __enter__(self) -> None:
+        taken: list[bool] = []
+        # The last that is done here, and no call: a function's return is no place for a handler.
+        taken += map(self._acquire, (True,))
 
 
-def alone() -> RLock:
+_alone = _Lock()
+
+
+def alone() -> _Lock:
     """The lock under which what other threads may reach is opened, switched and closed. A signal's
     handler passes it, in the thread that has it. There is one for all, as in a forked child it is a
     new one: the thread that had it may not be there."""
@@ -56,7 +77,7 @@ def alone() -> RLock:
 
 def _after_fork() -> None:
     global _alone
-    _alone = RLock()
+    _alone = _Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

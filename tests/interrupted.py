@@ -20,10 +20,11 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import danga_raw
 from danga_raw import Loop, Socket
+from danga_raw._interrupt import alone
 from danga_raw._poll import Poll
 from danga_raw._registry import LOOPS_OWN
 from tests.watched import MASK, by_epoll, by_poll
@@ -281,6 +282,7 @@ class Story:
         loop.close()
         if loop._registry.objects or loop._registry.leaving or loop._timers.heap:
             wrong.append("something is left in the loop")
+        wrong += lock_left_taken()
         for end in self.ends():
             end.close()
         if after := set(os.listdir("/proc/self/fd")) - set(self.before):
@@ -331,6 +333,16 @@ class Story:
                 self.complaints.append(f"read {got!r}")
 
 
+def lock_left_taken() -> list[str]:
+    """A complaint if this thread has the lock of all threads; then it is given back."""
+    lock = alone()
+    try:
+        lock.__exit__(None, None, None)
+    except RuntimeError:  # So says one that isn't taken.
+        return []
+    return ["the lock of all threads was left taken", *lock_left_taken()]
+
+
 def unread(each: Reader) -> bool:
     assert isinstance(each.sock, socket.socket)
     try:
@@ -370,6 +382,10 @@ NEXT = 4
 NOT_TAKEN = "NOT_TAKEN"
 """Does nothing, behind a jump that was not made. 3.14 and later have many of these outside of the
 `try` that they stand in, where nothing but a trace function can raise."""
+
+
+TAKES: Final = type(alone()).__enter__.__code__
+"""What takes the lock does it last of all and returns: no place from there to the `with`."""
 
 
 @cache
@@ -446,6 +462,8 @@ class Interrupter:
         self.returning = False
         """Whether it was before the return of that function."""
         self._before: dict[FrameType, int] = {}
+        self._takes: FrameType | None = None
+        """The function that has just taken the lock."""
 
     def trace(self, frame: FrameType, event: str, arg: object) -> TraceFunction | None:
         if not frame.f_code.co_filename.startswith(PACKAGE):
@@ -457,14 +475,19 @@ class Interrupter:
     def step(self, frame: FrameType, event: str, arg: object) -> TraceFunction:
         if event == "return":
             self._before.pop(frame, None)
+            if frame.f_code is TAKES:
+                self._takes = frame.f_back
         if event != "opcode":
             return self.step
         before = self._before.get(frame)
         self._before[frame] = frame.f_lasti
         here = instructions(frame.f_code)[frame.f_lasti]
         behind = "RESUME" if before is None else instructions(frame.f_code)[before]
-        if self.anywhere:
-            is_place = here != NOT_TAKEN
+        if frame is self._takes:
+            self._takes = None
+            is_place = False
+        elif self.anywhere:
+            is_place = here != NOT_TAKEN and frame.f_code is not TAKES
         elif behind.startswith(LOOKS_FIRST) or here.startswith(LOOKS_FIRST):
             is_place = here.startswith(LOOKS_FIRST)
         else:

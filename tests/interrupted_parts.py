@@ -21,7 +21,7 @@ from typing import Final
 from danga_raw import Listener, Loop, Socket, _connecting, _waker, listener
 from danga_raw._libc import libc
 from danga_raw.types import SocketAddress
-from tests.interrupted import Interrupter, complaints, registered
+from tests.interrupted import Interrupter, complaints, lock_left_taken, registered
 
 TURNS: Final = 50
 """After so many a story has come to its end, or never does."""
@@ -57,6 +57,7 @@ class Part:
             self.check()
         except Exception as error:
             self.wrong.append(repr(error))
+        self.wrong += lock_left_taken()
         self.loop.close()
         for each in self.things:
             each.close()

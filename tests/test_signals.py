@@ -25,6 +25,7 @@ from types import FrameType
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw._interrupt import alone
 from danga_raw._registry import Registry
 from danga_raw._waker import Waker
 from tests.interrupted import (
@@ -39,6 +40,7 @@ from tests.interrupted import (
     interrupted,
     interrupted_by_signal,
     left_out_of_a_try,
+    lock_left_taken,
 )
 from tests.interrupted_parts import PARTS, cut_short
 from tests.needs import REQUIRED
@@ -265,6 +267,21 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
             hits += 1
             assert wrong == [], where
     assert hits > 20
+
+
+def test_a_real_signal_leaves_the_lock_of_all_threads_free() -> None:
+    """CPython 3.14 runs a handler between the taking of a lock and the beginning of its `with`."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(200):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 3e-5)
+                while True:
+                    with alone():
+                        pass
+            assert lock_left_taken() == []
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_story_that_was_interrupted_in_logging_leaves_other_threads_to_log() -> None:
