@@ -20,7 +20,7 @@ import pytest
 from danga_raw import Listener, Loop
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
-from examples.perlbal.balancer import RETRY_SECONDS, Balancer
+from examples.perlbal.balancer import MOST_UNUSED, RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
@@ -78,18 +78,91 @@ def test_as_many_connections_are_made_ahead_as_are_asked_for(server: Server) -> 
         assert [stats.attempts for stats in server.nodes.values()] == [3]
 
 
+@pytest.mark.parametrize("verify", ["on", "off"])
 def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
-    server: Server,
+    server: Server, verify: str
 ) -> None:
     backend = socket.create_server(("127.0.0.1", 0))
     balancer(server, backend.getsockname()[1])
+    server.services["p"].set("verify_backend", verify)
     Listener(backend, lambda connection, address: connection.close(), server.loop)
     began = time.monotonic()
     server.services["p"].set("connect_ahead", "1")
     (stats,) = server.nodes.values()
-    turn(server, lambda: stats.attempts > 1)
+    turn(server, lambda: stats.attempts > MOST_UNUSED)
     assert (time.monotonic() - began) / RETRY_SECONDS > 1
-    assert stats.attempts == 2
+    assert stats.attempts == MOST_UNUSED + 1
+
+
+def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a process restarts: its other connections end before they are verified. The node
+    was left alone for a second then, each time."""
+    monkeypatch.setattr("examples.perlbal.balancer.RETRY_SECONDS", 3600)
+    rounds, before_one_is_used = 3, MOST_UNUSED - 1
+    with ExitStack() as stack:
+        backend = socket.create_server(("127.0.0.1", 0))
+        balancer(server, backend.getsockname()[1])
+        server.services["p"].set("verify_backend", "on")
+        accepted: list[socket.socket] = []
+
+        def enter(connection: socket.socket, address: object) -> None:
+            accepted.append(stack.enter_context(connection))
+            if len(accepted) % (before_one_is_used + 1):
+                return connection.close()
+            connection.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n")
+
+        stats = server.node_stats(f"127.0.0.1:{backend.getsockname()[1]}")
+        Listener(backend, enter, server.loop)
+        for count in range(1, rounds + 1):
+            client = client_of(server, stack)
+            turn(server, lambda: any(each.exchange for each in used(server)))
+            accepted[-1].sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
+            turn(server, lambda: not used(server))
+            client.settimeout(PATIENCE)
+            assert client.recv(1000).startswith(b"HTTP/1.0 200 OK\r\n")
+            assert stats.requests == count
+        assert stats.attempts == rounds * (before_one_is_used + 1)
+
+
+def used(server: Server) -> list[BackendHTTP]:
+    """The connections to backends."""
+    return [each for each in server.sockets() if isinstance(each, BackendHTTP)]
+
+
+@pytest.mark.parametrize("verify", ["on", "off"])
+def test_who_waits_for_a_node_that_is_silent_is_served_by_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch, verify: str
+) -> None:
+    """It was waited for until it was given up, after 15 seconds, while another had nothing to
+    do: a process that is stopped, or a machine that is gone."""
+    monkeypatch.setattr("examples.perlbal.balancer.RETRY_SECONDS", 0.01)
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        if verify == "off":
+            # A full queue: no connect is answered.
+            for _ in range(2):
+                filling = stack.enter_context(socket.socket())
+                filling.setblocking(False)
+                filling.connect_ex(silent.getsockname())
+        quick = socket.create_server(("127.0.0.1", 0))
+        queues = balancer(server, silent.getsockname()[1])
+        server.services["p"].set("verify_backend", verify)
+
+        def enter(connection: socket.socket, address: object) -> None:
+            stack.enter_context(connection)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n")
+
+        Listener(quick, enter, server.loop)
+        client_of(server, stack)
+        turn(server, lambda: queues.waiting() == 1)
+        server.pools["a"].add(*quick.getsockname())
+        assert len(queues.pending) == 1
+        turn(server, lambda: not queues.waiting())
+        assert [each.age() for each in queues.pending.values()] == [0]
 
 
 def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server) -> None:

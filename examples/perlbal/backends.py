@@ -132,7 +132,8 @@ class BackendHTTP(Socket):
             self.stats.connects += 1
             self.stats.lastconnect = int(time.time())
         if error is not None:
-            return self._fail("connect failed")
+            self.owner.note_bad_backend_connect(self)
+            return self.close("connect failed")
         self.watch_read(True)
         service = self.owner.service
         if service is None or not service.verify_backend or self._unverifiable():
@@ -143,10 +144,6 @@ class BackendHTTP(Socket):
         self.state = "verifying_backend"
         path = service.verify_backend_path
         self.write(f"OPTIONS {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode("latin-1"))
-
-    def _fail(self, reason: str) -> None:
-        self.owner.note_bad_backend_connect(self)
-        self.close(reason)
 
     def _unverifiable(self) -> bool:
         """Whether its node was found to know no OPTIONS or no keep-alive, a short time ago."""
@@ -265,8 +262,7 @@ class BackendHTTP(Socket):
             return
         if self.state == "verifying_backend":
             if data is None:
-                # It may be on its way down. To try again at once could go on for ever.
-                self._fail("remote_closure")
+                self.close("remote_closure")
             else:
                 self._read_verification(data)
         elif exchange is None:
@@ -310,8 +306,6 @@ class BackendHTTP(Socket):
     # --- ending -----------------------------------------------------------------------------------
 
     def event_err(self) -> None:
-        if self.state == "verifying_backend":
-            return self._fail("error")
         # What came before the error is still there to be read.
         for _ in range(MOST_READS):
             if self.closed or self.exchange is None or self.exchange.backend_stalled:

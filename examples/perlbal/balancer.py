@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -21,6 +21,8 @@ MOST_NEW_CONNECTIONS: Final = 10
 """How many connects are begun at a time."""
 CONNECT_SECONDS: Final = 5
 RETRY_SECONDS: Final = 1
+MOST_UNUSED: Final = 10
+"""How many connections in a row a node may end unused, before it is left alone."""
 UNVERIFIED_SECONDS: Final = 5
 """How old a connection may be that was neither used nor verified."""
 
@@ -41,8 +43,11 @@ class Balancer:
         """The connections that aren't there yet, at most one for each node."""
         self.blocked: set[str] = set()
         """The nodes that were not to be reached, and aren't tried for the moment."""
+        self.ended_unused: Counter[str] = Counter()
+        """How many connections in a row each node has ended before they were of any use."""
         self.bored: deque[BackendHTTP] = deque()
         """The connections that have nothing to do, the best first."""
+        self._will_look_again = False
 
     def waiting(self) -> int:
         """How many wait for a backend."""
@@ -118,18 +123,29 @@ class Balancer:
         wanted = self.waiting() + self.service.connect_ahead - len(self.bored)
         if wanted <= 0 or pool is None:
             return
-        limit = time.monotonic() - CONNECT_SECONDS
+        now, pending = time.monotonic(), list(self.pending.values())
         overdue = [
             each
-            for each in self.pending.values()
-            if each.state == "connecting" and each.created <= limit
+            for each in pending
+            if each.state == "connecting" and each.created <= now - CONNECT_SECONDS
         ]
+        if wanted <= len(pending):
+            overdue.clear()
         for each in overdue:
             del self.pending[each.ipport]
-        if (lacking := wanted - len(self.pending)) > 0:
+        # One that isn't there in a second may still come, but another node may be quicker.
+        lacking = wanted - sum(each.created > now - RETRY_SECONDS for each in pending)
+        if lacking > 0:
             self._connect(pool, min(lacking, MOST_NEW_CONNECTIONS))
         for each in overdue:
             each.close("connect_timeout")
+        if not self._will_look_again:
+            self._will_look_again = True
+            self.server.loop.add_timer(RETRY_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._will_look_again = False
+        self.spawn_backends()
 
     def _connect(self, pool: Pool, count: int) -> None:
         """Begin so many connections, if there are nodes for them."""
@@ -179,6 +195,7 @@ class Balancer:
     def _block(self, name: str) -> None:
         def unblock() -> None:
             self.blocked.discard(name)
+            del self.ended_unused[name]
             self.spawn_backends()
 
         self.blocked.add(name)
@@ -186,12 +203,18 @@ class Balancer:
 
     def note_backend_close(self, backend: BackendHTTP) -> None:
         """A backend is closed, by whomsoever."""
+        name = backend.ipport
+        was_free = backend in self.bored or self.pending.get(name) is backend
         self._no_longer_pending(backend)
         if backend in self.bored:
             self.bored.remove(backend)
-            if not backend.use_count and backend.age() < RETRY_SECONDS and self._in_pool(backend):
-                # It would be so with the next as well, again and again.
-                self._block(backend.ipport)
+        if backend.use_count:
+            del self.ended_unused[name]
+        elif was_free and backend.age() < RETRY_SECONDS and self._in_pool(backend):
+            # Some go with a process that restarts. To try again at once could go on for ever.
+            self.ended_unused[name] += 1
+            if self.ended_unused[name] >= MOST_UNUSED:
+                self._block(name)
         self.spawn_backends()
 
     def _no_longer_pending(self, backend: BackendHTTP) -> None:
