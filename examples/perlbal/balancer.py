@@ -139,7 +139,7 @@ class Balancer:
             self._connect(pool, min(lacking, MOST_NEW_CONNECTIONS))
         for each in overdue:
             each.close("connect_timeout")
-        if not self._will_look_again:
+        if self.pending and not self._will_look_again:
             self._will_look_again = True
             self.server.loop.add_timer(RETRY_SECONDS, self._look_again)
 
