@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 MOST_NEW_CONNECTIONS: Final = 10
 """How many connects are begun at a time."""
+QUICK_SECONDS: Final = 2
+"""After which time a connection that isn't there is no reason any more not to try another node: a
+lost SYN is sent again after one second (RFC 6298, 2.1)."""
 CONNECT_SECONDS: Final = 5
 RETRY_SECONDS: Final = 1
 MOST_UNUSED: Final = 10
@@ -127,14 +130,13 @@ class Balancer:
         overdue = [
             each
             for each in pending
-            if each.state == "connecting" and each.created <= now - CONNECT_SECONDS
+            if wanted > len(pending)
+            and each.state == "connecting"
+            and each.created <= now - CONNECT_SECONDS
         ]
-        if wanted <= len(pending):
-            overdue.clear()
         for each in overdue:
             del self.pending[each.ipport]
-        # One that isn't there in a second may still come, but another node may be quicker.
-        lacking = wanted - sum(each.created > now - RETRY_SECONDS for each in pending)
+        lacking = wanted - sum(each.created > now - QUICK_SECONDS for each in pending)
         if lacking > 0:
             self._connect(pool, min(lacking, MOST_NEW_CONNECTIONS))
         for each in overdue:
