@@ -153,16 +153,17 @@ class Balancer:
         """Begin so many connections, if there are nodes for them."""
         taken = self.blocked | self.pending.keys()
         free = [node for node in pool.nodes if node.name not in taken]
-        random.shuffle(free)
-        for name, ip, port in dict.fromkeys(free):  # One may be twice in the pool.
+        while free and count:
+            name, ip, port = free.pop(random.randrange(len(free)))
+            if name in taken:
+                continue  # It is twice in the pool.
+            taken.add(name)
             backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
             if backend is None:
                 self._block(name)
-                continue
-            self.pending[name] = backend
-            count -= 1
-            if not count:
-                break
+            else:
+                self.pending[name] = backend
+                count -= 1
 
     def register_boredom(self, backend: BackendHTTP) -> None:
         """A backend has nothing to do."""
