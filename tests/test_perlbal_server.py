@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+import resource
 import select
 import signal
 import socket
@@ -441,3 +442,133 @@ def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> No
     finally:
         os.unlink(f"{folder}/x")
         os.removedirs(folder)  # What tidies up behind tests calls itself too.
+
+
+def web(server: Server, docroot: Path) -> None:
+    carry_out(
+        server,
+        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {docroot}\nSET dirindexing = on"
+        "\nSET enable_concatenate_get = on\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+
+
+def answer_to(server: Server, client: socket.socket) -> bytes:
+    """All that comes to a client until the server closes."""
+    client.settimeout(PATIENCE)
+    came: list[bytes] = []
+    reader = threading.Thread(target=lambda: came.extend(iter(lambda: client.recv(1 << 16), b"")))
+    reader.start()
+    turn(server, lambda: not reader.is_alive())
+    return b"".join(came)
+
+
+def replace_once_looked_at(
+    monkeypatch: pytest.MonkeyPatch, file: Path, replace: Callable[[], object]
+) -> None:
+    """Replace a file as soon as it was asked what it is."""
+    ask_what_it_is = os.stat
+    asked = []
+
+    def stat(path: bytes | str | int, **how: bool) -> os.stat_result:
+        found = ask_what_it_is(path, **how)
+        if path == os.fsencode(file) and not asked:
+            asked.append(path)
+            file.unlink()
+            replace()
+        return found
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+@pytest.mark.parametrize("content", ["a longer one", "short", "x" * 1_000_000])
+def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """The head had the old one's length: that of the new one was cut, or broken off."""
+    file = tmp_path / "file"
+    file.write_text("the file")
+    web(server, tmp_path)
+
+    def replace() -> None:
+        file.write_text(content)
+        os.utime(file, (0, 0))
+
+    replace_once_looked_at(monkeypatch, file, replace)
+    with ExitStack() as stack:
+        head, _, body = answer_to(server, client_of(server, stack, "/file")).partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(content)}\r\n".encode() in head
+    assert b"Last-Modified: Thu, 01 Jan 1970 00:00:00 GMT\r\n" in head
+    assert body.decode() == content
+
+
+@pytest.mark.parametrize("path", ["/file", "/??file"])
+@pytest.mark.parametrize("kind", ["pipe", "nothing"])
+def test_a_pipe_that_has_taken_the_place_of_a_file_is_not_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("the file")
+    web(server, tmp_path)
+    replace_once_looked_at(
+        monkeypatch, file, (lambda: os.mkfifo(file)) if kind == "pipe" else (lambda: None)
+    )
+    with ExitStack() as stack, no_hanging():
+        answer = answer_to(server, client_of(server, stack, path))
+    assert answer.startswith(b"HTTP/1.0 404 ")
+
+
+def test_a_file_of_several_in_one_that_is_replaced_is_not_cut_to_the_old_ones_length(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length of all is promised when the first one is sent."""
+    (tmp_path / "one").write_text("one")
+    two = tmp_path / "two"
+    two.write_text("two")
+    web(server, tmp_path)
+    replace_once_looked_at(monkeypatch, two, lambda: two.write_text("three"))
+    with ExitStack() as stack:
+        answer = answer_to(server, client_of(server, stack, "/??one,two"))
+    assert b"\r\nContent-Length: 6\r\n" in answer and answer.endswith(b"\r\n\r\none")
+
+
+@pytest.mark.parametrize("path", ["/file", "/", "/??file,file", "reproxied"])
+def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
+    server: Server, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "file").write_text("the file")
+    with ExitStack() as stack:
+        if path == "reproxied":
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            asked = server.node_stats(f"127.0.0.1:{first.getsockname()[1]}")
+            balancer(server, first.getsockname()[1])
+            server.services["p"].set("enable_reproxy", "on")
+            client = client_of(server, stack)
+            turn(server, lambda: bool(asked.connects))
+            backend = stack.enter_context(first.accept()[0])
+            backend.sendall(f"HTTP/1.0 200 OK\r\nX-REPROXY-FILE: {tmp_path}/file\r\n\r\n".encode())
+        else:
+            web(server, tmp_path)
+            client = client_of(server, stack, path)
+            listener = server.services["p"].listener
+            assert listener is not None
+            listener.event_read()
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        free = os.dup(client.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+        answer = answer_to(server, client)
+    assert answer.startswith(b"HTTP/1.0 503 ")
+
+
+def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path: Path) -> None:
+    """As a float, the last moments of a second are the next one."""
+    file = tmp_path / "file"
+    file.touch()
+    last = 1_700_000_000 * 10**9 - 1
+    os.utime(file, ns=(last, last))
+    web(server, tmp_path)
+    for path in "/file", "/??file":
+        with ExitStack() as stack:
+            answer = answer_to(server, client_of(server, stack, path))
+        assert b"\r\nLast-Modified: Tue, 14 Nov 2023 22:13:19 GMT\r\n" in answer

@@ -11,6 +11,7 @@ from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.heads import Request, Response, http_date
 from examples.perlbal.reproxy import Url, expected_size, file_to_send, parse_urls
 from examples.perlbal.uploads import BufferedUpload
+from examples.perlbal.webserver import code_of
 
 if TYPE_CHECKING:
     from examples.perlbal.backends import BackendHTTP
@@ -411,10 +412,10 @@ class ProxyExchange(Exchange):
     def _reproxy_file(self, path: str, head: Response) -> None:
         client = self.client
         client.state = "wait_stat"
-        found = file_to_send(path.encode("latin-1"), expected_size(head))
-        if found is None:
-            return client.send_page(404)
-        fd, size = found
+        try:
+            fd, size = file_to_send(path.encode("latin-1"), expected_size(head))
+        except (OSError, ValueError) as error:
+            return client.send_page(code_of(error))
         status, start, end = self.request.range(size)
         if status == 416:
             head = Response(416)
