@@ -462,6 +462,22 @@ def answer_to(server: Server, client: socket.socket) -> bytes:
     return b"".join(came)
 
 
+def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
+    server: Server, tmp_path: Path
+) -> None:
+    """The time that it had for that is over with it."""
+    web(server, tmp_path)
+    with ExitStack() as stack:
+        client = client_of(server, stack, "/", "Content-Length: 9")
+        turn(server, lambda: any(isinstance(each, Client) for each in server.sockets()))
+        (left,) = (weakref.ref(each) for each in server.sockets() if isinstance(each, Client))
+        assert answer_to(server, client)
+    turn(server, lambda: server.clients == 0)
+    turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
+    gc.collect()
+    assert left() is None
+
+
 def replace_once_looked_at(
     monkeypatch: pytest.MonkeyPatch, file: Path, replace: Callable[[], object]
 ) -> None:

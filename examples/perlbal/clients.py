@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from danga_raw import Socket
+from danga_raw import Socket, Timer
 from examples.perlbal.heads import SERVER, Refused, Request, Response, read_off, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
@@ -182,6 +182,9 @@ class SentFiles:
 
 class Client(Socket):
     """A client's connection."""
+
+    _linger: Timer | None = None
+    """Ends it where the client isn't the first to do so."""
 
     def __init__(self, service: Service, sock: socket.socket) -> None:
         self.server = service.server
@@ -460,7 +463,7 @@ class Client(Socket):
             return self.close("no_keep_alive")
         self.watch_read(True)
         seconds = LINGER_SECONDS if self.body_left else 2.0
-        self.loop.add_timer(seconds, lambda: self.close("no_keep_alive"))
+        self._linger = self.loop.add_timer(seconds, lambda: self.close("no_keep_alive"))
 
     def event_write(self) -> None:
         self.alive = time.monotonic()
@@ -506,6 +509,8 @@ class Client(Socket):
             return
         self.state = "closed"
         super().close(reason)
+        if self._linger is not None:
+            self._linger.cancel()
         file, self.file = self.file, None
         if file is not None:
             file.close()
