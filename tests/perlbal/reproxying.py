@@ -316,6 +316,13 @@ row(
 )
 row(
     PROXY,
+    "206 for 206 has its own reason",
+    serve(good("rom", "Content-Range: bytes 1-3/6", status="206 Part"), at="b"),
+    serve(to("http://@b@/", status="206 Some")),
+    ask(get("/", "Range: bytes=1-3")),
+)
+row(
+    PROXY,
     "416 is taken over",
     serve(good("", "Content-Range: bytes */6", status="416 No"), at="b"),
     serve(to("http://@b@/")),
