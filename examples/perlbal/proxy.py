@@ -429,6 +429,7 @@ class ProxyExchange(Exchange):
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
                 head.set_code(206)
             head.drop("x-reproxy-file")
+            head.drop("transfer-encoding")  # Of the body that nobody gets.
         if status == 416 or self.request.method == "HEAD":
             os.close(fd)
             client.send_answer(head)
@@ -478,10 +479,11 @@ class ProxyExchange(Exchange):
         primary = self._primary
         for key in _REPROXY_HEADERS:
             primary.drop(key)
-        if (length := head.get("content-length")) is not None:
-            primary.set("Content-Length", length)
-        else:
-            primary.drop("content-length")
+        for name in ("Content-Length", "Transfer-Encoding"):
+            if (value := head.get(name.lower())) is not None:
+                primary.set(name, value)
+            else:
+                primary.drop(name.lower())
         if head.code in (206, 416):
             primary.set_code(head.code)
             for name in ("Accept-Ranges", "Content-Range"):

@@ -83,6 +83,9 @@ REPROXIES = Setting(
 PROXY = REPROXIES.at("proxy")
 CACHING = REPROXIES.at("caching")
 
+CHUNKED = "Transfer-Encoding: chunked"
+NO_CHUNKS = b"0\r\n\r\n"
+
 TABLE = Table()
 row = TABLE.row
 
@@ -190,6 +193,18 @@ row(
     ask(request("HEAD", "/", "Range: bytes=1-2")),
 )
 
+row(
+    PROXY,
+    "a file instead of chunks",
+    serve(reply("200 OK", "X-REPROXY-FILE: @folder@/docs/file.txt", CHUNKED, body=NO_CHUNKS)),
+    ask(get("/")),
+    ask(get("/2")),
+    differs="chunks go with their body",
+    ours=(
+        "HTTP/1.0 200 OK\r\nAccept-Ranges: bytes\r\nContent-Length: 10\r\nConnection: keep-alive",
+    ),
+)
+
 # --- URLs -----------------------------------------------------------------------------------------
 
 there = serve(good("from b", "X-B: 1", "Content-Type: b/b"), at="b")
@@ -211,6 +226,25 @@ row(
     ours=("GET /1 HTTP/1.0", "from b"),
 )
 row(PROXY, "a URL without a path", there, serve(to("http://@b@")), ask(get("/")))
+row(
+    PROXY,
+    "a URL instead of chunks",
+    there,
+    serve(reply("200 OK", "X-REPROXY-URL: http://@b@/", CHUNKED, body=NO_CHUNKS)),
+    ask(get("/")),
+    ask(get("/2")),
+    differs="chunks go with their body",
+    ours=("HTTP/1.0 200 OK\r\nContent-Length: 6\r\nConnection: keep-alive",),
+)
+row(
+    PROXY,
+    "a URL that has chunks",
+    serve(closing(reply("200 OK", CHUNKED, body=b"6\r\nfrom b\r\n" + NO_CHUNKS)), at="b"),
+    serve(to("http://@b@/", "X-A: 1")),
+    ask(get("/")),
+    differs="chunks go with their body",
+    ours=("HTTP/1.0 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n",),
+)
 row(
     PROXY,
     "only Range and Host go along",
