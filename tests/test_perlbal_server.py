@@ -483,7 +483,7 @@ def replace_once_looked_at(
 ) -> None:
     """Replace a file as soon as it was asked what it is."""
     ask_what_it_is = os.stat
-    asked = []
+    asked: list[bytes] = []
 
     def stat(path: bytes | str | int, **how: bool) -> os.stat_result:
         found = ask_what_it_is(path, **how)

@@ -422,8 +422,8 @@ class ProxyExchange(Exchange):
             head.set("Content-Range", f"bytes */{size}")
         else:
             head.set("Accept-Ranges", "bytes")
-            if head.code == 204:
-                head.set_code(200)
+            if head.code in (204, 304):
+                head.set_code(200)  # It has a body now.
             head.set("Content-Length", str(end - start))
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
@@ -479,6 +479,9 @@ class ProxyExchange(Exchange):
         primary = self._primary
         for key in _REPROXY_HEADERS:
             primary.drop(key)
+        if head.code == 204:
+            head.drop("content-length")
+            head.drop("transfer-encoding")
         for name in ("Content-Length", "Transfer-Encoding"):
             if (value := head.get(name.lower())) is not None:
                 primary.set(name, value)
@@ -489,7 +492,7 @@ class ProxyExchange(Exchange):
             for name in ("Accept-Ranges", "Content-Range"):
                 if (value := head.get(name.lower())) is not None:
                     primary.set(name, value)
-        if primary.code == 204:
+        if primary.code in (204, 304):
             primary.set_code(200)
         return primary
 

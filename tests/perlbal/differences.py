@@ -45,6 +45,6 @@ DIFFERENCES = {
     "DEFAULT checks its value": "the original says OK, and the services that come later have none",
     "names in a list are escaped": "in the original a file's name may be any HTML",
     "chunks are no way round": "in the original they are one, past two limits of PUT",
-    "chunks go with their body": "the original says them of another body, and not of their own",
+    "an end of its own": "the original says of a file or a URL what was said of the answer before",
 }
 """Name -> why."""
