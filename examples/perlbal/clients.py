@@ -206,8 +206,6 @@ class Client(Socket):
         """Whether it goes on after the present answer."""
         self.overfed = False
         """Whether there is more to come from it that nobody wants."""
-        self.ditch_crlf = False
-        """Whether a CRLF may come before the next request, as some browsers send it after POST."""
         self.observed_ip: str | None = None
         """The address that a trusted upstream says the request comes from."""
         self.requests = 0
@@ -248,10 +246,8 @@ class Client(Socket):
                 return
 
     def _next_request(self) -> bool:
-        data = self.inbox
-        if self.ditch_crlf and data[:2] == b"\r\n":
-            self.inbox = data = data[2:]
-            self.ditch_crlf = False
+        # RFC 9112, 2.2: an empty line before a request is nothing; some browsers send it after POST.
+        self.inbox = data = self.inbox.removeprefix(b"\r\n")
         try:
             found = take_head(data)
             if found is None:
@@ -261,7 +257,6 @@ class Client(Socket):
             self.refuse(refused)
             return False
         self.inbox = b""
-        self.ditch_crlf = False
         self.server.requests += 1
         self.adopted = 0
         self.observed_ip = None
@@ -443,7 +438,6 @@ class Client(Socket):
         exchange.release()
         if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
-        self.ditch_crlf = exchange.request.method == "POST"
         self.state = "persist_wait"
         self.server.idle.note(self.base.persist_client_idle_timeout)
         self.watch_read(True)

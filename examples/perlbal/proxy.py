@@ -161,7 +161,7 @@ class ProxyExchange(Exchange):
         had_body = self.request.length or self.request.chunked
         # Old browsers send a CRLF behind a body. Anything else is never passed on.
         if had_body and data in (b"\r", b"\r\n"):
-            client.inbox = data
+            client.inbox = data.removeprefix(b"\r\n")
             return
         client.overfed = True
         client.watch_read(False)
