@@ -479,11 +479,9 @@ class ProxyExchange(Exchange):
         primary = self._primary
         for key in _REPROXY_HEADERS:
             primary.drop(key)
-        if head.code == 204:
-            head.drop("content-length")
-            head.drop("transfer-encoding")
         for name in ("Content-Length", "Transfer-Encoding"):
-            if (value := head.get(name.lower())) is not None:
+            value = head.get(name.lower()) if head.code != 204 else None
+            if value is not None:
                 primary.set(name, value)
             else:
                 primary.drop(name.lower())

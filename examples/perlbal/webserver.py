@@ -84,11 +84,6 @@ def _opened(files: list[tuple[bytes, os.stat_result]]) -> Iterator[Part]:
         yield fd, 0, info.st_size
 
 
-def _modified(info: os.stat_result) -> str:
-    # Not st_mtime, a float: one just before a second would be that second.
-    return http_date(info[stat.ST_MTIME])
-
-
 def _make_folders(folder: str) -> None:
     """Make a folder and those that it is in. Raises `OSError`."""
     # os.makedirs calls itself for those that it is in, and there may be more than on Python's stack.
@@ -200,21 +195,22 @@ class WebExchange(Exchange):
         client, request = self.client, self.request
         path = docroot + uri
         client.state = "wait_stat"
-        fd, known = -1, False
+        fd = -1
         try:
             info = os.stat(path)
-            if stat.S_ISREG(info.st_mode):
-                known = self._known(_modified(info), info.st_size)
-                if request.method == "GET" and not known:
-                    fd, info = open_file(path)
+            if request.method == "GET" and stat.S_ISREG(info.st_mode):
+                fd, info = open_file(path)
         except (OSError, ValueError) as error:
             return client.send_page(code_of(error))
+        # Not st_mtime, a float: one just before a second would be that second.
+        size, modified = info.st_size, http_date(info[stat.ST_MTIME])
         if stat.S_ISDIR(info.st_mode):
-            return self._get_directory(docroot, uri, _modified(info))
+            return self._get_directory(docroot, uri, modified)
         if not stat.S_ISREG(info.st_mode):
             return client.send_page(404)
-        size, modified = info.st_size, _modified(info)
-        status, start, end = (304, 0, 0) if known else request.range(size)
+        status, start, end = request.range(size)
+        if self._known(modified, size):
+            status = 304
         head = Response(status)
         if status == 416:
             head.set("Content-Range", f"bytes */{size}" if size else "*")
@@ -226,7 +222,7 @@ class WebExchange(Exchange):
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set("Content-Length", str(end - start))
-        if fd >= 0 and status != 416:
+        if fd >= 0 and status in (200, 206):
             return client.send_file(head, (fd, start, end))
         if fd >= 0:
             os.close(fd)
