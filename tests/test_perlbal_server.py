@@ -18,13 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from danga_raw import Listener, Loop
+from danga_raw import Listener, Loop, log_exception
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
+from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
+from examples.perlbal.plugins import Plugin
+from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
 from examples.perlbal.server import Server, tell
 from examples.perlbal.webserver import NewFile
@@ -62,8 +65,13 @@ def carry_out(server: Server, lines: str) -> None:
         assert server.language.run(line, said.append, context), said
 
 
+def nothing() -> None:
+    pass
+
+
 def turn(server: Server, until: Callable[[], bool]) -> None:
-    """Let the loop run until it is so."""
+    """Let the loop run until it is so, for a round at least."""
+    server.loop.call_soon(nothing)  # Nobody else may have anything for it to do.
     limit = server.loop.add_timer(PATIENCE, server.loop.stop)
     server.loop.set_post_loop_callback(lambda *_: not until())
     server.loop.run()
@@ -255,6 +263,7 @@ def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
         def ask() -> None:
             client.sendall(bytes(whole))
             came.append(sum(map(len, iter(lambda: client.recv(1 << 16), b""))))
+            server.loop.call_soon_threadsafe(nothing)
 
         came: list[int] = []
         threads = [threading.Thread(target=each) for each in (answer, ask)]
@@ -456,10 +465,16 @@ def answer_to(server: Server, client: socket.socket) -> bytes:
     """All that comes to a client until the server closes."""
     client.settimeout(PATIENCE)
     came: list[bytes] = []
-    reader = threading.Thread(target=lambda: came.extend(iter(lambda: client.recv(1 << 16), b"")))
+
+    def read() -> None:
+        came.append(b"".join(iter(lambda: client.recv(1 << 16), b"")))
+        server.loop.call_soon_threadsafe(nothing)
+
+    reader = threading.Thread(target=read)
     reader.start()
-    turn(server, lambda: not reader.is_alive())
-    return b"".join(came)
+    turn(server, lambda: bool(came))
+    reader.join(PATIENCE)
+    return came[0]
 
 
 def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
@@ -568,6 +583,7 @@ def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
             listener = server.services["p"].listener
             assert listener is not None
             listener.event_read()
+        server.loop.call_soon_threadsafe(nothing)  # What wakes it has a descriptor.
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
         free = os.dup(client.fileno())
@@ -588,3 +604,30 @@ def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path:
         with ExitStack() as stack:
             answer = answer_to(server, client_of(server, stack, path))
         assert b"\r\nLast-Modified: Tue, 14 Nov 2023 22:13:19 GMT\r\n" in answer
+
+
+class Failing(Plugin):
+    def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
+        raise ValueError("a plugin's fault")
+
+
+@pytest.mark.parametrize("ahead", ["0", "1"], ids=["that connects", "that is there"])
+def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_none_that_waits(
+    server: Server, ahead: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        service = server.services["p"]
+        service.set("connect_ahead", ahead)
+        turn(server, lambda: len(queues.bored) == int(ahead))
+        service.plugins.append(Failing(server))
+        first = list(queues.bored)
+        client = client_of(server, stack)
+        service.connect_ahead = 0
+        assert answer_to(server, client) == b""
+        turn(server, lambda: not any(isinstance(each, Client) for each in server.sockets()))
+        assert all(each.closed for each in first)
+        assert not any(each.exchange for each in server.sockets() if isinstance(each, BackendHTTP))
+    assert "a plugin's fault" in caplog.text
