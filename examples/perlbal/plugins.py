@@ -232,11 +232,13 @@ class AccessControl(Plugin):
         try:
             address = ipaddress.ip_address(ip)
         except ValueError:
-            address = None  # An upstream may say anything.
+            # An upstream may say anything: a mask of all has that too, as in the original, unless
+            # it looks like an address with a port.
+            address = ipaddress.ip_address("::" if ":" in ip else "0.0.0.0")
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
         for action, _, _, mask in self.rules.get(service, ()):
-            if address is not None and address in mask:
+            if address in mask:
                 return action
         return "deny" if service in self.denies else "allow"
 

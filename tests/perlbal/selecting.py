@@ -464,6 +464,17 @@ row(
 )
 row(SELECTORS.at("observed"), "observed oddly", ask(get("/", "X-Forwarded-For: 10.1.1.1\xa0,x")))
 row(SELECTORS.at("observed"), "observed nobody", ask(get("/")))
+for mask in "any", "0.0.0.0/1":
+    row(
+        SELECTORS.at("observed"),
+        f"observed is what is no address, and {mask} is denied",
+        manage("USE observed", f"ACCESS deny netmask {mask}"),
+        *(
+            ask(get("/", f"X-Forwarded-For: {said}"), to="observed", by=said)
+            for said in ("unknown", "10.1.1", "256.1.1.1", "10.1.1.1:80", "", "::1", "10.1.1.2")
+        ),
+        alone=True,
+    )
 row(SELECTORS.at("slow"), "queue_low is answered too", connect(source="127.0.0.2"), ask(get("/")))
 row(
     SELECTORS.at("guarded"),
