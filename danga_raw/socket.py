@@ -142,6 +142,11 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except AttributeError:
             raise HandleError(sock) from None
+        if isinstance(sock, RawSocket):
+            if sock.gettimeout() is None:
+                _warn_of_blocking(self, sock)
+        elif not isinstance(cast("object", fd), int):
+            raise TypeError(f"a handle's fileno() is a number, not {fd!r}")
         if loop is None:
             loop = _default_loop or default_loop()
             registry = loop._registry  # pyright: ignore[reportPrivateUsage]  # a Loop for sure
@@ -170,8 +175,6 @@ class Socket(Generic[HandleT]):
         if begun and (pending := begun.pop(fd, None)) is not None:
             self._direct = None  # Until it is connected, what is written is queued.
             pending.attach(self, fd, registry.connecting)
-        if isinstance(sock, RawSocket) and sock.gettimeout() is None:
-            _warn_of_blocking(self)
 
     @classmethod
     def connect(
@@ -420,7 +423,7 @@ class Socket(Generic[HandleT]):
                 if func is None:
                     written = libc.write(fd, rest)
                 else:
-                    written = _write_by(func, block, count, offset)
+                    written = _write_by(func, self, block, count, offset)
                 # Falling through the questions, and with no call, as a signal's handler may close
                 # the object.
                 if new is None and not self.closed:
@@ -513,13 +516,15 @@ class Socket(Generic[HandleT]):
 
         It writes `count` bytes of `data` from `offset` on and returns how many it wrote. Where it
         would block it raises BlockingIOError; any other OSError closes the object. It may close the
-        object, but must not write to it. Raises `TypeError` for what can't be called.
+        object, but must not write to it. Raises `TypeError` for what can't be called. Does nothing on
+        a closed object.
         """
         if func is not None:
             check_callback("a writer function", func)
-        self._direct = None
-        self.writer_func = func
-        self._go_direct()
+        if not self.closed:
+            self._direct = None
+            self.writer_func = func
+            self._go_direct()
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -855,11 +860,12 @@ class Socket(Generic[HandleT]):
 _warned = False
 
 
-def _warn_of_blocking(obj: Socket[Handle]) -> None:
+def _warn_of_blocking(obj: object, sock: object) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warn("%r is on a socket that blocks: call its setblocking(False) first", obj)
+        name = type(obj).__name__
+        warn("%s(%r) is on a socket that blocks: call its setblocking(False) first", name, sock)
 
 
 def _block(data: Writable) -> Queued:
@@ -883,8 +889,14 @@ def _piece(buf: object) -> bytes:
     raise no_data("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
-def _write_by(func: WriterFunc, block: Block, count: int, offset: int) -> int:
+def _write_by(
+    func: WriterFunc, obj: Socket[Handle], block: Block, count: int, offset: int
+) -> int:
+    head = block if obj.write_buf else None
     answer = func(block, count, offset)
+    queue, moved = obj.write_buf, obj.write_buf_offset != offset
+    if (moved or (queue[0] if queue else None) is not head) and not obj.closed:
+        raise RuntimeError("a writer function must not write to its own object")
     written = whole("a writer function returns how many bytes it wrote", answer)
     if not 0 <= written <= count:
         raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")
