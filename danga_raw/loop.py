@@ -10,7 +10,7 @@ from collections import deque
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
-from danga_raw._mistakes import check_callback, whole
+from danga_raw._mistakes import check_callback, no_copy, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import LOOPS_OWN, Registry, choose_backend
 from danga_raw._typing import cast
@@ -44,6 +44,8 @@ class Loop:
 
     A loop belongs to the thread that runs it; from another, or from a signal's handler, only `stop`
     and `call_soon_threadsafe` may be called."""
+
+    __getstate__ = no_copy
 
     def __init__(self, backend: str | None = None) -> None:
         """A loop on `backend`: "kqueue", "epoll" or "poll"; where it is None, as DANGA_RAW_BACKEND

@@ -13,7 +13,15 @@ from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import alone, by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import HandleError, check_callback, check_class, check_made, no_data, whole
+from danga_raw._mistakes import (
+    HandleError,
+    check_callback,
+    check_class,
+    check_made,
+    no_copy,
+    no_data,
+    whole,
+)
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -126,6 +134,8 @@ class Socket(Generic[HandleT]):
         "write_set_watch": "True while it is watched for writability on account of `write` alone.",
         "writer_func": "Called instead of write(2); see `set_writer_func`.",
     }
+
+    __getstate__ = no_copy
 
     def __init_subclass__(cls, **more: object) -> None:
         super().__init_subclass__(**more)
@@ -889,9 +899,7 @@ def _piece(buf: object) -> bytes:
     raise no_data("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
-def _write_by(
-    func: WriterFunc, obj: Socket[Handle], block: Block, count: int, offset: int
-) -> int:
+def _write_by(func: WriterFunc, obj: Socket[Handle], block: Block, count: int, offset: int) -> int:
     head = block if obj.write_buf else None
     answer = func(block, count, offset)
     queue, moved = obj.write_buf, obj.write_buf_offset != offset

@@ -3,9 +3,11 @@ the mistake, and no harm done."""
 
 from __future__ import annotations
 
+import copy
 import errno
 import inspect
 import os
+import pickle
 import pydoc
 import re
 import signal
@@ -190,6 +192,10 @@ def test_repr_of_a_listener_says_where_it_listens_to_who_asks(loop: Loop) -> Non
     assert repr(listener) == "<Listener(R): closed, fd None>"
 
 
+class Plain(Socket):
+    """One with a `__dict__`."""
+
+
 # --- common mistakes ------------------------------------------------------------------------------
 
 
@@ -210,6 +216,44 @@ with Loop() as loop:
     assert result.returncode == 0, result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert "Socket" in result.stderr and "setblocking(False)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "how", [copy.copy, copy.deepcopy, pickle.dumps, partial(pickle.dumps, protocol=0)]
+)
+@pytest.mark.parametrize("what", ["Socket", "Plain", "Listener", "Loop", "Timer", "Trace"])
+def test_what_the_kernel_or_a_loop_knows_is_not_copied(
+    loop: Loop,
+    pair: tuple[socket.socket, socket.socket],
+    what: str,
+    how: Callable[[object], object],
+) -> None:
+    """A copy of a loop that was dropped closed the poller of the loop; one of a socket, its handle."""
+    obj = Socket(pair[0], loop)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        things: dict[str, object] = {
+            "Socket": obj,
+            "Plain": Plain(pair[1], loop),
+            "Listener": Listener(listening, print, loop),
+            "Loop": loop,
+            "Timer": loop.add_timer(60, print),
+            "Trace": Trace(),
+        }
+        with pytest.raises(
+            TypeError, match=f"can't copy or pickle {re.escape(repr(things[what]))}"
+        ):
+            how(things[what])
+        obj.watch_read(True)
+        assert loop.watched_sockets == 3
+
+
+def test_a_call_of_a_trace_can_be_copied_and_pickled(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    obj = Socket(pair[0], loop)
+    with Trace() as calls:
+        obj.watch_read(True)
+    assert calls == copy.deepcopy(calls) == pickle.loads(pickle.dumps(calls))
 
 
 def test_a_socket_that_does_not_block_is_not_warned_of(
