@@ -6,6 +6,7 @@ import sys
 from _socket import socket as RawSocket
 from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
+from io import UnsupportedOperation
 from operator import index
 
 from danga_raw._addresses import NOWHERE, ask, with_port
@@ -150,7 +151,7 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = sock.fileno()
-        except AttributeError:
+        except (AttributeError, UnsupportedOperation):
             raise HandleError(sock) from None
         if isinstance(sock, RawSocket):
             if sock.gettimeout() is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import errno
 import inspect
+import io
 import os
 import pickle
 import pydoc
@@ -272,6 +273,8 @@ def test_a_socket_that_does_not_block_is_not_warned_of(
 def test_a_number_is_no_socket_and_is_told_what_would_do(loop: Loop) -> None:
     with pytest.raises(TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"):
         Socket(5, loop)  # type: ignore[type-var]  # what is asked here
+    with pytest.raises(TypeError, match=r"what else has a fileno\(\), not <_io.BytesIO"):
+        Socket(io.BytesIO(), loop)  # whose fileno() raises
     with pytest.raises(TypeError, match="not None"):
         Socket(None, loop)  # type: ignore[type-var]  # what is asked here
     assert loop.watched_sockets == 0
@@ -556,6 +559,26 @@ def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
         with pytest.raises(TypeError, match=r"an other fd is a number, not .*fileno\(\)"):
             give({pair[0]: print})  # type: ignore[dict-item]  # what is asked here
     assert dict(loop.other_fds) == {}
+
+
+def test_who_changes_what_a_loop_knows_by_hand_is_refused(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """What was only taken out of a dict is still heard, as nobody's, and would be closed."""
+    obj = Socket(pair[0], loop)
+    loop.enable_profiling()
+    loop.add_other_fds({pair[1].fileno(): print})
+    given: list[object] = []
+    loop.set_post_loop_callback(lambda *mappings: given.extend(mappings))
+    loop.set_loop_timeout(0)
+    loop.run()
+    for mapping in (loop.descriptor_map, loop.other_fds, loop.profiling_data, *given):
+        with pytest.raises(TypeError, match="support item assignment"):
+            mapping[obj.fd] = print  # type: ignore[index]  # what is asked here
+        with pytest.raises(TypeError, match="support item deletion"):
+            del mapping[obj.fd]  # type: ignore[attr-defined]  # what is asked here
+    assert given == [{obj.fd: obj}, {pair[1].fileno(): print}]
+    assert given == [loop.descriptor_map, loop.other_fds]
 
 
 SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
