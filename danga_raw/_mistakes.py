@@ -6,7 +6,7 @@ from operator import index
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, NoReturn, SupportsIndex
+    from typing import Final, SupportsIndex
 
 _IDLE: Final = 0x20 | 0x80 | 0x200
 """CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR of a function's code, as `inspect` has them."""
@@ -63,7 +63,7 @@ def check_made(obj: object) -> None:
         raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
 
 
-def no_copy(obj: object) -> NoReturn:
+def no_copy(obj: object) -> object:
     """The `__getstate__` of what a loop or the kernel knows. A copy would share its parts, and close or
     forget them with itself."""
     raise TypeError(f"can't copy or pickle {obj!r}: a loop or the kernel knows this one alone")
