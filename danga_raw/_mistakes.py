@@ -57,7 +57,7 @@ def _missing(obj: object, name: str) -> object:
 def check_made(obj: object) -> None:
     """Raises `AttributeError` for an object whose constructor has not called that of `Socket`."""
     try:
-        object.__getattribute__(obj, "_registry")
+        object.__getattribute__(obj, "read_push_back")
     except AttributeError:
         name = type(obj).__name__
         raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
