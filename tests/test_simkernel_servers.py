@@ -357,7 +357,7 @@ def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener.Listener, "_pause", lambda self, error: None)
+    monkeypatch.setattr(listener.Listener, "_Listener__pause", lambda self, error: None)
 
 
 def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
