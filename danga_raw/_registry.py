@@ -263,7 +263,8 @@ class Registry:
             if obj is not None:
                 self._entered[fd] = obj
         except BaseException as error:
-            if by_handler(error) and fd not in self.other_fds:
+            # What is no number was refused: ctypes would look into a mock without end.
+            if by_handler(error) and isinstance(fd, int) and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 

@@ -67,7 +67,7 @@ class Listener(Socket):
         check_callback("accepted", accepted)
         if not hasattr(sock, "accept"):
             raise TypeError(f"a Listener takes a listening socket, not {sock!r}")
-        if getattr(type(sock).accept, "__module__", None) == "ssl":
+        if getattr(sock.accept, "__module__", None) == "ssl":
             raise TypeError(f"a Listener takes a plain socket: wrap what it accepts, not {sock!r}")
         self.accepted: Accepted = accepted
         self._retry: Timer | None = None

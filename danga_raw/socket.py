@@ -154,11 +154,6 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except (AttributeError, UnsupportedOperation):
             raise HandleError(sock) from None
-        if isinstance(sock, RawSocket):
-            if sock.gettimeout() is None:
-                _warn_of_blocking(self, sock)
-        elif not isinstance(cast("object", fd), int):
-            raise TypeError(f"a handle's fileno() is a number, not {fd!r}")
         if loop is None:
             loop = _default_loop or default_loop()
             registry = loop._registry  # pyright: ignore[reportPrivateUsage]  # a Loop for sure
@@ -182,11 +177,18 @@ class Socket(Generic[HandleT]):
         try:
             registry.register(fd, _ALWAYS, self)
         except BaseException:
-            registry.leave(self, None)  # Whatever is done with it, the descriptor is not its own.
-            raise
+            # Whatever is done with it, the descriptor is not its own.
+            if isinstance(cast("object", fd), int):
+                registry.leave(self, None)
+                raise
+            self.closed = True
+            self.let_go()
+            raise TypeError(f"a handle's fileno() is a number, not {fd!r}") from None
         if begun and (pending := begun.pop(fd, None)) is not None:
             self.__direct = None  # Until it is connected, what is written is queued.
             pending.attach(self, fd, registry.connecting)
+        if isinstance(sock, RawSocket) and sock.gettimeout() is None:
+            _warn_of_blocking(self)
 
     @classmethod
     def connect(
@@ -872,12 +874,11 @@ class Socket(Generic[HandleT]):
 _warned = False
 
 
-def _warn_of_blocking(obj: object, sock: object) -> None:
+def _warn_of_blocking(obj: Socket[Handle]) -> None:
     global _warned
     if not _warned:
         _warned = True
-        name = type(obj).__name__
-        warn("%s(%r) is on a socket that blocks: call its setblocking(False) first", name, sock)
+        warn("%r is on a socket that blocks: call its setblocking(False) first", obj)
 
 
 def _block(data: Writable) -> Queued:

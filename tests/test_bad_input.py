@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBADF, EEXIST, EMFILE, EPERM
@@ -436,5 +437,7 @@ class Odd:
 @pytest.mark.parametrize("fd", [None, "5", 5.0, [], MagicMock()], ids=lambda fd: type(fd).__name__)
 def test_a_handle_whose_fileno_is_no_number_is_refused(world: World, fd: object) -> None:
     """Before it is anywhere: ctypes looks into a mock for ever, and a list is no key of a map."""
-    with unchanged(world), pytest.raises(TypeError, match=r"fileno\(\) is a number, not"):
-        Socket(Odd(fd), world.loop)
+    mock: Any = MagicMock(spec=socket.socket, fileno=lambda: fd)  # It says that it is a socket.
+    for handle in (Odd(fd), mock):
+        with unchanged(world), pytest.raises(TypeError, match=r"fileno\(\) is a number, not"):
+            Socket(handle, world.loop)
