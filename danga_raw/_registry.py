@@ -264,7 +264,11 @@ class Registry:
                 self._entered[fd] = obj
         except BaseException as error:
             # What is no number was refused: ctypes would look into a mock without end.
-            if by_handler(error) and isinstance(fd, int) and fd not in self.other_fds:
+            if (
+                by_handler(error)
+                and isinstance(cast("object", fd), int)
+                and fd not in self.other_fds
+            ):
                 self.unregister(fd, events)
             raise
 
