@@ -118,7 +118,8 @@ class Socket(Generic[HandleT]):
     `__slots__`. The descriptor should not block.
     """
 
-    # Private names have two underscores: `_queue` or `_registry` may be a subclass's own.
+    # What is private has two underscores, but for what other rooms call: a subclass may well have a
+    # `_queue` of its own.
     __slots__ = {
         "__addresses": "The addresses of the other side and of this one, once they were asked for.",
         "__direct": "The descriptor while reads and writes can go straight to it; see `__go_direct`.",
