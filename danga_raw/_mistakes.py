@@ -80,11 +80,13 @@ def whole(what_is: str, given: SupportsIndex) -> int:
 class HandleError(TypeError, AttributeError):
     """Something without a descriptor was to be watched. An AttributeError too, as it always was."""
 
-    def __init__(self, given: object) -> None:
-        what = f"a Socket takes a socket, or what else has a fileno(), not {given!r}"
-        if isinstance(given, int):
-            what += f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
-        super().__init__(what)
+
+def no_handle(given: object) -> HandleError:
+    """The error for what has no descriptor."""
+    what = f"a Socket takes a socket, or what else has a fileno(), not {given!r}"
+    if isinstance(given, int):
+        what += f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
+    return HandleError(what)
 
 
 def no_data(what_is: str, given: object) -> TypeError:

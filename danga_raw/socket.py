@@ -15,12 +15,12 @@ from danga_raw._interrupt import alone, by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
 from danga_raw._mistakes import (
-    HandleError,
     check_callback,
     check_class,
     check_made,
     no_copy,
     no_data,
+    no_handle,
     whole,
 )
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
@@ -154,7 +154,7 @@ class Socket(Generic[HandleT]):
         try:
             fd = sock.fileno()
         except (AttributeError, UnsupportedOperation):
-            raise HandleError(sock) from None
+            raise no_handle(sock) from None
         if loop is None:
             loop = _default_loop or default_loop()
             registry = loop._registry  # pyright: ignore[reportPrivateUsage]  # a Loop for sure

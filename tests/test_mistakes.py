@@ -271,8 +271,12 @@ def test_a_socket_that_does_not_block_is_not_warned_of(
 
 
 def test_a_number_is_no_socket_and_is_told_what_would_do(loop: Loop) -> None:
-    with pytest.raises(TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"):
+    with pytest.raises(
+        TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"
+    ) as caught:
         Socket(5, loop)  # type: ignore[type-var]  # what is asked here
+    # As it comes out of another process.
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     with pytest.raises(TypeError, match=r"what else has a fileno\(\), not <_io.BytesIO"):
         Socket(io.BytesIO(), loop)  # whose fileno() raises
     with pytest.raises(TypeError, match="not None"):
