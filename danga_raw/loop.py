@@ -7,6 +7,7 @@ import sys
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
+from itertools import repeat
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         LoopT,
         OtherFdCallback,
         OtherFdMapping,
+        Poller,
         PostLoopCallback,
         ProfileMapping,
         Socket,
@@ -93,7 +95,6 @@ class Loop:
             self._stopping = False
             self._end_run(depth)
         except BaseException:
-            registry.something_due = True  # for the run within which this one was
             try:
                 registry.let_go(self.handle_exception)
             finally:
@@ -102,15 +103,16 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
-        # What is bare is a number, and to ask would cost each event of an other fd 200 instructions.
-        objects = cast("dict[object, Socket]", registry.objects)
-        other_event = cast("Callable[[object, int], None]", self._other_event)
+        receivers = registry.receivers
         leaving, readable = registry.leaving, registry.readable
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
         polls, resets = registry.polls, self._resets
-        obj: Socket | None = None
-        while not self._stopping:
+        obj: AnySocket | None = None
+        poller = cast("Poller", registry.poller)  # In the first turn something is due.
+        if self._stopping:
+            return
+        while True:
             if pending or registry.something_due:
                 try:
                     timeout = timers.run_due()
@@ -129,40 +131,34 @@ class Loop:
                         timeout = 0  # They may have added a timer, say: the next turn sees to that.
                     elif readable or registry.to_close():
                         timeout = 0
+                    if registry.poller is None and resets != self._resets:
+                        watched = registry.objects or registry.other_fds or registry.waker
+                        if not (watched or pending or soon):
+                            return  # A reset in this run has left nothing to wait for.
+                    poller = registry.poller or registry.open()
             else:
                 timeout = timers.timeout
-            poller = registry.poller
-            if poller is None:
-                watched = registry.objects or registry.other_fds or registry.waker
-                if resets != self._resets and not (watched or pending or soon):
-                    return  # A reset in this run has left nothing to wait for.
-                poller = registry.open()
             if polls and count_other_threads():
                 self._open_waker()
-            found = poller.wait(timeout)
-            if not poller.bare or self._profiling:
-                self._dispatch(found)
+            found = poller.wait_bare(timeout)
+            if found is None or self._profiling:
+                masked = (
+                    zip(poller.batch, poller.masks) if found is None else zip(found, repeat(POLLIN))
+                )
+                self._dispatch(masked)
             else:
-                # What nearly all batches are: the bare numbers of objects that are readable.
+                # What nearly all batches are: objects that are readable.
                 for fd in found:
                     try:
-                        obj = objects[fd]
-                    except KeyError:
-                        pass
-                    else:
-                        # The object may have been closed by an earlier event of this batch. Then it
-                        # is still in the map, and has nothing more to say.
-                        try:
-                            if not leaving or not obj.closed:
-                                obj.event_read()
-                        except Exception as error:
-                            if not self.handle_exception(error, obj):
-                                raise
-                        continue
-                    try:
-                        other_event(fd, POLLIN)
+                        obj = receivers[fd]
+                        if obj is not None:
+                            obj.event_read()
+                            continue
+                        self._other_event(fd, POLLIN)
                     except Exception as error:
-                        if not self.handle_exception(error):
+                        if fd >= len(receivers):  # It is beyond those listed.
+                            self._dispatch(((fd, POLLIN),))
+                        elif not self.handle_exception(error, obj):
                             raise
             if registry.something_due:
                 # First of all, as another thread or a signal's handler may come behind it.
@@ -172,9 +168,12 @@ class Loop:
                 if leaving:
                     obj = None  # Else the last to be told would live for as long as the next wait.
                     registry.let_go(self.handle_exception)
-                if soon:
+                if soon or poller is not registry.poller:
                     registry.something_due = True
-            if post_loop_callbacks and not self._run_callbacks():
+                if self._stopping:
+                    self._run_callbacks()
+                    return
+            if post_loop_callbacks and (not self._run_callbacks() or self._stopping):
                 return
 
     def _end_run(self, depth: int) -> None:
@@ -183,6 +182,7 @@ class Loop:
         if own := registry.outer[depth:]:
             if registry.poller is not None:
                 registry.poller.batch = own[0]
+            registry.something_due = True  # for the run within which this one was
             del registry.outer[depth:]
 
     def stop(self) -> None:
@@ -208,24 +208,23 @@ class Loop:
                 if not self.handle_exception(error):
                     raise
 
-    def _dispatch(self, found: Iterable[int | tuple[int, int]]) -> None:
+    def _dispatch(self, found: Iterable[tuple[int, int]]) -> None:
         """Hand each event to whom it is for: the handlers that its mask asks for, each only if the
         object isn't closed by then."""
         registry = self._registry
-        objects, connecting = registry.objects, registry.connecting
-        for event in found:
-            if isinstance(event, int):
-                fd, state = event, POLLIN
-            else:
-                fd, state = event
-            obj = objects.get(fd)
+        receivers, connecting = registry.receivers, registry.connecting
+        for fd, state in found:
+            try:
+                obj = receivers[fd]
+            except IndexError:
+                obj = registry.receiver(fd)
             try:
                 if obj is None:
                     self._other_event(fd, state)
                 elif connecting and fd in connecting:
                     connecting[fd].finish()
                 elif self._profiling:
-                    if state & POLLIN and not obj.closed:
+                    if state & POLLIN:
                         self._profiled(obj, obj.event_read, "-read")
                     if state == POLLIN:
                         continue
@@ -237,10 +236,9 @@ class Loop:
                         self._profiled(obj, obj.event_hup, "-hup")
                 elif state == POLLOUT:
                     # Alone, it spares a write that goes on the other questions.
-                    if not obj.closed:
-                        obj.event_write()
+                    obj.event_write()
                 else:
-                    if state & POLLIN and not obj.closed:
+                    if state & POLLIN:
                         obj.event_read()
                     if state & POLLOUT and not obj.closed:
                         obj.event_write()
