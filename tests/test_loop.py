@@ -1543,16 +1543,11 @@ there.close()
 def test_profiling_counts_each_handler_by_class_and_event(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Usage:
-        def __init__(self, utime: float, stime: float) -> None:
-            self.ru_utime = utime
-            self.ru_stime = stime
-
     calls: list[int] = []
 
-    def getrusage(who: int) -> Usage:
+    def getrusage(who: int) -> tuple[float, float]:
         calls.append(who)
-        return Usage(0.5 * len(calls), 0.25 * len(calls))
+        return 0.5 * len(calls), 0.25 * len(calls)
 
     monkeypatch.setattr(libc, "getrusage", getrusage)
     one, _ = world.socketpair()
