@@ -69,12 +69,12 @@ class Epoll:
 
     # Python 3.10 reads a slot 60 instructions faster, and each wait reads five.
     __slots__ = (
-        "_arguments _buffer _descriptor _epfd _events _fds _one _timeout batch masks".split()
+        "_arguments _buffer _descriptor _epfd _events _fds _one _timeout batch pairs".split()
     )
 
     def __init__(self) -> None:
         self.batch: list[int] = []
-        self.masks: Iterable[int] = ()
+        self.pairs: Iterable[tuple[int, int]] = ()
         self._buffer = bytearray(sizeof(epoll_event) * MAX_EVENTS)
         self._events = byref((epoll_event * MAX_EVENTS).from_buffer(self._buffer))
         # Events are decoded by columns, with no object made for a row: every so-many-th byte is a
@@ -128,7 +128,7 @@ class Epoll:
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
         """As `wait_bare`, with the mask of each."""
         found = self.wait_bare(timeout_ms)
-        return zip(self.batch, self.masks) if found is None else zip(found, repeat(EPOLLIN))
+        return self.pairs if found is None else zip(found, repeat(EPOLLIN))
 
     def wait_bare(self, timeout_ms: int) -> Iterable[int] | None:
         """epoll_wait(2), for 1,000 events at most."""
@@ -145,14 +145,16 @@ class Epoll:
                 one = self._one
                 one[0] = fd
                 return one
-            self.batch = [fd]
-            self.masks = (mask,)
+            self.pairs = ((fd, mask),)
             return None
         if count > 0:
             # Lists, because a handler that runs the loop again has the buffer overwritten.
             self.batch = fds = self._fds[:count].tolist()
-            self.masks = masks = self._buffer[_MASK : count * _STRIDE : _STRIDE]
-            return fds if masks == _READABLE[:count] else None
+            masks = self._buffer[_MASK : count * _STRIDE : _STRIDE]
+            if masks == _READABLE[:count]:
+                return fds
+            self.pairs = zip(fds, masks)
+            return None
         if count < 0:
             raise_failure(f"epoll_wait({self._epfd})", EINTR)
         return ()

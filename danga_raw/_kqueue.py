@@ -137,7 +137,7 @@ class KQueue:
         self._alone: set[int] = set()
         """The fds of whose end, in the last batch, the write filter alone spoke."""
         self.batch: list[int] = []
-        self.masks: Iterable[int] = ()
+        self.pairs: Iterable[tuple[int, int]] = ()
         self._descriptor = Once()
         self._kq = -1
         self._pid = 0
@@ -266,8 +266,9 @@ class KQueue:
                     self._dropped.add(fd)
             found[fd] = found.get(fd, 0) | state
         ready = self._in_time(found)
-        self.batch, self.masks = list(ready), ready.values()
-        return zip(self.batch, self.masks)
+        self.batch = list(ready)
+        self.pairs = zip(self.batch, ready.values())
+        return self.pairs
 
     def wait_bare(self, timeout_ms: int) -> None:
         self.wait(timeout_ms)

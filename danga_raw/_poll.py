@@ -44,7 +44,7 @@ class Poll:
 
     def __init__(self) -> None:
         self.batch: list[int] = []
-        self.masks: Iterable[int] = ()
+        self.pairs: Iterable[tuple[int, int]] = ()
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
         self._asked: Epoll | None = None  # what is asked whether a file can be polled
@@ -160,8 +160,9 @@ class Poll:
                 del self._events[fd]
                 warn("poll() found fd %d closed. removing.", fd)
         alive = {fd: state for fd, state in ready if not state & POLLNVAL}
-        self.batch, self.masks = list(alive), alive.values()
-        return zip(self.batch, self.masks)
+        self.batch = list(alive)
+        self.pairs = zip(self.batch, alive.values())
+        return self.pairs
 
     def wait_bare(self, timeout_ms: int) -> None:
         self.wait(timeout_ms)

@@ -153,7 +153,7 @@ class Loop:
                 self._open_waker()
             found = poller.wait_bare(timeout)
             if found is None:
-                pairs = zip(poller.batch, poller.masks)
+                pairs = poller.pairs
                 self._dispatch(self._by_event(pairs) if self._profiling else pairs)
             elif self._profiling:
                 self._dispatch(zip(found, repeat(POLLIN)))

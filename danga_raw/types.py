@@ -58,7 +58,7 @@ class Poller(Protocol):
     descriptor that was watched under a number was closed since. `wait` gives the (fd, event mask) of
     each ready descriptor. It blocks for at most so many milliseconds, for ever where they are negative,
     and a signal ends it with nothing ready. `wait_bare` gives the bare fds where all are readable and
-    nothing else; else None, and has put the fds into `batch` and their masks into `masks`.
+    nothing else; else None, and leaves what `wait` gives in `pairs`.
 
     What fails raises an `OSError` that names the call and the fd: EBADF for a dead one, EEXIST for one
     that is watched already, ENOENT for one that isn't watched, EMFILE, ENFILE and ENOMEM.
@@ -66,7 +66,7 @@ class Poller(Protocol):
 
     batch: list[int]
     """What the last wait found. The loop goes through it as it is, and may drop the rest by `clear()`."""
-    masks: Iterable[int]
+    pairs: Iterable[tuple[int, int]]
 
     def open(self) -> None: ...
     def register(self, fd: int, events: int) -> None: ...

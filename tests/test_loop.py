@@ -57,7 +57,8 @@ def batch(world: World, *events: tuple[int, int]) -> pytest.MonkeyPatch:
         if told:
             return wait(self, timeout)
         told.append(1)
-        self.batch, self.masks = [fd for fd, _ in events], [mask for _, mask in events]
+        self.batch = [fd for fd, _ in events]
+        self.pairs = zip(self.batch, [mask for _, mask in events])
         return None
 
     patch.setattr(poller, "wait_bare", once)
