@@ -35,7 +35,7 @@ def test_a_test_that_hangs_ends_by_itself_and_the_next_is_run(tmp_path: Path) ->
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "--rootdir", str(tmp_path)]
         + [str(tmp_path)],
         cwd=root,
-        env=os.environ | {"DANGA_RAW_PATIENCE": "0.05", "PYTEST_ADDOPTS": "-p no:cacheprovider"},
+        env=os.environ | {"DANGA_RAW_PATIENCE": "0.2", "PYTEST_ADDOPTS": "-p no:cacheprovider"},
         capture_output=True,
         text=True,
     ).stdout

@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+import resource
 import select
 import signal
 import socket
@@ -17,13 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from danga_raw import Listener, Loop
+from danga_raw import Listener, Loop, log_exception
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
+from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
+from examples.perlbal.plugins import Plugin
+from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
 from examples.perlbal.server import Server, tell
 from examples.perlbal.webserver import NewFile
@@ -61,8 +65,13 @@ def carry_out(server: Server, lines: str) -> None:
         assert server.language.run(line, said.append, context), said
 
 
+def nothing() -> None:
+    pass
+
+
 def turn(server: Server, until: Callable[[], bool]) -> None:
-    """Let the loop run until it is so."""
+    """Let the loop run until it is so, for a round at least."""
+    server.loop.call_soon(nothing)  # Nobody else may have anything for it to do.
     limit = server.loop.add_timer(PATIENCE, server.loop.stop)
     server.loop.set_post_loop_callback(lambda *_: not until())
     server.loop.run()
@@ -254,6 +263,7 @@ def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
         def ask() -> None:
             client.sendall(bytes(whole))
             came.append(sum(map(len, iter(lambda: client.recv(1 << 16), b""))))
+            server.loop.call_soon_threadsafe(nothing)
 
         came: list[int] = []
         threads = [threading.Thread(target=each) for each in (answer, ask)]
@@ -441,3 +451,183 @@ def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> No
     finally:
         os.unlink(f"{folder}/x")
         os.removedirs(folder)  # What tidies up behind tests calls itself too.
+
+
+def web(server: Server, docroot: Path) -> None:
+    carry_out(
+        server,
+        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {docroot}\nSET dirindexing = on"
+        "\nSET enable_concatenate_get = on\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+
+
+def answer_to(server: Server, client: socket.socket) -> bytes:
+    """All that comes to a client until the server closes."""
+    client.settimeout(PATIENCE)
+    came: list[bytes] = []
+
+    def read() -> None:
+        came.append(b"".join(iter(lambda: client.recv(1 << 16), b"")))
+        server.loop.call_soon_threadsafe(nothing)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    turn(server, lambda: bool(came))
+    reader.join(PATIENCE)
+    return came[0]
+
+
+def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
+    server: Server, tmp_path: Path
+) -> None:
+    """The time that it had for that is over with it."""
+    web(server, tmp_path)
+    with ExitStack() as stack:
+        client = client_of(server, stack, "/", "Content-Length: 9")
+        turn(server, lambda: any(isinstance(each, Client) for each in server.sockets()))
+        (left,) = (weakref.ref(each) for each in server.sockets() if isinstance(each, Client))
+        assert answer_to(server, client)
+    turn(server, lambda: server.clients == 0)
+    turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
+    gc.collect()
+    assert left() is None
+
+
+def replace_once_looked_at(
+    monkeypatch: pytest.MonkeyPatch, file: Path, replace: Callable[[], object]
+) -> None:
+    """Replace a file as soon as it was asked what it is."""
+    ask_what_it_is = os.stat
+    asked: list[bytes] = []
+
+    def stat(path: bytes | str | int, **how: bool) -> os.stat_result:
+        found = ask_what_it_is(path, **how)
+        if path == os.fsencode(file) and not asked:
+            asked.append(path)
+            file.unlink()
+            replace()
+        return found
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+@pytest.mark.parametrize("content", ["a longer one", "short", "x" * 1_000_000])
+def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """The head had the old one's length: that of the new one was cut, or broken off."""
+    file = tmp_path / "file"
+    file.write_text("the file")
+    web(server, tmp_path)
+
+    def replace() -> None:
+        file.write_text(content)
+        os.utime(file, (0, 0))
+
+    replace_once_looked_at(monkeypatch, file, replace)
+    with ExitStack() as stack:
+        head, _, body = answer_to(server, client_of(server, stack, "/file")).partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(content)}\r\n".encode() in head
+    assert b"Last-Modified: Thu, 01 Jan 1970 00:00:00 GMT\r\n" in head
+    assert body.decode() == content
+
+
+@pytest.mark.parametrize("path", ["/file", "/??file"])
+@pytest.mark.parametrize("kind", ["pipe", "nothing"])
+def test_a_pipe_that_has_taken_the_place_of_a_file_is_not_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("the file")
+    web(server, tmp_path)
+    replace_once_looked_at(
+        monkeypatch, file, (lambda: os.mkfifo(file)) if kind == "pipe" else (lambda: None)
+    )
+    with ExitStack() as stack, no_hanging():
+        answer = answer_to(server, client_of(server, stack, path))
+    assert answer.startswith(b"HTTP/1.0 404 ")
+
+
+def test_a_file_of_several_in_one_that_is_replaced_is_not_cut_to_the_old_ones_length(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length of all is promised when the first one is sent."""
+    (tmp_path / "one").write_text("one")
+    two = tmp_path / "two"
+    two.write_text("two")
+    web(server, tmp_path)
+    replace_once_looked_at(monkeypatch, two, lambda: two.write_text("three"))
+    with ExitStack() as stack:
+        answer = answer_to(server, client_of(server, stack, "/??one,two"))
+    assert b"\r\nContent-Length: 6\r\n" in answer and answer.endswith(b"\r\n\r\none")
+
+
+@pytest.mark.parametrize("path", ["/file", "/", "/??file,file", "reproxied"])
+def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
+    server: Server, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "file").write_text("the file")
+    with ExitStack() as stack:
+        if path == "reproxied":
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            asked = server.node_stats(f"127.0.0.1:{first.getsockname()[1]}")
+            balancer(server, first.getsockname()[1])
+            server.services["p"].set("enable_reproxy", "on")
+            client = client_of(server, stack)
+            turn(server, lambda: bool(asked.connects))
+            backend = stack.enter_context(first.accept()[0])
+            backend.sendall(f"HTTP/1.0 200 OK\r\nX-REPROXY-FILE: {tmp_path}/file\r\n\r\n".encode())
+        else:
+            web(server, tmp_path)
+            client = client_of(server, stack, path)
+            listener = server.services["p"].listener
+            assert listener is not None
+            listener.event_read()
+        server.loop.call_soon_threadsafe(nothing)  # What wakes it has a descriptor.
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        free = os.dup(client.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+        answer = answer_to(server, client)
+    assert answer.startswith(b"HTTP/1.0 503 ")
+
+
+def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path: Path) -> None:
+    """As a float, the last moments of a second are the next one."""
+    file = tmp_path / "file"
+    file.touch()
+    last = 1_700_000_000 * 10**9 - 1
+    os.utime(file, ns=(last, last))
+    web(server, tmp_path)
+    for path in "/file", "/??file":
+        with ExitStack() as stack:
+            answer = answer_to(server, client_of(server, stack, path))
+        assert b"\r\nLast-Modified: Tue, 14 Nov 2023 22:13:19 GMT\r\n" in answer
+
+
+class Failing(Plugin):
+    def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
+        raise ValueError("a plugin's fault")
+
+
+@pytest.mark.parametrize("ahead", ["0", "1"], ids=["that connects", "that is there"])
+def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_none_that_waits(
+    server: Server, ahead: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        service = server.services["p"]
+        service.set("connect_ahead", ahead)
+        turn(server, lambda: len(queues.bored) == int(ahead))
+        service.plugins.append(Failing(server))
+        first = list(queues.bored)
+        client = client_of(server, stack)
+        service.connect_ahead = 0
+        assert answer_to(server, client) == b""
+        turn(server, lambda: not any(isinstance(each, Client) for each in server.sockets()))
+        assert all(each.closed for each in first)
+        assert not any(each.exchange for each in server.sockets() if isinstance(each, BackendHTTP))
+    assert "a plugin's fault" in caplog.text

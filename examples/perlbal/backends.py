@@ -191,6 +191,8 @@ class BackendHTTP(Socket):
         service = exchange.service
         if service.pool is not None and self.ipport in service.pool.used:
             service.pool.used[self.ipport] += 1
+        # Theirs before a plugin may fail: it takes both along then, and neither is left to wait.
+        self.exchange, exchange.backend = exchange, self
         self.begin(exchange, exchange.head_for_backend())
 
     def begin(self, exchange: ProxyExchange, head: bytes) -> None:

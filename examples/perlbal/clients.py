@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from danga_raw import Socket
+from danga_raw import Socket, Timer
 from examples.perlbal.heads import SERVER, Refused, Request, Response, read_off, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
@@ -183,6 +183,9 @@ class SentFiles:
 class Client(Socket):
     """A client's connection."""
 
+    _linger: Timer | None = None
+    """Ends it where the client isn't the first to do so."""
+
     def __init__(self, service: Service, sock: socket.socket) -> None:
         self.server = service.server
         super().__init__(sock, self.server.loop)
@@ -203,8 +206,6 @@ class Client(Socket):
         """Whether it goes on after the present answer."""
         self.overfed = False
         """Whether there is more to come from it that nobody wants."""
-        self.ditch_crlf = False
-        """Whether a CRLF may come before the next request, as some browsers send it after POST."""
         self.observed_ip: str | None = None
         """The address that a trusted upstream says the request comes from."""
         self.requests = 0
@@ -245,10 +246,8 @@ class Client(Socket):
                 return
 
     def _next_request(self) -> bool:
-        data = self.inbox
-        if self.ditch_crlf and data[:2] == b"\r\n":
-            self.inbox = data = data[2:]
-            self.ditch_crlf = False
+        # RFC 9112, 2.2: an empty line before a request is nothing; some browsers send it after POST.
+        self.inbox = data = self.inbox.removeprefix(b"\r\n")
         try:
             found = take_head(data)
             if found is None:
@@ -258,7 +257,6 @@ class Client(Socket):
             self.refuse(refused)
             return False
         self.inbox = b""
-        self.ditch_crlf = False
         self.server.requests += 1
         self.adopted = 0
         self.observed_ip = None
@@ -440,7 +438,6 @@ class Client(Socket):
         exchange.release()
         if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
-        self.ditch_crlf = exchange.request.method == "POST"
         self.state = "persist_wait"
         self.server.idle.note(self.base.persist_client_idle_timeout)
         self.watch_read(True)
@@ -460,7 +457,7 @@ class Client(Socket):
             return self.close("no_keep_alive")
         self.watch_read(True)
         seconds = LINGER_SECONDS if self.body_left else 2.0
-        self.loop.add_timer(seconds, lambda: self.close("no_keep_alive"))
+        self._linger = self.loop.add_timer(seconds, lambda: self.close("no_keep_alive"))
 
     def event_write(self) -> None:
         self.alive = time.monotonic()
@@ -506,6 +503,8 @@ class Client(Socket):
             return
         self.state = "closed"
         super().close(reason)
+        if self._linger is not None:
+            self._linger.cancel()
         file, self.file = self.file, None
         if file is not None:
             file.close()

@@ -228,9 +228,8 @@ class Response(Head):
 
     def set_code(self, code: int) -> None:
         """Change the code, and the reason with it."""
-        if code != self.code:
-            self.code = code
-            self.reason = REASONS.get(code, "")
+        self.code = code
+        self.reason = REASONS.get(code, "")
 
     def to_bytes(self) -> bytes:
         return _written(f"HTTP/1.0 {self.code} {self.reason}", self.names, self.values)

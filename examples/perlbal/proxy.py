@@ -11,6 +11,7 @@ from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.heads import Request, Response, http_date
 from examples.perlbal.reproxy import Url, expected_size, file_to_send, parse_urls
 from examples.perlbal.uploads import BufferedUpload
+from examples.perlbal.webserver import code_of
 
 if TYPE_CHECKING:
     from examples.perlbal.backends import BackendHTTP
@@ -160,7 +161,7 @@ class ProxyExchange(Exchange):
         had_body = self.request.length or self.request.chunked
         # Old browsers send a CRLF behind a body. Anything else is never passed on.
         if had_body and data in (b"\r", b"\r\n"):
-            client.inbox = data
+            client.inbox = data.removeprefix(b"\r\n")
             return
         client.overfed = True
         client.watch_read(False)
@@ -411,23 +412,24 @@ class ProxyExchange(Exchange):
     def _reproxy_file(self, path: str, head: Response) -> None:
         client = self.client
         client.state = "wait_stat"
-        found = file_to_send(path.encode("latin-1"), expected_size(head))
-        if found is None:
-            return client.send_page(404)
-        fd, size = found
+        try:
+            fd, size = file_to_send(path.encode("latin-1"), expected_size(head))
+        except (OSError, ValueError) as error:
+            return client.send_page(code_of(error))
         status, start, end = self.request.range(size)
         if status == 416:
             head = Response(416)
             head.set("Content-Range", f"bytes */{size}")
         else:
             head.set("Accept-Ranges", "bytes")
-            if head.code == 204:
-                head.set_code(200)
+            if head.code in (204, 304):
+                head.set_code(200)  # It has a body now.
             head.set("Content-Length", str(end - start))
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
                 head.set_code(206)
             head.drop("x-reproxy-file")
+            head.drop("transfer-encoding")  # Of the body that nobody gets.
         if status == 416 or self.request.method == "HEAD":
             os.close(fd)
             client.send_answer(head)
@@ -477,16 +479,18 @@ class ProxyExchange(Exchange):
         primary = self._primary
         for key in _REPROXY_HEADERS:
             primary.drop(key)
-        if (length := head.get("content-length")) is not None:
-            primary.set("Content-Length", length)
-        else:
-            primary.drop("content-length")
+        for name in ("Content-Length", "Transfer-Encoding"):
+            value = head.get(name.lower()) if head.code != 204 else None
+            if value is not None:
+                primary.set(name, value)
+            else:
+                primary.drop(name.lower())
         if head.code in (206, 416):
             primary.set_code(head.code)
             for name in ("Accept-Ranges", "Content-Range"):
                 if (value := head.get(name.lower())) is not None:
                     primary.set(name, value)
-        if primary.code == 204:
+        if primary.code in (204, 304):
             primary.set_code(200)
         return primary
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.pools import node_name
+from examples.perlbal.webserver import open_file
 
 if TYPE_CHECKING:
     from examples.perlbal.heads import Response
@@ -55,21 +56,15 @@ def expected_size(head: Response) -> int | None:
     return -1
 
 
-def file_to_send(path: bytes, expected: int | None) -> tuple[int, int] | None:
-    """The descriptor and the size of a regular file, None if there is none, or it is empty or not
-    of the expected size. stat(2), open(2), fstat(2)."""
-    try:
-        # What is no file isn't opened: that might wait for somebody.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        size = os.fstat(fd).st_size
-    except (OSError, ValueError):
-        return None
-    if size and expected in (None, size):
-        return fd, size
-    os.close(fd)
-    return None
+def file_to_send(path: bytes, expected: int | None) -> tuple[int, int]:
+    """The descriptor and the size of a regular file. stat(2), open(2), fstat(2); raises `OSError`
+    or `ValueError`, also for one that is empty or not of the expected size."""
+    if stat.S_ISREG(os.stat(path).st_mode):  # What is no file isn't opened: that may do something.
+        fd, info = open_file(path)
+        if info.st_size and expected in (None, info.st_size):
+            return fd, info.st_size
+        os.close(fd)
+    raise FileNotFoundError
 
 
 class Cached(NamedTuple):

@@ -11,7 +11,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from errno import EMFILE, ENFILE
+from errno import EACCES, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -53,10 +53,35 @@ def mime_type(path: bytes) -> str | None:
     return MIME_TYPES.get(found[1].decode("latin-1")) if found else None
 
 
-def _opened(pieces: list[tuple[bytes, int]]) -> Iterator[Part]:
-    """Files of these sizes, each opened when it is its turn. open(2); raises `OSError`."""
-    for path, size in pieces:
-        yield os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0, size
+def open_file(path: bytes) -> tuple[int, os.stat_result]:
+    """The descriptor of what was found to be a regular file, and what it is: it may have been
+    replaced by another since. open(2), fstat(2); raises `OSError`."""
+    # Not waited for if it is a pipe by now.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    info = os.fstat(fd)
+    if stat.S_ISREG(info.st_mode):
+        return fd, info
+    os.close(fd)
+    raise FileNotFoundError
+
+
+def code_of(error: Exception) -> int:
+    """What a client is told where a file can't be had."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (EMFILE, ENFILE, ENOMEM, ESTALE):
+        return 503  # It may be had later.
+    return 403 if number in (EACCES, EPERM) else 404
+
+
+def _opened(files: list[tuple[bytes, os.stat_result]]) -> Iterator[Part]:
+    """Files that were found to be this, each opened when it is its turn. Raises `OSError`, also for
+    one that is another by then: its length is promised."""
+    for path, found in files:
+        fd, info = open_file(path)
+        if (info.st_size, info.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
+            os.close(fd)
+            raise OSError(ESTALE, "replaced by another", path)
+        yield fd, 0, info.st_size
 
 
 def _make_folders(folder: str) -> None:
@@ -170,12 +195,15 @@ class WebExchange(Exchange):
         client, request = self.client, self.request
         path = docroot + uri
         client.state = "wait_stat"
+        fd = -1
         try:
             info = os.stat(path)
-        except (OSError, ValueError):
-            return client.send_page(404)
-        size = info.st_size
-        modified = http_date(int(info.st_mtime))
+            if request.method == "GET" and stat.S_ISREG(info.st_mode):
+                fd, info = open_file(path)
+        except (OSError, ValueError) as error:
+            return client.send_page(code_of(error))
+        # Not st_mtime, a float: one just before a second would be that second.
+        size, modified = info.st_size, http_date(info[stat.ST_MTIME])
         if stat.S_ISDIR(info.st_mode):
             return self._get_directory(docroot, uri, modified)
         if not stat.S_ISREG(info.st_mode):
@@ -194,13 +222,11 @@ class WebExchange(Exchange):
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set("Content-Length", str(end - start))
-        if request.method == "HEAD" or status in (304, 416):
-            return client.send_answer(head)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            return client.send_page(503 if error.errno in (EMFILE, ENFILE) else 403)
-        client.send_file(head, (fd, start, end))
+        if fd >= 0 and status in (200, 206):
+            return client.send_file(head, (fd, start, end))
+        if fd >= 0:
+            os.close(fd)
+        client.send_answer(head)
 
     def _say_what_it_is(self, head: Response, modified: str) -> None:
         head.set("Date", http_date(int(time.time())))
@@ -230,8 +256,8 @@ class WebExchange(Exchange):
         uri = uri.rstrip(b"/") + b"/"
         try:
             names = sorted([*os.listdir(docroot + uri), b".", b".."])
-        except OSError:
-            return client.send_page(403)
+        except OSError as error:
+            return client.send_page(code_of(error))
         lines: list[str] = []
         for each in names:
             text = html.escape(each.decode("latin-1"))
@@ -274,7 +300,7 @@ class WebExchange(Exchange):
                 raise FileNotFoundError
         except (OSError, ValueError):
             return client.send_page(404, "One or more file does not exist")
-        modified = http_date(int(max([0, *(info.st_mtime for _, info in found)])))
+        modified = http_date(max([0, *(info[stat.ST_MTIME] for _, info in found)]))
         known = self._known(modified, None)
         head = Response(304 if known else 200)
         if not known:
@@ -284,7 +310,12 @@ class WebExchange(Exchange):
         head.set("Content-Type", wire(next(kinds, "text/plain")))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
-        client.send_files(head, NOTHING, _opened([(path, info.st_size) for path, info in found]))
+        parts = _opened(found)
+        try:
+            first = next(parts, NOTHING)
+        except OSError as error:
+            return client.send_page(code_of(error))
+        client.send_files(head, first, parts)
 
     # --- PUT --------------------------------------------------------------------------------------
 

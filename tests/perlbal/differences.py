@@ -45,5 +45,7 @@ DIFFERENCES = {
     "DEFAULT checks its value": "the original says OK, and the services that come later have none",
     "names in a list are escaped": "in the original a file's name may be any HTML",
     "chunks are no way round": "in the original they are one, past two limits of PUT",
+    "an empty line before a request": "the original closes, but behind POST and chunks",
+    "an end of its own": "the original says of a file or a URL what was said of the answer before",
 }
 """Name -> why."""

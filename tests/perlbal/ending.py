@@ -106,6 +106,12 @@ row("shutdown", manage("SHUTDOWN"), exits())
 row("shutdown with an idle client", ask(get("/")), manage("SHUTDOWN"), exits())
 row("shutdown with a client that waits", *busy, manage("SHUTDOWN"), exits())
 row("graceful with nobody", manage("SHUTDOWN GRACEFUL"), exits())
+row(
+    "graceful with an idle client that has sent CRLF behind its body",
+    ask(post("/", b"abc") + b"\r\n"),
+    manage("SHUTDOWN GRACEFUL"),
+    exits(),
+)
 closing = partial(row, differs="the last answer says close")
 signals = partial(row, differs="SIGTERM is graceful")
 

@@ -554,7 +554,7 @@ row(
 
 for title, data in {
     "nonsense": b"what is this\r\n\r\n",
-    "an empty line first": b"\r\nGET / HTTP/1.0\r\n\r\n",
+    "two empty lines first": b"\r\n\r\nGET / HTTP/1.0\r\n\r\n",
     "1.1 without Host": b"GET / HTTP/1.1\r\n\r\n",
     "a version that is none": b"GET / HTTP/one\r\n\r\n",
     "no version at all": b"GET /\r\n\r\n",
@@ -566,6 +566,13 @@ for title, data in {
     "a method with a dash": b"GE-T / HTTP/1.0\r\n\r\n",
 }.items():
     row(PLAIN, f"no request: {title}", ask(data))
+row(
+    PLAIN,
+    "an empty line first",
+    ask(b"\r\nGET / HTTP/1.0\r\n\r\n"),
+    differs="an empty line before a request",
+    ours=("HTTP/1.0 200 OK\r\n",),
+)
 row(PLAIN, "a negative length", ask(request("POST", "/", "Content-Length: -1")))
 row(
     PLAIN,

@@ -83,6 +83,9 @@ REPROXIES = Setting(
 PROXY = REPROXIES.at("proxy")
 CACHING = REPROXIES.at("caching")
 
+CHUNKED = "Transfer-Encoding: chunked"
+NO_CHUNKS = b"0\r\n\r\n"
+
 TABLE = Table()
 row = TABLE.row
 
@@ -125,6 +128,14 @@ row(
     "a file with 204",
     serve(reply("204 No Content", "X-REPROXY-FILE: @folder@/docs/file.txt")),
     ask(get("/")),
+)
+row(
+    PROXY,
+    "a file with 304",
+    serve(reply("304 Not Modified", "X-REPROXY-FILE: @folder@/docs/file.txt")),
+    ask(get("/")),
+    differs="an end of its own",
+    ours=("HTTP/1.0 200 OK\r\n", "Content-Length: 10"),
 )
 row(PROXY, "a file with 404", serve(to_file("file.txt", status="404 Not Found")), ask(get("/")))
 row(
@@ -190,6 +201,18 @@ row(
     ask(request("HEAD", "/", "Range: bytes=1-2")),
 )
 
+row(
+    PROXY,
+    "a file instead of chunks",
+    serve(reply("200 OK", "X-REPROXY-FILE: @folder@/docs/file.txt", CHUNKED, body=NO_CHUNKS)),
+    ask(get("/")),
+    ask(get("/2")),
+    differs="an end of its own",
+    ours=(
+        "HTTP/1.0 200 OK\r\nAccept-Ranges: bytes\r\nContent-Length: 10\r\nConnection: keep-alive",
+    ),
+)
+
 # --- URLs -----------------------------------------------------------------------------------------
 
 there = serve(good("from b", "X-B: 1", "Content-Type: b/b"), at="b")
@@ -213,6 +236,25 @@ row(
 row(PROXY, "a URL without a path", there, serve(to("http://@b@")), ask(get("/")))
 row(
     PROXY,
+    "a URL instead of chunks",
+    there,
+    serve(reply("200 OK", "X-REPROXY-URL: http://@b@/", CHUNKED, body=NO_CHUNKS)),
+    ask(get("/")),
+    ask(get("/2")),
+    differs="an end of its own",
+    ours=("HTTP/1.0 200 OK\r\nContent-Length: 6\r\nConnection: keep-alive",),
+)
+row(
+    PROXY,
+    "a URL that has chunks",
+    serve(closing(reply("200 OK", CHUNKED, body=b"6\r\nfrom b\r\n" + NO_CHUNKS)), at="b"),
+    serve(to("http://@b@/", "X-A: 1")),
+    ask(get("/")),
+    differs="an end of its own",
+    ours=("HTTP/1.0 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n",),
+)
+row(
+    PROXY,
     "only Range and Host go along",
     there,
     serve(to("http://@b@/")),
@@ -233,6 +275,15 @@ row(
     there,
     serve(reply("204 No Content", "X-REPROXY-URL: http://@b@/")),
     ask(get("/")),
+)
+row(
+    PROXY,
+    "a URL with 304",
+    there,
+    serve(reply("304 Not Modified", "X-REPROXY-URL: http://@b@/")),
+    ask(get("/")),
+    differs="an end of its own",
+    ours=("HTTP/1.0 200 OK\r\n", "Content-Length: 6", "from b"),
 )
 row(
     PROXY,
@@ -312,6 +363,13 @@ row(
         good("rom", "Content-Range: bytes 1-3/6", "Accept-Ranges: bytes", status="206 Part"), at="b"
     ),
     serve(to("http://@b@/")),
+    ask(get("/", "Range: bytes=1-3")),
+)
+row(
+    PROXY,
+    "206 for 206 has its own reason",
+    serve(good("rom", "Content-Range: bytes 1-3/6", status="206 Part"), at="b"),
+    serve(to("http://@b@/", status="206 Some")),
     ask(get("/", "Range: bytes=1-3")),
 )
 row(

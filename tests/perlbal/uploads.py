@@ -226,6 +226,12 @@ row(
 )
 row(SIZE, "chunks in pieces", send(CHUNKED, b"3\r", b"\nab", b"c\r\n", b"0\r\n", b"\r\n"), hear())
 row(SIZE, "chunks, none", ask(CHUNKED + b"0\r\n\r\n"), ask(get("/2")))
+row(
+    SIZE,
+    "chunks of PUT, and CRLF behind them",
+    ask(request("PUT", "/c", "Transfer-Encoding: chunked") + chunks(b"abc") + b"\r\n"),
+    ask(get("/2")),
+)
 row(SIZE, "chunks with lengths in capitals", ask(CHUNKED + b"A\r\n0123456789\r\n0\r\n\r\n"))
 row(SIZE, "chunks with a trailer", ask(CHUNKED + b"3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n"))
 row(

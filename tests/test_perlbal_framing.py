@@ -1,0 +1,77 @@
+"""examples/perlbal: where an answer ends is said rightly, whatever was said of the one that it takes
+the place of.
+
+A client that is kept finds the next answer where this one ends; so does whoever has put something
+else there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from http.client import HTTPConnection
+
+import pytest
+
+from tests.perlbal.backends import Answer
+from tests.perlbal.conversation import House, house
+from tests.perlbal.reproxying import REPROXIES
+from tests.perlbal.servers import OURS, PATIENCE
+from tests.perlbal.steps import closing, reply
+
+FILE = b"0123456789"
+FRAMES = ("length", "chunks", "end", "nothing")
+CODES = ("200 OK", "204 None", "304 Not Modified", "206 Part", "404 None")
+URL_CODES = ("200 OK", "204 None", "206 Part", "416 Not Here")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(REPROXIES, OURS, tmp_path_factory.mktemp("framing") / "ours") as opened:
+        yield opened
+
+
+def framed(method: str, code: str, frame: str, body: bytes, *fields: str) -> Answer:
+    """An answer whose length is told in this way; without a body, where there can't be one."""
+    if frame == "length":
+        fields += (f"Content-Length: {len(body)}",)
+    elif frame == "chunks":
+        fields += ("Transfer-Encoding: chunked",)
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    fields += ("Connection: close",)
+    if frame == "nothing" or method == "HEAD" or code[:3] in ("204", "304"):
+        return closing(reply(code, *fields))
+    return closing(reply(code, *fields, body=body))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("code", CODES)
+def test_a_file_or_a_url_in_the_place_of_an_answer_ends_where_it_is_said_to(
+    place: House, code: str, method: str
+) -> None:
+    file = f"X-REPROXY-FILE: {place.folder}/docs/file.txt"
+    url = f"X-REPROXY-URL: http://127.0.0.1:{place.server.ports['b']}/"
+    for each in place.backends.values():
+        each.begin()
+    client = HTTPConnection("127.0.0.1", place.server.ports["proxy"], timeout=PATIENCE)
+
+    def ask(expected: bytes) -> None:
+        client.request(method, "/")
+        with client.getresponse() as answer:
+            assert answer.read() == (b"" if method == "HEAD" else expected)
+
+    try:
+        for frame in FRAMES:
+            first = place.backends["a"].script.answers
+            first.append(framed(method, code, frame, b"first", file))
+            ask(FILE)
+            for url_code, url_frame in itertools.product(URL_CODES, FRAMES):
+                first.append(framed(method, code, frame, b"first", url))
+                there = framed(method, url_code, url_frame, b"there", "Content-Range: bytes 0-4/9")
+                place.backends["b"].script.answers.append(there)
+                none = url_code.startswith("204") or url_frame == "nothing"
+                ask(b"" if none else b"there")
+    finally:
+        client.close()
+        for each in place.backends.values():
+            each.end()
