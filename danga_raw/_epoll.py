@@ -75,14 +75,14 @@ class Epoll:
     def __init__(self) -> None:
         self.batch: list[int] = []
         self.pairs: Iterable[tuple[int, int]] = ()
-        self._buffer = bytearray(sizeof(epoll_event) * MAX_EVENTS)
+        self._buffer = bytearray(_STRIDE * MAX_EVENTS)
         self._events = byref((epoll_event * MAX_EVENTS).from_buffer(self._buffer))
         # Events are decoded by columns, with no object made for a row: every so-many-th byte is a
         # mask, which has no bit beyond it, and every so-many-th word the low half of a u64 with a fd.
         offset = epoll_event.data.offset // sizeof(c_uint32)
         low_half = 0 if sys.byteorder == "little" else 1
         words = memoryview(self._buffer).cast("I")
-        self._fds = words[offset + low_half :: sizeof(epoll_event) // sizeof(c_uint32)]
+        self._fds = words[offset + low_half :: _STRIDE // sizeof(c_uint32)]
         self._one = [0]
         self._descriptor = Once()
         self._epfd = -1

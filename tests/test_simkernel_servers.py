@@ -53,7 +53,13 @@ def test_the_command_tells_the_seed_the_calls_and_the_faults(
 
 
 def never_unwatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Socket, "_unwatch_write", lambda self: None)
+    original = Socket.watch_write
+
+    def watch_write(self: AnySocket, on: bool) -> None:
+        if on:
+            original(self, on)
+
+    monkeypatch.setattr(Socket, "watch_write", watch_write)
 
 
 def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
