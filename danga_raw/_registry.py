@@ -312,8 +312,8 @@ class Registry:
 
     def _make_room(self, fd: int) -> None:
         """Have a place among the receivers for `fd`."""
-        if len(self.receivers) <= fd < _MOST_LISTED:
-            self.receivers.extend([None] * (fd + 1))
+        missing = len(self.receivers) <= fd < _MOST_LISTED
+        self.receivers.extend([None] * (fd + 1 if missing else 0))
 
     def receiver(self, fd: int) -> AnySocket | None:
         """Whom an event is for whose number is beyond those listed."""

@@ -397,7 +397,7 @@ class Socket(Generic[HandleT]):
             queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
             if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
-                    self.watch_write(False)
+                    self._unwatch_write()
                 self._go_direct()
                 return True
             block = queue[0] if new is None else new
@@ -444,7 +444,7 @@ class Socket(Generic[HandleT]):
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
-                self.watch_write(False)
+                self._unwatch_write()
             if new is not None:
                 return True
 
@@ -496,7 +496,7 @@ class Socket(Generic[HandleT]):
     def on_incomplete_write(self) -> None:
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
-        if not self.write_set_watch:
+        if not self.write_set_watch or not self.event_watch & POLLOUT:
             self._watch_write_for_now()
 
     def _watch_write_for_now(self) -> None:
@@ -508,6 +508,10 @@ class Socket(Generic[HandleT]):
             # Not in a `finally`: an exception could cut that short, and nobody would end the watch.
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
             raise
+
+    def _unwatch_write(self) -> None:
+        self.watch_write(False)
+        self.write_set_watch = False
 
     def set_writer_func(self, func: WriterFunc | None) -> None:
         """Call `func(data, count, offset)` instead of write(2); None goes back to write(2).
@@ -563,8 +567,6 @@ class Socket(Generic[HandleT]):
         try:
             (registry.poller or registry.open()).modify(fd, old, new)
             self.event_watch = new
-            if not new & POLLOUT:
-                self.write_set_watch = False
         except BaseException as error:
             if by_handler(error):
                 registry.undo_modify(self, fd, old, new)

@@ -53,13 +53,7 @@ def test_the_command_tells_the_seed_the_calls_and_the_faults(
 
 
 def never_unwatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Socket.watch_write
-
-    def watch_write(self: AnySocket, on: bool) -> None:
-        if on:
-            original(self, on)
-
-    monkeypatch.setattr(Socket, "watch_write", watch_write)
+    monkeypatch.setattr(Socket, "_unwatch_write", lambda self: None)
 
 
 def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
