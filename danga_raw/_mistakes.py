@@ -57,10 +57,16 @@ def _missing(obj: object, name: str) -> object:
 def check_made(obj: object) -> None:
     """Raises `AttributeError` for an object whose constructor has not called that of `Socket`."""
     try:
-        object.__getattribute__(obj, "_registry")
+        object.__getattribute__(obj, "read_push_back")
     except AttributeError:
         name = type(obj).__name__
         raise AttributeError(f"{name}.__init__ has not called super().__init__(sock)") from None
+
+
+def no_copy(obj: object) -> object:
+    """The `__getstate__` of what a loop or the kernel knows. A copy would share its parts, and close or
+    forget them with itself."""
+    raise TypeError(f"can't copy or pickle {obj!r}: a loop or the kernel knows this one alone")
 
 
 def whole(what_is: str, given: SupportsIndex) -> int:
@@ -74,11 +80,13 @@ def whole(what_is: str, given: SupportsIndex) -> int:
 class HandleError(TypeError, AttributeError):
     """Something without a descriptor was to be watched. An AttributeError too, as it always was."""
 
-    def __init__(self, given: object) -> None:
-        what = f"a Socket takes a socket, or what else has a fileno(), not {given!r}"
-        if isinstance(given, int):
-            what += f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
-        super().__init__(what)
+
+def no_handle(given: object) -> HandleError:
+    """The error for what has no descriptor."""
+    what = f"a Socket takes a socket, or what else has a fileno(), not {given!r}"
+    if isinstance(given, int):
+        what += f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
+    return HandleError(what)
 
 
 def no_data(what_is: str, given: object) -> TypeError:

@@ -275,7 +275,12 @@ class Registry:
                 if listed:
                     self.receivers[fd] = obj
         except BaseException as error:
-            if by_handler(error) and fd not in self.other_fds:
+            # What is no number was refused: ctypes would look into a mock without end.
+            if (
+                by_handler(error)
+                and isinstance(cast("object", fd), int)
+                and fd not in self.other_fds
+            ):
                 self.unregister(fd, events)
             raise
 
@@ -545,10 +550,16 @@ def _copied(leaving: deque[Leaving]) -> list[Leaving]:
 def _has(obj: AnySocket, fd: int) -> bool:
     """False for an object that is leaving, and where its handle knows that its owner has closed it:
     the number may be another's by now."""
-    try:
-        return not obj.closed and obj.sock is not None and obj.sock.fileno() == fd
-    except ValueError:  # So says a closed file.
+    if obj.closed or (sock := obj.sock) is None:
         return False
+    try:
+        return sock.fileno() == fd
+    except Exception:
+        try:
+            sock.fileno()
+        except Exception:  # So says a closed file, and others in words of their own, each time.
+            return False
+        raise  # A signal's handler did.
 
 
 def _disown(sock: Handle, fd: int) -> None:

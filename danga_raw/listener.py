@@ -9,6 +9,7 @@ from danga_raw._libc import libc
 from danga_raw._log import debug, warn
 from danga_raw._mistakes import check_callback
 from danga_raw._poll import POLLIN
+from danga_raw.loop import registry_of
 from danga_raw.socket import Socket
 
 TYPE_CHECKING = False
@@ -66,7 +67,7 @@ class Listener(Socket):
         check_callback("accepted", accepted)
         if not hasattr(sock, "accept"):
             raise TypeError(f"a Listener takes a listening socket, not {sock!r}")
-        if getattr(type(sock).accept, "__module__", None) == "ssl":
+        if getattr(sock.accept, "__module__", None) == "ssl":
             raise TypeError(f"a Listener takes a plain socket: wrap what it accepts, not {sock!r}")
         self.accepted: Accepted = accepted
         self._retry: Timer | None = None
@@ -79,9 +80,10 @@ class Listener(Socket):
             raise
 
     def _watch(self, event: int, on: bool) -> None:
+        paused = registry_of(self.loop).paused
         super()._watch(event, on)
         if self.fd is not None and event == POLLIN:
-            self._registry.paused.pop(self.fd, None)  # From here on it is as it was told to be.
+            paused.pop(self.fd, None)  # From here on it is as it was told to be.
 
     def event_read(self) -> None:
         """Somebody waits: accept4(2) until nobody does, or for 64, and hand each over."""
@@ -97,7 +99,7 @@ class Listener(Socket):
             except OSError as error:
                 if error.errno in _PASSED_BY:
                     continue
-                return self._pause(error)
+                return self.__pause(error)
             if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None
@@ -105,11 +107,11 @@ class Listener(Socket):
                 libc.setblocking(connection)
                 self.accepted(connection, address)
             except BaseException as error:
-                self._take_back(connection, error)
+                self.__take_back(connection, error)
 
-    def _take_back(self, connection: PythonSocket, error: BaseException) -> None:
+    def __take_back(self, connection: PythonSocket, error: BaseException) -> None:
         """Close a connection that was not taken, by the object that has it, if one does."""
-        obj = self._registry.objects.get(connection.fileno())
+        obj = registry_of(self.loop).objects.get(connection.fileno())
         if obj is not None and obj.sock is not connection:
             obj = None
         try:
@@ -122,7 +124,7 @@ class Listener(Socket):
             else:
                 drop(connection)
 
-    def _pause(self, error: OSError) -> None:
+    def __pause(self, error: OSError) -> None:
         """There is no room for a connection, or nobody knows what is wrong: to try again at once
         would be all that the loop does."""
         if self._retry is None:
@@ -132,7 +134,7 @@ class Listener(Socket):
             self._retry.cancel()
         # First how it begins again: an exception in between would leave it deaf.
         if self.fd is not None:
-            self._registry.paused[self.fd] = self
+            registry_of(self.loop).paused[self.fd] = self
         self._retry = self.loop.add_timer(PAUSE, self.begin_again)
         try:
             super()._watch(POLLIN, False)
@@ -141,12 +143,12 @@ class Listener(Socket):
 
     def begin_again(self) -> None:
         """Listen again, if it is paused; the loop's registry and its own timer call this."""
-        if self.fd is None or self._registry.paused.get(self.fd) is not self:
+        if self.fd is None or registry_of(self.loop).paused.get(self.fd) is not self:
             return
         try:
             self.watch_read(True)
         except OSError as error:
-            self._pause(error)
+            self.__pause(error)
 
     def let_go(self) -> None:
         """As of any object; and it listens no more."""

@@ -8,10 +8,11 @@ import sys
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
 from itertools import repeat
+from types import MappingProxyType
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
-from danga_raw._mistakes import check_callback, whole
+from danga_raw._mistakes import check_callback, no_copy, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
 from danga_raw._registry import LOOPS_OWN, Registry, choose_backend
 from danga_raw._typing import cast
@@ -57,11 +58,15 @@ class Loop:
     A loop belongs to the thread that runs it; from another, or from a signal's handler, only `stop`
     and `call_soon_threadsafe` may be called."""
 
+    __getstate__ = no_copy
+
     def __init__(self, backend: str | None = None) -> None:
         """A loop on `backend`: "kqueue", "epoll" or "poll"; where it is None, as DANGA_RAW_BACKEND
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
-        self._registry = Registry(choose_backend(backend))
+        self._registry = registry = Registry(choose_backend(backend))
+        # To be looked at: who took something out would still hear it, as nobody's.
+        self._views = MappingProxyType(registry.objects), MappingProxyType(registry.other_fds)
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
@@ -340,7 +345,7 @@ class Loop:
         for fd in sorted(callbacks, key=LOOPS_OWN.__eq__):
             obj, callback = registry.objects.get(fd), callbacks.get(fd)
             try:
-                if callback is not None and not callback(registry.objects, registry.other_fds):
+                if callback is not None and not callback(*self._views):
                     return False
             except Exception as error:
                 if not self.handle_exception(error, obj):
@@ -428,7 +433,7 @@ class Loop:
     @property
     def descriptor_map(self) -> DescriptorMapping:
         """The objects by their fd. A closed one stays until its batch is over."""
-        return self._registry.objects
+        return self._views[0]
 
     @property
     def watched_sockets(self) -> int:
@@ -445,7 +450,7 @@ class Loop:
         """The callbacks of the descriptors that no object has, by fd; each is called with the event
         mask (POLLIN 1, POLLERR 8, POLLHUP 16) when its fd is readable. Setting it replaces all, as
         `add_other_fds` adds them; those left out are watched no longer, and not closed."""
-        return self._registry.other_fds
+        return self._views[1]
 
     @other_fds.setter
     def other_fds(self, fds: OtherFdMapping) -> None:
@@ -457,7 +462,7 @@ class Loop:
         for what is watched already, to see that it still is. Raises `TypeError` for a callback that
         can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
-        return self._registry.other_fds
+        return self._views[1]
 
     @property
     def backend(self) -> str:
@@ -486,7 +491,7 @@ class Loop:
                 name = owner.__name__ + kind
                 user, system, calls = sums.get(name, (0.0, 0.0, 0))
                 sums[name] = (user + cost.user, system + cost.system, calls + cost.calls)
-        return sums
+        return MappingProxyType(sums)
 
     def enable_profiling(self) -> bool:
         """Note the cost of each handler from here on, beginning afresh: two getrusage(2) for each.

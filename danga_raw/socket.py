@@ -6,6 +6,7 @@ import sys
 from _socket import socket as RawSocket
 from collections import deque
 from errno import EBADF, ECONNRESET, ENOTCONN, EPIPE
+from io import UnsupportedOperation
 from operator import index
 
 from danga_raw._addresses import NOWHERE, ask, with_port
@@ -13,7 +14,15 @@ from danga_raw._connecting import Connecting, begin, begun, drop
 from danga_raw._interrupt import alone, by_handler, take_result
 from danga_raw._libc import libc
 from danga_raw._log import debug, described, formatted, print_error, warn
-from danga_raw._mistakes import HandleError, check_callback, check_class, check_made, no_data, whole
+from danga_raw._mistakes import (
+    check_callback,
+    check_class,
+    check_made,
+    no_copy,
+    no_data,
+    no_handle,
+    whole,
+)
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import Generic, cast
@@ -109,10 +118,12 @@ class Socket(Generic[HandleT]):
     `__slots__`. The descriptor should not block.
     """
 
+    # What is private has two underscores, but for what other rooms call: a subclass may well have a
+    # `_queue` of its own.
     __slots__ = {
-        "_addresses": "The addresses of the other side and of this one, once they were asked for.",
-        "_direct": "The descriptor while reads and writes can go straight to it; see `_go_direct`.",
-        "_registry": "What its loop watches.",
+        "__addresses": "The addresses of the other side and of this one, once they were asked for.",
+        "__direct": "The descriptor while reads and writes can go straight to it; see `__go_direct`.",
+        "__registry": "What its loop watches.",
         "closed": "True from `close` or `steal_socket` on.",
         "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
         "event_watch": "The mask of the events that it is watched for, as poll(2) has it.",
@@ -127,6 +138,8 @@ class Socket(Generic[HandleT]):
         "writer_func": "Called instead of write(2); see `set_writer_func`.",
     }
 
+    __getstate__ = no_copy
+
     def __init_subclass__(cls, **more: object) -> None:
         super().__init_subclass__(**more)
         check_class(cls, Socket)
@@ -140,15 +153,15 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = sock.fileno()
-        except AttributeError:
-            raise HandleError(sock) from None
+        except (AttributeError, UnsupportedOperation):
+            raise no_handle(sock) from None
         if loop is None:
             loop = _default_loop or default_loop()
             registry = loop._registry  # pyright: ignore[reportPrivateUsage]  # a Loop for sure
         else:
             registry = registry_of(loop)
         self.loop: Loop = loop
-        self._registry = registry
+        self.__registry = registry
         self.sock: HandleT | None = sock
         self.fd: int | None = fd
         self.closed: bool = False
@@ -160,15 +173,20 @@ class Socket(Generic[HandleT]):
         self.write_set_watch: bool = False
         self.write_buf: deque[Queued] = _NO_QUEUE
         self.read_push_back: deque[Block] = _NO_PIECES
-        self._addresses = _NOT_ASKED
-        self._direct: int | None = fd
+        self.__addresses = _NOT_ASKED
+        self.__direct: int | None = fd
         try:
             registry.register(fd, _ALWAYS, self)
         except BaseException:
-            registry.leave(self, None)  # Whatever is done with it, the descriptor is not its own.
-            raise
+            # Whatever is done with it, the descriptor is not its own.
+            if isinstance(cast("object", fd), int):
+                registry.leave(self, None)
+                raise
+            self.closed = True
+            self.let_go()
+            raise TypeError(f"a handle's fileno() is a number, not {fd!r}") from None
         if begun and (pending := begun.pop(fd, None)) is not None:
-            self._direct = None  # Until it is connected, what is written is queued.
+            self.__direct = None  # Until it is connected, what is written is queued.
             pending.attach(self, fd, registry.connecting)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
@@ -204,7 +222,7 @@ class Socket(Generic[HandleT]):
             cast("Constructor", cls.__init__)(obj, sock, *args, **more)
             check_made(obj)
             if begun and begun.pop(fd, None) is not None and obj.fd is not None:
-                pending.attach(obj, obj.fd, obj._registry.connecting)  # On a handle of its own.
+                pending.attach(obj, obj.fd, obj.__registry.connecting)  # On a handle of its own.
             pending.start(timeout)
         except BaseException:
             begun.pop(fd, None)
@@ -217,8 +235,8 @@ class Socket(Generic[HandleT]):
 
     def _withdraw(self) -> None:
         """Leave the loop, if the constructor has come so far."""
-        if hasattr(self, "_direct") and self._registered() is not None:
-            self._registry.leave(self, None)
+        if hasattr(self, "read_push_back") and self.__registered() is not None:
+            self.__registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
 
@@ -232,17 +250,17 @@ class Socket(Generic[HandleT]):
         is closed with the reason "interrupted".
         """
         try:
-            fd = self._direct
+            fd = self.__direct
             if fd is not None and bytecount <= 1_048_576:  # MAX_READ
                 # Nothing is the end of the stream, or was asked for: a wrong number is told when it
                 # has come to nothing, which spares each request a sixtieth.
                 return libc.read(fd, bytecount) or _end(bytecount)
-            data = self._read_pushed_back(bytecount)
+            data = self.__read_pushed_back(bytecount)
             return data  # From within: a handler may raise behind the call.
         except BaseException as error:
-            return self._read_failed(error, bytecount)
+            return self.__read_failed(error, bytecount)
 
-    def _read_pushed_back(self, bytecount: int) -> bytes | None:
+    def __read_pushed_back(self, bytecount: int) -> bytes | None:
         """`read` where it can't go straight to the descriptor."""
         if index(bytecount) < 1:
             _end(bytecount)
@@ -258,7 +276,7 @@ class Socket(Generic[HandleT]):
             data = bytes(view[:bytecount])
             pieces[0] = view[bytecount:]
             return data
-        registry = self._registry
+        registry = self.__registry
         data = bytes(first)
         waits = registry.objects.get(fd) is self and fd in registry.pushed_back
         # No call from here on: a signal's handler could raise behind it, and the piece be lost.
@@ -267,12 +285,12 @@ class Socket(Generic[HandleT]):
             if waits:
                 registry.readable -= {fd}
                 del registry.pushed_back[fd]
-            # As `_go_direct`, which would be a call.
+            # As `__go_direct`, which would be a call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
-                self._direct = fd
+                self.__direct = fd
         return data
 
-    def _read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
+    def __read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
         """What `read` says of an error. Closes where a signal's handler raised, unless the exception
         knows what was read: then it is still to be."""
         if isinstance(error, OSError) and bytecount > 0:
@@ -287,9 +305,9 @@ class Socket(Generic[HandleT]):
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
         elif isinstance(result, bytes) and result and self.fd is not None:
-            self._direct = None
+            self.__direct = None
             self.read_push_back = deque((result, *self.read_push_back))
-            self._heed_pushed_back()
+            self.__heed_pushed_back()
         del error
         raise
 
@@ -305,17 +323,17 @@ class Socket(Generic[HandleT]):
         pieces = self.read_push_back or deque()
         # No call from here on: a signal's handler could close the object behind it.
         if self.fd is not None and not self.closed:
-            self._direct = None
+            self.__direct = None
             pieces += piece
             self.read_push_back = pieces
-            self._heed_pushed_back()
+            self.__heed_pushed_back()
 
-    def _heed_pushed_back(self) -> None:
+    def __heed_pushed_back(self) -> None:
         """Have the loop call `event_read` for what is pushed back, if that is watched for."""
-        fd = self._registered()
+        fd = self.__registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and self.read_push_back:
-            registry = self._registry
+            registry = self.__registry
             if fd not in registry.pushed_back:
                 registry.pushed_back[fd] = registry.pushes = registry.pushes + 1
             if self.event_watch & POLLIN:
@@ -324,18 +342,18 @@ class Socket(Generic[HandleT]):
             else:
                 registry.readable -= {fd}
 
-    def _registered(self) -> int | None:
+    def __registered(self) -> int | None:
         """The descriptor while the loop knows the object by it, which ends with `Loop.reset` too."""
         fd = self.fd
-        return fd if fd is not None and self._registry.objects.get(fd) is self else None
+        return fd if fd is not None and self.__registry.objects.get(fd) is self else None
 
-    def _go_direct(self) -> None:
+    def __go_direct(self) -> None:
         """Let reads and writes go straight to the descriptor, if nothing is in their way: nothing that
         was queued or pushed back, no function that writes, no connect that is pending."""
         # No call, and questions that fall through, as a signal's handler may close the object.
         if not self.write_buf and not self.read_push_back and self.writer_func is None:
-            if self.fd not in self._registry.connecting and not self.closed:
-                self._direct = self.fd
+            if self.fd not in self.__registry.connecting and not self.closed:
+                self.__direct = self.fd
 
     def write(self, data: Writable) -> bool:
         """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
@@ -353,19 +371,19 @@ class Socket(Generic[HandleT]):
         fails.
         """
         try:
-            fd = self._direct
+            fd = self.__direct
             if fd is None or type(data) is not bytes:
-                return self._write_queue(data)
-            # Here goes nearly every write: what `_write_queue` does, with nothing queued. pyright
+                return self.__write_queue(data)
+            # Here goes nearly every write: what `__write_queue` does, with nothing queued. pyright
             # thinks of a class that is bytes and callable too; to ask for bytes and their subclasses,
             # as it would have it, costs more.
             try:
                 written = libc.write(fd, data)  # pyright: ignore[reportArgumentType]
                 if written == len(data) or self.closed:  # pyright: ignore[reportArgumentType]
                     return True
-                self._queue(data, written)
+                self.__queue(data, written)
             except BaseException as error:
-                return self._write_failed(error, data)  # pyright: ignore[reportArgumentType]
+                return self.__write_failed(error, data)  # pyright: ignore[reportArgumentType]
             self.on_incomplete_write()
             return False
         except BaseException as error:
@@ -374,21 +392,21 @@ class Socket(Generic[HandleT]):
             if not isinstance(error, Exception):  # It may have come between the queue and its size.
                 self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
             if self.write_buf and not self.event_watch & POLLOUT:
-                self._watch_write_for_now()
+                self.__watch_write_for_now()
             raise
 
-    def _write_queue(self, data: Writable) -> bool:
+    def __write_queue(self, data: Writable) -> bool:
         """`write` where it can't go straight to the descriptor: queue `data` where something waits,
         else write it and what is queued by then, until that is refused."""
         fd = self.fd
         if fd is None:
             return True
         new = None if data is None else _block(data)
-        connecting = self._registry.connecting
+        connecting = self.__registry.connecting
         if (connecting and fd in connecting) or (new is not None and self.write_buf):
             # What the kernel would answer to a write is the connect's outcome, told elsewhere.
             if new is not None:
-                self._queue(new, 0)
+                self.__queue(new, 0)
             return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
@@ -397,8 +415,8 @@ class Socket(Generic[HandleT]):
             queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
             if new is None and not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
-                    self._unwatch_write()
-                self._go_direct()
+                    self.__unwatch_write()
+                self.__go_direct()
                 return True
             block = queue[0] if new is None else new
             if isinstance(block, memoryview):
@@ -425,7 +443,7 @@ class Socket(Generic[HandleT]):
                 if func is None:
                     written = libc.write(fd, rest)
                 else:
-                    written = _write_by(func, block, count, offset)
+                    written = _write_by(func, self, block, count, offset)
                 # Falling through the questions, and with no call, as a signal's handler may close
                 # the object.
                 if new is None and not self.closed:
@@ -437,30 +455,30 @@ class Socket(Generic[HandleT]):
                 elif self.closed:  # By the writer function, or out of a signal's handler.
                     return True
                 elif written != count:
-                    self._queue(block, written)
+                    self.__queue(block, written)
             except BaseException as error:
-                return self._write_failed(error, None if new is None else block)
+                return self.__write_failed(error, None if new is None else block)
             if written != count:
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
-                self._unwatch_write()
+                self.__unwatch_write()
             if new is not None:
                 return True
 
-    def _queue(self, new: Queued, out: int) -> None:
+    def __queue(self, new: Queued, out: int) -> None:
         """Queue `new`, of which so many bytes are out."""
         queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
         left = _size(new) - out
         # No call from here on: a signal's handler could close the object behind it.
         if not self.closed:
-            self._direct = None
+            self.__direct = None
             self.write_buf = queue
             queue += (new,)
             self.write_buf_offset += out
             self.write_buf_size += left
 
-    def _write_failed(self, error: BaseException, new: Block | None) -> bool:
+    def __write_failed(self, error: BaseException, new: Block | None) -> bool:
         """What becomes of a write that raised; `new` is its block if that is not in the queue. Closes
         where a signal's handler raised and nobody knows what went out."""
         if not isinstance(error, OSError):
@@ -471,7 +489,7 @@ class Socket(Generic[HandleT]):
                     self.close_as("interrupted")
                 elif new is not None:
                     if 0 <= written < len(new):
-                        self._queue(new, written)
+                        self.__queue(new, written)
                 elif written >= 0 and not self.closed:
                     queue = self.write_buf
                     block = queue[0]
@@ -487,8 +505,8 @@ class Socket(Generic[HandleT]):
         early = error.errno == ENOTCONN and libc.platform in _EARLY_IS_ENOTCONN
         if isinstance(error, BlockingIOError) or early:
             if new is not None:
-                self._queue(new, 0)
-            self._watch_write_for_now()
+                self.__queue(new, 0)
+            self.__watch_write_for_now()
         else:
             self.close_as(_CLOSE_REASONS.get(error.errno or 0, "write_error"))
         return False
@@ -497,9 +515,9 @@ class Socket(Generic[HandleT]):
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
         if not self.write_set_watch or not self.event_watch & POLLOUT:
-            self._watch_write_for_now()
+            self.__watch_write_for_now()
 
-    def _watch_write_for_now(self) -> None:
+    def __watch_write_for_now(self) -> None:
         ours = self.write_set_watch or not self.event_watch & POLLOUT
         try:
             self.watch_write(True)
@@ -509,7 +527,7 @@ class Socket(Generic[HandleT]):
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
             raise
 
-    def _unwatch_write(self) -> None:
+    def __unwatch_write(self) -> None:
         self.watch_write(False)
         self.write_set_watch = False
 
@@ -518,13 +536,15 @@ class Socket(Generic[HandleT]):
 
         It writes `count` bytes of `data` from `offset` on and returns how many it wrote. Where it
         would block it raises BlockingIOError; any other OSError closes the object. It may close the
-        object, but must not write to it. Raises `TypeError` for what can't be called.
+        object, but must not write to it. Raises `TypeError` for what can't be called. Does nothing on
+        a closed object.
         """
         if func is not None:
             check_callback("a writer function", func)
-        self._direct = None
-        self.writer_func = func
-        self._go_direct()
+        if not self.closed:
+            self.__direct = None
+            self.writer_func = func
+            self.__go_direct()
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -545,7 +565,7 @@ class Socket(Generic[HandleT]):
         try:
             if on:
                 self.write_set_watch = False
-            elif self.fd in self._registry.connecting:
+            elif self.fd in self.__registry.connecting:
                 self.write_set_watch = True  # The outcome is heard by it, and then it is dropped.
                 return
         except AttributeError:
@@ -563,7 +583,7 @@ class Socket(Generic[HandleT]):
         fd = self.fd
         if new == old or fd is None:
             return
-        registry = self._registry
+        registry = self.__registry
         try:
             (registry.poller or registry.open()).modify(fd, old, new)
             self.event_watch = new
@@ -574,7 +594,7 @@ class Socket(Generic[HandleT]):
                 return
             raise
         if self.read_push_back:
-            self._heed_pushed_back()
+            self.__heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
         """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
@@ -616,7 +636,7 @@ class Socket(Generic[HandleT]):
             raise
         # Told when it is done: whoever is told may do and raise what he likes. To call who then says
         # nothing would cost a tenth of all this.
-        if fd is not None and self._registry.leave(self, self.sock) and "logging" in sys.modules:
+        if fd is not None and self.__registry.leave(self, self.sock) and "logging" in sys.modules:
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
@@ -624,18 +644,18 @@ class Socket(Generic[HandleT]):
         try:
             self.close(reason)
         except BaseException:
-            self._registry.leave(self, self.sock)
+            self.__registry.leave(self, self.sock)
             raise
 
     def steal_socket(self) -> HandleT | None:
         """Close the object but not its socket, which is returned, off the poller (the calls are
         those of `close`) and free to be wrapped again at once. None if the object is closed."""
         stolen = self.sock
-        return stolen if self._registry.leave(self, None) else None
+        return stolen if self.__registry.leave(self, None) else None
 
     def let_go(self) -> None:
         """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
-        self._direct = self.writer_func = None  # It tends to refer back to the object, and so do
+        self.__direct = self.writer_func = None  # It tends to refer back to the object, and so do
         self.write_buf = _NO_QUEUE  # callables in the queue.
         self.write_buf_offset = self.write_buf_size = 0
         self.read_push_back = _NO_PIECES
@@ -646,7 +666,7 @@ class Socket(Generic[HandleT]):
     def event_read(self) -> None:
         """There is something to read, or the end, or an error, which `read` tells by None. A subclass
         that watches for reading has one of its own; this one raises `NotImplementedError`."""
-        self._not_implemented("event_read")
+        self.__not_implemented("event_read")
 
     def event_write(self) -> None:
         """There is room to write. Writes what is queued, as `write(None)`."""
@@ -654,17 +674,17 @@ class Socket(Generic[HandleT]):
 
     def event_err(self) -> None:
         """The descriptor has an error. For a subclass, as `event_read`; mostly it will `close`."""
-        self._not_implemented("event_err")
+        self.__not_implemented("event_err")
 
     def event_hup(self) -> None:
         """The descriptor is hung up. For a subclass, as `event_read`; mostly it will `close`."""
-        self._not_implemented("event_hup")
+        self.__not_implemented("event_hup")
 
     def event_connect(self, error: OSError | None) -> None:
         """What came of `connect`: None if it is connected, else the object is closed behind this. For
         a subclass to use; this one does nothing."""
 
-    def _not_implemented(self, event: str) -> NoReturn:
+    def __not_implemented(self, event: str) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} has no {event}: {self.as_string()}")
 
     # --- addresses --------------------------------------------------------------------------------
@@ -672,53 +692,53 @@ class Socket(Generic[HandleT]):
     def peer_ip_string(self) -> str | None:
         """The IP address of the other side; None if it has none (a UNIX socket, not connected,
         closed). getpeername(2), until it has succeeded once."""
-        return self._ask_peer()[0]
+        return self.__ask_peer()[0]
 
     def peer_addr_string(self) -> str | None:
         """The other side as "ip:port" or "[ip]:port"; None and calls as `peer_ip_string`."""
-        return with_port(self._ask_peer())
+        return with_port(self.__ask_peer())
 
     def local_ip_string(self) -> str | None:
         """The IP address of this side; None and calls as `peer_ip_string`, but getsockname(2)."""
-        return self._ask_local()[0]
+        return self.__ask_local()[0]
 
     def local_addr_string(self) -> str | None:
         """This side as "ip:port" or "[ip]:port"; None and calls as `local_ip_string`."""
-        return with_port(self._ask_local())
+        return with_port(self.__ask_local())
 
     @property
     def peer_ip(self) -> str | None:
         """The IP address of the other side once it was asked for; None before. No system call, as
         with all four of these."""
-        return self._addresses[0][0]
+        return self.__addresses[0][0]
 
     @property
     def peer_port(self) -> int | None:
         """The port of the other side once it was asked for."""
-        return self._addresses[0][1]
+        return self.__addresses[0][1]
 
     @property
     def local_ip(self) -> str | None:
         """The IP address of this side once it was asked for."""
-        return self._addresses[1][0]
+        return self.__addresses[1][0]
 
     @property
     def local_port(self) -> int | None:
         """The port of this side once it was asked for."""
-        return self._addresses[1][1]
+        return self.__addresses[1][1]
 
-    def _ask_peer(self) -> Address:
-        peer, local = self._addresses
+    def __ask_peer(self) -> Address:
+        peer, local = self.__addresses
         if peer is NOWHERE and self.sock is not None:
             peer = ask(libc.getpeername, self.sock)
-            self._addresses = peer, local
+            self.__addresses = peer, local
         return NOWHERE if self.sock is None else peer
 
-    def _ask_local(self) -> Address:
-        peer, local = self._addresses
+    def __ask_local(self) -> Address:
+        peer, local = self.__addresses
         if local is NOWHERE and self.sock is not None:
             local = ask(libc.getsockname, self.sock)
-            self._addresses = peer, local
+            self.__addresses = peer, local
         return NOWHERE if self.sock is None else local
 
     # --- describing -------------------------------------------------------------------------------
@@ -726,9 +746,9 @@ class Socket(Generic[HandleT]):
     def as_string(self) -> str:
         """The class, what is watched for, open or closed, and the other side if there is one:
         "Client(RW): open to 127.0.0.1:4711". Calls as `peer_ip_string`."""
-        return self._described(self.peer_addr_string())
+        return self.__described(self.peer_addr_string())
 
-    def _described(self, peer: str | None) -> str:
+    def __described(self, peer: str | None) -> str:
         watched = "R" * bool(self.event_watch & POLLIN) + "W" * bool(self.event_watch & POLLOUT)
         state = f"{type(self).__name__}({watched}): {'closed' if self.closed else 'open'}"
         return f"{state} to {peer}" if peer else state
@@ -737,7 +757,7 @@ class Socket(Generic[HandleT]):
         """As `as_string`, with the descriptor and what is queued, and without a system call."""
         try:
             queued = f", {self.write_buf_size} bytes queued" if self.write_buf_size else ""
-            return f"<{self._described(with_port(self._addresses[0]))}, fd {self.fd}{queued}>"
+            return f"<{self.__described(with_port(self.__addresses[0]))}, fd {self.fd}{queued}>"
         except AttributeError:
             return f"<{type(self).__name__}, not made>"
 
@@ -763,12 +783,12 @@ class Socket(Generic[HandleT]):
         false ends `run`. None takes it off. Raises `TypeError` for what can't be called."""
         if callback is not None:
             check_callback("a post-loop callback", callback)
-        fd = self._registered()
+        fd = self.__registered()
         # Questions that fall through: behind a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
-            self._registry.post_loop_callbacks[fd] = callback
+            self.__registry.post_loop_callbacks[fd] = callback
         elif fd is not None:
-            self._registry.post_loop_callbacks.pop(fd, None)
+            self.__registry.post_loop_callbacks.pop(fd, None)
 
     @staticmethod
     @_as(Loop.set_post_loop_callback)
@@ -895,8 +915,12 @@ def _piece(buf: object) -> bytes:
     raise no_data("push_back_read takes bytes, a bytearray or a memoryview", buf)
 
 
-def _write_by(func: WriterFunc, block: Block, count: int, offset: int) -> int:
+def _write_by(func: WriterFunc, obj: Socket[Handle], block: Block, count: int, offset: int) -> int:
+    head = block if obj.write_buf else None
     answer = func(block, count, offset)
+    queue, moved = obj.write_buf, obj.write_buf_offset != offset
+    if (moved or (queue[0] if queue else None) is not head) and not obj.closed:
+        raise RuntimeError("a writer function must not write to its own object")
     written = whole("a writer function returns how many bytes it wrote", answer)
     if not 0 <= written <= count:
         raise ValueError(f"the writer function says it wrote {written!r} of {count} bytes")

@@ -12,7 +12,7 @@ except ImportError:
     from heapq import heappop, heappush
 
 from danga_raw._libc import INT_MAX, libc
-from danga_raw._mistakes import check_callback
+from danga_raw._mistakes import check_callback, no_copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Timer:
         "_timers": "The timers of its loop.",
         "callback": "What it calls; None once it has fired or was cancelled.",
     }
+
+    __getstate__ = no_copy
 
     # add_timer fills them: an __init__ would cost as much again as all else of a new one.
     _timers: Timers

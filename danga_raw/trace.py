@@ -35,6 +35,7 @@ from typing import Final, Protocol, cast
 from danga_raw._interrupt import RESULT, alone
 from danga_raw._kernel import HERE, MAKES_A_SOCKET
 from danga_raw._libc import FOREIGN, libc
+from danga_raw._mistakes import no_copy
 from danga_raw._strace import CALLS, RETURNED, Given, asked_again
 from danga_raw._strace import Call as Call
 
@@ -56,6 +57,7 @@ class Trace:
         "calls": "The calls so far; stays empty where there is another sink.",
         "sink": "What each call is handed to.",
     }
+    __getstate__ = no_copy
 
     def __init__(self, sink: Callable[[Call], object] | None = None) -> None:
         """Off at first. Raises `TypeError` for a sink that can't be called."""

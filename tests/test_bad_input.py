@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBADF, EEXIST, EMFILE, EPERM
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -421,3 +423,25 @@ def test_what_is_no_handle_is_refused(world: World) -> None:
     wrong: Any = 5
     with unchanged(world), pytest.raises(AttributeError):
         Socket(wrong, world.loop)
+
+
+class Odd:
+    """A handle whose fileno() is no number."""
+
+    def __init__(self, fd: object) -> None:
+        self.fd = fd
+
+    def fileno(self) -> Any:
+        return self.fd
+
+    def close(self) -> None:
+        raise AssertionError("nobody has it")
+
+
+@pytest.mark.parametrize("fd", [None, "5", 5.0, [], MagicMock()], ids=lambda fd: type(fd).__name__)
+def test_a_handle_whose_fileno_is_no_number_is_refused(world: World, fd: object) -> None:
+    """Before it is anywhere: ctypes looks into a mock for ever, and a list is no key of a map."""
+    mock: Any = MagicMock(spec=socket.socket, fileno=lambda: fd)  # It says that it is a socket.
+    for handle in (Odd(fd), mock):
+        with unchanged(world), pytest.raises(TypeError, match=r"fileno\(\) is a number, not"):
+            Socket(handle, world.loop)

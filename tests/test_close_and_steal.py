@@ -563,6 +563,44 @@ def test_a_closed_object_is_let_go(world: World) -> None:
     assert reference() is None
 
 
+ON_THE_CLOSED: dict[str, Callable[[Noted], object]] = {
+    "read": lambda obj: obj.read(1),
+    "push_back_read": lambda obj: obj.push_back_read(b"x"),
+    "write": lambda obj: obj.write(b"x"),
+    "write of a callable": lambda obj: obj.write(obj.close),
+    "write of nothing": lambda obj: obj.write(None),
+    "event_write": lambda obj: obj.event_write(),
+    "on_incomplete_write": lambda obj: obj.on_incomplete_write(),
+    "set_writer_func": lambda obj: obj.set_writer_func(lambda data, count, offset: count),
+    "watch_read": lambda obj: obj.watch_read(True),
+    "watch_write": lambda obj: obj.watch_write(True),
+    "tcp_cork": lambda obj: obj.tcp_cork(True),
+    "close": lambda obj: obj.close(),
+    "close_as": lambda obj: obj.close_as("again"),
+    "steal_socket": lambda obj: obj.steal_socket(),
+    "SetPostLoopCallback": lambda obj: obj.SetPostLoopCallback(lambda *_: True),
+    "addresses": lambda obj: (obj.peer_addr_string(), obj.local_addr_string()),
+}
+
+
+@pytest.mark.parametrize("verb", ON_THE_CLOSED)
+@pytest.mark.parametrize("end", ["close", "steal_socket"])
+@pytest.mark.parametrize("gone", [False, True], ids=["leaving", "gone"])
+def test_nothing_becomes_of_what_is_done_with_a_closed_object(
+    world: World, gone: bool, end: str, verb: str
+) -> None:
+    """It keeps nothing: a function that refers back to it would have it live on."""
+    obj = Noted(world.socketpair()[0], world.loop)
+    getattr(obj, end)()
+    if gone:
+        world.turn()
+    names = [name for name in Socket.__slots__ if not name.startswith("_")]
+    before = {name: getattr(obj, name) for name in names}
+    with world.calls() as calls:
+        ON_THE_CLOSED[verb](obj)
+    assert calls == [] and {name: getattr(obj, name) for name in names} == before
+
+
 class Weak(Noted):
     """Can be seen to be gone."""
 

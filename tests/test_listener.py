@@ -426,6 +426,27 @@ def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
     assert loop.watched_sockets == 0
 
 
+def test_a_listener_takes_what_hands_on_to_a_socket(loop: Loop) -> None:
+    class Wrapper:
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock = sock
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.sock, name)
+
+    got: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        Listener(
+            Wrapper(sock),  # type: ignore[arg-type]  # as good at run time
+            lambda connection, _: got.append(connection),
+            loop,
+        )
+        with connected(sock):
+            turn(loop)
+            (connection,) = got
+            connection.close()
+
+
 def test_a_socket_that_speaks_tls_itself_is_refused(loop: Loop) -> None:
     ssl = pytest.importorskip("ssl")
     with socket.create_server(("127.0.0.1", 0)) as sock:

@@ -3,9 +3,12 @@ the mistake, and no harm done."""
 
 from __future__ import annotations
 
+import copy
 import errno
 import inspect
+import io
 import os
+import pickle
 import pydoc
 import re
 import signal
@@ -190,6 +193,10 @@ def test_repr_of_a_listener_says_where_it_listens_to_who_asks(loop: Loop) -> Non
     assert repr(listener) == "<Listener(R): closed, fd None>"
 
 
+class Plain(Socket):
+    """One with a `__dict__`."""
+
+
 # --- common mistakes ------------------------------------------------------------------------------
 
 
@@ -212,6 +219,44 @@ with Loop() as loop:
     assert "Socket" in result.stderr and "setblocking(False)" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "how", [copy.copy, copy.deepcopy, pickle.dumps, partial(pickle.dumps, protocol=0)]
+)
+@pytest.mark.parametrize("what", ["Socket", "Plain", "Listener", "Loop", "Timer", "Trace"])
+def test_what_the_kernel_or_a_loop_knows_is_not_copied(
+    loop: Loop,
+    pair: tuple[socket.socket, socket.socket],
+    what: str,
+    how: Callable[[object], object],
+) -> None:
+    """A copy of a loop that was dropped closed the poller of the loop; one of a socket, its handle."""
+    obj = Socket(pair[0], loop)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        things: dict[str, object] = {
+            "Socket": obj,
+            "Plain": Plain(pair[1], loop),
+            "Listener": Listener(listening, print, loop),
+            "Loop": loop,
+            "Timer": loop.add_timer(60, print),
+            "Trace": Trace(),
+        }
+        with pytest.raises(
+            TypeError, match=f"can't copy or pickle {re.escape(repr(things[what]))}"
+        ):
+            how(things[what])
+        obj.watch_read(True)
+        assert loop.watched_sockets == 3
+
+
+def test_a_call_of_a_trace_can_be_copied_and_pickled(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    obj = Socket(pair[0], loop)
+    with Trace() as calls:
+        obj.watch_read(True)
+    assert calls == copy.deepcopy(calls) == pickle.loads(pickle.dumps(calls))
+
+
 def test_a_socket_that_does_not_block_is_not_warned_of(
     loop: Loop,
     pair: tuple[socket.socket, socket.socket],
@@ -226,8 +271,14 @@ def test_a_socket_that_does_not_block_is_not_warned_of(
 
 
 def test_a_number_is_no_socket_and_is_told_what_would_do(loop: Loop) -> None:
-    with pytest.raises(TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"):
+    with pytest.raises(
+        TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"
+    ) as caught:
         Socket(5, loop)  # type: ignore[type-var]  # what is asked here
+    # As it comes out of another process.
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    with pytest.raises(TypeError, match=r"what else has a fileno\(\), not <_io.BytesIO"):
+        Socket(io.BytesIO(), loop)  # whose fileno() raises
     with pytest.raises(TypeError, match="not None"):
         Socket(None, loop)  # type: ignore[type-var]  # what is asked here
     assert loop.watched_sockets == 0
@@ -512,6 +563,26 @@ def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
         with pytest.raises(TypeError, match=r"an other fd is a number, not .*fileno\(\)"):
             give({pair[0]: print})  # type: ignore[dict-item]  # what is asked here
     assert dict(loop.other_fds) == {}
+
+
+def test_who_changes_what_a_loop_knows_by_hand_is_refused(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """What was only taken out of a dict is still heard, as nobody's, and would be closed."""
+    obj = Socket(pair[0], loop)
+    loop.enable_profiling()
+    loop.add_other_fds({pair[1].fileno(): print})
+    given: list[object] = []
+    loop.set_post_loop_callback(lambda *mappings: given.extend(mappings))
+    loop.set_loop_timeout(0)
+    loop.run()
+    for mapping in (loop.descriptor_map, loop.other_fds, loop.profiling_data, *given):
+        with pytest.raises(TypeError, match="support item assignment"):
+            mapping[obj.fd] = print  # type: ignore[index]  # what is asked here
+        with pytest.raises(TypeError, match="support item deletion"):
+            del mapping[obj.fd]  # type: ignore[attr-defined]  # what is asked here
+    assert given == [{obj.fd: obj}, {pair[1].fileno(): print}]
+    assert given == [loop.descriptor_map, loop.other_fds]
 
 
 SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {

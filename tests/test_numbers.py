@@ -313,6 +313,71 @@ def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
     world.turn()
 
 
+class Closed:
+    """A handle that says what it likes once it is closed, as multiprocessing's connections do."""
+
+    def __init__(self, thing: Thing, says: Exception) -> None:
+        self.thing, self.says = thing, says
+
+    def fileno(self) -> int:
+        if self.thing.fileno() < 0:
+            raise self.says
+        return self.thing.fileno()
+
+    def close(self) -> None:
+        self.thing.close()
+
+
+@pytest.mark.parametrize(
+    "says", [ValueError("closed file"), OSError("handle is closed"), RuntimeError("gone")], ids=repr
+)
+def test_what_a_handle_says_that_its_owner_has_closed_is_nobody_elses_trouble(
+    world: World, says: Exception
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    old = Socket(Closed(one, says), world.loop)
+    three, four = world.socketpair()
+    other = Noted(three, world.loop)
+    other.watch_read(True)
+    one.close()
+    world.loop._registry.renew()
+    four.send(b"x")
+    world.until(lambda: other.got)
+    old.close()
+    world.turn()
+    assert other.got == b"x" and [*world.loop.descriptor_map] == [other.fd]
+
+
+def test_what_a_signals_handler_raises_is_not_what_a_handle_says(world: World) -> None:
+    """It leaves, and nobody is forgotten for it."""
+    raises: list[Exception] = []
+
+    class Interrupted(Closed):
+        def fileno(self) -> int:
+            if raises:
+                raise raises.pop()
+            return super().fileno()
+
+    class Reads(Socket[Interrupted]):
+        got: bytes | None = b""
+
+        def event_read(self) -> None:
+            self.got = self.read(1)
+
+    one, two = world.socketpair()
+    obj = Reads(Interrupted(one, AssertionError()), world.loop)
+    obj.watch_read(True)
+    raises.append(TimeoutError("by a handler"))
+    with pytest.raises(TimeoutError, match="by a handler"):
+        world.loop._registry.renew()
+    two.send(b"x")
+    world.until(lambda: obj.got)
+    assert obj.got == b"x"
+    obj.close()
+    world.turn()
+
+
 @real_only
 def test_a_number_is_taken_anew_for_a_file_that_can_not_be_told_from_the_former(
     world: World, caplog: pytest.LogCaptureFixture

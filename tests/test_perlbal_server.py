@@ -1,5 +1,6 @@
 """examples/perlbal: what is seen of its server only from within, or before it runs."""
 
+import fcntl
 import gc
 import inspect
 import os
@@ -590,6 +591,24 @@ def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
         answer = answer_to(server, client)
+    assert answer.startswith(b"HTTP/1.0 503 ")
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="no leases of files here")
+def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(
+    server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("the file")
+    web(server, tmp_path)
+    with ExitStack() as stack, open(file, "r+b") as held, no_hanging():
+        # The holder is told that somebody else wants it.
+        stack.callback(signal.signal, signal.SIGIO, signal.signal(signal.SIGIO, signal.SIG_IGN))
+        try:
+            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            pytest.skip(f"no leases on this file system: {error}")
+        answer = answer_to(server, client_of(server, stack, "/file"))
     assert answer.startswith(b"HTTP/1.0 503 ")
 
 

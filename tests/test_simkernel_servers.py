@@ -53,11 +53,11 @@ def test_the_command_tells_the_seed_the_calls_and_the_faults(
 
 
 def never_unwatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Socket, "_unwatch_write", lambda self: None)
+    monkeypatch.setattr(Socket, "_Socket__unwatch_write", lambda self: None)
 
 
 def never_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Socket, "_watch_write_for_now", lambda self: None)
+    monkeypatch.setattr(Socket, "_Socket__watch_write_for_now", lambda self: None)
 
 
 def forget_the_offset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener.Listener, "_pause", lambda self, error: None)
+    monkeypatch.setattr(listener.Listener, "_Listener__pause", lambda self, error: None)
 
 
 def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ import pytest
 from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw.types import AnySocket
-from tests.world import ERR, HUP, IN, Noted, Thing, World, drain, only, real_only
+from tests.world import ERR, HUP, IN, OUT, Noted, Thing, World, drain, only, real_only
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,6 +90,35 @@ def test_a_subclass_with_an_init_of_its_own_calls_up(world: World) -> None:
             self.name = name
 
     assert Mine(world.socketpair()[0], world.loop, "x").name == "x"
+
+
+def test_a_subclass_may_have_private_names_of_its_own(world: World) -> None:
+    """As `self._queue`, which what was refused once went to."""
+
+    class Chat(Noted):
+        def __init__(self, sock: Thing) -> None:
+            super().__init__(sock, world.loop)
+            names = [
+                name.partition("__")[2] for name in dir(Socket) if name.startswith("_Socket__")
+            ]
+            assert {"queue", "registry", "direct"} <= {*names}
+            for name in names:
+                setattr(self, "_" + name, [])
+
+    one, two = world.socketpair()
+    obj = Chat(one)
+    while obj.write(bytes(65536)):
+        pass
+    obj.push_back_read(b"x")
+    obj.watch_read(True)
+    world.turn()
+    assert obj.got == b"x" and obj.write_buf
+    while obj.write_buf:
+        drain(two)
+        world.turn()
+    assert obj.event_watch & (IN | OUT) == IN and obj.as_string()
+    two.close()
+    world.until(lambda: obj.closed)
 
 
 def test_objects_have_queues_of_their_own(world: World) -> None:

@@ -392,7 +392,7 @@ for room in ("listener", "loop", "socket", "timers", "trace", "types"):
         for each, thing in things.items():
             if inspect.isclass(thing) or inspect.isfunction(thing):
                 public = each.rpartition(".")[2]
-                if public.startswith("_") and public != "__init__":
+                if public.startswith("_") and not public.endswith("__"):
                     continue
                 hints = typing.get_type_hints(thing)
                 if inspect.isfunction(thing):

@@ -594,6 +594,30 @@ def test_a_writer_function_whose_answer_is_no_number_is_refused_where_it_is_give
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
+def test_a_writer_function_that_writes_to_its_object_is_told_so(world: World, queued: bool) -> None:
+    """Its answer is of a block whose place in the queue is another's by then."""
+    obj = Noted(world.socketpair()[0], world.loop)
+    blocks, given = Blocking(), list[int]()
+
+    def writes(data: bytes | memoryview, count: int, offset: int) -> int:
+        given.append(count)
+        if len(given) == 1:
+            obj.write(None if queued else b"nested")
+        elif not queued:
+            raise BlockingIOError
+        return count
+
+    if queued:
+        obj.set_writer_func(blocks)
+        obj.write(b"abcd")
+    obj.set_writer_func(writes)
+    with pytest.raises(RuntimeError, match="a writer function must not write to its own object"):
+        obj.write(None if queued else b"abcd")
+    assert list(obj.write_buf) == ([] if queued else [b"nested"]) and not obj.write_buf_offset
+    assert obj.write_buf_size == sum(map(len, [] if queued else [b"nested"])) and not obj.closed
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
 @pytest.mark.parametrize("base", [bytes, bytearray])
 def test_bytes_that_can_be_called_are_bytes(
     world: World, queued: bool, base: type[bytes] | type[bytearray]

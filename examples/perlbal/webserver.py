@@ -11,7 +11,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from errno import EACCES, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE
+from errno import EACCES, EAGAIN, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -56,7 +56,7 @@ def mime_type(path: bytes) -> str | None:
 def open_file(path: bytes) -> tuple[int, os.stat_result]:
     """The descriptor of what was found to be a regular file, and what it is: it may have been
     replaced by another since. open(2), fstat(2); raises `OSError`."""
-    # Not waited for if it is a pipe by now.
+    # Not waited for if it is a pipe by now, or somebody has a lease on it.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     info = os.fstat(fd)
     if stat.S_ISREG(info.st_mode):
@@ -68,7 +68,7 @@ def open_file(path: bytes) -> tuple[int, os.stat_result]:
 def code_of(error: Exception) -> int:
     """What a client is told where a file can't be had."""
     number = error.errno if isinstance(error, OSError) else None
-    if number in (EMFILE, ENFILE, ENOMEM, ESTALE):
+    if number in (EAGAIN, EMFILE, ENFILE, ENOMEM, ESTALE):
         return 503  # It may be had later.
     return 403 if number in (EACCES, EPERM) else 404
 
