@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from libc import Kevent as Kevent
     from libc import KQueueLibrary as KQueueLibrary
 
-    from danga_raw.types import Batch
-
 # <sys/event.h>: these are the same on every platform.
 EV_ADD: Final = 0x0001
 EV_DELETE: Final = 0x0002
@@ -118,8 +116,6 @@ class KQueue:
     is watched for POLLIN alone, as an other fd is, has the read filter alone.
     """
 
-    bare = False
-
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
         """`library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
         without them, the C library's own. Raises `ValueError` for a platform that isn't known, and
@@ -140,7 +136,8 @@ class KQueue:
         """The fds that are watched for POLLOUT without a write filter: nobody is left to write to."""
         self._alone: set[int] = set()
         """The fds of whose end, in the last batch, the write filter alone spoke."""
-        self.batch: Batch = []
+        self.batch: list[int] = []
+        self.pairs: Iterable[tuple[int, int]] = ()
         self._descriptor = Once()
         self._kq = -1
         self._pid = 0
@@ -268,10 +265,15 @@ class KQueue:
                 if event.flags & EV_ONESHOT:  # FreeBSD drops what has nobody to write to.
                     self._dropped.add(fd)
             found[fd] = found.get(fd, 0) | state
-        self.batch = ready = self._in_time(found)
-        return ready
+        ready = self._in_time(found)
+        self.batch = list(ready)
+        self.pairs = zip(self.batch, ready.values())
+        return self.pairs
 
-    def _in_time(self, found: dict[int, int]) -> list[tuple[int, int]]:
+    def wait_bare(self, timeout_ms: int) -> None:
+        self.wait(timeout_ms)
+
+    def _in_time(self, found: dict[int, int]) -> dict[int, int]:
         """What was found, but for each end before which there is something to be read. It is said
         again in the next batch.
 
@@ -280,7 +282,7 @@ class KQueue:
         filter says alone of an end counts from the second time on: the read filter has had its
         turn. Where there is no write filter any more, the read filter will tell the end.
         """
-        ready: list[tuple[int, int]] = []
+        ready: dict[int, int] = {}
         before, self._alone = self._alone, set()
         for fd, state in found.items():
             watched = self._watched.get(fd, POLLIN | POLLOUT)
@@ -292,7 +294,7 @@ class KQueue:
                     state &= ~_END
             # libkqueue may tell the end of what is switched off, as epoll does.
             if state := state & (watched | _END):
-                ready.append((fd, state))
+                ready[fd] = state
         return ready
 
     def fileno(self) -> int:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
 
-    from danga_raw.types import Batch
-
 POLLIN: Final = 0x01
 POLLOUT: Final = 0x04
 POLLERR: Final = 0x08
@@ -44,10 +42,9 @@ class Poll:
     fd drops it.
     """
 
-    bare = False
-
     def __init__(self) -> None:
-        self.batch: Batch = []
+        self.batch: list[int] = []
+        self.pairs: Iterable[tuple[int, int]] = ()
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
         self._asked: Epoll | None = None  # what is asked whether a file can be polled
@@ -154,9 +151,7 @@ class Poll:
         count = libc.poll(byref(table), nfds_t(used), max(timeout_ms, -1))
         if count < 0:
             raise_failure(f"poll({used} fds)", EINTR)
-        if count <= 0:
-            return ()
-        found = zip(self._fds, revents[:used].tolist())
+        found = zip(self._fds, revents[:used].tolist() if count > 0 else ())
         ready = [(fd, state) for fd, state in found if state]
         for fd, state in ready:
             # A fd that was closed behind the loop's back would make every wait return at once.
@@ -164,8 +159,13 @@ class Poll:
                 self._changed = True
                 del self._events[fd]
                 warn("poll() found fd %d closed. removing.", fd)
-        self.batch = alive = [each for each in ready if not each[1] & POLLNVAL]
-        return alive
+        alive = {fd: state for fd, state in ready if not state & POLLNVAL}
+        self.batch = list(alive)
+        self.pairs = zip(self.batch, alive.values())
+        return self.pairs
+
+    def wait_bare(self, timeout_ms: int) -> None:
+        self.wait(timeout_ms)
 
     def fileno(self) -> int:
         """-1: poll has no descriptor of its own."""

@@ -7,6 +7,7 @@ import sys
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
 from collections import deque
+from itertools import repeat
 from types import MappingProxyType
 
 from danga_raw._libc import INT_MAX, libc
@@ -19,7 +20,7 @@ from danga_raw.timers import Timers, add_timer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Final
 
     from danga_raw._waker import Waker
@@ -32,12 +33,23 @@ if TYPE_CHECKING:
         LoopT,
         OtherFdCallback,
         OtherFdMapping,
+        Poller,
         PostLoopCallback,
         ProfileMapping,
         Socket,
     )
 
-RUSAGE_SELF: Final = 0
+_KINDS: Final = {POLLIN: "-read", POLLOUT: "-write", POLLERR: "-err", POLLHUP: "-hup"}
+
+
+class _Cost:
+    """What the handlers of a class have cost."""
+
+    __slots__ = ("calls", "system", "user")
+
+    def __init__(self) -> None:
+        self.user = self.system = 0.0
+        self.calls = 0
 
 
 class Loop:
@@ -62,7 +74,8 @@ class Loop:
         self._stopping: object = False  # to a type checker a bool would stay what `while` found
         self._resets = 0
         self._profiling = False
-        self._profile: dict[str, tuple[float, float, int]] = {}
+        self._costs: list[dict[type, _Cost]] = [{} for _ in range(POLLHUP + 1)]
+        """By event and class."""
 
     def __repr__(self) -> str:
         registry = self._registry
@@ -98,7 +111,6 @@ class Loop:
             self._stopping = False
             self._end_run(depth)
         except BaseException:
-            registry.something_due = True  # for the run within which this one was
             try:
                 registry.let_go(self.handle_exception)
             finally:
@@ -107,15 +119,16 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
-        # What is bare is a number, and to ask would cost each event of an other fd 200 instructions.
-        objects = cast("dict[object, Socket]", registry.objects)
-        other_event = cast("Callable[[object, int], None]", self._other_event)
+        receivers = registry.receivers
         leaving, readable = registry.leaving, registry.readable
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
         polls, resets = registry.polls, self._resets
-        obj: Socket | None = None
-        while not self._stopping:
+        obj: AnySocket | None = None
+        poller = cast("Poller", registry.poller)  # In the first turn something is due.
+        if self._stopping:
+            return
+        while True:
             if pending or registry.something_due:
                 try:
                     timeout = timers.run_due()
@@ -134,40 +147,34 @@ class Loop:
                         timeout = 0  # They may have added a timer, say: the next turn sees to that.
                     elif readable or registry.to_close():
                         timeout = 0
+                    if registry.poller is None and resets != self._resets:
+                        watched = registry.objects or registry.other_fds or registry.waker
+                        if not (watched or pending or soon):
+                            return  # A reset in this run has left nothing to wait for.
+                    poller = registry.poller or registry.open()
             else:
                 timeout = timers.timeout
-            poller = registry.poller
-            if poller is None:
-                watched = registry.objects or registry.other_fds or registry.waker
-                if resets != self._resets and not (watched or pending or soon):
-                    return  # A reset in this run has left nothing to wait for.
-                poller = registry.open()
             if polls and count_other_threads():
                 self._open_waker()
-            found = poller.wait(timeout)
-            if not poller.bare or self._profiling:
-                self._dispatch(found)
+            found = poller.wait_bare(timeout)
+            if found is None:
+                pairs = poller.pairs
+                self._dispatch(self._by_event(pairs) if self._profiling else pairs)
+            elif self._profiling:
+                self._dispatch(zip(found, repeat(POLLIN)))
             else:
-                # What nearly all batches are: the bare numbers of objects that are readable.
+                # What nearly all batches are: objects that are readable.
                 for fd in found:
                     try:
-                        obj = objects[fd]
-                    except KeyError:
-                        pass
-                    else:
-                        # The object may have been closed by an earlier event of this batch. Then it
-                        # is still in the map, and has nothing more to say.
-                        try:
-                            if not leaving or not obj.closed:
-                                obj.event_read()
-                        except Exception as error:
-                            if not self.handle_exception(error, obj):
-                                raise
-                        continue
-                    try:
-                        other_event(fd, POLLIN)
+                        obj = receivers[fd]
+                        if obj is not None:
+                            obj.event_read()
+                            continue
+                        self._other_event(fd, POLLIN)
                     except Exception as error:
-                        if not self.handle_exception(error):
+                        if fd >= len(receivers):  # It is beyond those listed.
+                            self._dispatch(((fd, POLLIN),))
+                        elif not self.handle_exception(error, obj):
                             raise
             if registry.something_due:
                 # First of all, as another thread or a signal's handler may come behind it.
@@ -177,9 +184,12 @@ class Loop:
                 if leaving:
                     obj = None  # Else the last to be told would live for as long as the next wait.
                     registry.let_go(self.handle_exception)
-                if soon:
+                if soon or poller is not registry.poller:
                     registry.something_due = True
-            if post_loop_callbacks and not self._run_callbacks():
+                if self._stopping:
+                    self._run_callbacks()
+                    return
+            if post_loop_callbacks and (not self._run_callbacks() or self._stopping):
                 return
 
     def _end_run(self, depth: int) -> None:
@@ -188,6 +198,7 @@ class Loop:
         if own := registry.outer[depth:]:
             if registry.poller is not None:
                 registry.poller.batch = own[0]
+            registry.something_due = True  # for the run within which this one was
             del registry.outer[depth:]
 
     def stop(self) -> None:
@@ -213,39 +224,48 @@ class Loop:
                 if not self.handle_exception(error):
                     raise
 
-    def _dispatch(self, found: Iterable[int | tuple[int, int]]) -> None:
+    def _dispatch(self, found: Iterable[tuple[int, int]]) -> None:
         """Hand each event to whom it is for: the handlers that its mask asks for, each only if the
         object isn't closed by then."""
         registry = self._registry
-        objects, connecting = registry.objects, registry.connecting
-        for event in found:
-            if isinstance(event, int):
-                fd, state = event, POLLIN
-            else:
-                fd, state = event
-            obj = objects.get(fd)
+        receivers, connecting = registry.receivers, registry.connecting
+        costs = self._costs if self._profiling else None
+        for fd, state in found:
+            try:
+                obj = receivers[fd]
+            except IndexError:
+                obj = registry.receiver(fd)
             try:
                 if obj is None:
                     self._other_event(fd, state)
+                elif costs is not None:
+                    # All in line: a function for it would cost a tenth of it.
+                    before = libc.getrusage(0)  # RUSAGE_SELF
+                    if state == POLLIN:
+                        obj.event_read()
+                    elif state == POLLOUT:
+                        obj.event_write()
+                    elif state == POLLERR:
+                        obj.event_err()
+                    elif state == POLLHUP:
+                        obj.event_hup()
+                    else:
+                        connecting[fd].finish()
+                    after = libc.getrusage(0)
+                    try:
+                        cost = costs[state][type(obj)]
+                    except KeyError:
+                        cost = costs[state][type(obj)] = _Cost()
+                    cost.user += after[0] - before[0]
+                    cost.system += after[1] - before[1]
+                    cost.calls += 1
                 elif connecting and fd in connecting:
                     connecting[fd].finish()
-                elif self._profiling:
-                    if state & POLLIN and not obj.closed:
-                        self._profiled(obj, obj.event_read, "-read")
-                    if state == POLLIN:
-                        continue
-                    if state & POLLOUT and not obj.closed:
-                        self._profiled(obj, obj.event_write, "-write")
-                    if state & POLLERR and not obj.closed:
-                        self._profiled(obj, obj.event_err, "-err")
-                    if state & POLLHUP and not obj.closed:
-                        self._profiled(obj, obj.event_hup, "-hup")
                 elif state == POLLOUT:
                     # Alone, it spares a write that goes on the other questions.
-                    if not obj.closed:
-                        obj.event_write()
+                    obj.event_write()
                 else:
-                    if state & POLLIN and not obj.closed:
+                    if state & POLLIN:
                         obj.event_read()
                     if state & POLLOUT and not obj.closed:
                         obj.event_write()
@@ -257,16 +277,20 @@ class Loop:
                 if not self.handle_exception(error, obj):
                     raise
 
-    def _profiled(self, obj: AnySocket, handle: Callable[[], object], kind: str) -> None:
-        """Call a handler and note its cost."""
-        before = libc.getrusage(RUSAGE_SELF)
-        handle()
-        after = libc.getrusage(RUSAGE_SELF)
-        item = type(obj).__name__ + kind
-        user, system, calls = self._profile.get(item, (0.0, 0.0, 0))
-        user += after.ru_utime - before.ru_utime
-        system += after.ru_stime - before.ru_stime
-        self._profile[item] = (user, system, calls + 1)
+    def _by_event(self, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Each event of an object by itself, if the object isn't closed by then; 0 is the outcome of
+        a connect."""
+        registry = self._registry
+        for fd, state in found:
+            obj = registry.objects.get(fd)
+            if obj is None:
+                yield fd, state
+            elif fd in registry.connecting:
+                yield fd, 0
+            else:
+                for event in _KINDS:
+                    if state & event and not obj.closed:
+                        yield fd, event
 
     def _other_event(self, fd: int, state: int) -> None:
         """An event for a descriptor that no object has."""
@@ -461,18 +485,28 @@ class Loop:
     def profiling_data(self) -> ProfileMapping:
         """The cost of the handlers so far, by class and event: "Client-read" and so on -> (seconds
         of user time, seconds of system time, number of calls)."""
-        return MappingProxyType(self._profile)
+        sums: dict[str, tuple[float, float, int]] = {}
+        for event, kind in _KINDS.items():
+            for owner, cost in self._costs[event].items():
+                name = owner.__name__ + kind
+                user, system, calls = sums.get(name, (0.0, 0.0, 0))
+                sums[name] = (user + cost.user, system + cost.system, calls + cost.calls)
+        return MappingProxyType(sums)
 
     def enable_profiling(self) -> bool:
         """Note the cost of each handler from here on, beginning afresh: two getrusage(2) for each.
         Returns True."""
-        self._profile.clear()
+        self._forget_costs()
         self._profiling = True
         return True
 
     def disable_profiling(self) -> None:
         """Note the cost of handlers no longer; what was noted stays."""
         self._profiling = False
+
+    def _forget_costs(self) -> None:
+        for costs in self._costs:
+            costs.clear()
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -502,7 +536,7 @@ class Loop:
         self._soon.clear()
         self._on_exception = None
         self.disable_profiling()
-        self._profile.clear()
+        self._forget_costs()
         if not self._registry.outer:
             self._stopping = False
         self._resets += 1

@@ -251,8 +251,10 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self.__direct
-            if fd is not None and bytecount > 0 and bytecount <= MAX_READ:
-                return libc.read(fd, bytecount) or None  # Nothing is the end of the stream.
+            if fd is not None and bytecount <= 1_048_576:  # MAX_READ
+                # Nothing is the end of the stream, or was asked for: a wrong number is told when it
+                # has come to nothing, which spares each request a sixtieth.
+                return libc.read(fd, bytecount) or _end(bytecount)
             data = self.__read_pushed_back(bytecount)
             return data  # From within: a handler may raise behind the call.
         except BaseException as error:
@@ -261,7 +263,7 @@ class Socket(Generic[HandleT]):
     def __read_pushed_back(self, bytecount: int) -> bytes | None:
         """`read` where it can't go straight to the descriptor."""
         if index(bytecount) < 1:
-            raise ValueError(f"read takes a number of bytes from 1 up, not {bytecount!r}")
+            _end(bytecount)
         fd = self.fd
         if fd is None:
             return None
@@ -291,12 +293,12 @@ class Socket(Generic[HandleT]):
     def __read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
         """What `read` says of an error. Closes where a signal's handler raised, unless the exception
         knows what was read: then it is still to be."""
-        if isinstance(error, BlockingIOError):
-            return b""
-        if isinstance(error, OSError):
-            return None
+        if isinstance(error, OSError) and bytecount > 0:
+            return b"" if isinstance(error, BlockingIOError) else None
         check_made(self)
         if whole("read takes a number of bytes from 1 up", bytecount) < 1:
+            if isinstance(error, OverflowError) or not by_handler(error):
+                _end(bytecount)
             del error  # no cycle
             raise  # It was refused, and nothing was read.
         result = take_result(error)
@@ -370,16 +372,18 @@ class Socket(Generic[HandleT]):
         """
         try:
             fd = self.__direct
-            if fd is None or not isinstance(data, bytes):
+            if fd is None or type(data) is not bytes:
                 return self.__write_queue(data)
-            # Here goes nearly every write: what `__write_queue` does, with nothing queued.
+            # Here goes nearly every write: what `__write_queue` does, with nothing queued. pyright
+            # thinks of a class that is bytes and callable too; to ask for bytes and their subclasses,
+            # as it would have it, costs more.
             try:
-                written = libc.write(fd, data)
-                if written == len(data) or self.closed:
+                written = libc.write(fd, data)  # pyright: ignore[reportArgumentType]
+                if written == len(data) or self.closed:  # pyright: ignore[reportArgumentType]
                     return True
                 self.__queue(data, written)
             except BaseException as error:
-                return self.__write_failed(error, data)
+                return self.__write_failed(error, data)  # pyright: ignore[reportArgumentType]
             self.on_incomplete_write()
             return False
         except BaseException as error:
@@ -398,7 +402,8 @@ class Socket(Generic[HandleT]):
         if fd is None:
             return True
         new = None if data is None else _block(data)
-        if fd in self.__registry.connecting or (new is not None and self.write_buf):
+        connecting = self.__registry.connecting
+        if (connecting and fd in connecting) or (new is not None and self.write_buf):
             # What the kernel would answer to a write is the connect's outcome, told elsewhere.
             if new is not None:
                 self.__queue(new, 0)
@@ -880,6 +885,13 @@ def _warn_of_blocking(obj: Socket[Handle]) -> None:
     if not _warned:
         _warned = True
         warn("%r is on a socket that blocks: call its setblocking(False) first", obj)
+
+
+def _end(bytecount: int) -> bytes | None:
+    """What `read` says of nothing, which is the end unless nothing was asked for: `ValueError`."""
+    if bytecount < 1:
+        raise ValueError(f"read takes a number of bytes from 1 up, not {bytecount!r}") from None
+    return None
 
 
 def _block(data: Writable) -> Queued:

@@ -84,8 +84,9 @@ class Timers:
         timer that is woken a little early waits in many short turns.
         """
         now = libc.clock_gettime(*_CLOCK)
-        if not self.due and self.heap:
-            first = self.heap[0]
+        heap = self.heap
+        if heap and not self.due:
+            first = heap[0]
             wait = (first[0] - now) * 1000.0
             if wait > 0.0 and first[2].callback is not None:  # Most turns end here.
                 # Cut before it is made whole: of seconds like 1e308 there are infinite milliseconds.

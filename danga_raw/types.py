@@ -50,33 +50,31 @@ class Constructor(Protocol):
     def __call__(self, /, *args: object, **more: object) -> object: ...
 
 
-Batch: TypeAlias = list[int] | list[tuple[int, int]]
-"""What the last wait found. The loop goes through it as it is, and may drop the rest by `clear()`."""
-
-
 class Poller(Protocol):
     """One mechanism to wait for events. An event mask is that of poll(2) on all of them.
 
     `open` makes its descriptor where that isn't done, and `close` closes it, once. `register` watches
     a fd, `modify` watches it for another mask, `unregister` no longer. `holds` is false if the
     descriptor that was watched under a number was closed since. `wait` gives the (fd, event mask) of
-    each ready descriptor, or the bare fd where it is readable and nothing else. It blocks for at most
-    so many milliseconds, for ever where they are negative, and a signal ends it with nothing ready.
+    each ready descriptor. It blocks for at most so many milliseconds, for ever where they are negative,
+    and a signal ends it with nothing ready. `wait_bare` gives the bare fds where all are readable and
+    nothing else; else None, and leaves what `wait` gives in `pairs`.
 
     What fails raises an `OSError` that names the call and the fd: EBADF for a dead one, EEXIST for one
     that is watched already, ENOENT for one that isn't watched, EMFILE, ENFILE and ENOMEM.
     """
 
-    batch: Batch
-    bare: bool
-    """True where the last wait gave bare numbers, of what is readable and nothing else."""
+    batch: list[int]
+    """What the last wait found. The loop goes through it as it is, and may drop the rest by `clear()`."""
+    pairs: Iterable[tuple[int, int]]
 
     def open(self) -> None: ...
     def register(self, fd: int, events: int) -> None: ...
     def holds(self, fd: int, events: int) -> bool: ...
     def modify(self, fd: int, old: int, new: int) -> None: ...
     def unregister(self, fd: int, events: int) -> None: ...
-    def wait(self, timeout_ms: int) -> Iterable[int | tuple[int, int]]: ...
+    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]: ...
+    def wait_bare(self, timeout_ms: int) -> Iterable[int] | None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 

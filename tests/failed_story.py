@@ -71,7 +71,7 @@ class Watchdog:
             return
         loops = [each for each in gc.get_objects() if isinstance(each, Loop)]
         if not any(ready(loop) for loop in loops):
-            waiting = frame is not None and frame.f_code is Epoll.wait.__code__
+            waiting = frame is not None and frame.f_code is Epoll.wait_bare.__code__
             self.vain = self.vain + 1 if waiting else 0
             self.idle += 1
             if self.vain == VAIN or self.idle == SPINS:

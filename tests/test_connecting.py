@@ -170,7 +170,12 @@ def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
         client.close()
 
 
-def test_connected_is_told_and_what_was_written_before_goes_out(loop: Loop) -> None:
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+def test_connected_is_told_and_what_was_written_before_goes_out(
+    loop: Loop, profiling: bool
+) -> None:
+    if profiling:
+        loop.enable_profiling()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop)
         client.write(b"first ")

@@ -17,7 +17,7 @@ from types import FrameType
 
 import pytest
 
-from danga_raw import Loop, Socket, default_loop
+from danga_raw import Loop, Socket, _registry, default_loop
 from danga_raw._libc import libc
 from danga_raw._registry import backends
 from danga_raw.types import AnySocket, Poller
@@ -50,23 +50,51 @@ def batch(world: World, *events: tuple[int, int]) -> pytest.MonkeyPatch:
     """The next wait tells just these events, the later ones what they find."""
     patch = world.stack.enter_context(pytest.MonkeyPatch.context())
     poller = POLLERS[world.backend]
-    wait: Callable[..., object] = getattr(poller, "wait")  # noqa: B009
+    wait: Callable[..., object] = getattr(poller, "wait_bare")  # noqa: B009
     told: list[int] = []
 
     def once(self: Poller, timeout: int) -> object:
         if told:
             return wait(self, timeout)
         told.append(1)
-        self.batch = list(events)
-        return self.batch
+        self.batch = [fd for fd, _ in events]
+        self.pairs = zip(self.batch, [mask for _, mask in events])
+        return None
 
-    patch.setattr(poller, "wait", once)
+    patch.setattr(poller, "wait_bare", once)
     return patch
 
 
 def fd_of(obj: AnySocket) -> int:
     assert obj.fd is not None
     return obj.fd
+
+
+def test_descriptors_of_numbers_beyond_those_listed_are_told_their_events(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_registry, "_MOST_LISTED", 0)
+    (one, two), (three, four) = world.socketpair(), world.socketpair()
+    failed: list[object] = []
+    world.loop.on_exception = lambda obj, error: failed.append((obj, str(error)))
+
+    def fail(obj: Noted) -> None:
+        raise ValueError("on purpose")
+
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    others: list[int] = []
+    world.loop.add_other_fds({three.fileno(): others.append})
+    two.send(b"x")
+    four.send(b"x")
+    world.until(lambda: obj.got == b"x" and others[:1] == [IN])
+    obj.watch_write(True)
+    world.until(lambda: "write" in obj.events)
+    obj.watch_write(False)
+    obj.on["read"] = fail
+    two.send(b"y")
+    world.until(lambda: obj.closed)
+    assert failed == [(obj, "on purpose")]
 
 
 # --- the order of things --------------------------------------------------------------------------
@@ -404,7 +432,7 @@ def test_a_stop_is_not_lost_to_what_raises_in_the_same_batch(
         world.loop.call_soon(world.loop.stop)
         world.loop.call_soon(fail)
     else:
-        monkeypatch.setattr(POLLERS[world.backend], "wait", wait)
+        monkeypatch.setattr(POLLERS[world.backend], "wait_bare", wait)
     with pytest.raises(OSError, match="on purpose"):
         world.loop.run()
     monkeypatch.undo()
@@ -1516,16 +1544,11 @@ there.close()
 def test_profiling_counts_each_handler_by_class_and_event(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Usage:
-        def __init__(self, utime: float, stime: float) -> None:
-            self.ru_utime = utime
-            self.ru_stime = stime
-
     calls: list[int] = []
 
-    def getrusage(who: int) -> Usage:
+    def getrusage(who: int) -> tuple[float, float]:
         calls.append(who)
-        return Usage(0.5 * len(calls), 0.25 * len(calls))
+        return 0.5 * len(calls), 0.25 * len(calls)
 
     monkeypatch.setattr(libc, "getrusage", getrusage)
     one, _ = world.socketpair()

@@ -283,13 +283,13 @@ def keep_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 def let_events_by(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Loop._dispatch
 
-    def dispatch(self: Loop, found: Iterable[int | tuple[int, int]]) -> None:
-        for event in found:
-            obj = self.descriptor_map.get(event if isinstance(event, int) else event[0])
-            if obj is not None and not isinstance(event, int) and event[1] & 16:
+    def dispatch(self: Loop, found: Iterable[tuple[int, int]]) -> None:
+        for fd, mask in found:
+            obj = self.descriptor_map.get(fd)
+            if obj is not None and mask & 16:
                 obj.event_hup()
             else:
-                original(self, (event,))
+                original(self, ((fd, mask),))
 
     monkeypatch.setattr(Loop, "_dispatch", dispatch)
 
@@ -439,7 +439,7 @@ def test_a_fault_in_waking_connecting_listening_or_numbers_is_found(
 
 def tell_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        _kqueue.KQueue, "_in_time", lambda self, found: [(fd, s & 31) for fd, s in found.items()]
+        _kqueue.KQueue, "_in_time", lambda self, found: {fd: s & 31 for fd, s in found.items()}
     )
 
 

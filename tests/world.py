@@ -212,8 +212,9 @@ class World:
         made: list[Call] = []
         with pytest.MonkeyPatch.context() as patch:
             poller = POLLERS[self.backend]
-            for verb in ("register", "modify", "unregister", "wait"):
-                patch.setattr(poller, verb, _noting(made, verb, getattr(poller, verb), skip=1))
+            for verb in ("register", "modify", "unregister", "wait_bare"):
+                noted = _noting(made, verb.partition("_")[0], getattr(poller, verb), skip=1)
+                patch.setattr(poller, verb, noted)
             for name in ("read", "write", "close", "setsockopt"):
                 patch.setattr(libc, name, _noting(made, name, getattr(libc, name)))
             yield made
