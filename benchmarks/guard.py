@@ -21,13 +21,13 @@ LIMITS = (
         "a request, 32 connections, over fair hand-written loop",
         "requests.32.danga_raw",
         "requests.32.fair",
-        must=0.93,
+        must=0.86,
     ),
     Row(
         "a request, 1 connection, over fair hand-written loop",
         "requests.1.danga_raw",
         "requests.1.fair",
-        must=1.43,
+        must=1.28,
     ),
     Row(
         "a request, two subclasses in use, over one",

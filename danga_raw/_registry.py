@@ -56,9 +56,6 @@ if TYPE_CHECKING:
 LOOPS_OWN: Final = -1
 """Stands for the descriptor of the object whose post-loop callback is the loop's own."""
 
-_MOST_LISTED: Final = 2**20
-"""So many descriptors Linux lets a process have, unless it is told otherwise (fs.nr_open)."""
-
 
 def backends() -> list[str]:
     """The names of the backends that this system has, the preferred one first."""
@@ -112,8 +109,8 @@ class Registry:
         self.objects: dict[int, Socket] = {}
         """The objects by their fd, those included that are leaving."""
         self.receivers: list[AnySocket | None] = []
-        """Whom an event is for: the objects that have not left, by their fd, in a list, since of all
-        that a request costs a look into a dict is a fortieth."""
+        """Whom an event is for: the objects that have not left, by their fd. In a list, no longer than
+        the kernel's own: a look into a dict would be a fortieth of all that a request costs."""
         # The same for who doesn't know what their handle is; who takes one out asks where it matters.
         self._entered = cast("dict[int, AnySocket]", self.objects)
         self.other_fds: dict[int, OtherFdCallback] = {}
@@ -252,7 +249,6 @@ class Registry:
         if renewed := fd in self.stale:
             self.renew()
         try:
-            self._make_room(fd)
             try:
                 (self.poller or self.open()).register(fd, events)
             except OSError as error:
@@ -269,18 +265,12 @@ class Registry:
                     # a dup may have one: its events would be taken for those of the new owner.
                     self.renew()
                     self.open().register(fd, events)
+            self._make_room(fd)
             if obj is not None:
-                listed = fd < len(self.receivers)  # No call from here on.
                 self._entered[fd] = obj
-                if listed:
-                    self.receivers[fd] = obj
+                self.receivers[fd] = obj
         except BaseException as error:
-            # What is no number was refused: ctypes would look into a mock without end.
-            if (
-                by_handler(error)
-                and isinstance(cast("object", fd), int)
-                and fd not in self.other_fds
-            ):
+            if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 
@@ -304,8 +294,7 @@ class Registry:
                     break
         if holder is not None and not holder.closed:
             sock, holder.closed = holder.sock, True
-            if fd < len(self.receivers):
-                self.receivers[fd] = None
+            self.receivers[fd] = None
             if sock is not None:
                 _disown(sock, fd)
             holder.let_go()
@@ -317,13 +306,7 @@ class Registry:
 
     def _make_room(self, fd: int) -> None:
         """Have a place among the receivers for `fd`."""
-        missing = len(self.receivers) <= fd < _MOST_LISTED
-        self.receivers.extend([None] * (fd + 1 if missing else 0))
-
-    def receiver(self, fd: int) -> AnySocket | None:
-        """Whom an event is for whose number is beyond those listed."""
-        obj = self.objects.get(fd)
-        return None if obj is None or obj.closed else obj
+        self.receivers += [None] * (fd + 1 - len(self.receivers))
 
     def _drop_events(self, fd: int) -> None:
         """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
@@ -429,7 +412,7 @@ class Registry:
         number = get_errno()
         handles = [] if sock is None else [sock]
         fd, receivers = obj.fd, self.receivers
-        listed = fd is not None and 0 <= fd < len(receivers)
+        listed = fd in self.objects
         # Questions that fall through and no call: who asks as well, out of a handler, asks behind it.
         if fd is not None and not obj.closed:
             # From here on it will be let go, also if a handler raises before the rest is done.

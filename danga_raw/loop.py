@@ -172,7 +172,7 @@ class Loop:
                             continue
                         self._other_event(fd, POLLIN)
                     except Exception as error:
-                        if fd >= len(receivers):  # It is beyond those listed.
+                        if fd >= len(receivers):
                             self._dispatch(((fd, POLLIN),))
                         elif not self.handle_exception(error, obj):
                             raise
@@ -233,11 +233,13 @@ class Loop:
         for fd, state in found:
             try:
                 obj = receivers[fd]
-            except IndexError:
-                obj = registry.receiver(fd)
+            except IndexError:  # Never registered here: a forked child may share an epoll.
+                obj = None
             try:
                 if obj is None:
                     self._other_event(fd, state)
+                elif connecting and fd in connecting:
+                    connecting[fd].finish()
                 elif costs is not None:
                     # All in line: a function for it would cost a tenth of it.
                     before = libc.getrusage(0)  # RUSAGE_SELF
@@ -247,10 +249,8 @@ class Loop:
                         obj.event_write()
                     elif state == POLLERR:
                         obj.event_err()
-                    elif state == POLLHUP:
-                        obj.event_hup()
                     else:
-                        connecting[fd].finish()
+                        obj.event_hup()
                     after = libc.getrusage(0)
                     try:
                         cost = costs[state][type(obj)]
@@ -259,8 +259,6 @@ class Loop:
                     cost.user += after[0] - before[0]
                     cost.system += after[1] - before[1]
                     cost.calls += 1
-                elif connecting and fd in connecting:
-                    connecting[fd].finish()
                 elif state == POLLOUT:
                     # Alone, it spares a write that goes on the other questions.
                     obj.event_write()
@@ -278,15 +276,12 @@ class Loop:
                     raise
 
     def _by_event(self, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Each event of an object by itself, if the object isn't closed by then; 0 is the outcome of
-        a connect."""
+        """Each event of an object by itself, if the object isn't closed by then."""
         registry = self._registry
         for fd, state in found:
             obj = registry.objects.get(fd)
-            if obj is None:
+            if obj is None or fd in registry.connecting:
                 yield fd, state
-            elif fd in registry.connecting:
-                yield fd, 0
             else:
                 for event in _KINDS:
                     if state & event and not obj.closed:

@@ -155,6 +155,8 @@ class Socket(Generic[HandleT]):
             fd = sock.fileno()
         except (AttributeError, UnsupportedOperation):
             raise no_handle(sock) from None
+        if type(fd) is not int:  # ctypes would look into a mock without end.
+            raise TypeError(f"a handle's fileno() is a number, not {fd!r}")
         if loop is None:
             loop = _default_loop or default_loop()
             registry = loop._registry  # pyright: ignore[reportPrivateUsage]  # a Loop for sure
@@ -178,13 +180,8 @@ class Socket(Generic[HandleT]):
         try:
             registry.register(fd, _ALWAYS, self)
         except BaseException:
-            # Whatever is done with it, the descriptor is not its own.
-            if isinstance(cast("object", fd), int):
-                registry.leave(self, None)
-                raise
-            self.closed = True
-            self.let_go()
-            raise TypeError(f"a handle's fileno() is a number, not {fd!r}") from None
+            registry.leave(self, None)  # Whatever is done with it, the descriptor is not its own.
+            raise
         if begun and (pending := begun.pop(fd, None)) is not None:
             self.__direct = None  # Until it is connected, what is written is queued.
             pending.attach(self, fd, registry.connecting)

@@ -104,11 +104,7 @@ def test_a_closed_fd_keeps_its_number_until_the_batch_is_over(world: World) -> N
     assert fd not in numbers
 
 
-@pytest.mark.parametrize("most", [0, 2**20], ids=["beyond the list", "listed"])
-def test_objects_closing_each_other_in_one_batch(
-    world: World, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_registry, "_MOST_LISTED", most)
+def test_objects_closing_each_other_in_one_batch(world: World) -> None:
     objects, _, events = ready(world, 5)
 
     def act(obj: Noted) -> None:

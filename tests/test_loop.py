@@ -17,7 +17,7 @@ from types import FrameType
 
 import pytest
 
-from danga_raw import Loop, Socket, _registry, default_loop
+from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw._registry import backends
 from danga_raw.types import AnySocket, Poller
@@ -68,33 +68,6 @@ def batch(world: World, *events: tuple[int, int]) -> pytest.MonkeyPatch:
 def fd_of(obj: AnySocket) -> int:
     assert obj.fd is not None
     return obj.fd
-
-
-def test_descriptors_of_numbers_beyond_those_listed_are_told_their_events(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_registry, "_MOST_LISTED", 0)
-    (one, two), (three, four) = world.socketpair(), world.socketpair()
-    failed: list[object] = []
-    world.loop.on_exception = lambda obj, error: failed.append((obj, str(error)))
-
-    def fail(obj: Noted) -> None:
-        raise ValueError("on purpose")
-
-    obj = Noted(one, world.loop)
-    obj.watch_read(True)
-    others: list[int] = []
-    world.loop.add_other_fds({three.fileno(): others.append})
-    two.send(b"x")
-    four.send(b"x")
-    world.until(lambda: obj.got == b"x" and others[:1] == [IN])
-    obj.watch_write(True)
-    world.until(lambda: "write" in obj.events)
-    obj.watch_write(False)
-    obj.on["read"] = fail
-    two.send(b"y")
-    world.until(lambda: obj.closed)
-    assert failed == [(obj, "on purpose")]
 
 
 # --- the order of things --------------------------------------------------------------------------
