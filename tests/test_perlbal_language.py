@@ -247,7 +247,8 @@ def test_a_schedule_has_seconds_with_commas_between(
         ("netmask 10.0.0.0/8", "::ffff:10.0.0.1", True),
         ("netmask any", "::1", False),
         ("netmask any", "10.0.0.1", True),
-        ("netmask any", "what an upstream says", False),
+        ("netmask any", "what an upstream says", True),
+        ("netmask 10.0.0.0/8", "what an upstream says", False),
     ],
 )
 def test_a_rule_fits_an_address_however_it_is_written(

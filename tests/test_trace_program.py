@@ -84,7 +84,7 @@ ENDINGS = {
     "an exception": "def inner():\n    raise ValueError('no')\ninner()",
     "an OSError": "open('/nowhere')",
     "an exception with a cause": "try:\n    1/0\nexcept Exception as e:\n    raise KeyError from e",
-    "an exception of the package": "obj.read(0)",
+    "an exception of the package": "obj.write('text')",
     "KeyboardInterrupt": "raise KeyboardInterrupt",
     "a relative path": "os.chdir('/')\nprint(os.path.isabs(__file__), os.path.exists(__file__))\n1/0",
     "a hook that raises": "def hook(*a): raise ValueError\nsys.excepthook = hook\n1/0",
