@@ -259,7 +259,7 @@ class Registry:
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
             if fd in self.objects or fd in self.other_fds or fd in self._unlisted:
-                lost = self._replace_owner(fd, None if obj is None else obj.sock)
+                lost = self._replace_owner(fd, obj)
                 if lost and self.has_entries and not renewed:
                     # An entry goes when the last descriptor of its file does, and a forked child or
                     # a dup may have one: its events would be taken for those of the new owner.
@@ -274,8 +274,8 @@ class Registry:
                 self.unregister(fd, events)
             raise
 
-    def _replace_owner(self, fd: int, handle: Handle | None = None) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new, with this handle, or
+    def _replace_owner(self, fd: int, new: AnySocket | None = None) -> bool:
+        """Whoever holds `fd` has it no more, as the poller has taken it for new, for this object, or
         the package itself has just got it from the kernel. True if the descriptor was closed behind
         the loop's back."""
         self._drop_events(fd)
@@ -286,13 +286,14 @@ class Registry:
         for number, obj, handles in reversed(_copied(self.leaving)):
             if number == fd:
                 if handles:
-                    if handles[0] is not handle:
+                    if new is None or handles[0] is not new.sock:
                         _disown(handles[0], fd)
                     del handles[:]
                     lost = True
                 if obj is holder:
                     break
-        if holder is not None and not holder.closed:
+        # One that was made anew, with the socket that was stolen from it, is no other.
+        if holder is not None and holder is not new and not holder.closed:
             sock, holder.closed = holder.sock, True
             self.receivers[fd] = None
             if sock is not None:
@@ -476,12 +477,12 @@ class Registry:
         while leaving:
             try:
                 entry = fd, obj, handles = leaving[0]
-                if obj is not None and obj.fd is not None:
-                    obj.closed = True
+                if obj is not None and obj.closed and obj.fd is not None:
                     self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
                 if handles:
                     _close(fd, handles)
-                if objects.get(fd, entry) is obj:
+                # Unless it was made anew, on a descriptor of this number.
+                if obj is not None and obj.fd != fd and objects.get(fd) is obj:
                     del objects[fd]
                 if len(self.outer) > 1:
                     self._drop_events(fd)
