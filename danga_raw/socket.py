@@ -434,6 +434,7 @@ class Socket(Generic[HandleT]):
                     return True
                 new = None
                 block()
+                fd = fd if self.fd is None else self.fd  # It may have been made anew.
                 continue
             count = len(block) - offset
             try:
