@@ -24,7 +24,7 @@ from errno import EEXIST, ENOMEM, ENOSPC
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import alone, by_handler
-from danga_raw._libc import libc
+from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN, Poll
 from danga_raw._sockopt import set_cork
@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     an other fd), and the handle that is to be closed, until it is (none if it isn't ours to close)."""
 
 
-LOOPS_OWN: Final = -1
-"""Stands for the descriptor of the object whose post-loop callback is the loop's own."""
+LOOPS_OWN: Final = INT_MAX + 1
+"""Stands for the descriptor of the object whose post-loop callback is the loop's own, which comes
+behind all others, as in the original."""
 
 
 def backends() -> list[str]:
