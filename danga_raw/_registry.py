@@ -24,7 +24,7 @@ from errno import EEXIST, ENOMEM, ENOSPC
 
 from danga_raw._epoll import Epoll
 from danga_raw._interrupt import alone, by_handler
-from danga_raw._libc import INT_MAX, libc
+from danga_raw._libc import libc
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN, Poll
 from danga_raw._sockopt import set_cork
@@ -32,7 +32,7 @@ from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Final, TypeAlias
 
     from danga_raw._connecting import Connecting
@@ -53,9 +53,8 @@ if TYPE_CHECKING:
     an other fd), and the handle that is to be closed, until it is (none if it isn't ours to close)."""
 
 
-LOOPS_OWN: Final = INT_MAX + 1
-"""Stands for the descriptor of the object whose post-loop callback is the loop's own, which comes
-behind all others, as in the original."""
+LOOPS_OWN: Final = -1
+"""Stands for the descriptor of the object whose post-loop callback is the loop's own."""
 
 
 def backends() -> list[str]:
@@ -129,6 +128,7 @@ class Registry:
         self.pushed_back: dict[int, int] = {}  # data, numbered as their first pieces came
         self.pushes: int = 0  # the last of these numbers
         self.readable: set[int] = set()  # pushed-back data, and a watch for reading
+        self.reads_again: bool = False  # some of these have changed what they watch for
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
         self.paused: dict[int, Listener] = {}  # no descriptor left for a connection
@@ -360,6 +360,20 @@ class Registry:
             libc.close(fd)
         except OSError as error:
             complain(error, "fd %d: %s", fd)
+
+    def who_reads_pushed_back(self) -> Iterator[int]:
+        """Who has pushed-back data and watches for reading, in the order of their first pieces. As in
+        the original, who turns reading on meanwhile has his turn still, and not who is pushed back."""
+        told, newest = -1, self.pushes
+        self.reads_again = True
+        while self.reads_again:
+            self.reads_again = False
+            for number, fd in sorted((self.pushed_back.get(fd, 0), fd) for fd in self.readable):
+                if told < number <= newest:
+                    told = number
+                    yield fd
+                    if self.reads_again:
+                        break
 
     # --- other fds --------------------------------------------------------------------------------
 

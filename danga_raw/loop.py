@@ -335,10 +335,10 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        objects, order = self._registry.objects, self._registry.pushed_back
-        readable = self._registry.readable
+        registry = self._registry
+        objects, readable = registry.objects, registry.readable
         while readable:
-            for fd in sorted(readable, key=lambda fd: order.get(fd, 0)):
+            for fd in registry.who_reads_pushed_back():
                 # An event_read before this one may have closed it, or a signal's handler have come
                 # between the object and what is noted of it here.
                 obj = objects.get(fd)
@@ -355,7 +355,10 @@ class Loop:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
         registry = self._registry
         callbacks = registry.post_loop_callbacks
-        for fd in sorted(callbacks):
+        fds = list(callbacks)
+        if len(fds) > 1:  # A sort by a function costs a turn 1,000 instructions.
+            fds.sort(key=LOOPS_OWN.__eq__)
+        for fd in fds:
             obj, callback = registry.objects.get(fd), callbacks.get(fd)
             try:
                 if callback is not None and not callback(*self._views):

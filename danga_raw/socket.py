@@ -605,6 +605,7 @@ class Socket(Generic[HandleT]):
                 return
             raise
         if self.read_push_back:
+            registry.reads_again = True
             self.__heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
