@@ -178,9 +178,8 @@ class Connecting:
         finally:
             if error is not None and not obj.closed:
                 obj.close_as("not connected")
-        if not obj.write_buf:
-            obj.write(None)  # Only to note that nothing waits. What does is event_write's to send:
-            # who was refused a write goes on when that is called.
+        # What waits is event_write's to send: who was refused a write goes on when that is called.
+        obj._go_direct()  # pyright: ignore[reportPrivateUsage]
 
     def cancel(self) -> None:
         """The object has no use for a timeout any more."""

@@ -91,6 +91,30 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
+def test_a_write_of_ones_own_hears_nothing_of_the_outcome(loop: Loop) -> None:
+    class Texts(Client):
+        said: list[object]
+
+        def write(self, data: object) -> bool:
+            self.said.append(data)
+            return super().write(str(data).encode())
+
+        def event_write(self) -> None:
+            super().write(None)
+
+    Texts.said = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Texts.connect(listener.getsockname(), loop)
+        loop.run()
+        assert client.told == [None] and not client.closed and Texts.said == []
+        accepted, _ = listener.accept()
+        with accepted, Trace() as calls:
+            assert client.write("hello") is True
+            assert accepted.recv(10) == b"hello"
+        assert [call.name for call in calls] == ["write"]
+        client.close()
+
+
 @pytest.mark.parametrize("when", ["in the constructor", "meanwhile", "when told"])
 @pytest.mark.parametrize("writes", [False, True], ids=["silent", "writes"])
 def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
