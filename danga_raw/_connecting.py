@@ -130,7 +130,8 @@ class Connecting:
             obj.loop.call_soon(self._tell)
             return
         theirs = obj.event_watch & POLLOUT  # The constructor's own, which outlives the connect.
-        obj.watch_write(True)
+        # Not by its watch_write, which may have its own ideas of when.
+        obj._watch(POLLOUT, True)  # pyright: ignore[reportPrivateUsage]
         obj.write_set_watch = not theirs
         if timeout is not None:
             self._timer = obj.loop.add_timer(timeout, self._time_out)

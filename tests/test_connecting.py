@@ -91,13 +91,16 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
-def test_a_write_of_ones_own_hears_nothing_of_the_outcome(loop: Loop) -> None:
+def test_methods_of_ones_own_hear_nothing_of_the_outcome(loop: Loop) -> None:
     class Texts(Client):
         said: list[object]
 
         def write(self, data: object) -> bool:
             self.said.append(data)
             return super().write(str(data).encode())
+
+        def watch_write(self, on: bool) -> None:
+            self.said.append(on)  # and watches for nothing
 
         def event_write(self) -> None:
             super().write(None)
@@ -506,7 +509,7 @@ def test_a_timeout_that_cannot_be_is_refused_and_leaves_nothing(loop: Loop, time
 
 def test_a_watch_that_fails_leaves_nothing(loop: Loop) -> None:
     class Unwatchable(Client):
-        def watch_write(self, on: bool) -> None:
+        def _watch(self, event: int, on: bool) -> None:
             raise OSError(errno.ENOSPC, "no room")
 
     turn(loop)
