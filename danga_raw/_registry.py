@@ -496,9 +496,10 @@ class Registry:
                     self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
                 if handles:
                     _close(fd, handles)
-                # Unless it was made anew, on a descriptor of this number.
-                if obj is not None and obj.fd != fd and objects.get(fd) is obj:
-                    del objects[fd]
+                # Unless it was made anew, here and with this number.
+                if obj is not None and objects.get(fd) is obj:
+                    if obj.closed or self.receivers[fd] is not obj:
+                        del objects[fd]
                 if len(self.outer) > 1:
                     self._drop_events(fd)
                 # The close() of a handle may have run the loop, or reset it.

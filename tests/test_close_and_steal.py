@@ -835,6 +835,20 @@ def test_an_object_is_made_anew_in_the_batch_in_which_it_has_left(world: World, 
     assert not world.is_open(other.fileno()) and world.loop.descriptor_map == {}
 
 
+def test_an_object_is_made_anew_on_another_loop(world: World) -> None:
+    one, two = world.socketpair()
+    other = world.new_loop()
+    obj = Noted(one, world.loop)
+    obj.steal_socket()
+    Noted.__init__(obj, one, other)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert world.loop.descriptor_map == {} and not obj.closed
+    world.turn(other)
+    assert obj.got == b"x" and other.descriptor_map == {one.fileno(): obj}
+
+
 def test_a_socket_stolen_and_wrapped_by_another_handler_of_the_batch(world: World) -> None:
     objects, others, events = ready(world, 2)
     wrapped: list[Noted] = []
