@@ -497,7 +497,7 @@ class Registry:
                 if handles:
                     _close(fd, handles)
                 # Unless it was made anew, here and with this number.
-                if obj is not None and objects.get(fd) is obj:
+                if obj is not None and fd in objects and objects[fd] is obj:
                     if obj.closed or self.receivers[fd] is not obj:
                         del objects[fd]
                 if len(self.outer) > 1:
