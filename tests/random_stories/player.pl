@@ -342,19 +342,24 @@ sub steal {
 }
 
 sub wrap_again {
-    my $self = shift;
+    my ($self, $by_the_same) = @_;
     # In the batch in which it was stolen it would hear the old object's events.
     return unless $self->{stolen} && $self->{wrappable};
     $self->{stolen} = $self->{wrappable} = 0;
+    return $self->make_anew if $by_the_same;
     $self->{actor} = Actor->new($self);
 }
 
-# The same object on another socket.
 sub connect_again {
     my $self = shift;
-    my $actor = $self->{actor};
-    return if $self->{stolen} || !$actor->{closed} || $self->{event_may_wait};
+    return if $self->{stolen} || !$self->{actor}{closed} || $self->{event_may_wait};
     $self->open;
+    $self->make_anew;
+}
+
+sub make_anew {
+    my $self = shift;
+    my $actor = $self->{actor};
     # Of these the original knows those of its last socket.
     delete $Danga::Socket::PushBackSet{''};
     $actor->{writer_func} = undef;

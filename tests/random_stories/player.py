@@ -288,18 +288,23 @@ class End:
         note("stole", int(stolen))
         self.stolen = self.stolen or stolen
 
-    def wrap_again(self) -> None:
+    def wrap_again(self, by_the_same: bool) -> None:
         # In the batch in which it was stolen it would hear the old object's events in the original.
         if not (self.stolen and self.wrappable):
             return
         self.stolen = self.wrappable = False
+        if by_the_same:
+            return self.make_anew()
         self.actor = Actor(self)
 
     def connect_again(self) -> None:
-        """The same object on another socket, unless it would hear the old one's event in the original."""
+        """Unless it would hear the old socket's event in the original."""
         if self.stolen or not self.actor.closed or self.event_may_wait:
             return
         self.open()
+        self.make_anew()
+
+    def make_anew(self) -> None:
         Socket.__init__(self.actor, self.ours)
         self.actor.state()
 

@@ -9,8 +9,8 @@ An operation is of one of these kinds:
 - a connection reads, writes data of any size, an empty string or a callable, or goes on with what
   is queued; begins or ends a watch; corks; pushes data back; gets a writer function that writes
   less than it could, claims more or fails; gets or loses a post-loop callback of its own; is
-  closed, and made anew on another socket, or is stolen, and wrapped again or closed for good; tells
-  its state;
+  closed, and made anew on another socket, or is stolen, and wrapped again, by the same or another,
+  or closed for good; tells its state;
 - its peer reads, writes, shuts down its half, closes or resets;
 - the loop gets a timer or loses one, another timeout, or another connection; the clock moves; what
   waits to be closed is counted.
@@ -257,6 +257,8 @@ class Author:
                 return [self.act()]
             case "watch_read" | "watch_write" | "cork":
                 return [self.maybe(0.65)]
+            case "wrap_again":
+                return [self.maybe(0.3)]
             case "push_back":
                 return [random.choice((0, 1, 5, 40, 6000)), self.place()]
             case "writer":
