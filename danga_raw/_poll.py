@@ -11,11 +11,11 @@ from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import PLATFORM, check_fd, failure, libc, raise_failure
 from danga_raw._log import warn
+from danga_raw._poller import Poller
 from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Final
 
 POLLIN: Final = 0x01
@@ -34,7 +34,7 @@ _ROW: Final = Struct("ihxx")
 nfds_t: Final = c_ulong if PLATFORM == "linux" else c_uint
 
 
-class Poll:
+class Poll(Poller):
     """A table of struct pollfd, handed whole to poll(2) at each wait, whose cost is linear in it.
 
     poll itself takes any number for a fd. So that a program fails as it does on epoll, `register`
@@ -43,8 +43,7 @@ class Poll:
     """
 
     def __init__(self) -> None:
-        self.batch: list[int] = []
-        self.pairs: Iterable[tuple[int, int]] = ()
+        super().__init__()
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
         self._asked: Epoll | None = None  # what is asked whether a file can be polled
@@ -142,7 +141,7 @@ class Poll:
         # exception between two, poll(2) would write into one table, and another be read.
         self._table = table, room, room.cast("h")[3::4]
 
-    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
+    def wait_bare(self, timeout_ms: int) -> None:
         """poll(2)."""
         if self._changed:
             self._make_table()
@@ -159,17 +158,7 @@ class Poll:
                 self._changed = True
                 del self._events[fd]
                 warn("poll() found fd %d closed. removing.", fd)
-        alive = {fd: state for fd, state in ready if not state & POLLNVAL}
-        self.batch = list(alive)
-        self.pairs = zip(self.batch, alive.values())
-        return self.pairs
-
-    def wait_bare(self, timeout_ms: int) -> None:
-        self.wait(timeout_ms)
-
-    def fileno(self) -> int:
-        """-1: poll has no descriptor of its own."""
-        return -1
+        self._found({fd: state for fd, state in ready if not state & POLLNVAL})
 
     def close(self) -> None:
         """close(2) for the epoll that was asked, if one was."""
