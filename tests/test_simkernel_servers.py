@@ -444,13 +444,13 @@ def tell_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_what_the_kernel_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _kqueue.KQueue.wait
+    original = _kqueue.KQueue.wait_bare
 
-    def wait(self: _kqueue.KQueue, timeout_ms: int) -> Iterable[tuple[int, int]]:
+    def wait_bare(self: _kqueue.KQueue, timeout_ms: int) -> None:
         self._dropped.clear()
-        return original(self, timeout_ms)
+        original(self, timeout_ms)
 
-    monkeypatch.setattr(_kqueue.KQueue, "wait", wait)
+    monkeypatch.setattr(_kqueue.KQueue, "wait_bare", wait_bare)
 
 
 def raise_what_a_reset_says_of_a_cork(monkeypatch: pytest.MonkeyPatch) -> None:
