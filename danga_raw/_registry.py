@@ -16,17 +16,16 @@ events are level-triggered, and the next wait says again what is still true.
 
 from __future__ import annotations
 
-import os
-from _socket import socket as RawSocket
 from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOMEM, ENOSPC
 
-from danga_raw._epoll import Epoll
+from danga_raw._backends import new_poller
+from danga_raw._handle import close_handle, disown, still_has
 from danga_raw._interrupt import alone, by_handler
 from danga_raw._libc import libc
 from danga_raw._log import complain, warn
-from danga_raw._poll import POLLIN, Poll
+from danga_raw._poll import POLLIN
 from danga_raw._sockopt import set_cork
 from danga_raw._typing import cast
 
@@ -55,37 +54,6 @@ if TYPE_CHECKING:
 
 LOOPS_OWN: Final = -1
 """Stands for the descriptor of the object whose post-loop callback is the loop's own."""
-
-
-def backends() -> list[str]:
-    """The names of the backends that this system has, the preferred one first."""
-    names = ["poll"]
-    if hasattr(libc, "epoll_create1"):
-        names.insert(0, "epoll")
-    if hasattr(libc, "kqueue") or "DANGA_RAW_LIBKQUEUE" in os.environ:
-        names.insert(0, "kqueue")
-    return names
-
-
-def choose_backend(name: str | None) -> str:
-    """`name`, or what DANGA_RAW_BACKEND says, or the preferred one. Raises `ValueError`."""
-    there = backends()
-    wanted = name if name is not None else os.environ.get("DANGA_RAW_BACKEND") or there[0]
-    if wanted not in there:
-        raise ValueError(f"no backend {wanted!r} here; there are {', '.join(there)}")
-    return wanted
-
-
-def _new_poller(backend: str) -> Poller:
-    if backend == "epoll":
-        return Epoll()
-    if backend == "poll":
-        return Poll()
-    # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
-    from danga_raw._kqueue import KQueue, load_libkqueue
-
-    path = os.environ.get("DANGA_RAW_LIBKQUEUE")
-    return KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
 
 
 class Registry:
@@ -132,115 +100,6 @@ class Registry:
         self.connecting: dict[int, Connecting] = {}  # a pending connect
         self.paused: dict[int, Listener] = {}  # no descriptor left for a connection
 
-    # --- the poller -------------------------------------------------------------------------------
-
-    def open(self) -> Poller:
-        """The poller, opened at its first use, and given what the registry knows: epoll_create1(2),
-        or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
-        if self.poller is not None:
-            return self.poller
-        with alone():
-            self._close_dropped()
-            poller = _new_poller(self.backend)
-            try:
-                poller.open()
-                self._replace_owner(poller.fileno())
-                for fd, events in self._known().items():
-                    try:
-                        poller.register(fd, events)
-                    except OSError as error:
-                        # Nothing is wrong with the descriptor: the next to open tries anew.
-                        if error.errno in (ENOMEM, ENOSPC):
-                            raise
-                        complain(error, "%s")  # Its owner, who has closed it, will hear so.
-                # One that a signal's handler has opened meanwhile knows better.
-                self.poller = opened = self.poller or poller
-            finally:
-                if self.poller is not poller:
-                    self._dropped += (poller,)
-                    self._close_dropped()
-        return opened
-
-    def _known(self) -> dict[int, int]:
-        """What is to be watched: fd -> event mask."""
-        known = {fd: obj.event_watch for fd, obj in list(self.objects.items()) if _has(obj, fd)}
-        known |= dict.fromkeys(self.other_fds, POLLIN)
-        if self.waker is not None:
-            known[self.waker.fileno()] = POLLIN
-        return known
-
-    def renew(self) -> None:
-        """Drop the poller, with the entries in it that can't be removed, and open another. The first
-        is closed before, as the table of descriptors may be full."""
-        with alone():
-            self._drop_poller()
-            self.open()
-
-    def _drop_poller(self) -> None:
-        """Close the poller, and drop what it has said."""
-        if self.poller is not None:
-            for batch in (self.poller.batch, *self.outer):
-                batch.clear()
-            self._dropped += (self.poller,)
-        self.poller = None
-        self.something_due = True
-        self.stale.clear()
-        self._close_dropped()
-
-    def _close_dropped(self) -> None:
-        while self._dropped:
-            try:
-                self._dropped[0].close()
-            except OSError as error:
-                complain(error, "close(%s): %s", self.backend)
-            del self._dropped[:1]
-
-    def open_waker(self) -> Waker:
-        """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
-        read end. Raises `OSError`, and then it is tried anew at the next."""
-        from danga_raw._waker import Waker  # It and its imports cost nothing to who wakes no loop.
-
-        with alone():
-            if self.waker is not None:  # Another thread was faster.
-                return self.waker
-            waker = Waker()
-            try:
-                waker.open()
-                lost = self._replace_owner(waker.fileno())
-                self._make_room(waker.fileno())
-                if self.poller is not None:
-                    if lost and self.has_entries:
-                        self.stale.add(waker.fileno())
-                    self.poller.register(waker.fileno(), POLLIN)
-                # A signal's handler may have made one just now.
-                self.waker = made = self.waker or waker
-                if made is waker:
-                    return waker
-                self.unregister(waker.fileno(), POLLIN)
-            except BaseException as error:
-                # Perhaps behind its registration.
-                if by_handler(error) and self.poller is not None and waker.fileno() >= 0:
-                    self.unregister(waker.fileno(), POLLIN)
-                waker.close()
-                raise
-            waker.close()
-            return made
-
-    def woken(self, waker: Waker) -> None:
-        """Take out what woke the loop: read(2). Only the loop's own thread may renew a poller, which
-        it waits on otherwise."""
-        if waker.fileno() in self.stale:
-            self.renew()
-        waker.drain()
-
-    def resume(self) -> None:
-        """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
-        have cut it short."""
-        for listener in list(self.paused.values()):
-            listener.resume()
-        for pending in list(self.connecting.values()):
-            pending.resume()
-
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
@@ -253,7 +112,7 @@ class Registry:
                 (self.poller or self.open()).register(fd, events)
             except OSError as error:
                 holder = self.objects.get(fd)
-                if error.errno != EEXIST or holder is None or _has(holder, fd):
+                if error.errno != EEXIST or holder is None or still_has(holder, fd):
                     raise
                 # Its file is the same, or on poll one that looks the same: the other end of a pipe.
                 self.open().unregister(fd, holder.event_watch)
@@ -287,7 +146,7 @@ class Registry:
             if number == fd:
                 if handles:
                     if handles[0] is not handle:
-                        _disown(handles[0], fd)
+                        disown(handles[0], fd)
                     del handles[:]
                     lost = True
                 if obj is holder:
@@ -296,7 +155,7 @@ class Registry:
             sock, holder.closed = holder.sock, True
             self.receivers[fd] = None
             if sock is not None:
-                _disown(sock, fd)
+                disown(sock, fd)
             holder.let_go()
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
@@ -304,15 +163,15 @@ class Registry:
         self.objects.pop(fd, None)
         return self.other_fds.pop(fd, None) is not None or lost
 
-    def _make_room(self, fd: int) -> None:
-        """Have a place among the receivers for `fd`."""
-        self.receivers += [None] * (fd + 1 - len(self.receivers))
-
     def _drop_events(self, fd: int) -> None:
         """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
         for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
             if fd in batch:
                 batch.clear()
+
+    def _make_room(self, fd: int) -> None:
+        """Have a place among the receivers for `fd`."""
+        self.receivers += [None] * (fd + 1 - len(self.receivers))
 
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
         """A signal's handler raised before the mask was changed in the poller, or behind it."""
@@ -321,87 +180,6 @@ class Registry:
             self.open().modify(fd, new, old)
         except OSError:
             pass
-
-    def unregister(self, fd: int, events: int) -> str | None:
-        """Take a descriptor off the poller, unless it is an object's by now; what went wrong. If its
-        owner has closed it, it is off already."""
-        obj = self.objects.get(fd)
-        if obj is None or obj.closed:
-            try:
-                (self.poller or self.open()).unregister(fd, events)
-            except OSError as error:
-                return self._refused(fd, error)
-        return None
-
-    def _refused(self, fd: int, error: OSError) -> str:
-        """A descriptor can't be unregistered, unless it was a signal's handler that raised. In words:
-        an error that a caller keeps, and which knows the caller by its traceback, is a cycle."""
-        if by_handler(error):
-            del error
-            raise
-        if self.has_entries:
-            self.stale.add(fd)
-        return str(error)
-
-    def remove_unknown(self, fd: int, state: int) -> None:
-        """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
-        unregistered and closed, as in the original, or where that can't be, since the number is
-        another file's by now or nobody's, the poller is renewed."""
-        if fd in self._unlisted or fd in self.objects:
-            return
-        what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
-        if (trouble := self.unregister(fd, state)) is not None:
-            warn("%s %s. opening a new poller.", what, trouble)
-            self.renew()
-            return
-        warn("%s removing.", what)
-        try:
-            libc.close(fd)
-        except OSError as error:
-            complain(error, "fd %d: %s", fd)
-
-    # --- other fds --------------------------------------------------------------------------------
-
-    def add_other_fds(self, fds: OtherFdMapping) -> None:
-        """Watch descriptors for reading that no object has: all of `fds` or none. Raises `OSError`."""
-        added: list[int] = []
-        try:
-            for fd in fds:
-                self._add_other_fd(fd, added)
-            self.other_fds |= fds
-        except BaseException as error:
-            if not by_handler(error):
-                del added[-1:]  # It was refused, and may be another's.
-            for fd in added:
-                if fd not in self.other_fds:
-                    self.unregister(fd, POLLIN)
-            raise
-
-    def _add_other_fd(self, fd: int, added: list[int]) -> None:
-        """Watch one of them, and note in `added` that it is to be unregistered should this fail."""
-        # One that is there may have been closed and opened again.
-        if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
-            added += (fd,)
-            self.register(fd, POLLIN)
-
-    def replace_other_fds(self, fds: OtherFdMapping) -> None:
-        """Watch these other fds and no others. Raises `OSError`."""
-        try:
-            self.add_other_fds(fds)
-            self._drop_other_fds(fds)
-        except BaseException:
-            # A signal's handler raised. Where these were added, the rest is due as well.
-            if fds.items() <= self.other_fds.items():
-                self._drop_other_fds(fds)
-            raise
-
-    def _drop_other_fds(self, kept: OtherFdMapping) -> None:
-        for fd in [fd for fd in self.other_fds if fd not in kept]:
-            self.something_due = True
-            self._unlisted |= {fd}
-            self.leaving.append((fd, None, []))
-            self.unregister(fd, POLLIN)
-            del self.other_fds[fd]
 
     # --- leaving ----------------------------------------------------------------------------------
 
@@ -461,6 +239,27 @@ class Registry:
         if (pending := self.connecting.pop(fd, None)) is not None:
             pending.cancel()
 
+    def unregister(self, fd: int, events: int) -> str | None:
+        """Take a descriptor off the poller, unless it is an object's by now; what went wrong. If its
+        owner has closed it, it is off already."""
+        obj = self.objects.get(fd)
+        if obj is None or obj.closed:
+            try:
+                (self.poller or self.open()).unregister(fd, events)
+            except OSError as error:
+                return self._refused(fd, error)
+        return None
+
+    def _refused(self, fd: int, error: OSError) -> str:
+        """A descriptor can't be unregistered, unless it was a signal's handler that raised. In words:
+        an error that a caller keeps, and which knows the caller by its traceback, is a cycle."""
+        if by_handler(error):
+            del error
+            raise
+        if self.has_entries:
+            self.stale.add(fd)
+        return str(error)
+
     def to_close(self) -> list[Handle]:
         """What waits to be closed, in order."""
         return [sock for _, _, handles in list(self.leaving) for sock in handles]
@@ -480,7 +279,7 @@ class Registry:
                     obj.closed = True
                     self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
                 if handles:
-                    _close(fd, handles)
+                    close_handle(fd, handles)
                 if objects.get(fd, entry) is obj:
                     del objects[fd]
                 if len(self.outer) > 1:
@@ -504,6 +303,23 @@ class Registry:
         finally:
             del first  # no cycle
 
+    def remove_unknown(self, fd: int, state: int) -> None:
+        """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
+        unregistered and closed, as in the original, or where that can't be, since the number is
+        another file's by now or nobody's, the poller is renewed."""
+        if fd in self._unlisted or fd in self.objects:
+            return
+        what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
+        if (trouble := self.unregister(fd, state)) is not None:
+            warn("%s %s. opening a new poller.", what, trouble)
+            self.renew()
+            return
+        warn("%s removing.", what)
+        try:
+            libc.close(fd)
+        except OSError as error:
+            complain(error, "fd %d: %s", fd)
+
     def forget(self) -> None:
         """Know nothing any more, and close the poller: close(2)."""
         for known in (
@@ -518,6 +334,162 @@ class Registry:
                 self.waker.close()
                 self.waker = None
 
+    # --- other fds --------------------------------------------------------------------------------
+
+    def add_other_fds(self, fds: OtherFdMapping) -> None:
+        """Watch descriptors for reading that no object has: all of `fds` or none. Raises `OSError`."""
+        added: list[int] = []
+        try:
+            for fd in fds:
+                self._add_other_fd(fd, added)
+            self.other_fds |= fds
+        except BaseException as error:
+            if not by_handler(error):
+                del added[-1:]  # It was refused, and may be another's.
+            for fd in added:
+                if fd not in self.other_fds:
+                    self.unregister(fd, POLLIN)
+            raise
+
+    def _add_other_fd(self, fd: int, added: list[int]) -> None:
+        """Watch one of them, and note in `added` that it is to be unregistered should this fail."""
+        # One that is there may have been closed and opened again.
+        if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
+            added += (fd,)
+            self.register(fd, POLLIN)
+
+    def replace_other_fds(self, fds: OtherFdMapping) -> None:
+        """Watch these other fds and no others. Raises `OSError`."""
+        try:
+            self.add_other_fds(fds)
+            self._drop_other_fds(fds)
+        except BaseException:
+            # A signal's handler raised. Where these were added, the rest is due as well.
+            if fds.items() <= self.other_fds.items():
+                self._drop_other_fds(fds)
+            raise
+
+    def _drop_other_fds(self, kept: OtherFdMapping) -> None:
+        for fd in [fd for fd in self.other_fds if fd not in kept]:
+            self.something_due = True
+            self._unlisted |= {fd}
+            self.leaving.append((fd, None, []))
+            self.unregister(fd, POLLIN)
+            del self.other_fds[fd]
+
+    # --- the poller -------------------------------------------------------------------------------
+
+    def open(self) -> Poller:
+        """The poller, opened at its first use, and given what the registry knows: epoll_create1(2),
+        or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        if self.poller is not None:
+            return self.poller
+        with alone():
+            self._close_dropped()
+            poller = new_poller(self.backend)
+            try:
+                poller.open()
+                self._replace_owner(poller.fileno())
+                for fd, events in self._known().items():
+                    try:
+                        poller.register(fd, events)
+                    except OSError as error:
+                        # Nothing is wrong with the descriptor: the next to open tries anew.
+                        if error.errno in (ENOMEM, ENOSPC):
+                            raise
+                        complain(error, "%s")  # Its owner, who has closed it, will hear so.
+                # One that a signal's handler has opened meanwhile knows better.
+                self.poller = opened = self.poller or poller
+            finally:
+                if self.poller is not poller:
+                    self._dropped += (poller,)
+                    self._close_dropped()
+        return opened
+
+    def _known(self) -> dict[int, int]:
+        """What is to be watched: fd -> event mask."""
+        known = {
+            fd: obj.event_watch for fd, obj in list(self.objects.items()) if still_has(obj, fd)
+        }
+        known |= dict.fromkeys(self.other_fds, POLLIN)
+        if self.waker is not None:
+            known[self.waker.fileno()] = POLLIN
+        return known
+
+    def renew(self) -> None:
+        """Drop the poller, with the entries in it that can't be removed, and open another. The first
+        is closed before, as the table of descriptors may be full."""
+        with alone():
+            self._drop_poller()
+            self.open()
+
+    def _drop_poller(self) -> None:
+        """Close the poller, and drop what it has said."""
+        if self.poller is not None:
+            for batch in (self.poller.batch, *self.outer):
+                batch.clear()
+            self._dropped += (self.poller,)
+        self.poller = None
+        self.something_due = True
+        self.stale.clear()
+        self._close_dropped()
+
+    def _close_dropped(self) -> None:
+        while self._dropped:
+            try:
+                self._dropped[0].close()
+            except OSError as error:
+                complain(error, "close(%s): %s", self.backend)
+            del self._dropped[:1]
+
+    # --- the waker, and what waits for a timer ----------------------------------------------------
+
+    def open_waker(self) -> Waker:
+        """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
+        read end. Raises `OSError`, and then it is tried anew at the next."""
+        from danga_raw._waker import Waker  # It and its imports cost nothing to who wakes no loop.
+
+        with alone():
+            if self.waker is not None:  # Another thread was faster.
+                return self.waker
+            waker = Waker()
+            try:
+                waker.open()
+                lost = self._replace_owner(waker.fileno())
+                self._make_room(waker.fileno())
+                if self.poller is not None:
+                    if lost and self.has_entries:
+                        self.stale.add(waker.fileno())
+                    self.poller.register(waker.fileno(), POLLIN)
+                # A signal's handler may have made one just now.
+                self.waker = made = self.waker or waker
+                if made is waker:
+                    return waker
+                self.unregister(waker.fileno(), POLLIN)
+            except BaseException as error:
+                # Perhaps behind its registration.
+                if by_handler(error) and self.poller is not None and waker.fileno() >= 0:
+                    self.unregister(waker.fileno(), POLLIN)
+                waker.close()
+                raise
+            waker.close()
+            return made
+
+    def woken(self, waker: Waker) -> None:
+        """Take out what woke the loop: read(2). Only the loop's own thread may renew a poller, which
+        it waits on otherwise."""
+        if waker.fileno() in self.stale:
+            self.renew()
+        waker.drain()
+
+    def resume(self) -> None:
+        """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
+        have cut it short."""
+        for listener in list(self.paused.values()):
+            listener.resume()
+        for pending in list(self.connecting.values()):
+            pending.resume()
+
 
 def _copied(leaving: deque[Leaving]) -> list[Leaving]:
     """Also where there is no GIL, and the loop lets go in its thread while another has a number for
@@ -528,65 +500,3 @@ def _copied(leaving: deque[Leaving]) -> list[Leaving]:
         except RuntimeError as error:
             if "mutated" not in str(error):  # A signal's handler raised.
                 raise
-
-
-def _has(obj: AnySocket, fd: int) -> bool:
-    """False for an object that is leaving, and where its handle knows that its owner has closed it:
-    the number may be another's by now."""
-    if obj.closed or (sock := obj.sock) is None:
-        return False
-    try:
-        return sock.fileno() == fd
-    except Exception:
-        try:
-            sock.fileno()
-        except Exception:  # So says a closed file, and others in words of their own, each time.
-            return False
-        raise  # A signal's handler did.
-
-
-def _disown(sock: Handle, fd: int) -> None:
-    """Keep a handle whose descriptor is another's by now from closing it when it is dropped."""
-    if isinstance(sock, RawSocket) and sock.fileno() == fd:
-        sock.detach()
-
-
-class _AsUsual(dict[type, bool]):
-    """By the class of a handle: True for Python's own sockets, and for those of a class that has no
-    close of its own. Else that is called: what a TLS socket has open beside its descriptor would go
-    on writing to the number."""
-
-    def __missing__(self, kind: type) -> bool:
-        methods = [getattr(kind, name, None) for name in ("close", "_real_close", "detach")]
-        usual = {getattr(each, "__module__", None) for each in methods} <= {None, "socket"}
-        self[kind] = issubclass(kind, RawSocket) and usual
-        return self[kind]
-
-
-_closes_as_usual: Final = _AsUsual()
-_detach: Final = cast("Callable[[Handle], int]", RawSocket.detach)
-_close_socket: Final = cast("Callable[[Handle], None]", RawSocket.close)
-
-
-def _close(fd: int, handles: list[Handle]) -> None:
-    """Close the handle of an entry, once."""
-    sock = handles[0]
-    try:
-        if not _closes_as_usual[type(sock)]:
-            del handles[:]
-            sock.close()
-        elif libc.close is os.close:
-            # A socket gives up its descriptor in the same step, with no place for a signal's handler
-            # in between, and makes no call where its owner has closed it: else the number may be
-            # another's by now.
-            _close_socket(sock)
-        elif sock.fileno() >= 0:
-            # The same through the door, where somebody else stands in it, as the audit does.
-            for _ in map(libc.close, map(_detach, handles)):
-                pass
-    except OSError as error:
-        if handles and by_handler(error):
-            raise
-        # The descriptor is gone all the same (close(2), "Dealing with error returns").
-        warn("close(fd %d): %s", fd, error)
-    del handles[:]

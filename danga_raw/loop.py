@@ -10,11 +10,12 @@ from collections import deque
 from itertools import repeat
 from types import MappingProxyType
 
+from danga_raw._backends import choose_backend
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
 from danga_raw._mistakes import check_callback, no_copy, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
-from danga_raw._registry import LOOPS_OWN, Registry, choose_backend
+from danga_raw._registry import LOOPS_OWN, Registry
 from danga_raw._typing import cast
 from danga_raw.timers import Timers, add_timer
 

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 import pytest
 
-from danga_raw import Loop, Socket, _registry
+from danga_raw import Loop, Socket, _backends, _registry
 from tests.simkernel.handles import Handle as SimulatedHandle
 from tests.test_fairness import run_for
 from tests.test_loop import batch, fd_of
@@ -432,13 +432,13 @@ def test_other_fds_that_were_closed_and_opened_again_can_be_set_again(world: Wor
 def pollers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The pollers that were made."""
     made: list[object] = []
-    make = _registry._new_poller
+    make = _backends.new_poller
 
     def note(backend: str) -> object:
         made.append(make(backend))
         return made[-1]
 
-    monkeypatch.setattr(_registry, "_new_poller", note)
+    monkeypatch.setattr(_registry, "new_poller", note)
     return made
 
 
