@@ -361,7 +361,7 @@ def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "_replace_owner", lambda *_: False)
+    monkeypatch.setattr(Registry, "_drop_holder", lambda *_: False)
 
 
 def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +369,7 @@ def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None
 
     def init(self: Registry, backend: str) -> None:
         original(self, backend)
-        setattr(self, "has_entries", False)
+        setattr(self, "entries_outlive_fds", False)
 
     monkeypatch.setattr(Registry, "__init__", init)
 
