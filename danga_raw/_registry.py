@@ -378,9 +378,9 @@ class Registry:
         try:
             self.add_other_fds(fds)
             self._drop_other_fds(fds)
-        except BaseException:
-            # Where these are added already, a signal's handler raised, and the rest is still to be done.
-            if fds.items() <= self.other_fds.items():
+        except BaseException as error:
+            # These may be added already: then the rest is still to be done.
+            if by_handler(error) and fds.items() <= self.other_fds.items():
                 self._drop_other_fds(fds)
             raise
 
