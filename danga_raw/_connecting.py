@@ -7,9 +7,9 @@ import os
 import sys
 from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
+from danga_raw._handle import close_fds
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
-from danga_raw._log import complain
 from danga_raw._poll import POLLOUT
 
 TYPE_CHECKING = False
@@ -83,13 +83,9 @@ def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
 
 
 def drop(sock: PythonSocket) -> None:
-    """Close a socket that nobody gets: close(2), through the door, unless it is closed already. The
-    descriptor is gone also where that fails."""
+    """Close a socket that nobody gets, unless it is closed already: close(2)."""
     if (fd := sock.detach()) >= 0:
-        try:
-            libc.close(fd)
-        except OSError as error:
-            complain(error, "close(fd %d): %s", fd)
+        close_fds((fd,))
 
 
 begun: Final[dict[int, Connecting]] = {}

@@ -1,4 +1,4 @@
-"""The handle of a Socket: whether the descriptor is still its own, and how it is closed."""
+"""Handles and descriptors: which handle still has its own, and how they are closed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from _socket import socket as RawSocket
 
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
-from danga_raw._log import warn
+from danga_raw._log import complain, warn
 from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Final
 
     from danga_raw.types import AnySocket, Handle
@@ -37,6 +37,16 @@ def disown(sock: Handle, fd: int) -> None:
     """Keep a handle from closing `fd` when it is dropped: the number is another's by now."""
     if isinstance(sock, RawSocket) and sock.fileno() == fd:
         sock.detach()
+
+
+def close_fds(fds: Iterable[int]) -> None:
+    """close(2) for each. A failure is warned of: the descriptor is gone all the same (close(2), "Dealing
+    with error returns"). Who gives an iterator may begin again with it where this was interrupted."""
+    for fd in fds:
+        try:
+            libc.close(fd)
+        except OSError as error:
+            complain(error, "close(fd %d): %s", fd)
 
 
 class _AsUsual(dict[type, bool]):
@@ -74,6 +84,5 @@ def close_handle(fd: int, handles: list[Handle]) -> None:
     except OSError as error:
         if handles and by_handler(error):
             raise
-        # The descriptor is gone all the same (close(2), "Dealing with error returns").
         warn("close(fd %d): %s", fd, error)
     del handles[:]

@@ -24,9 +24,8 @@ from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOMEM, ENOSPC
 
 from danga_raw._backends import new_poller
-from danga_raw._handle import close_handle, disown, still_has
+from danga_raw._handle import close_fds, close_handle, disown, still_has
 from danga_raw._interrupt import alone, by_handler
-from danga_raw._libc import libc
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN
 from danga_raw._sockopt import set_cork
@@ -329,10 +328,7 @@ class Registry:
             self.renew_poller()
             return
         warn("%s removing.", what)
-        try:
-            libc.close(fd)
-        except OSError as error:
-            complain(error, "fd %d: %s", fd)
+        close_fds((fd,))
 
     def forget(self) -> None:
         """Forget everything, and close the poller and the waker: close(2) for each descriptor."""

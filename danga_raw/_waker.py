@@ -12,9 +12,9 @@ from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
 from signal import valid_signals
 
+from danga_raw._handle import close_fds
 from danga_raw._interrupt import alone, by_handler
 from danga_raw._libc import failure, libc
-from danga_raw._log import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Waker:
         self._ends = (c_int * 2)(-1, -1)
         """The read end and the write end: the call itself writes them here, so none is lost."""
         self._closed = False
-        self._closing = iter((0, 1))
+        self._closing = filter((0).__le__, self._ends)  # It gives what the ends will be by then.
         self._woken = False
         self._writing: list[None] = []
         """One for each thread that is about to write: the last of them closes what is closed."""
@@ -160,12 +160,4 @@ class Waker:
     def _close_ends(self) -> None:
         with alone():
             if not self._writing:
-                self._close_each()
-
-    def _close_each(self) -> None:
-        for end in self._closing:
-            if self._ends[end] >= 0:
-                try:
-                    libc.close(self._ends[end])
-                except OSError as error:
-                    complain(error, "close(fd %d): %s", self._ends[end])
+                close_fds(self._closing)
