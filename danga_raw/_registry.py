@@ -368,7 +368,9 @@ class Registry:
         self.reads_again = True
         while self.reads_again:
             self.reads_again = False
-            for number, fd in sorted((self.pushed_back.get(fd, 0), fd) for fd in self.readable):
+            # Copied first, as a signal's handler may close one of them.
+            readable = [*self.readable]
+            for number, fd in sorted((self.pushed_back.get(fd, 0), fd) for fd in readable):
                 if told < number <= newest:
                     told = number
                     yield fd
