@@ -120,7 +120,7 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
-        receivers = registry.receivers
+        receivers, connecting = registry.receivers, registry.connecting
         leaving, readable = registry.leaving, registry.readable
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
@@ -158,11 +158,37 @@ class Loop:
             if polls and count_other_threads():
                 self._open_waker()
             found = poller.wait_bare(timeout)
-            if found is None:
-                pairs = poller.pairs
-                self._dispatch(self._by_event(pairs) if self._profiling else pairs)
-            elif self._profiling:
-                self._dispatch(zip(found, repeat(POLLIN)))
+            if self._profiling:
+                if found is None:
+                    self._dispatch_profiled(self._by_event(poller.pairs))
+                else:
+                    self._dispatch_profiled(zip(found, repeat(POLLIN)))
+            elif found is None:
+                for fd, state in poller.pairs:
+                    try:
+                        obj = receivers[fd]
+                        if obj is not None:
+                            if connecting and fd in connecting:
+                                connecting[fd].finish()
+                            elif state == POLLOUT:
+                                # Alone, it spares a write that goes on the other questions.
+                                obj.event_write()
+                            else:
+                                if state & POLLIN:
+                                    obj.event_read()
+                                if state & POLLOUT and not obj.closed:
+                                    obj.event_write()
+                                if state & POLLERR and not obj.closed:
+                                    obj.event_err()
+                                if state & POLLHUP and not obj.closed:
+                                    obj.event_hup()
+                            continue
+                    except Exception as error:
+                        if fd < len(receivers):
+                            if not self.handle_exception(error, obj):
+                                raise
+                            continue
+                    self._other_event(fd, state)
             else:
                 # What nearly all batches are: objects that are readable.
                 for fd in found:
@@ -171,12 +197,12 @@ class Loop:
                         if obj is not None:
                             obj.event_read()
                             continue
-                        self._other_event(fd, POLLIN)
                     except Exception as error:
-                        if fd >= len(receivers):
-                            self._dispatch(((fd, POLLIN),))
-                        elif not self.handle_exception(error, obj):
-                            raise
+                        if fd < len(receivers):
+                            if not self.handle_exception(error, obj):
+                                raise
+                            continue
+                    self._other_event(fd, POLLIN)
             if registry.something_due:
                 # First of all, as another thread or a signal's handler may come behind it.
                 registry.something_due = False
@@ -225,56 +251,43 @@ class Loop:
                 if not self.handle_exception(error):
                     raise
 
-    def _dispatch(self, found: Iterable[tuple[int, int]]) -> None:
-        """Hand each event to whom it is for: the handlers that its mask asks for, each only if the
-        object isn't closed by then."""
-        registry = self._registry
+    def _dispatch_profiled(self, found: Iterable[tuple[int, int]]) -> None:
+        """Hand on events that are one each, and note what each handler costs."""
+        registry, costs = self._registry, self._costs
         receivers, connecting = registry.receivers, registry.connecting
-        costs = self._costs if self._profiling else None
-        for fd, state in found:
+        obj: AnySocket | None = None
+        for fd, event in found:
             try:
                 obj = receivers[fd]
-            except IndexError:  # Never registered here: a forked child may share an epoll.
-                obj = None
-            try:
-                if obj is None:
-                    self._other_event(fd, state)
-                elif connecting and fd in connecting:
-                    connecting[fd].finish()
-                elif costs is not None:
+                if obj is not None:
+                    if connecting and fd in connecting:
+                        connecting[fd].finish()
+                        continue
                     # All in line: a function for it would cost a tenth of it.
                     before = libc.getrusage(0)  # RUSAGE_SELF
-                    if state == POLLIN:
+                    if event == POLLIN:
                         obj.event_read()
-                    elif state == POLLOUT:
+                    elif event == POLLOUT:
                         obj.event_write()
-                    elif state == POLLERR:
+                    elif event == POLLERR:
                         obj.event_err()
                     else:
                         obj.event_hup()
                     after = libc.getrusage(0)
                     try:
-                        cost = costs[state][type(obj)]
+                        cost = costs[event][type(obj)]
                     except KeyError:
-                        cost = costs[state][type(obj)] = _Cost()
+                        cost = costs[event][type(obj)] = _Cost()
                     cost.user += after[0] - before[0]
                     cost.system += after[1] - before[1]
                     cost.calls += 1
-                elif state == POLLOUT:
-                    # Alone, it spares a write that goes on the other questions.
-                    obj.event_write()
-                else:
-                    if state & POLLIN:
-                        obj.event_read()
-                    if state & POLLOUT and not obj.closed:
-                        obj.event_write()
-                    if state & POLLERR and not obj.closed:
-                        obj.event_err()
-                    if state & POLLHUP and not obj.closed:
-                        obj.event_hup()
+                    continue
             except Exception as error:
-                if not self.handle_exception(error, obj):
-                    raise
+                if fd < len(receivers):
+                    if not self.handle_exception(error, obj):
+                        raise
+                    continue
+            self._other_event(fd, event)
 
     def _by_event(self, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """Each event of an object by itself, if the object isn't closed by then."""
@@ -289,15 +302,20 @@ class Loop:
                         yield fd, event
 
     def _other_event(self, fd: int, state: int) -> None:
-        """An event for a descriptor that no object has."""
+        """An event for a descriptor that no object has, or perhaps nobody knows: a forked child may
+        share an epoll."""
         registry = self._registry
         callback = registry.other_fds.get(fd)
-        if callback is not None:
-            callback(state)
-        elif registry.waker is not None and fd == registry.waker.fileno():
-            registry.woken(registry.waker)
-        else:
-            registry.remove_unknown(fd, state)
+        try:
+            if callback is not None:
+                callback(state)
+            elif registry.waker is not None and fd == registry.waker.fileno():
+                registry.woken(registry.waker)
+            else:
+                registry.remove_unknown(fd, state)
+        except Exception as error:
+            if not self.handle_exception(error):
+                raise
 
     def handle_exception(self, error: Exception, obj: AnySocket | None = None) -> bool:
         """Hand what a handler of `obj` or a callback raised to `on_exception`, and close the object,
@@ -318,10 +336,10 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        objects, order = self._registry.objects, self._registry.pushed_back
-        readable = self._registry.readable
+        registry = self._registry
+        objects, readable = registry.objects, registry.readable
         while readable:
-            for fd in sorted(readable, key=lambda fd: order.get(fd, 0)):
+            for fd in registry.who_reads_pushed_back():
                 # An event_read before this one may have closed it, or a signal's handler have come
                 # between the object and what is noted of it here.
                 obj = objects.get(fd)
@@ -338,7 +356,10 @@ class Loop:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
         registry = self._registry
         callbacks = registry.post_loop_callbacks
-        for fd in sorted(callbacks, key=LOOPS_OWN.__eq__):
+        fds = list(callbacks)
+        if len(fds) > 1:  # A sort by a function costs a turn 1,000 instructions.
+            fds.sort(key=LOOPS_OWN.__eq__)
+        for fd in fds:
             obj, callback = registry.objects.get(fd), callbacks.get(fd)
             try:
                 if callback is not None and not callback(*self._views):

@@ -370,8 +370,8 @@ class Socket(Generic[HandleT]):
         try:
             fd = self.__direct
             if fd is None or type(data) is not bytes:
-                return self.__write_queue(data)
-            # Here goes nearly every write: what `__write_queue` does, with nothing queued. pyright
+                return self.__write_queued() if data is None else self.__write_new(data)
+            # Here goes nearly every write: what `__write_new` does, with nothing in its way. pyright
             # thinks of a class that is bytes and callable too; to ask for bytes and their subclasses,
             # as it would have it, costs more.
             try:
@@ -392,32 +392,53 @@ class Socket(Generic[HandleT]):
                 self.__watch_write_for_now()
             raise
 
-    def __write_queue(self, data: Writable) -> bool:
-        """`write` where it can't go straight to the descriptor: queue `data` where something waits,
-        else write it and what is queued by then, until that is refused."""
+    def __write_new(self, data: Writable) -> bool:
+        """`write` of data that can't go straight to the descriptor, or is no bytes."""
         fd = self.fd
         if fd is None:
             return True
-        new = None if data is None else _block(data)
+        new = _block(data)
+        if self.write_buf or fd in self.__registry.connecting:
+            # What the kernel would answer to an early write is the connect's outcome, told elsewhere.
+            self.__queue(new, 0)
+            return not self.write_buf
+        if not isinstance(new, (bytes, memoryview)):
+            new()
+            return self.__write_queued()
+        count, func = len(new), self.writer_func
+        try:
+            written = libc.write(fd, new) if func is None else _write_by(func, self, new, count, 0)
+            if self.closed:  # By the writer function, or out of a signal's handler.
+                return True
+            if written != count:
+                self.__queue(new, written)
+        except BaseException as error:
+            return self.__write_failed(error, new)
+        if written != count:
+            self.on_incomplete_write()
+        elif self.write_set_watch:
+            self.__unwatch_write()
+        return written == count
+
+    def __write_queued(self) -> bool:
+        """Write what is queued, until that is refused."""
+        fd = self.fd
         connecting = self.__registry.connecting
-        if (connecting and fd in connecting) or (new is not None and self.write_buf):
-            # What the kernel would answer to a write is the connect's outcome, told elsewhere.
-            if new is not None:
-                self.__queue(new, 0)
+        if fd is None or (connecting and fd in connecting):
             return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
             # At once and first of all, as a signal's handler may close the object.
             queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
-            if new is None and not queue:
+            if not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self.__unwatch_write()
                 self.__go_direct()
                 return True
-            block = queue[0] if new is None else new
+            block = queue[0]
             if isinstance(block, memoryview):
-                rest: Block = block[offset:] if offset else block
+                rest: Block = block[offset:]
             elif isinstance(block, bytes):
                 rest = block
                 if offset and func is None:
@@ -426,14 +447,11 @@ class Socket(Generic[HandleT]):
                     rest = view[offset:]
             else:
                 # A question that falls through: behind a jump a handler could close the object.
-                if new is None and not self.closed:
+                if not self.closed:
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
                     del queue[0]
-                elif new is None:  # By a signal's handler, just now.
-                    return True
-                new = None
-                block()
+                    block()
                 continue
             count = len(block) - offset
             try:
@@ -443,25 +461,21 @@ class Socket(Generic[HandleT]):
                     written = _write_by(func, self, block, count, offset)
                 # Falling through the questions, and with no call, as a signal's handler may close
                 # the object.
-                if new is None and not self.closed:
+                if not self.closed:
                     self.write_buf_size -= written
                     self.write_buf_offset = offset + written
                     if written == count:
                         self.write_buf_offset = 0
                         del queue[0]
-                elif self.closed:  # By the writer function, or out of a signal's handler.
+                else:  # By the writer function, or out of a signal's handler.
                     return True
-                elif written != count:
-                    self.__queue(block, written)
             except BaseException as error:
-                return self.__write_failed(error, None if new is None else block)
+                return self.__write_failed(error, None)
             if written != count:
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
                 self.__unwatch_write()
-            if new is not None:
-                return True
 
     def __queue(self, new: Queued, out: int) -> None:
         """Queue `new`, of which so many bytes are out."""
@@ -511,7 +525,7 @@ class Socket(Generic[HandleT]):
     def on_incomplete_write(self) -> None:
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
-        if not self.write_set_watch or not self.event_watch & POLLOUT:
+        if not self.event_watch & POLLOUT:
             self.__watch_write_for_now()
 
     def __watch_write_for_now(self) -> None:
@@ -591,6 +605,7 @@ class Socket(Generic[HandleT]):
                 return
             raise
         if self.read_push_back:
+            registry.reads_again = True
             self.__heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
