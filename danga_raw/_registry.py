@@ -66,7 +66,7 @@ class Registry:
         self.entries_outlive_fds: Final = backend == "epoll"
         """True for epoll, which watches the open file and not the number: what is registered stays
         there behind close(2) while a dup or a forked child has the same file open."""
-        self.polls: Final = backend == "poll"
+        self.needs_waker: Final = backend == "poll"
         """True for poll, which takes its table at the beginning of a wait: what another thread adds
         meanwhile is not heard until something else ends the wait."""
         self.poller: Poller | None = None
@@ -78,7 +78,7 @@ class Registry:
         self.stale_entries: set[int] = set()
         """Numbers under which the epoll may still have a file that was closed here and could not be
         unregistered. Before such a number is registered again the poller is renewed."""
-        self.outer: list[list[int]] = []
+        self.outer_batches: list[list[int]] = []
         """A loop may be run within a handler. For each run that is going on, the batch that was in
         hand when it began."""
         self.objects: dict[int, Socket] = {}
@@ -174,7 +174,7 @@ class Registry:
 
     def _drop_events(self, fd: int) -> None:
         """Drop what is left of the batches in hand that contain `fd`."""
-        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
+        for batch in (*self.outer_batches[1:], [] if self.poller is None else self.poller.batch):
             if fd in batch:
                 batch.clear()
 
@@ -205,7 +205,7 @@ class Registry:
         # No call, and questions that fall through, until `closed` is set: or else a signal's handler
         # could let the object leave as well.
         if fd is not None and not obj.closed:
-            # Should a handler raise behind this, `let_go` does the rest.
+            # Should a handler raise behind this, `finish_leaving` does the rest.
             self.something_due = True
             self.leaving += ((fd, obj, handles),)
             obj.closed = True
@@ -280,7 +280,7 @@ class Registry:
 
     # --- gone -------------------------------------------------------------------------------------
 
-    def let_go(self, handled: Callable[[Exception], bool]) -> None:
+    def finish_leaving(self, handled: Callable[[Exception], bool]) -> None:
         """Close and forget all that is leaving: close(2) for each handle. An exception of a handle's
         `close` goes to `handled`. The first for which that is false, or a signal's handler's, is raised
         when all are closed."""
@@ -296,7 +296,7 @@ class Registry:
                     close_handle(fd, handles)
                 if objects.get(fd, entry) is obj:
                     del objects[fd]
-                if len(self.outer) > 1:
+                if len(self.outer_batches) > 1:
                     self._drop_events(fd)
                 # A handle's `close` may have run the loop or reset it.
                 if leaving and leaving[0] is entry:
@@ -456,7 +456,7 @@ class Registry:
     def _drop_poller(self) -> None:
         """Close the poller, and drop the batches in hand."""
         if self.poller is not None:
-            for batch in (self.poller.batch, *self.outer):
+            for batch in (self.poller.batch, *self.outer_batches):
                 batch.clear()
             self._to_be_closed += (self.poller,)
         self.poller = None

@@ -102,9 +102,9 @@ class Loop:
         fails for another reason than a signal, which counts as a wait with no events.
         """
         registry = self._registry
-        depth = len(registry.outer)
+        depth = len(registry.outer_batches)
         try:
-            registry.outer.append([] if registry.poller is None else registry.poller.batch)
+            registry.outer_batches.append([] if registry.poller is None else registry.poller.batch)
             registry.something_due = True
             if registry.paused or registry.connecting:
                 registry.resume()
@@ -113,7 +113,7 @@ class Loop:
             self._end_run(depth)
         except BaseException:
             try:
-                registry.let_go(self.handle_exception)
+                registry.finish_leaving(self.handle_exception)
             finally:
                 self._end_run(depth)
             raise
@@ -124,7 +124,7 @@ class Loop:
         leaving, readable = registry.leaving, registry.readable
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
-        polls, resets = registry.polls, self._resets
+        needs_waker, resets = registry.needs_waker, self._resets
         obj: AnySocket | None = None
         poller = cast("Poller", registry.poller)  # In the first turn something is due.
         if self._stopping:
@@ -155,7 +155,7 @@ class Loop:
                     poller = registry.poller or registry.open()
             else:
                 timeout = timers.timeout
-            if polls and count_other_threads():
+            if needs_waker and count_other_threads():
                 self._open_waker()
             found = poller.wait_bare(timeout)
             if self._profiling:
@@ -210,7 +210,7 @@ class Loop:
                     self._read_pushed_back()
                 if leaving:
                     obj = None  # Else the last to be told would live for as long as the next wait.
-                    registry.let_go(self.handle_exception)
+                    registry.finish_leaving(self.handle_exception)
                 if soon or poller is not registry.poller:
                     registry.something_due = True
                 if self._stopping:
@@ -222,11 +222,11 @@ class Loop:
     def _end_run(self, depth: int) -> None:
         """End a run that began within `depth` others: once, and without a call."""
         registry = self._registry
-        if own := registry.outer[depth:]:
+        if own := registry.outer_batches[depth:]:
             if registry.poller is not None:
                 registry.poller.batch = own[0]
             registry.something_due = True  # for the run within which this one was
-            del registry.outer[depth:]
+            del registry.outer_batches[depth:]
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
@@ -548,13 +548,13 @@ class Loop:
 
     def _forget(self) -> None:
         self._registry.paused.clear()  # Who listens again changes what a parent may have registered.
-        self._registry.let_go(self.handle_exception)
+        self._registry.finish_leaving(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
         self._on_exception = None
         self.disable_profiling()
         self._forget_costs()
-        if not self._registry.outer:
+        if not self._registry.outer_batches:
             self._stopping = False
         self._resets += 1
         self._registry.forget()

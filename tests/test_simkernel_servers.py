@@ -85,20 +85,20 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def leave(self: Registry, obj: AnySocket, sock: Handle | None) -> bool:
         left = original(self, obj, sock)
-        self.let_go(lambda error: False)
+        self.finish_leaving(lambda error: False)
         return left
 
     monkeypatch.setattr(Registry, "leave", leave)
 
 
 def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Registry.let_go
+    original = Registry.finish_leaving
 
-    def let_go(self: Registry, handled: Callable[[Exception], bool]) -> None:
+    def finish_leaving(self: Registry, handled: Callable[[Exception], bool]) -> None:
         self.leaving.reverse()
         original(self, handled)
 
-    monkeypatch.setattr(Registry, "let_go", let_go)
+    monkeypatch.setattr(Registry, "finish_leaving", finish_leaving)
 
 
 def stay_registered(monkeypatch: pytest.MonkeyPatch) -> None:
