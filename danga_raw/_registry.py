@@ -29,7 +29,6 @@ from danga_raw._interrupt import alone, by_handler
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN
 from danga_raw._sockopt import set_cork
-from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
         OtherFdMapping,
         Poller,
         PostLoopCallback,
-        Socket,
     )
 
     Leaving: TypeAlias = tuple[int, AnySocket | None, list[Handle]]
@@ -81,10 +79,8 @@ class Registry:
         self.outer_batches: list[list[int]] = []
         """A loop may be run within a handler. For each run that is going on, the batch that was in
         hand when it began."""
-        self.objects: dict[int, Socket] = {}
+        self.objects: dict[int, AnySocket] = {}
         """The objects by their fd, those that are leaving included."""
-        self._entered = cast("dict[int, AnySocket]", self.objects)
-        """The same dict to put objects in whose kind of handle is not known."""
         self.receivers: list[AnySocket | None] = []
         """The objects that are not leaving, by their fd. It doubles `objects` so that dispatch finds an
         object in a list: in a dict that takes a fortieth of all that a request costs."""
@@ -136,7 +132,7 @@ class Registry:
                     self.open().register(fd, events)
             self._make_room(fd)
             if obj is not None:
-                self._entered[fd] = obj
+                self.objects[fd] = obj
                 self.receivers[fd] = obj
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:

@@ -66,8 +66,10 @@ class Loop:
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
         self._registry = registry = Registry(choose_backend(backend))
-        # To be looked at: who took something out would still hear it, as nobody's.
-        self._views = MappingProxyType(registry.objects), MappingProxyType(registry.other_fds)
+        # To be looked at: who took something out would still hear it, as nobody's. Which kind of
+        # handle an object has, who takes it out asks where it matters.
+        objects = cast("DescriptorMapping", MappingProxyType(registry.objects))
+        self._views = objects, MappingProxyType(registry.other_fds)
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
