@@ -30,8 +30,9 @@ The idioms:
 An exception that comes out of a call leaves two questions, which the functions below answer: did the
 call fail, or did a handler raise; and is known what the call returned.
 
-An error that is kept by a name and raised again ("no cycle") loses the name: its traceback knows the
-frame, which by the name would know the error, until the garbage collector comes by.
+No name may keep an error that is raised again: its traceback keeps the frame, which by the name would
+keep the error, until the garbage collector comes by. So it is kept in a list and taken out of it, and
+a parameter is deleted ("no cycle").
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class Registry:
         """Close and forget all that is leaving: close(2) for each handle. An exception of a handle's
         `close` goes to `handled`. The first for which that is false, or a signal's handler's, is raised
         when all are closed."""
-        first: BaseException | None = None
+        first: list[BaseException] = []
         leaving, objects = self.leaving, self.objects
         while leaving:
             try:
@@ -299,19 +299,17 @@ class Registry:
                     del leaving[0]
             except Exception as error:
                 if not handled(error):
-                    first = first or error
+                    first = first or [error]
             except BaseException as error:
-                first = first if isinstance(first, KeyboardInterrupt) else error
+                if not first or not isinstance(first[0], KeyboardInterrupt):
+                    first = [error]
         if self._leaving_unmapped:
             self._leaving_unmapped.clear()
         if self.paused:  # They lacked a descriptor, and one may be free now.
             for listener in list(self.paused.values()):
                 listener.begin_again()
-        try:
-            if first is not None:
-                raise first
-        finally:
-            del first  # no cycle
+        if first:
+            raise first.pop()
 
     def remove_unknown(self, fd: int, state: int) -> None:
         """An event came for a descriptor that nobody here holds, and would come again in every wait.

@@ -533,7 +533,7 @@ class Loop:
         """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile. What
         waits to be closed is closed, and so is the poller: close(2). The next use opens another. In
         a forked child this leaves the parent's registrations alone: nothing is unregistered."""
-        first: BaseException | None = None
+        first: list[BaseException] = []
         while True:
             try:
                 self._forget()
@@ -541,12 +541,9 @@ class Loop:
             except BaseException as error:
                 # A signal's handler raised, or the close() of a handle. There is no use for half of
                 # it, and what has raised is done by now.
-                first = first or error
-        try:
-            if first is not None:
-                raise first
-        finally:
-            del first  # no cycle
+                first = first or [error]
+        if first:
+            raise first.pop()
 
     def _forget(self) -> None:
         self._registry.paused.clear()  # Who listens again changes what a parent may have registered.
