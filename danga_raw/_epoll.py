@@ -74,15 +74,16 @@ class Epoll(Poller):
         super().__init__()
         self._buffer = bytearray(_STRIDE * MAX_EVENTS)
         self._events = byref((epoll_event * MAX_EVENTS).from_buffer(self._buffer))
-        # Events are decoded by columns, with no object made for a row: every so-many-th byte is a
-        # mask, which has no bit beyond it, and every so-many-th word the low half of a u64 with a fd.
+        # Events are decoded by columns, so that no object is made for a row. In steps of one struct,
+        # the bytes are the masks, none of which has a bit beyond the lowest byte, and the words are
+        # the fds, in the low half of `data`.
         offset = epoll_event.data.offset // sizeof(c_uint32)
         low_half = 0 if sys.byteorder == "little" else 1
         words = memoryview(self._buffer).cast("I")
         self._fds = words[offset + low_half :: _STRIDE // sizeof(c_uint32)]
         self._one = [0]
         self._descriptor = Once()
-        # The arguments of the last wait, which mostly are those of the next.
+        # The arguments of the last wait are mostly those of the next, and are kept.
         self._timeout: int | None = None
         self._arguments = (self._fd, self._events, MAX_EVENTS, 0)
 
@@ -128,10 +129,10 @@ class Epoll(Poller):
             self._timeout = timeout_ms
         count = libc.epoll_wait(*self._arguments)
         if count == 1:
-            # Half of the price of the general way below, and what an unhurried server mostly sees.
+            # What a server mostly sees that isn't busy, at half of the price of the general way.
             fd, mask = self._fds[0], self._buffer[_MASK]
             if mask == EPOLLIN:
-                # The same list each time: who goes through it has seen the number that was in it.
+                # The same list each time: who goes through it has taken out the number by then.
                 one = self._one
                 one[0] = fd
                 return one

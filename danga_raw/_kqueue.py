@@ -135,12 +135,13 @@ class KQueue(Poller):
         self._watched: dict[int, int] = {}
         """fd -> what it is watched for."""
         self._dropped: set[int] = set()
-        """The fds that are watched for POLLOUT without a write filter: nobody is left to write to."""
+        """The fds that are watched for POLLOUT and have no write filter: the kernel has none for what
+        has nobody to write to."""
         self._alone: set[int] = set()
-        """The fds of whose end, in the last batch, the write filter alone spoke."""
+        """The fds whose end the last batch had from the write filter alone."""
         self._descriptor = Once()
         self._pid = 0
-        """Whose kqueue it is."""
+        """The process that has opened it."""
 
     def open(self) -> None:
         """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) where the library has it."""
@@ -152,8 +153,8 @@ class KQueue(Poller):
             fcntl(self._fd, F_SETFD, FD_CLOEXEC)
 
     def register(self, fd: int, events: int) -> None:
-        """One kevent(2), which leaves a filter disabled that the mask doesn't have. EINVAL is for what
-        the filters don't take. Where it fails, what was added by then is taken back."""
+        """One kevent(2), which adds the filters and disables those that the mask doesn't have. EINVAL
+        is for what has no such filter. Where it fails, what was added by then is taken back."""
         check_fd(fd, "kevent")
         if fd in self._watched and self.holds(fd, self._watched[fd]):
             raise failure(f"kevent(EV_ADD, fd {fd})", EEXIST)
@@ -267,13 +268,13 @@ class KQueue(Poller):
         self._found(self._in_time(found))
 
     def _in_time(self, found: dict[int, int]) -> dict[int, int]:
-        """What was found, but for each end before which there is something to be read. It is said
-        again in the next batch.
+        """What was found, without each end before which there may be something to read. The next batch
+        has it again.
 
-        Filters come in the order in which they fired. One that fires while another thread of the
-        kernel waits, or for which a full batch has no room, is in the next. So what the write
-        filter says alone of an end counts from the second time on: the read filter has had its
-        turn. Where there is no write filter any more, the read filter will tell the end.
+        Filters come in the order in which they fired. So the write filter may tell an end in one
+        batch, and the read filter data in the next: where the batch was full, or the data came in
+        between. An end that the write filter tells alone counts from the second batch on, when the
+        read filter has had its turn. Where there is no write filter, the read filter tells the end.
         """
         ready: dict[int, int] = {}
         before, self._alone = self._alone, set()

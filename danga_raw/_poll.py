@@ -47,8 +47,8 @@ class Poll(Poller):
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
         self._asked: Epoll | None = None  # what is asked whether a file can be polled
-        # A wait makes the table anew where something has changed, which is linear as the wait is.
-        # Nobody else touches it: a signal's handler could meet a change half done.
+        # Where something has changed the next wait makes the whole table anew, which costs no more
+        # than the wait itself. A change of one row could be met half done by a signal's handler.
         self._changed = True
         self._fds: list[int] = []  # the fd of each used row
         self._make_room(4)
@@ -67,7 +67,8 @@ class Poll(Poller):
         self._events[fd] = events
 
     def _file(self, fd: int) -> tuple[int, int]:
-        """What is open under a number: fstat(2). Raises `OSError` for what can't be watched."""
+        """The device and inode of what is open under a number: fstat(2). Raises `OSError` for what
+        can't be watched."""
         check_fd(fd, "poll")
         try:
             status = libc.fstat(fd)
@@ -81,9 +82,9 @@ class Poll(Poller):
         return status.st_dev, status.st_ino
 
     def _takes(self, fd: int) -> bool:
-        """Whether a regular file or a directory can be polled: most can't, and /proc/self/mounts can.
-        poll(2) takes all, but the kernel tells by an epoll: epoll_create1(2), once, and
-        epoll_ctl(2). Where there is none, none is taken."""
+        """Whether a regular file or a directory can be polled: most can't, /proc/self/mounts can.
+        poll(2) takes them all, but an epoll refuses those that can't: epoll_create1(2), once, and
+        epoll_ctl(2). Where there is no epoll, none is taken."""
         if not hasattr(libc, "epoll_create1"):
             return False
         self._asked = self._asked or Epoll()
@@ -137,8 +138,8 @@ class Poll(Poller):
     def _make_room(self, rows: int) -> None:
         table = (pollfd * rows)()
         room = memoryview(table).cast("B")
-        # A row has four times the size of its last field. All is kept in one step: were there an
-        # exception between two, poll(2) would write into one table, and another be read.
+        # Every fourth half-word is a `revents`. All three are set in one step: were there an exception
+        # between two, poll(2) would write into one table, and another be read.
         self._table = table, room, room.cast("h")[3::4]
 
     def wait_bare(self, timeout_ms: int) -> None:
@@ -153,7 +154,7 @@ class Poll(Poller):
         found = zip(self._fds, revents[:used].tolist() if count > 0 else ())
         ready = [(fd, state) for fd, state in found if state]
         for fd, state in ready:
-            # A fd that was closed behind the loop's back would make every wait return at once.
+            # One that was closed behind the loop's back would end every wait at once.
             if state & POLLNVAL and fd in self._events:
                 self._changed = True
                 del self._events[fd]
