@@ -66,15 +66,15 @@ class Loop:
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
         self._registry = registry = Registry(choose_backend(backend))
-        # To be looked at: who took something out would still hear it, as nobody's. Which kind of
-        # handle an object has, who takes it out asks where it matters.
+        # Read-only: an object that was taken out would still be watched, and its events nobody's. The
+        # kind of an object's handle is for whoever takes it out to know.
         objects = cast("DescriptorMapping", MappingProxyType(registry.objects))
         self._views = objects, MappingProxyType(registry.other_fds)
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
         self._on_exception: ExceptionCallback | None = None
-        self._stopping: object = False  # to a type checker a bool would stay what `while` found
+        self._stopping: object = False  # A type checker believes that a bool stays as it was.
         self._resets = 0
         self._profiling = False
         self._costs: list[dict[type, _Cost]] = [{} for _ in range(POLLHUP + 1)]
@@ -136,7 +136,7 @@ class Loop:
                 try:
                     timeout = timers.run_due()
                 except Exception as error:
-                    registry.something_due = True  # What was due with it still is.
+                    registry.something_due = True  # What else was due still is.
                     if not self.handle_exception(error):
                         raise
                     continue
@@ -147,7 +147,7 @@ class Loop:
                         self._run_soon()
                         if self._stopping:
                             return
-                        timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                        timeout = 0  # They may have added a timer: the next turn will see.
                     elif readable or registry.to_close():
                         timeout = 0
                     if registry.poller is None and resets != self._resets:
@@ -173,7 +173,7 @@ class Loop:
                             if connecting and fd in connecting:
                                 connecting[fd].finish()
                             elif state == POLLOUT:
-                                # Alone, it spares a write that goes on the other questions.
+                                # Asked first, as a write that goes on has this event alone.
                                 obj.event_write()
                             else:
                                 if state & POLLIN:
@@ -211,7 +211,7 @@ class Loop:
                 if readable:
                     self._read_pushed_back()
                 if leaving:
-                    obj = None  # Else the last to be told would live for as long as the next wait.
+                    obj = None  # This name would keep it alive during the next wait.
                     registry.finish_leaving(self.handle_exception)
                 if soon or poller is not registry.poller:
                     registry.something_due = True
@@ -245,7 +245,7 @@ class Loop:
         soon = self._soon
         for _ in range(len(soon)):
             try:
-                if soon:  # Else a callback has run the loop.
+                if soon:  # A callback may have run the loop, and that the others.
                     callback = soon[0]
                     del soon[0]  # No call before the next: it is neither lost nor called twice.
                     callback()
@@ -265,7 +265,7 @@ class Loop:
                     if connecting and fd in connecting:
                         connecting[fd].finish()
                         continue
-                    # All in line: a function for it would cost a tenth of it.
+                    # In line: a function for it would cost a tenth of it.
                     before = libc.getrusage(0)  # RUSAGE_SELF
                     if event == POLLIN:
                         obj.event_read()
@@ -326,7 +326,7 @@ class Loop:
         if self._on_exception is None:
             return False
         try:
-            # Which kind of handle the object has is the callback's to ask.
+            # To its callback an object is a Socket of any handle.
             self._on_exception(cast("Socket | None", obj), error)
         finally:
             if obj is not None and not obj.closed:
@@ -546,7 +546,7 @@ class Loop:
             raise first.pop()
 
     def _forget(self) -> None:
-        self._registry.paused.clear()  # Who listens again changes what a parent may have registered.
+        self._registry.paused.clear()  # To listen again would change an epoll shared with a parent.
         self._registry.finish_leaving(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
