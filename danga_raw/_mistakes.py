@@ -35,9 +35,9 @@ def check_callback(what: str, callback: object) -> None:
 
 def check_class(kind: type, base: type) -> None:
     """Raises `TypeError` for a subclass whose handlers do nothing, or take nothing where they are given
-    something: `close(self)`, as asyncore has it, would fail when a write does. One whose constructor names no
-    other's `__init__` will say so whatever is used of it: by a `__getattr__`, which no other class
-    has, as on CPython 3.10 and 3.11 every attribute takes longer where there is one."""
+    something: `close(self)`, as asyncore has it, would fail when a write does. One whose own
+    constructor calls no `__init__` gets a `__getattr__`, which says so whatever is used of an object.
+    No other class has one, as it makes every attribute slower on CPython 3.10 and 3.11."""
     for name, own in vars(base).items():
         if name.startswith(("event_", "on_", "close")):
             handler: object = getattr(kind, name, None)

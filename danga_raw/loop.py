@@ -10,11 +10,12 @@ from collections import deque
 from itertools import repeat
 from types import MappingProxyType
 
+from danga_raw._backends import choose_backend
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
 from danga_raw._mistakes import check_callback, no_copy, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
-from danga_raw._registry import LOOPS_OWN, Registry, choose_backend
+from danga_raw._registry import LOOPS_OWN, Registry
 from danga_raw._typing import cast
 from danga_raw.timers import Timers, add_timer
 
@@ -65,13 +66,15 @@ class Loop:
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
         self._registry = registry = Registry(choose_backend(backend))
-        # To be looked at: who took something out would still hear it, as nobody's.
-        self._views = MappingProxyType(registry.objects), MappingProxyType(registry.other_fds)
+        # Read-only: an object that was taken out would still be watched, and its events nobody's. The
+        # kind of an object's handle is for whoever takes it out to know.
+        objects = cast("DescriptorMapping", MappingProxyType(registry.objects))
+        self._views = objects, MappingProxyType(registry.other_fds)
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
         self._on_exception: ExceptionCallback | None = None
-        self._stopping: object = False  # to a type checker a bool would stay what `while` found
+        self._stopping: object = False  # A type checker believes that a bool stays as it was.
         self._resets = 0
         self._profiling = False
         self._costs: list[dict[type, _Cost]] = [{} for _ in range(POLLHUP + 1)]
@@ -101,9 +104,9 @@ class Loop:
         fails for another reason than a signal, which counts as a wait with no events.
         """
         registry = self._registry
-        depth = len(registry.outer)
+        depth = len(registry.outer_batches)
         try:
-            registry.outer.append([] if registry.poller is None else registry.poller.batch)
+            registry.outer_batches.append([] if registry.poller is None else registry.poller.batch)
             registry.something_due = True
             if registry.paused or registry.connecting:
                 registry.resume()
@@ -112,7 +115,7 @@ class Loop:
             self._end_run(depth)
         except BaseException:
             try:
-                registry.let_go(self.handle_exception)
+                registry.finish_leaving(self.handle_exception)
             finally:
                 self._end_run(depth)
             raise
@@ -123,7 +126,7 @@ class Loop:
         leaving, readable = registry.leaving, registry.readable
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
-        polls, resets = registry.polls, self._resets
+        needs_waker, resets = registry.needs_waker, self._resets
         obj: AnySocket | None = None
         poller = cast("Poller", registry.poller)  # In the first turn something is due.
         if self._stopping:
@@ -133,7 +136,7 @@ class Loop:
                 try:
                     timeout = timers.run_due()
                 except Exception as error:
-                    registry.something_due = True  # What was due with it still is.
+                    registry.something_due = True  # What else was due still is.
                     if not self.handle_exception(error):
                         raise
                     continue
@@ -144,7 +147,7 @@ class Loop:
                         self._run_soon()
                         if self._stopping:
                             return
-                        timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                        timeout = 0  # They may have added a timer: the next turn will see.
                     elif readable or registry.to_close():
                         timeout = 0
                     if registry.poller is None and resets != self._resets:
@@ -154,7 +157,7 @@ class Loop:
                     poller = registry.poller or registry.open()
             else:
                 timeout = timers.timeout
-            if polls and count_other_threads():
+            if needs_waker and count_other_threads():
                 self._open_waker()
             found = poller.wait_bare(timeout)
             if self._profiling:
@@ -170,7 +173,7 @@ class Loop:
                             if connecting and fd in connecting:
                                 connecting[fd].finish()
                             elif state == POLLOUT:
-                                # Alone, it spares a write that goes on the other questions.
+                                # Asked first, as a write that goes on has this event alone.
                                 obj.event_write()
                             else:
                                 if state & POLLIN:
@@ -208,8 +211,8 @@ class Loop:
                 if readable:
                     self._read_pushed_back()
                 if leaving:
-                    obj = None  # Else the last to be told would live for as long as the next wait.
-                    registry.let_go(self.handle_exception)
+                    obj = None  # This name would keep it alive during the next wait.
+                    registry.finish_leaving(self.handle_exception)
                 if soon or poller is not registry.poller:
                     registry.something_due = True
                 if self._stopping:
@@ -221,11 +224,11 @@ class Loop:
     def _end_run(self, depth: int) -> None:
         """End a run that began within `depth` others: once, and without a call."""
         registry = self._registry
-        if own := registry.outer[depth:]:
+        if own := registry.outer_batches[depth:]:
             if registry.poller is not None:
                 registry.poller.batch = own[0]
             registry.something_due = True  # for the run within which this one was
-            del registry.outer[depth:]
+            del registry.outer_batches[depth:]
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
@@ -242,7 +245,7 @@ class Loop:
         soon = self._soon
         for _ in range(len(soon)):
             try:
-                if soon:  # Else a callback has run the loop.
+                if soon:  # A callback may have run the loop, and that the others.
                     callback = soon[0]
                     del soon[0]  # No call before the next: it is neither lost nor called twice.
                     callback()
@@ -262,7 +265,7 @@ class Loop:
                     if connecting and fd in connecting:
                         connecting[fd].finish()
                         continue
-                    # All in line: a function for it would cost a tenth of it.
+                    # In line: a function for it would cost a tenth of it.
                     before = libc.getrusage(0)  # RUSAGE_SELF
                     if event == POLLIN:
                         obj.event_read()
@@ -323,7 +326,7 @@ class Loop:
         if self._on_exception is None:
             return False
         try:
-            # Which kind of handle the object has is the callback's to ask.
+            # To its callback an object is a Socket of any handle.
             self._on_exception(cast("Socket | None", obj), error)
         finally:
             if obj is not None and not obj.closed:
@@ -531,7 +534,7 @@ class Loop:
         """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile. What
         waits to be closed is closed, and so is the poller: close(2). The next use opens another. In
         a forked child this leaves the parent's registrations alone: nothing is unregistered."""
-        first: BaseException | None = None
+        first: list[BaseException] = []
         while True:
             try:
                 self._forget()
@@ -539,22 +542,19 @@ class Loop:
             except BaseException as error:
                 # A signal's handler raised, or the close() of a handle. There is no use for half of
                 # it, and what has raised is done by now.
-                first = first or error
-        try:
-            if first is not None:
-                raise first
-        finally:
-            del first  # no cycle
+                first = first or [error]
+        if first:
+            raise first.pop()
 
     def _forget(self) -> None:
-        self._registry.paused.clear()  # Who listens again changes what a parent may have registered.
-        self._registry.let_go(self.handle_exception)
+        self._registry.paused.clear()  # To listen again would change an epoll shared with a parent.
+        self._registry.finish_leaving(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
         self._on_exception = None
         self.disable_profiling()
         self._forget_costs()
-        if not self._registry.outer:
+        if not self._registry.outer_batches:
             self._stopping = False
         self._resets += 1
         self._registry.forget()

@@ -180,7 +180,7 @@ class Socket(Generic[HandleT]):
         try:
             registry.register(fd, _ALWAYS, self)
         except BaseException:
-            registry.leave(self, None)  # Whatever is done with it, the descriptor is not its own.
+            registry.leave(self, None)  # Who keeps the object must not reach the descriptor by it.
             raise
         if begun and (pending := begun.pop(fd, None)) is not None:
             self.__direct = None  # Until it is connected, what is written is queued.
@@ -212,14 +212,14 @@ class Socket(Generic[HandleT]):
             error = begin(address, made)
             sock = made[0]
             fd = sock.fileno()
-            # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
-            # object already. What a subclass's constructor takes is its own, and can't be said here.
+            # What `cls(...)` does, in two steps: where `__init__` raises, the loop may know the object
+            # already. The arguments of a subclass's constructor can't be typed here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
             begun[fd] = pending = Connecting(error)
             cast("Constructor", cls.__init__)(obj, sock, *args, **more)
             check_made(obj)
             if begun and begun.pop(fd, None) is not None and obj.fd is not None:
-                pending.attach(obj, obj.fd, obj.__registry.connecting)  # On a handle of its own.
+                pending.attach(obj, obj.fd, obj.__registry.connecting)  # Its own handle.
             pending.start(timeout)
         except BaseException:
             begun.pop(fd, None)
@@ -249,11 +249,11 @@ class Socket(Generic[HandleT]):
         try:
             fd = self.__direct
             if fd is not None and bytecount <= 1_048_576:  # MAX_READ
-                # Nothing is the end of the stream, or was asked for: a wrong number is told when it
-                # has come to nothing, which spares each request a sixtieth.
+                # No byte means the end of the stream, or that none was asked for. To look at the
+                # number only then spares each request a sixtieth.
                 return libc.read(fd, bytecount) or _end(bytecount)
             data = self.__read_pushed_back(bytecount)
-            return data  # From within: a handler may raise behind the call.
+            return data  # Within the `try`: a signal's handler may raise behind the call.
         except BaseException as error:
             return self.__read_failed(error, bytecount)
 
@@ -276,13 +276,13 @@ class Socket(Generic[HandleT]):
         registry = self.__registry
         data = bytes(first)
         waits = registry.objects.get(fd) is self and fd in registry.pushed_back
-        # No call from here on: a signal's handler could raise behind it, and the piece be lost.
+        # No call from here on: a signal's handler could raise behind one, and lose the piece.
         del pieces[0]
         if not pieces and not self.closed:
             if waits:
                 registry.readable -= {fd}
                 del registry.pushed_back[fd]
-            # As `_go_direct`, which would be a call.
+            # What `_go_direct` does, without the call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
                 self.__direct = fd
         return data
@@ -297,7 +297,7 @@ class Socket(Generic[HandleT]):
             if isinstance(error, OverflowError) or not by_handler(error):
                 _end(bytecount)
             del error  # no cycle
-            raise  # It was refused, and nothing was read.
+            raise  # The number was refused, and nothing was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
@@ -371,9 +371,9 @@ class Socket(Generic[HandleT]):
             fd = self.__direct
             if fd is None or type(data) is not bytes:
                 return self.__write_queued() if data is None else self.__write_new(data)
-            # Here goes nearly every write: what `__write_new` does, with nothing in its way. pyright
-            # thinks of a class that is bytes and callable too; to ask for bytes and their subclasses,
-            # as it would have it, costs more.
+            # Nearly every write goes this way: what `__write_new` does, with nothing to ask before.
+            # pyright thinks of a class that is both bytes and callable; `isinstance`, which it would
+            # understand, costs more.
             try:
                 written = libc.write(fd, data)  # pyright: ignore[reportArgumentType]
                 if written == len(data) or self.closed:  # pyright: ignore[reportArgumentType]
@@ -386,7 +386,7 @@ class Socket(Generic[HandleT]):
         except BaseException as error:
             # A callable or a signal's handler raised. What is queued still has to go out.
             check_made(self)
-            if not isinstance(error, Exception):  # It may have come between the queue and its size.
+            if not isinstance(error, Exception):  # Queue and size may not agree.
                 self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
             if self.write_buf and not self.event_watch & POLLOUT:
                 self.__watch_write_for_now()
@@ -399,7 +399,7 @@ class Socket(Generic[HandleT]):
             return True
         new = _block(data)
         if self.write_buf or fd in self.__registry.connecting:
-            # What the kernel would answer to an early write is the connect's outcome, told elsewhere.
+            # An early write(2) would be told the connect's outcome, which is `event_connect`'s.
             self.__queue(new, 0)
             return not self.write_buf
         if not isinstance(new, (bytes, memoryview)):
@@ -429,7 +429,7 @@ class Socket(Generic[HandleT]):
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
-            # At once and first of all, as a signal's handler may close the object.
+            # All three at once: a signal's handler may close the object later on.
             queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
             if not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
@@ -442,7 +442,7 @@ class Socket(Generic[HandleT]):
             elif isinstance(block, bytes):
                 rest = block
                 if offset and func is None:
-                    # It stays in the queue as a view, of which the next one costs half.
+                    # Queued as a view from here on: to slice that costs half.
                     queue[0] = view = memoryview(block)
                     rest = view[offset:]
             else:
@@ -647,8 +647,8 @@ class Socket(Generic[HandleT]):
         except AttributeError:
             check_made(self)
             raise
-        # Told when it is done: whoever is told may do and raise what he likes. To call who then says
-        # nothing would cost a tenth of all this.
+        # Logged when all is done, as a logging handler may raise or use the loop. Where nobody has
+        # imported logging, the call would cost a tenth of all this.
         if fd is not None and self.__registry.leave(self, self.sock) and "logging" in sys.modules:
             debug("closing fd %d (%s)", fd, reason)
 
@@ -668,8 +668,9 @@ class Socket(Generic[HandleT]):
 
     def let_go(self) -> None:
         """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
-        self.__direct = self.writer_func = None  # It tends to refer back to the object, and so do
-        self.write_buf = _NO_QUEUE  # callables in the queue.
+        # A writer function and callables in the queue tend to refer back to the object.
+        self.__direct = self.writer_func = None
+        self.write_buf = _NO_QUEUE
         self.write_buf_offset = self.write_buf_size = 0
         self.read_push_back = _NO_PIECES
         self.sock = self.fd = None
