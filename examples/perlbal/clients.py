@@ -53,9 +53,8 @@ class Exchange:
     def body_done(self) -> None:
         """The request's body is whole."""
 
-    def overflow(self, data: bytes) -> None:
-        """The client sends more than its request: perhaps the next one, which then has to wait."""
-        self.client.inbox += data
+    def overflow(self) -> None:
+        """The client has sent more than its request: perhaps the next one, which has to wait."""
         self.client.watch_read(False)
 
     def end_of_input(self) -> None:
@@ -96,9 +95,6 @@ class SelectorExchange(Exchange):
         if client.exchange is self:
             client.watch_read(True)
             self._select()
-            rest, client.inbox = client.inbox, b""
-            if rest:
-                client.take(rest)
             client.go_on()
 
     def _select(self) -> None:
@@ -226,37 +222,41 @@ class Client(Socket):
                 self.exchange.end_of_input()
             else:
                 self.close("remote_closure")
-        elif not data:
-            return
         elif self.exchange is None and self.state == "draining_res":
             if self.decoder is None and self.body_left:
                 self.body_left -= len(data)
                 if self.body_left <= 0:
                     self.close("no_keep_alive")
-        else:
-            self.take(data)
+        elif data:
+            self.inbox += data
             self.go_on()
 
     def go_on(self) -> None:
-        """Take the requests that are there, one after the other."""
-        while self.exchange is None and self.inbox and not self.closed:
-            if self.state == "draining_res":
-                self.inbox = b""
-            elif not self._next_request():
-                return
+        """Give what has come to whom it is for: the present request, or the next one."""
+        while self.inbox:
+            exchange = self.exchange
+            if exchange is None:
+                if not self._next_request():
+                    return
+            elif isinstance(exchange, SelectorExchange):
+                return  # It isn't known yet whose it is.
+            elif self.body_left:
+                self._take_body(exchange)
+            else:
+                return exchange.overflow()
 
     def _next_request(self) -> bool:
         # RFC 9112, 2.2: an empty line before a request is nothing; some browsers send it after POST.
-        self.inbox = data = self.inbox.removeprefix(b"\r\n")
+        self.inbox = self.inbox.removeprefix(b"\r\n")
         try:
-            found = take_head(data)
+            found = take_head(self.inbox)
             if found is None:
                 return False
             request = Request(found[0])
         except Refused as refused:
             self.refuse(refused)
             return False
-        self.inbox = b""
+        self.inbox = found[1]
         self.server.requests += 1
         self.adopted = 0
         self.observed_ip = None
@@ -267,17 +267,28 @@ class Client(Socket):
         else:
             self.body_left = request.length
         self.serve(self.base, request)
-        if found[1]:
-            self.take(found[1])
         return True
 
-    def take(self, data: bytes) -> None:
-        """Give what has come to whom it is for: the exchange, or whatever is next."""
-        exchange = self.exchange
-        if exchange is None or isinstance(exchange, SelectorExchange):
-            self.inbox += data
-        elif not self.closed:
-            self.feed(exchange, data)
+    def _take_body(self, exchange: Exchange) -> None:
+        """Hand the exchange what has come of the body."""
+        data, self.inbox = self.inbox, b""
+        if self.decoder is not None:
+            try:
+                data, self.inbox = self.decoder.feed(data)
+            except Refused as refused:
+                return self.refuse(refused)
+            if 0 < self.service.max_chunked_request_size < self.decoder.size:
+                return self.close("max_chunked_request_size")
+            if self.decoder.done:
+                self.decoder = None
+                self.body_left = 0
+        else:
+            data, self.inbox = data[: self.body_left], data[self.body_left :]
+            self.body_left -= len(data)
+        if data:
+            exchange.body(data)
+        if self.exchange is exchange and not self.body_left:
+            exchange.body_done()
 
     def serve(self, service: Service, request: Request) -> None:
         """Have the request served."""
@@ -307,38 +318,6 @@ class Client(Socket):
             self.send_page(500, "Services lead in a circle")
         else:
             self.serve(service, request)
-
-    def feed(self, exchange: Exchange, data: bytes) -> None:
-        """Hand the exchange what has come of the body, and see to what is behind it."""
-        if not self.body_left:
-            exchange.overflow(data)
-            return
-        rest = b""
-        if self.decoder is not None:
-            try:
-                data, rest = self.decoder.feed(data)
-            except Refused as refused:
-                return self.refuse(refused)
-            if self.service.max_chunked_request_size:
-                if self.decoder.size > self.service.max_chunked_request_size:
-                    return self.close("max_chunked_request_size")
-            if self.decoder.done:
-                self.decoder = None
-                self.body_left = 0
-        else:
-            if len(data) > self.body_left:
-                rest = data[self.body_left :]
-                data = data[: self.body_left]
-            self.body_left -= len(data)
-        if data:
-            exchange.body(data)
-        if self.exchange is exchange and not self.body_left and not self.closed:
-            exchange.body_done()
-        if rest and not self.closed:
-            if self.exchange is exchange:
-                exchange.overflow(rest)
-            else:
-                self.inbox += rest
 
     # --- answering --------------------------------------------------------------------------------
 
@@ -467,7 +446,8 @@ class Client(Socket):
             self.file.go_on()
         if self.exchange is not None and not self.closed:
             self.exchange.client_drained()
-        self.go_on()
+        if self.exchange is None:
+            self.go_on()
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -502,6 +482,7 @@ class Client(Socket):
         if self.closed:
             return
         self.state = "closed"
+        self.inbox = b""
         super().close(reason)
         if self._linger is not None:
             self._linger.cancel()

@@ -156,12 +156,13 @@ class ProxyExchange(Exchange):
         if self.client.body_left:
             self.client.watch_read(True)
 
-    def overflow(self, data: bytes) -> None:
+    def overflow(self) -> None:
         client = self.client
         had_body = self.request.length or self.request.chunked
+        rest, client.inbox = client.inbox, b""
         # Old browsers send a CRLF behind a body. Anything else is never passed on.
-        if had_body and data in (b"\r", b"\r\n"):
-            client.inbox = data.removeprefix(b"\r\n")
+        if had_body and rest in (b"\r", b"\r\n"):
+            client.inbox = rest.removeprefix(b"\r\n")
             return
         client.overfed = True
         client.watch_read(False)
