@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import time
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.heads import Request, Response, http_date
 from examples.perlbal.reproxy import Url, expected_size, file_to_send, parse_urls
-from examples.perlbal.uploads import BufferedUpload
+from examples.perlbal.uploads import Body
 from examples.perlbal.webserver import code_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ READ_AHEAD: Final = 32_768
 DEADLOCK_SECONDS: Final = 5
 """How long a client that has more to send may take nothing."""
 PIECE: Final = 131_072
-"""Bytes of an upload on disk that are sent at a time."""
+"""Bytes of a body on disk that are sent at a time."""
 _REPROXY_HEADERS: Final = (
     "x-reproxy-file",
     "x-reproxy-url",
@@ -49,9 +50,8 @@ class ProxyExchange(Exchange):
         """Whether a backend was asked for."""
         self._dropping = False
         """Whether what still comes of the body is thrown away."""
-        self._body = bytearray()
+        self._body = Body()
         """What has come of the request's body and has nowhere to go yet."""
-        self._upload: BufferedUpload | None = None
         self._retries = 0
         self._primary: Response | None = None
         """The response that asked to have another URL's body in the place of its own."""
@@ -90,7 +90,8 @@ class ProxyExchange(Exchange):
     def _buffer_to_disk(self, reason: str) -> None:
         service, client = self.service, self.client
         name = f"{service.name}-{service.listen or ''}-client-{client.fd}"
-        self._upload = BufferedUpload(service.buffer_uploads_path, name)
+        number = random.randrange(0xFFFFFFFF)
+        self._body.file = f"{service.buffer_uploads_path or ''}/{name}-{number}"
         if reason != "chunked":
             client.state = "buffering_upload"
             if _DEBUG_UPLOADS:
@@ -99,44 +100,41 @@ class ProxyExchange(Exchange):
     def _reason_to_buffer(self) -> str | None:
         """Why the body should go to disk, by what has come of it so far; None if it shouldn't."""
         service = self.service
-        rate = len(self._body) / ((time.monotonic() - self.since) or 1)
+        rate = self._body.size / ((time.monotonic() - self.since) or 1)
         limit = service.buffer_upload_threshold_time
         if limit and self.client.body_left / rate > limit:
             return "time"
         return "rate" if rate < service.buffer_upload_threshold_rate else None
 
     def body(self, data: bytes) -> None:
-        client, service = self.client, self.service
+        client, service, backend = self.client, self.service, self.backend
         if self._dropping:
             return
-        if self._upload is not None and not self.requested:
-            return self._to_disk(data)
-        backend = self.backend
         if backend is not None:
             backend.write(data)
             if backend.write_buf_size > READ_AHEAD:
                 client.watch_read(False)
             return
-        self._body += data
+        self._keep(data)
         if self.requested:
-            if len(self._body) >= READ_AHEAD:
+            if self._body.left >= READ_AHEAD:
                 client.watch_read(False)
+        elif self._body.file is not None or (
+            client.body_left and self._body.size < service.buffer_backend_connect
+        ):
             return
-        if client.body_left and len(self._body) < service.buffer_backend_connect:
-            return
-        if service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
+        elif service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
             self._buffer_to_disk(reason)
-            gathered, self._body = self._body, bytearray()
-            return self._to_disk(gathered)
-        self.request_backend()
+            self._keep(b"")
+        else:
+            self.request_backend()
 
-    def _to_disk(self, data: bytes | bytearray) -> None:
-        assert self._upload is not None
+    def _keep(self, data: bytes) -> None:
         try:
-            self._upload.write(data)
+            self._body.write(data)
         except OSError as error:
-            self.client.server.log(f"buffered upload {self._upload.name}: {error}")
-            self._upload.purge()
+            self.client.server.log(f"buffered upload {self._body.file}: {error}")
+            self._body.purge()
             self._drop_body()
             self.client.send_page(500)
 
@@ -144,10 +142,10 @@ class ProxyExchange(Exchange):
         # What comes behind it has its turn later. Nor is it asked whether the client is still
         # there: as in the original, who has sent a body may shut his side behind it.
         self.client.watch_read(False)
-        if self._upload is None or self.requested or self._dropping:
+        if self.requested or self._dropping:
             return
         if self.request.chunked:
-            self.request.set("Content-Length", str(self._upload.size))
+            self.request.set("Content-Length", str(self._body.size))
         self.request_backend()
 
     def _drop_body(self) -> None:
@@ -203,9 +201,8 @@ class ProxyExchange(Exchange):
             for plugin in service.plugins:
                 plugin.backend_client_assigned(self, changed)
             service.munge_headers(changed)
-        head = request.to_bytes(values)
-        body, self._body = self._body, bytearray()
-        return head + body
+        head, body = request.to_bytes(values), self._body
+        return head + body.read(body.left) if body.left and body.file is None else head
 
     def backend_ready(self, backend: BackendHTTP) -> None:
         """The head is on its way."""
@@ -213,32 +210,31 @@ class ProxyExchange(Exchange):
             self.client.state = "backend_req_sent"
             return
         self.client.state = backend.state = "wait_res"
-        if self._upload is not None:
+        if self._body.left:
             backend.watch_write(True)
         elif self.client.body_left:
             self.client.watch_read(True)
 
     def backend_drained(self, backend: BackendHTTP) -> None:
         """The backend has taken all that was written to it."""
-        upload = self._upload
-        if upload is not None:
-            if upload.sent < upload.size:
-                try:
-                    data = upload.read(PIECE)
-                except OSError as error:
-                    self.client.server.log(f"buffered upload {upload.name}: {error}")
-                    data = b""
-                if not data:
-                    return self.client.close("buffered upload is gone")
-                self.client.alive = time.monotonic()
-                backend.write(data)
-                if upload.sent < upload.size or backend.closed:
-                    return
-            upload.purge()
-            if not backend.write_buf_size:
-                backend.watch_write(False)
-        elif self.client.body_left and not self.backend_stalled:
-            self.client.watch_read(True)
+        client, body = self.client, self._body
+        if body.left:
+            try:
+                data = body.read(PIECE)
+            except OSError as error:
+                client.server.log(f"buffered upload {body.file}: {error}")
+                data = b""
+            if not data:
+                return client.close("buffered upload is gone")
+            client.alive = time.monotonic()
+            backend.write(data)
+            if body.left or backend.closed:
+                return
+        body.purge()
+        if not backend.write_buf_size:
+            backend.watch_write(False)
+            if client.body_left and not self.backend_stalled:
+                client.watch_read(True)
 
     def too_far_behind_backend(self) -> bool:
         """Whether so much waits for the client that no more should come."""
@@ -319,8 +315,7 @@ class ProxyExchange(Exchange):
         """The head of a response is here, and `data` of its body."""
         client, service = self.client, self.service
         values = head.values
-        upload = self._upload
-        early = client.body_left or upload is not None and upload.sent < upload.size
+        early = client.body_left or self._body.left
         if early:
             # It may want the rest of the body all the same, as one that sends back what it reads;
             # but whether it reads that to the end isn't known.
@@ -544,5 +539,4 @@ class ProxyExchange(Exchange):
             self.client.server.reproxy_manager.forget(self, self.reproxying)
         elif self.requested:
             self.service.balancer.forget(self)
-        if self._upload is not None:
-            self._upload.purge()
+        self._body.purge()
