@@ -47,7 +47,6 @@ class Owner(Protocol):
     def service(self) -> Service | None: ...
 
     def register_boredom(self, backend: BackendHTTP) -> None: ...
-    def may_live(self, backend: BackendHTTP) -> bool: ...
     def note_bad_backend_connect(self, backend: BackendHTTP) -> None: ...
     def note_backend_close(self, backend: BackendHTTP) -> None: ...
 
@@ -184,20 +183,13 @@ class BackendHTTP(Socket):
     # --- requests ---------------------------------------------------------------------------------
 
     def assign(self, exchange: ProxyExchange) -> None:
-        """Send this backend a service's request."""
-        service = exchange.service
-        if service.pool is not None and self.ipport in service.pool.used:
-            service.pool.used[self.ipport] += 1
+        """Send this backend a request, whose body follows by the exchange."""
+        if self.pool is not None:
+            self.pool.used[self.ipport] += 1
         # Theirs before a plugin may fail: it takes both along then, and neither is left to wait.
         self.exchange, exchange.backend = exchange, self
-        self.begin(exchange, exchange.head_for_backend())
-
-    def begin(self, exchange: ProxyExchange, head: bytes) -> None:
-        """Send this backend a request, whose body follows by the exchange."""
-        self.exchange = exchange
-        exchange.backend = self
         self.state = "sending_req"
-        self.write(head)
+        self.write(exchange.head_for_backend())
         if not self.closed:
             exchange.backend_ready(self)
 
@@ -213,8 +205,6 @@ class BackendHTTP(Socket):
             # A body that nobody wants would be taken for the next response.
             if self.left != 0 or not self.kept_alive or self.write_buf_size:
                 return self.close("next_request_no_persist")
-        if not self.owner.may_live(self):
-            return self.close("pool_requested_closure")
         self.disconnect_at = time.monotonic() + self.stays if self.stays else 0.0
         self.state = "bored"
         self.head = None

@@ -118,7 +118,7 @@ class Balancer:
 
     def _in_pool(self, backend: BackendHTTP) -> bool:
         pool = self.service.pool
-        return pool is not None and backend.ipport in pool.used
+        return pool is not None and pool is backend.pool and backend.ipport in pool.used
 
     def spawn_backends(self) -> None:
         """Begin as many connections as are wanted and aren't there or on their way."""
@@ -170,6 +170,8 @@ class Balancer:
         self._no_longer_pending(backend)
         if not self._in_pool(backend):
             return backend.close("invalid_generation")
+        if 0 < self.service.max_backend_uses < backend.use_count:
+            return backend.close("pool_requested_closure")
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
         elif self.server.stopping or (
@@ -182,13 +184,6 @@ class Balancer:
             self.bored.append(backend)
         if not backend.use_count:
             self.spawn_backends()  # Its node is free for another now.
-
-    def may_live(self, backend: BackendHTTP) -> bool:
-        """Whether it may be used once more."""
-        most = self.service.max_backend_uses
-        if most and backend.use_count > most:
-            return False
-        return backend.pool is None or bool(backend.pool.users)
 
     def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
         """It was not to be reached; its node is left alone for a second."""

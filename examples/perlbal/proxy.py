@@ -177,7 +177,9 @@ class ProxyExchange(Exchange):
         self.service.balancer.request_backend_connection(self)
 
     def head_for_backend(self) -> bytes:
-        """The request as the service's backends are to have it, with what has come of its body."""
+        """The request as the backend is to have it, with what has come of its body."""
+        if self.reproxying is not None:
+            return self._head_for_url(self.reproxying)
         service, request = self.service, self.request
         values = request.values.copy()
         names = request.names
@@ -452,17 +454,15 @@ class ProxyExchange(Exchange):
         del self._urls[0]
         self._ask_for_url()
 
-    def use_reproxy_backend(self, backend: BackendHTTP) -> None:
-        """A backend is there that can be asked for the present URL."""
-        assert self.reproxying is not None
+    def _head_for_url(self, url: Url) -> bytes:
         request = self.request
         method = "HEAD" if request.method == "HEAD" else "GET"
-        lines = [f"{method} {self.reproxying.path} HTTP/1.0", "Connection: keep-alive"]
+        lines = [f"{method} {url.path} HTTP/1.0", "Connection: keep-alive"]
         for name in ("Range", "Host"):
             value = request.get(name.lower())
             if value:
                 lines.append(f"{name}: {value}")
-        backend.begin(self, "\r\n".join([*lines, "", ""]).encode("latin-1"))
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def _as_expected(self, head: Response) -> bool:
         if head.code != 416 and not 200 <= head.code <= 299:

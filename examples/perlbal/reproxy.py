@@ -145,15 +145,14 @@ class ReproxyHost:
         """Whether it has just refused one connection more."""
 
     def serve(self) -> None:
-        """See that somebody comes for who waits."""
-        if self.queue:
-            now = time.monotonic()
-            limit = now - KEPT_SECONDS
-            old = {each for each in self.bored if each.alive < limit or each.ends_soon(now)}
-            # First all, as each that is closed comes here again.
-            self.bored = [each for each in self.bored if each not in old]
-            for each in old:
-                each.close("too_close_disconnect")
+        """Close what was idle too long, and see that somebody comes for who waits."""
+        now = time.monotonic()
+        limit = now - KEPT_SECONDS
+        old = {each for each in self.bored if each.alive < limit or each.ends_soon(now)}
+        # First all, as each that is closed comes here again.
+        self.bored = [each for each in self.bored if each not in old]
+        for each in old:
+            each.close("too_close_disconnect")
         while self.queue and self.bored:
             self.register_boredom(self.bored.pop())
         most = self.manager.most_to.get(self.name) or self.manager.most
@@ -185,7 +184,7 @@ class ReproxyHost:
             self.connecting = None
             self.connected.add(backend)
         if self.queue:
-            self.queue.popitem(last=False)[0].use_reproxy_backend(backend)
+            backend.assign(self.queue.popitem(last=False)[0])
             self.serve()
         elif self.server.stopping:
             backend.close("graceful_death")
@@ -193,9 +192,6 @@ class ReproxyHost:
             backend.alive = time.monotonic()
             self.bored.append(backend)
             self.was_bored = True
-
-    def may_live(self, backend: BackendHTTP) -> bool:
-        return True
 
     def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
         self.connecting = None
@@ -213,10 +209,6 @@ class ReproxyHost:
         """Close what was idle too long. True if nothing is left."""
         self.refused = False
         self.serve()
-        limit = time.monotonic() - KEPT_SECONDS
-        for backend in list(self.bored):
-            if backend.alive < limit:
-                backend.close("have_newer_bored")
         return not (self.queue or self.connecting or self.connected)
 
 
