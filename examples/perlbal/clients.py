@@ -98,22 +98,17 @@ class SelectorExchange(Exchange):
             client.go_on()
 
     def _select(self) -> None:
-        client, service = self.client, self.service
-        selecting = [plugin for plugin in service.plugins if plugin.selects]
-        if not selecting and service.default_service is None:
-            return client.send_page(500, "No service selector configured.")
-        for plugin in selecting:
-            target, answered = plugin.select(client, service, self.request)
-            if answered:
-                return
-            if target is not None:
-                break
+        if any(plugin.select(self) for plugin in self.service.plugins):
+            return
+        if self.service.default_service is not None:
+            self.hand_on(self.service.default_service)
         else:
-            target = service.default_service
-        if target is None:
-            return client.send_page(404, "Not Found (no configured vhost)")
-        service.munge_headers(self.request)
-        client.hand_on(target, self.request)
+            self.client.send_page(500, "No service selector configured.")
+
+    def hand_on(self, service: Service) -> None:
+        """This service is to have it."""
+        self.service.munge_headers(self.request)
+        self.client.hand_on(service, self.request)
 
 
 class SentFiles:

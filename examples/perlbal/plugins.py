@@ -18,7 +18,7 @@ from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
-    from examples.perlbal.clients import Client
+    from examples.perlbal.clients import Client, SelectorExchange
     from examples.perlbal.proxy import ProxyExchange
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
@@ -36,8 +36,6 @@ class Plugin:
     name = ""
     settings: frozenset[str] = frozenset()
     """What can be set of a service that uses it, as "plugin.key"."""
-    selects = False
-    """Whether `select` finds the service for a selector's requests."""
     parameters: ClassVar[dict[str, Parameter]] = {}
     """Parameters of services that there are once it is loaded."""
 
@@ -63,12 +61,9 @@ class Plugin:
         """See a request first. True if it has been answered."""
         return False
 
-    def select(
-        self, client: Client, service: Service, request: Request
-    ) -> tuple[Service | None, bool]:
-        """The service for a request to a selector, if there is one; and whether it has been
-        answered already."""
-        return None, False
+    def select(self, exchange: SelectorExchange) -> bool:
+        """Hand a request to a selector on to a service, or answer it. True if it did."""
+        return False
 
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         """Change the fields that go to a backend."""
@@ -104,7 +99,6 @@ class Vhosts(HostMaps):
     """Services by the name of the host."""
 
     name = "Vhosts"
-    selects = True
 
     def commands(self) -> dict[str, Command]:
         usage = "usage: VHOST [<service>] <host_or_pattern> = <dest_service>"
@@ -130,22 +124,26 @@ class Vhosts(HostMaps):
     def register(self, service: Service) -> None:
         self.maps[service] = {}
 
-    def select(
-        self, client: Client, service: Service, request: Request
-    ) -> tuple[Service | None, bool]:
-        services = self.server.services
+    def select(self, exchange: SelectorExchange) -> bool:
+        services, service, request = self.server.services, exchange.service, exchange.request
         host = self.host(request)
         if host and (using := _USING.fullmatch(request.uri)):
             name = self.maps.get(service, {}).get(f"{host};using:{using[1]}", "")
-            if name not in services:
-                client.send_page(404, "Vhost twiddling not configured for requested pair.")
-                return None, True
-            request.set("Host", using[1])
-            return services[name], False
+            if name in services:
+                request.set("Host", using[1])
+                exchange.hand_on(services[name])
+            else:
+                text = "Vhost twiddling not configured for requested pair."
+                exchange.client.send_page(404, text)
+            return True
         for name in self.find(service, host):
             if name in services:
-                return services[name], False
-        return None, False
+                exchange.hand_on(services[name])
+                return True
+        if service.default_service is not None:
+            return False
+        exchange.client.send_page(404, "Not Found (no configured vhost)")
+        return True
 
     def dump(self, service: Service) -> list[str]:
         return [f"VHOST {host} = {name}" for host, name in self.maps.get(service, {}).items()]
