@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.heads import Request, Response, http_date
-from examples.perlbal.reproxy import Url, expected_size, file_to_send, parse_urls
+from examples.perlbal.reproxy import OtherBody, send_file
 from examples.perlbal.uploads import Body
-from examples.perlbal.webserver import code_of
 
 if TYPE_CHECKING:
     from examples.perlbal.backends import BackendHTTP
@@ -24,12 +23,6 @@ DEADLOCK_SECONDS: Final = 5
 """How long a client that has more to send may take nothing."""
 PIECE: Final = 131_072
 """Bytes of a body on disk that are sent at a time."""
-_REPROXY_HEADERS: Final = (
-    "x-reproxy-file",
-    "x-reproxy-url",
-    "x-reproxy-expected-size",
-    "x-reproxy-cache-for",
-)
 _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
@@ -53,13 +46,8 @@ class ProxyExchange(Exchange):
         self._body = Body()
         """What has come of the request's body and has nowhere to go yet."""
         self._retries = 0
-        self._primary: Response | None = None
-        """The response that asked to have another URL's body in the place of its own."""
-        self._urls: list[Url] = []
-        """The URLs that may still be tried, the present one first."""
-        self._expected_size: int | None = None
-        self.reproxying: Url | None = None
-        """The URL that a backend is being asked for."""
+        self.reproxying: OtherBody | None = None
+        """The body in the place of the backend's, while it is asked for."""
 
     # --- the request ------------------------------------------------------------------------------
 
@@ -178,9 +166,9 @@ class ProxyExchange(Exchange):
 
     def head_for_backend(self) -> bytes:
         """The request as the backend is to have it, with what has come of its body."""
-        if self.reproxying is not None:
-            return self._head_for_url(self.reproxying)
         service, request = self.service, self.request
+        if self.reproxying is not None:
+            return self.reproxying.head_for_backend(request)
         values = request.values.copy()
         names = request.names
         names.setdefault("connection", "Connection")
@@ -323,10 +311,11 @@ class ProxyExchange(Exchange):
             # but whether it reads that to the end isn't known.
             backend.kept_alive = False
         if self.reproxying is not None:
-            if not self._as_expected(head):
+            found = self.reproxying.answer(head)
+            if found is None:
                 self._let_go(backend, "non_200_reproxy")
                 return self.try_next_url()
-            head = self._reproxied_head(head)
+            head = found
         elif service.enable_reproxy and (
             values.get("x-reproxy-file")
             or values.get("x-reproxy-url")
@@ -387,7 +376,8 @@ class ProxyExchange(Exchange):
         self.backend = None
         backend.next_request()
         if path := values.get("x-reproxy-file"):
-            self._reproxy_file(path, head)
+            client.state = "wait_stat"
+            send_file(client, self.request, path.encode("latin-1"), head)
         elif urls := values.get("x-reproxy-url"):
             cache_for = values.get("x-reproxy-cache-for")
             if cache_for and self.service.reproxy_cache is not None:
@@ -407,88 +397,24 @@ class ProxyExchange(Exchange):
             self.request.length = 0
             self.request.chunked = False
 
-    def _reproxy_file(self, path: str, head: Response) -> None:
-        client = self.client
-        client.state = "wait_stat"
-        try:
-            fd, size = file_to_send(path.encode("latin-1"), expected_size(head))
-        except (OSError, ValueError) as error:
-            return client.send_page(code_of(error))
-        status, start, end = self.request.range(size)
-        if status == 416:
-            head = Response(416)
-            head.set("Content-Range", f"bytes */{size}")
-        else:
-            head.set("Accept-Ranges", "bytes")
-            if head.code in (204, 304):
-                head.set_code(200)  # It has a body now.
-            head.set("Content-Length", str(end - start))
-            if status == 206:
-                head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
-                head.set_code(206)
-            head.drop("x-reproxy-file")
-            head.drop("transfer-encoding")  # Of the body that nobody gets.
-        if status == 416 or self.request.method == "HEAD":
-            os.close(fd)
-            client.send_answer(head)
-        else:
-            client.send_file(head, (fd, start, end))
-
     def _start_reproxy(self, urls: str, primary: Response) -> None:
-        """Have the first of these URLs that gives what is expected."""
-        self._primary = primary
-        self._urls = parse_urls(urls)
-        self._expected_size = expected_size(primary)
+        self.reproxying = OtherBody(urls, primary)
         self._ask_for_url()
 
     def _ask_for_url(self) -> None:
-        if not self._urls:
+        assert self.reproxying is not None
+        if self.reproxying.urls:
+            self.client.state = "wait_backend"
+            self.client.server.reproxy_manager.request(self, self.reproxying.urls[0])
+        else:
             self.reproxying = None
-            return self.client.send_page(503)
-        self.client.state = "wait_backend"
-        self.reproxying = self._urls[0]
-        self.client.server.reproxy_manager.request(self, self.reproxying)
+            self.client.send_page(503)
 
     def try_next_url(self) -> None:
         """The present URL is not to be had."""
-        del self._urls[0]
+        assert self.reproxying is not None
+        del self.reproxying.urls[0]
         self._ask_for_url()
-
-    def _head_for_url(self, url: Url) -> bytes:
-        request = self.request
-        method = "HEAD" if request.method == "HEAD" else "GET"
-        lines = [f"{method} {url.path} HTTP/1.0", "Connection: keep-alive"]
-        for name in ("Range", "Host"):
-            value = request.get(name.lower())
-            if value:
-                lines.append(f"{name}: {value}")
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-    def _as_expected(self, head: Response) -> bool:
-        if head.code != 416 and not 200 <= head.code <= 299:
-            return False
-        return self._expected_size is None or self._expected_size == head.length
-
-    def _reproxied_head(self, head: Response) -> Response:
-        """The first backend's head, made to fit the URL's body."""
-        assert self._primary is not None
-        primary = self._primary
-        for key in _REPROXY_HEADERS:
-            primary.drop(key)
-        for name in ("Content-Length", "Transfer-Encoding"):
-            value = head.get(name.lower()) if head.code != 204 else None
-            if value is not None:
-                primary.set(name, value)
-            else:
-                primary.drop(name.lower())
-        if head.code in (206, 416):
-            primary.set_code(head.code)
-            for name in ("Accept-Ranges", "Content-Range"):
-                if (value := head.get(name.lower())) is not None:
-                    primary.set(name, value)
-        if primary.code in (204, 304):
-            primary.set_code(200)
-        return primary
 
     def _cache_key(self) -> str:
         return f"{self.request.get('host') or ''}|{self.request.uri}"
@@ -536,7 +462,7 @@ class ProxyExchange(Exchange):
         if self.backend is not None:
             self._let_go(self.backend, "proxied_from_client_close")
         elif self.reproxying is not None:
-            self.client.server.reproxy_manager.forget(self, self.reproxying)
+            self.client.server.reproxy_manager.forget(self, self.reproxying.urls[0])
         elif self.requested:
             self.service.balancer.forget(self)
         self._body.purge()
