@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
+from examples.perlbal.files import Part, SentFiles
 from examples.perlbal.heads import SERVER, Refused, Request, Response, read_off, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
@@ -21,15 +22,10 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 READ_SIZE: Final = 65_536
-PIECE: Final = 131_072
-"""Bytes of a file that are sent at a time."""
 SMALL_FILE: Final = 65_536
 """Up to here a file is read and goes out with its head."""
 LINGER_SECONDS: Final = 30.0
 MOST_SERVICES: Final = 10
-Part = tuple[int, int, int]
-"""A file's descriptor, the place of the first byte that is sent, and of that behind the last."""
-NOTHING: Final = (-1, 0, 0)
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
 
@@ -109,66 +105,6 @@ class SelectorExchange(Exchange):
         """This service is to have it."""
         self.service.munge_headers(self.request)
         self.client.hand_on(service, self.request)
-
-
-class SentFiles:
-    """Files that are on their way to a client, one after another: sendfile(2), where the system
-    has it."""
-
-    def __init__(self, client: Client, first: Part, more: Iterator[Part]) -> None:
-        self._client = client
-        self._fd, self._offset, self._end = first
-        self._more = more
-
-    def go_on(self) -> None:
-        """Send some more, as there is room, and not more than a piece, as others have their turn
-        between."""
-        client = self._client
-        left = PIECE
-        try:
-            while left > 0 and client.file is self and not client.write_buf_size:
-                if self._offset < self._end:
-                    left -= self._send(min(left, self._end - self._offset))
-                else:
-                    self._next()
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            client.server.log(f"reading a file: {error}")
-            client.close("a file is gone")
-
-    def _send(self, count: int) -> int:
-        client = self._client
-        assert client.fd is not None
-        try:
-            sent = os.sendfile(client.fd, self._fd, self._offset, count)
-        except BlockingIOError:
-            raise
-        except (OSError, AttributeError):
-            # Not with this kind of file, or not on this system; or the client is gone, which
-            # writing will tell.
-            data = os.pread(self._fd, count, self._offset)
-            sent = len(data)
-            client.write(data)
-        self._offset += sent
-        if not sent:
-            client.close("the file has shrunk")  # Its length is promised.
-        return sent
-
-    def _next(self) -> None:
-        self.close()
-        part = next(self._more, None)
-        if part is not None:
-            self._fd, self._offset, self._end = part
-            return
-        self._client.file = None
-        self._client.watch_write(False)
-        self._client.finished()
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class Client(Socket):

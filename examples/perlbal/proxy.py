@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.clients import Client, Exchange
+from examples.perlbal.files import PIECE
 from examples.perlbal.heads import Request, Response, http_date
 from examples.perlbal.reproxy import OtherBody, send_file
 from examples.perlbal.uploads import Body
@@ -21,8 +22,6 @@ READ_AHEAD: Final = 32_768
 """How many bytes of a body may wait for a backend before no more is read."""
 DEADLOCK_SECONDS: Final = 5
 """How long a client that has more to send may take nothing."""
-PIECE: Final = 131_072
-"""Bytes of a body on disk that are sent at a time."""
 _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.backends import BackendHTTP
+from examples.perlbal.files import code_of, open_file
 from examples.perlbal.heads import Request, Response
 from examples.perlbal.pools import node_name
-from examples.perlbal.webserver import code_of, open_file
 
 if TYPE_CHECKING:
     from examples.perlbal.clients import Client

@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from typing import Final
 
+from examples.perlbal.files import write_all
 from examples.perlbal.heads import Refused
 
 _MAX_LINE: Final = 1024
@@ -84,13 +85,6 @@ class ChunkDecoder:
         else:
             self._trailer = 0
         return False
-
-
-def write_all(fd: int, data: bytes | bytearray) -> None:
-    """write(2) until all is written. Raises `OSError`."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
 
 
 class Body:
