@@ -33,7 +33,7 @@ _CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP
 
 
 class Exchange:
-    """A request and what is done about it. This one does nothing: see its subclasses."""
+    """A request and what is done about it, by the role of its service: see the subclasses."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         self.client = client
@@ -42,6 +42,7 @@ class Exchange:
 
     def start(self) -> None:
         """The head is there, and no plugin has seen to it."""
+        self.client.send_page(500, f"Can't map to service type {self.service.role}")
 
     def body(self, data: bytes) -> None:
         """Some of the request's body; what nobody asked for is thrown away."""
@@ -229,8 +230,6 @@ class Client(Socket):
             self.observed_ip = forwarded.partition(",")[0].strip(" \t") or None
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
-        if kind is Exchange:
-            return self.send_page(500, f"Can't map to service type {service.role}")
         if service.role == "web_server":
             self.requests += 1  # A proxy counts those that its plugins have not answered.
         for plugin in service.plugins:

@@ -33,15 +33,8 @@ _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 _NO_HOST: Final = re.compile(r"[\0- \x7f,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _MAX_DIGITS: Final = 18
-# Whole words in Connection; where they aren't at all, which `in` tells soonest, nothing is searched.
 _CLOSE: Final = re.compile(r"\bclose\b", re.ASCII)
 _KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b", re.ASCII)
-
-_keys: dict[str, str] = {}
-"""Names of fields that came before, and their keys: to check a name is dear, and most are few."""
-_MAX_KEYS: Final = 2000
-_MAX_NAME: Final = 100
-"""The longest name that is worth it: a client that makes up names shouldn't fill the memory."""
 
 
 class Refused(Exception):
@@ -53,19 +46,26 @@ class Refused(Exception):
         self.text = text
 
 
-def _key(name: str) -> str:
-    """The key of a field's name. Raises `Refused` for what is none."""
-    if not _TOKEN.fullmatch(name):
-        # What another server might take for something else gets an answer, what is plain nonsense
-        # doesn't.
-        told = name[:1] in " \t" or not name.isascii() or _TOKEN.fullmatch(name.rstrip(" \t"))
-        raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
-    key = name.lower()
-    if len(name) <= _MAX_NAME:
-        if len(_keys) >= _MAX_KEYS:
-            _keys.clear()
-        _keys[name] = key
-    return key
+class _Keys(dict[str, str]):
+    """Names of fields that came before, and their keys: to check a name is dear, and most are few.
+    A client that makes up names shouldn't fill the memory."""
+
+    def __missing__(self, name: str) -> str:
+        """The key of a name that is new. Raises `Refused` for what is none."""
+        if not _TOKEN.fullmatch(name):
+            # What another server might take for something else gets an answer, what is plain
+            # nonsense doesn't.
+            told = name[:1] in " \t" or not name.isascii() or _TOKEN.fullmatch(name.rstrip(" \t"))
+            raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
+        key = name.lower()
+        if len(name) <= 100:
+            if len(self) >= 2000:
+                self.clear()
+            self[name] = key
+        return key
+
+
+_keys: Final = _Keys()
 
 
 class Head:
@@ -96,7 +96,7 @@ class Head:
         names, values = self.names, self.values
         for line in lines:
             name, colon, value = line.partition(":")
-            key = _keys.get(name) or _key(name)
+            key = _keys[name]
             if not colon:
                 raise Refused(0, f"No field: {line!r:.40}")
             value = value.strip(" \t")
@@ -109,6 +109,18 @@ class Head:
                 values[key] += "\r\nSet-Cookie: " + value
             else:
                 values[key] += ", " + value
+
+
+def _wish_to_go_on(values: dict[str, str]) -> bool | None:
+    """What Connection says of the connection: to keep it open, to close it, or nothing."""
+    if "connection" in values:
+        wishes = values["connection"].lower()
+        # Where a word isn't at all, which `in` tells soonest, nothing is searched.
+        if "close" in wishes and _CLOSE.search(wishes):
+            return False
+        if "keep-alive" in wishes and _KEEP_ALIVE.search(wishes):
+            return True
+    return None
 
 
 def _written(first: str, names: dict[str, str], values: dict[str, str]) -> bytes:
@@ -160,14 +172,9 @@ class Request(Head):
                 raise Refused(400, "Invalid Host")
         elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
-        self.keep_alive: bool = minor != "0"
+        wish = _wish_to_go_on(values)
+        self.keep_alive: bool = minor != "0" if wish is None else wish
         """Whether the client wants to go on after this request."""
-        if "connection" in values:
-            wishes = values["connection"].lower()
-            if "close" in wishes and _CLOSE.search(wishes):
-                self.keep_alive = False
-            elif "keep-alive" in wishes and _KEEP_ALIVE.search(wishes):
-                self.keep_alive = True
         self.chunked = False
         self.length = 0
         """Bytes of the body; 0 also if it is chunked."""
@@ -237,15 +244,11 @@ class Response(Head):
     def kept_alive(self, head_only: bool) -> bool:
         """Whether who sent this will keep the connection open; `head_only` for what had no body
         whatever its length is said to be."""
-        values = self.values
-        wishes = values["connection"].lower() if "connection" in values else ""
-        if "close" in wishes and _CLOSE.search(wishes):
-            return False
+        wish = _wish_to_go_on(self.values)
         if self.version != "1.0":
-            return True
-        if "keep-alive" not in wishes or not _KEEP_ALIVE.search(wishes):
-            return False
-        return head_only or "content-length" in values or self.code in (204, 304)
+            return wish is not False
+        has_end = head_only or "content-length" in self.values or self.code in (204, 304)
+        return bool(wish) and has_end
 
 
 def parse_response(text: str) -> Response:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import PIECE
-from examples.perlbal.heads import Request, Response, http_date
+from examples.perlbal.heads import Head, Request, Response, http_date
 from examples.perlbal.reproxy import OtherBody, send_file
 from examples.perlbal.uploads import Body
 
@@ -168,30 +168,24 @@ class ProxyExchange(Exchange):
         service, request = self.service, self.request
         if self.reproxying is not None:
             return self.reproxying.head_for_backend(request)
-        values = request.values.copy()
-        names = request.names
-        names.setdefault("connection", "Connection")
-        values["connection"] = "keep-alive" if service.persist_backend else "close"
+        head = Head()
+        head.names, head.values = request.names, request.values.copy()
+        head.set("Connection", "keep-alive" if service.persist_backend else "close")
         if service.enable_reproxy:
-            names.setdefault("x-proxy-capabilities", "X-Proxy-Capabilities")
-            values["x-proxy-capabilities"] = "reproxy-file"
-        names.setdefault("x-forwarded-for", "X-Forwarded-For")
+            head.set("X-Proxy-Capabilities", "reproxy-file")
         ip = self.client.peer_ip_string() or ""
         if not service.trusts(ip):
-            values["x-forwarded-for"] = ip
-            values.pop("x-host", None)
-            values.pop("x-forwarded-host", None)
+            head.set("X-Forwarded-For", ip)
+            head.drop("x-host")
+            head.drop("x-forwarded-host")
         elif not service.blind_proxy:
-            before = re.sub(r",[ \t]*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
-            values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
-        if service.plugins or service.removed_headers or service.inserted_headers:
-            changed = Response(0)
-            changed.names, changed.values = names, values
-            for plugin in service.plugins:
-                plugin.backend_client_assigned(self, changed)
-            service.munge_headers(changed)
-        head, body = request.to_bytes(values), self._body
-        return head + body.read(body.left) if body.left and body.file is None else head
+            before = re.sub(r",[ \t]*", ", ", head.get("x-forwarded-for") or "").rstrip(", ")
+            head.set("X-Forwarded-For", f"{before}, {ip}" if before else ip)
+        for plugin in service.plugins:
+            plugin.backend_client_assigned(self, head)
+        service.munge_headers(head)
+        data, body = request.to_bytes(head.values), self._body
+        return data + body.read(body.left) if body.left and body.file is None else data
 
     def backend_ready(self, backend: BackendHTTP) -> None:
         """The head is on its way."""
@@ -345,11 +339,13 @@ class ProxyExchange(Exchange):
         """Ask another backend if that is wanted."""
         service = self.service
         request = self.request
-        if not service.enable_error_retries or request.method not in ("GET", "HEAD"):
-            return False
-        if request.length or request.chunked:
-            return False  # The body is gone.
-        if self._retries >= len(service.error_retry_schedule):
+        if (
+            not service.enable_error_retries
+            or request.method not in ("GET", "HEAD")
+            or request.length  # The body is gone.
+            or request.chunked
+            or self._retries >= len(service.error_retry_schedule)
+        ):
             return False
         delay = service.error_retry_schedule[self._retries]
         self._retries += 1

@@ -234,7 +234,7 @@ class ReproxyHost:
             each.close("too_close_disconnect")
         while self.queue and self.bored:
             self.register_boredom(self.bored.pop())
-        most = self.manager.most_to.get(self.name) or self.manager.most
+        most = self.manager.most.get(self.name) or self.manager.most[""]
         enough = self.refused or most and len(self.connected) >= most
         if not self.queue or self.connecting or self.connected and enough:
             return
@@ -298,9 +298,8 @@ class ReproxyManager:
         self.server = server
         self.hosts: dict[str, ReproxyHost] = {}
         """By "host:port"."""
-        self.most: int = 0
-        """How many connections to each host; 0: no limit."""
-        self.most_to: dict[str, int] = {}
+        self.most = {"": 0}
+        """How many connections to each host, and under "" to those that aren't named; 0: any."""
 
     def request(self, exchange: ProxyExchange, url: Url) -> None:
         """Give the exchange a connection to where the URL is, now or later; or have it try the
@@ -325,13 +324,6 @@ class ReproxyManager:
         if self.hosts:
             self.server.loop.add_timer(1, self._clean)
 
-    def limit(self, node: str | None, most: int) -> None:
-        """Carry out `SERVER max_reproxy_connections`."""
-        if node:
-            self.most_to[node] = most
-        else:
-            self.most = most
-
     def report(self) -> list[str]:
         """The answer to `REPROXY_STATE`."""
         hosts = self.hosts.items()
@@ -341,5 +333,6 @@ class ReproxyManager:
         for name, host in hosts:
             lines.append(f"backends {name} {len(host.connected)}")
             lines += [f"... {backend.as_string()}" for backend in host.connected]
-        lines += [f"SERVER max_reproxy_connections({n}) = {m}" for n, m in self.most_to.items()]
-        return [*lines, f"SERVER max_reproxy_connections = {self.most}"]
+        (_, rest), *named = self.most.items()
+        lines += [f"SERVER max_reproxy_connections({name}) = {most}" for name, most in named]
+        return [*lines, f"SERVER max_reproxy_connections = {rest}"]
