@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import PIECE
 from examples.perlbal.heads import Head, Request, Response, http_date
-from examples.perlbal.reproxy import OtherBody, send_file
+from examples.perlbal.reproxy import OtherBody, ReproxyCache, send_file
 from examples.perlbal.uploads import Body
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ READ_AHEAD: Final = 32_768
 """How many bytes of a body may wait for a backend before no more is read."""
 DEADLOCK_SECONDS: Final = 5
 """How long a client that has more to send may take nothing."""
+_OTHER_BODIES: Final = ("x-reproxy-file", "x-reproxy-url", "x-reproxy-service")
 _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
@@ -54,9 +55,9 @@ class ProxyExchange(Exchange):
         client, service, request = self.client, self.service, self.request
         client.requests += 1
         if not client.body_left:
-            if service.reproxy_cache is not None and self._from_cache():
-                return
-            return self.request_backend()
+            if service.reproxy_cache is None or not self._from_cache(service.reproxy_cache):
+                self.request_backend()
+            return
         if request.chunked and not service.buffer_uploads:
             return client.send_page(411, "A chunked body needs buffer_uploads")
         self.send_continue()
@@ -65,11 +66,7 @@ class ProxyExchange(Exchange):
             self._buffer_to_disk("chunked")
         elif not service.buffer_backend_connect:
             self.request_backend()
-        elif (
-            service.buffer_uploads
-            and service.buffer_upload_threshold_size
-            and request.length >= service.buffer_upload_threshold_size
-        ):
+        elif service.buffer_uploads and 0 < service.buffer_upload_threshold_size <= request.length:
             self._buffer_to_disk("size")
         else:
             client.state = "buffering_request"
@@ -103,12 +100,11 @@ class ProxyExchange(Exchange):
                 client.watch_read(False)
             return
         self._keep(data)
+        enough = not client.body_left or self._body.size >= service.buffer_backend_connect
         if self.requested:
             if self._body.left >= READ_AHEAD:
                 client.watch_read(False)
-        elif self._body.file is not None or (
-            client.body_left and self._body.size < service.buffer_backend_connect
-        ):
+        elif self._body.file is not None or not enough:
             return
         elif service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
             self._buffer_to_disk(reason)
@@ -159,9 +155,10 @@ class ProxyExchange(Exchange):
     # --- the backend ------------------------------------------------------------------------------
 
     def request_backend(self) -> None:
-        self.requested = True
-        self.client.state = "wait_backend"
-        self.service.balancer.request_backend_connection(self)
+        if self.client.exchange is self:  # It may have left since this was put off.
+            self.requested = True
+            self.client.state = "wait_backend"
+            self.service.balancer.request_backend_connection(self)
 
     def head_for_backend(self) -> bytes:
         """The request as the backend is to have it, with what has come of its body."""
@@ -263,12 +260,9 @@ class ProxyExchange(Exchange):
 
     def backend_ended(self, backend: BackendHTTP) -> None:
         """The backend has closed."""
-        if backend.head is None:
-            if backend.inbox:
-                self.backend_garbage(backend, "it closed in the midst of a head")
-            else:
-                backend.close("remote_closure")
-        elif backend.left is None:
+        if backend.head is None and backend.inbox:
+            self.backend_garbage(backend, "it closed in the midst of a head")
+        elif backend.head is not None and backend.left is None:
             self._let_go(backend, "backend_disconnect")
             self._drop_body()
             self.client.send_last(b"")
@@ -297,7 +291,6 @@ class ProxyExchange(Exchange):
     def response_received(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
         """The head of a response is here, and `data` of its body."""
         client, service = self.client, self.service
-        values = head.values
         early = client.body_left or self._body.left
         if early:
             # It may want the rest of the body all the same, as one that sends back what it reads;
@@ -309,11 +302,7 @@ class ProxyExchange(Exchange):
                 self._let_go(backend, "non_200_reproxy")
                 return self.try_next_url()
             head = found
-        elif service.enable_reproxy and (
-            values.get("x-reproxy-file")
-            or values.get("x-reproxy-url")
-            or values.get("x-reproxy-service")
-        ):
+        elif service.enable_reproxy and any(map(head.values.get, _OTHER_BODIES)):
             return self._reproxy(backend, head)
         elif head.code == 500 and self._retry(backend):
             return
@@ -337,8 +326,7 @@ class ProxyExchange(Exchange):
 
     def _retry(self, backend: BackendHTTP) -> bool:
         """Ask another backend if that is wanted."""
-        service = self.service
-        request = self.request
+        service, request = self.service, self.request
         if (
             not service.enable_error_retries
             or request.method not in ("GET", "HEAD")
@@ -351,16 +339,11 @@ class ProxyExchange(Exchange):
         self._retries += 1
         self._let_go(backend, "500")
         self.client.state = "draining_res"
-        self.requested = False
         if delay:
-            self.client.loop.add_timer(delay, self._request_again)
+            self.client.loop.add_timer(delay, self.request_backend)
         else:
-            self._request_again()
-        return True
-
-    def _request_again(self) -> None:
-        if self.client.exchange is self:
             self.request_backend()
+        return True
 
     # --- reproxying -------------------------------------------------------------------------------
 
@@ -380,17 +363,13 @@ class ProxyExchange(Exchange):
             self._start_reproxy(urls, head)
         elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
             self.release()
-            self._forget_body()
+            if self.request.length or self.request.chunked:
+                # It has no body any more: that is used up.
+                self.request.set("Content-Length", "0")
+                self.request.length, self.request.chunked = 0, False
             client.hand_on(service, self.request)
         else:
             client.send_page(404, "Vhost twiddling not configured for requested pair.")
-
-    def _forget_body(self) -> None:
-        """Make a request without a body of one whose body is used up."""
-        if self.request.length or self.request.chunked:
-            self.request.set("Content-Length", "0")
-            self.request.length = 0
-            self.request.chunked = False
 
     def _start_reproxy(self, urls: str, primary: Response) -> None:
         self.reproxying = OtherBody(urls, primary)
@@ -414,10 +393,8 @@ class ProxyExchange(Exchange):
     def _cache_key(self) -> str:
         return f"{self.request.get('host') or ''}|{self.request.uri}"
 
-    def _from_cache(self) -> bool:
+    def _from_cache(self, cache: ReproxyCache) -> bool:
         """Answer without asking a backend, if it is known where the body is."""
-        cache = self.service.reproxy_cache
-        assert cache is not None
         found = cache.look_up(self._cache_key())
         if found is None:
             return False
