@@ -68,13 +68,10 @@ class NodeStats:
 
 
 class BackendHTTP(Socket):
-    """One connection to a backend."""
-
     def __init__(self, sock: socket.socket, owner: Owner, ip: str, port: int) -> None:
         tune(sock)
         super().__init__(sock, owner.server.loop)
         self.owner = owner
-        """Whom it is told to when it is ready, bored, or closed."""
         self.ipport = node_name(ip, port)
         self.stats = owner.server.node_stats(self.ipport)
         self.created: float = time.monotonic()
@@ -83,7 +80,6 @@ class BackendHTTP(Socket):
         self.state = "connecting"
         self.pool: Pool | None = owner.service.pool if owner.service is not None else None
         self.exchange: ProxyExchange | None = None
-        """What it is working on."""
         self.head: Response | None = None
         """The response that is coming in, from when its head is there."""
         self.inbox = b""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 MOST_NEW_CONNECTIONS: Final = 10
-"""How many connects are begun at a time."""
 QUICK_SECONDS: Final = 2
 """After which time a connection that isn't there is no reason any more not to try another node: a
 lost SYN is sent again after one second (RFC 6298, 2.1)."""
@@ -53,7 +52,6 @@ class Balancer:
         self._will_look_again = False
 
     def waiting(self) -> int:
-        """How many wait for a backend."""
         return sum(map(len, self.queues.values()))
 
     # --- clients ----------------------------------------------------------------------------------
@@ -79,7 +77,6 @@ class Balancer:
         self.spawn_backends()
 
     def forget(self, exchange: ProxyExchange) -> None:
-        """The client has left."""
         for queue in self.queues.values():
             queue.pop(exchange, None)
 
@@ -150,7 +147,6 @@ class Balancer:
         self.spawn_backends()
 
     def _connect(self, pool: Pool, count: int) -> None:
-        """Begin so many connections, if there are nodes for them."""
         taken = self.blocked | self.pending.keys()
         free = [node for node in pool.nodes if node.name not in taken]
         while free and count:
@@ -166,7 +162,6 @@ class Balancer:
                 count -= 1
 
     def register_boredom(self, backend: BackendHTTP) -> None:
-        """A backend has nothing to do."""
         self._no_longer_pending(backend)
         if not self._in_pool(backend):
             return backend.close("invalid_generation")

@@ -103,14 +103,11 @@ class SelectorExchange(Exchange):
             self.client.send_page(500, "No service selector configured.")
 
     def hand_on(self, service: Service) -> None:
-        """This service is to have it."""
         self.service.munge_headers(self.request)
         self.client.hand_on(service, self.request)
 
 
 class Client(Socket):
-    """A client's connection."""
-
     _linger: Timer | None = None
     """Ends it where the client isn't the first to do so."""
 
@@ -131,7 +128,6 @@ class Client(Socket):
         """Bytes of the request's body that haven't come yet."""
         self.decoder: ChunkDecoder | None = None
         self.keep_alive = False
-        """Whether it goes on after the present answer."""
         self.overfed = False
         """Whether there is more to come from it that nobody wants."""
         self.observed_ip: str | None = None
@@ -202,7 +198,6 @@ class Client(Socket):
         return True
 
     def _take_body(self, exchange: Exchange) -> None:
-        """Hand the exchange what has come of the body."""
         data, self.inbox = self.inbox, b""
         if self.decoder is not None:
             try:
@@ -223,7 +218,6 @@ class Client(Socket):
             exchange.body_done()
 
     def serve(self, service: Service, request: Request) -> None:
-        """Have the request served."""
         self.service = service
         if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
             forwarded = request.values.get("x-forwarded-for", "")
@@ -242,7 +236,6 @@ class Client(Socket):
         return self.service.trusts(self.peer_ip_string() or "")
 
     def hand_on(self, service: Service, request: Request) -> None:
-        """Have the request served by another service."""
         self.adopted += 1
         if self.adopted > MOST_SERVICES:
             self.send_page(500, "Services lead in a circle")

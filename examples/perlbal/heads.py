@@ -136,8 +136,6 @@ _ONCE_IN_RESPONSE: Final = frozenset(("content-length",))
 
 
 class Request(Head):
-    """The head of a request."""
-
     __slots__ = ("chunked", "keep_alive", "length", "low_priority", "method", "uri", "version")
 
     def __init__(self, text: str) -> None:
@@ -234,7 +232,6 @@ class Response(Head):
         """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
 
     def set_code(self, code: int) -> None:
-        """Change the code, and the reason with it."""
         self.code = code
         self.reason = REASONS.get(code, "")
 

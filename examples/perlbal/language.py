@@ -49,7 +49,6 @@ class Call(NamedTuple):
     context: Context
 
     def service(self, name: str) -> Service:
-        """The service of this name. Raises `LanguageError`."""
         return named(self.server.services, name, f"service '{name}' does not exist")
 
     def service_in_context(self) -> Service:
@@ -62,8 +61,6 @@ class Call(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command of the language."""
-
     run: Callable[..., Answer]
     """Carries it out: with the call, and the groups of the pattern, "" for each that isn't there.
     May raise `LanguageError`."""
@@ -100,8 +97,6 @@ def command(
 
 
 class Language:
-    """Carries out commands on a server."""
-
     def __init__(self, server: Server) -> None:
         self.server = server
 

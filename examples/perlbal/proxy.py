@@ -27,8 +27,6 @@ _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
 class ProxyExchange(Exchange):
-    """A request to a reverse proxy."""
-
     _responded = False
     """Whether there was room for more of the answer, after some of it had to wait."""
 
@@ -259,7 +257,6 @@ class ProxyExchange(Exchange):
             self.client.send_page(502)
 
     def backend_ended(self, backend: BackendHTTP) -> None:
-        """The backend has closed."""
         if backend.head is None and backend.inbox:
             self.backend_garbage(backend, "it closed in the midst of a head")
         elif backend.head is not None and backend.left is None:
@@ -348,7 +345,6 @@ class ProxyExchange(Exchange):
     # --- reproxying -------------------------------------------------------------------------------
 
     def _reproxy(self, backend: BackendHTTP, head: Response) -> None:
-        """Do what the backend's headers ask for."""
         values, client = head.values, self.client
         self._drop_body()
         self.backend = None

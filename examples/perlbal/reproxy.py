@@ -313,7 +313,6 @@ class ReproxyManager:
         host.serve()
 
     def forget(self, exchange: ProxyExchange, url: Url) -> None:
-        """The exchange needs none any more."""
         if url.node in self.hosts:
             self.hosts[url.node].queue.pop(exchange, None)
 

@@ -87,8 +87,6 @@ class IdleClients:
 
 
 class Server:
-    """All of one Perlbal."""
-
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.services: dict[str, Service] = {}
@@ -124,7 +122,6 @@ class Server:
         """Whether a graceful shutdown is going on."""
 
     def log(self, message: str) -> None:
-        """Tell the administrator."""
         tell(message)
 
     # --- what there is ----------------------------------------------------------------------------
@@ -151,7 +148,6 @@ class Server:
             self.pools[name] = Pool(name, self.loop)
 
     def node_stats(self, name: str) -> NodeStats:
-        """The counts of a node."""
         stats = self.nodes.get(name)
         if stats is None:
             if len(self.nodes) >= MOST_NODES:
@@ -176,7 +172,6 @@ class Server:
         self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
 
     def run(self) -> None:
-        """Serve until the end."""
         self.running = True
         self.loop.on_exception = log_exception
         if self.pidfile:
@@ -207,7 +202,6 @@ class Server:
             self.language.run(command, self.log, Context(verbose=False))
 
     def stop(self) -> None:
-        """End at once."""
         self.ended = True
         self.loop.stop()
 
@@ -228,7 +222,6 @@ class Server:
         self._stop_if_alone()
 
     def client_closed(self) -> None:
-        """A client has left."""
         self.clients -= 1
         self._stop_if_alone()
 

@@ -46,8 +46,6 @@ def written(value: object) -> str:
 
 
 class TCPListener(Listener):
-    """The listening socket of a service."""
-
     def __init__(self, service: Service, sock: socket.socket) -> None:
         super().__init__(sock, self.enter, service.server.loop)
         self.service = service
@@ -56,7 +54,6 @@ class TCPListener(Listener):
         """How many connections it has taken in."""
 
     def enter(self, connection: socket.socket, address: object) -> None:
-        """Make an object of a new connection."""
         self.entered += 1
         service = self.service
         if service.role == "management":
@@ -88,8 +85,6 @@ class TCPListener(Listener):
 
 
 class Service(Parameters):
-    """A named service."""
-
     def __init__(self, server: Server, name: str) -> None:
         self.server = server
         self.name = name

@@ -49,8 +49,6 @@ def mime_type(path: bytes) -> str | None:
 
 
 class WebExchange(Exchange):
-    """A request to a web server."""
-
     _file: NewFile | None = None
     """What a PUT is writing."""
     _size = 0
