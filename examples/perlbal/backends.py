@@ -47,7 +47,6 @@ class Owner(Protocol):
     def service(self) -> Service | None: ...
 
     def register_boredom(self, backend: BackendHTTP) -> None: ...
-    def note_bad_backend_connect(self, backend: BackendHTTP) -> None: ...
     def note_backend_close(self, backend: BackendHTTP) -> None: ...
 
 
@@ -86,6 +85,8 @@ class BackendHTTP(Socket):
         """What was read and isn't a whole head yet."""
         self.left: int | None = None
         """Bytes of the response's body that are to come; None if they end with the connection."""
+        self.unreachable = False
+        """Whether it is closed because the connect failed."""
         self._verify_timer: Timer
         """Ends it where there is no answer to OPTIONS in time."""
         self.has_attention = False
@@ -127,7 +128,7 @@ class BackendHTTP(Socket):
             self.stats.connects += 1
             self.stats.lastconnect = int(time.time())
         if error is not None:
-            self.owner.note_bad_backend_connect(self)
+            self.unreachable = True
             return self.close("connect failed")
         self.watch_read(True)
         service = self.owner.service

@@ -180,12 +180,9 @@ class Balancer:
         if not backend.use_count:
             self.spawn_backends()  # Its node is free for another now.
 
-    def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
-        """It was not to be reached; its node is left alone for a second."""
-        self._no_longer_pending(backend)
-        self._block(backend.ipport)
-
     def _block(self, name: str) -> None:
+        """Leave a node alone for a second."""
+
         def unblock() -> None:
             self.blocked.discard(name)
             del self.ended_unused[name]
@@ -201,7 +198,9 @@ class Balancer:
         self._no_longer_pending(backend)
         if backend in self.bored:
             self.bored.remove(backend)
-        if backend.use_count:
+        if backend.unreachable:
+            self._block(name)
+        elif backend.use_count:
             del self.ended_unused[name]
         elif was_free and backend.age() < RETRY_SECONDS and self._in_pool(backend):
             # Some go with a process that restarts. To try again at once could go on for ever.

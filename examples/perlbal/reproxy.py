@@ -272,16 +272,14 @@ class ReproxyHost:
             self.bored.append(backend)
             self.was_bored = True
 
-    def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
-        self.connecting = None
-        self._give_up()
-
     def note_backend_close(self, backend: BackendHTTP) -> None:
         if backend is self.connecting:
             self.connecting = None
         self.connected.discard(backend)
         if backend in self.bored:
             self.bored.remove(backend)
+        if backend.unreachable:
+            self._give_up()
         self.serve()
 
     def clean(self) -> bool:
