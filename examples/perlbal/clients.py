@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
 from examples.perlbal.files import Part, SentFiles
-from examples.perlbal.heads import SERVER, Refused, Request, Response, read_off, take_head
+from examples.perlbal.heads import BODILESS, SERVER, Refused, Request, Response, read_off, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
 if TYPE_CHECKING:
@@ -254,11 +254,7 @@ class Client(Socket):
             and not self.body_left
             and not self.overfed
             and not self.server.stopping
-            and (
-                "content-length" in head.values
-                or head.code in (204, 304)
-                or exchange.request.method == "HEAD"
-            )
+            and head.tells_its_end(exchange.request.method == "HEAD")
         )
         head.set("Connection", "keep-alive" if self.keep_alive else "close")
         timeout = self.service.persist_client_idle_timeout
@@ -278,7 +274,7 @@ class Client(Socket):
         """Answer with a page of our own."""
         head = Response(code)
         body = b""
-        if code not in (204, 304):
+        if code not in BODILESS:
             reason = f" - {head.reason}" if head.reason else ""
             body = f"<h1>{code}{reason}</h1>\n{text}".encode("latin-1", "replace")
             head.set("Content-Type", "text/html")

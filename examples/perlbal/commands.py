@@ -13,6 +13,7 @@ from typing import Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
+from examples.perlbal.heads import TOKEN
 from examples.perlbal.language import COMMANDS, Answer, Call, command
 from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, named, words
 from examples.perlbal.plugins import PLUGINS
@@ -91,7 +92,7 @@ def header(call: Call, name: str, verb: str, field: str, value: str) -> None:
     service = call.service(name)
     if verb == "insert" and not value:
         raise LanguageError("no value provided")
-    if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", field, re.ASCII):
+    if not TOKEN.fullmatch(field):
         raise LanguageError(f"'{field}' is no name of a header")
     if verb == "remove":
         service.removed_headers.append(field)

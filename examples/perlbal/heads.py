@@ -16,6 +16,8 @@ MAX_HEAD: Final = 102_400
 """Bytes of a head; as in the original."""
 
 SERVER: Final = "Perlbal"
+BODILESS: Final = (204, 304)
+"""Codes of responses that have no body, whatever they say of one."""
 
 _AS_IN_RFC: Final = (200, 204, 206, 302, 304, 403, 404, 411, 500, 501, 502, 503)
 REASONS: Final = {
@@ -25,7 +27,7 @@ REASONS: Final = {
     416: "Request range not satisfiable",
 }
 
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
+TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
 _REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/1\.(\d)\r?\n", re.ASCII)
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
@@ -52,10 +54,10 @@ class _Keys(dict[str, str]):
 
     def __missing__(self, name: str) -> str:
         """The key of a name that is new. Raises `Refused` for what is none."""
-        if not _TOKEN.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             # What another server might take for something else gets an answer, what is plain
             # nonsense doesn't.
-            told = name[:1] in " \t" or not name.isascii() or _TOKEN.fullmatch(name.rstrip(" \t"))
+            told = name[:1] in " \t" or not name.isascii() or TOKEN.fullmatch(name.rstrip(" \t"))
             raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
         key = name.lower()
         if len(name) <= 100:
@@ -244,8 +246,11 @@ class Response(Head):
         wish = _wish_to_go_on(self.values)
         if self.version != "1.0":
             return wish is not False
-        has_end = head_only or "content-length" in self.values or self.code in (204, 304)
-        return bool(wish) and has_end
+        return bool(wish) and self.tells_its_end(head_only)
+
+    def tells_its_end(self, head_only: bool) -> bool:
+        """Whether it is known where it ends: by a length, or as it can't have a body."""
+        return head_only or "content-length" in self.values or self.code in BODILESS
 
 
 def parse_response(text: str) -> Response:
@@ -270,7 +275,7 @@ def parse_response(text: str) -> Response:
         values.pop("content-length", None)
     if "content-length" in values:
         response.length = _length(values["content-length"])
-    if response.code in (204, 304):
+    if response.code in BODILESS:
         response.length = 0
     return response
 

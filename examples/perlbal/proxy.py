@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import PIECE
 from examples.perlbal.heads import Head, Request, Response, http_date
-from examples.perlbal.reproxy import OtherBody, ReproxyCache, send_file
+from examples.perlbal.reproxy import OtherBody, send_file
 from examples.perlbal.uploads import Body
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ProxyExchange(Exchange):
         client, service, request = self.client, self.service, self.request
         client.requests += 1
         if not client.body_left:
-            if service.reproxy_cache is None or not self._from_cache(service.reproxy_cache):
+            if not service.reproxy_cache_maxsize or not self._from_cache():
                 self.request_backend()
             return
         if request.chunked and not service.buffer_uploads:
@@ -354,7 +354,7 @@ class ProxyExchange(Exchange):
             send_file(client, self.request, path.encode("latin-1"), head)
         elif urls := values.get("x-reproxy-url"):
             cache_for = values.get("x-reproxy-cache-for")
-            if cache_for and self.service.reproxy_cache is not None:
+            if cache_for and self.service.reproxy_cache_maxsize:
                 self.service.reproxy_cache.add(self._cache_key(), cache_for, urls, head)
             self._start_reproxy(urls, head)
         elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
@@ -389,9 +389,9 @@ class ProxyExchange(Exchange):
     def _cache_key(self) -> str:
         return f"{self.request.get('host') or ''}|{self.request.uri}"
 
-    def _from_cache(self, cache: ReproxyCache) -> bool:
+    def _from_cache(self) -> bool:
         """Answer without asking a backend, if it is known where the body is."""
-        found = cache.look_up(self._cache_key())
+        found = self.service.reproxy_cache.look_up(self._cache_key())
         if found is None:
             return False
         self._dropping = True

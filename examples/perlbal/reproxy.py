@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.files import code_of, open_file
-from examples.perlbal.heads import Request, Response
+from examples.perlbal.heads import BODILESS, Request, Response
 from examples.perlbal.pools import node_name
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def send_file(client: Client, request: Request, path: bytes, head: Response) -> 
         head.set("Content-Range", f"bytes */{size}")
     else:
         head.set("Accept-Ranges", "bytes")
-        if head.code in (204, 304):
+        if head.code in BODILESS:
             head.set_code(200)  # It has a body now.
         head.set("Content-Length", str(end - start))
         if status == 206:
@@ -141,7 +141,7 @@ class OtherBody:
             for name in ("Accept-Ranges", "Content-Range"):
                 if (value := head.get(name.lower())) is not None:
                     primary.set(name, value)
-        if primary.code in (204, 304):
+        if primary.code in BODILESS:
             primary.set_code(200)
         return primary
 
