@@ -35,6 +35,9 @@ _CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP
 class Exchange:
     """A request and what is done about it, by the role of its service: see the subclasses."""
 
+    takes_body = True
+    """Whether it can be handed what comes behind the head."""
+
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         self.client = client
         self.service = service
@@ -75,36 +78,6 @@ class Exchange:
     def as_string(self) -> str:
         """What SOCKS is to tell of it."""
         return ""
-
-
-class SelectorExchange(Exchange):
-    """A request to a selector, which looks for the service that is to have it."""
-
-    def start(self) -> None:
-        if self.service.latency:
-            self.client.watch_read(False)
-            self.client.loop.add_timer(self.service.latency / 1000, self._select_late)
-        else:
-            self._select()
-
-    def _select_late(self) -> None:
-        client = self.client
-        if client.exchange is self:
-            client.watch_read(True)
-            self._select()
-            client.go_on()
-
-    def _select(self) -> None:
-        if any(plugin.select(self) for plugin in self.service.plugins):
-            return
-        if self.service.default_service is not None:
-            self.hand_on(self.service.default_service)
-        else:
-            self.client.send_page(500, "No service selector configured.")
-
-    def hand_on(self, service: Service) -> None:
-        self.service.munge_headers(self.request)
-        self.client.hand_on(service, self.request)
 
 
 class Client(Socket):
@@ -166,8 +139,8 @@ class Client(Socket):
             if exchange is None:
                 if not self._next_request():
                     return
-            elif isinstance(exchange, SelectorExchange):
-                return  # It isn't known yet whose it is.
+            elif not exchange.takes_body:
+                return
             elif self.body_left:
                 self._take_body(exchange)
             else:
@@ -227,7 +200,7 @@ class Client(Socket):
         if service.role == "web_server":
             self.requests += 1  # A proxy counts those that its plugins have not answered.
         for plugin in service.plugins:
-            if plugin.start_http_request(self, service, request):
+            if plugin.start_http_request(exchange):
                 return
         exchange.start()
 

@@ -18,8 +18,9 @@ from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
-    from examples.perlbal.clients import Client, SelectorExchange
+    from examples.perlbal.clients import Exchange
     from examples.perlbal.proxy import ProxyExchange
+    from examples.perlbal.selector import SelectorExchange
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
 
@@ -57,7 +58,7 @@ class Plugin:
         for key in self.settings:
             service.extra.pop(key, None)
 
-    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+    def start_http_request(self, exchange: Exchange) -> bool:
         """See a request first. True if it has been answered."""
         return False
 
@@ -163,7 +164,8 @@ class Redirect(HostMaps):
         self.maps.setdefault(service, {})[host.lower()] = target.lower()
         return ""
 
-    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+    def start_http_request(self, exchange: Exchange) -> bool:
+        client, service, request = exchange.client, exchange.service, exchange.request
         targets = self.find(service, self.host(request))
         if targets:
             head = Response(301)
@@ -214,13 +216,14 @@ class AccessControl(Plugin):
                 raise LanguageError(f"Error parsing {what}") from None
             self.rules.setdefault(service, []).append((action, what, value, mask))
 
-    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+    def start_http_request(self, exchange: Exchange) -> bool:
+        client, service = exchange.client, exchange.service
         ip = client.peer_ip_string() or ""
         use = service.extra.get(_USE_OBSERVED_IP, "off").lower()
         if client.observed_ip and use not in ("off", "0", "false", "no"):
             ip = client.observed_ip
         action = self.action(service, ip)
-        request.low_priority |= action == "queue_low"
+        exchange.request.low_priority |= action == "queue_low"
         if action == "deny":
             client.send_page(403, "Access denied.")
         return action == "deny"

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Final
 from danga_raw import Loop, Socket, Timer, log_exception
 from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
-from examples.perlbal.clients import Client, Exchange, SelectorExchange
+from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.language import COMMANDS, Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
+from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
 
