@@ -7,6 +7,7 @@ idle client costs little.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -19,6 +20,7 @@ from examples.perlbal.heads import BODILESS, SERVER, Refused, Request, Response,
 from examples.perlbal.uploads import ChunkDecoder
 
 if TYPE_CHECKING:
+    from examples.perlbal.server import Server
     from examples.perlbal.services import Service
 
 READ_SIZE: Final = 65_536
@@ -28,6 +30,11 @@ LINGER_SECONDS: Final = 30.0
 MOST_SERVICES: Final = 10
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
+
+LOOKS_PER_SECOND: Final = 10
+"""How often idle clients are looked for at the most."""
+CLIENTS_PER_SECOND: Final = 20_000
+"""How many are looked at in a second, about, at the most."""
 
 _CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP"}
 
@@ -402,3 +409,46 @@ class Client(Socket):
             text += f"; http://{read_off((request.get('host') or 'unknown') + request.uri)}"
             text += self.exchange.as_string()
         return text
+
+
+class IdleClients:
+    """Closes clients that were silent too long, at most a tenth of a second late.
+
+    A timer for each would cost more than it is worth: most clients are heard of long before their
+    time. So all are looked at when the first of them may be due.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._timer: Timer | None = None
+        self._due = math.inf
+
+    def note(self, seconds: int) -> None:
+        """A client may be due that many seconds from now; 0: never."""
+        if seconds and (due := time.monotonic() + seconds) < self._due:
+            self._look_at(due)
+
+    def look_soon(self) -> None:
+        """The seconds have changed."""
+        self._look_at(0)
+
+    def _look_at(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        # Fewer looks where there is much to be looked at.
+        pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
+        wait = max(due - time.monotonic(), pause)
+        self._timer = self._server.loop.add_timer(wait, self._look)
+
+    def _look(self) -> None:
+        self._due = math.inf
+        now = time.monotonic()
+        for each in list(self._server.loop.descriptor_map.values()):
+            if isinstance(each, Client) and (seconds := each.idle_seconds()):
+                if each.alive + seconds <= now:
+                    each.close("perlbal_timeout")
+                elif each.alive + seconds < self._due:
+                    self._due = each.alive + seconds
+        if self._due < math.inf:
+            self._look_at(self._due)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import signal
@@ -10,12 +9,12 @@ import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from danga_raw import Loop, Socket, Timer, log_exception
+from danga_raw import Loop, Socket, log_exception
 from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
-from examples.perlbal.clients import Client, Exchange
+from examples.perlbal.clients import Client, Exchange, IdleClients
 from examples.perlbal.language import COMMANDS, Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
@@ -28,11 +27,6 @@ from examples.perlbal.webserver import WebExchange
 if TYPE_CHECKING:
     from examples.perlbal.plugins import Plugin
 
-LOOKS_PER_SECOND: Final = 10
-"""How often idle clients are looked for at the most."""
-CLIENTS_PER_SECOND: Final = 20_000
-"""How many are looked at in a second, about, at the most."""
-
 
 def tell(text: str, fd: int = 2) -> None:
     """Write to standard error, or another descriptor; it serves as well where nobody reads that,
@@ -42,49 +36,6 @@ def tell(text: str, fd: int = 2) -> None:
     with suppress(OSError):
         while data and select.select((), (fd,), (), 0)[1]:
             data = data[os.write(fd, data[: select.PIPE_BUF]) :]
-
-
-class IdleClients:
-    """Closes clients that were silent too long, at most a tenth of a second late.
-
-    A timer for each would cost more than it is worth: most clients are heard of long before their
-    time. So all are looked at when the first of them may be due.
-    """
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._timer: Timer | None = None
-        self._due = math.inf
-
-    def note(self, seconds: int) -> None:
-        """A client may be due that many seconds from now; 0: never."""
-        if seconds and (due := time.monotonic() + seconds) < self._due:
-            self._look_at(due)
-
-    def look_soon(self) -> None:
-        """The seconds have changed."""
-        self._look_at(0)
-
-    def _look_at(self, due: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due = due
-        # Fewer looks where there is much to be looked at.
-        pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
-        wait = max(due - time.monotonic(), pause)
-        self._timer = self._server.loop.add_timer(wait, self._look)
-
-    def _look(self) -> None:
-        self._due = math.inf
-        now = time.monotonic()
-        for each in list(self._server.loop.descriptor_map.values()):
-            if isinstance(each, Client) and (seconds := each.idle_seconds()):
-                if each.alive + seconds <= now:
-                    each.close("perlbal_timeout")
-                elif each.alive + seconds < self._due:
-                    self._due = each.alive + seconds
-        if self._due < math.inf:
-            self._look_at(self._due)
 
 
 class Server:
