@@ -94,14 +94,11 @@ class ProxyExchange(Exchange):
             return
         if backend is not None:
             backend.write(data)
-            if backend.write_buf_size > READ_AHEAD:
-                client.watch_read(False)
-            return
+            return self._pace_client()
         self._keep(data)
         enough = not client.body_left or self._body.size >= service.buffer_backend_connect
         if self.requested:
-            if self._body.left >= READ_AHEAD:
-                client.watch_read(False)
+            self._pace_client()
         elif self._body.file is not None or not enough:
             return
         elif service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
@@ -132,8 +129,20 @@ class ProxyExchange(Exchange):
     def _drop_body(self) -> None:
         """From now on what comes of the body is read and thrown away."""
         self._dropping = True
-        if self.client.body_left:
-            self.client.watch_read(True)
+        self._pace_client()
+
+    def _pace_client(self) -> None:
+        """Read on from a client that has more of the body to send, or not, as there is room for
+        it."""
+        client, backend = self.client, self.backend
+        if self._dropping:
+            room = True
+        elif backend is not None:
+            room = not self.backend_stalled and backend.write_buf_size <= READ_AHEAD
+        else:
+            room = self._body.left < READ_AHEAD
+        if client.body_left:
+            client.watch_read(room)
 
     def overflow(self) -> None:
         client = self.client
@@ -190,8 +199,8 @@ class ProxyExchange(Exchange):
         self.client.state = backend.state = "wait_res"
         if self._body.left:
             backend.watch_write(True)
-        elif self.client.body_left:
-            self.client.watch_read(True)
+        else:
+            self._pace_client()
 
     def backend_drained(self, backend: BackendHTTP) -> None:
         """The backend has taken all that was written to it."""
@@ -211,8 +220,7 @@ class ProxyExchange(Exchange):
         body.purge()
         if not backend.write_buf_size:
             backend.watch_write(False)
-            if client.body_left and not self.backend_stalled:
-                client.watch_read(True)
+            self._pace_client()
 
     def too_far_behind_backend(self) -> bool:
         """Whether so much waits for the client that no more should come."""
@@ -226,10 +234,10 @@ class ProxyExchange(Exchange):
         reset, and what of the answer is on its way would be lost."""
         self.backend_stalled = True
         backend.watch_read(False)
+        self._pace_client()
         client, since = self.client, self.client.alive
         if self._dropping or not client.body_left:
             return
-        client.watch_read(False)
 
         def look() -> None:
             # A client that doesn't read before all is sent would wait for ever.
@@ -243,8 +251,7 @@ class ProxyExchange(Exchange):
         if self.backend_stalled and self.backend is not None and not self.too_far_behind_backend():
             self.backend_stalled = False
             self.backend.watch_read(True)
-            if self.client.body_left and not self.backend.write_buf_size:
-                self.client.watch_read(True)
+            self._pace_client()
 
     def backend_garbage(self, backend: BackendHTTP, what: str) -> None:
         """What the backend says is no response."""
