@@ -330,15 +330,10 @@ def states(call: Call, name: str) -> Answer:
     service = named(call.server.services, name, "Service not found.") if name else None
     counts: Counter[str] = Counter()
     for each in call.server.sockets():
-        if isinstance(each, Client):
-            owner: Service | None = each.service
+        if isinstance(each, (Client, BackendHTTP)):
             kind = each.class_name()
-        elif isinstance(each, BackendHTTP):
-            owner, kind = each.owner.service, "Perlbal::BackendHTTP"
-        else:
-            continue
-        if service is None or owner is service and kind != "Perlbal::ClientHTTPBase":
-            counts[f"{kind} {each.state}"] += 1
+            if service is None or each.service is service and kind != "Perlbal::ClientHTTPBase":
+                counts[f"{kind} {each.state}"] += 1
     return _counted(counts)
 
 
@@ -376,8 +371,8 @@ def pending(call: Call) -> Answer:
 
 @command("noverify")
 def noverify(call: Call) -> Answer:
-    now = time.monotonic()
-    return [f"{name} {math.ceil(until - now)}" for name, until in call.server.no_verify.items()]
+    now, known = time.monotonic(), call.server.no_verify.items()
+    return [f"{name} {math.ceil(until - now)}" for name, until in known if until > now]
 
 
 @command("socks", r"(?: (\w+))?")
