@@ -174,7 +174,7 @@ class Connecting:
                     del self._pending[self._fd]
                 obj.event_connect(error)
         finally:
-            if error is not None and not obj.closed:
+            if error is not None and obj.fd == self._fd:
                 obj.close_as("not connected")
         # What is queued is left to event_write, by which those go on who were refused a write.
         obj._go_direct()  # pyright: ignore[reportPrivateUsage]

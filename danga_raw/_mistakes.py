@@ -34,19 +34,29 @@ def check_callback(what: str, callback: object) -> None:
 
 
 def check_class(kind: type, base: type) -> None:
-    """Raises `TypeError` for a subclass whose handlers do nothing. One whose own constructor calls no
-    `__init__` gets a `__getattr__`, which says so whatever is used of an object. No other class has
-    one, as it makes every attribute slower on CPython 3.10 and 3.11."""
-    for name in vars(base):
-        if name.startswith(("event_", "on_", "close")) and does_nothing(getattr(kind, name, None)):
-            raise TypeError(
-                f"{kind.__name__}.{name} is called and not awaited: no async def or yield"
-            )
+    """Raises `TypeError` for a subclass whose handlers do nothing, or take nothing where they are given
+    something: `close(self)`, as asyncore has it, would fail when a write does. One whose own
+    constructor calls no `__init__` gets a `__getattr__`, which says so whatever is used of an object.
+    No other class has one, as it makes every attribute slower on CPython 3.10 and 3.11."""
+    for name, own in vars(base).items():
+        if name.startswith(("event_", "on_", "close")):
+            handler: object = getattr(kind, name, None)
+            what = f"{kind.__name__}.{name} is called"
+            if does_nothing(handler):
+                raise TypeError(f"{what} and not awaited: no async def or yield")
+            if _takes_nothing(handler) and not _takes_nothing(own):
+                raise TypeError(f"{what} with one argument, as {base.__name__}.{name} is")
     constructor: object = getattr(kind, "__init__")
     if constructor is not getattr(base, "__init__") and not hasattr(kind, "__getattr__"):
         code: object = getattr(constructor, "__code__", None)
         if "__init__" not in getattr(code, "co_names", ("__init__",)):
             setattr(kind, "__getattr__", _missing)
+
+
+def _takes_nothing(function: object) -> bool:
+    """True for a method that takes its object alone: one argument, and no *args (CO_VARARGS)."""
+    code: object = getattr(function, "__code__", None)
+    return getattr(code, "co_argcount", 0) == 1 and not getattr(code, "co_flags", 0) & 0x04
 
 
 def _missing(obj: object, name: str) -> object:

@@ -178,11 +178,12 @@ class Loop:
                             else:
                                 if state & POLLIN:
                                     obj.event_read()
-                                if state & POLLOUT and not obj.closed:
+                                # It may have closed, and have another descriptor by now.
+                                if state & POLLOUT and obj.fd == fd:
                                     obj.event_write()
-                                if state & POLLERR and not obj.closed:
+                                if state & POLLERR and obj.fd == fd:
                                     obj.event_err()
-                                if state & POLLHUP and not obj.closed:
+                                if state & POLLHUP and obj.fd == fd:
                                     obj.event_hup()
                             continue
                     except Exception as error:
@@ -292,7 +293,7 @@ class Loop:
             self._other_event(fd, event)
 
     def _by_event(self, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Each event of an object by itself, if the object isn't closed by then."""
+        """Each event of an object by itself, if the object still has the descriptor by then."""
         registry = self._registry
         for fd, state in found:
             obj = registry.objects.get(fd)
@@ -300,7 +301,7 @@ class Loop:
                 yield fd, state
             else:
                 for event in _KINDS:
-                    if state & event and not obj.closed:
+                    if state & event and obj.fd == fd:
                         yield fd, event
 
     def _other_event(self, fd: int, state: int) -> None:

@@ -316,6 +316,64 @@ class OnPurpose(Exception):
     """What a constructor raises."""
 
 
+class Again(Quiet):
+    """Is made anew on another socket when its own has ended."""
+
+    def __init__(self, sock: socket.socket, part: MadeAnew) -> None:
+        super().__init__(sock, part.loop)
+        self.part = part
+        self.watch_read(True)
+
+    def event_read(self) -> None:
+        if data := self.read(100):
+            self.part.got += data
+        else:
+            self.close("end")
+            if self.part.following:
+                self.__init__(self.part.following.pop(0), self.part)  # type: ignore[misc]  # made anew
+                self.part.obj = self
+
+
+class MadeAnew(Part):
+    """An object that has closed is made anew on another socket, twice."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(backend)
+        self.obj: Again | None = None
+        self.got = b""
+        self.following: list[socket.socket] = []
+        self.theirs: list[socket.socket] = []
+        for _ in range(3):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            self.following.append(ours)
+            self.theirs.append(theirs)
+            self.things += [ours, theirs]
+        end = [partial(each.shutdown, socket.SHUT_WR) for each in self.theirs]
+        self.steps = [self.make, end[0], self.turn, self.turn, end[1], self.turn]
+
+    def make(self) -> None:
+        self.obj = Again(self.following.pop(0), self)
+
+    def check(self) -> None:
+        for _ in range(3):
+            if self.obj is not None:
+                self.obj.watch_read(True)  # which the exception may have come before
+            self.turn()
+        self.check_registered()
+        objects = dict(self.loop.descriptor_map)
+        if self.obj is not None and list(objects.values()) != [self.obj] * (not self.obj.closed):
+            self.wrong.append(f"{self.obj}, and known: {objects}")
+        for fd, obj in objects.items():
+            if obj is self.obj:
+                self.theirs[2 - len(self.following)].send(b"hello")
+                self.turn()
+                if self.got != b"hello" or obj.fd != fd:
+                    self.wrong.append("what came is not heard")
+            obj.close()
+        self.turn()
+
+
 class Client(Quiet):
     """Connects, and writes at once."""
 
@@ -403,6 +461,7 @@ class Connecting(Part):
 PARTS: Final[dict[str, Callable[[str], Part]]] = {
     "waking": Waking,
     "reset": Reset,
+    "made anew": MadeAnew,
     "signals": Signals,
     "a listener that waits for a close": lambda backend: Listening(backend, 60),
     "a listener that waits a while": lambda backend: Listening(backend, 0),

@@ -427,6 +427,27 @@ def test_a_close_that_fails_takes_nothing_from_what_a_constructor_raises(
     assert "close(fd" in caplog.text
 
 
+def test_who_is_made_anew_when_refused_stays_open(loop: Loop) -> None:
+    here, there = socket.socketpair()
+    here.setblocking(False)
+
+    class Falls(Client):
+        def event_connect(self, error: OSError | None) -> None:
+            super().event_connect(error)
+            self.close("refused")
+            Socket.__init__(self, here, self.loop)
+            self.watch_read(True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    client = Falls.connect(address, loop)
+    loop.run()
+    assert not client.closed and loop.descriptor_map == {here.fileno(): client}
+    there.close()
+    loop.run()
+    assert client.told == [(ConnectionRefusedError, errno.ECONNREFUSED), "read"]
+
+
 def test_what_event_connect_raises_goes_the_way_of_a_handlers(loop: Loop) -> None:
     class Broken(Client):
         def event_connect(self, error: OSError | None) -> None:

@@ -100,6 +100,29 @@ def test_an_event_is_not_for_an_object_closed_by_one_before(
     assert obj.events == [*order[: order.index(closer) + 1], "close closer"]
 
 
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+@pytest.mark.parametrize("closer", ["read", "write", "err"])
+def test_an_event_is_not_for_an_object_made_anew_by_one_before(
+    world: World, closer: str, profiling: bool
+) -> None:
+    """Who connects again when it is refused would be hung up at once."""
+    one, _ = world.socketpair()
+    other, _ = world.socketpair()
+
+    def reconnect(obj: Noted) -> None:
+        obj.close("reconnects")
+        Noted.__init__(obj, other, world.loop, events=obj.events, actions=QUIET)
+
+    obj = Noted(one, world.loop, actions={**QUIET, closer: reconnect})
+    if profiling:
+        world.loop.enable_profiling()
+    batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
+    world.turn()
+    order = ["read", "write", "err", "hup"]
+    assert obj.events == [*order[: order.index(closer) + 1], "close reconnects"]
+    assert obj.fd == other.fileno() and not obj.closed
+
+
 @pytest.mark.parametrize("mask", [IN, OUT, ERR, HUP, IN | HUP])
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
 def test_an_event_is_not_for_an_object_closed_by_another_of_the_batch(

@@ -218,7 +218,7 @@ sub new {
         plan => $plan,
         stolen => 0,
         wrappable => 0,
-        handling => 0,
+        handles_last => 0,
         event_may_wait => 0,
         reactions => { map { $_ => [@{$plan->{reactions}{$_}}] } keys %{$plan->{reactions}} },
     }, $class;
@@ -333,9 +333,15 @@ sub state { $_[0]{actor}->state }
 
 sub close { $_[0]{actor}->close("asked") }
 
+# The batch in hand may hold another event for the descriptor.
+sub leaves {
+    my $self = shift;
+    $self->{event_may_wait} ||= !$self->{handles_last} && !$self->{player}{timer_runs};
+}
+
 sub steal {
     my $self = shift;
-    $self->{event_may_wait} ||= !$self->{handling};
+    $self->leaves;
     my $stolen = $self->{actor}->steal_socket;
     note("stole", $stolen ? 1 : 0);
     $self->{stolen} ||= $stolen ? 1 : 0;
@@ -426,7 +432,7 @@ sub reacts {
     my ($self, $event) = @_;
     my $reaction = shift @{$self->{end}{reactions}{$event}} or return 1;
     my ($act, $goes_on) = @$reaction;
-    local $self->{end}{handling} = $event ne "incomplete";
+    local $self->{end}{handles_last} = $event eq "hup";
     $self->{end}{player}->play($act);
     $self->state;
     return $goes_on;
@@ -471,7 +477,7 @@ sub close {
     my $reaction = shift @{$self->{end}{reactions}{close}};
     my ($act, $afterwards) = $reaction ? @$reaction : ();
     $self->{end}{player}->play($act) if defined $act && !$afterwards;
-    $self->{end}{event_may_wait} ||= !$self->{end}{handling};
+    $self->{end}->leaves;
     $self->SUPER::close($reason);
     $self->{end}{player}->play($act) if defined $act && $afterwards;
     return 0;

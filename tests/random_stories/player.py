@@ -179,7 +179,7 @@ class End:
         self.theirs: socket.socket | None
         self.stolen = False
         self.wrappable = False
-        self.handling = False
+        self.handles_last = False
         self.event_may_wait = False
         self.reactions = {event: list(each) for event, each in plan["reactions"].items()}
         self.open()
@@ -282,8 +282,12 @@ class End:
     def close(self) -> None:
         self.actor.close("asked")
 
+    def leaves(self) -> None:
+        """The batch in hand may hold another event for the descriptor."""
+        self.event_may_wait |= not self.handles_last and not self.player.timer_runs
+
     def steal(self) -> None:
-        self.event_may_wait |= not self.handling
+        self.leaves()
         stolen = self.actor.steal_socket() is not None
         note("stole", int(stolen))
         self.stolen = self.stolen or stolen
@@ -365,9 +369,9 @@ class Actor(Teller):
         if not self.end.reactions[event]:
             return True
         act, goes_on = self.end.reactions[event].pop(0)
-        handled, self.end.handling = self.end.handling, event != "incomplete"
+        handled, self.end.handles_last = self.end.handles_last, event == "hup"
         self.end.player.play(act)
-        self.end.handling = handled
+        self.end.handles_last = handled
         self.state()
         return goes_on
 
@@ -407,7 +411,7 @@ class Actor(Teller):
         act, afterwards = reactions.pop(0) if reactions else (None, False)
         if act is not None and not afterwards:
             self.end.player.play(act)
-        self.end.event_may_wait |= not self.end.handling
+        self.end.leaves()
         super().close(reason)
         if act is not None and afterwards:
             self.end.player.play(act)

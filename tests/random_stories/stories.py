@@ -35,7 +35,7 @@ kept out, as narrowly as can be; some of it only the players can tell, and they 
   back: the original has those of the socket before.
 - A closed object gets no post-loop callback: in the original it is called for ever.
 - A stolen socket is wrapped again in a later batch, and who has closed is made anew in a later one
-  too or by its own handler: else the new object would be told the old one's event in the original.
+  too, or by its event_hup or a timer: else it would be told the old one's event in the original.
 - Other fds are added once, before the only run: the original registers them when a run begins.
 - Nothing raises, no handler runs the loop, no class overrides `watch_write`, nobody reads 0 bytes,
   and no descriptor is closed behind its object's back. Of the descriptor map only the objects that
