@@ -24,6 +24,7 @@ from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import MOST_UNUSED, RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client
+from examples.perlbal.files import NewFile
 from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
@@ -31,7 +32,6 @@ from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
 from examples.perlbal.server import Server, tell
-from examples.perlbal.webserver import NewFile
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
 

@@ -47,8 +47,6 @@ class Owner(Protocol):
     def service(self) -> Service | None: ...
 
     def register_boredom(self, backend: BackendHTTP) -> None: ...
-    def may_live(self, backend: BackendHTTP) -> bool: ...
-    def note_bad_backend_connect(self, backend: BackendHTTP) -> None: ...
     def note_backend_close(self, backend: BackendHTTP) -> None: ...
 
 
@@ -69,28 +67,28 @@ class NodeStats:
 
 
 class BackendHTTP(Socket):
-    """One connection to a backend."""
-
     def __init__(self, sock: socket.socket, owner: Owner, ip: str, port: int) -> None:
         tune(sock)
         super().__init__(sock, owner.server.loop)
         self.owner = owner
-        """Whom it is told to when it is ready, bored, or closed."""
+        self.server = owner.server
+        self.service = owner.service
         self.ipport = node_name(ip, port)
-        self.stats = owner.server.node_stats(self.ipport)
+        self.stats = self.server.node_stats(self.ipport)
         self.created: float = time.monotonic()
         self.alive = self.created
         """When it last had nothing to do; the reproxy hosts' to keep."""
         self.state = "connecting"
-        self.pool: Pool | None = owner.service.pool if owner.service is not None else None
+        self.pool: Pool | None = self.service.pool if self.service is not None else None
         self.exchange: ProxyExchange | None = None
-        """What it is working on."""
         self.head: Response | None = None
         """The response that is coming in, from when its head is there."""
         self.inbox = b""
         """What was read and isn't a whole head yet."""
         self.left: int | None = None
         """Bytes of the response's body that are to come; None if they end with the connection."""
+        self.unreachable = False
+        """Whether it is closed because the connect failed."""
         self._verify_timer: Timer
         """Ends it where there is no answer to OPTIONS in time."""
         self.has_attention = False
@@ -132,11 +130,11 @@ class BackendHTTP(Socket):
             self.stats.connects += 1
             self.stats.lastconnect = int(time.time())
         if error is not None:
-            self.owner.note_bad_backend_connect(self)
+            self.unreachable = True
             return self.close("connect failed")
         self.watch_read(True)
-        service = self.owner.service
-        if service is None or not service.verify_backend or self._unverifiable():
+        service, until = self.service, self.server.no_verify.get(self.ipport, 0)
+        if service is None or not service.verify_backend or until > time.monotonic():
             self.state = "bored"
             return self.owner.register_boredom(self)
         left = self.created + GIVE_UP_SECONDS - time.monotonic()
@@ -145,32 +143,23 @@ class BackendHTTP(Socket):
         path = service.verify_backend_path
         self.write(f"OPTIONS {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode("latin-1"))
 
-    def _unverifiable(self) -> bool:
-        """Whether its node was found to know no OPTIONS or no keep-alive, a short time ago."""
-        until = self.owner.server.no_verify.get(self.ipport)
-        if until is not None and until < time.monotonic():
-            del self.owner.server.no_verify[self.ipport]
-            return False
-        return until is not None
-
     def _verify_failed(self) -> None:
-        self.owner.server.no_verify[self.ipport] = time.monotonic() + NO_VERIFY_SECONDS
+        self.server.no_verify[self.ipport] = time.monotonic() + NO_VERIFY_SECONDS
         self.close("no_keep_alive")
 
     def _read_verification(self, data: bytes) -> None:
         if self.head is None:
             try:
-                self.head = self._read_head(data)
+                found = self._read_head(data, head_only=True)
             except Refused:
                 return self._verify_failed()
-            if self.head is None:
+            if found is None:
                 return
-            self._note_persistence(self.head, head_only=True)
             if not self.kept_alive:
                 return self._verify_failed()
+            head, data = found
             # A length is taken at its word, although OPTIONS has seldom a body.
-            self.left = self.head.length or 0
-            data, self.inbox = self.inbox, b""
+            self.left = head.length or 0
         assert self.left is not None
         self.left -= len(data)
         if self.left < 0:
@@ -184,20 +173,13 @@ class BackendHTTP(Socket):
     # --- requests ---------------------------------------------------------------------------------
 
     def assign(self, exchange: ProxyExchange) -> None:
-        """Send this backend a service's request."""
-        service = exchange.service
-        if service.pool is not None and self.ipport in service.pool.used:
-            service.pool.used[self.ipport] += 1
+        """Send this backend a request, whose body follows by the exchange."""
+        if self.pool is not None:
+            self.pool.used[self.ipport] += 1
         # Theirs before a plugin may fail: it takes both along then, and neither is left to wait.
         self.exchange, exchange.backend = exchange, self
-        self.begin(exchange, exchange.head_for_backend())
-
-    def begin(self, exchange: ProxyExchange, head: bytes) -> None:
-        """Send this backend a request, whose body follows by the exchange."""
-        self.exchange = exchange
-        exchange.backend = self
         self.state = "sending_req"
-        self.write(head)
+        self.write(exchange.head_for_backend())
         if not self.closed:
             exchange.backend_ready(self)
 
@@ -213,8 +195,6 @@ class BackendHTTP(Socket):
             # A body that nobody wants would be taken for the next response.
             if self.left != 0 or not self.kept_alive or self.write_buf_size:
                 return self.close("next_request_no_persist")
-        if not self.owner.may_live(self):
-            return self.close("pool_requested_closure")
         self.disconnect_at = time.monotonic() + self.stays if self.stays else 0.0
         self.state = "bored"
         self.head = None
@@ -223,28 +203,25 @@ class BackendHTTP(Socket):
 
     # --- responses --------------------------------------------------------------------------------
 
-    def _read_head(self, data: bytes) -> Response | None:
-        """The head of the response, once it is whole; what follows stays in the inbox."""
-        if self.inbox:
-            data = self.inbox + data
+    def _read_head(self, data: bytes, head_only: bool) -> tuple[Response, bytes] | None:
+        """The response's head, once it is whole, and what follows it; what it says of the
+        connection is noted, before it is changed for the client. `head_only`: it has no body,
+        whatever its length. Raises `Refused`."""
+        data = self.inbox + data
         while (found := take_head(data)) is not None:
-            head = parse_response(found[0])
-            data = found[1]
+            head, data = parse_response(found[0]), found[1]
             if head.code == 101:
                 raise Refused(502, "101 unasked for")
             if head.code >= 200:
-                self.inbox = data
-                return head
+                self.head, self.inbox = head, b""
+                self.left = 0 if head_only else head.length
+                self.kept_alive = head.kept_alive(head_only)
+                timeout = _TIMEOUT.search(head.values.get("keep-alive", ""))
+                self.stays = int(timeout[1]) if timeout else 0
+                return head, data
             # A preliminary response: another follows.
         self.inbox = data
         return None
-
-    def _note_persistence(self, head: Response, head_only: bool) -> None:
-        """Note what the response says of the connection, before it is changed for the client."""
-        self.kept_alive = head.kept_alive(head_only)
-        timeout = head.values.get("keep-alive")
-        found = _TIMEOUT.search(timeout) if timeout is not None else None
-        self.stays = int(found[1]) if found else 0
 
     def event_read(self) -> None:
         exchange = self.exchange
@@ -276,19 +253,16 @@ class BackendHTTP(Socket):
             exchange.response_body(self, self._count(data))
         else:
             try:
-                self.head = self._read_head(data)
+                found = self._read_head(data, exchange.request.method == "HEAD")
             except Refused as refused:
                 return exchange.backend_garbage(self, refused.text)
-            if self.head is None:
+            if found is None:
                 return
-            head_only = exchange.request.method == "HEAD"
-            self.left = 0 if head_only else self.head.length
-            self._note_persistence(self.head, head_only)
+            head, data = found
             self.has_attention = True
             self.state = "xfer_res"
-            self.stats.codes.append(self.head.code)
-            data, self.inbox = self.inbox, b""
-            exchange.response_received(self, self.head, self._count(data))
+            self.stats.codes.append(head.code)
+            exchange.response_received(self, head, self._count(data))
 
     def _count(self, data: bytes) -> bytes:
         """Count what has come of the body. More than was announced is cut, and the connection isn't
@@ -342,6 +316,9 @@ class BackendHTTP(Socket):
         if self.state == "bored":
             self.close("graceful_death")
 
+    def class_name(self) -> str:
+        return "Perlbal::BackendHTTP"
+
     def as_string(self) -> str:
         text = "Perlbal::" + super().as_string()
         self.local_addr_string()
@@ -350,7 +327,6 @@ class BackendHTTP(Socket):
         if self.exchange is not None and not self.exchange.client.closed:
             text += f"; client={self.exchange.client.fd}"
         text += f"; uses={self.use_count}; {self.state}"
-        service = self.owner.service
-        if service is not None and service.verify_backend:
+        if self.service is not None and self.service.verify_backend:
             text += f"; has_attention={'yes' if self.has_attention else 'no'}"
         return text

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 MOST_NEW_CONNECTIONS: Final = 10
-"""How many connects are begun at a time."""
 QUICK_SECONDS: Final = 2
 """After which time a connection that isn't there is no reason any more not to try another node: a
 lost SYN is sent again after one second (RFC 6298, 2.1)."""
@@ -53,7 +52,6 @@ class Balancer:
         self._will_look_again = False
 
     def waiting(self) -> int:
-        """How many wait for a backend."""
         return sum(map(len, self.queues.values()))
 
     # --- clients ----------------------------------------------------------------------------------
@@ -79,7 +77,6 @@ class Balancer:
         self.spawn_backends()
 
     def forget(self, exchange: ProxyExchange) -> None:
-        """The client has left."""
         for queue in self.queues.values():
             queue.pop(exchange, None)
 
@@ -118,7 +115,7 @@ class Balancer:
 
     def _in_pool(self, backend: BackendHTTP) -> bool:
         pool = self.service.pool
-        return pool is not None and backend.ipport in pool.used
+        return pool is not None and pool is backend.pool and backend.ipport in pool.used
 
     def spawn_backends(self) -> None:
         """Begin as many connections as are wanted and aren't there or on their way."""
@@ -150,7 +147,6 @@ class Balancer:
         self.spawn_backends()
 
     def _connect(self, pool: Pool, count: int) -> None:
-        """Begin so many connections, if there are nodes for them."""
         taken = self.blocked | self.pending.keys()
         free = [node for node in pool.nodes if node.name not in taken]
         while free and count:
@@ -166,10 +162,11 @@ class Balancer:
                 count -= 1
 
     def register_boredom(self, backend: BackendHTTP) -> None:
-        """A backend has nothing to do."""
         self._no_longer_pending(backend)
         if not self._in_pool(backend):
             return backend.close("invalid_generation")
+        if 0 < self.service.max_backend_uses < backend.use_count:
+            return backend.close("pool_requested_closure")
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
         elif self.server.stopping or (
@@ -183,19 +180,9 @@ class Balancer:
         if not backend.use_count:
             self.spawn_backends()  # Its node is free for another now.
 
-    def may_live(self, backend: BackendHTTP) -> bool:
-        """Whether it may be used once more."""
-        most = self.service.max_backend_uses
-        if most and backend.use_count > most:
-            return False
-        return backend.pool is None or bool(backend.pool.users)
-
-    def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
-        """It was not to be reached; its node is left alone for a second."""
-        self._no_longer_pending(backend)
-        self._block(backend.ipport)
-
     def _block(self, name: str) -> None:
+        """Leave a node alone for a second."""
+
         def unblock() -> None:
             self.blocked.discard(name)
             del self.ended_unused[name]
@@ -211,7 +198,9 @@ class Balancer:
         self._no_longer_pending(backend)
         if backend in self.bored:
             self.bored.remove(backend)
-        if backend.use_count:
+        if backend.unreachable:
+            self._block(name)
+        elif backend.use_count:
             del self.ended_unused[name]
         elif was_free and backend.age() < RETRY_SECONDS and self._in_pool(backend):
             # Some go with a process that restarts. To try again at once could go on for ever.

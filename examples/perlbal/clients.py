@@ -7,6 +7,7 @@ idle client costs little.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -14,30 +15,35 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
-from examples.perlbal.heads import SERVER, Refused, Request, Response, read_off, take_head
+from examples.perlbal.files import Part, SentFiles
+from examples.perlbal.heads import BODILESS, SERVER, Refused, Request, Response, read_off, take_head
 from examples.perlbal.uploads import ChunkDecoder
 
 if TYPE_CHECKING:
+    from examples.perlbal.server import Server
     from examples.perlbal.services import Service
 
 READ_SIZE: Final = 65_536
-PIECE: Final = 131_072
-"""Bytes of a file that are sent at a time."""
 SMALL_FILE: Final = 65_536
 """Up to here a file is read and goes out with its head."""
 LINGER_SECONDS: Final = 30.0
 MOST_SERVICES: Final = 10
-Part = tuple[int, int, int]
-"""A file's descriptor, the place of the first byte that is sent, and of that behind the last."""
-NOTHING: Final = (-1, 0, 0)
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
+
+LOOKS_PER_SECOND: Final = 10
+"""How often idle clients are looked for at the most."""
+CLIENTS_PER_SECOND: Final = 20_000
+"""How many are looked at in a second, about, at the most."""
 
 _CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP"}
 
 
 class Exchange:
-    """A request and what is done about it. This one does nothing: see its subclasses."""
+    """A request and what is done about it, by the role of its service: see the subclasses."""
+
+    takes_body = True
+    """Whether it can be handed what comes behind the head."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         self.client = client
@@ -46,6 +52,7 @@ class Exchange:
 
     def start(self) -> None:
         """The head is there, and no plugin has seen to it."""
+        self.client.send_page(500, f"Can't map to service type {self.service.role}")
 
     def body(self, data: bytes) -> None:
         """Some of the request's body; what nobody asked for is thrown away."""
@@ -53,9 +60,8 @@ class Exchange:
     def body_done(self) -> None:
         """The request's body is whole."""
 
-    def overflow(self, data: bytes) -> None:
-        """The client sends more than its request: perhaps the next one, which then has to wait."""
-        self.client.inbox += data
+    def overflow(self) -> None:
+        """The client has sent more than its request: perhaps the next one, which has to wait."""
         self.client.watch_read(False)
 
     def end_of_input(self) -> None:
@@ -81,108 +87,7 @@ class Exchange:
         return ""
 
 
-class SelectorExchange(Exchange):
-    """A request to a selector, which looks for the service that is to have it."""
-
-    def start(self) -> None:
-        if self.service.latency:
-            self.client.watch_read(False)
-            self.client.loop.add_timer(self.service.latency / 1000, self._select_late)
-        else:
-            self._select()
-
-    def _select_late(self) -> None:
-        client = self.client
-        if client.exchange is self:
-            client.watch_read(True)
-            self._select()
-            rest, client.inbox = client.inbox, b""
-            if rest:
-                client.take(rest)
-            client.go_on()
-
-    def _select(self) -> None:
-        client, service = self.client, self.service
-        selecting = [plugin for plugin in service.plugins if plugin.selects]
-        if not selecting and service.default_service is None:
-            return client.send_page(500, "No service selector configured.")
-        for plugin in selecting:
-            target, answered = plugin.select(client, service, self.request)
-            if answered:
-                return
-            if target is not None:
-                break
-        else:
-            target = service.default_service
-        if target is None:
-            return client.send_page(404, "Not Found (no configured vhost)")
-        service.munge_headers(self.request)
-        client.hand_on(target, self.request)
-
-
-class SentFiles:
-    """Files that are on their way to a client, one after another: sendfile(2), where the system
-    has it."""
-
-    def __init__(self, client: Client, first: Part, more: Iterator[Part]) -> None:
-        self._client = client
-        self._fd, self._offset, self._end = first
-        self._more = more
-
-    def go_on(self) -> None:
-        """Send some more, as there is room, and not more than a piece, as others have their turn
-        between."""
-        client = self._client
-        left = PIECE
-        try:
-            while left > 0 and client.file is self and not client.write_buf_size:
-                if self._offset < self._end:
-                    left -= self._send(min(left, self._end - self._offset))
-                else:
-                    self._next()
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            client.server.log(f"reading a file: {error}")
-            client.close("a file is gone")
-
-    def _send(self, count: int) -> int:
-        client = self._client
-        assert client.fd is not None
-        try:
-            sent = os.sendfile(client.fd, self._fd, self._offset, count)
-        except BlockingIOError:
-            raise
-        except (OSError, AttributeError):
-            # Not with this kind of file, or not on this system; or the client is gone, which
-            # writing will tell.
-            data = os.pread(self._fd, count, self._offset)
-            sent = len(data)
-            client.write(data)
-        self._offset += sent
-        if not sent:
-            client.close("the file has shrunk")  # Its length is promised.
-        return sent
-
-    def _next(self) -> None:
-        self.close()
-        part = next(self._more, None)
-        if part is not None:
-            self._fd, self._offset, self._end = part
-            return
-        self._client.file = None
-        self._client.watch_write(False)
-        self._client.finished()
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
 class Client(Socket):
-    """A client's connection."""
-
     _linger: Timer | None = None
     """Ends it where the client isn't the first to do so."""
 
@@ -203,7 +108,6 @@ class Client(Socket):
         """Bytes of the request's body that haven't come yet."""
         self.decoder: ChunkDecoder | None = None
         self.keep_alive = False
-        """Whether it goes on after the present answer."""
         self.overfed = False
         """Whether there is more to come from it that nobody wants."""
         self.observed_ip: str | None = None
@@ -226,37 +130,41 @@ class Client(Socket):
                 self.exchange.end_of_input()
             else:
                 self.close("remote_closure")
-        elif not data:
-            return
         elif self.exchange is None and self.state == "draining_res":
             if self.decoder is None and self.body_left:
                 self.body_left -= len(data)
                 if self.body_left <= 0:
                     self.close("no_keep_alive")
-        else:
-            self.take(data)
+        elif data:
+            self.inbox += data
             self.go_on()
 
     def go_on(self) -> None:
-        """Take the requests that are there, one after the other."""
-        while self.exchange is None and self.inbox and not self.closed:
-            if self.state == "draining_res":
-                self.inbox = b""
-            elif not self._next_request():
+        """Give what has come to whom it is for: the present request, or the next one."""
+        while self.inbox:
+            exchange = self.exchange
+            if exchange is None:
+                if not self._next_request():
+                    return
+            elif not exchange.takes_body:
                 return
+            elif self.body_left:
+                self._take_body(exchange)
+            else:
+                return exchange.overflow()
 
     def _next_request(self) -> bool:
         # RFC 9112, 2.2: an empty line before a request is nothing; some browsers send it after POST.
-        self.inbox = data = self.inbox.removeprefix(b"\r\n")
+        self.inbox = self.inbox.removeprefix(b"\r\n")
         try:
-            found = take_head(data)
+            found = take_head(self.inbox)
             if found is None:
                 return False
             request = Request(found[0])
         except Refused as refused:
             self.refuse(refused)
             return False
-        self.inbox = b""
+        self.inbox = found[1]
         self.server.requests += 1
         self.adopted = 0
         self.observed_ip = None
@@ -267,32 +175,39 @@ class Client(Socket):
         else:
             self.body_left = request.length
         self.serve(self.base, request)
-        if found[1]:
-            self.take(found[1])
         return True
 
-    def take(self, data: bytes) -> None:
-        """Give what has come to whom it is for: the exchange, or whatever is next."""
-        exchange = self.exchange
-        if exchange is None or isinstance(exchange, SelectorExchange):
-            self.inbox += data
-        elif not self.closed:
-            self.feed(exchange, data)
+    def _take_body(self, exchange: Exchange) -> None:
+        data, self.inbox = self.inbox, b""
+        if self.decoder is not None:
+            try:
+                data, self.inbox = self.decoder.feed(data)
+            except Refused as refused:
+                return self.refuse(refused)
+            if 0 < self.service.max_chunked_request_size < self.decoder.size:
+                return self.close("max_chunked_request_size")
+            if self.decoder.done:
+                self.decoder = None
+                self.body_left = 0
+        else:
+            data, self.inbox = data[: self.body_left], data[self.body_left :]
+            self.body_left -= len(data)
+        if data:
+            exchange.body(data)
+        if self.exchange is exchange and not self.body_left:
+            exchange.body_done()
 
     def serve(self, service: Service, request: Request) -> None:
-        """Have the request served."""
         self.service = service
         if (service.always_trusted or service.trusted_upstream_proxies) and self.is_trusted():
             forwarded = request.values.get("x-forwarded-for", "")
             self.observed_ip = forwarded.partition(",")[0].strip(" \t") or None
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
-        if kind is Exchange:
-            return self.send_page(500, f"Can't map to service type {service.role}")
         if service.role == "web_server":
             self.requests += 1  # A proxy counts those that its plugins have not answered.
         for plugin in service.plugins:
-            if plugin.start_http_request(self, service, request):
+            if plugin.start_http_request(exchange):
                 return
         exchange.start()
 
@@ -301,44 +216,11 @@ class Client(Socket):
         return self.service.trusts(self.peer_ip_string() or "")
 
     def hand_on(self, service: Service, request: Request) -> None:
-        """Have the request served by another service."""
         self.adopted += 1
         if self.adopted > MOST_SERVICES:
             self.send_page(500, "Services lead in a circle")
         else:
             self.serve(service, request)
-
-    def feed(self, exchange: Exchange, data: bytes) -> None:
-        """Hand the exchange what has come of the body, and see to what is behind it."""
-        if not self.body_left:
-            exchange.overflow(data)
-            return
-        rest = b""
-        if self.decoder is not None:
-            try:
-                data, rest = self.decoder.feed(data)
-            except Refused as refused:
-                return self.refuse(refused)
-            if self.service.max_chunked_request_size:
-                if self.decoder.size > self.service.max_chunked_request_size:
-                    return self.close("max_chunked_request_size")
-            if self.decoder.done:
-                self.decoder = None
-                self.body_left = 0
-        else:
-            if len(data) > self.body_left:
-                rest = data[self.body_left :]
-                data = data[: self.body_left]
-            self.body_left -= len(data)
-        if data:
-            exchange.body(data)
-        if self.exchange is exchange and not self.body_left and not self.closed:
-            exchange.body_done()
-        if rest and not self.closed:
-            if self.exchange is exchange:
-                exchange.overflow(rest)
-            else:
-                self.inbox += rest
 
     # --- answering --------------------------------------------------------------------------------
 
@@ -352,11 +234,7 @@ class Client(Socket):
             and not self.body_left
             and not self.overfed
             and not self.server.stopping
-            and (
-                "content-length" in head.values
-                or head.code in (204, 304)
-                or exchange.request.method == "HEAD"
-            )
+            and head.tells_its_end(exchange.request.method == "HEAD")
         )
         head.set("Connection", "keep-alive" if self.keep_alive else "close")
         timeout = self.service.persist_client_idle_timeout
@@ -376,7 +254,7 @@ class Client(Socket):
         """Answer with a page of our own."""
         head = Response(code)
         body = b""
-        if code not in (204, 304):
+        if code not in BODILESS:
             reason = f" - {head.reason}" if head.reason else ""
             body = f"<h1>{code}{reason}</h1>\n{text}".encode("latin-1", "replace")
             head.set("Content-Type", "text/html")
@@ -467,7 +345,8 @@ class Client(Socket):
             self.file.go_on()
         if self.exchange is not None and not self.closed:
             self.exchange.client_drained()
-        self.go_on()
+        if self.exchange is None:
+            self.go_on()
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -502,6 +381,7 @@ class Client(Socket):
         if self.closed:
             return
         self.state = "closed"
+        self.inbox = b""
         super().close(reason)
         if self._linger is not None:
             self._linger.cancel()
@@ -529,3 +409,46 @@ class Client(Socket):
             text += f"; http://{read_off((request.get('host') or 'unknown') + request.uri)}"
             text += self.exchange.as_string()
         return text
+
+
+class IdleClients:
+    """Closes clients that were silent too long, at most a tenth of a second late.
+
+    A timer for each would cost more than it is worth: most clients are heard of long before their
+    time. So all are looked at when the first of them may be due.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._timer: Timer | None = None
+        self._due = math.inf
+
+    def note(self, seconds: int) -> None:
+        """A client may be due that many seconds from now; 0: never."""
+        if seconds and (due := time.monotonic() + seconds) < self._due:
+            self._look_at(due)
+
+    def look_soon(self) -> None:
+        """The seconds have changed."""
+        self._look_at(0)
+
+    def _look_at(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        # Fewer looks where there is much to be looked at.
+        pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
+        wait = max(due - time.monotonic(), pause)
+        self._timer = self._server.loop.add_timer(wait, self._look)
+
+    def _look(self) -> None:
+        self._due = math.inf
+        now = time.monotonic()
+        for each in list(self._server.loop.descriptor_map.values()):
+            if isinstance(each, Client) and (seconds := each.idle_seconds()):
+                if each.alive + seconds <= now:
+                    each.close("perlbal_timeout")
+                elif each.alive + seconds < self._due:
+                    self._due = each.alive + seconds
+        if self._due < math.inf:
+            self._look_at(self._due)

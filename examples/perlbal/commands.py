@@ -13,8 +13,9 @@ from typing import Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
+from examples.perlbal.heads import TOKEN
 from examples.perlbal.language import COMMANDS, Answer, Call, command
-from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, words
+from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, named, words
 from examples.perlbal.plugins import PLUGINS
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
@@ -91,7 +92,7 @@ def header(call: Call, name: str, verb: str, field: str, value: str) -> None:
     service = call.service(name)
     if verb == "insert" and not value:
         raise LanguageError("no value provided")
-    if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", field, re.ASCII):
+    if not TOKEN.fullmatch(field):
         raise LanguageError(f"'{field}' is no name of a header")
     if verb == "remove":
         service.removed_headers.append(field)
@@ -113,9 +114,7 @@ def change_pool(call: Call, first: str, second: str, ip: str, port: str) -> None
     verb, name = (second, first) if second in ("add", "remove") else (first, second)
     if verb not in ("add", "remove"):
         raise LanguageError("Invalid command:  must be 'add' or 'remove'")
-    pool = call.server.pools.get(name)
-    if pool is None:
-        raise LanguageError(f"Pool '{name}' not found")
+    pool = named(call.server.pools, name, f"Pool '{name}' not found")
     try:
         host = str(ipaddress.ip_address(ip.strip("[]")))
     except ValueError:
@@ -130,9 +129,7 @@ def change_pool(call: Call, first: str, second: str, ip: str, port: str) -> None
 def show(call: Call, what: str, name: str) -> Answer:
     services, pools = call.server.services, call.server.pools
     if what == "service" and name:
-        if name not in services:
-            raise LanguageError("Unknown service")
-        return services[name].report()
+        return named(services, name, "Unknown service").report()
     if what == "service":
         return [
             f"{each.name} {each.listen or 'not_listening'}"
@@ -145,9 +142,8 @@ def show(call: Call, what: str, name: str) -> Answer:
             for each, pool in sorted(pools.items())
             for line in (f"{each} nodes {len(pool.nodes)}", f"{each} services {len(pool.users)}")
         ]
-    if name not in pools:
-        raise LanguageError(f"pool '{name}' does not exist")
-    return [f"{node.name} {pools[name].used[node.name]}" for node in pools[name].nodes]
+    pool = named(pools, name, f"pool '{name}' does not exist")
+    return [f"{node.name} {pool.used[node.name]}" for node in pool.nodes]
 
 
 @command("dumpconfig", ".*")
@@ -175,11 +171,10 @@ def dumpconfig(call: Call) -> None:
 @command("load", r" (\w+)")
 def load(call: Call, name: str) -> None:
     server = call.server
-    if name not in PLUGINS:
-        there = ", ".join(sorted(PLUGINS))
-        raise LanguageError(f"Plugin {name} is not supported here; there are {there}")
+    there = ", ".join(sorted(PLUGINS))
+    kind = named(PLUGINS, name, f"Plugin {name} is not supported here; there are {there}")
     if name not in server.plugins:
-        plugin = server.plugins[name] = PLUGINS[name](server)
+        plugin = server.plugins[name] = kind(server)
         for service in server.services.values():
             service.set_defaults(plugin.parameters)
 
@@ -198,9 +193,7 @@ def unload(call: Call, name: str) -> None:
 
 @command("reload", r" (\w+)")
 def reload(call: Call, name: str) -> Answer:
-    plugin = call.server.plugins.get(name)
-    if plugin is None:
-        raise LanguageError(f"Unknown/unloaded plugin '{name}'")
+    plugin = named(call.server.plugins, name, f"Unknown/unloaded plugin '{name}'")
     raise LanguageError(f"Plugin Perlbal::Plugin::{plugin.name} doesn't support reloading")
 
 
@@ -220,7 +213,7 @@ def plugins(call: Call) -> Answer:
 def server_option(call: Call, key: str, value: str) -> None:
     server = call.server
     if found := re.fullmatch(r"max_reproxy_connections(?:\((.+)\))?", key):
-        server.reproxy_manager.limit(found[1], max(0, _number(value)))
+        server.reproxy_manager.most[found[1] or ""] = max(0, _number(value))
     elif key == "max_connections":
         number = _number(value)
         try:
@@ -334,20 +327,13 @@ def nodes(call: Call, ip: str, port: str) -> Answer:
 
 @command("states", r"(?:\s+(.+))?")
 def states(call: Call, name: str) -> Answer:
-    service = call.server.services.get(name)
-    if name and service is None:
-        raise LanguageError("Service not found.")
+    service = named(call.server.services, name, "Service not found.") if name else None
     counts: Counter[str] = Counter()
     for each in call.server.sockets():
-        if isinstance(each, Client):
-            owner: Service | None = each.service
+        if isinstance(each, (Client, BackendHTTP)):
             kind = each.class_name()
-        elif isinstance(each, BackendHTTP):
-            owner, kind = each.owner.service, "Perlbal::BackendHTTP"
-        else:
-            continue
-        if service is None or owner is service and kind != "Perlbal::ClientHTTPBase":
-            counts[f"{kind} {each.state}"] += 1
+            if service is None or each.service is service and kind != "Perlbal::ClientHTTPBase":
+                counts[f"{kind} {each.state}"] += 1
     return _counted(counts)
 
 
@@ -385,8 +371,8 @@ def pending(call: Call) -> Answer:
 
 @command("noverify")
 def noverify(call: Call) -> Answer:
-    now = time.monotonic()
-    return [f"{name} {math.ceil(until - now)}" for name, until in call.server.no_verify.items()]
+    now, known = time.monotonic(), call.server.no_verify.items()
+    return [f"{name} {math.ceil(until - now)}" for name, until in known if until > now]
 
 
 @command("socks", r"(?: (\w+))?")

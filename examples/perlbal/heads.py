@@ -16,6 +16,8 @@ MAX_HEAD: Final = 102_400
 """Bytes of a head; as in the original."""
 
 SERVER: Final = "Perlbal"
+BODILESS: Final = (204, 304)
+"""Codes of responses that have no body, whatever they say of one."""
 
 _AS_IN_RFC: Final = (200, 204, 206, 302, 304, 403, 404, 411, 500, 501, 502, 503)
 REASONS: Final = {
@@ -25,7 +27,7 @@ REASONS: Final = {
     416: "Request range not satisfiable",
 }
 
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
+TOKEN: Final = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
 _REQUEST_LINE: Final = re.compile(r"(\w+) ([^\0- \x7f]+) HTTP/1\.(\d)\r?\n", re.ASCII)
 _STATUS_LINE: Final = re.compile(r"HTTP/(\d{1,3})\.(\d{1,3})[ \t]+(\d{3})(?:[ \t]+(.*))?", re.ASCII)
 _ABSOLUTE: Final = re.compile(r"http://([^/:?#@\[\]]+|\[[\da-f:.]+\])(?::\d+)?([/?].*)?", re.I)
@@ -33,15 +35,8 @@ _RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 _NO_HOST: Final = re.compile(r"[\0- \x7f,/?#@\\<>\"]")
 _FOLD: Final = re.compile(r"\r?\n[ \t]+")
 _MAX_DIGITS: Final = 18
-# Whole words in Connection; where they aren't at all, which `in` tells soonest, nothing is searched.
 _CLOSE: Final = re.compile(r"\bclose\b", re.ASCII)
 _KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b", re.ASCII)
-
-_keys: dict[str, str] = {}
-"""Names of fields that came before, and their keys: to check a name is dear, and most are few."""
-_MAX_KEYS: Final = 2000
-_MAX_NAME: Final = 100
-"""The longest name that is worth it: a client that makes up names shouldn't fill the memory."""
 
 
 class Refused(Exception):
@@ -53,19 +48,26 @@ class Refused(Exception):
         self.text = text
 
 
-def _key(name: str) -> str:
-    """The key of a field's name. Raises `Refused` for what is none."""
-    if not _TOKEN.fullmatch(name):
-        # What another server might take for something else gets an answer, what is plain nonsense
-        # doesn't.
-        told = name[:1] in " \t" or not name.isascii() or _TOKEN.fullmatch(name.rstrip(" \t"))
-        raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
-    key = name.lower()
-    if len(name) <= _MAX_NAME:
-        if len(_keys) >= _MAX_KEYS:
-            _keys.clear()
-        _keys[name] = key
-    return key
+class _Keys(dict[str, str]):
+    """Names of fields that came before, and their keys: to check a name is dear, and most are few.
+    A client that makes up names shouldn't fill the memory."""
+
+    def __missing__(self, name: str) -> str:
+        """The key of a name that is new. Raises `Refused` for what is none."""
+        if not TOKEN.fullmatch(name):
+            # What another server might take for something else gets an answer, what is plain
+            # nonsense doesn't.
+            told = name[:1] in " \t" or not name.isascii() or TOKEN.fullmatch(name.rstrip(" \t"))
+            raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
+        key = name.lower()
+        if len(name) <= 100:
+            if len(self) >= 2000:
+                self.clear()
+            self[name] = key
+        return key
+
+
+_keys: Final = _Keys()
 
 
 class Head:
@@ -96,7 +98,7 @@ class Head:
         names, values = self.names, self.values
         for line in lines:
             name, colon, value = line.partition(":")
-            key = _keys.get(name) or _key(name)
+            key = _keys[name]
             if not colon:
                 raise Refused(0, f"No field: {line!r:.40}")
             value = value.strip(" \t")
@@ -109,6 +111,18 @@ class Head:
                 values[key] += "\r\nSet-Cookie: " + value
             else:
                 values[key] += ", " + value
+
+
+def _wish_to_go_on(values: dict[str, str]) -> bool | None:
+    """What Connection says of the connection: to keep it open, to close it, or nothing."""
+    if "connection" in values:
+        wishes = values["connection"].lower()
+        # Where a word isn't at all, which `in` tells soonest, nothing is searched.
+        if "close" in wishes and _CLOSE.search(wishes):
+            return False
+        if "keep-alive" in wishes and _KEEP_ALIVE.search(wishes):
+            return True
+    return None
 
 
 def _written(first: str, names: dict[str, str], values: dict[str, str]) -> bytes:
@@ -124,8 +138,6 @@ _ONCE_IN_RESPONSE: Final = frozenset(("content-length",))
 
 
 class Request(Head):
-    """The head of a request."""
-
     __slots__ = ("chunked", "keep_alive", "length", "low_priority", "method", "uri", "version")
 
     def __init__(self, text: str) -> None:
@@ -160,14 +172,9 @@ class Request(Head):
                 raise Refused(400, "Invalid Host")
         elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
-        self.keep_alive: bool = minor != "0"
+        wish = _wish_to_go_on(values)
+        self.keep_alive: bool = minor != "0" if wish is None else wish
         """Whether the client wants to go on after this request."""
-        if "connection" in values:
-            wishes = values["connection"].lower()
-            if "close" in wishes and _CLOSE.search(wishes):
-                self.keep_alive = False
-            elif "keep-alive" in wishes and _KEEP_ALIVE.search(wishes):
-                self.keep_alive = True
         self.chunked = False
         self.length = 0
         """Bytes of the body; 0 also if it is chunked."""
@@ -227,7 +234,6 @@ class Response(Head):
         """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
 
     def set_code(self, code: int) -> None:
-        """Change the code, and the reason with it."""
         self.code = code
         self.reason = REASONS.get(code, "")
 
@@ -237,15 +243,14 @@ class Response(Head):
     def kept_alive(self, head_only: bool) -> bool:
         """Whether who sent this will keep the connection open; `head_only` for what had no body
         whatever its length is said to be."""
-        values = self.values
-        wishes = values["connection"].lower() if "connection" in values else ""
-        if "close" in wishes and _CLOSE.search(wishes):
-            return False
+        wish = _wish_to_go_on(self.values)
         if self.version != "1.0":
-            return True
-        if "keep-alive" not in wishes or not _KEEP_ALIVE.search(wishes):
-            return False
-        return head_only or "content-length" in values or self.code in (204, 304)
+            return wish is not False
+        return bool(wish) and self.tells_its_end(head_only)
+
+    def tells_its_end(self, head_only: bool) -> bool:
+        """Whether it is known where it ends: by a length, or as it can't have a body."""
+        return head_only or "content-length" in self.values or self.code in BODILESS
 
 
 def parse_response(text: str) -> Response:
@@ -270,7 +275,7 @@ def parse_response(text: str) -> Response:
         values.pop("content-length", None)
     if "content-length" in values:
         response.length = _length(values["content-length"])
-    if response.code in (204, 304):
+    if response.code in BODILESS:
         response.length = 0
     return response
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from string import ascii_lowercase, ascii_uppercase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from examples.perlbal.parameters import LanguageError
+from examples.perlbal.parameters import LanguageError, named
 
 if TYPE_CHECKING:
     from examples.perlbal.server import Server
@@ -49,10 +49,7 @@ class Call(NamedTuple):
     context: Context
 
     def service(self, name: str) -> Service:
-        """The service of this name. Raises `LanguageError`."""
-        if name not in self.server.services:
-            raise LanguageError(f"service '{name}' does not exist")
-        return self.server.services[name]
+        return named(self.server.services, name, f"service '{name}' does not exist")
 
     def service_in_context(self) -> Service:
         name = self.context.last_created
@@ -60,14 +57,10 @@ class Call(NamedTuple):
             raise LanguageError(
                 "No service name in context from CREATE SERVICE <name> or USE <service_name>"
             )
-        if name not in self.server.services:
-            raise LanguageError(f"Non-existent service '{name}'")
-        return self.server.services[name]
+        return named(self.server.services, name, f"Non-existent service '{name}'")
 
 
 class Command(NamedTuple):
-    """A command of the language."""
-
     run: Callable[..., Answer]
     """Carries it out: with the call, and the groups of the pattern, "" for each that isn't there.
     May raise `LanguageError`."""
@@ -104,8 +97,6 @@ def command(
 
 
 class Language:
-    """Carries out commands on a server."""
-
     def __init__(self, server: Server) -> None:
         self.server = server
 

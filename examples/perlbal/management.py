@@ -23,8 +23,6 @@ _HTTP: Final = (b"GET ", b"HEAD ", b"POST ")
 
 
 class ClientManage(Socket):
-    """A connection to a management service."""
-
     def __init__(self, server: Server, sock: socket.socket) -> None:
         super().__init__(sock, server.loop)
         self.server = server

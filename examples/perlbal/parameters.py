@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
     from examples.perlbal.pools import Pool
@@ -16,10 +16,18 @@ ROLES: Final = ("reverse_proxy", "web_server", "management", "selector")
 
 Netmask = ipaddress.IPv4Network | ipaddress.IPv6Network
 Value = object
+T = TypeVar("T")
 
 
 class LanguageError(Exception):
     """A command that can't be carried out. The argument is what the administrator is told."""
+
+
+def named(things: Mapping[str, T], name: str, complaint: str) -> T:
+    """What has this name. Raises `LanguageError` with the complaint."""
+    if name not in things:
+        raise LanguageError(complaint)
+    return things[name]
 
 
 Reader = Callable[["Service", str, str], Value]
@@ -121,15 +129,11 @@ uploads_folder: Final = _folder("Directory ({text}) not found for service {servi
 
 
 def existing_pool(service: Service, key: str, text: str) -> Pool:
-    if text not in service.server.pools:
-        raise LanguageError(f"Pool '{text}' not found")
-    return service.server.pools[text]
+    return named(service.server.pools, text, f"Pool '{text}' not found")
 
 
 def existing_service(service: Service, key: str, text: str) -> Service:
-    if text not in service.server.services:
-        raise LanguageError(f"Service '{text}' not found")
-    return service.server.services[text]
+    return named(service.server.services, text, f"Service '{text}' not found")
 
 
 _QUAD: Final = r"(\d+\.\d+\.\d+\.\d+)"

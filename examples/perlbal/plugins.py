@@ -18,8 +18,9 @@ from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
-    from examples.perlbal.clients import Client
+    from examples.perlbal.clients import Exchange
     from examples.perlbal.proxy import ProxyExchange
+    from examples.perlbal.selector import SelectorExchange
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
 
@@ -36,8 +37,6 @@ class Plugin:
     name = ""
     settings: frozenset[str] = frozenset()
     """What can be set of a service that uses it, as "plugin.key"."""
-    selects = False
-    """Whether `select` finds the service for a selector's requests."""
     parameters: ClassVar[dict[str, Parameter]] = {}
     """Parameters of services that there are once it is loaded."""
 
@@ -59,16 +58,13 @@ class Plugin:
         for key in self.settings:
             service.extra.pop(key, None)
 
-    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+    def start_http_request(self, exchange: Exchange) -> bool:
         """See a request first. True if it has been answered."""
         return False
 
-    def select(
-        self, client: Client, service: Service, request: Request
-    ) -> tuple[Service | None, bool]:
-        """The service for a request to a selector, if there is one; and whether it has been
-        answered already."""
-        return None, False
+    def select(self, exchange: SelectorExchange) -> bool:
+        """Hand a request to a selector on to a service, or answer it. True if it did."""
+        return False
 
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         """Change the fields that go to a backend."""
@@ -104,7 +100,6 @@ class Vhosts(HostMaps):
     """Services by the name of the host."""
 
     name = "Vhosts"
-    selects = True
 
     def commands(self) -> dict[str, Command]:
         usage = "usage: VHOST [<service>] <host_or_pattern> = <dest_service>"
@@ -130,22 +125,26 @@ class Vhosts(HostMaps):
     def register(self, service: Service) -> None:
         self.maps[service] = {}
 
-    def select(
-        self, client: Client, service: Service, request: Request
-    ) -> tuple[Service | None, bool]:
-        services = self.server.services
+    def select(self, exchange: SelectorExchange) -> bool:
+        services, service, request = self.server.services, exchange.service, exchange.request
         host = self.host(request)
         if host and (using := _USING.fullmatch(request.uri)):
             name = self.maps.get(service, {}).get(f"{host};using:{using[1]}", "")
-            if name not in services:
-                client.send_page(404, "Vhost twiddling not configured for requested pair.")
-                return None, True
-            request.set("Host", using[1])
-            return services[name], False
+            if name in services:
+                request.set("Host", using[1])
+                exchange.hand_on(services[name])
+            else:
+                text = "Vhost twiddling not configured for requested pair."
+                exchange.client.send_page(404, text)
+            return True
         for name in self.find(service, host):
             if name in services:
-                return services[name], False
-        return None, False
+                exchange.hand_on(services[name])
+                return True
+        if service.default_service is not None:
+            return False
+        exchange.client.send_page(404, "Not Found (no configured vhost)")
+        return True
 
     def dump(self, service: Service) -> list[str]:
         return [f"VHOST {host} = {name}" for host, name in self.maps.get(service, {}).items()]
@@ -165,7 +164,8 @@ class Redirect(HostMaps):
         self.maps.setdefault(service, {})[host.lower()] = target.lower()
         return ""
 
-    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+    def start_http_request(self, exchange: Exchange) -> bool:
+        client, service, request = exchange.client, exchange.service, exchange.request
         targets = self.find(service, self.host(request))
         if targets:
             head = Response(301)
@@ -216,13 +216,14 @@ class AccessControl(Plugin):
                 raise LanguageError(f"Error parsing {what}") from None
             self.rules.setdefault(service, []).append((action, what, value, mask))
 
-    def start_http_request(self, client: Client, service: Service, request: Request) -> bool:
+    def start_http_request(self, exchange: Exchange) -> bool:
+        client, service = exchange.client, exchange.service
         ip = client.peer_ip_string() or ""
         use = service.extra.get(_USE_OBSERVED_IP, "off").lower()
         if client.observed_ip and use not in ("off", "0", "false", "no"):
             ip = client.observed_ip
         action = self.action(service, ip)
-        request.low_priority |= action == "queue_low"
+        exchange.request.low_priority |= action == "queue_low"
         if action == "deny":
             client.send_page(403, "Access denied.")
         return action == "deny"

@@ -27,8 +27,6 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
 
 
 class Node(NamedTuple):
-    """A backend's address."""
-
     name: str
     """"ip:port" or "[ip]:port"."""
     ip: str

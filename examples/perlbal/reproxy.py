@@ -12,17 +12,24 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from examples.perlbal.backends import BackendHTTP
+from examples.perlbal.files import code_of, open_file
+from examples.perlbal.heads import BODILESS, Request, Response
 from examples.perlbal.pools import node_name
-from examples.perlbal.webserver import open_file
 
 if TYPE_CHECKING:
-    from examples.perlbal.heads import Response
+    from examples.perlbal.clients import Client
     from examples.perlbal.proxy import ProxyExchange
     from examples.perlbal.server import Server
 
 KEPT_SECONDS: Final = 5
 CONNECT_SECONDS: Final = 5.0
 MOST_URLS: Final = 50
+_HEADERS: Final = (
+    "x-reproxy-file",
+    "x-reproxy-url",
+    "x-reproxy-expected-size",
+    "x-reproxy-cache-for",
+)
 _URL: Final = re.compile(
     r"http://([^/:\[\]]+|\[[\da-f:.]+\])(?::(\d{1,5}))?(/.*)?", re.IGNORECASE | re.ASCII
 )
@@ -56,7 +63,7 @@ def expected_size(head: Response) -> int | None:
     return -1
 
 
-def file_to_send(path: bytes, expected: int | None) -> tuple[int, int]:
+def _open(path: bytes, expected: int | None) -> tuple[int, int]:
     """The descriptor and the size of a regular file. stat(2), open(2), fstat(2); raises `OSError`
     or `ValueError`, also for one that is empty or not of the expected size."""
     if stat.S_ISREG(os.stat(path).st_mode):  # What is no file isn't opened: that may do something.
@@ -65,6 +72,78 @@ def file_to_send(path: bytes, expected: int | None) -> tuple[int, int]:
             return fd, info.st_size
         os.close(fd)
     raise FileNotFoundError
+
+
+def send_file(client: Client, request: Request, path: bytes, head: Response) -> None:
+    """Answer with a file in the place of the body that this head has."""
+    try:
+        fd, size = _open(path, expected_size(head))
+    except (OSError, ValueError) as error:
+        return client.send_page(code_of(error))
+    status, start, end = request.range(size)
+    if status == 416:
+        head = Response(416)
+        head.set("Content-Range", f"bytes */{size}")
+    else:
+        head.set("Accept-Ranges", "bytes")
+        if head.code in BODILESS:
+            head.set_code(200)  # It has a body now.
+        head.set("Content-Length", str(end - start))
+        if status == 206:
+            head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
+            head.set_code(206)
+        head.drop("x-reproxy-file")
+        head.drop("transfer-encoding")  # Of the body that nobody gets.
+    if status == 416 or request.method == "HEAD":
+        os.close(fd)
+        client.send_answer(head)
+    else:
+        client.send_file(head, (fd, start, end))
+
+
+class OtherBody:
+    """What is sent in the place of a response's body: that of the first of some URLs that gives
+    what is expected."""
+
+    def __init__(self, urls: str, primary: Response) -> None:
+        """`primary`: the head of the response that named the URLs."""
+        self._primary = primary
+        self.urls = parse_urls(urls)
+        """Those that may still be tried, the present one first."""
+        self._expected_size = expected_size(primary)
+
+    def head_for_backend(self, request: Request) -> bytes:
+        method = "HEAD" if request.method == "HEAD" else "GET"
+        lines = [f"{method} {self.urls[0].path} HTTP/1.0", "Connection: keep-alive"]
+        for name in ("Range", "Host"):
+            if value := request.get(name.lower()):
+                lines.append(f"{name}: {value}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    def answer(self, head: Response) -> Response | None:
+        """The first backend's head, made to fit the body that comes with this one; None if that
+        isn't what is expected."""
+        if head.code != 416 and not 200 <= head.code <= 299:
+            return None
+        if self._expected_size not in (None, head.length):
+            return None
+        primary = self._primary
+        for key in _HEADERS:
+            primary.drop(key)
+        for name in ("Content-Length", "Transfer-Encoding"):
+            value = head.get(name.lower()) if head.code != 204 else None
+            if value is not None:
+                primary.set(name, value)
+            else:
+                primary.drop(name.lower())
+        if head.code in (206, 416):
+            primary.set_code(head.code)
+            for name in ("Accept-Ranges", "Content-Range"):
+                if (value := head.get(name.lower())) is not None:
+                    primary.set(name, value)
+        if primary.code in BODILESS:
+            primary.set_code(200)
+        return primary
 
 
 class Cached(NamedTuple):
@@ -145,18 +224,17 @@ class ReproxyHost:
         """Whether it has just refused one connection more."""
 
     def serve(self) -> None:
-        """See that somebody comes for who waits."""
-        if self.queue:
-            now = time.monotonic()
-            limit = now - KEPT_SECONDS
-            old = {each for each in self.bored if each.alive < limit or each.ends_soon(now)}
-            # First all, as each that is closed comes here again.
-            self.bored = [each for each in self.bored if each not in old]
-            for each in old:
-                each.close("too_close_disconnect")
+        """Close what was idle too long, and see that somebody comes for who waits."""
+        now = time.monotonic()
+        limit = now - KEPT_SECONDS
+        old = {each for each in self.bored if each.alive < limit or each.ends_soon(now)}
+        # First all, as each that is closed comes here again.
+        self.bored = [each for each in self.bored if each not in old]
+        for each in old:
+            each.close("too_close_disconnect")
         while self.queue and self.bored:
             self.register_boredom(self.bored.pop())
-        most = self.manager.most_to.get(self.name) or self.manager.most
+        most = self.manager.most.get(self.name) or self.manager.most[""]
         enough = self.refused or most and len(self.connected) >= most
         if not self.queue or self.connecting or self.connected and enough:
             return
@@ -185,7 +263,7 @@ class ReproxyHost:
             self.connecting = None
             self.connected.add(backend)
         if self.queue:
-            self.queue.popitem(last=False)[0].use_reproxy_backend(backend)
+            backend.assign(self.queue.popitem(last=False)[0])
             self.serve()
         elif self.server.stopping:
             backend.close("graceful_death")
@@ -194,29 +272,20 @@ class ReproxyHost:
             self.bored.append(backend)
             self.was_bored = True
 
-    def may_live(self, backend: BackendHTTP) -> bool:
-        return True
-
-    def note_bad_backend_connect(self, backend: BackendHTTP) -> None:
-        self.connecting = None
-        self._give_up()
-
     def note_backend_close(self, backend: BackendHTTP) -> None:
         if backend is self.connecting:
             self.connecting = None
         self.connected.discard(backend)
         if backend in self.bored:
             self.bored.remove(backend)
+        if backend.unreachable:
+            self._give_up()
         self.serve()
 
     def clean(self) -> bool:
         """Close what was idle too long. True if nothing is left."""
         self.refused = False
         self.serve()
-        limit = time.monotonic() - KEPT_SECONDS
-        for backend in list(self.bored):
-            if backend.alive < limit:
-                backend.close("have_newer_bored")
         return not (self.queue or self.connecting or self.connected)
 
 
@@ -227,9 +296,8 @@ class ReproxyManager:
         self.server = server
         self.hosts: dict[str, ReproxyHost] = {}
         """By "host:port"."""
-        self.most: int = 0
-        """How many connections to each host; 0: no limit."""
-        self.most_to: dict[str, int] = {}
+        self.most = {"": 0}
+        """How many connections to each host, and under "" to those that aren't named; 0: any."""
 
     def request(self, exchange: ProxyExchange, url: Url) -> None:
         """Give the exchange a connection to where the URL is, now or later; or have it try the
@@ -243,7 +311,6 @@ class ReproxyManager:
         host.serve()
 
     def forget(self, exchange: ProxyExchange, url: Url) -> None:
-        """The exchange needs none any more."""
         if url.node in self.hosts:
             self.hosts[url.node].queue.pop(exchange, None)
 
@@ -254,13 +321,6 @@ class ReproxyManager:
         if self.hosts:
             self.server.loop.add_timer(1, self._clean)
 
-    def limit(self, node: str | None, most: int) -> None:
-        """Carry out `SERVER max_reproxy_connections`."""
-        if node:
-            self.most_to[node] = most
-        else:
-            self.most = most
-
     def report(self) -> list[str]:
         """The answer to `REPROXY_STATE`."""
         hosts = self.hosts.items()
@@ -270,5 +330,6 @@ class ReproxyManager:
         for name, host in hosts:
             lines.append(f"backends {name} {len(host.connected)}")
             lines += [f"... {backend.as_string()}" for backend in host.connected]
-        lines += [f"SERVER max_reproxy_connections({n}) = {m}" for n, m in self.most_to.items()]
-        return [*lines, f"SERVER max_reproxy_connections = {self.most}"]
+        (_, rest), *named = self.most.items()
+        lines += [f"SERVER max_reproxy_connections({name}) = {most}" for name, most in named]
+        return [*lines, f"SERVER max_reproxy_connections = {rest}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import select
 import signal
@@ -10,27 +9,23 @@ import time
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from danga_raw import Loop, Socket, Timer, log_exception
+from danga_raw import Loop, Socket, log_exception
 from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
-from examples.perlbal.clients import Client, Exchange, SelectorExchange
+from examples.perlbal.clients import Client, Exchange, IdleClients
 from examples.perlbal.language import COMMANDS, Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import ReproxyManager
+from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
 
 if TYPE_CHECKING:
     from examples.perlbal.plugins import Plugin
-
-LOOKS_PER_SECOND: Final = 10
-"""How often idle clients are looked for at the most."""
-CLIENTS_PER_SECOND: Final = 20_000
-"""How many are looked at in a second, about, at the most."""
 
 
 def tell(text: str, fd: int = 2) -> None:
@@ -43,52 +38,7 @@ def tell(text: str, fd: int = 2) -> None:
             data = data[os.write(fd, data[: select.PIPE_BUF]) :]
 
 
-class IdleClients:
-    """Closes clients that were silent too long, at most a tenth of a second late.
-
-    A timer for each would cost more than it is worth: most clients are heard of long before their
-    time. So all are looked at when the first of them may be due.
-    """
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._timer: Timer | None = None
-        self._due = math.inf
-
-    def note(self, seconds: int) -> None:
-        """A client may be due that many seconds from now; 0: never."""
-        if seconds and (due := time.monotonic() + seconds) < self._due:
-            self._look_at(due)
-
-    def look_soon(self) -> None:
-        """The seconds have changed."""
-        self._look_at(0)
-
-    def _look_at(self, due: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due = due
-        # Fewer looks where there is much to be looked at.
-        pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
-        wait = max(due - time.monotonic(), pause)
-        self._timer = self._server.loop.add_timer(wait, self._look)
-
-    def _look(self) -> None:
-        self._due = math.inf
-        now = time.monotonic()
-        for each in list(self._server.loop.descriptor_map.values()):
-            if isinstance(each, Client) and (seconds := each.idle_seconds()):
-                if each.alive + seconds <= now:
-                    each.close("perlbal_timeout")
-                elif each.alive + seconds < self._due:
-                    self._due = each.alive + seconds
-        if self._due < math.inf:
-            self._look_at(self._due)
-
-
 class Server:
-    """All of one Perlbal."""
-
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.services: dict[str, Service] = {}
@@ -124,7 +74,6 @@ class Server:
         """Whether a graceful shutdown is going on."""
 
     def log(self, message: str) -> None:
-        """Tell the administrator."""
         tell(message)
 
     # --- what there is ----------------------------------------------------------------------------
@@ -151,7 +100,6 @@ class Server:
             self.pools[name] = Pool(name, self.loop)
 
     def node_stats(self, name: str) -> NodeStats:
-        """The counts of a node."""
         stats = self.nodes.get(name)
         if stats is None:
             if len(self.nodes) >= MOST_NODES:
@@ -176,7 +124,6 @@ class Server:
         self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
 
     def run(self) -> None:
-        """Serve until the end."""
         self.running = True
         self.loop.on_exception = log_exception
         if self.pidfile:
@@ -207,7 +154,6 @@ class Server:
             self.language.run(command, self.log, Context(verbose=False))
 
     def stop(self) -> None:
-        """End at once."""
         self.ended = True
         self.loop.stop()
 
@@ -228,7 +174,6 @@ class Server:
         self._stop_if_alone()
 
     def client_closed(self) -> None:
-        """A client has left."""
         self.clients -= 1
         self._stop_if_alone()
 

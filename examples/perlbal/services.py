@@ -46,8 +46,6 @@ def written(value: object) -> str:
 
 
 class TCPListener(Listener):
-    """The listening socket of a service."""
-
     def __init__(self, service: Service, sock: socket.socket) -> None:
         super().__init__(sock, self.enter, service.server.loop)
         self.service = service
@@ -56,7 +54,6 @@ class TCPListener(Listener):
         """How many connections it has taken in."""
 
     def enter(self, connection: socket.socket, address: object) -> None:
-        """Make an object of a new connection."""
         self.entered += 1
         service = self.service
         if service.role == "management":
@@ -88,8 +85,6 @@ class TCPListener(Listener):
 
 
 class Service(Parameters):
-    """A named service."""
-
     def __init__(self, server: Server, name: str) -> None:
         self.server = server
         self.name = name
@@ -101,7 +96,7 @@ class Service(Parameters):
         self.removed_headers: list[str] = []
         self.inserted_headers: list[tuple[str, str]] = []
         self.balancer = Balancer(self)
-        self.reproxy_cache: ReproxyCache | None = None
+        self.reproxy_cache = ReproxyCache()
         self.trusts = lru_cache(1000)(self._trusts)
         """Whether what a client of an address says of others is believed."""
         self.set_defaults(server.parameters)
@@ -167,9 +162,7 @@ class Service(Parameters):
         pool.users.append(self)
 
     def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
-        self.reproxy_cache = (self.reproxy_cache or ReproxyCache()) if maxsize else None
-        if self.reproxy_cache is not None:
-            self.reproxy_cache.set_maxsize(maxsize)
+        self.reproxy_cache.set_maxsize(maxsize)
 
     def _own_pool(self, key: str) -> Pool:
         """The pool, of which `key` is set; an old habit makes one of its own, as long as none was
@@ -264,7 +257,7 @@ class Service(Parameters):
             lines.append(f"        docroot: {self.docroot or ''}")
         if self.role != "reverse_proxy":
             return lines
-        if self.reproxy_cache is not None:
+        if self.reproxy_cache_maxsize:
             lines += self.reproxy_cache.report()
         lines.append(f" connect-ahead: {len(balancer.bored)}/{self.connect_ahead}")
         if self.pool is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 from contextlib import suppress
 from typing import Final
 
+from examples.perlbal.files import write_all
 from examples.perlbal.heads import Refused
 
 _MAX_LINE: Final = 1024
@@ -87,43 +87,47 @@ class ChunkDecoder:
         return False
 
 
-def write_all(fd: int, data: bytes | bytearray) -> None:
-    """write(2) until all is written. Raises `OSError`."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+class Body:
+    """What has come of a body and has nowhere to go yet: in memory, or in a file, which is made
+    when there is something to put in it."""
 
-
-class BufferedUpload:
-    """A body that is kept in a file. The file is made when there is something to put in it."""
-
-    def __init__(self, folder: str | None, prefix: str) -> None:
-        self.name = f"{folder or ''}/{prefix}-{random.randrange(0xFFFFFFFF)}"
-        self._fd = -1
+    def __init__(self) -> None:
         self.size = 0
-        """Bytes that are in the file."""
-        self.sent = 0
-        """Bytes that were read out of it again."""
+        """Bytes that have come."""
+        self.left = 0
+        """Bytes of them that weren't read yet."""
+        self.file: str | None = None
+        """The file's name; None: it is in memory."""
+        self._fd = -1
+        self._memory = bytearray()
 
-    def write(self, data: bytes | bytearray) -> None:
-        """Put `data` at the end. open(2) the first time, write(2). Raises `OSError`."""
-        if self._fd < 0:
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-            self._fd = os.open(self.name, flags, 0o644)
-        write_all(self._fd, data)
+    def write(self, data: bytes) -> None:
+        """Put `data` at the end. In a file: open(2) the first time, write(2). Raises `OSError`."""
         self.size += len(data)
+        self.left += len(data)
+        self._memory += data
+        if self.file is not None:
+            if self._fd < 0:
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+                self._fd = os.open(self.file, flags, 0o644)
+            write_all(self._fd, self._memory)
+            self._memory.clear()
 
     def read(self, count: int) -> bytes:
-        """The next bytes, for who sends it on; none if all were read. Raises `OSError`."""
-        data = os.pread(self._fd, count, self.sent) if self._fd >= 0 else b""
-        self.sent += len(data)
+        """The next bytes; of a file, none if it has become shorter. pread(2), which raises
+        `OSError`."""
+        if self.file is not None:
+            data = os.pread(self._fd, count, self.size - self.left)
+        else:
+            data = bytes(self._memory[:count])
+            del self._memory[:count]
+        self.left -= len(data)
         return data
 
     def purge(self) -> None:
         """Take the file away. Doing it twice is no harm."""
-        if self._fd < 0:
-            return
         fd, self._fd = self._fd, -1
-        os.close(fd)
-        with suppress(OSError):
-            os.unlink(self.name)
+        if fd >= 0 and self.file is not None:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(self.file)

@@ -1,0 +1,42 @@
+"""The selector: requests that are for other services to answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from examples.perlbal.clients import Exchange
+
+if TYPE_CHECKING:
+    from examples.perlbal.services import Service
+
+
+class SelectorExchange(Exchange):
+    """A request to a selector, which looks for the service that is to have it."""
+
+    takes_body = False  # Which is the service's that is found.
+
+    def start(self) -> None:
+        if self.service.latency:
+            self.client.watch_read(False)
+            self.client.loop.add_timer(self.service.latency / 1000, self._select_late)
+        else:
+            self._select()
+
+    def _select_late(self) -> None:
+        client = self.client
+        if client.exchange is self:
+            client.watch_read(True)
+            self._select()
+            client.go_on()
+
+    def _select(self) -> None:
+        if any(plugin.select(self) for plugin in self.service.plugins):
+            return
+        if self.service.default_service is not None:
+            self.hand_on(self.service.default_service)
+        else:
+            self.client.send_page(500, "No service selector configured.")
+
+    def hand_on(self, service: Service) -> None:
+        self.service.munge_headers(self.request)
+        self.client.hand_on(service, self.request)
