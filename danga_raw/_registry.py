@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Final, TypeAlias
 
     from danga_raw._connecting import Connecting
+    from danga_raw._poller import Poller
     from danga_raw._waker import Waker
     from danga_raw.listener import Listener
     from danga_raw.types import (
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
         Handle,
         OtherFdCallback,
         OtherFdMapping,
-        Poller,
         PostLoopCallback,
     )
 
