@@ -10,8 +10,7 @@ from here on", that is what it means.
 The idioms:
 
 * `made += map(call, arguments)` calls and keeps the result in one instruction. Between a call and
-  an assignment a handler could raise, and what the call has made would be nobody's. `Once` is this
-  for a descriptor.
+  an assignment a handler could raise, and what the call has made would be nobody's.
 * `queue += (item,)` is one instruction, where `queue.append(item)` is a call, behind which a handler
   may find the item queued and its caller may not know it.
 * An iterator gives each item once, whatever is raised meanwhile: `for _ in map(close, descriptors)`
@@ -42,7 +41,6 @@ from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from typing import Final
 
 RESULT: Final = "_danga_raw_result"
@@ -95,36 +93,3 @@ def by_handler(error: BaseException) -> bool:
     """True if a signal's handler raised, behind a call or before it. The failures of calls have an
     errno; an OSError of a handler, mostly a TimeoutError, has none."""
     return not isinstance(error, OSError) or error.errno is None
-
-
-class Once:
-    """A descriptor of the package's own, made by one call and closed once, whatever is raised in
-    between."""
-
-    __slots__ = ("_closing", "_made")
-
-    def __init__(self) -> None:
-        self._made: list[int] = []
-        self._closing: Iterator[int] = iter(self._made)  # It gives what is in the list by then.
-
-    def make(self, results: Iterator[int]) -> int:
-        """The descriptor: what an earlier call has made, or what `results` gives, a map over the one
-        call that makes it. -1 where that fails, and it may be tried again. Not for use behind `close`."""
-        made = self._made
-        if not made:
-            try:
-                made += results
-            except BaseException as error:
-                # Where the sink of a trace raised, the call was made all the same.
-                if isinstance(fd := take_result(error), int) and fd >= 0:
-                    made += (fd,)
-                raise
-        fd = made[0]
-        if fd < 0:
-            del made[:]
-        return fd
-
-    def close(self, call: Callable[[int], object]) -> None:
-        """`call(fd)`, if it is open."""
-        for _ in map(call, self._closing):
-            pass

@@ -108,7 +108,7 @@ class Rule(NamedTuple):
 
     function: str
     asked: Asked
-    libc: str
+    libraries: tuple[str, ...]
     machines: frozenset[str]
     since: tuple[int, ...] = ()
     """The version of the C library from which on it is so."""
@@ -118,50 +118,34 @@ class Rule(NamedTuple):
     def holds(self, place: Where) -> bool:
         """True on this library and machine."""
         of_version = self.since <= place.version < self.before
-        return place.libc == self.libc and place.machine in self.machines and of_version
+        return place.libc in self.libraries and place.machine in self.machines and of_version
 
 
 _ALL: Final = MACHINES
+_MULTIPLEXED: Final = "socket connect accept getsockopt setsockopt getpeername getsockname"
+_STATX: Final = Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,))
+_NEWFSTATAT: Final = Asked("newfstatat", 4, (EMPTY_PATH,))
 RULES: Final = (
     # The null mask comes with its size in bytes, and so on, whether the kernel looks at it or not.
-    Rule("epoll_wait", Asked("epoll_pwait", 6, (None, 8)), MUSL, _ALL),
-    Rule("epoll_wait", Asked("epoll_pwait", 6, (None, 8)), GLIBC, _NEW),
-    Rule("poll", Asked("ppoll", 5, (None, 8)), MUSL, _NEW),
-    Rule("poll", Asked("ppoll", 5, (None, 0)), GLIBC, _NEW),
+    Rule("epoll_wait", Asked("epoll_pwait", 6, (None, 8)), (MUSL,), _ALL),
+    Rule("epoll_wait", Asked("epoll_pwait", 6, (None, 8)), (GLIBC,), _NEW),
+    Rule("poll", Asked("ppoll", 5, (None, 8)), (MUSL,), _NEW),
+    Rule("poll", Asked("ppoll", 5, (None, 0)), (GLIBC,), _NEW),
     # A kernel without fstat; and with times of 64 bits, a 32-bit machine's own call doesn't do.
-    Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), GLIBC, _NO_FSTAT),
-    Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), MUSL, _NO_FSTAT),
-    Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), GLIBC, _32_BITS, (2, 33)),
-    Rule("fstat", Asked("fstat64", 2), GLIBC, _32_BITS),
-    Rule(
-        "fstat",
-        Asked("newfstatat", 4, (EMPTY_PATH,)),
-        GLIBC,
-        _64_BITS - _NO_FSTAT,
-        (2, 33),
-        (2, 39),
-    ),
-    Rule("fstat", Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,)), MUSL, _32_BITS, (1, 2, 5)),
-    Rule("fstat", Asked("statx", 5, (EMPTY_PATH,)), MUSL, _32_BITS, (1, 2)),
-    Rule("fstat", Asked("fstat64", 2), MUSL, _32_BITS),
-    Rule("fcntl", Asked("fcntl64", 3), GLIBC, _32_BITS),
-    Rule("fcntl", Asked("fcntl64", 3), MUSL, _32_BITS),
-    Rule("clock_gettime", Asked("clock_gettime64", 2), GLIBC, _32_BITS, (2, 31)),
-    Rule("clock_gettime", Asked("clock_gettime64", 2), MUSL, _32_BITS, (1, 2)),
-    Rule("signal", Asked("rt_sigaction", 4, (8,)), GLIBC, _ALL),
-    Rule("signal", Asked("rt_sigaction", 4, (8,)), MUSL, _ALL),
+    Rule("fstat", _STATX, LIBRARIES, _NO_FSTAT),
+    Rule("fstat", _STATX, (GLIBC,), _32_BITS, since=(2, 33)),
+    Rule("fstat", _NEWFSTATAT, (GLIBC,), _64_BITS - _NO_FSTAT, since=(2, 33), before=(2, 39)),
+    Rule("fstat", _STATX, (MUSL,), _32_BITS, since=(1, 2, 5)),
+    Rule("fstat", Asked("statx", 5, (EMPTY_PATH,)), (MUSL,), _32_BITS, since=(1, 2)),
+    Rule("fstat", Asked("fstat64", 2), LIBRARIES, _32_BITS),
+    Rule("fcntl", Asked("fcntl64", 3), LIBRARIES, _32_BITS),
+    Rule("clock_gettime", Asked("clock_gettime64", 2), (GLIBC,), _32_BITS, since=(2, 31)),
+    Rule("clock_gettime", Asked("clock_gettime64", 2), (MUSL,), _32_BITS, since=(1, 2)),
+    Rule("signal", Asked("rt_sigaction", 4, (8,)), LIBRARIES, _ALL),
     # A glibc that is built for Linux 4.3 or later makes these calls as such; Debian's isn't.
     *(
-        Rule(name, Asked("socketcall", 2), GLIBC, frozenset(("i386", "s390x")))
-        for name in (
-            "socket",
-            "connect",
-            "accept",
-            "getsockopt",
-            "setsockopt",
-            "getpeername",
-            "getsockname",
-        )
+        Rule(name, Asked("socketcall", 2), (GLIBC,), frozenset(("i386", "s390x")))
+        for name in _MULTIPLEXED.split()
     ),
 )
 """What differs, by library, version and machine; of several rules that hold the first one counts."""

@@ -10,7 +10,6 @@ from fcntl import F_SETFD, FD_CLOEXEC
 from functools import cache
 from operator import methodcaller
 
-from danga_raw._interrupt import Once
 from danga_raw._libc import check_fd, failure, libc, raise_failure
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
@@ -139,15 +138,13 @@ class KQueue(Poller):
         has nobody to write to."""
         self._alone: set[int] = set()
         """The fds whose end the last batch had from the write filter alone."""
-        self._descriptor = Once()
         self._pid = 0
         """The process that has opened it."""
 
     def open(self) -> None:
         """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) where the library has it."""
         self._pid = libc.getpid()
-        self._fd = self._descriptor.make(map(methodcaller("kqueue"), (self._calls,)))
-        if self._fd < 0:
+        if not self._make(map(methodcaller("kqueue"), (self._calls,))):
             raise_failure("kqueue()")
         if fcntl := getattr(self._calls, "fcntl", None):
             fcntl(self._fd, F_SETFD, FD_CLOEXEC)
@@ -295,7 +292,8 @@ class KQueue(Poller):
         """close(2), the library's own. In a forked child there is nothing to close: fork(2) leaves a
         kqueue behind, and by now the number may be another's."""
         if libc.getpid() == self._pid and (close := getattr(self._calls, "close", None)):
-            self._descriptor.close(close)
+            for _ in map(close, self._closing):
+                pass
 
 
 @cache

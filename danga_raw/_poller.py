@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from _collections_abc import Iterable
+from _collections_abc import Iterable, Iterator
 from abc import ABC, abstractmethod
 from itertools import repeat
+
+from danga_raw._interrupt import take_result
+from danga_raw._libc import libc
 
 
 class Poller(ABC):
@@ -14,10 +17,13 @@ class Poller(ABC):
     that is watched already, ENOENT for one that isn't watched, EMFILE, ENFILE and ENOMEM.
     """
 
-    __slots__ = ("_fd", "batch", "pairs")
+    __slots__ = ("_closing", "_fd", "_made", "batch", "pairs")
 
     def __init__(self) -> None:
         self._fd = -1
+        self._made: list[int] = []
+        """The mechanism's descriptor, from the call that has made it on."""
+        self._closing = iter(self._made)  # It gives what is in the list by then, once.
         self.batch: list[int] = []
         """The fds that the last wait found. The loop goes through it as it is, and may drop the rest
         by `clear()`."""
@@ -60,9 +66,28 @@ class Poller(ABC):
         """The mechanism's own descriptor; -1 where it has none."""
         return self._fd
 
-    @abstractmethod
     def close(self) -> None:
-        """Close the descriptor, once."""
+        """Close the descriptor, once: close(2). A forked child that closes its copy leaves the parent's
+        registrations alone."""
+        for _ in map(libc.close, self._closing):
+            pass
+
+    def _make(self, results: Iterator[int]) -> bool:
+        """Keep the descriptor that `results` gives, a map over the one call that makes it, unless there
+        is one: it is not lost whatever is raised behind that call. False where the call fails."""
+        made = self._made
+        if not made:
+            try:
+                made += results
+            except BaseException as error:
+                # Where the sink of a trace raised, the call was made all the same.
+                if isinstance(fd := take_result(error), int) and fd >= 0:
+                    made += (fd,)
+                raise
+        self._fd = made[0]
+        if self._fd < 0:
+            del made[:]
+        return self._fd >= 0
 
     def _found(self, masks: dict[int, int]) -> None:
         """Keep what a wait has found, as fd -> event mask."""

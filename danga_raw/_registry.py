@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Final, TypeAlias
 
     from danga_raw._connecting import Connecting
+    from danga_raw._poller import Poller
     from danga_raw._waker import Waker
     from danga_raw.listener import Listener
     from danga_raw.types import (
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
         Handle,
         OtherFdCallback,
         OtherFdMapping,
-        Poller,
         PostLoopCallback,
     )
 
@@ -89,8 +89,8 @@ class Registry:
         self.leaving: deque[Leaving] = deque()
         """What is gone when the batch in hand is over, in the order in which it left."""
         self._leaving_unmapped: set[int] = set()
-        """The numbers that are leaving without an entry in `objects`: other fds, and objects that the
-        loop has forgotten by a reset before they were closed."""
+        """The numbers that are leaving without an entry in `objects`: other fds, objects of before a
+        reset, and those that could not be registered."""
         self.something_due: bool = True
         """False where a turn has nothing to do but wait and dispatch: nothing is leaving, no
         pushed-back data waits to be read, `call_soon` was given nothing, no timer was cut short,

@@ -302,14 +302,12 @@ def _text(value: Value) -> str:
             return quoted(value[:_MOST]) + ("..." if len(value) > _MOST else "")
         case str():
             return quoted(os.fsencode(value))
-        case int() | Event() | Pointer() | Timespec() | Address() | Length() | Usage():
-            return str(value)
-        case Word() | Ends() | Unknown():
-            return str(value)
         case os.stat_result():
             return _stat(value)
-        case _:
+        case tuple() if type(value) is tuple:
             return _list([str(member) for member in value[: _MOST + 1]])
+        case _:
+            return str(value)
 
 
 def _list(members: list[str]) -> str:
@@ -433,11 +431,10 @@ def _socket_type(value: Value) -> str:
 
 
 def _socket_error(value: Value) -> str:
-    return _text(value) if isinstance(value, Pointer) else f"[{_error_name(cast(int, value))}]"
-
-
-def _error_name(number: int) -> str:
-    return (_ERRORS.get(number) or str(number)) if number else "0"
+    if isinstance(value, Pointer):
+        return _text(value)
+    number = cast(int, value)
+    return f"[{_ERRORS.get(number, number)}]"
 
 
 _FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {

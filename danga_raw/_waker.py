@@ -123,7 +123,7 @@ class Waker:
         _on_signals[:] = [*(each for each in _on_signals if each is not self), self]
 
     def remove_signal(self, number: int) -> bool:
-        """Handle a signal as before anybody asked for it; False if nobody has."""
+        """Handle a signal as the system does, SIGINT as Python does; False if nobody has asked for it."""
         if number not in self._handled:
             return False
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

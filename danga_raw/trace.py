@@ -4,18 +4,21 @@ While a trace is on, each foreign function has an `errcheck`, which everybody wh
 feels, and the door's Python functions are replaced by ones that report. When it goes off, nothing
 is left of either. So a trace costs nothing while off, and can begin and end while a loop runs.
 
-What can't be seen from here: clock_gettime, which the C library answers without the kernel
-(vdso(7)); when a call began; that a read, a write or an accept was interrupted and made again (PEP
-475), or a poll(2) has yet to be (ERESTART_RESTARTBLOCK); whether a call came before those of a
-signal's handler that came just behind it; the address of a buffer that Python made, which is
-printed as 0x..., and so is an address of another family than AF_INET, AF_INET6 and AF_UNIX; a call
-out of which a signal's handler raised an exception; a `close` that a handle which is no socket does
-by itself; the name of the interface of which a link-local address has the number; how much of its
-time a ppoll(2) had left, and which fields a statx(2) filled, which the C library tells nobody; how a
-signal was handled before; what Python was told when it asked an accepted descriptor for its name;
-and what Python does to have a signal wake a wait (`signal.set_wakeup_fd`): fstat and
-fcntl(F_GETFL) of the pipe's write end when a handler is added, and the write of the
-signal's number when it comes.
+What can't be seen from here, or not whole:
+
+* clock_gettime, which the C library answers without the kernel (vdso(7));
+* when a call began, and whether it came before those of a signal's handler just behind it;
+* that a read, a write or an accept was interrupted and made again (PEP 475), or that a poll(2) is yet
+  to be (ERESTART_RESTARTBLOCK);
+* a call out of which a signal's handler raised an exception, and a `close` that a handle which is no
+  socket makes by itself;
+* the address of a buffer that Python made, printed as 0x..., as is a socket's address of another family
+  than AF_INET, AF_INET6 and AF_UNIX; the name of the interface in a link-local address;
+* what the C library keeps to itself: the time that a ppoll(2) had left, the fields that a statx(2)
+  filled, and how a signal was handled before;
+* what Python asks by itself: the answer when it asks for the name of an accepted descriptor; and for
+  `signal.set_wakeup_fd`, fstat and fcntl(F_GETFL) of the pipe's write end when a handler is added, and
+  the write of the signal's number when it comes.
 
 Names and arguments are those of the system call that the C library makes of the function
 (`_kernel.py`), or the function's own where that isn't known; the text is that of strace 7.2.

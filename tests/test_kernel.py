@@ -113,7 +113,11 @@ def test_every_rule_is_of_a_function_and_of_machines_that_the_table_has() -> Non
         assert rule.function in SURFACE and rule.machines <= MACHINES
         assert rule.since < rule.before
         # None stands behind one that holds wherever it does.
-        places = [Where(rule.libc, (*rule.since, 0), machine) for machine in sorted(rule.machines)]
+        places = [
+            Where(library, (*rule.since, 0), machine)
+            for library in rule.libraries
+            for machine in sorted(rule.machines)
+        ]
         assert [asked(rule.function, place) for place in places] == [rule.asked] * len(places)
 
 
@@ -143,9 +147,10 @@ def page_rows() -> list[str]:
 def _versions(rule: Rule) -> str:
     since = ".".join(map(str, rule.since))
     last = ".".join(map(str, (*rule.before[:-1], rule.before[-1] - 1)))
+    library = " and ".join(rule.libraries)
     if rule.before < (9999,):
-        return f"{rule.libc} {since} to {last}" if since else f"{rule.libc} up to {last}"
-    return f"{rule.libc} from {since} on" if since else rule.libc
+        return f"{library} {since} to {last}" if since else f"{library} up to {last}"
+    return f"{library} from {since} on" if since else library
 
 
 def _machines(rule: Rule) -> str:
