@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from operator import index
 
+from danga_raw._log import warn
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, SupportsIndex
@@ -34,10 +36,11 @@ def check_callback(what: str, callback: object) -> None:
 
 
 def check_class(kind: type, base: type) -> None:
-    """Raises `TypeError` for a subclass whose handlers do nothing, or take nothing where they are given
-    something: `close(self)`, as asyncore has it, would fail when a write does. One whose own
-    constructor calls no `__init__` gets a `__getattr__`, which says so whatever is used of an object.
-    No other class has one, as it makes every attribute slower on CPython 3.10 and 3.11."""
+    """Raises `TypeError` for a subclass whose handlers do nothing, and warns of one whose handlers take
+    nothing where they are given something: `close(self)`, as asyncore has it, would fail when a write
+    does. One whose own constructor calls no `__init__` gets a `__getattr__`, which says so whatever is
+    used of an object. No other class has one, as it makes every attribute slower on CPython 3.10 and
+    3.11."""
     for name, own in vars(base).items():
         if name.startswith(("event_", "on_", "close")):
             handler: object = getattr(kind, name, None)
@@ -45,7 +48,7 @@ def check_class(kind: type, base: type) -> None:
             if does_nothing(handler):
                 raise TypeError(f"{what} and not awaited: no async def or yield")
             if _takes_nothing(handler) and not _takes_nothing(own):
-                raise TypeError(f"{what} with one argument, as {base.__name__}.{name} is")
+                warn("%s with one argument, as %s.%s is", what, base.__name__, name)
     constructor: object = getattr(kind, "__init__")
     if constructor is not getattr(base, "__init__") and not hasattr(kind, "__getattr__"):
         code: object = getattr(constructor, "__code__", None)
