@@ -6,16 +6,18 @@ use Story;
 story {
     my ($ours, $theirs) = pair();
     my ($next, $peer) = pair();
+    my @unused = ($next);
     my $s;
     $s = Teller->new($ours, "it", read => sub {
         my $got = $s->take(10);
-        my $handle = $next;
-        if ($got) {
-            return if $$got ne "once more";
+        my $handle;
+        if ($got && $$got eq "once more") {
             $handle = $s->steal_socket;
-        } else {
+        } elsif (!$got || $$got eq "") {
             $s->close("end");
+            $handle = shift @unused;
         }
+        return unless $handle;
         $s->Danga::Socket::new($handle);
         $s->watch_read(1);
     });

@@ -10,17 +10,18 @@ from tests.scenarios.story import Teller, batches, pair, peer_write, story
 def tell() -> None:
     ours, theirs = pair()
     following, peer = pair()
+    unused = [following]
 
     def read(s: Teller) -> None:
         got = s.take(10)
-        handle: socket.socket | None = following
-        if got:
-            if got != b"once more":
-                return
+        handle: socket.socket | None = None
+        if got == b"once more":
             handle = s.steal_socket()
-        else:
+        elif not got:
             s.close("end")
-        assert handle is not None
+            handle = unused.pop() if unused else None
+        if handle is None:
+            return
         Socket.__init__(s, handle)
         s.watch_read(True)
 
