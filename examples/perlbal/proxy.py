@@ -311,9 +311,7 @@ class ProxyExchange(Exchange):
         elif head.code == 500 and self._retry(backend):
             return
         self._dropping = not early
-        client.state = "xfer_res"
-        client.setup_keepalive(head)
-        self.response_body(backend, head.to_bytes() + data)
+        self.response_body(backend, client.begin_answer(head, "xfer_res") + data)
 
     def response_body(self, backend: BackendHTTP, data: bytes) -> None:
         """Some of the response, in the form in which the client is to have it."""
