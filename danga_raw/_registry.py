@@ -32,7 +32,7 @@ from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Final, TypeAlias
 
     from danga_raw._connecting import Connecting
@@ -128,6 +128,7 @@ class Registry:
         self.pushed_back: dict[int, int] = {}  # data, numbered as their first pieces came
         self.pushes: int = 0  # the last of these numbers
         self.readable: set[int] = set()  # pushed-back data, and a watch for reading
+        self.reads_again: bool = False  # some of these have changed what they watch for
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a pending connect
         self.paused: dict[int, Listener] = {}  # no descriptor left for a connection
@@ -359,6 +360,22 @@ class Registry:
             libc.close(fd)
         except OSError as error:
             complain(error, "fd %d: %s", fd)
+
+    def who_reads_pushed_back(self) -> Iterator[int]:
+        """Who has pushed-back data and watches for reading, in the order of their first pieces. As in
+        the original, who turns reading on meanwhile has his turn still, and not who is pushed back."""
+        told, newest = -1, self.pushes
+        self.reads_again = True
+        while self.reads_again:
+            self.reads_again = False
+            # Copied first, as a signal's handler may close one of them.
+            readable = [*self.readable]
+            for number, fd in sorted((self.pushed_back.get(fd, 0), fd) for fd in readable):
+                if told < number <= newest:
+                    told = number
+                    yield fd
+                    if self.reads_again:
+                        break
 
     # --- other fds --------------------------------------------------------------------------------
 

@@ -65,13 +65,13 @@ class Loop:
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
         self._registry = registry = Registry(choose_backend(backend))
-        # To be looked at: who took something out would still hear it, as nobody's.
+        # Read-only: an object that was taken out would still be watched, and its events nobody's.
         self._views = MappingProxyType(registry.objects), MappingProxyType(registry.other_fds)
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
         self._on_exception: ExceptionCallback | None = None
-        self._stopping: object = False  # to a type checker a bool would stay what `while` found
+        self._stopping: object = False  # A type checker believes that a bool stays as it was.
         self._resets = 0
         self._profiling = False
         self._costs: list[dict[type, _Cost]] = [{} for _ in range(POLLHUP + 1)]
@@ -119,7 +119,7 @@ class Loop:
 
     def _run_until_stopped(self) -> None:
         registry = self._registry
-        receivers = registry.receivers
+        receivers, connecting = registry.receivers, registry.connecting
         leaving, readable = registry.leaving, registry.readable
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
@@ -133,7 +133,7 @@ class Loop:
                 try:
                     timeout = timers.run_due()
                 except Exception as error:
-                    registry.something_due = True  # What was due with it still is.
+                    registry.something_due = True  # What else was due still is.
                     if not self.handle_exception(error):
                         raise
                     continue
@@ -144,7 +144,7 @@ class Loop:
                         self._run_soon()
                         if self._stopping:
                             return
-                        timeout = 0  # They may have added a timer, say: the next turn sees to that.
+                        timeout = 0  # They may have added a timer: the next turn will see.
                     elif readable or registry.to_close():
                         timeout = 0
                     if registry.poller is None and resets != self._resets:
@@ -157,11 +157,37 @@ class Loop:
             if polls and count_other_threads():
                 self._open_waker()
             found = poller.wait_bare(timeout)
-            if found is None:
-                pairs = poller.pairs
-                self._dispatch(self._by_event(pairs) if self._profiling else pairs)
-            elif self._profiling:
-                self._dispatch(zip(found, repeat(POLLIN)))
+            if self._profiling:
+                if found is None:
+                    self._dispatch_profiled(self._by_event(poller.pairs))
+                else:
+                    self._dispatch_profiled(zip(found, repeat(POLLIN)))
+            elif found is None:
+                for fd, state in poller.pairs:
+                    try:
+                        obj = receivers[fd]
+                        if obj is not None:
+                            if connecting and fd in connecting:
+                                connecting[fd].finish()
+                            elif state == POLLOUT:
+                                # Asked first, as a write that goes on has this event alone.
+                                obj.event_write()
+                            else:
+                                if state & POLLIN:
+                                    obj.event_read()
+                                if state & POLLOUT and not obj.closed:
+                                    obj.event_write()
+                                if state & POLLERR and not obj.closed:
+                                    obj.event_err()
+                                if state & POLLHUP and not obj.closed:
+                                    obj.event_hup()
+                            continue
+                    except Exception as error:
+                        if fd < len(receivers):
+                            if not self.handle_exception(error, obj):
+                                raise
+                            continue
+                    self._other_event(fd, state)
             else:
                 # What nearly all batches are: objects that are readable.
                 for fd in found:
@@ -170,19 +196,19 @@ class Loop:
                         if obj is not None:
                             obj.event_read()
                             continue
-                        self._other_event(fd, POLLIN)
                     except Exception as error:
-                        if fd >= len(receivers):
-                            self._dispatch(((fd, POLLIN),))
-                        elif not self.handle_exception(error, obj):
-                            raise
+                        if fd < len(receivers):
+                            if not self.handle_exception(error, obj):
+                                raise
+                            continue
+                    self._other_event(fd, POLLIN)
             if registry.something_due:
                 # First of all, as another thread or a signal's handler may come behind it.
                 registry.something_due = False
                 if readable:
                     self._read_pushed_back()
                 if leaving:
-                    obj = None  # Else the last to be told would live for as long as the next wait.
+                    obj = None  # This name would keep it alive during the next wait.
                     registry.let_go(self.handle_exception)
                 if soon or poller is not registry.poller:
                     registry.something_due = True
@@ -216,7 +242,7 @@ class Loop:
         soon = self._soon
         for _ in range(len(soon)):
             try:
-                if soon:  # Else a callback has run the loop.
+                if soon:  # A callback may have run the loop, and that the others.
                     callback = soon[0]
                     del soon[0]  # No call before the next: it is neither lost nor called twice.
                     callback()
@@ -224,56 +250,43 @@ class Loop:
                 if not self.handle_exception(error):
                     raise
 
-    def _dispatch(self, found: Iterable[tuple[int, int]]) -> None:
-        """Hand each event to whom it is for: the handlers that its mask asks for, each only if the
-        object isn't closed by then."""
-        registry = self._registry
+    def _dispatch_profiled(self, found: Iterable[tuple[int, int]]) -> None:
+        """Hand on events that are one each, and note what each handler costs."""
+        registry, costs = self._registry, self._costs
         receivers, connecting = registry.receivers, registry.connecting
-        costs = self._costs if self._profiling else None
-        for fd, state in found:
+        obj: AnySocket | None = None
+        for fd, event in found:
             try:
                 obj = receivers[fd]
-            except IndexError:  # Never registered here: a forked child may share an epoll.
-                obj = None
-            try:
-                if obj is None:
-                    self._other_event(fd, state)
-                elif connecting and fd in connecting:
-                    connecting[fd].finish()
-                elif costs is not None:
-                    # All in line: a function for it would cost a tenth of it.
+                if obj is not None:
+                    if connecting and fd in connecting:
+                        connecting[fd].finish()
+                        continue
+                    # In line: a function for it would cost a tenth of it.
                     before = libc.getrusage(0)  # RUSAGE_SELF
-                    if state == POLLIN:
+                    if event == POLLIN:
                         obj.event_read()
-                    elif state == POLLOUT:
+                    elif event == POLLOUT:
                         obj.event_write()
-                    elif state == POLLERR:
+                    elif event == POLLERR:
                         obj.event_err()
                     else:
                         obj.event_hup()
                     after = libc.getrusage(0)
                     try:
-                        cost = costs[state][type(obj)]
+                        cost = costs[event][type(obj)]
                     except KeyError:
-                        cost = costs[state][type(obj)] = _Cost()
+                        cost = costs[event][type(obj)] = _Cost()
                     cost.user += after[0] - before[0]
                     cost.system += after[1] - before[1]
                     cost.calls += 1
-                elif state == POLLOUT:
-                    # Alone, it spares a write that goes on the other questions.
-                    obj.event_write()
-                else:
-                    if state & POLLIN:
-                        obj.event_read()
-                    if state & POLLOUT and not obj.closed:
-                        obj.event_write()
-                    if state & POLLERR and not obj.closed:
-                        obj.event_err()
-                    if state & POLLHUP and not obj.closed:
-                        obj.event_hup()
+                    continue
             except Exception as error:
-                if not self.handle_exception(error, obj):
-                    raise
+                if fd < len(receivers):
+                    if not self.handle_exception(error, obj):
+                        raise
+                    continue
+            self._other_event(fd, event)
 
     def _by_event(self, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         """Each event of an object by itself, if the object isn't closed by then."""
@@ -288,15 +301,20 @@ class Loop:
                         yield fd, event
 
     def _other_event(self, fd: int, state: int) -> None:
-        """An event for a descriptor that no object has."""
+        """An event for a descriptor that no object has, or perhaps nobody knows: a forked child may
+        share an epoll."""
         registry = self._registry
         callback = registry.other_fds.get(fd)
-        if callback is not None:
-            callback(state)
-        elif registry.waker is not None and fd == registry.waker.fileno():
-            registry.woken(registry.waker)
-        else:
-            registry.remove_unknown(fd, state)
+        try:
+            if callback is not None:
+                callback(state)
+            elif registry.waker is not None and fd == registry.waker.fileno():
+                registry.woken(registry.waker)
+            else:
+                registry.remove_unknown(fd, state)
+        except Exception as error:
+            if not self.handle_exception(error):
+                raise
 
     def handle_exception(self, error: Exception, obj: AnySocket | None = None) -> bool:
         """Hand what a handler of `obj` or a callback raised to `on_exception`, and close the object,
@@ -305,7 +323,7 @@ class Loop:
         if self._on_exception is None:
             return False
         try:
-            # Which kind of handle the object has is the callback's to ask.
+            # To its callback an object is a Socket of any handle.
             self._on_exception(cast("Socket | None", obj), error)
         finally:
             if obj is not None and not obj.closed:
@@ -317,10 +335,10 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
-        objects, order = self._registry.objects, self._registry.pushed_back
-        readable = self._registry.readable
+        registry = self._registry
+        objects, readable = registry.objects, registry.readable
         while readable:
-            for fd in sorted(readable, key=lambda fd: order.get(fd, 0)):
+            for fd in registry.who_reads_pushed_back():
                 # An event_read before this one may have closed it, or a signal's handler have come
                 # between the object and what is noted of it here.
                 obj = objects.get(fd)
@@ -337,7 +355,10 @@ class Loop:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
         registry = self._registry
         callbacks = registry.post_loop_callbacks
-        for fd in sorted(callbacks, key=LOOPS_OWN.__eq__):
+        fds = list(callbacks)
+        if len(fds) > 1:  # A sort by a function costs a turn 1,000 instructions.
+            fds.sort(key=LOOPS_OWN.__eq__)
+        for fd in fds:
             obj, callback = registry.objects.get(fd), callbacks.get(fd)
             try:
                 if callback is not None and not callback(*self._views):
@@ -525,7 +546,7 @@ class Loop:
             del first  # no cycle
 
     def _forget(self) -> None:
-        self._registry.paused.clear()  # Who listens again changes what a parent may have registered.
+        self._registry.paused.clear()  # To listen again would change an epoll shared with a parent.
         self._registry.let_go(self.handle_exception)
         self._timers.clear()
         self._soon.clear()

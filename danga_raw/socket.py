@@ -180,7 +180,7 @@ class Socket(Generic[HandleT]):
         try:
             registry.register(fd, _ALWAYS, self)
         except BaseException:
-            registry.leave(self, None)  # Whatever is done with it, the descriptor is not its own.
+            registry.leave(self, None)  # Who keeps the object must not reach the descriptor by it.
             raise
         if begun and (pending := begun.pop(fd, None)) is not None:
             self.__direct = None  # Until it is connected, what is written is queued.
@@ -212,14 +212,14 @@ class Socket(Generic[HandleT]):
             error = begin(address, made)
             sock = made[0]
             fd = sock.fileno()
-            # As `cls(...)` does it, in two steps: where the second raises, the loop may know the
-            # object already. What a subclass's constructor takes is its own, and can't be said here.
+            # What `cls(...)` does, in two steps: where `__init__` raises, the loop may know the object
+            # already. The arguments of a subclass's constructor can't be typed here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
             begun[fd] = pending = Connecting(error)
             cast("Constructor", cls.__init__)(obj, sock, *args, **more)
             check_made(obj)
             if begun and begun.pop(fd, None) is not None and obj.fd is not None:
-                pending.attach(obj, obj.fd, obj.__registry.connecting)  # On a handle of its own.
+                pending.attach(obj, obj.fd, obj.__registry.connecting)  # Its own handle.
             pending.start(timeout)
         except BaseException:
             begun.pop(fd, None)
@@ -249,11 +249,11 @@ class Socket(Generic[HandleT]):
         try:
             fd = self.__direct
             if fd is not None and bytecount <= 1_048_576:  # MAX_READ
-                # Nothing is the end of the stream, or was asked for: a wrong number is told when it
-                # has come to nothing, which spares each request a sixtieth.
+                # No byte means the end of the stream, or that none was asked for. To look at the
+                # number only then spares each request a sixtieth.
                 return libc.read(fd, bytecount) or _end(bytecount)
             data = self.__read_pushed_back(bytecount)
-            return data  # From within: a handler may raise behind the call.
+            return data  # Within the `try`: a signal's handler may raise behind the call.
         except BaseException as error:
             return self.__read_failed(error, bytecount)
 
@@ -276,13 +276,13 @@ class Socket(Generic[HandleT]):
         registry = self.__registry
         data = bytes(first)
         waits = registry.objects.get(fd) is self and fd in registry.pushed_back
-        # No call from here on: a signal's handler could raise behind it, and the piece be lost.
+        # No call from here on: a signal's handler could raise behind one, and lose the piece.
         del pieces[0]
         if not pieces and not self.closed:
             if waits:
                 registry.readable -= {fd}
                 del registry.pushed_back[fd]
-            # As `__go_direct`, which would be a call.
+            # What `__go_direct` does, without the call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
                 self.__direct = fd
         return data
@@ -297,7 +297,7 @@ class Socket(Generic[HandleT]):
             if isinstance(error, OverflowError) or not by_handler(error):
                 _end(bytecount)
             del error  # no cycle
-            raise  # It was refused, and nothing was read.
+            raise  # The number was refused, and nothing was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
@@ -370,10 +370,10 @@ class Socket(Generic[HandleT]):
         try:
             fd = self.__direct
             if fd is None or type(data) is not bytes:
-                return self.__write_queue(data)
-            # Here goes nearly every write: what `__write_queue` does, with nothing queued. pyright
-            # thinks of a class that is bytes and callable too; to ask for bytes and their subclasses,
-            # as it would have it, costs more.
+                return self.__write_queued() if data is None else self.__write_new(data)
+            # Nearly every write goes this way: what `__write_new` does, with nothing to ask before.
+            # pyright thinks of a class that is both bytes and callable; `isinstance`, which it would
+            # understand, costs more.
             try:
                 written = libc.write(fd, data)  # pyright: ignore[reportArgumentType]
                 if written == len(data) or self.closed:  # pyright: ignore[reportArgumentType]
@@ -386,54 +386,72 @@ class Socket(Generic[HandleT]):
         except BaseException as error:
             # A callable or a signal's handler raised. What is queued still has to go out.
             check_made(self)
-            if not isinstance(error, Exception):  # It may have come between the queue and its size.
+            if not isinstance(error, Exception):  # Queue and size may not agree.
                 self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
             if self.write_buf and not self.event_watch & POLLOUT:
                 self.__watch_write_for_now()
             raise
 
-    def __write_queue(self, data: Writable) -> bool:
-        """`write` where it can't go straight to the descriptor: queue `data` where something waits,
-        else write it and what is queued by then, until that is refused."""
+    def __write_new(self, data: Writable) -> bool:
+        """`write` of data that can't go straight to the descriptor, or is no bytes."""
         fd = self.fd
         if fd is None:
             return True
-        new = None if data is None else _block(data)
+        new = _block(data)
+        if self.write_buf or fd in self.__registry.connecting:
+            # An early write(2) would be told the connect's outcome, which is `event_connect`'s.
+            self.__queue(new, 0)
+            return not self.write_buf
+        if not isinstance(new, (bytes, memoryview)):
+            new()
+            return self.__write_queued()
+        count, func = len(new), self.writer_func
+        try:
+            written = libc.write(fd, new) if func is None else _write_by(func, self, new, count, 0)
+            if self.closed:  # By the writer function, or out of a signal's handler.
+                return True
+            if written != count:
+                self.__queue(new, written)
+        except BaseException as error:
+            return self.__write_failed(error, new)
+        if written != count:
+            self.on_incomplete_write()
+        elif self.write_set_watch:
+            self.__unwatch_write()
+        return written == count
+
+    def __write_queued(self) -> bool:
+        """Write what is queued, until that is refused."""
+        fd = self.fd
         connecting = self.__registry.connecting
-        if (connecting and fd in connecting) or (new is not None and self.write_buf):
-            # What the kernel would answer to a write is the connect's outcome, told elsewhere.
-            if new is not None:
-                self.__queue(new, 0)
+        if fd is None or (connecting and fd in connecting):
             return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
-            # At once and first of all, as a signal's handler may close the object.
+            # All three at once: a signal's handler may close the object later on.
             queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
-            if new is None and not queue:
+            if not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self.__unwatch_write()
                 self.__go_direct()
                 return True
-            block = queue[0] if new is None else new
+            block = queue[0]
             if isinstance(block, memoryview):
-                rest: Block = block[offset:] if offset else block
+                rest: Block = block[offset:]
             elif isinstance(block, bytes):
                 rest = block
                 if offset and func is None:
-                    # It stays in the queue as a view, of which the next one costs half.
+                    # Queued as a view from here on: to slice that costs half.
                     queue[0] = view = memoryview(block)
                     rest = view[offset:]
             else:
                 # A question that falls through: behind a jump a handler could close the object.
-                if new is None and not self.closed:
+                if not self.closed:
                     # Off the queue before it runs: it is run once, whatever it does.
                     self.write_buf_size -= 1
                     del queue[0]
-                elif new is None:  # By a signal's handler, just now.
-                    return True
-                new = None
-                block()
+                    block()
                 continue
             count = len(block) - offset
             try:
@@ -443,25 +461,21 @@ class Socket(Generic[HandleT]):
                     written = _write_by(func, self, block, count, offset)
                 # Falling through the questions, and with no call, as a signal's handler may close
                 # the object.
-                if new is None and not self.closed:
+                if not self.closed:
                     self.write_buf_size -= written
                     self.write_buf_offset = offset + written
                     if written == count:
                         self.write_buf_offset = 0
                         del queue[0]
-                elif self.closed:  # By the writer function, or out of a signal's handler.
+                else:  # By the writer function, or out of a signal's handler.
                     return True
-                elif written != count:
-                    self.__queue(block, written)
             except BaseException as error:
-                return self.__write_failed(error, None if new is None else block)
+                return self.__write_failed(error, None)
             if written != count:
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
                 self.__unwatch_write()
-            if new is not None:
-                return True
 
     def __queue(self, new: Queued, out: int) -> None:
         """Queue `new`, of which so many bytes are out."""
@@ -511,7 +525,7 @@ class Socket(Generic[HandleT]):
     def on_incomplete_write(self) -> None:
         """Called when only a part of a block could be written; not when nothing of it could. Watches
         for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
-        if not self.write_set_watch or not self.event_watch & POLLOUT:
+        if not self.event_watch & POLLOUT:
             self.__watch_write_for_now()
 
     def __watch_write_for_now(self) -> None:
@@ -591,6 +605,7 @@ class Socket(Generic[HandleT]):
                 return
             raise
         if self.read_push_back:
+            registry.reads_again = True
             self.__heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
@@ -631,8 +646,8 @@ class Socket(Generic[HandleT]):
         except AttributeError:
             check_made(self)
             raise
-        # Told when it is done: whoever is told may do and raise what he likes. To call who then says
-        # nothing would cost a tenth of all this.
+        # Logged when all is done, as a logging handler may raise or use the loop. Where nobody has
+        # imported logging, the call would cost a tenth of all this.
         if fd is not None and self.__registry.leave(self, self.sock) and "logging" in sys.modules:
             debug("closing fd %d (%s)", fd, reason)
 
@@ -652,8 +667,9 @@ class Socket(Generic[HandleT]):
 
     def let_go(self) -> None:
         """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
-        self.__direct = self.writer_func = None  # It tends to refer back to the object, and so do
-        self.write_buf = _NO_QUEUE  # callables in the queue.
+        # A writer function and callables in the queue tend to refer back to the object.
+        self.__direct = self.writer_func = None
+        self.write_buf = _NO_QUEUE
         self.write_buf_offset = self.write_buf_size = 0
         self.read_push_back = _NO_PIECES
         self.sock = self.fd = None

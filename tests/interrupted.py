@@ -524,7 +524,15 @@ def complaints() -> Iterator[list[str]]:
         logger.propagate = True
 
 
-MAY_TEAR = ("read", "__read_pushed_back", "write", "__write_queue", "__queue", "_size")
+MAY_TEAR = (
+    "read",
+    "__read_pushed_back",
+    "write",
+    "__write_new",
+    "__write_queued",
+    "__queue",
+    "_size",
+)
 """Functions in which an exception may come between a read(2) or write(2), or the taking of a piece
 that was pushed back, and the noting of its result. Then the connection is closed."""
 

@@ -74,7 +74,8 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """pytest on the tests in a folder, with our hooks."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    environment.pop("DANGA_RAW_REQUIRE_ORACLES", None)
+    for theirs in "DANGA_RAW_REQUIRE_ORACLES", "PYTEST_ADDOPTS":
+        environment.pop(theirs, None)
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-v", "-rfEsx", "-p", "tests.conftest"]
         + ["-W", "ignore::pytest.PytestUnknownMarkWarning", *arguments],

@@ -186,6 +186,27 @@ def test_pushed_back_reads_come_before_the_closes_and_the_callbacks(world: World
     assert order == ["read b'abc'", "read b'again'", "callback, closed"]
 
 
+def test_who_turns_reading_on_meanwhile_reads_what_is_pushed_back_in_his_turn(world: World) -> None:
+    order: list[str] = []
+    objects: dict[str, Noted] = {}
+
+    def act(obj: Noted) -> None:
+        (name,) = [name for name, each in objects.items() if each is obj]
+        order.append(f"{name} {obj.read(1)!r}")
+        objects["b"].watch_read(True)
+        if len(order) == 1:
+            objects["d"].push_back_read(b"4")
+
+    for name in "abcd":
+        objects[name] = Noted(world.socketpair()[0], world.loop, read=act)
+        objects[name].watch_read(name != "b")
+    for name, piece in ("a", b"11"), ("b", b"22"), ("c", b"33"):
+        objects[name].push_back_read(piece)
+    world.turn()
+    first, second = ["a b'1'", "b b'2'", "c b'3'"], ["a b'1'", "b b'2'", "c b'3'", "d b'4'"]
+    assert order == first + second
+
+
 def test_an_object_closed_by_anothers_pushed_back_read_gets_none(world: World) -> None:
     events: list[str] = []
     objects: list[Noted] = []
