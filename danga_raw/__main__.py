@@ -28,7 +28,7 @@ from danga_raw import (
     log_exception,
 )
 from danga_raw._addresses import shown
-from danga_raw._registry import backends
+from danga_raw._backends import backends
 from danga_raw._seccomp import Json as Fact
 
 Facts: TypeAlias = Mapping[str, Fact]

@@ -7,9 +7,9 @@ import os
 import sys
 from errno import EINPROGRESS, EINTR, ETIMEDOUT
 
+from danga_raw._handle import close_fds
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import libc
-from danga_raw._log import complain
 from danga_raw._poll import POLLOUT
 
 TYPE_CHECKING = False
@@ -83,13 +83,9 @@ def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
 
 
 def drop(sock: PythonSocket) -> None:
-    """Close a socket that nobody gets: close(2), through the door, unless it is closed already. The
-    descriptor is gone also where that fails."""
+    """Close a socket that nobody gets, unless it is closed already: close(2)."""
     if (fd := sock.detach()) >= 0:
-        try:
-            libc.close(fd)
-        except OSError as error:
-            complain(error, "close(fd %d): %s", fd)
+        close_fds((fd,))
 
 
 begun: Final[dict[int, Connecting]] = {}
@@ -102,16 +98,16 @@ class Connecting:
     __slots__ = ("_answer", "_error", "_fd", "_obj", "_pending", "_timer", "_told")
 
     def __init__(self, error: OSError | None) -> None:
-        """`error` is known already where the connect has failed at once."""
+        """`error` is that of a connect that has failed at once."""
         self._error = error
         self._answer: list[int] = []
-        """What SO_ERROR was, which tells it but once."""
+        """What getsockopt(SO_ERROR) said, which the kernel tells once."""
         self._obj: AnySocket | None = None
         self._timer: Timer | None = None
         self._told = False
 
     def attach(self, obj: AnySocket, fd: int, pending: dict[int, Connecting]) -> None:
-        """Be what `obj` waits for, from its registration on: what its constructor writes is queued."""
+        """Be the connect that `obj` waits for. From here on what it writes is queued."""
         self._obj, self._fd, self._pending = obj, fd, pending
         pending[fd] = self
 
@@ -129,7 +125,7 @@ class Connecting:
         if self._error is not None:
             obj.loop.call_soon(self._tell)
             return
-        theirs = obj.event_watch & POLLOUT  # The constructor's own, which outlives the connect.
+        theirs = obj.event_watch & POLLOUT  # A watch of the constructor's own outlives the connect.
         obj.watch_write(True)
         obj.write_set_watch = not theirs
         if timeout is not None:
@@ -140,15 +136,15 @@ class Connecting:
         self._tell()
 
     def finish(self) -> None:
-        """The kernel has something to say: getsockopt(SO_ERROR) tells what, where that isn't known. A
-        socket that has failed at once has no error, and yet is hung up."""
+        """There is an event: ask for the outcome by getsockopt(SO_ERROR), unless it is known. A socket
+        whose connect has failed at once is hung up too, and has no SO_ERROR."""
         obj = self._waiting()
         if obj is not None and obj.sock is not None and self._error is None and not self._answer:
             self._answer += map(libc.getsockopt, (obj.sock,))
         self._tell()
 
     def resume(self) -> None:
-        """Tell the outcome, where an exception has come before that was told."""
+        """Tell the outcome, if an exception has come before it was told."""
         obj, timer = self._waiting(), self._timer
         if obj is not None and (self._error is not None or self._answer):
             obj.loop.call_soon(self._tell)
@@ -170,7 +166,8 @@ class Connecting:
             obj.write_set_watch = False
         try:
             if not self._told:
-                # No call in between: it is told once. What has failed is pending until it is closed.
+                # No call until it is told, so that it is told once. One that has failed stays pending
+                # until it is closed.
                 self._told = True
                 if error is None:
                     del self._pending[self._fd]
@@ -179,10 +176,11 @@ class Connecting:
             if error is not None and not obj.closed:
                 obj.close_as("not connected")
         if not obj.write_buf:
-            obj.write(None)  # Only to note that nothing waits. What does is event_write's to send:
-            # who was refused a write goes on when that is called.
+            # Nothing is written: it notes that writes may go straight out. What is queued is left to
+            # event_write, by which those go on who were refused a write.
+            obj.write(None)
 
     def cancel(self) -> None:
-        """The object has no use for a timeout any more."""
+        """Cancel the timeout, if there is one."""
         if self._timer is not None:
             self._timer.cancel()

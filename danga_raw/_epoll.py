@@ -6,11 +6,11 @@ import os
 import sys
 from ctypes import byref, c_uint32, sizeof
 from errno import EBADF, EINTR, ENOENT
-from itertools import repeat
 from struct import Struct
 
 from danga_raw._interrupt import Once
-from danga_raw._libc import INT_MAX, failure, libc, raise_failure
+from danga_raw._libc import check_fd, libc, raise_failure
+from danga_raw._poller import Poller
 from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
@@ -63,85 +63,76 @@ _FOREVER: Final = 0xFFFFFFFF
 clearing an exception."""
 
 
-class Epoll:
+class Epoll(Poller):
     """The ready list of one epoll descriptor. An event mask is that of poll(2), whose bits are epoll's
     own. The kernel reports EPOLLERR and EPOLLHUP whether they are asked for or not."""
 
     # Python 3.10 reads a slot 60 instructions faster, and each wait reads five.
-    __slots__ = (
-        "_arguments _buffer _descriptor _epfd _events _fds _one _timeout batch pairs".split()
-    )
+    __slots__ = ("_arguments", "_buffer", "_descriptor", "_events", "_fds", "_one", "_timeout")
 
     def __init__(self) -> None:
-        self.batch: list[int] = []
-        self.pairs: Iterable[tuple[int, int]] = ()
+        super().__init__()
         self._buffer = bytearray(_STRIDE * MAX_EVENTS)
         self._events = byref((epoll_event * MAX_EVENTS).from_buffer(self._buffer))
-        # Events are decoded by columns, with no object made for a row: every so-many-th byte is a
-        # mask, which has no bit beyond it, and every so-many-th word the low half of a u64 with a fd.
+        # Events are decoded by columns, so that no object is made for a row. In steps of one struct,
+        # the bytes are the masks, none of which has a bit beyond the lowest byte, and the words are
+        # the fds, in the low half of `data`.
         offset = epoll_event.data.offset // sizeof(c_uint32)
         low_half = 0 if sys.byteorder == "little" else 1
         words = memoryview(self._buffer).cast("I")
         self._fds = words[offset + low_half :: _STRIDE // sizeof(c_uint32)]
         self._one = [0]
         self._descriptor = Once()
-        self._epfd = -1
-        # The arguments of the last wait, which mostly are those of the next.
+        # The arguments of the last wait are mostly those of the next, and are kept.
         self._timeout: int | None = None
-        self._arguments = (self._epfd, self._events, MAX_EVENTS, 0)
+        self._arguments = (self._fd, self._events, MAX_EVENTS, 0)
 
     def open(self) -> None:
         """epoll_create1(2)."""
-        self._epfd = self._descriptor.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
+        self._fd = self._descriptor.make(map(libc.epoll_create1, (EPOLL_CLOEXEC,)))
         self._timeout = None
-        if self._epfd < 0:
+        if self._fd < 0:
             raise_failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
 
     def register(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_ADD). EPERM is for a regular file, ENOSPC comes at
         /proc/sys/fs/epoll/max_user_watches."""
-        if not 0 <= fd <= INT_MAX:
-            raise failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_ADD, fd {fd})", EBADF)
-        if libc.epoll_ctl(self._epfd, EPOLL_CTL_ADD, fd, EVENT.pack(events, fd)) < 0:
+        check_fd(fd, "epoll_ctl")
+        if libc.epoll_ctl(self._fd, EPOLL_CTL_ADD, fd, EVENT.pack(events, fd)) < 0:
             self._raise_failure("ADD", fd)
 
     def holds(self, fd: int, events: int) -> bool:
         """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
-        if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(events, fd)) < 0:
+        if libc.epoll_ctl(self._fd, EPOLL_CTL_MOD, fd, EVENT.pack(events, fd)) < 0:
             self._raise_failure("MOD", fd, ENOENT, EBADF)
             return False
         return True
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """epoll_ctl(EPOLL_CTL_MOD)."""
-        if libc.epoll_ctl(self._epfd, EPOLL_CTL_MOD, fd, EVENT.pack(new, fd)) < 0:
+        if libc.epoll_ctl(self._fd, EPOLL_CTL_MOD, fd, EVENT.pack(new, fd)) < 0:
             self._raise_failure("MOD", fd)
 
     def unregister(self, fd: int, events: int) -> None:
         """epoll_ctl(EPOLL_CTL_DEL)."""
-        if libc.epoll_ctl(self._epfd, EPOLL_CTL_DEL, fd, _NO_EVENT) < 0:
+        if libc.epoll_ctl(self._fd, EPOLL_CTL_DEL, fd, _NO_EVENT) < 0:
             self._raise_failure("DEL", fd)
 
     def _raise_failure(self, op: str, fd: int, *ignored: int) -> None:
-        raise_failure(f"epoll_ctl({self._epfd}, EPOLL_CTL_{op}, fd {fd})", *ignored)
-
-    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
-        """As `wait_bare`, with the mask of each."""
-        found = self.wait_bare(timeout_ms)
-        return self.pairs if found is None else zip(found, repeat(EPOLLIN))
+        raise_failure(f"epoll_ctl({self._fd}, EPOLL_CTL_{op}, fd {fd})", *ignored)
 
     def wait_bare(self, timeout_ms: int) -> Iterable[int] | None:
         """epoll_wait(2), for 1,000 events at most."""
         if timeout_ms != self._timeout:
             limit = timeout_ms if timeout_ms >= 0 else _FOREVER
-            self._arguments = (self._epfd, self._events, MAX_EVENTS, limit)
+            self._arguments = (self._fd, self._events, MAX_EVENTS, limit)
             self._timeout = timeout_ms
         count = libc.epoll_wait(*self._arguments)
         if count == 1:
-            # Half of the price of the general way below, and what an unhurried server mostly sees.
+            # What a server mostly sees that isn't busy, at half of the price of the general way.
             fd, mask = self._fds[0], self._buffer[_MASK]
             if mask == EPOLLIN:
-                # The same list each time: who goes through it has seen the number that was in it.
+                # The same list each time: who goes through it has taken out the number by then.
                 one = self._one
                 one[0] = fd
                 return one
@@ -156,11 +147,8 @@ class Epoll:
             self.pairs = zip(fds, masks)
             return None
         if count < 0:
-            raise_failure(f"epoll_wait({self._epfd})", EINTR)
+            raise_failure(f"epoll_wait({self._fd})", EINTR)
         return ()
-
-    def fileno(self) -> int:
-        return self._epfd
 
     def close(self) -> None:
         """close(2), once. A forked child that closes its copy leaves the parent's registrations

@@ -30,8 +30,9 @@ The idioms:
 An exception that comes out of a call leaves two questions, which the functions below answer: did the
 call fail, or did a handler raise; and is known what the call returned.
 
-An error that is kept by a name and raised again ("no cycle") loses the name: its traceback knows the
-frame, which by the name would know the error, until the garbage collector comes by.
+No name may keep an error that is raised again: its traceback keeps the frame, which by the name would
+keep the error, until the garbage collector comes by. So it is kept in a list and taken out of it, and
+a parameter is deleted ("no cycle").
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ _alone = _Lock()
 
 def alone() -> _Lock:
     """The lock under which what other threads may reach is opened, switched and closed. A signal's
-    handler passes it, in the thread that has it. There is one for all, as in a forked child it is a
-    new one: the thread that had it may not be there."""
+    handler may take it again in the thread that has it. There is one for all, so that a forked child
+    can be given a new one: the thread that had it may not be there."""
     return _alone
 
 
@@ -97,24 +98,24 @@ def by_handler(error: BaseException) -> bool:
 
 
 class Once:
-    """Descriptors of the package's own, made together by one call and closed once each, also where an
-    exception comes in between."""
+    """A descriptor of the package's own, made by one call and closed once, whatever is raised in
+    between."""
 
     __slots__ = ("_closing", "_made")
 
     def __init__(self) -> None:
         self._made: list[int] = []
-        self._closing: Iterator[int] = iter(self._made)  # It gives what the list will hold by then.
+        self._closing: Iterator[int] = iter(self._made)  # It gives what is in the list by then.
 
     def make(self, results: Iterator[int]) -> int:
-        """What `results`, a map over one call, gives, or what an earlier one gave; -1 for a
-        failure, after which it can be tried again. Not to be called behind `close`."""
+        """The descriptor: what an earlier call has made, or what `results` gives, a map over the one
+        call that makes it. -1 where that fails, and it may be tried again. Not for use behind `close`."""
         made = self._made
         if not made:
             try:
                 made += results
             except BaseException as error:
-                # The call is made also if the sink of a trace raised behind it.
+                # Where the sink of a trace raised, the call was made all the same.
                 if isinstance(fd := take_result(error), int) and fd >= 0:
                     made += (fd,)
                 raise
@@ -124,6 +125,6 @@ class Once:
         return fd
 
     def close(self, call: Callable[[int], object]) -> None:
-        """`call(fd)` for each that is open."""
+        """`call(fd)`, if it is open."""
         for _ in map(call, self._closing):
             pass

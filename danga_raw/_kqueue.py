@@ -14,12 +14,13 @@ from danga_raw._interrupt import Once
 from danga_raw._libc import check_fd, failure, libc, raise_failure
 from danga_raw._log import warn
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
+from danga_raw._poller import Poller
 from danga_raw._structs import Fields, structure
 from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from typing import Final
 
     from libc import Kevent as Kevent
@@ -108,7 +109,7 @@ _UNREAD: Final = 1 << 16
 """Beside the bits of an event mask: the read filter has data."""
 
 
-class KQueue:
+class KQueue(Poller):
     """The filters of one kqueue descriptor, with the verbs and event masks of the other pollers.
 
     A Socket has a read and a write filter, both added disabled and then switched on and off; a
@@ -120,6 +121,7 @@ class KQueue:
         """`library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
         without them, the C library's own. Raises `ValueError` for a platform that isn't known, and
         `OSError` where there is no kqueue."""
+        super().__init__()
         name = platform if platform is not None else system_platform()
         if name is None:
             raise OSError(f"this system ({libc.platform}) has no kqueue")
@@ -133,28 +135,26 @@ class KQueue:
         self._watched: dict[int, int] = {}
         """fd -> what it is watched for."""
         self._dropped: set[int] = set()
-        """The fds that are watched for POLLOUT without a write filter: nobody is left to write to."""
+        """The fds that are watched for POLLOUT and have no write filter: the kernel has none for what
+        has nobody to write to."""
         self._alone: set[int] = set()
-        """The fds of whose end, in the last batch, the write filter alone spoke."""
-        self.batch: list[int] = []
-        self.pairs: Iterable[tuple[int, int]] = ()
+        """The fds whose end the last batch had from the write filter alone."""
         self._descriptor = Once()
-        self._kq = -1
         self._pid = 0
-        """Whose kqueue it is."""
+        """The process that has opened it."""
 
     def open(self) -> None:
         """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) where the library has it."""
         self._pid = libc.getpid()
-        self._kq = self._descriptor.make(map(methodcaller("kqueue"), (self._calls,)))
-        if self._kq < 0:
+        self._fd = self._descriptor.make(map(methodcaller("kqueue"), (self._calls,)))
+        if self._fd < 0:
             raise_failure("kqueue()")
         if fcntl := getattr(self._calls, "fcntl", None):
-            fcntl(self._kq, F_SETFD, FD_CLOEXEC)
+            fcntl(self._fd, F_SETFD, FD_CLOEXEC)
 
     def register(self, fd: int, events: int) -> None:
-        """One kevent(2), which leaves a filter disabled that the mask doesn't have. EINVAL is for what
-        the filters don't take. Where it fails, what was added by then is taken back."""
+        """One kevent(2), which adds the filters and disables those that the mask doesn't have. EINVAL
+        is for what has no such filter. Where it fails, what was added by then is taken back."""
         check_fd(fd, "kevent")
         if fd in self._watched and self.holds(fd, self._watched[fd]):
             raise failure(f"kevent(EV_ADD, fd {fd})", EEXIST)
@@ -225,12 +225,12 @@ class KQueue:
         by an errno in `ignored`."""
         table = (self._kevent_type * len(changes))(*[self._kevent_type(*each) for each in changes])
         count = self._count
-        if self._calls.kevent(self._kq, table, count(len(changes)), None, count(0), None) < 0:
-            raise_failure(f"kevent({self._kq}, fd {changes[0][0]})", *ignored)
+        if self._calls.kevent(self._fd, table, count(len(changes)), None, count(0), None) < 0:
+            raise_failure(f"kevent({self._fd}, fd {changes[0][0]})", *ignored)
             return False
         return True
 
-    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
+    def wait_bare(self, timeout_ms: int) -> None:
         """kevent(2), for 1,000 events at most, of which a descriptor may have two.
 
         A filter fires with POLLIN or POLLOUT; EV_EOF adds POLLERR if it comes with an error, else
@@ -244,9 +244,9 @@ class KQueue:
             seconds, ms = divmod(timeout_ms, 1000)
             limit = byref(self._timespec(seconds, ms * 1_000_000))
         none, room = self._count(0), self._count(MAX_EVENTS)
-        count = self._calls.kevent(self._kq, None, none, self._events, room, limit)
+        count = self._calls.kevent(self._fd, None, none, self._events, room, limit)
         if count < 0:
-            raise_failure(f"kevent({self._kq})", EINTR)
+            raise_failure(f"kevent({self._fd})", EINTR)
         found = dict.fromkeys(self._dropped, POLLOUT | POLLHUP)
         masks = dict(self._filters)
         for event in self._events[: max(count, 0)]:
@@ -265,22 +265,16 @@ class KQueue:
                 if event.flags & EV_ONESHOT:  # FreeBSD drops what has nobody to write to.
                     self._dropped.add(fd)
             found[fd] = found.get(fd, 0) | state
-        ready = self._in_time(found)
-        self.batch = list(ready)
-        self.pairs = zip(self.batch, ready.values())
-        return self.pairs
-
-    def wait_bare(self, timeout_ms: int) -> None:
-        self.wait(timeout_ms)
+        self._found(self._in_time(found))
 
     def _in_time(self, found: dict[int, int]) -> dict[int, int]:
-        """What was found, but for each end before which there is something to be read. It is said
-        again in the next batch.
+        """What was found, without each end before which there may be something to read. The next batch
+        has it again.
 
-        Filters come in the order in which they fired. One that fires while another thread of the
-        kernel waits, or for which a full batch has no room, is in the next. So what the write
-        filter says alone of an end counts from the second time on: the read filter has had its
-        turn. Where there is no write filter any more, the read filter will tell the end.
+        Filters come in the order in which they fired. So the write filter may tell an end in one
+        batch, and the read filter data in the next: where the batch was full, or the data came in
+        between. An end that the write filter tells alone counts from the second batch on, when the
+        read filter has had its turn. Where there is no write filter, the read filter tells the end.
         """
         ready: dict[int, int] = {}
         before, self._alone = self._alone, set()
@@ -296,9 +290,6 @@ class KQueue:
             if state := state & (watched | _END):
                 ready[fd] = state
         return ready
-
-    def fileno(self) -> int:
-        return self._kq
 
     def close(self) -> None:
         """close(2), the library's own. In a forked child there is nothing to close: fork(2) leaves a

@@ -45,15 +45,15 @@ INT_MAX: Final = 0x7FFFFFFF
 
 
 def failure(call: str, number: int | None = None) -> OSError:
-    """The `OSError` for a call that fails by an errno: a foreign call that has just returned -1 has
-    left it in ctypes."""
+    """The `OSError` of a call that has failed with this errno, or without one, of the foreign call that
+    has just returned -1."""
     number = ctypes.get_errno() if number is None else number
     return OSError(number, f"{call}: {os.strerror(number)}")
 
 
 def raise_failure(call: str, *ignored: int) -> None:
-    """Raises that of the foreign call that has just returned -1, unless its errno is in `ignored`. Not
-    by a name here: an error and the frame that has it would hold each other, and all callers."""
+    """Raises the `OSError` of the foreign call that has just returned -1, unless its errno is in
+    `ignored`."""
     number = ctypes.get_errno()
     if number not in ignored:
         raise failure(call, number)
@@ -79,7 +79,7 @@ if PLATFORM == "netbsd":
 def _getrusage(who: int) -> struct_rusage:
     import resource  # for profiling only, and a small container may lack it
 
-    # From here on there is no function in between: this one costs as much again as half the call.
+    # The next call is made without this function, which costs half as much as the call itself.
     if libc.getrusage is _getrusage:
         setattr(libc, "getrusage", resource.getrusage)
     return resource.getrusage(who)
@@ -98,16 +98,17 @@ def _socket(family: int, kind: int) -> Socket:
 
 
 class _Function(CFuncPtr):
-    """A C function that returns an int. Without a `restype` CPython makes it one by itself; to be
-    told it costs 210 instructions a call."""
+    """A C function that returns an int. CPython takes that for granted where there is no `restype`,
+    and one costs 210 instructions a call."""
 
     _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
 
 
 def _function(library: ctypes.CDLL, symbol: str) -> object:
-    # Elsewhere it would be void.
-    python = sys.implementation.name
-    function = _Function((symbol, library)) if python == "cpython" else getattr(library, symbol)
+    if sys.implementation.name == "cpython":
+        function = _Function((symbol, library))
+    else:
+        function = getattr(library, symbol)
     setattr(function, "__name__", symbol)
     if symbol == "fcntl":
         # A variadic function has a calling convention of its own on some machines (arm64 macOS),

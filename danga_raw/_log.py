@@ -47,15 +47,15 @@ def log_exception(obj: object, error: Exception) -> None:
 
 
 def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> bool:
-    """Whether it was logged, or was not to be, as this thread is in a log handler. The stack tells
-    that, as no note could that an exception may keep from being taken back."""
+    """False if it could not be logged. Nothing is where this thread is in a log handler already; the
+    stack tells so, as a flag could be left behind by an exception."""
     frame = sys._getframe(1).f_back  # pyright: ignore[reportPrivateUsage]  # documented
     while frame is not None and frame.f_code is not _log.__code__:
         frame = frame.f_back
     if frame is not None:
         return True
     try:
-        # Where another thread has imported half of it, the rest is not waited for.
+        # Where another thread is just importing it, this one doesn't wait.
         if "logging" not in sys.modules:
             __import__("logging")
         logger = sys.modules["logging"].getLogger("danga_raw")

@@ -34,9 +34,9 @@ def check_callback(what: str, callback: object) -> None:
 
 
 def check_class(kind: type, base: type) -> None:
-    """Raises `TypeError` for a subclass whose handlers do nothing. One whose constructor names no
-    other's `__init__` will say so whatever is used of it: by a `__getattr__`, which no other class
-    has, as on CPython 3.10 and 3.11 every attribute takes longer where there is one."""
+    """Raises `TypeError` for a subclass whose handlers do nothing. One whose own constructor calls no
+    `__init__` gets a `__getattr__`, which says so whatever is used of an object. No other class has
+    one, as it makes every attribute slower on CPython 3.10 and 3.11."""
     for name in vars(base):
         if name.startswith(("event_", "on_", "close")) and does_nothing(getattr(kind, name, None)):
             raise TypeError(

@@ -11,11 +11,11 @@ from danga_raw._epoll import Epoll
 from danga_raw._interrupt import by_handler
 from danga_raw._libc import PLATFORM, check_fd, failure, libc, raise_failure
 from danga_raw._log import warn
+from danga_raw._poller import Poller
 from danga_raw._structs import Fields, structure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Final
 
 POLLIN: Final = 0x01
@@ -34,7 +34,7 @@ _ROW: Final = Struct("ihxx")
 nfds_t: Final = c_ulong if PLATFORM == "linux" else c_uint
 
 
-class Poll:
+class Poll(Poller):
     """A table of struct pollfd, handed whole to poll(2) at each wait, whose cost is linear in it.
 
     poll itself takes any number for a fd. So that a program fails as it does on epoll, `register`
@@ -43,13 +43,12 @@ class Poll:
     """
 
     def __init__(self) -> None:
-        self.batch: list[int] = []
-        self.pairs: Iterable[tuple[int, int]] = ()
+        super().__init__()
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
         self._asked: Epoll | None = None  # what is asked whether a file can be polled
-        # A wait makes the table anew where something has changed, which is linear as the wait is.
-        # Nobody else touches it: a signal's handler could meet a change half done.
+        # Where something has changed the next wait makes the whole table anew, which costs no more
+        # than the wait itself. A change of one row could be met half done by a signal's handler.
         self._changed = True
         self._fds: list[int] = []  # the fd of each used row
         self._make_room(4)
@@ -68,7 +67,8 @@ class Poll:
         self._events[fd] = events
 
     def _file(self, fd: int) -> tuple[int, int]:
-        """What is open under a number: fstat(2). Raises `OSError` for what can't be watched."""
+        """The device and inode of what is open under a number: fstat(2). Raises `OSError` for what
+        can't be watched."""
         check_fd(fd, "poll")
         try:
             status = libc.fstat(fd)
@@ -82,9 +82,9 @@ class Poll:
         return status.st_dev, status.st_ino
 
     def _takes(self, fd: int) -> bool:
-        """Whether a regular file or a directory can be polled: most can't, and /proc/self/mounts can.
-        poll(2) takes all, but the kernel tells by an epoll: epoll_create1(2), once, and
-        epoll_ctl(2). Where there is none, none is taken."""
+        """Whether a regular file or a directory can be polled: most can't, /proc/self/mounts can.
+        poll(2) takes them all, but an epoll refuses those that can't: epoll_create1(2), once, and
+        epoll_ctl(2). Where there is no epoll, none is taken."""
         if not hasattr(libc, "epoll_create1"):
             return False
         self._asked = self._asked or Epoll()
@@ -138,11 +138,11 @@ class Poll:
     def _make_room(self, rows: int) -> None:
         table = (pollfd * rows)()
         room = memoryview(table).cast("B")
-        # A row has four times the size of its last field. All is kept in one step: were there an
-        # exception between two, poll(2) would write into one table, and another be read.
+        # Every fourth half-word is a `revents`. All three are set in one step: were there an exception
+        # between two, poll(2) would write into one table, and another be read.
         self._table = table, room, room.cast("h")[3::4]
 
-    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
+    def wait_bare(self, timeout_ms: int) -> None:
         """poll(2)."""
         if self._changed:
             self._make_table()
@@ -154,22 +154,12 @@ class Poll:
         found = zip(self._fds, revents[:used].tolist() if count > 0 else ())
         ready = [(fd, state) for fd, state in found if state]
         for fd, state in ready:
-            # A fd that was closed behind the loop's back would make every wait return at once.
+            # One that was closed behind the loop's back would end every wait at once.
             if state & POLLNVAL and fd in self._events:
                 self._changed = True
                 del self._events[fd]
                 warn("poll() found fd %d closed. removing.", fd)
-        alive = {fd: state for fd, state in ready if not state & POLLNVAL}
-        self.batch = list(alive)
-        self.pairs = zip(self.batch, alive.values())
-        return self.pairs
-
-    def wait_bare(self, timeout_ms: int) -> None:
-        self.wait(timeout_ms)
-
-    def fileno(self) -> int:
-        """-1: poll has no descriptor of its own."""
-        return -1
+        self._found({fd: state for fd, state in ready if not state & POLLNVAL})
 
     def close(self) -> None:
         """close(2) for the epoll that was asked, if one was."""

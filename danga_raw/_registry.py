@@ -1,34 +1,34 @@
 """What a loop watches, and the life of a descriptor in it.
 
-A descriptor's number names an object, or the callback of an other fd, from its registration to its
-leaving, and nobody else:
+A descriptor passes through three states, which the sections of `Registry` follow:
 
-* *registered*: the poller reports its events, and `objects` or `other_fds` says whose they are.
-* *leaving*: its owner has closed it, given it away or taken it off. No event is told any more. The
-  batch in hand may still hold one, so its number is kept, and close(2) waits, until that is over.
-* *gone*: nothing here knows the number. It may be given out again.
+* *registered*: the poller reports its events. `objects` or `other_fds` says who holds its number, that
+  is, whom the events are for. A number has one holder.
+* *leaving*: its holder has closed it, given it away or taken it off the loop. It gets no event any
+  more. But the batch in hand, which is what the last wait returned, may still contain one. Until that
+  batch is over, close(2) is put off and the entry in `objects` stays, so that the kernel gives the
+  number to nobody else, who would get that event.
+* *gone*: nothing here knows the number.
 
-A number may come back while somebody here still holds it, where its owner has closed the descriptor
-behind the loop's back, or take another owner in the midst of a batch, where one that was stolen is
-wrapped again. Then the old holder is dropped, and so are the batches in hand that speak of the number:
-events are level-triggered, and the next wait says again what is still true.
+A number may get a new holder while the old one is still here: where a program has closed a descriptor
+behind the loop's back and the kernel has given the number out again, or where a stolen socket is
+wrapped again in the same batch. Then the old holder is dropped, and with it what is left of the batches
+in hand that contain the number. No event is lost by that: they are level-triggered, and the next wait
+reports again what is still true.
 """
 
 from __future__ import annotations
 
-import os
-from _socket import socket as RawSocket
 from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOMEM, ENOSPC
 
-from danga_raw._epoll import Epoll
+from danga_raw._backends import new_poller
+from danga_raw._handle import close_fds, close_handle, disown, still_has
 from danga_raw._interrupt import alone, by_handler
-from danga_raw._libc import libc
 from danga_raw._log import complain, warn
-from danga_raw._poll import POLLIN, Poll
+from danga_raw._poll import POLLIN
 from danga_raw._sockopt import set_cork
-from danga_raw._typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,47 +45,15 @@ if TYPE_CHECKING:
         OtherFdMapping,
         Poller,
         PostLoopCallback,
-        Socket,
     )
 
     Leaving: TypeAlias = tuple[int, AnySocket | None, list[Handle]]
-    """A descriptor on its way out: its number, the object whose entry in the map is to go (none for
-    an other fd), and the handle that is to be closed, until it is (none if it isn't ours to close)."""
+    """A descriptor that is leaving: its number; its object, None for an other fd; and in a list the
+    handle that is to be closed. The list is empty where there is none to close, and once it is closed."""
 
 
 LOOPS_OWN: Final = -1
-"""Stands for the descriptor of the object whose post-loop callback is the loop's own."""
-
-
-def backends() -> list[str]:
-    """The names of the backends that this system has, the preferred one first."""
-    names = ["poll"]
-    if hasattr(libc, "epoll_create1"):
-        names.insert(0, "epoll")
-    if hasattr(libc, "kqueue") or "DANGA_RAW_LIBKQUEUE" in os.environ:
-        names.insert(0, "kqueue")
-    return names
-
-
-def choose_backend(name: str | None) -> str:
-    """`name`, or what DANGA_RAW_BACKEND says, or the preferred one. Raises `ValueError`."""
-    there = backends()
-    wanted = name if name is not None else os.environ.get("DANGA_RAW_BACKEND") or there[0]
-    if wanted not in there:
-        raise ValueError(f"no backend {wanted!r} here; there are {', '.join(there)}")
-    return wanted
-
-
-def _new_poller(backend: str) -> Poller:
-    if backend == "epoll":
-        return Epoll()
-    if backend == "poll":
-        return Poll()
-    # Elsewhere its structs would be made for nothing: 2 ms of an import of 6.
-    from danga_raw._kqueue import KQueue, load_libkqueue
-
-    path = os.environ.get("DANGA_RAW_LIBKQUEUE")
-    return KQueue(load_libkqueue(path), "libkqueue") if path else KQueue()
+"""The key of the loop's own post-loop callback, among those of objects by their fd."""
 
 
 class Registry:
@@ -93,202 +61,97 @@ class Registry:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        self.has_entries: Final = backend == "epoll"
-        """True where what is watched is an entry of the open file, and may outlive its number."""
-        self.polls: Final = backend == "poll"
-        """True where a wait hands all over to the kernel at its beginning, so that nothing that
-        another thread adds can end it."""
-        self.poller: Poller | None = None  # while it is open
-        self.waker: Waker | None = None  # once somebody has asked for it
-        self._dropped: list[Poller] = []  # pollers to be closed
-        self.stale: set[int] = set()
-        """Numbers under which an epoll may still have the entry of a file that its owner has closed
-        and somebody else (a forked child, a dup) has open: that can't be removed any more."""
-        self.outer: list[list[int]] = []
-        """For each run of the loop that is going on, the batch that was in hand when it began."""
-        self.objects: dict[int, Socket] = {}
-        """The objects by their fd, those included that are leaving."""
+        self.entries_outlive_fds: Final = backend == "epoll"
+        """True for epoll, which watches the open file and not the number: what is registered stays
+        there behind close(2) while a dup or a forked child has the same file open."""
+        self.needs_waker: Final = backend == "poll"
+        """True for poll, which takes its table at the beginning of a wait: what another thread adds
+        meanwhile is not heard until something else ends the wait."""
+        self.poller: Poller | None = None
+        """The poller while it is open."""
+        self._to_be_closed: list[Poller] = []
+        """Pollers that were dropped and are not closed yet."""
+        self.waker: Waker | None = None
+        """What wakes the loop, once somebody has asked for it."""
+        self.stale_entries: set[int] = set()
+        """Numbers under which the epoll may still have a file that was closed here and could not be
+        unregistered. Before such a number is registered again the poller is renewed."""
+        self.outer_batches: list[list[int]] = []
+        """A loop may be run within a handler. For each run that is going on, the batch that was in
+        hand when it began."""
+        self.objects: dict[int, AnySocket] = {}
+        """The objects by their fd, those that are leaving included."""
         self.receivers: list[AnySocket | None] = []
-        """Whom an event is for: the objects that have not left, by their fd. In a list, no longer than
-        the kernel's own: a look into a dict would be a fortieth of all that a request costs."""
-        # The same for who doesn't know what their handle is; who takes one out asks where it matters.
-        self._entered = cast("dict[int, AnySocket]", self.objects)
+        """The objects that are not leaving, by their fd. It doubles `objects` so that dispatch finds an
+        object in a list: in a dict that takes a fortieth of all that a request costs."""
         self.other_fds: dict[int, OtherFdCallback] = {}
         """The callbacks of descriptors that no object has, by fd."""
         self.leaving: deque[Leaving] = deque()
-        """What goes when the present batch is over, in order."""
-        self._unlisted: set[int] = set()
-        """The numbers of those among them that are no object's in the map."""
+        """What is gone when the batch in hand is over, in the order in which it left."""
+        self._leaving_unmapped: set[int] = set()
+        """The numbers that are leaving without an entry in `objects`: other fds, and objects that the
+        loop has forgotten by a reset before they were closed."""
         self.something_due: bool = True
-        """False where a turn has nothing to do but wait and dispatch: nothing leaves, no pushed-back
-        data is to be read, nothing was given to `call_soon`, no timer was cut short, nobody has said
-        stop, and the poller is that of the turn before. One look at this spares a turn 370
-        instructions."""
-        # What few objects have, by their fd:
-        self.pushed_back: dict[int, int] = {}  # data, numbered as their first pieces came
-        self.pushes: int = 0  # the last of these numbers
-        self.readable: set[int] = set()  # pushed-back data, and a watch for reading
+        """False where a turn has nothing to do but wait and dispatch: nothing is leaving, no
+        pushed-back data waits to be read, `call_soon` was given nothing, no timer was cut short,
+        nobody has called `stop`, and the poller is that of the turn before. To ask this alone spares
+        a turn 370 instructions."""
+        # What few objects have, by fd, so that the others need no attribute for it:
+        self.pushed_back: dict[int, int] = {}  # pushed-back data, in the order of these numbers
+        self.pushes: int = 0  # the last number
+        self.readable: set[int] = set()  # pushed-back data and a watch for reading
         self.reads_again: bool = False  # some of these have changed what they watch for
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
-        self.connecting: dict[int, Connecting] = {}  # a pending connect
-        self.paused: dict[int, Listener] = {}  # no descriptor left for a connection
-
-    # --- the poller -------------------------------------------------------------------------------
-
-    def open(self) -> Poller:
-        """The poller, opened at its first use, and given what the registry knows: epoll_create1(2),
-        or kqueue(2) and fcntl(2). Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
-        if self.poller is not None:
-            return self.poller
-        with alone():
-            self._close_dropped()
-            poller = _new_poller(self.backend)
-            try:
-                poller.open()
-                self._replace_owner(poller.fileno())
-                for fd, events in self._known().items():
-                    try:
-                        poller.register(fd, events)
-                    except OSError as error:
-                        # Nothing is wrong with the descriptor: the next to open tries anew.
-                        if error.errno in (ENOMEM, ENOSPC):
-                            raise
-                        complain(error, "%s")  # Its owner, who has closed it, will hear so.
-                # One that a signal's handler has opened meanwhile knows better.
-                self.poller = opened = self.poller or poller
-            finally:
-                if self.poller is not poller:
-                    self._dropped += (poller,)
-                    self._close_dropped()
-        return opened
-
-    def _known(self) -> dict[int, int]:
-        """What is to be watched: fd -> event mask."""
-        known = {fd: obj.event_watch for fd, obj in list(self.objects.items()) if _has(obj, fd)}
-        known |= dict.fromkeys(self.other_fds, POLLIN)
-        if self.waker is not None:
-            known[self.waker.fileno()] = POLLIN
-        return known
-
-    def renew(self) -> None:
-        """Drop the poller, with the entries in it that can't be removed, and open another. The first
-        is closed before, as the table of descriptors may be full."""
-        with alone():
-            self._drop_poller()
-            self.open()
-
-    def _drop_poller(self) -> None:
-        """Close the poller, and drop what it has said."""
-        if self.poller is not None:
-            for batch in (self.poller.batch, *self.outer):
-                batch.clear()
-            self._dropped += (self.poller,)
-        self.poller = None
-        self.something_due = True
-        self.stale.clear()
-        self._close_dropped()
-
-    def _close_dropped(self) -> None:
-        while self._dropped:
-            try:
-                self._dropped[0].close()
-            except OSError as error:
-                complain(error, "close(%s): %s", self.backend)
-            del self._dropped[:1]
-
-    def open_waker(self) -> Waker:
-        """The waker, made at its first use, from whichever thread: pipe2(2), and what registers its
-        read end. Raises `OSError`, and then it is tried anew at the next."""
-        from danga_raw._waker import Waker  # It and its imports cost nothing to who wakes no loop.
-
-        with alone():
-            if self.waker is not None:  # Another thread was faster.
-                return self.waker
-            waker = Waker()
-            try:
-                waker.open()
-                lost = self._replace_owner(waker.fileno())
-                self._make_room(waker.fileno())
-                if self.poller is not None:
-                    if lost and self.has_entries:
-                        self.stale.add(waker.fileno())
-                    self.poller.register(waker.fileno(), POLLIN)
-                # A signal's handler may have made one just now.
-                self.waker = made = self.waker or waker
-                if made is waker:
-                    return waker
-                self.unregister(waker.fileno(), POLLIN)
-            except BaseException as error:
-                # Perhaps behind its registration.
-                if by_handler(error) and self.poller is not None and waker.fileno() >= 0:
-                    self.unregister(waker.fileno(), POLLIN)
-                waker.close()
-                raise
-            waker.close()
-            return made
-
-    def woken(self, waker: Waker) -> None:
-        """Take out what woke the loop: read(2). Only the loop's own thread may renew a poller, which
-        it waits on otherwise."""
-        if waker.fileno() in self.stale:
-            self.renew()
-        waker.drain()
-
-    def resume(self) -> None:
-        """Go on with what waits for a timer, or to be told: an exception that left an earlier run may
-        have cut it short."""
-        for listener in list(self.paused.values()):
-            listener.resume()
-        for pending in list(self.connecting.values()):
-            pending.resume()
+        self.connecting: dict[int, Connecting] = {}  # a connect that is pending
+        self.paused: dict[int, Listener] = {}  # a listener that had no descriptor for a connection
 
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
-        """Watch a descriptor, for the object that has it, if one does. Raises `OSError`, EEXIST where
-        the number's holder still has it; where it raises, nothing is done."""
-        if renewed := fd in self.stale:
-            self.renew()
+        """Watch a descriptor, for `obj` if it is an object's. Raises `OSError`, and then has done
+        nothing; EEXIST where the holder of the number still has the descriptor open."""
+        if renewed := fd in self.stale_entries:
+            self.renew_poller()
         try:
             try:
                 (self.poller or self.open()).register(fd, events)
             except OSError as error:
                 holder = self.objects.get(fd)
-                if error.errno != EEXIST or holder is None or _has(holder, fd):
+                if error.errno != EEXIST or holder is None or still_has(holder, fd):
                     raise
-                # Its file is the same, or on poll one that looks the same: the other end of a pipe.
+                # The holder has closed it, and the newcomer is the same file by a dup; or on poll
+                # looks like it, as both ends of a pipe have one inode.
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
-            if fd in self.objects or fd in self.other_fds or fd in self._unlisted:
-                lost = self._replace_owner(fd, None if obj is None else obj.sock)
-                if lost and self.has_entries and not renewed:
-                    # An entry goes when the last descriptor of its file does, and a forked child or
-                    # a dup may have one: its events would be taken for those of the new owner.
-                    self.renew()
+            if fd in self.objects or fd in self.other_fds or fd in self._leaving_unmapped:
+                lost = self._drop_holder(fd, None if obj is None else obj.sock)
+                if lost and self.entries_outlive_fds and not renewed:
+                    # The old file's entry may be there still, and its events would be taken for those
+                    # of the new one.
+                    self.renew_poller()
                     self.open().register(fd, events)
             self._make_room(fd)
             if obj is not None:
-                self._entered[fd] = obj
+                self.objects[fd] = obj
                 self.receivers[fd] = obj
         except BaseException as error:
             if by_handler(error) and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 
-    def _replace_owner(self, fd: int, handle: Handle | None = None) -> bool:
-        """Whoever holds `fd` has it no more, as the poller has taken it for new, with this handle, or
-        the package itself has just got it from the kernel. True if the descriptor was closed behind
-        the loop's back."""
+    def _drop_holder(self, fd: int, handle: Handle | None = None) -> bool:
+        """Drop whoever holds `fd`: it is another descriptor by now, that of the newcomer's `handle` or
+        one of the package's own. True if the old one was closed behind the loop's back."""
         self._drop_events(fd)
         lost = False
         holder = self.objects.get(fd)
-        # From the last to leave, which may be where it was stolen just now. What was before the holder
-        # has nothing of it any more.
-        for number, obj, handles in reversed(_copied(self.leaving)):
+        # From the last that left. One that was stolen, and is wrapped again by the same handle, leaves
+        # with nothing to close; those that left before the holder have been dropped by it.
+        for number, obj, handles in reversed(_copy(self.leaving)):
             if number == fd:
                 if handles:
                     if handles[0] is not handle:
-                        _disown(handles[0], fd)
+                        disown(handles[0], fd)
                     del handles[:]
                     lost = True
                 if obj is holder:
@@ -297,7 +160,7 @@ class Registry:
             sock, holder.closed = holder.sock, True
             self.receivers[fd] = None
             if sock is not None:
-                _disown(sock, fd)
+                disown(sock, fd)
             holder.let_go()
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
@@ -305,27 +168,89 @@ class Registry:
         self.objects.pop(fd, None)
         return self.other_fds.pop(fd, None) is not None or lost
 
-    def _make_room(self, fd: int) -> None:
-        """Have a place among the receivers for `fd`."""
-        self.receivers += [None] * (fd + 1 - len(self.receivers))
-
     def _drop_events(self, fd: int) -> None:
-        """Drop what is left of the batches in hand that speak of `fd`, which has a new owner."""
-        for batch in (*self.outer[1:], [] if self.poller is None else self.poller.batch):
+        """Drop what is left of the batches in hand that contain `fd`."""
+        for batch in (*self.outer_batches[1:], [] if self.poller is None else self.poller.batch):
             if fd in batch:
                 batch.clear()
 
+    def _make_room(self, fd: int) -> None:
+        """Make `receivers` long enough to be asked for `fd`."""
+        self.receivers += [None] * (fd + 1 - len(self.receivers))
+
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
-        """A signal's handler raised before the mask was changed in the poller, or behind it."""
+        """Watch for the old mask again, where a signal's handler has raised and nobody knows whether
+        the poller has the new one already."""
         obj.event_watch = old
         try:
             self.open().modify(fd, new, old)
         except OSError:
             pass
 
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def leave(self, obj: AnySocket, sock: Handle | None) -> bool:
+        """Let an object leave, and close `sock` when the batch in hand is over. False if it has left
+        already."""
+        # To be restored: a signal's handler that closes may come between a call that fails and the
+        # look at its errno.
+        number = get_errno()
+        handles = [] if sock is None else [sock]
+        fd, receivers = obj.fd, self.receivers
+        listed = fd in self.objects
+        # No call, and questions that fall through, until `closed` is set: or else a signal's handler
+        # could let the object leave as well.
+        if fd is not None and not obj.closed:
+            # Should a handler raise behind this, `finish_leaving` does the rest.
+            self.something_due = True
+            self.leaving += ((fd, obj, handles),)
+            obj.closed = True
+            if listed and receivers[fd] is obj:
+                receivers[fd] = None
+            corked = obj.corked
+            trouble = self._take_off(fd, obj)
+            # An epoll_ctl(2) that succeeds leaves errno alone, and to set it costs a quarter of that.
+            if corked or trouble is not None or not self.entries_outlive_fds:
+                set_errno(number)
+            if trouble is not None:
+                obj.dump_error(trouble)
+            return True
+        return False
+
+    def _take_off(self, fd: int, obj: AnySocket) -> str | None:
+        """Uncork and unregister an object that is leaving, and have it forget what it holds. Returns
+        what went wrong. May be done twice."""
+        trouble = None
+        # A loop that was reset since knows nothing of this object, and the number may be another's.
+        if obj.corked and self.objects.get(fd, obj) is obj:
+            try:
+                set_cork(fd, False)  # It sends what is still held back.
+            except OSError as error:
+                complain(error, "%s")
+            obj.corked = False
+        if self.objects.get(fd) is obj:
+            try:
+                (self.poller or self.open()).unregister(fd, obj.event_watch)
+            except OSError as error:
+                trouble = self._refused(fd, error)
+            if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
+                self._forget_callbacks(fd)
+        else:
+            self._leaving_unmapped |= {fd}
+        obj.let_go()
+        return trouble
+
+    def _forget_callbacks(self, fd: int) -> None:
+        self.readable.discard(fd)
+        self.pushed_back.pop(fd, None)
+        self.post_loop_callbacks.pop(fd, None)
+        self.paused.pop(fd, None)
+        if (pending := self.connecting.pop(fd, None)) is not None:
+            pending.cancel()
+
     def unregister(self, fd: int, events: int) -> str | None:
-        """Take a descriptor off the poller, unless it is an object's by now; what went wrong. If its
-        owner has closed it, it is off already."""
+        """Watch a descriptor no longer, unless an object has the number by now. Returns what went
+        wrong."""
         obj = self.objects.get(fd)
         if obj is None or obj.closed:
             try:
@@ -335,31 +260,86 @@ class Registry:
         return None
 
     def _refused(self, fd: int, error: OSError) -> str:
-        """A descriptor can't be unregistered, unless it was a signal's handler that raised. In words:
-        an error that a caller keeps, and which knows the caller by its traceback, is a cycle."""
+        """Note that a descriptor could not be unregistered; the reason in words, as an error that a
+        caller keeps would keep the caller in turn, by its traceback. What a signal's handler raised
+        goes on."""
         if by_handler(error):
             del error
             raise
-        if self.has_entries:
-            self.stale.add(fd)
+        if self.entries_outlive_fds:
+            self.stale_entries.add(fd)
         return str(error)
 
+    def to_close(self) -> list[Handle]:
+        """The handles that wait to be closed, in order."""
+        return [sock for _, _, handles in list(self.leaving) for sock in handles]
+
+    # --- gone -------------------------------------------------------------------------------------
+
+    def finish_leaving(self, handled: Callable[[Exception], bool]) -> None:
+        """Close and forget all that is leaving: close(2) for each handle. An exception of a handle's
+        `close` goes to `handled`. The first for which that is false, or a signal's handler's, is raised
+        when all are closed."""
+        first: list[BaseException] = []
+        leaving, objects = self.leaving, self.objects
+        while leaving:
+            try:
+                entry = fd, obj, handles = leaving[0]
+                if obj is not None and obj.fd is not None:
+                    obj.closed = True
+                    self._take_off(fd, obj)  # An exception has kept `leave` from doing so.
+                if handles:
+                    close_handle(fd, handles)
+                if objects.get(fd, entry) is obj:
+                    del objects[fd]
+                if len(self.outer_batches) > 1:
+                    self._drop_events(fd)
+                # A handle's `close` may have run the loop or reset it.
+                if leaving and leaving[0] is entry:
+                    del leaving[0]
+            except Exception as error:
+                if not handled(error):
+                    first = first or [error]
+            except BaseException as error:
+                if not first or not isinstance(first[0], KeyboardInterrupt):
+                    first = [error]
+        if self._leaving_unmapped:
+            self._leaving_unmapped.clear()
+        if self.paused:  # They lacked a descriptor, and one may be free now.
+            for listener in list(self.paused.values()):
+                listener.begin_again()
+        if first:
+            raise first.pop()
+
     def remove_unknown(self, fd: int, state: int) -> None:
-        """The poller speaks of a descriptor that is nobody's, and would at once in every wait. It is
-        unregistered and closed, as in the original, or where that can't be, since the number is
-        another file's by now or nobody's, the poller is renewed."""
-        if fd in self._unlisted or fd in self.objects:
+        """An event came for a descriptor that nobody here holds, and would come again in every wait.
+        The descriptor is unregistered and closed, as in the original. Where it can't be unregistered,
+        since the number belongs to nobody or to another file by now, the poller is renewed."""
+        if fd in self._leaving_unmapped or fd in self.objects:
             return
         what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
         if (trouble := self.unregister(fd, state)) is not None:
             warn("%s %s. opening a new poller.", what, trouble)
-            self.renew()
+            self.renew_poller()
             return
         warn("%s removing.", what)
-        try:
-            libc.close(fd)
-        except OSError as error:
-            complain(error, "fd %d: %s", fd)
+        close_fds((fd,))
+
+    def forget(self) -> None:
+        """Forget everything, and close the poller and the waker: close(2) for each descriptor."""
+        for known in (
+            *(self.objects, self.other_fds, self.pushed_back, self.readable),
+            *(self.post_loop_callbacks, self.connecting, self.paused),
+        ):
+            known.clear()
+        self.receivers[:] = [None] * len(self.receivers)
+        with alone():  # Another thread may be registering the waker.
+            self._drop_poller()
+            if self.waker is not None:
+                self.waker.close()
+                self.waker = None
+
+    # --- pushed-back data -------------------------------------------------------------------------
 
     def who_reads_pushed_back(self) -> Iterator[int]:
         """Who has pushed-back data and watches for reading, in the order of their first pieces. As in
@@ -380,7 +360,8 @@ class Registry:
     # --- other fds --------------------------------------------------------------------------------
 
     def add_other_fds(self, fds: OtherFdMapping) -> None:
-        """Watch descriptors for reading that no object has: all of `fds` or none. Raises `OSError`."""
+        """Watch descriptors that no object has for reading: all of `fds`, or none where one raises
+        `OSError`."""
         added: list[int] = []
         try:
             for fd in fds:
@@ -388,222 +369,159 @@ class Registry:
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):
-                del added[-1:]  # It was refused, and may be another's.
+                del added[-1:]  # The one that was refused is not registered by us.
             for fd in added:
                 if fd not in self.other_fds:
                     self.unregister(fd, POLLIN)
             raise
 
     def _add_other_fd(self, fd: int, added: list[int]) -> None:
-        """Watch one of them, and note in `added` that it is to be unregistered should this fail."""
-        # One that is there may have been closed and opened again.
+        """Watch one, and note in `added` that it is to be unregistered if another fails."""
+        # One that is watched already may have been closed, and its number be another's.
         if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
             added += (fd,)
             self.register(fd, POLLIN)
 
     def replace_other_fds(self, fds: OtherFdMapping) -> None:
-        """Watch these other fds and no others. Raises `OSError`."""
+        """Watch these other fds and no others. Raises `OSError`, and then has done nothing."""
         try:
             self.add_other_fds(fds)
             self._drop_other_fds(fds)
-        except BaseException:
-            # A signal's handler raised. Where these were added, the rest is due as well.
-            if fds.items() <= self.other_fds.items():
+        except BaseException as error:
+            # These may be added already: then the rest is still to be done.
+            if by_handler(error) and fds.items() <= self.other_fds.items():
                 self._drop_other_fds(fds)
             raise
 
     def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
             self.something_due = True
-            self._unlisted |= {fd}
+            self._leaving_unmapped |= {fd}
             self.leaving.append((fd, None, []))
             self.unregister(fd, POLLIN)
             del self.other_fds[fd]
 
-    # --- leaving ----------------------------------------------------------------------------------
+    # --- the poller -------------------------------------------------------------------------------
 
-    def leave(self, obj: AnySocket, sock: Handle | None) -> bool:
-        """Let an object leave, and close `sock` when the batch in hand is over. False if it has left
-        already."""
-        # A signal's handler may close between a failing call and the look at its errno.
-        number = get_errno()
-        handles = [] if sock is None else [sock]
-        fd, receivers = obj.fd, self.receivers
-        listed = fd in self.objects
-        # Questions that fall through and no call: who asks as well, out of a handler, asks behind it.
-        if fd is not None and not obj.closed:
-            # From here on it will be let go, also if a handler raises before the rest is done.
-            self.something_due = True
-            self.leaving += ((fd, obj, handles),)
-            obj.closed = True
-            if listed and receivers[fd] is obj:
-                receivers[fd] = None
-            corked = obj.corked
-            trouble = self._take_off(fd, obj)
-            # An epoll_ctl(2) that succeeds leaves it as it was, and to set it costs a quarter of one.
-            if corked or trouble is not None or not self.has_entries:
-                set_errno(number)
-            if trouble is not None:
-                obj.dump_error(trouble)
-            return True
-        return False
-
-    def _take_off(self, fd: int, obj: AnySocket) -> str | None:
-        """Unregister an object that is leaving; what went wrong. To do it twice is no harm."""
-        trouble = None
-        # A loop that was reset since knows nothing of this object, and the number may be another's.
-        if obj.corked and self.objects.get(fd, obj) is obj:
+    def open(self) -> Poller:
+        """The poller. At its first use it is opened, by epoll_create1(2), or kqueue(2) and fcntl(2),
+        and what the registry knows is registered. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        if self.poller is not None:
+            return self.poller
+        with alone():
+            self._close_pollers()
+            poller = new_poller(self.backend)
             try:
-                set_cork(fd, False)  # Sends what is held back, in case that was forgotten.
-            except OSError as error:
-                complain(error, "%s")
-            obj.corked = False
-        if self.objects.get(fd) is obj:
-            try:
-                (self.poller or self.open()).unregister(fd, obj.event_watch)
-            except OSError as error:
-                trouble = self._refused(fd, error)
-            if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
-                self._forget_callbacks(fd)
-        else:
-            self._unlisted |= {fd}
-        obj.let_go()
-        return trouble
+                poller.open()
+                self._drop_holder(poller.fileno())
+                for fd, events in self._watched().items():
+                    try:
+                        poller.register(fd, events)
+                    except OSError as error:
+                        # Nothing is wrong with the descriptor: to open is to be tried again.
+                        if error.errno in (ENOMEM, ENOSPC):
+                            raise
+                        complain(error, "%s")  # It was closed behind the loop's back.
+                # Unless a signal's handler has opened one meanwhile.
+                self.poller = opened = self.poller or poller
+            finally:
+                if self.poller is not poller:
+                    self._to_be_closed += (poller,)
+                    self._close_pollers()
+        return opened
 
-    def _forget_callbacks(self, fd: int) -> None:
-        self.readable.discard(fd)
-        self.pushed_back.pop(fd, None)
-        self.post_loop_callbacks.pop(fd, None)
-        self.paused.pop(fd, None)
-        if (pending := self.connecting.pop(fd, None)) is not None:
-            pending.cancel()
+    def _watched(self) -> dict[int, int]:
+        """What a new poller is to watch: fd -> event mask."""
+        known = {
+            fd: obj.event_watch for fd, obj in list(self.objects.items()) if still_has(obj, fd)
+        }
+        known |= dict.fromkeys(self.other_fds, POLLIN)
+        if self.waker is not None:
+            known[self.waker.fileno()] = POLLIN
+        return known
 
-    def to_close(self) -> list[Handle]:
-        """What waits to be closed, in order."""
-        return [sock for _, _, handles in list(self.leaving) for sock in handles]
-
-    # --- gone -------------------------------------------------------------------------------------
-
-    def let_go(self, handled: Callable[[Exception], bool]) -> None:
-        """Close what waits to be closed, and forget who has left: close(2) for each. What the close
-        of a handle raises is `handled`; the first that isn't, and what a signal's handler raises, is
-        kept until all are closed."""
-        first: BaseException | None = None
-        leaving, objects = self.leaving, self.objects
-        while leaving:
-            try:
-                entry = fd, obj, handles = leaving[0]
-                if obj is not None and obj.fd is not None:
-                    obj.closed = True
-                    self._take_off(fd, obj)  # A signal's handler has kept `leave` from it.
-                if handles:
-                    _close(fd, handles)
-                if objects.get(fd, entry) is obj:
-                    del objects[fd]
-                if len(self.outer) > 1:
-                    self._drop_events(fd)
-                # The close() of a handle may have run the loop, or reset it.
-                if leaving and leaving[0] is entry:
-                    del leaving[0]
-            except Exception as error:
-                if not handled(error):
-                    first = first or error
-            except BaseException as error:
-                first = first if isinstance(first, KeyboardInterrupt) else error
-        if self._unlisted:
-            self._unlisted.clear()
-        if self.paused:  # They had no descriptor left, and there may be one now.
-            for listener in list(self.paused.values()):
-                listener.begin_again()
-        try:
-            if first is not None:
-                raise first
-        finally:
-            del first  # no cycle
-
-    def forget(self) -> None:
-        """Know nothing any more, and close the poller: close(2)."""
-        for known in (
-            *(self.objects, self.other_fds, self.pushed_back, self.readable),
-            *(self.post_loop_callbacks, self.connecting, self.paused),
-        ):
-            known.clear()
-        self.receivers[:] = [None] * len(self.receivers)
-        with alone():  # Another thread may be about to have the waker watched.
+    def renew_poller(self) -> None:
+        """Close the poller, and with it the entries that can't be removed from it, and open another:
+        in this order, as there may be no descriptor left for a second."""
+        with alone():
             self._drop_poller()
-            if self.waker is not None:
-                self.waker.close()
-                self.waker = None
+            self.open()
+
+    def _drop_poller(self) -> None:
+        """Close the poller, and drop the batches in hand."""
+        if self.poller is not None:
+            for batch in (self.poller.batch, *self.outer_batches):
+                batch.clear()
+            self._to_be_closed += (self.poller,)
+        self.poller = None
+        self.something_due = True
+        self.stale_entries.clear()
+        self._close_pollers()
+
+    def _close_pollers(self) -> None:
+        while self._to_be_closed:
+            try:
+                self._to_be_closed[0].close()
+            except OSError as error:
+                complain(error, "close(%s): %s", self.backend)
+            del self._to_be_closed[:1]
+
+    # --- the waker, and what waits for a timer ----------------------------------------------------
+
+    def open_waker(self) -> Waker:
+        """The waker. At its first use, from whichever thread, it is made by pipe2(2), and its read end
+        is registered. Raises `OSError` (EMFILE, ENFILE)."""
+        from danga_raw._waker import Waker  # imports what most programs have no use for
+
+        with alone():
+            if self.waker is not None:  # Another thread has made it meanwhile.
+                return self.waker
+            waker = Waker()
+            try:
+                waker.open()
+                lost = self._drop_holder(waker.fileno())
+                self._make_room(waker.fileno())
+                if self.poller is not None:
+                    if lost and self.entries_outlive_fds:
+                        self.stale_entries.add(waker.fileno())
+                    self.poller.register(waker.fileno(), POLLIN)
+                # Unless a signal's handler has made one meanwhile.
+                self.waker = made = self.waker or waker
+                if made is waker:
+                    return waker
+                self.unregister(waker.fileno(), POLLIN)
+            except BaseException as error:
+                # A signal's handler may have raised behind the registration.
+                if by_handler(error) and self.poller is not None and waker.fileno() >= 0:
+                    self.unregister(waker.fileno(), POLLIN)
+                waker.close()
+                raise
+            waker.close()
+            return made
+
+    def woken(self, waker: Waker) -> None:
+        """The waker has an event: take out what was written, by read(2). A poller that was to be
+        renewed for the waker's number is renewed only here: another thread must not close the one
+        that the loop waits on."""
+        if waker.fileno() in self.stale_entries:
+            self.renew_poller()
+        waker.drain()
+
+    def resume(self) -> None:
+        """Begin again what an exception may have cut short that has left an earlier run: listeners
+        that pause, and connects whose outcome is to be told."""
+        for listener in list(self.paused.values()):
+            listener.resume()
+        for pending in list(self.connecting.values()):
+            pending.resume()
 
 
-def _copied(leaving: deque[Leaving]) -> list[Leaving]:
-    """Also where there is no GIL, and the loop lets go in its thread while another has a number for
-    the waker."""
+def _copy(leaving: deque[Leaving]) -> list[Leaving]:
+    """A copy, which may take several tries where there is no GIL: another thread opens the waker while
+    the loop's own lets go."""
     while True:
         try:
             return list(leaving)
         except RuntimeError as error:
             if "mutated" not in str(error):  # A signal's handler raised.
                 raise
-
-
-def _has(obj: AnySocket, fd: int) -> bool:
-    """False for an object that is leaving, and where its handle knows that its owner has closed it:
-    the number may be another's by now."""
-    if obj.closed or (sock := obj.sock) is None:
-        return False
-    try:
-        return sock.fileno() == fd
-    except Exception:
-        try:
-            sock.fileno()
-        except Exception:  # So says a closed file, and others in words of their own, each time.
-            return False
-        raise  # A signal's handler did.
-
-
-def _disown(sock: Handle, fd: int) -> None:
-    """Keep a handle whose descriptor is another's by now from closing it when it is dropped."""
-    if isinstance(sock, RawSocket) and sock.fileno() == fd:
-        sock.detach()
-
-
-class _AsUsual(dict[type, bool]):
-    """By the class of a handle: True for Python's own sockets, and for those of a class that has no
-    close of its own. Else that is called: what a TLS socket has open beside its descriptor would go
-    on writing to the number."""
-
-    def __missing__(self, kind: type) -> bool:
-        methods = [getattr(kind, name, None) for name in ("close", "_real_close", "detach")]
-        usual = {getattr(each, "__module__", None) for each in methods} <= {None, "socket"}
-        self[kind] = issubclass(kind, RawSocket) and usual
-        return self[kind]
-
-
-_closes_as_usual: Final = _AsUsual()
-_detach: Final = cast("Callable[[Handle], int]", RawSocket.detach)
-_close_socket: Final = cast("Callable[[Handle], None]", RawSocket.close)
-
-
-def _close(fd: int, handles: list[Handle]) -> None:
-    """Close the handle of an entry, once."""
-    sock = handles[0]
-    try:
-        if not _closes_as_usual[type(sock)]:
-            del handles[:]
-            sock.close()
-        elif libc.close is os.close:
-            # A socket gives up its descriptor in the same step, with no place for a signal's handler
-            # in between, and makes no call where its owner has closed it: else the number may be
-            # another's by now.
-            _close_socket(sock)
-        elif sock.fileno() >= 0:
-            # The same through the door, where somebody else stands in it, as the audit does.
-            for _ in map(libc.close, map(_detach, handles)):
-                pass
-    except OSError as error:
-        if handles and by_handler(error):
-            raise
-        # The descriptor is gone all the same (close(2), "Dealing with error returns").
-        warn("close(fd %d): %s", fd, error)
-    del handles[:]

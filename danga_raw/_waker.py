@@ -12,9 +12,9 @@ from fcntl import F_SETFD, F_SETFL, FD_CLOEXEC
 from os import O_CLOEXEC, O_NONBLOCK
 from signal import valid_signals
 
+from danga_raw._handle import close_fds
 from danga_raw._interrupt import alone, by_handler
 from danga_raw._libc import failure, libc
-from danga_raw._log import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 _on_signals: Final[list[Waker]] = []
-"""Those that signals are to wake, the one that asked last at the end: they write to that alone."""
+"""The wakers that handle signals, in the order in which they asked: a signal wakes the last."""
 
 
 class Waker:
@@ -34,15 +34,16 @@ class Waker:
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
         self._ends = (c_int * 2)(-1, -1)
-        """The read end and the write end: the call itself writes them here, so none is lost."""
+        """The read end and the write end; pipe(2) itself writes them here, so that none is lost."""
         self._closed = False
-        self._closing = iter((0, 1))
+        self._closing = filter((0).__le__, self._ends)  # It gives what the ends are by then.
         self._woken = False
         self._writing: list[None] = []
-        """One for each thread that is about to write: the last of them closes what is closed."""
+        """One for each thread that is about to write. While there is one, the ends stay open, and the
+        last of them closes them."""
         self._handled: set[int] = set()
         self._former = -1
-        """The descriptor, none of a waker's, to which signals wrote before."""
+        """The descriptor to which Python wrote signals before, if it was somebody else's."""
 
     def open(self) -> None:
         """Make the pipe: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has no other. Raises
@@ -73,7 +74,7 @@ class Waker:
                 libc.write(self._ends[1], b"\0")
         except BaseException as error:
             self._woken = False
-            # A full pipe is read all the same.
+            # Where the pipe is full the loop wakes all the same.
             if by_handler(error):
                 raise
         finally:
@@ -83,13 +84,13 @@ class Waker:
 
     def drain(self) -> None:
         """Take out what was written: read(2). Who wakes from here on is heard by the next wait."""
-        self._woken = False  # Already: behind the read an exception could leave it true for ever.
+        self._woken = False  # First, or an exception behind the read could leave it true for ever.
         try:
             libc.read(self._ends[0], 512)
         except BlockingIOError:
             pass
         finally:
-            # Once more: another thread may have woken it since, whose byte is read with the rest.
+            # Again: another thread may have woken it before the read, which took that byte too.
             self._woken = False
 
     def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
@@ -99,11 +100,11 @@ class Waker:
         Raises `ValueError` for a number that is no signal and out of the main thread, `OSError`
         (EINVAL) for a signal that can't be handled.
         """
-        # Those that the C library keeps for its own threads are refused without a call of the kernel.
+        # The C library keeps some for its own threads, and refuses them without a system call.
         if number not in tuple(valid_signals()):
             raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
         new = number not in self._handled
-        # Before it is handled: else an exception in between could leave what nobody takes off.
+        # Before it is handled, or an exception in between could leave a handler that nobody removes.
         self._handled |= {number}
         try:
             libc.signal(number, handler)
@@ -122,14 +123,14 @@ class Waker:
         _on_signals[:] = [*(each for each in _on_signals if each is not self), self]
 
     def remove_signal(self, number: int) -> bool:
-        """Handle a signal as if nobody had asked for it; False if nobody has."""
+        """Handle a signal as before anybody asked for it; False if nobody has."""
         if number not in self._handled:
             return False
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         libc.signal(number, usual)
         if self._handled == {number}:
             self._leave_signals()
-        self._handled.discard(number)  # At last: who is cut short is finished by the next to look.
+        self._handled.discard(number)  # At last: what was cut short can be done again.
         return True
 
     def _leave_signals(self) -> None:
@@ -145,14 +146,15 @@ class Waker:
             signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Handle no signal any more, and close(2) both ends, once; neither out of the main thread
-        where there are signals. Who still holds this writes no more, and where another thread is just
-        about to, that one closes them: the numbers could be another's when it comes to it."""
+        """Handle no signal any more, and close(2) both ends, once. Where signals are handled, only the
+        main thread can, and nothing is done in another. Who still holds this writes no more. Where a
+        thread is about to write it closes the ends when it has: the number could be another's by then.
+        """
         for number in tuple(self._handled):
             try:
                 self.remove_signal(number)
             except ValueError:
-                return  # Python goes on writing into the pipe: closed, its number could be another's.
+                return  # Not the main thread. Python goes on writing signals into the pipe.
         _on_signals[:] = [each for each in _on_signals if each is not self]
         self._closed = True
         self._close_ends()
@@ -160,12 +162,4 @@ class Waker:
     def _close_ends(self) -> None:
         with alone():
             if not self._writing:
-                self._close_each()
-
-    def _close_each(self) -> None:
-        for end in self._closing:
-            if self._ends[end] >= 0:
-                try:
-                    libc.close(self._ends[end])
-                except OSError as error:
-                    complain(error, "close(fd %d): %s", self._ends[end])
+                close_fds(self._closing)

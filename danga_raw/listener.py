@@ -125,14 +125,14 @@ class Listener(Socket):
                 drop(connection)
 
     def __pause(self, error: OSError) -> None:
-        """There is no room for a connection, or nobody knows what is wrong: to try again at once
-        would be all that the loop does."""
+        """There is no room for a connection, or something is wrong that nobody knows: listen again
+        later, as to try at once would be all that the loop does."""
         if self._retry is None:
             # A server at its limit comes here with every client that leaves.
             (debug if error.errno in _NO_ROOM else warn)("%r: accept: %s", self, error)
         else:
             self._retry.cancel()
-        # First how it begins again: an exception in between would leave it deaf.
+        # First what has it listen again, or an exception in between would leave it deaf.
         if self.fd is not None:
             registry_of(self.loop).paused[self.fd] = self
         self._retry = self.loop.add_timer(PAUSE, self.begin_again)
@@ -150,16 +150,16 @@ class Listener(Socket):
         except OSError as error:
             self.__pause(error)
 
+    def resume(self) -> None:
+        """Listen again, if its timer has fired in vain: an exception may have come in between."""
+        if self._retry is None or self._retry.callback is None:
+            self.begin_again()
+
     def let_go(self) -> None:
-        """As of any object; and it listens no more."""
+        """As of any object; and its timer is cancelled."""
         super().let_go()
         if self._retry is not None:
             self._retry.cancel()
-
-    def resume(self) -> None:
-        """The same where the timer was spent in vain, as an exception may have come behind it."""
-        if self._retry is None or self._retry.callback is None:
-            self.begin_again()
 
     def event_err(self) -> None:
         """A listener that has an error says which when it accepts."""

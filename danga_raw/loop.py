@@ -10,11 +10,12 @@ from collections import deque
 from itertools import repeat
 from types import MappingProxyType
 
+from danga_raw._backends import choose_backend
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
 from danga_raw._mistakes import check_callback, no_copy, whole
 from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLOUT
-from danga_raw._registry import LOOPS_OWN, Registry, choose_backend
+from danga_raw._registry import LOOPS_OWN, Registry
 from danga_raw._typing import cast
 from danga_raw.timers import Timers, add_timer
 
@@ -65,8 +66,10 @@ class Loop:
         says, or else the first of these that the system has. Makes no system call: the poller is
         opened at its first use. Raises `ValueError` for a backend that isn't there."""
         self._registry = registry = Registry(choose_backend(backend))
-        # Read-only: an object that was taken out would still be watched, and its events nobody's.
-        self._views = MappingProxyType(registry.objects), MappingProxyType(registry.other_fds)
+        # Read-only: an object that was taken out would still be watched, and its events nobody's. The
+        # kind of an object's handle is for whoever takes it out to know.
+        objects = cast("DescriptorMapping", MappingProxyType(registry.objects))
+        self._views = objects, MappingProxyType(registry.other_fds)
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
         """What `call_soon` was given and has not run."""
@@ -101,9 +104,9 @@ class Loop:
         fails for another reason than a signal, which counts as a wait with no events.
         """
         registry = self._registry
-        depth = len(registry.outer)
+        depth = len(registry.outer_batches)
         try:
-            registry.outer.append([] if registry.poller is None else registry.poller.batch)
+            registry.outer_batches.append([] if registry.poller is None else registry.poller.batch)
             registry.something_due = True
             if registry.paused or registry.connecting:
                 registry.resume()
@@ -112,7 +115,7 @@ class Loop:
             self._end_run(depth)
         except BaseException:
             try:
-                registry.let_go(self.handle_exception)
+                registry.finish_leaving(self.handle_exception)
             finally:
                 self._end_run(depth)
             raise
@@ -123,7 +126,7 @@ class Loop:
         leaving, readable = registry.leaving, registry.readable
         timers, pending = self._timers, self._timers.heap
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
-        polls, resets = registry.polls, self._resets
+        needs_waker, resets = registry.needs_waker, self._resets
         obj: AnySocket | None = None
         poller = cast("Poller", registry.poller)  # In the first turn something is due.
         if self._stopping:
@@ -154,7 +157,7 @@ class Loop:
                     poller = registry.poller or registry.open()
             else:
                 timeout = timers.timeout
-            if polls and count_other_threads():
+            if needs_waker and count_other_threads():
                 self._open_waker()
             found = poller.wait_bare(timeout)
             if self._profiling:
@@ -209,7 +212,7 @@ class Loop:
                     self._read_pushed_back()
                 if leaving:
                     obj = None  # This name would keep it alive during the next wait.
-                    registry.let_go(self.handle_exception)
+                    registry.finish_leaving(self.handle_exception)
                 if soon or poller is not registry.poller:
                     registry.something_due = True
                 if self._stopping:
@@ -221,11 +224,11 @@ class Loop:
     def _end_run(self, depth: int) -> None:
         """End a run that began within `depth` others: once, and without a call."""
         registry = self._registry
-        if own := registry.outer[depth:]:
+        if own := registry.outer_batches[depth:]:
             if registry.poller is not None:
                 registry.poller.batch = own[0]
             registry.something_due = True  # for the run within which this one was
-            del registry.outer[depth:]
+            del registry.outer_batches[depth:]
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
@@ -530,7 +533,7 @@ class Loop:
         """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile. What
         waits to be closed is closed, and so is the poller: close(2). The next use opens another. In
         a forked child this leaves the parent's registrations alone: nothing is unregistered."""
-        first: BaseException | None = None
+        first: list[BaseException] = []
         while True:
             try:
                 self._forget()
@@ -538,22 +541,19 @@ class Loop:
             except BaseException as error:
                 # A signal's handler raised, or the close() of a handle. There is no use for half of
                 # it, and what has raised is done by now.
-                first = first or error
-        try:
-            if first is not None:
-                raise first
-        finally:
-            del first  # no cycle
+                first = first or [error]
+        if first:
+            raise first.pop()
 
     def _forget(self) -> None:
         self._registry.paused.clear()  # To listen again would change an epoll shared with a parent.
-        self._registry.let_go(self.handle_exception)
+        self._registry.finish_leaving(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
         self._on_exception = None
         self.disable_profiling()
         self._forget_costs()
-        if not self._registry.outer:
+        if not self._registry.outer_batches:
             self._stopping = False
         self._resets += 1
         self._registry.forget()

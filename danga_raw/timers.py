@@ -1,4 +1,4 @@
-"""Timers: a heap of deadlines on the monotonic clock, with those cancelled dropped lazily."""
+"""Timers: a heap of deadlines on the monotonic clock. Cancelled ones stay in it for a while."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from danga_raw.types import Callback, Loop
 
 _FEW: Final = 16
-"""So few spent timers are not worth a look whether they are to be cleared out."""
+"""So many spent timers may be in the heap before somebody asks whether to clear them out."""
 
 _CLOCK: Final = (CLOCK_MONOTONIC,)
-"""What clock_gettime is asked. Before 3.13 it takes a tuple of arguments, and to have it made at each
-call costs as much as the call."""
+"""The arguments of clock_gettime. Before 3.13 it is called with a tuple, and to make one each time
+costs as much as the call."""
 
 
 class Timer:
@@ -62,11 +62,12 @@ class Timers:
         self.set_timeout(-1)
         self.heap: list[tuple[float, int, Timer]] = []
         self.due: deque[Timer] = deque()
-        """What the present pass has still to fire, and what one left that an exception cut short."""
+        """What is still to be fired, of this pass or of one that an exception has cut short."""
         self.added: int = 0
         """How many there ever were."""
         self.checked: object = check_callback
-        """The function of the method that was looked at last; at first any that may be called."""
+        """The function of the method that was checked last: the next callback is mostly the same of
+        another object. At first any that may be called."""
         self.spent: int = 0
         """Roughly how many of the heap have no callback any more."""
 
@@ -119,15 +120,15 @@ class Timers:
                 callback()
         if self.spent > _FEW and self.spent * 2 >= len(heap):
             self.clear_out()
-        # The question falls through: behind a jump a signal's handler could put another first.
+        # No jump between the question and the pop, where a signal's handler could put another first.
         while heap and heap[0][2].callback is None:
             heappop(heap)
             self.spent -= 1
         return heap[0] if heap else None
 
     def clear_out(self) -> None:
-        """Give back the room of the spent ones, once they are the half of all: that costs each of
-        them less than a pop."""
+        """Drop the spent ones from the heap. Once they are half of it, this costs less for each of
+        them than a pop."""
         added = self.added
         kept = [entry for entry in self.heap if entry[2].callback is not None]
         kept.sort()  # A sorted list is a heap, and to sort one again costs half of a heapify.
@@ -150,10 +151,9 @@ def add_timer(self: Loop, seconds: float, callback: Callback) -> Timer:
     """Call `callback()` once, `seconds` from now, on the monotonic clock, never early; a negative
     number is due at once, and before those due later. Raises `TypeError` for what can't be called and
     for no number, `ValueError` for one that is not finite. No system call: clock_gettime needs none."""
-    # This is the method of Loop itself. One that called another of Timers would cost 500 instructions
-    # of 7,000 more, where every event puts a timeout off.
+    # This is the method of Loop itself: one that called another of Timers would cost 500 instructions
+    # more, of 7,000 a request where each puts off a timeout.
     timers = self._timers  # pyright: ignore[reportPrivateUsage]
-    # Mostly a method that was looked at the last time, of another object.
     if getattr(callback, "__func__", callback) is not timers.checked:
         check_callback("a timer's callback", callback)
         timers.checked = getattr(callback, "__func__", check_callback)
@@ -162,10 +162,10 @@ def add_timer(self: Loop, seconds: float, callback: Callback) -> Timer:
     except OverflowError:  # an int that no float can hold
         deadline = inf
     except TypeError as error:
-        # With its cause: that may be a signal's handler, which raised behind the call.
+        # With its cause, which may be what a signal's handler raised.
         what = f"a timer takes seconds as an int or a float, not {seconds!r:.40}"
         raise TypeError(what) from error
-    # Not the seconds: they mostly are an int, which it would have to be made a float of.
+    # The deadline is a float already, where the seconds mostly are an int.
     if not isfinite(deadline):
         raise ValueError(f"a timer takes a finite number of seconds, not {seconds!r:.40}")
     timer = Timer()

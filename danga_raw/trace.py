@@ -217,20 +217,17 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
     kernels_name, take = CALLS[name]
     call = Call(kernels_name, take(given, result), returned, number, time.time())
     again = asked_again(name, call, HERE) if number or name == MAKES_A_SOCKET else None
-    failure: BaseException | None = None
+    failure: list[BaseException] = []
     for trace in list(_on):  # In one step also where there is no GIL, as a tuple is not made.
         try:
             trace.hand_over(call)
             if again is not None:
                 trace.hand_over(again)
         except BaseException as error:
-            failure = failure or error
-    if failure is not None:
-        vars(failure)[RESULT] = returned if result is None else result
-        try:
-            raise failure
-        finally:
-            del failure  # no cycle
+            failure = failure or [error]
+    if failure:
+        vars(failure[0])[RESULT] = returned if result is None else result
+        raise failure.pop()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ type variables have plain stand-ins. Type checkers alone see the lower rooms imp
 from __future__ import annotations
 
 import sys
-from _collections_abc import Callable, Iterable, Mapping
+from _collections_abc import Callable, Mapping
 from _socket import socket as RawSocket
 
+from danga_raw._poller import Poller as Poller
 from danga_raw._typing import Protocol
 from danga_raw.listener import Listener as Listener
 from danga_raw.loop import Loop as Loop
@@ -48,35 +49,6 @@ class Constructor(Protocol):
     """What makes an object, and takes what only its class knows."""
 
     def __call__(self, /, *args: object, **more: object) -> object: ...
-
-
-class Poller(Protocol):
-    """One mechanism to wait for events. An event mask is that of poll(2) on all of them.
-
-    `open` makes its descriptor where that isn't done, and `close` closes it, once. `register` watches
-    a fd, `modify` watches it for another mask, `unregister` no longer. `holds` is false if the
-    descriptor that was watched under a number was closed since. `wait` gives the (fd, event mask) of
-    each ready descriptor. It blocks for at most so many milliseconds, for ever where they are negative,
-    and a signal ends it with nothing ready. `wait_bare` gives the bare fds where all are readable and
-    nothing else; else None, and leaves what `wait` gives in `pairs`.
-
-    What fails raises an `OSError` that names the call and the fd: EBADF for a dead one, EEXIST for one
-    that is watched already, ENOENT for one that isn't watched, EMFILE, ENFILE and ENOMEM.
-    """
-
-    batch: list[int]
-    """What the last wait found. The loop goes through it as it is, and may drop the rest by `clear()`."""
-    pairs: Iterable[tuple[int, int]]
-
-    def open(self) -> None: ...
-    def register(self, fd: int, events: int) -> None: ...
-    def holds(self, fd: int, events: int) -> bool: ...
-    def modify(self, fd: int, old: int, new: int) -> None: ...
-    def unregister(self, fd: int, events: int) -> None: ...
-    def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]: ...
-    def wait_bare(self, timeout_ms: int) -> Iterable[int] | None: ...
-    def fileno(self) -> int: ...
-    def close(self) -> None: ...
 
 
 AnySocket: TypeAlias = Socket[Handle]

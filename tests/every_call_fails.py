@@ -472,8 +472,6 @@ def check(run: Run, stage: Stage, clean: Told) -> str:
         try:
             told = stage.tell(run.story, [run.injection])
         except StraceError as error:
-            if rounds == 1:
-                continue
             raise Fault(str(error)) from None
         failed = [each for each in told.own if each.call.injected]
         if [each.number for each in failed] == [run.own.number]:

@@ -248,7 +248,7 @@ class Story:
         """End the story, and complain of what is wrong with it."""
         wrong = self.complaints
         loop = self.loop
-        if loop._registry.leaving or self.steps or loop._registry.outer:
+        if loop._registry.leaving or self.steps or loop._registry.outer_batches:
             wrong.append("it does not come to its end")
         live = [each for each in self.objects if not each.closed]
         if loop._registry.objects:  # It wasn't reset.

@@ -15,8 +15,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw._backends import backends
 from danga_raw._libc import libc
-from danga_raw._registry import backends
 from danga_raw.types import AnySocket
 from tests.world import (
     IN,

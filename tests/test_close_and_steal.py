@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from danga_raw import Listener, Loop, Socket, _registry
+from danga_raw import Listener, Loop, Socket, _handle
 from danga_raw._libc import libc
 from danga_raw.trace import Trace
 from danga_raw.types import Handle
@@ -908,7 +908,7 @@ def test_a_timeout_that_a_signals_handler_raises_in_a_close_is_not_the_closes(tr
     obj.close()
 
     def interrupt(frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code is _registry._close.__code__:
+        if frame.f_code is _handle.close_handle.__code__:
             frame.f_trace_opcodes = True
             if one.fileno() < 0:
                 sys.settrace(None)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from danga_raw import _clibrary
+from danga_raw._backends import backends
 from danga_raw._clibrary import GLIBC, MUSL, Where, where
 from danga_raw._kernel import (
     HERE,
@@ -31,7 +32,6 @@ from danga_raw._kernel import (
     known,
     surface,
 )
-from danga_raw._registry import backends
 from danga_raw._strace import CALLS, Call, asked_again, calls
 from tests.audit.lines import in_its_words
 from tests.surface import stub

@@ -18,8 +18,8 @@ from types import FrameType
 import pytest
 
 from danga_raw import Loop, Socket, default_loop
+from danga_raw._backends import backends
 from danga_raw._libc import libc
-from danga_raw._registry import backends
 from danga_raw.types import AnySocket, Poller
 from tests.test_bad_input import state
 from tests.world import (

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 
 import pytest
 
-from danga_raw import Loop, Socket, _registry
+from danga_raw import Loop, Socket, _backends, _registry
 from tests.simkernel.handles import Handle as SimulatedHandle
 from tests.test_fairness import run_for
 from tests.test_loop import batch, fd_of
@@ -341,7 +341,7 @@ def test_what_a_handle_says_that_its_owner_has_closed_is_nobody_elses_trouble(
     other = Noted(three, world.loop)
     other.watch_read(True)
     one.close()
-    world.loop._registry.renew()
+    world.loop._registry.renew_poller()
     four.send(b"x")
     world.until(lambda: other.got)
     old.close()
@@ -370,7 +370,7 @@ def test_what_a_signals_handler_raises_is_not_what_a_handle_says(world: World) -
     obj.watch_read(True)
     raises.append(TimeoutError("by a handler"))
     with pytest.raises(TimeoutError, match="by a handler"):
-        world.loop._registry.renew()
+        world.loop._registry.renew_poller()
     two.send(b"x")
     world.until(lambda: obj.got)
     assert obj.got == b"x"
@@ -432,13 +432,13 @@ def test_other_fds_that_were_closed_and_opened_again_can_be_set_again(world: Wor
 def pollers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The pollers that were made."""
     made: list[object] = []
-    make = _registry._new_poller
+    make = _backends.new_poller
 
     def note(backend: str) -> object:
         made.append(make(backend))
         return made[-1]
 
-    monkeypatch.setattr(_registry, "_new_poller", note)
+    monkeypatch.setattr(_registry, "new_poller", note)
     return made
 
 
@@ -683,11 +683,11 @@ def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
     one.close()
     thing, _ = taking(world, fd)
 
-    def renew(self: _registry.Registry) -> None:
+    def renew_poller(self: _registry.Registry) -> None:
         raise OSError(errno.EMFILE, "no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(_registry.Registry, "renew", renew)
+        patched.setattr(_registry.Registry, "renew_poller", renew_poller)
         if world.backend == "epoll":
             with pytest.raises(OSError, match="no room"):
                 Noted(thing, world.loop)

@@ -198,6 +198,23 @@ def test_if_one_of_many_cannot_be_set_all_stays_as_it_was(world: World) -> None:
     assert hit == [IN]
 
 
+def test_if_one_that_is_there_cannot_be_watched_again_the_others_stay(world: World) -> None:
+    world.lenient()
+    gone, _ = world.socketpair()
+    other, peer = world.socketpair()
+    hit: list[int] = []
+    world.loop.add_other_fds({gone.fileno(): hit.append, other.fileno(): hit.append})
+    kept = {gone.fileno(): hit.append}
+    before = dict(world.loop.other_fds)
+    gone.close()
+    with pytest.raises(OSError):
+        world.loop.other_fds = kept
+    assert world.loop.other_fds == before
+    peer.send(b"x")
+    world.turn()
+    assert hit == [IN]
+
+
 @readiness_only
 def test_a_number_that_an_object_has_got_since_is_left_to_it(world: World) -> None:
     world.lenient()

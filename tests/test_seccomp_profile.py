@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from danga_raw._backends import backends
 from danga_raw._kernel import ASKED_AGAIN, MACHINES, RULES, SURFACE, in_c
-from danga_raw._registry import backends
 from danga_raw._seccomp import ARCHITECTURES, CONTAINER, INTERPRETER, SOCKETS, allowed, profile
 from tests.audit.interpreter import measure
 

@@ -6,7 +6,7 @@ import errno
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from heapq import heappop
 
@@ -85,20 +85,20 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def leave(self: Registry, obj: AnySocket, sock: Handle | None) -> bool:
         left = original(self, obj, sock)
-        self.let_go(lambda error: False)
+        self.finish_leaving(lambda error: False)
         return left
 
     monkeypatch.setattr(Registry, "leave", leave)
 
 
 def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Registry.let_go
+    original = Registry.finish_leaving
 
-    def let_go(self: Registry, handled: Callable[[Exception], bool]) -> None:
+    def finish_leaving(self: Registry, handled: Callable[[Exception], bool]) -> None:
         self.leaving.reverse()
         original(self, handled)
 
-    monkeypatch.setattr(Registry, "let_go", let_go)
+    monkeypatch.setattr(Registry, "finish_leaving", finish_leaving)
 
 
 def stay_registered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Registry, "_replace_owner", lambda *_: False)
+    monkeypatch.setattr(Registry, "_drop_holder", lambda *_: False)
 
 
 def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +363,7 @@ def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None
 
     def init(self: Registry, backend: str) -> None:
         original(self, backend)
-        setattr(self, "has_entries", False)
+        setattr(self, "entries_outlive_fds", False)
 
     monkeypatch.setattr(Registry, "__init__", init)
 
@@ -438,13 +438,13 @@ def tell_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_what_the_kernel_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _kqueue.KQueue.wait
+    original = _kqueue.KQueue.wait_bare
 
-    def wait(self: _kqueue.KQueue, timeout_ms: int) -> Iterable[tuple[int, int]]:
+    def wait_bare(self: _kqueue.KQueue, timeout_ms: int) -> None:
         self._dropped.clear()
-        return original(self, timeout_ms)
+        original(self, timeout_ms)
 
-    monkeypatch.setattr(_kqueue.KQueue, "wait", wait)
+    monkeypatch.setattr(_kqueue.KQueue, "wait_bare", wait_bare)
 
 
 def raise_what_a_reset_says_of_a_cork(monkeypatch: pytest.MonkeyPatch) -> None:

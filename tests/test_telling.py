@@ -16,8 +16,8 @@ from errno import EBADF
 import pytest
 
 from danga_raw import Socket, log_exception
+from danga_raw._backends import backends
 from danga_raw._libc import libc
-from danga_raw._registry import backends
 from tests.world import Noted, Thing, World
 
 

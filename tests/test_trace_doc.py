@@ -20,7 +20,7 @@ from typing import cast
 
 import pytest
 
-import danga_raw._registry
+import danga_raw._handle
 import danga_raw.socket
 from danga_raw import Listener, Loop, Socket, Timer
 from danga_raw._kernel import in_c
@@ -126,9 +126,9 @@ class Ground:
             self.kernel = SimKernel(0, platform="freebsd", strict=False)
             stack.enter_context(self.kernel.installed())
             # A simulated socket has to be let go as a real one is, by a close(2) through the door.
-            patch.setattr(danga_raw._registry, "RawSocket", Handle)
-            patch.setattr(danga_raw._registry, "_closes_as_usual", {Handle: True})
-            patch.setattr(danga_raw._registry, "_detach", Handle.detach)
+            patch.setattr(danga_raw._handle, "RawSocket", Handle)
+            patch.setattr(danga_raw._handle, "_closes_as_usual", {Handle: True})
+            patch.setattr(danga_raw._handle, "_detach", Handle.detach)
             # The signals are real, and know no simulated descriptor.
             patch.setattr(signal, "set_wakeup_fd", lambda fd, **more: -1)
         self.stack = stack

@@ -24,8 +24,18 @@ PACKAGE = ROOT / "danga_raw"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 FLOORS = [
-    {"_interrupt", "_libc", "_log", "_mistakes", "_structs", "_typing"},
-    {"_addresses", "_connecting", "_epoll", "_kqueue", "_poll", "_sockopt", "_waker"},
+    {"_interrupt", "_libc", "_log", "_mistakes", "_poller", "_structs", "_typing"},
+    {
+        "_addresses",
+        "_backends",
+        "_connecting",
+        "_epoll",
+        "_handle",
+        "_kqueue",
+        "_poll",
+        "_sockopt",
+        "_waker",
+    },
     {"_registry", "timers"},
     {"loop"},
     {"socket"},

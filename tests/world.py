@@ -18,11 +18,12 @@ from typing import NamedTuple, Protocol
 import pytest
 
 from danga_raw import Loop, Socket
+from danga_raw._backends import backends
 from danga_raw._epoll import Epoll
 from danga_raw._kqueue import KQueue
 from danga_raw._libc import libc
 from danga_raw._poll import Poll
-from danga_raw._registry import LOOPS_OWN, backends
+from danga_raw._registry import LOOPS_OWN
 from tests.simkernel import SimKernel
 
 IN, OUT, ERR, HUP = 1, 4, 8, 16
