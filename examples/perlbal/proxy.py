@@ -29,6 +29,8 @@ _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 class ProxyExchange(Exchange):
     _responded = False
     """Whether there was room for more of the answer, after some of it had to wait."""
+    _body = Body()
+    """What has come of the request's body and has nowhere to go yet: of most, nothing ever."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
@@ -41,8 +43,6 @@ class ProxyExchange(Exchange):
         """Whether a backend was asked for."""
         self._dropping = False
         """Whether what still comes of the body is thrown away."""
-        self._body = Body()
-        """What has come of the request's body and has nowhere to go yet."""
         self._retries = 0
         self.reproxying: OtherBody | None = None
         """The body in the place of the backend's, while it is asked for."""
@@ -58,6 +58,7 @@ class ProxyExchange(Exchange):
             return
         if request.chunked and not service.buffer_uploads:
             return client.send_page(411, "A chunked body needs buffer_uploads")
+        self._body = Body()
         self.send_continue()
         if request.chunked:
             request.drop("transfer-encoding")
