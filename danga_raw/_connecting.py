@@ -126,7 +126,8 @@ class Connecting:
             obj.loop.call_soon(self._tell)
             return
         theirs = obj.event_watch & POLLOUT  # A watch of the constructor's own outlives the connect.
-        obj.watch_write(True)
+        # Not by its watch_write, which may have its own ideas of when.
+        obj._watch(POLLOUT, True)  # pyright: ignore[reportPrivateUsage]
         obj.write_set_watch = not theirs
         if timeout is not None:
             self._timer = obj.loop.add_timer(timeout, self._time_out)
@@ -175,10 +176,8 @@ class Connecting:
         finally:
             if error is not None and not obj.closed:
                 obj.close_as("not connected")
-        if not obj.write_buf:
-            # Nothing is written: it notes that writes may go straight out. What is queued is left to
-            # event_write, by which those go on who were refused a write.
-            obj.write(None)
+        # What is queued is left to event_write, by which those go on who were refused a write.
+        obj._go_direct()  # pyright: ignore[reportPrivateUsage]
 
     def cancel(self) -> None:
         """Cancel the timeout, if there is one."""

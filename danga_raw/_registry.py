@@ -124,7 +124,7 @@ class Registry:
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
             if fd in self.objects or fd in self.other_fds or fd in self._leaving_unmapped:
-                lost = self._drop_holder(fd, None if obj is None else obj.sock)
+                lost = self._drop_holder(fd, obj)
                 if lost and self.entries_outlive_fds and not renewed:
                     # The old file's entry may be there still, and its events would be taken for those
                     # of the new one.
@@ -139,9 +139,9 @@ class Registry:
                 self.unregister(fd, events)
             raise
 
-    def _drop_holder(self, fd: int, handle: Handle | None = None) -> bool:
-        """Drop whoever holds `fd`: it is another descriptor by now, that of the newcomer's `handle` or
-        one of the package's own. True if the old one was closed behind the loop's back."""
+    def _drop_holder(self, fd: int, new: AnySocket | None = None) -> bool:
+        """Drop whoever holds `fd`: it is another descriptor by now, that of the object `new` or one of
+        the package's own. True if the old one was closed behind the loop's back."""
         self._drop_events(fd)
         lost = False
         holder = self.objects.get(fd)
@@ -150,13 +150,14 @@ class Registry:
         for number, obj, handles in reversed(_copy(self.leaving)):
             if number == fd:
                 if handles:
-                    if handles[0] is not handle:
+                    if new is None or handles[0] is not new.sock:
                         disown(handles[0], fd)
                     del handles[:]
                     lost = True
                 if obj is holder:
                     break
-        if holder is not None and not holder.closed:
+        # One that was made anew, with the socket that was stolen from it, is no other.
+        if holder is not None and holder is not new and not holder.closed:
             sock, holder.closed = holder.sock, True
             self.receivers[fd] = None
             if sock is not None:
@@ -285,13 +286,14 @@ class Registry:
         while leaving:
             try:
                 entry = fd, obj, handles = leaving[0]
-                if obj is not None and obj.fd is not None:
-                    obj.closed = True
+                if obj is not None and obj.closed and obj.fd is not None:
                     self._take_off(fd, obj)  # An exception has kept `leave` from doing so.
                 if handles:
                     close_handle(fd, handles)
-                if objects.get(fd, entry) is obj:
-                    del objects[fd]
+                # Unless it was made anew, here and with this number.
+                if obj is not None and fd in objects and objects[fd] is obj:
+                    if obj.closed or self.receivers[fd] is not obj:
+                        del objects[fd]
                 if len(self.outer_batches) > 1:
                     self._drop_events(fd)
                 # A handle's `close` may have run the loop or reset it.

@@ -514,7 +514,8 @@ class Loop:
 
     def enable_profiling(self) -> bool:
         """Note the cost of each handler from here on, beginning afresh: two getrusage(2) for each.
-        Returns True."""
+        Returns True. Raises `ImportError` where Python has no `resource`."""
+        __import__("resource")  # Now: else each handler would fail by it.
         self._forget_costs()
         self._profiling = True
         return True

@@ -122,7 +122,7 @@ class Socket(Generic[HandleT]):
     # `_queue` of its own.
     __slots__ = {
         "__addresses": "The addresses of the other side and of this one, once they were asked for.",
-        "__direct": "The descriptor while reads and writes can go straight to it; see `__go_direct`.",
+        "__direct": "The descriptor while reads and writes can go straight to it; see `_go_direct`.",
         "__registry": "What its loop watches.",
         "closed": "True from `close` or `steal_socket` on.",
         "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
@@ -282,7 +282,7 @@ class Socket(Generic[HandleT]):
             if waits:
                 registry.readable -= {fd}
                 del registry.pushed_back[fd]
-            # What `__go_direct` does, without the call.
+            # What `_go_direct` does, without the call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
                 self.__direct = fd
         return data
@@ -344,7 +344,7 @@ class Socket(Generic[HandleT]):
         fd = self.fd
         return fd if fd is not None and self.__registry.objects.get(fd) is self else None
 
-    def __go_direct(self) -> None:
+    def _go_direct(self) -> None:
         """Let reads and writes go straight to the descriptor, if nothing is in their way: nothing that
         was queued or pushed back, no function that writes, no connect that is pending."""
         # No call, and questions that fall through, as a signal's handler may close the object.
@@ -434,7 +434,7 @@ class Socket(Generic[HandleT]):
             if not queue:
                 if self.write_set_watch:  # Begun for callables behind one that raised.
                     self.__unwatch_write()
-                self.__go_direct()
+                self._go_direct()
                 return True
             block = queue[0]
             if isinstance(block, memoryview):
@@ -452,6 +452,7 @@ class Socket(Generic[HandleT]):
                     self.write_buf_size -= 1
                     del queue[0]
                     block()
+                    fd = fd if self.fd is None else self.fd  # It may have been made anew.
                 continue
             count = len(block) - offset
             try:
@@ -555,7 +556,7 @@ class Socket(Generic[HandleT]):
         if not self.closed:
             self.__direct = None
             self.writer_func = func
-            self.__go_direct()
+            self._go_direct()
 
     # --- watching ---------------------------------------------------------------------------------
 

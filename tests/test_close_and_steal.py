@@ -807,6 +807,48 @@ def test_a_stolen_socket_can_be_wrapped_again_within_the_batch(world: World) -> 
     assert world.loop.descriptor_map == {}
 
 
+@pytest.mark.parametrize("how", ["closed", "stolen", "stolen, another"])
+def test_an_object_is_made_anew_in_the_batch_in_which_it_has_left(world: World, how: str) -> None:
+    one, two = world.socketpair()
+    other, peer = (one, two) if how == "stolen" else world.socketpair()
+
+    def act(obj: Noted) -> None:
+        obj.read(1)
+        if how == "closed":
+            obj.close("reconnects")
+        else:
+            obj.steal_socket()
+        Noted.__init__(obj, other, world.loop, events=obj.events)
+        obj.watch_read(True)
+
+    obj = Noted(one, world.loop, read=act)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert not obj.closed and obj.fd == other.fileno()
+    assert world.loop.descriptor_map == {other.fileno(): obj}
+    peer.send(b"hello")
+    world.turn()
+    assert obj.got == b"hello"
+    obj.close("done")
+    world.turn()
+    assert not world.is_open(other.fileno()) and world.loop.descriptor_map == {}
+
+
+def test_an_object_is_made_anew_on_another_loop(world: World) -> None:
+    one, two = world.socketpair()
+    other = world.new_loop()
+    obj = Noted(one, world.loop)
+    obj.steal_socket()
+    Noted.__init__(obj, one, other)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert world.loop.descriptor_map == {} and not obj.closed
+    world.turn(other)
+    assert obj.got == b"x" and other.descriptor_map == {one.fileno(): obj}
+
+
 def test_a_socket_stolen_and_wrapped_by_another_handler_of_the_batch(world: World) -> None:
     objects, others, events = ready(world, 2)
     wrapped: list[Noted] = []

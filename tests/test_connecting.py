@@ -91,6 +91,33 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
+def test_methods_of_ones_own_hear_nothing_of_the_outcome(loop: Loop) -> None:
+    class Texts(Client):
+        said: list[object]
+
+        def write(self, data: object) -> bool:
+            self.said.append(data)
+            return super().write(str(data).encode())
+
+        def watch_write(self, on: bool) -> None:
+            self.said.append(on)  # and watches for nothing
+
+        def event_write(self) -> None:
+            super().write(None)
+
+    Texts.said = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Texts.connect(listener.getsockname(), loop)
+        loop.run()
+        assert client.told == [None] and not client.closed and Texts.said == []
+        accepted, _ = listener.accept()
+        with accepted, Trace() as calls:
+            assert client.write("hello") is True
+            assert accepted.recv(10) == b"hello"
+        assert [call.name for call in calls] == ["write"]
+        client.close()
+
+
 @pytest.mark.parametrize("when", ["in the constructor", "meanwhile", "when told"])
 @pytest.mark.parametrize("writes", [False, True], ids=["silent", "writes"])
 def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
@@ -482,7 +509,7 @@ def test_a_timeout_that_cannot_be_is_refused_and_leaves_nothing(loop: Loop, time
 
 def test_a_watch_that_fails_leaves_nothing(loop: Loop) -> None:
     class Unwatchable(Client):
-        def watch_write(self, on: bool) -> None:
+        def _watch(self, event: int, on: bool) -> None:
             raise OSError(errno.ENOSPC, "no room")
 
     turn(loop)

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from fnmatch import filter as filter_of
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -237,6 +237,30 @@ def test_the_servers_to_compare_are_both_there() -> None:
     lines = [block for block in BLOCKS if (block.page, block.how) == ("porting.md", "lines")]
     both = [(block.language, "asynchat" in block.text) for block in lines]
     assert sorted(both) == [("perl", False), ("python", False), ("python", False), ("python", True)]
+
+
+def test_the_chat_of_the_porting_page_heeds_a_terminator_that_changes_in_what_has_come() -> None:
+    """As asynchat does: smtpd and medusa change it with what a client may send behind."""
+    (block,) = (b for b in blocks("python", how="lines") if "class Chat" in b.text)
+    names: dict[str, Any] = {}
+    exec(block.text.partition("class Upper")[0], names)
+    heard: list[bytes] = []
+
+    def found_message(chat: Any, message: bytes) -> None:
+        heard.append(message)
+        chat.terminator = int(message) if isinstance(chat.terminator, bytes) else b"\r\n"
+
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    loop = names["default_loop"]()
+    loop.set_post_loop_callback(lambda descriptor_map, other_fds: bool(descriptor_map))
+    type("Sized", (names["Chat"],), {"found_message": found_message})(here)
+    there.sendall(b"5\r\nab\r\nc0\r\n3\r\nxyz1\r\n")
+    there.shutdown(socket.SHUT_WR)
+    loop.run()
+    loop.reset()
+    there.close()
+    assert heard == [b"5", b"ab\r\nc", b"0", b"", b"3", b"xyz", b"1"]
 
 
 # --- README --------------------------------------------------------------------------------------

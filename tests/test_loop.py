@@ -1514,6 +1514,20 @@ there.close()
 # --- profiling ------------------------------------------------------------------------------------
 
 
+def test_profiling_is_refused_where_python_has_no_resource(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with pytest.raises(ImportError, match="resource"):
+        world.loop.enable_profiling()
+    two.send(b"x")
+    world.turn()
+    assert obj.got == b"x" and not obj.closed and world.loop.profiling_data == {}
+
+
 def test_profiling_counts_each_handler_by_class_and_event(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

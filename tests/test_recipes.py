@@ -351,10 +351,16 @@ def test_tls_takes_pieces_of_any_size_and_says_its_end(
             assert tls_said.endswith(b"\r\n\r\n" + BODY)
 
 
-def test_tls_goes_on_after_who_does_not_speak_it(certificate: tuple[str, str]) -> None:
+@pytest.mark.parametrize("greeting", [b"", b"welcome\n"])
+def test_tls_goes_on_after_who_does_not_speak_it(
+    certificate: tuple[str, str], greeting: bytes
+) -> None:
     import ssl
 
-    with running(RECIPES["tls"], *certificate) as server:
+    first = 'self.head = b""\n'
+    assert first in RECIPES["tls"]
+    greets = RECIPES["tls"].replace(first, f"{first}        self.send({greeting!r})\n")
+    with running(greets, *certificate) as server:
         chooser = random.Random(5)
         for data in (REQUEST, b"", b"\x16\x03\x01", chooser.randbytes(3000), bytes(5)):
             with server.connect() as client, contextlib.suppress(ConnectionError):
@@ -366,7 +372,8 @@ def test_tls_goes_on_after_who_does_not_speak_it(certificate: tuple[str, str]) -
             vanishing.sendall(b"GET ")
         with context.wrap_socket(server.connect(), server_hostname="localhost") as client:
             client.sendall(REQUEST)
-            assert read_to_end(client).endswith(BODY)
+            got = read_to_end(client)
+            assert got.startswith(greeting + b"HTTP/1.1 200") and got.endswith(BODY)
 
 
 # --- systemd --------------------------------------------------------------------------------------

@@ -82,3 +82,57 @@ def test_the_guard_of_this_test_sees_find_library(tmp_path: Path) -> None:
     )
     if sys.platform == "linux":
         assert "there is nothing to run here" in done.stderr
+
+
+WITHOUT_FILES = """
+import logging
+import os
+import socket
+import sys
+import threading
+from danga_raw import Listener, Loop, Socket, log_exception
+
+class Client(Socket):
+    def event_connect(self, error):
+        self.watch_read(True)
+        raise RuntimeError("on purpose")
+
+    def close(self, reason=None):
+        super().close(reason)
+        dead, other = socket.socketpair()  # which block: that is warned about
+        Socket(dead, loop)
+        os.kill(os.getpid(), 15)
+
+def work():
+    work_is_done = []
+    loop.call_soon_threadsafe(lambda: work_is_done.append(Client.connect(address, loop)))
+
+with Loop(sys.argv[1]) as loop, socket.create_server(("127.0.0.1", 0)) as listener:
+    loop.on_exception = log_exception
+    loop.call_soon_threadsafe(lambda: None)
+    address = listener.getsockname()
+    Listener(listener, lambda connection, address: connection.close(), loop)
+    sys.meta_path.clear()
+    loop.add_signal_handler(15, loop.stop)
+    thread = threading.Thread(target=work)
+    thread.start()
+    loop.run()
+    thread.join()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_program_that_gives_its_files_up_imports_nothing_more(backend: str) -> None:
+    """As the manual has it: a chroot(2), or a sandbox, leaves an import nothing to read."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FILES, backend],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout == "done\n", done.stderr
+    assert "RuntimeError: on purpose" in done.stderr and "socket that blocks" in done.stderr
+    assert "ImportError" not in done.stderr and "ModuleNotFound" not in done.stderr

@@ -357,6 +357,27 @@ def test_a_callable_may_close_the_object(world: World) -> None:
     assert drain(two) == b"1"
 
 
+def test_a_callable_may_make_the_object_anew(world: World) -> None:
+    one, two = world.socketpair()
+    other, peer = world.socketpair()
+    filled, filled_other = fill(one), fill(other)
+
+    def reconnect() -> None:
+        obj.close("reconnects")
+        Noted.__init__(obj, other, world.loop, events=obj.events)
+        assert obj.write(b"hello") is False
+
+    obj = Noted(one, world.loop)
+    obj.write(b"end")
+    obj.write(reconnect)
+    assert len(drain(two)) == filled
+    world.until(lambda: obj.fd == other.fileno())
+    assert drain(two) == b"end"
+    assert len(drain(peer)) == filled_other
+    world.until(lambda: not obj.write_buf)
+    assert drain(peer) == b"hello"
+
+
 def test_a_callable_may_steal_the_socket(world: World) -> None:
     one, two = world.socketpair()
     fill(one)

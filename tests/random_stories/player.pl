@@ -212,27 +212,34 @@ use Story;
 sub new {
     my ($class, $player, $number) = @_;
     my $plan = $player->{plan}{connections}[$number];
-    my ($ours, $theirs) =
-          $plan->{kind} eq 'tcp'      ? tcp_pair()
-        : $plan->{kind} eq 'datagram' ? datagram_pair($plan->{size})
-        :                               pair($plan->{size});
     my $self = bless {
         player => $player,
         number => $number,
         plan => $plan,
-        ours => $ours,
-        theirs => $theirs,
         stolen => 0,
         wrappable => 0,
+        handling => 0,
+        event_may_wait => 0,
         reactions => { map { $_ => [@{$plan->{reactions}{$_}}] } keys %{$plan->{reactions}} },
     }, $class;
+    $self->open;
     $self->{actor} = Actor->new($self);
     return $self;
+}
+
+sub open {
+    my $self = shift;
+    my $plan = $self->{plan};
+    ($self->{ours}, $self->{theirs}) =
+          $plan->{kind} eq 'tcp'      ? tcp_pair()
+        : $plan->{kind} eq 'datagram' ? datagram_pair($plan->{size})
+        :                               pair($plan->{size});
 }
 
 sub after_batch {
     my $self = shift;
     $self->{wrappable} = $self->{stolen};
+    $self->{event_may_wait} = 0;
     $self->peer_reads(65536) if $self->{plan}{peer_follows};
 }
 
@@ -328,17 +335,37 @@ sub close { $_[0]{actor}->close("asked") }
 
 sub steal {
     my $self = shift;
+    $self->{event_may_wait} ||= !$self->{handling};
     my $stolen = $self->{actor}->steal_socket;
     note("stole", $stolen ? 1 : 0);
     $self->{stolen} ||= $stolen ? 1 : 0;
 }
 
 sub wrap_again {
-    my $self = shift;
+    my ($self, $by_the_same) = @_;
     # In the batch in which it was stolen it would hear the old object's events.
     return unless $self->{stolen} && $self->{wrappable};
     $self->{stolen} = $self->{wrappable} = 0;
+    return $self->make_anew if $by_the_same;
     $self->{actor} = Actor->new($self);
+}
+
+sub connect_again {
+    my $self = shift;
+    return if $self->{stolen} || !$self->{actor}{closed} || $self->{event_may_wait};
+    $self->open;
+    $self->make_anew;
+}
+
+sub make_anew {
+    my $self = shift;
+    my $actor = $self->{actor};
+    # Of these the original knows those of its last socket.
+    delete $Danga::Socket::PushBackSet{''};
+    $actor->{writer_func} = undef;
+    $actor->{write_set_watch} = 0;
+    $actor->Danga::Socket::new($self->{ours});
+    $actor->state;
 }
 
 sub close_stolen {
@@ -399,6 +426,7 @@ sub reacts {
     my ($self, $event) = @_;
     my $reaction = shift @{$self->{end}{reactions}{$event}} or return 1;
     my ($act, $goes_on) = @$reaction;
+    local $self->{end}{handling} = $event ne "incomplete";
     $self->{end}{player}->play($act);
     $self->state;
     return $goes_on;
@@ -443,6 +471,7 @@ sub close {
     my $reaction = shift @{$self->{end}{reactions}{close}};
     my ($act, $afterwards) = $reaction ? @$reaction : ();
     $self->{end}{player}->play($act) if defined $act && !$afterwards;
+    $self->{end}{event_may_wait} ||= !$self->{end}{handling};
     $self->SUPER::close($reason);
     $self->{end}{player}->play($act) if defined $act && $afterwards;
     return 0;

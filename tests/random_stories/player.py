@@ -177,20 +177,27 @@ class End:
         self.number = number
         self.plan = plan = player.plan["connections"][number]
         self.theirs: socket.socket | None
-        if plan["kind"] == "tcp":
-            self.ours, self.theirs = tcp_pair()
-        elif plan["kind"] == "datagram":
-            self.ours, self.theirs = datagram_pair(plan["size"])
-        else:
-            self.ours, self.theirs = pair(plan["size"])
-        self.fd = self.ours.fileno()
         self.stolen = False
         self.wrappable = False
+        self.handling = False
+        self.event_may_wait = False
         self.reactions = {event: list(each) for event, each in plan["reactions"].items()}
+        self.open()
         self.actor = Actor(self)
+
+    def open(self) -> None:
+        kind, size = self.plan["kind"], self.plan["size"]
+        if kind == "tcp":
+            self.ours, self.theirs = tcp_pair()
+        elif kind == "datagram":
+            self.ours, self.theirs = datagram_pair(size)
+        else:
+            self.ours, self.theirs = pair(size)
+        self.fd = self.ours.fileno()
 
     def after_batch(self, batch: int) -> None:
         self.wrappable = self.stolen
+        self.event_may_wait = False
         if self.plan["peer_follows"]:
             self.peer_reads(65536)
 
@@ -276,16 +283,30 @@ class End:
         self.actor.close("asked")
 
     def steal(self) -> None:
+        self.event_may_wait |= not self.handling
         stolen = self.actor.steal_socket() is not None
         note("stole", int(stolen))
         self.stolen = self.stolen or stolen
 
-    def wrap_again(self) -> None:
+    def wrap_again(self, by_the_same: bool) -> None:
         # In the batch in which it was stolen it would hear the old object's events in the original.
         if not (self.stolen and self.wrappable):
             return
         self.stolen = self.wrappable = False
+        if by_the_same:
+            return self.make_anew()
         self.actor = Actor(self)
+
+    def connect_again(self) -> None:
+        """Unless it would hear the old socket's event in the original."""
+        if self.stolen or not self.actor.closed or self.event_may_wait:
+            return
+        self.open()
+        self.make_anew()
+
+    def make_anew(self) -> None:
+        Socket.__init__(self.actor, self.ours)
+        self.actor.state()
 
     def close_stolen(self) -> None:
         if not self.stolen:
@@ -344,7 +365,9 @@ class Actor(Teller):
         if not self.end.reactions[event]:
             return True
         act, goes_on = self.end.reactions[event].pop(0)
+        handled, self.end.handling = self.end.handling, event != "incomplete"
         self.end.player.play(act)
+        self.end.handling = handled
         self.state()
         return goes_on
 
@@ -384,6 +407,7 @@ class Actor(Teller):
         act, afterwards = reactions.pop(0) if reactions else (None, False)
         if act is not None and not afterwards:
             self.end.player.play(act)
+        self.end.event_may_wait |= not self.end.handling
         super().close(reason)
         if act is not None and afterwards:
             self.end.player.play(act)

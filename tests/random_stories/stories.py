@@ -9,7 +9,8 @@ An operation is of one of these kinds:
 - a connection reads, writes data of any size, an empty string or a callable, or goes on with what
   is queued; begins or ends a watch; corks; pushes data back; gets a writer function that writes
   less than it could, claims more or fails; gets or loses a post-loop callback of its own; is
-  closed, or is stolen, and wrapped again or closed for good; tells its state;
+  closed, and made anew on another socket, or is stolen, and wrapped again, by the same or another,
+  or closed for good; tells its state;
 - its peer reads, writes, shuts down its half, closes or resets;
 - the loop gets a timer or loses one, another timeout, or another connection; the clock moves; what
   waits to be closed is counted.
@@ -30,9 +31,11 @@ kept out, as narrowly as can be; some of it only the players can tell, and they 
   function, and is not queued behind a callable: alone in its queue it is overtaken in the original.
 - A writer function does nothing but write, since the original acts upon its result even if it has
   closed its object.
+- An object that is made anew has no writer function and no watch of `write`, and nothing pushed
+  back: the original has those of the socket before.
 - A closed object gets no post-loop callback: in the original it is called for ever.
-- A stolen socket is wrapped again in a later batch: in the same one its new object would be told the
-  old one's events in the original.
+- A stolen socket is wrapped again in a later batch, and who has closed is made anew in a later one
+  too or by its own handler: else the new object would be told the old one's event in the original.
 - Other fds are added once, before the only run: the original registers them when a run begins.
 - Nothing raises, no handler runs the loop, no class overrides `watch_write`, nobody reads 0 bytes,
   and no descriptor is closed behind its object's back. Of the descriptor map only the objects that
@@ -118,7 +121,7 @@ OF_A_CONNECTION = {
     "take": 6, "put": 10, "put_nothing": 1.5, "put_callable": 5, "flush": 3,
     "watch_read": 5, "watch_write": 5, "cork": 1, "push_back": 4, "writer": 1.5,
     "own_callback": 1.5, "state": 4, "close": 3, "steal": 1.5, "wrap_again": 1.5,
-    "close_stolen": 0.4,
+    "close_stolen": 0.4, "connect_again": 1.5,
     "peer_reads": 7, "peer_writes": 5, "peer_closes": 1.5, "peer_shuts": 1, "peer_resets": 0,
 }  # fmt: skip
 """Operation -> how often it is chosen."""
@@ -130,7 +133,7 @@ THEMES = {
     "anything": "",
     "writing": "put put_callable flush",
     "reading": "take push_back peer_writes watch_read",
-    "closing": "close steal wrap_again open_connection own_callback peer_closes",
+    "closing": "close steal wrap_again connect_again open_connection own_callback peer_closes",
     "timers": "add_timer cancel_timer move_clock loop_timeout",
     "writer functions": "writer put put_callable flush",
 }
@@ -254,6 +257,8 @@ class Author:
                 return [self.act()]
             case "watch_read" | "watch_write" | "cork":
                 return [self.maybe(0.65)]
+            case "wrap_again":
+                return [self.maybe(0.3)]
             case "push_back":
                 return [random.choice((0, 1, 5, 40, 6000)), self.place()]
             case "writer":

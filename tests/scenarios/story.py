@@ -178,10 +178,11 @@ class Teller(Socket):
         self.said("close", reason or "-")
         super().close(reason)
 
-    def take(self, count: int) -> None:
+    def take(self, count: int) -> bytes | None:
         """Read once, and note what came."""
         got = self.read(count)
         self.said("read", "end" if got is None else f"{len(got)} [{got[:20].decode()}]")
+        return got
 
     def put(self, data: bytes | Callable[[], object] | None) -> None:
         """Write, and note what write() said."""
