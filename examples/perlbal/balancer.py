@@ -150,15 +150,15 @@ class Balancer:
         taken = self.blocked | self.pending.keys()
         free = [node for node in pool.nodes if node.name not in taken]
         while free and count:
-            name, ip, port = free.pop(random.randrange(len(free)))
-            if name in taken:
+            node = free.pop(random.randrange(len(free)))
+            if node.name in taken:
                 continue  # It is twice in the pool.
-            taken.add(name)
-            backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
+            taken.add(node.name)
+            backend = BackendHTTP.open(self, node, GIVE_UP_SECONDS)
             if backend is None:
-                self._block(name)
+                self._block(node.name)
             else:
-                self.pending[name] = backend
+                self.pending[node.name] = backend
                 count -= 1
 
     def register_boredom(self, backend: BackendHTTP) -> None:
