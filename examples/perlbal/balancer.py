@@ -69,6 +69,10 @@ class Balancer:
                 backend.close("too_old_bored")
             elif backend.ends_soon(now):
                 backend.close("too_close_disconnect")
+            elif backend.read(1) != b"":
+                # Its end, or what is behind its last answer, came in the same turn as this request:
+                # to be heard of only when the request would be lost on it.
+                backend.close("read_with_no_client")
             else:
                 backend.assign(exchange)
                 return self.spawn_backends()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 
 from tests.perlbal.conversation import Setting, Step, Talk
@@ -36,6 +37,7 @@ from tests.perlbal.steps import (
     serve,
     settled,
     shut,
+    signalled,
     silence,
     verify,
 )
@@ -489,6 +491,23 @@ row(
     settled(),
     ask(get("/2")),
 )
+for title, behind in {"ends": b"", "has more to say": b"HTTP/1.0 200 OK\r\n"}.items():
+    first = good("1").data
+    row(
+        KEEP,
+        f"a kept backend connection that {title} when the next request is here already",
+        serve(closing(in_two("x", raw(first + behind), len(first)))),
+        ask(get("/1")),
+        settled(),
+        signalled(signal.SIGSTOP),
+        send(get("/2")),
+        opens("x"),
+        dropped(),
+        signalled(signal.SIGCONT),
+        hear_or_wait(1),
+        differs="what is over is not asked",
+        ours=("#2 GET /2 ", "ok"),
+    )
 row(
     KEEP,
     "Keep-Alive about to end is not used again",
