@@ -48,5 +48,6 @@ DIFFERENCES = {
     "an empty line before a request": "the original closes, but behind POST and chunks",
     "an end of its own": "the original says of a file or a URL what was said of the answer before",
     "what is over is not asked": "in the original the request is lost on it, and the client waits",
+    "a length said again is one": "the original passes on 3, 3",
 }
 """Name -> why."""

@@ -310,6 +310,15 @@ row(
     serve(good("x", "Set-Cookie: a=1", "X: y", "set-cookie: b=2")),
     ask(get()),
 )
+row(
+    KEEP,
+    "an answer's length is said twice",
+    serve(good("abc", "Content-Length: 3")),
+    send(get("/1")),
+    hear_or_wait(1),
+    differs="a length said again is one",
+    ours=("\r\nContent-Length: 3\r\n",),
+)
 row(PLAIN, "an own reason phrase", serve(good("x", status="200 Quite Fine")), ask(get()))
 row(PLAIN, "an odd status", serve(good("x", status="299 Odd")), ask(get()))
 row(PLAIN, "a status above all", serve(good("x", status="999 Far")), ask(get()))
