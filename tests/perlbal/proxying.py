@@ -263,6 +263,13 @@ row(HEADERS, "a field is put in", ask(get("/", "x-replaced: theirs")))
 
 FORWARDED = ("X-Forwarded-For: 10.1.1.1, 10.2.2.2", "X-Host: xh", "X-Forwarded-Host: xfh")
 row(PLAIN, "an unknown client's forwarding fields are dropped", ask(get("/", *FORWARDED)))
+row(
+    PLAIN,
+    "another protocol is not asked for",
+    ask(get("/", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")),
+    differs="no other protocol",
+    ours=("Host: here\r\nConnection: close\r\nHTTP2-Settings: AAMAAABk\r\n",),
+)
 row(TRUSTING, "a trusted client's are kept and added to", ask(get("/", *FORWARDED)))
 row(TRUSTING, "a trusted client without any", ask(get("/")))
 row(TRUSTING, "a trusted client with an empty one", ask(get("/", "X-Forwarded-For: ")))
