@@ -266,7 +266,9 @@ row(PLAIN, "an unknown client's forwarding fields are dropped", ask(get("/", *FO
 row(
     PLAIN,
     "another protocol is not asked for",
-    ask(get("/", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")),
+    ask(
+        get("/", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    ),
     differs="no other protocol",
     ours=("Host: here\r\nConnection: close\r\nHTTP2-Settings: AAMAAABk\r\n",),
 )
