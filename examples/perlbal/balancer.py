@@ -69,11 +69,7 @@ class Balancer:
                 backend.close("too_old_bored")
             elif backend.ends_soon(now):
                 backend.close("too_close_disconnect")
-            elif backend.read(1) != b"":
-                # Its end, or what is behind its last answer, came in the same turn as this request:
-                # to be heard of only when the request would be lost on it.
-                backend.close("read_with_no_client")
-            else:
+            elif not backend.is_over():
                 backend.assign(exchange)
                 return self.spawn_backends()
         priority = "lowpri" if exchange.request.low_priority else "normal"
@@ -174,6 +170,8 @@ class Balancer:
         self._no_longer_pending(backend)
         if not self._in_pool(backend):
             return backend.close("invalid_generation")
+        if backend.use_count and self.waiting() and backend.is_over():
+            return
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
         elif self.server.stopping or (

@@ -843,6 +843,25 @@ for each in COOKIES:
     row(RANKED, f"who is first with the cookie {each}", *queued("/1", ("/2", f"Cookie: {each}")))
 row(
     VERIFY,
+    "a backend that says it stays, and ends, is not asked for who waits",
+    verify(alive, held("y", alive)),
+    serve(closing(held("x", good("1")))),
+    send(get("/1"), by="one"),
+    asked(2),
+    ask_later(get("/2"), "two"),
+    signalled(signal.SIGSTOP),
+    opens("x"),
+    dropped(),
+    signalled(signal.SIGCONT),
+    hear("one"),
+    opens("y"),
+    hear_or_wait(1, "two"),
+    alone=True,
+    differs="what is over is not asked",
+    ours=("#2 GET /2 ",),
+)
+row(
+    VERIFY,
     "a cookie without contents to look for: all are first",
     manage("SET verify.high_priority_cookie = fast"),
     verify(held("x", alive)),
