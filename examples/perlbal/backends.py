@@ -121,6 +121,13 @@ class BackendHTTP(Socket):
         """Whether it will close about now, by what it said."""
         return 0 < self.disconnect_at < now + 2
 
+    def is_over(self) -> bool:
+        """Whether it can't be asked any more, and is closed: it has ended, or has said more than its
+        answer. The loop may tell that too late for a request that came in the same turn. read(2)."""
+        if self.read(1) != b"":
+            self.close("read_with_no_client")
+        return self.closed
+
     # --- getting ready ----------------------------------------------------------------------------
 
     def event_connect(self, error: OSError | None) -> None:

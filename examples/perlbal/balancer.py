@@ -67,7 +67,7 @@ class Balancer:
                 backend.close("too_old_bored")
             elif backend.ends_soon(now):
                 backend.close("too_close_disconnect")
-            else:
+            elif not backend.is_over():
                 backend.assign(exchange)
                 return self.spawn_backends()
         priority = "lowpri" if exchange.request.low_priority else "normal"
@@ -167,6 +167,8 @@ class Balancer:
             return backend.close("invalid_generation")
         if 0 < self.service.max_backend_uses < backend.use_count:
             return backend.close("pool_requested_closure")
+        if backend.use_count and self.waiting() and backend.is_over():
+            return
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
         elif self.server.stopping or (

@@ -178,6 +178,9 @@ class ProxyExchange(Exchange):
         names, values = request.names, request.values.copy()
         names.setdefault("connection", "Connection")
         values["connection"] = "keep-alive" if service.persist_backend else "close"
+        # A backend that heeds it although Connection doesn't name it would answer 101, and a client
+        # that only offers it, as many do to all servers, would have no answer.
+        values.pop("upgrade", None)
         if service.enable_reproxy:
             names.setdefault("x-proxy-capabilities", "X-Proxy-Capabilities")
             values["x-proxy-capabilities"] = "reproxy-file"
