@@ -209,6 +209,14 @@ def test_a_length_beside_a_transfer_encoding_is_not_believed() -> None:
     assert response.length is None and response.get("content-length") is None
 
 
+@pytest.mark.parametrize(
+    "text", ["Content-Length: 3\r\ncontent-length: 3", "Content-Length: 3 ,3,\t3"]
+)
+def test_a_backends_length_that_is_said_again_is_one(text: str) -> None:
+    response = parse_response(f"HTTP/1.1 200 OK\r\n{text}{END}")
+    assert (response.length, response.get("content-length")) == (3, "3")
+
+
 @pytest.mark.parametrize("text", ["", "200 OK", "HTTP/1.0 OK", "HTTP/1.0 200 OK\r\nA: b\rc"])
 def test_a_backends_nonsense_is_refused(text: str) -> None:
     with pytest.raises(Refused):

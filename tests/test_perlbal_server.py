@@ -30,7 +30,7 @@ from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
 from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
-from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost, Url
+from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost
 from examples.perlbal.server import Server, tell
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
@@ -392,19 +392,19 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
             stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * many))
             for _ in range(2)
         )
-        url = Url("127.0.0.1", listener.getsockname()[1], "/")
+        node = pools.Node("127.0.0.1", listener.getsockname()[1])
         balancer(server, first.getsockname()[1])
         server.services["p"].set("enable_reproxy", "on")
-        host = server.reproxy_manager.hosts[url.node] = ReproxyHost(server.reproxy_manager, url)
+        host = server.reproxy_manager.hosts[node.name] = ReproxyHost(server.reproxy_manager, node)
         for _ in range(many):
-            host.connecting = BackendHTTP.open(host, url.host, url.port, PATIENCE)
+            host.connecting = BackendHTTP.open(host, node, PATIENCE)
             turn(server, lambda: host.connecting is None)
         for each in host.bored:
             each.alive -= 2 * KEPT_SECONDS
         deepest = sys.getrecursionlimit()
         stack.callback(sys.setrecursionlimit, deepest)
         sys.setrecursionlimit(len(inspect.stack()) + 2 * many)
-        ask_for_url(server, stack, first, url.port)
+        ask_for_url(server, stack, first, node.port)
         turn(server, lambda: any(each.exchange is not None for each in host.connected))
         assert len(host.connected) == 1
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from danga_raw import Socket, Timer
 from examples.perlbal.heads import Refused, Response, parse_response, take_head
-from examples.perlbal.pools import Pool, node_name
+from examples.perlbal.pools import Node, Pool
 
 if TYPE_CHECKING:
     from examples.perlbal.proxy import ProxyExchange
@@ -67,13 +67,13 @@ class NodeStats:
 
 
 class BackendHTTP(Socket):
-    def __init__(self, sock: socket.socket, owner: Owner, ip: str, port: int) -> None:
+    def __init__(self, sock: socket.socket, owner: Owner, node: Node) -> None:
         tune(sock)
         super().__init__(sock, owner.server.loop)
         self.owner = owner
         self.server = owner.server
         self.service = owner.service
-        self.ipport = node_name(ip, port)
+        self.ipport = node.name
         self.stats = self.server.node_stats(self.ipport)
         self.created: float = time.monotonic()
         self.alive = self.created
@@ -102,17 +102,16 @@ class BackendHTTP(Socket):
         """Whether the present response leaves it open for another request."""
 
     @classmethod
-    def open(cls, owner: Owner, ip: str, port: int, timeout: float) -> BackendHTTP | None:
+    def open(cls, owner: Owner, node: Node, timeout: float) -> BackendHTTP | None:
         """Begin to connect; None if that fails at once."""
-        name = node_name(ip, port)
-        stats = owner.server.node_stats(name)
+        stats = owner.server.node_stats(node.name)
         stats.attempts += 1
         stats.lastattempt = int(time.time())
         try:
-            return cls.connect((ip, port), owner, ip, port, timeout=timeout)
+            return cls.connect(node, owner, node, timeout=timeout)
         except (OSError, ValueError, OverflowError) as error:
             # A node of a file may be no address, or its port none.
-            owner.server.log(f"connecting to {name}: {error}")
+            owner.server.log(f"connecting to {node.name}: {error}")
             return None
 
     def age(self) -> int:
@@ -121,6 +120,13 @@ class BackendHTTP(Socket):
     def ends_soon(self, now: float) -> bool:
         """Whether it will close about now, by what it said."""
         return 0 < self.disconnect_at < now + 2
+
+    def is_over(self) -> bool:
+        """Whether it can't be asked any more, and is closed: it has ended, or has said more than its
+        answer. The loop may tell that too late for a request that came in the same turn. read(2)."""
+        if self.read(1) != b"":
+            self.close("read_with_no_client")
+        return self.closed
 
     # --- getting ready ----------------------------------------------------------------------------
 

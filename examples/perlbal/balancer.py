@@ -67,7 +67,7 @@ class Balancer:
                 backend.close("too_old_bored")
             elif backend.ends_soon(now):
                 backend.close("too_close_disconnect")
-            else:
+            elif not backend.is_over():
                 backend.assign(exchange)
                 return self.spawn_backends()
         priority = "lowpri" if exchange.request.low_priority else "normal"
@@ -150,15 +150,15 @@ class Balancer:
         taken = self.blocked | self.pending.keys()
         free = [node for node in pool.nodes if node.name not in taken]
         while free and count:
-            name, ip, port = free.pop(random.randrange(len(free)))
-            if name in taken:
+            node = free.pop(random.randrange(len(free)))
+            if node.name in taken:
                 continue  # It is twice in the pool.
-            taken.add(name)
-            backend = BackendHTTP.open(self, ip, port, GIVE_UP_SECONDS)
+            taken.add(node.name)
+            backend = BackendHTTP.open(self, node, GIVE_UP_SECONDS)
             if backend is None:
-                self._block(name)
+                self._block(node.name)
             else:
-                self.pending[name] = backend
+                self.pending[node.name] = backend
                 count -= 1
 
     def register_boredom(self, backend: BackendHTTP) -> None:
@@ -167,6 +167,8 @@ class Balancer:
             return backend.close("invalid_generation")
         if 0 < self.service.max_backend_uses < backend.use_count:
             return backend.close("pool_requested_closure")
+        if backend.use_count and self.waiting() and backend.is_over():
+            return
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
         elif self.server.stopping or (

@@ -168,7 +168,6 @@ class Client(Socket):
         self.server.requests += 1
         self.adopted = 0
         self.observed_ip = None
-        self.keep_alive = False
         if request.chunked:
             self.decoder = ChunkDecoder()
             self.body_left = UNKNOWN
@@ -224,8 +223,10 @@ class Client(Socket):
 
     # --- answering --------------------------------------------------------------------------------
 
-    def setup_keepalive(self, head: Response) -> None:
-        """Decide whether to go on after this answer, and say so in its head."""
+    def begin_answer(self, head: Response, state: str) -> bytes:
+        """Decide whether to go on after this answer, and say so in its head, which is returned as
+        it is sent."""
+        self.state = state
         exchange = self.exchange
         self.keep_alive = bool(
             self.base.persist_client
@@ -242,6 +243,7 @@ class Client(Socket):
             head.set("Keep-Alive", f"timeout={timeout}, max=100")
         else:
             head.drop("keep-alive")
+        return head.to_bytes()
 
     def send_last(self, data: bytes) -> None:
         """Write the last of an answer; when it is out, the next request may come."""
@@ -264,21 +266,16 @@ class Client(Socket):
         self.send_answer(head, body)
 
     def send_answer(self, head: Response, body: bytes = b"") -> None:
-        """Answer with this head, to which how to go on is added, and this body."""
-        self.setup_keepalive(head)
-        self.state = "xfer_resp"
+        """Answer with this head and this body."""
         if self.exchange is not None and self.exchange.request.method == "HEAD":
             body = b""
-        self.send_last(head.to_bytes() + body)
+        self.send_last(self.begin_answer(head, "xfer_resp") + body)
 
     def send_file(self, head: Response, part: Part) -> None:
-        """Answer with this head, to which how to go on is added, and a part of a file, which is
-        closed when it is out."""
+        """Answer with this head and a part of a file, which is closed when it is out."""
         fd, start, end = part
         if end - start > SMALL_FILE:
             return self.send_files(head, part, iter(()))
-        self.setup_keepalive(head)
-        self.state = "xfer_disk"
         try:
             data = os.pread(fd, end - start, start)
         except OSError:
@@ -287,16 +284,14 @@ class Client(Socket):
         if len(data) < end - start:
             self.close("the file has shrunk")
         else:
-            self.send_last(head.to_bytes() + data)
+            self.send_last(self.begin_answer(head, "xfer_disk") + data)
 
     def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
         """The same with several, which `more` opens one after another."""
-        self.setup_keepalive(head)
-        self.state = "xfer_disk"
         file = self.file = SentFiles(self, first, more)
         self.watch_read(False)
         self.watch_write(True)
-        if self.write(head.to_bytes()):
+        if self.write(self.begin_answer(head, "xfer_disk")):
             file.go_on()
 
     def refuse(self, refused: Refused) -> None:
@@ -311,9 +306,8 @@ class Client(Socket):
         self.alive = time.monotonic()
         exchange, self.exchange = self.exchange, None
         self.service = self.base
-        if exchange is None:
-            return self._end()
-        exchange.release()
+        if exchange is not None:
+            exchange.release()
         if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
         self.state = "persist_wait"

@@ -149,18 +149,18 @@ def show(call: Call, what: str, name: str) -> Answer:
 @command("dumpconfig", ".*")
 def dumpconfig(call: Call) -> None:
     server = call.server
-    loaded = [f"LOAD {plugin.name}" for plugin in server.plugins.values()]
-    blocks = [loaded] if loaded else []
+    blocks = [[f"LOAD {plugin.name}" for plugin in server.plugins.values()]]
     blocks += [pool.dump() for pool in server.pools.values()]
     blocks += [service.dump() for service in server.services.values()]
     # Behind all services, for it may be one of those that come later.
-    defaults = [
-        f"SET {service.name}.default_service = {service.default_service.name}"
-        for service in server.services.values()
-        if service.default_service is not None
+    blocks += [
+        [
+            f"SET {service.name}.default_service = {service.default_service.name}"
+            for service in server.services.values()
+            if service.default_service is not None
+        ]
     ]
-    blocks += [defaults] if defaults else []
-    for block in blocks:
+    for block in filter(None, blocks):
         for line in (*block, ""):
             call.out(line)
 

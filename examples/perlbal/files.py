@@ -8,7 +8,9 @@ import os
 import random
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from errno import EACCES, EAGAIN, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE
+from io import FileIO
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -143,21 +145,21 @@ class NewFile:
             self._name += f".{os.getpid()}.{random.randrange(0xFFFFFFFF)}.tmp"
             flags |= os.O_EXCL
         try:
-            self._fd = os.open(self._name, flags, 0o644)
+            fd = os.open(self._name, flags, 0o644)
         except FileNotFoundError:
             _make_folders(os.path.dirname(path))
-            self._fd = os.open(self._name, flags, 0o644)
+            fd = os.open(self._name, flags, 0o644)
+        self._file = FileIO(fd, "w")
 
     def write(self, data: bytes) -> None:
         """Put `data` at its end. Raises `OSError`."""
-        write_all(self._fd, data)
+        write_all(self._file.fileno(), data)
         if self._name != self._path:
             self._sum.update(data)
 
     def finish(self) -> tuple[int, str]:
         """It is whole: the code and the text of the answer. Raises `OSError`."""
-        fd, self._fd = self._fd, -1
-        os.close(fd)
+        self._file.close()
         if self._name == self._path:
             return 200, ""
         actual = base64.b64encode(self._sum.digest()).decode().rstrip("=")
@@ -173,12 +175,8 @@ class NewFile:
 
     def abandon(self) -> None:
         """Close it if it is open, and take away what wasn't checked. Twice is no harm."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._file.close()
         if self._name != self._path:
-            try:
+            with suppress(OSError):
                 os.unlink(self._name)
-            except OSError:
-                pass
             self._name = self._path

@@ -92,7 +92,7 @@ class Head:
     def drop(self, key: str) -> None:
         self.values.pop(key, None)
 
-    def fill(self, lines: list[str], once: frozenset[str]) -> None:
+    def fill(self, lines: list[str], once: frozenset[str] = frozenset()) -> None:
         """Take the fields of these lines; `once` are the keys that may not be doubled. Raises
         `Refused`."""
         names, values = self.names, self.values
@@ -134,7 +134,6 @@ def _written(first: str, names: dict[str, str], values: dict[str, str]) -> bytes
 
 
 _ONCE_IN_REQUEST: Final = frozenset(("host", "content-length", "transfer-encoding"))
-_ONCE_IN_RESPONSE: Final = frozenset(("content-length",))
 
 
 class Request(Head):
@@ -268,13 +267,16 @@ def parse_response(text: str) -> Response:
     response = Response(int(line[3]), line[4] or None)
     if line[1] != "0":
         response.version = f"{line[1]}.{line[2]}"
-    response.fill(lines, _ONCE_IN_RESPONSE)
+    response.fill(lines)
     values = response.values
     if "transfer-encoding" in values and "identity" not in values["transfer-encoding"].lower():
         # RFC 9112, 6.3: the length is not to be believed.
         values.pop("content-length", None)
     if "content-length" in values:
-        response.length = _length(values["content-length"])
+        text = values["content-length"]
+        if "," in text and len(lengths := {each.strip(" \t") for each in text.split(",")}) == 1:
+            values["content-length"] = text = lengths.pop()  # RFC 9112, 6.3
+        response.length = _length(text)
     if response.code in BODILESS:
         response.length = 0
     return response

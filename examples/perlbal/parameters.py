@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
@@ -95,21 +96,19 @@ NODE: Final = rf"{_IP}(?::(\d{{1,5}}))?"
 _ADDRESS: Final = re.compile(rf"(?:{_IP}:)?(\d{{1,5}})", re.ASCII)
 
 
-def address(text: str) -> tuple[str, int] | None:
-    """The host (empty if there is none) and the port of "port", "ip:port" or "[ip]:port"."""
+def address(text: str) -> tuple[str, int]:
+    """The host (empty if there is none) and the port of "port", "ip:port" or "[ip]:port". Raises
+    `LanguageError`."""
     found = _ADDRESS.fullmatch(text)
-    if found is None or int(found[2]) > 65535:
-        return None
-    host = (found[1] or "").strip("[]")
-    try:
-        return (str(ipaddress.ip_address(host)) if host else ""), int(found[2])
-    except ValueError:
-        return None
+    if found is not None and int(found[2]) < 65536:
+        host = (found[1] or "").strip("[]")
+        with suppress(ValueError):
+            return (str(ipaddress.ip_address(host)) if host else ""), int(found[2])
+    raise LanguageError("Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81")
 
 
 def listen_address(service: Service, key: str, text: str) -> str:
-    if address(text) is None:
-        raise LanguageError("Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81")
+    address(text)
     return text
 
 

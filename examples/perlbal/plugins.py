@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_LABELS: Final = 127
 """Of a name (RFC 1035, 2.3.4); a request may have a hundred thousand of them."""
-_HOST_PATTERN: Final = re.compile(r"[\w\-.*;:]+", re.ASCII)
+_HOST_PATTERN: Final = re.compile(r"[\w\-.*;:\[\]]+", re.ASCII)
 _USE_OBSERVED_IP: Final = "accesscontrol.use_observed_ip"
 _USING: Final = re.compile(r"/__using/([\w.]+)/\w+(?:\?.*)?", re.ASCII)
 

@@ -17,20 +17,19 @@ NODEFILE_CHECK_SECONDS: Final = 3
 _NODE: Final = re.compile(NODE, re.ASCII)
 
 
-def node_name(ip: str, port: int) -> str:
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-
-
 def _version(status: os.stat_result) -> tuple[int, ...]:
     # The time alone may be the same after two changes at once.
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 class Node(NamedTuple):
-    name: str
-    """"ip:port" or "[ip]:port"."""
     ip: str
     port: int
+
+    @property
+    def name(self) -> str:
+        """ "ip:port" or "[ip]:port"."""
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
 class Pool:
@@ -52,14 +51,13 @@ class Pool:
 
     def add(self, ip: str, port: int) -> None:
         """Put a node at the end; one that is there already moves."""
-        node = Node(node_name(ip, port), ip, port)
+        node = Node(ip, port)
         self.used.pop(node.name, None)
         self._have([*(each for each in self.nodes if each != node), node])
 
     def remove(self, ip: str, port: int) -> None:
         """Take a node out; nothing if it isn't there."""
-        name = node_name(ip, port)
-        self._have([each for each in self.nodes if each.name != name])
+        self._have([each for each in self.nodes if each != Node(ip, port)])
 
     def _have(self, nodes: list[Node]) -> None:
         """Have these nodes, and tell the services that use it."""
@@ -102,9 +100,8 @@ class Pool:
             lines = file.read(10_000_000).splitlines()
         self.nodefile, self._read = name, version
         found = [_NODE.search(line.partition("#")[0]) for line in lines]
-        nodes = [(each[1].strip("[]"), int(each[2] or 80)) for each in found if each]
         self.used.clear()
-        self._have([Node(node_name(ip, port), ip, port) for ip, port in nodes])
+        self._have([Node(each[1].strip("[]"), int(each[2] or 80)) for each in found if each])
 
     def dump(self) -> list[str]:
         """The commands that make it what it is."""

@@ -29,6 +29,8 @@ _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 class ProxyExchange(Exchange):
     _responded = False
     """Whether there was room for more of the answer, after some of it had to wait."""
+    _body = Body()
+    """What has come of the request's body and has nowhere to go yet: of most, nothing ever."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
@@ -41,8 +43,6 @@ class ProxyExchange(Exchange):
         """Whether a backend was asked for."""
         self._dropping = False
         """Whether what still comes of the body is thrown away."""
-        self._body = Body()
-        """What has come of the request's body and has nowhere to go yet."""
         self._retries = 0
         self.reproxying: OtherBody | None = None
         """The body in the place of the backend's, while it is asked for."""
@@ -58,6 +58,7 @@ class ProxyExchange(Exchange):
             return
         if request.chunked and not service.buffer_uploads:
             return client.send_page(411, "A chunked body needs buffer_uploads")
+        self._body = Body()
         self.send_continue()
         if request.chunked:
             request.drop("transfer-encoding")
@@ -135,14 +136,15 @@ class ProxyExchange(Exchange):
         """Read on from a client that has more of the body to send, or not, as there is room for
         it."""
         client, backend = self.client, self.backend
+        if not client.body_left:
+            return
         if self._dropping:
             room = True
         elif backend is not None:
             room = not self.backend_stalled and backend.write_buf_size <= READ_AHEAD
         else:
             room = self._body.left < READ_AHEAD
-        if client.body_left:
-            client.watch_read(room)
+        client.watch_read(room)
 
     def overflow(self) -> None:
         client = self.client
@@ -172,23 +174,32 @@ class ProxyExchange(Exchange):
         service, request = self.service, self.request
         if self.reproxying is not None:
             return self.reproxying.head_for_backend(request)
-        head = Head()
-        head.names, head.values = request.names, request.values.copy()
-        head.set("Connection", "keep-alive" if service.persist_backend else "close")
+        # By hand, as each request comes here: a call of Head.set is dear.
+        names, values = request.names, request.values.copy()
+        names.setdefault("connection", "Connection")
+        values["connection"] = "keep-alive" if service.persist_backend else "close"
+        # A backend that heeds it although Connection doesn't name it would answer 101, and a client
+        # that only offers it, as many do to all servers, would have no answer.
+        values.pop("upgrade", None)
         if service.enable_reproxy:
-            head.set("X-Proxy-Capabilities", "reproxy-file")
+            names.setdefault("x-proxy-capabilities", "X-Proxy-Capabilities")
+            values["x-proxy-capabilities"] = "reproxy-file"
+        names.setdefault("x-forwarded-for", "X-Forwarded-For")
         ip = self.client.peer_ip_string() or ""
         if not service.trusts(ip):
-            head.set("X-Forwarded-For", ip)
-            head.drop("x-host")
-            head.drop("x-forwarded-host")
+            values["x-forwarded-for"] = ip
+            values.pop("x-host", None)
+            values.pop("x-forwarded-host", None)
         elif not service.blind_proxy:
-            before = re.sub(r",[ \t]*", ", ", head.get("x-forwarded-for") or "").rstrip(", ")
-            head.set("X-Forwarded-For", f"{before}, {ip}" if before else ip)
-        for plugin in service.plugins:
-            plugin.backend_client_assigned(self, head)
-        service.munge_headers(head)
-        data, body = request.to_bytes(head.values), self._body
+            before = re.sub(r",[ \t]*", ", ", values.get("x-forwarded-for", "")).rstrip(", ")
+            values["x-forwarded-for"] = f"{before}, {ip}" if before else ip
+        if service.plugins or service.removed_headers or service.inserted_headers:
+            head = Head()
+            head.names, head.values = names, values
+            for plugin in service.plugins:
+                plugin.backend_client_assigned(self, head)
+            service.munge_headers(head)
+        data, body = request.to_bytes(values), self._body
         return data + body.read(body.left) if body.left and body.file is None else data
 
     def backend_ready(self, backend: BackendHTTP) -> None:
@@ -311,9 +322,7 @@ class ProxyExchange(Exchange):
         elif head.code == 500 and self._retry(backend):
             return
         self._dropping = not early
-        client.state = "xfer_res"
-        client.setup_keepalive(head)
-        self.response_body(backend, head.to_bytes() + data)
+        self.response_body(backend, client.begin_answer(head, "xfer_res") + data)
 
     def response_body(self, backend: BackendHTTP, data: bytes) -> None:
         """Some of the response, in the form in which the client is to have it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.files import code_of, open_file
 from examples.perlbal.heads import BODILESS, Request, Response
-from examples.perlbal.pools import node_name
+from examples.perlbal.pools import Node
 
 if TYPE_CHECKING:
     from examples.perlbal.clients import Client
@@ -39,20 +39,15 @@ _SECONDS: Final = re.compile(r"\s*(\d{1,18}(?:\.\d*)?)", re.ASCII)
 class Url(NamedTuple):
     """Where a body is to be had."""
 
-    host: str
-    port: int
+    node: Node
     path: str
-
-    @property
-    def node(self) -> str:
-        return node_name(self.host, self.port)
 
 
 def parse_urls(text: str) -> list[Url]:
     """The URLs of an X-REPROXY-URL header; what isn't one is left out."""
     found = (_URL.fullmatch(each) for each in re.split("[ \t]+", text)[:MOST_URLS])
-    urls = [Url(each[1].strip("[]"), int(each[2] or 80), each[3] or "/") for each in found if each]
-    return [url for url in urls if 0 < url.port < 65536]
+    nodes = ((Node(each[1].strip("[]"), int(each[2] or 80)), each[3]) for each in found if each)
+    return [Url(node, path or "/") for node, path in nodes if 0 < node.port < 65536]
 
 
 def expected_size(head: Response) -> int | None:
@@ -208,11 +203,10 @@ class ReproxyHost:
 
     service = None
 
-    def __init__(self, manager: ReproxyManager, url: Url) -> None:
+    def __init__(self, manager: ReproxyManager, node: Node) -> None:
         self.manager = manager
         self.server = manager.server
-        self.name = url.node
-        self.where = url.host, url.port
+        self.node = node
         self.queue: OrderedDict[ProxyExchange, None] = OrderedDict()
         self.connecting: BackendHTTP | None = None
         self.bored: list[BackendHTTP] = []
@@ -234,17 +228,17 @@ class ReproxyHost:
             each.close("too_close_disconnect")
         while self.queue and self.bored:
             self.register_boredom(self.bored.pop())
-        most = self.manager.most.get(self.name) or self.manager.most[""]
+        most = self.manager.most.get(self.node.name) or self.manager.most[""]
         enough = self.refused or most and len(self.connected) >= most
         if not self.queue or self.connecting or self.connected and enough:
             return
         with suppress(OSError, ValueError, OverflowError):
             # As in the original, a host that isn't an address is looked up here and now, and an
             # IPv4 address is preferred.
-            found = socket.getaddrinfo(*self.where, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(*self.node, type=socket.SOCK_STREAM)
             found.sort(key=lambda info: info[0] != socket.AF_INET)
-            ip = str(found[0][4][0])
-            self.connecting = BackendHTTP.open(self, ip, self.where[1], CONNECT_SECONDS)
+            node = Node(str(found[0][4][0]), self.node.port)
+            self.connecting = BackendHTTP.open(self, node, CONNECT_SECONDS)
         if self.connecting is None:
             self._give_up()
 
@@ -304,15 +298,15 @@ class ReproxyManager:
         next one."""
         if not self.hosts:
             self.server.loop.add_timer(1, self._clean)
-        host = self.hosts.get(url.node)
+        host = self.hosts.get(url.node.name)
         if host is None:
-            host = self.hosts[url.node] = ReproxyHost(self, url)
+            host = self.hosts[url.node.name] = ReproxyHost(self, url.node)
         host.queue[exchange] = None
         host.serve()
 
     def forget(self, exchange: ProxyExchange, url: Url) -> None:
-        if url.node in self.hosts:
-            self.hosts[url.node].queue.pop(exchange, None)
+        if url.node.name in self.hosts:
+            self.hosts[url.node.name].queue.pop(exchange, None)
 
     def _clean(self) -> None:
         for name, host in list(self.hosts.items()):

@@ -192,9 +192,7 @@ class Service(Parameters):
             self.balancer.spawn_backends()
 
     def _open(self, listen: str) -> TCPListener:
-        where = address(listen)
-        assert where is not None
-        host, port = where
+        host, port = address(listen)
         if not host:
             # Whoever may speak to the management port may do all that this process may.
             host = "127.0.0.1" if self.role == "management" else "0.0.0.0"

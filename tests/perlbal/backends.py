@@ -26,7 +26,7 @@ class Answer:
     then: Literal["stay", "close", "reset"] = "stay"
     gate: str = ""
     """It waits until the conversation opens the gate of this name."""
-    rest: bytes = b""
+    rest: bytes | None = None
     """What is sent behind `data` once the gate is open (`data` is sent at once then)."""
     pieces: tuple[bytes, ...] = ()
     """`data` as it is sent, if not in one go."""
@@ -184,7 +184,7 @@ class Backend:
         if answer.gate:
             with self.changed:
                 gate = script.gates.setdefault(answer.gate, threading.Event())
-            if answer.rest:
+            if answer.rest is not None:
                 connection.sendall(answer.data)
                 with self.changed:
                     script.begun += 1
@@ -196,7 +196,7 @@ class Backend:
                         raise EOFError
             if script.over:
                 raise EOFError
-            connection.sendall(answer.rest or answer.data)
+            connection.sendall(answer.data if answer.rest is None else answer.rest)
         else:
             for piece in answer.pieces or (answer.data,):
                 connection.sendall(piece)

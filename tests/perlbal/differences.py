@@ -47,5 +47,8 @@ DIFFERENCES = {
     "chunks are no way round": "in the original they are one, past two limits of PUT",
     "an empty line before a request": "the original closes, but behind POST and chunks",
     "an end of its own": "the original says of a file or a URL what was said of the answer before",
+    "what is over is not asked": "in the original the request is lost on it, and the client waits",
+    "a length said again is one": "the original passes on 3, 3",
+    "no other protocol": "the original asks for h2c, and what is said behind the 101 is lost",
 }
 """Name -> why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 
 from tests.perlbal.conversation import Setting, Step, Talk
@@ -36,6 +37,7 @@ from tests.perlbal.steps import (
     serve,
     settled,
     shut,
+    signalled,
     silence,
     verify,
 )
@@ -261,6 +263,15 @@ row(HEADERS, "a field is put in", ask(get("/", "x-replaced: theirs")))
 
 FORWARDED = ("X-Forwarded-For: 10.1.1.1, 10.2.2.2", "X-Host: xh", "X-Forwarded-Host: xfh")
 row(PLAIN, "an unknown client's forwarding fields are dropped", ask(get("/", *FORWARDED)))
+row(
+    PLAIN,
+    "another protocol is not asked for",
+    ask(
+        get("/", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    ),
+    differs="no other protocol",
+    ours=("Host: here\r\nConnection: close\r\nHTTP2-Settings: AAMAAABk\r\n",),
+)
 row(TRUSTING, "a trusted client's are kept and added to", ask(get("/", *FORWARDED)))
 row(TRUSTING, "a trusted client without any", ask(get("/")))
 row(TRUSTING, "a trusted client with an empty one", ask(get("/", "X-Forwarded-For: ")))
@@ -307,6 +318,15 @@ row(
     "doubled Set-Cookies stay apart",
     serve(good("x", "Set-Cookie: a=1", "X: y", "set-cookie: b=2")),
     ask(get()),
+)
+row(
+    KEEP,
+    "an answer's length is said twice",
+    serve(good("abc", "Content-Length: 3")),
+    send(get("/1")),
+    hear_or_wait(1),
+    differs="a length said again is one",
+    ours=("\r\nContent-Length: 3\r\n",),
 )
 row(PLAIN, "an own reason phrase", serve(good("x", status="200 Quite Fine")), ask(get()))
 row(PLAIN, "an odd status", serve(good("x", status="299 Odd")), ask(get()))
@@ -489,6 +509,23 @@ row(
     settled(),
     ask(get("/2")),
 )
+for title, behind in {"ends": b"", "has more to say": b"HTTP/1.0 200 OK\r\n"}.items():
+    first = good("1").data
+    row(
+        KEEP,
+        f"a kept backend connection that {title} when the next request is here already",
+        serve(closing(in_two("x", raw(first + behind), len(first)))),
+        ask(get("/1")),
+        settled(),
+        signalled(signal.SIGSTOP),
+        send(get("/2")),
+        opens("x"),
+        dropped(),
+        signalled(signal.SIGCONT),
+        hear_or_wait(1),
+        differs="what is over is not asked",
+        ours=("#2 GET /2 ", "ok"),
+    )
 row(
     KEEP,
     "Keep-Alive about to end is not used again",
@@ -804,6 +841,25 @@ COOKIES = (
 )
 for each in COOKIES:
     row(RANKED, f"who is first with the cookie {each}", *queued("/1", ("/2", f"Cookie: {each}")))
+row(
+    VERIFY,
+    "a backend that says it stays, and ends, is not asked for who waits",
+    verify(alive, held("y", alive)),
+    serve(closing(held("x", good("1")))),
+    send(get("/1"), by="one"),
+    asked(2),
+    ask_later(get("/2"), "two"),
+    signalled(signal.SIGSTOP),
+    opens("x"),
+    dropped(),
+    signalled(signal.SIGCONT),
+    hear("one"),
+    opens("y"),
+    hear_or_wait(1, "two"),
+    alone=True,
+    differs="what is over is not asked",
+    ours=("#2 GET /2 ",),
+)
 row(
     VERIFY,
     "a cookie without contents to look for: all are first",

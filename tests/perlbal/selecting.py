@@ -225,6 +225,15 @@ row(
 )
 row(
     VHOSTS,
+    "Host that is an IPv6 address",
+    manage("VHOST vhosts [::1] = alpha"),
+    ask(host("[::1]:80")),
+    alone=True,
+    differs="hosts in any form",
+    ours=("\nOK\r\n", "alpha"),
+)
+row(
+    VHOSTS,
     "two Hosts in one",
     ask(host("alpha.example.com, beta.example.com")),
     differs="strict heads",

@@ -29,6 +29,7 @@ from danga_raw import loop as loop_room
 from danga_raw.types import AnySocket
 from examples.perlbal.backends import BackendHTTP, Owner
 from examples.perlbal.language import Context
+from examples.perlbal.pools import Node
 from examples.perlbal.server import Server
 from examples.perlbal.services import Service, TCPListener
 from tests.perlbal.fuzz import ANSWERS, COMMANDS, REQUESTS, UNFAIR, input_of, pieces
@@ -272,8 +273,9 @@ class World:
         handle = self.listeners[service.name] = self.kernel.listener()
         return TCPListener(service, handle)  # type: ignore[arg-type]  # it has the verbs of a socket
 
-    def _open(self, owner: Owner, ip: str, port: int, timeout: float = 0.0) -> BackendHTTP | None:
+    def _open(self, owner: Owner, node: Node, timeout: float = 0.0) -> BackendHTTP | None:
         """A connection to a backend, which may fail at once, later, or not."""
+        port = node.port
         luck = self.dice.random() if port == 2 else 1.0
         if luck < 0.1:
             return None
@@ -281,7 +283,7 @@ class World:
             near = self.kernel.connect(self.far[port])
             far, _ = self.far[port].accept()
             near.setblocking(False)
-            made = BackendHTTP(near, owner, ip, port)  # type: ignore[arg-type]  # as above
+            made = BackendHTTP(near, owner, node)  # type: ignore[arg-type]  # as above
         kind = GoodBackend if port == 1 else BadBackend
         kind(self, far, Random(f"backend {self.seed} {len(self.talkers)}"))
         error = ConnectionRefusedError(111, "refused") if luck < 0.2 else None
