@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket as PythonSocket
     from types import FrameType
-    from typing import Final, NoReturn, TypeVar
+    from typing import Final, Literal, NoReturn, TypeVar
 
     from danga_raw._addresses import Address
     from danga_raw.timers import Timer
@@ -706,19 +706,19 @@ class Socket(Generic[HandleT]):
     def peer_ip_string(self) -> str | None:
         """The IP address of the other side; None if it has none (a UNIX socket, not connected,
         closed). getpeername(2), until it has succeeded once."""
-        return self.__ask_peer()[0]
+        return self.__ask(0)[0]
 
     def peer_addr_string(self) -> str | None:
         """The other side as "ip:port" or "[ip]:port"; None and calls as `peer_ip_string`."""
-        return with_port(self.__ask_peer())
+        return with_port(self.__ask(0))
 
     def local_ip_string(self) -> str | None:
         """The IP address of this side; None and calls as `peer_ip_string`, but getsockname(2)."""
-        return self.__ask_local()[0]
+        return self.__ask(1)[0]
 
     def local_addr_string(self) -> str | None:
         """This side as "ip:port" or "[ip]:port"; None and calls as `local_ip_string`."""
-        return with_port(self.__ask_local())
+        return with_port(self.__ask(1))
 
     @property
     def peer_ip(self) -> str | None:
@@ -741,19 +741,17 @@ class Socket(Generic[HandleT]):
         """The port of this side once it was asked for."""
         return self.__addresses[1][1]
 
-    def __ask_peer(self) -> Address:
+    def __ask(self, side: Literal[0, 1]) -> Address:
+        """The address of the other side, 0, or of this one, 1."""
+        if self.sock is None:
+            return NOWHERE
         peer, local = self.__addresses
-        if peer is NOWHERE and self.sock is not None:
+        if side == 0 and peer is NOWHERE:
             peer = ask(libc.getpeername, self.sock)
-            self.__addresses = peer, local
-        return NOWHERE if self.sock is None else peer
-
-    def __ask_local(self) -> Address:
-        peer, local = self.__addresses
-        if local is NOWHERE and self.sock is not None:
+        elif side == 1 and local is NOWHERE:
             local = ask(libc.getsockname, self.sock)
-            self.__addresses = peer, local
-        return NOWHERE if self.sock is None else local
+        self.__addresses = both = peer, local
+        return both[side]
 
     # --- describing -------------------------------------------------------------------------------
 
