@@ -453,7 +453,7 @@ def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_i
         "\nSET listen = 127.0.0.1:0\nENABLE p",
     )
     with ExitStack() as stack:
-        reader = client_of(server, stack, "/file")
+        client_of(server, stack, "/file")
         turn(server, lambda: server.requests == 1)
         (client,) = (each for each in server.sockets() if isinstance(each, Client))
         assert client.sock is not None
