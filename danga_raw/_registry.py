@@ -156,8 +156,8 @@ class Registry:
                     lost = True
                 if obj is holder:
                     break
-        # One that was made anew, with the socket that was stolen from it, is no other.
-        if holder is not None and holder is not new and not holder.closed:
+        # One that has left, and was made anew, has another descriptor, or is the newcomer itself.
+        if holder is not None and holder is not new and self.receivers[fd] is holder:
             sock, holder.closed = holder.sock, True
             self.receivers[fd] = None
             if sock is not None:

@@ -849,6 +849,38 @@ def test_an_object_is_made_anew_on_another_loop(world: World) -> None:
     assert obj.got == b"x" and other.descriptor_map == {one.fileno(): obj}
 
 
+@pytest.mark.parametrize("where", ["here", "on another loop"])
+def test_who_is_made_anew_may_hand_the_socket_on_that_was_stolen_from_it(
+    world: World, where: str
+) -> None:
+    """The newcomer has its former number; that object was taken for one whose descriptor was closed
+    behind the loop's back."""
+    one, two = world.socketpair()
+    other, peer = world.socketpair()
+    loop = world.loop if where == "here" else world.new_loop()
+    newcomers: list[Noted] = []
+
+    def act(obj: Noted) -> None:
+        obj.read(1)
+        obj.steal_socket()
+        Noted.__init__(obj, other, loop, events=obj.events)
+        obj.watch_read(True)
+        newcomers.append(Noted(one, world.loop))
+        newcomers[0].watch_read(True)
+
+    obj = Noted(one, world.loop, read=act)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert not obj.closed and obj.fd == other.fileno()
+    assert world.loop.descriptor_map[one.fileno()] is newcomers[0]
+    two.send(b"old")
+    peer.send(b"new")
+    world.turn()
+    world.turn(loop)
+    assert newcomers[0].got == b"old" and obj.got == b"new"
+
+
 def test_a_socket_stolen_and_wrapped_by_another_handler_of_the_batch(world: World) -> None:
     objects, others, events = ready(world, 2)
     wrapped: list[Noted] = []
