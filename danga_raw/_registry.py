@@ -286,7 +286,7 @@ class Registry:
         while leaving:
             try:
                 entry = fd, obj, handles = leaving[0]
-                if obj is not None and obj.closed and obj.fd is not None:
+                if obj is not None and obj.closed and obj.fd == fd:
                     self._take_off(fd, obj)  # An exception has kept `leave` from doing so.
                 if handles:
                     close_handle(fd, handles)
