@@ -609,12 +609,19 @@ counts_references = pytest.mark.skipif(
 
 
 @counts_references
-def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(world: World) -> None:
+@pytest.mark.parametrize("nested", [False, True], ids=["by its loop", "by a run in its handler"])
+def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(
+    world: World, nested: bool
+) -> None:
     """Without the collector's help, which may be long in coming."""
 
     def read(obj: Noted) -> None:
         obj.take()
         obj.close()
+        if nested:
+            world.loop.set_post_loop_callback(lambda *_: False)
+            world.loop.run()
+            world.loop.set_post_loop_callback(look)
 
     one, two = world.socketpair()
     obj = Weak(one, world.loop, read=read)
