@@ -287,8 +287,10 @@ class Registry:
         while leaving:
             try:
                 entry = fd, obj, handles = leaving[0]
-                if obj is not None and obj.closed and obj.fd == fd:
-                    self._take_off(fd, obj)  # An exception has kept `leave` from doing so.
+                # An exception has kept `leave` from it. Who was made anew has another number or handle.
+                if obj is not None and obj.fd == fd and (obj.closed or handles):
+                    obj.closed = True
+                    self._take_off(fd, obj)
                 if handles:
                     close_handle(fd, handles)
                 # Unless it was made anew, here and with this number.
