@@ -29,6 +29,7 @@ from danga_raw._interrupt import alone, by_handler
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN
 from danga_raw._sockopt import set_cork
+from danga_raw.timers import heappop, heappush
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Registry:
         self.pushed_back: dict[int, int] = {}  # pushed-back data, in the order of these numbers
         self.pushes: int = 0  # the last number
         self.readable: set[int] = set()  # pushed-back data and a watch for reading
-        self.reads_again: bool = False  # some of these have changed what they watch for
+        self.turned_on: set[int] = set()  # pushed-back data, and a change of what is watched for
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}  # a connect that is pending
         self.paused: dict[int, Listener] = {}  # a listener that had no descriptor for a connection
@@ -156,8 +157,8 @@ class Registry:
                     lost = True
                 if obj is holder:
                     break
-        # One that was made anew, with the socket that was stolen from it, is no other.
-        if holder is not None and holder is not new and not holder.closed:
+        # One that has left, and was made anew, has another descriptor, or is the newcomer itself.
+        if holder is not None and holder is not new and self.receivers[fd] is holder:
             sock, holder.closed = holder.sock, True
             self.receivers[fd] = None
             if sock is not None:
@@ -286,12 +287,10 @@ class Registry:
         while leaving:
             try:
                 entry = fd, obj, handles = leaving[0]
-                # An exception may have kept `leave` from doing so; or the object was made anew, and
-                # then has another handle.
-                if obj is not None and (obj.closed or (handles and obj.sock is handles[0])):
-                    if obj.fd is not None:
-                        obj.closed = True
-                        self._take_off(fd, obj)
+                # An exception has kept `leave` from it. Who was made anew has another number or handle.
+                if obj is not None and obj.fd == fd and (obj.closed or handles):
+                    obj.closed = True
+                    self._take_off(fd, obj)
                 if handles:
                     close_handle(fd, handles)
                 # Unless it was made anew, here and with this number.
@@ -351,17 +350,16 @@ class Registry:
         """Who has pushed-back data and watches for reading, in the order of their first pieces. As in
         the original, who turns reading on meanwhile has his turn still, and not who is pushed back."""
         told, newest = -1, self.pushes
-        self.reads_again = True
-        while self.reads_again:
-            self.reads_again = False
-            # Copied first, as a signal's handler may close one of them.
-            readable = [*self.readable]
-            for number, fd in sorted((self.pushed_back.get(fd, 0), fd) for fd in readable):
-                if told < number <= newest:
-                    told = number
-                    yield fd
-                    if self.reads_again:
-                        break
+        turns: list[tuple[int, int]] = []
+        self.turned_on = {*self.readable}  # A copy: a signal's handler may close one of them.
+        while turns or self.turned_on:
+            new, self.turned_on = self.turned_on, set()
+            for fd in new:
+                heappush(turns, (self.pushed_back.get(fd, 0), fd))
+            number, fd = heappop(turns)
+            if told < number <= newest:
+                told = number
+                yield fd
 
     # --- other fds --------------------------------------------------------------------------------
 

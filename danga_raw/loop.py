@@ -178,12 +178,12 @@ class Loop:
                             else:
                                 if state & POLLIN:
                                     obj.event_read()
-                                # It may have closed, and have another descriptor by now.
-                                if state & POLLOUT and obj.fd == fd:
+                                # It may have left, and have another descriptor or loop by now.
+                                if state & POLLOUT and receivers[fd] is obj:
                                     obj.event_write()
-                                if state & POLLERR and obj.fd == fd:
+                                if state & POLLERR and receivers[fd] is obj:
                                     obj.event_err()
-                                if state & POLLHUP and obj.fd == fd:
+                                if state & POLLHUP and receivers[fd] is obj:
                                     obj.event_hup()
                             continue
                     except Exception as error:
@@ -209,10 +209,10 @@ class Loop:
             if registry.something_due:
                 # First of all, as another thread or a signal's handler may come behind it.
                 registry.something_due = False
+                obj = None  # It may be leaving, and this name would keep it alive during the wait.
                 if readable:
                     self._read_pushed_back()
                 if leaving:
-                    obj = None  # This name would keep it alive during the next wait.
                     registry.finish_leaving(self.handle_exception)
                 if soon or poller is not registry.poller:
                     registry.something_due = True
@@ -293,7 +293,7 @@ class Loop:
             self._other_event(fd, event)
 
     def _by_event(self, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Each event of an object by itself, if the object still has the descriptor by then."""
+        """Each event of an object by itself, if it is still the one that has the descriptor."""
         registry = self._registry
         for fd, state in found:
             obj = registry.objects.get(fd)
@@ -301,7 +301,7 @@ class Loop:
                 yield fd, state
             else:
                 for event in _KINDS:
-                    if state & event and obj.fd == fd:
+                    if state & event and registry.receivers[fd] is obj:
                         yield fd, event
 
     def _other_event(self, fd: int, state: int) -> None:

@@ -606,7 +606,7 @@ class Socket(Generic[HandleT]):
                 return
             raise
         if self.read_push_back:
-            registry.reads_again = True
+            registry.turned_on |= {fd}
             self.__heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:

@@ -7,9 +7,11 @@ from math import floor, inf, isfinite
 from time import CLOCK_MONOTONIC
 
 try:  # The module around it is a twentieth of what all of this package costs to import.
-    from _heapq import heappop, heappush
+    from _heapq import heappop as heappop
+    from _heapq import heappush as heappush
 except ImportError:
-    from heapq import heappop, heappush
+    from heapq import heappop as heappop
+    from heapq import heappush as heappush
 
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._mistakes import check_callback, no_copy

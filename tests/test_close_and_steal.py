@@ -609,12 +609,19 @@ counts_references = pytest.mark.skipif(
 
 
 @counts_references
-def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(world: World) -> None:
+@pytest.mark.parametrize("nested", [False, True], ids=["by its loop", "by a run in its handler"])
+def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(
+    world: World, nested: bool
+) -> None:
     """Without the collector's help, which may be long in coming."""
 
     def read(obj: Noted) -> None:
         obj.take()
         obj.close()
+        if nested:
+            world.loop.set_post_loop_callback(lambda *_: False)
+            world.loop.run()
+            world.loop.set_post_loop_callback(look)
 
     one, two = world.socketpair()
     obj = Weak(one, world.loop, read=read)
@@ -847,6 +854,38 @@ def test_an_object_is_made_anew_on_another_loop(world: World) -> None:
     assert world.loop.descriptor_map == {} and not obj.closed
     world.turn(other)
     assert obj.got == b"x" and other.descriptor_map == {one.fileno(): obj}
+
+
+@pytest.mark.parametrize("where", ["here", "on another loop"])
+def test_who_is_made_anew_may_hand_the_socket_on_that_was_stolen_from_it(
+    world: World, where: str
+) -> None:
+    """The newcomer has its former number; that object was taken for one whose descriptor was closed
+    behind the loop's back."""
+    one, two = world.socketpair()
+    other, peer = world.socketpair()
+    loop = world.loop if where == "here" else world.new_loop()
+    newcomers: list[Noted] = []
+
+    def act(obj: Noted) -> None:
+        obj.read(1)
+        obj.steal_socket()
+        Noted.__init__(obj, other, loop, events=obj.events)
+        obj.watch_read(True)
+        newcomers.append(Noted(one, world.loop))
+        newcomers[0].watch_read(True)
+
+    obj = Noted(one, world.loop, read=act)
+    obj.watch_read(True)
+    two.send(b"x")
+    world.turn()
+    assert not obj.closed and obj.fd == other.fileno()
+    assert world.loop.descriptor_map[one.fileno()] is newcomers[0]
+    two.send(b"old")
+    peer.send(b"new")
+    world.turn()
+    world.turn(loop)
+    assert newcomers[0].got == b"old" and obj.got == b"new"
 
 
 def test_a_socket_stolen_and_wrapped_by_another_handler_of_the_batch(world: World) -> None:

@@ -190,3 +190,27 @@ def test_what_one_does_costs_no_more_where_there_are_many_others(
             each.close()
         world.turn()
     assert 0 < costs[1] == costs[2]
+
+
+@real_only
+def test_who_turns_reading_on_among_many_pushed_back_costs_as_much_as_among_few(
+    world: World,
+) -> None:
+    def read(obj: Noted) -> None:
+        obj.watch_read(False)
+        obj.take()
+        obj.watch_read(True)
+
+    costs: list[int] = []
+    for count in 20, 20, 40, 60:  # The first comes by what is done once.
+        for _ in range(count):
+            obj = Noted(world.socketpair()[0], world.loop, read=read)
+            obj.watch_read(True)
+            obj.push_back_read(b"x")
+        costs.append(lines_run(world.turn))
+        for each in list(world.loop.descriptor_map.values()):
+            assert isinstance(each, Noted) and each.got == b"x"
+            each.close()
+        world.turn()
+    # The table of poll grows now and then.
+    assert 0 < costs[3] - costs[2] < 1.05 * (costs[2] - costs[1])

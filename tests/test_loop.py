@@ -123,6 +123,30 @@ def test_an_event_is_not_for_an_object_made_anew_by_one_before(
     assert obj.fd == other.fileno() and not obj.closed
 
 
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+@pytest.mark.parametrize("how", ["moved", "reset"])
+def test_an_event_is_not_for_an_object_that_the_loop_knows_no_more(
+    world: World, how: str, profiling: bool
+) -> None:
+    """The other loop may run in another thread."""
+    one, _ = world.socketpair()
+    other = world.new_loop()
+
+    def leaves(obj: Noted) -> None:
+        if how == "moved":
+            obj.steal_socket()
+            Noted.__init__(obj, one, other, events=obj.events, actions=QUIET)
+        else:
+            world.loop.reset()
+
+    obj = Noted(one, world.loop, actions={**QUIET, "read": leaves})
+    if profiling:
+        world.loop.enable_profiling()
+    batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
+    world.turn()
+    assert obj.events == ["read"] and not obj.closed
+
+
 @pytest.mark.parametrize("mask", [IN, OUT, ERR, HUP, IN | HUP])
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
 def test_an_event_is_not_for_an_object_closed_by_another_of_the_batch(

@@ -28,6 +28,7 @@ from danga_raw import Loop, Socket
 from danga_raw._interrupt import alone
 from danga_raw._registry import Registry
 from danga_raw._waker import Waker
+from danga_raw.types import Poller
 from tests.interrupted import (
     PACKAGE,
     Interrupter,
@@ -401,6 +402,35 @@ def test_an_exception_of_a_handler_leaves_a_wait() -> None:
             far.sendall(b"still here")
             loop.run()
             assert os.read(far.fileno(), 100) == b"still here"
+
+
+def test_who_is_made_anew_and_leaves_again_in_the_batch_leaves_whole(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was left to be done for its second descriptor was done for its first, which it had not."""
+    one, _ = world.socketpair()
+    other, _ = world.socketpair()
+    obj = Noted(one, world.loop)
+    first, second = one.fileno(), other.fileno()
+    obj.close("reconnects")
+    Noted.__init__(obj, other, world.loop)
+    poller = POLLERS[world.backend]
+    call = poller.unregister
+    unregistered: list[int] = []
+
+    def interrupted(self: Poller, fd: int, events: int) -> None:
+        unregistered.append(fd)
+        if len(unregistered) == 1:
+            raise KeyboardInterrupt
+        call(self, fd, events)
+
+    monkeypatch.setattr(poller, "unregister", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        obj.close("gives up")
+    world.turn()
+    assert unregistered == [second, second] and caplog.text == ""
+    assert not world.is_open(first) and not world.is_open(second)
+    assert world.loop.descriptor_map == {}
 
 
 @pytest.mark.parametrize("behind", [True, False], ids=["behind the call", "before the call"])
