@@ -4,6 +4,7 @@ import fcntl
 import gc
 import inspect
 import os
+import re
 import resource
 import select
 import signal
@@ -20,10 +21,11 @@ from pathlib import Path
 import pytest
 
 from danga_raw import Listener, Loop, log_exception
+from danga_raw.types import Block
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import MOST_UNUSED, RETRY_SECONDS, Balancer
-from examples.perlbal.clients import Client
+from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import NewFile
 from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
@@ -188,15 +190,17 @@ def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server)
 
 
 def client_of(
-    server: Server, stack: ExitStack, path: str = "/", field: str = "A: b"
+    server: Server, stack: ExitStack, path: str = "/", field: str = "A: b", method: str = "GET"
 ) -> socket.socket:
-    """A client of the service, that has little room, and has asked for something."""
+    """A client of the service, that has little room, and has asked for something, if by a
+    method."""
     listener = server.services["p"].listener
     assert listener is not None and listener.sock is not None
     client = stack.enter_context(socket.socket())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(listener.sock.getsockname())
-    client.sendall(f"GET {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
+    if method:
+        client.sendall(f"{method} {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
     return client
 
 
@@ -724,3 +728,53 @@ def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_non
         assert all(each.closed for each in first)
         assert not any(each.exchange for each in server.sockets() if isinstance(each, BackendHTTP))
     assert "a plugin's fault" in caplog.text
+
+
+def full(data: Block, count: int, offset: int) -> int:
+    raise BlockingIOError
+
+
+class Refusing(Plugin):
+    def start_http_request(self, exchange: Exchange) -> bool:
+        if exchange.request.method == "POST":
+            exchange.client.send_page(403)
+        return exchange.request.method == "POST"
+
+
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [
+        ("SET buffer_uploads = off", [b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nstray\r\n"]),
+        ("SET buffer_backend_connect = 3", [b"Content-Length: 9\r\n\r\n", b"stray"]),
+        (
+            "SET buffer_uploads = on\nSET buffer_uploads_path = {folder}",
+            [b"Transfer-Encoding: chunked\r\n\r\n5\r\nstray??", b"\r\n0\r\n\r\n"],
+        ),
+    ],
+    ids=["without a length", "refused by a plugin", "with a broken chunk"],
+)
+def test_the_body_of_a_request_that_was_refused_goes_nowhere(
+    server: Server, settings: str, pieces: list[bytes], tmp_path: Path
+) -> None:
+    """While the client takes no answer, there still is a request that could be handed it."""
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        carry_out(server, "USE p\n" + settings.format(folder=tmp_path))
+        if b"Content-Length" in pieces[0]:
+            server.services["p"].plugins.append(Refusing(server))
+        client = client_of(server, stack, method="")
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        taken.set_writer_func(full)
+        client.sendall(b"POST / HTTP/1.1\r\nHost: h\r\n")
+        for piece in pieces:
+            client.sendall(piece)
+            for _ in range(2):
+                turn(server, lambda: True)
+        assert taken.write_buf_size
+        client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        asked = stack.enter_context(backend.accept()[0])
+        asked.settimeout(PATIENCE)
+        assert re.fullmatch(rb"GET / HTTP/1.0\r\n([^\r\n]+\r\n)+\r\n", asked.recv(1 << 16))

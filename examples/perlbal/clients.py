@@ -299,6 +299,7 @@ class Client(Socket):
         if not refused.status:
             return self.close("parse_header_failure")
         self.overfed = True
+        self.watch_read(False)  # Nobody knows of what it is a part.
         self.send_page(refused.status, refused.text)
 
     def finished(self) -> None:
