@@ -572,6 +572,26 @@ def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
     assert left() is None
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.0\r\n\r\n\r\n",
+        b"PUT /x HTTP/1.0\r\nContent-Length: 1\r\n\r\nx\r\n",
+    ],
+    ids=["behind GET", "behind a body"],
+)
+def test_an_empty_line_behind_the_last_request_is_nothing_to_wait_for(
+    server: Server, tmp_path: Path, data: bytes
+) -> None:
+    web(server, tmp_path)
+    carry_out(server, "SET p.enable_put = on")
+    with ExitStack() as stack:
+        client = client_of(server, stack, method="")
+        client.sendall(data)
+        assert answer_to(server, client).startswith(b"HTTP/1.0 200 OK\r\n")
+        assert server.clients == 0
+
+
 def replace_once_looked_at(
     monkeypatch: pytest.MonkeyPatch, file: Path, replace: Callable[[], object]
 ) -> None:

@@ -318,7 +318,7 @@ class Client(Socket):
     def _end(self) -> None:
         """Close; but where there is more to be read, that would take the answer with it: so let the
         client be the first, as RFC 9112, 9.6 asks."""
-        if not self.body_left and not self.overfed and not self.inbox:
+        if not self.body_left and not self.overfed and not self.inbox.strip(b"\r\n"):
             if not self.read(READ_SIZE):
                 return self.close("no_keep_alive")
         self.state = "draining_res"
