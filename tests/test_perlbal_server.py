@@ -798,3 +798,17 @@ def test_the_body_of_a_request_that_was_refused_goes_nowhere(
         asked = stack.enter_context(backend.accept()[0])
         asked.settimeout(PATIENCE)
         assert re.fullmatch(rb"GET / HTTP/1.0\r\n([^\r\n]+\r\n)+\r\n", asked.recv(1 << 16))
+
+
+def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Server) -> None:
+    """What it sends was kept, all of it: that is for the service that is found, and there is
+    none."""
+    carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET listen = 127.0.0.1:0\nENABLE p")
+    with ExitStack() as stack:
+        client = client_of(server, stack, method="")
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        taken.set_writer_func(full)
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 99\r\n\r\nsome")
+        turn(server, lambda: taken.write_buf_size > 0)
+        assert not taken.event_watch & select.POLLIN

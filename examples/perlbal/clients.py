@@ -61,7 +61,7 @@ class Exchange:
         """The request's body is whole."""
 
     def overflow(self) -> None:
-        """The client has sent more than its request: perhaps the next one, which has to wait."""
+        """The client has sent more than this takes: perhaps the next request. It has to wait."""
         self.client.watch_read(False)
 
     def end_of_input(self) -> None:
@@ -146,9 +146,7 @@ class Client(Socket):
             if exchange is None:
                 if not self._next_request():
                     return
-            elif not exchange.takes_body:
-                return
-            elif self.body_left:
+            elif exchange.takes_body and self.body_left:
                 self._take_body(exchange)
             else:
                 return exchange.overflow()
