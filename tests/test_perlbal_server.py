@@ -383,7 +383,7 @@ def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end
         ask_for_url(server, stack, first, port)
         turn(server, lambda: stats.attempts > 1)
         server.loop.set_post_loop_callback(None)
-        server.loop.add_timer(0.1, server.loop.stop)
+        server.loop.add_timer(0.6, server.loop.stop)
         server.loop.run()
         assert stats.attempts < 10
         turn(server, lambda: stats.attempts > 2)
@@ -812,3 +812,23 @@ def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Se
         client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 99\r\n\r\nsome")
         turn(server, lambda: taken.write_buf_size > 0)
         assert not taken.event_watch & select.POLLIN
+
+
+def test_who_was_refused_before_the_next_try_is_not_tried_for(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("enable_error_retries", "on")
+        server.services["p"].set("error_retry_schedule", "0.5")
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
+        turn(server, lambda: not used(server))
+        taken.set_writer_func(full)
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        turn(server, lambda: taken.write_buf_size > 0)
+        server.loop.set_post_loop_callback(None)
+        server.loop.add_timer(0.6, server.loop.stop)
+        server.loop.run()
+        assert not queues.waiting() and not used(server)
