@@ -286,8 +286,12 @@ class Registry:
         while leaving:
             try:
                 entry = fd, obj, handles = leaving[0]
-                if obj is not None and obj.closed and obj.fd is not None:
-                    self._take_off(fd, obj)  # An exception has kept `leave` from doing so.
+                # An exception may have kept `leave` from doing so; or the object was made anew, and
+                # then has another handle.
+                if obj is not None and (obj.closed or (handles and obj.sock is handles[0])):
+                    if obj.fd is not None:
+                        obj.closed = True
+                        self._take_off(fd, obj)
                 if handles:
                     close_handle(fd, handles)
                 # Unless it was made anew, here and with this number.
