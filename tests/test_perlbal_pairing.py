@@ -18,7 +18,24 @@ from pathlib import Path
 import pytest
 
 from tests.perlbal.backends import receive
+from tests.perlbal.conversation import Step, house
+from tests.perlbal.reproxying import REPROXIES, to
 from tests.perlbal.servers import OURS, PATIENCE, Perlbal, serving
+from tests.perlbal.steps import (
+    ask,
+    asked,
+    begun,
+    early,
+    get,
+    good,
+    hear,
+    in_two,
+    opens,
+    request,
+    send,
+    serve,
+    settled,
+)
 
 CONFIGURATION = """
 CREATE POOL one
@@ -246,3 +263,69 @@ def test_each_answer_and_each_body_is_of_the_request_that_it_is_for(
     assert not backends.faults + clients.faults
     assert clients.outcomes["200"] > clients.outcomes.total() / 2, clients.outcomes
     assert not list(folder.iterdir())
+
+
+GATHERED = b"x" * 110_000
+"""More than is gathered before a backend is asked."""
+REST = b"GET /of-the-body HTTP/1.0\r\n\r\n"
+UPLOAD = request("POST", "/", f"Content-Length: {len(GATHERED + REST)}") + GATHERED
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [
+            serve(early(to("http://@b@/there"))),
+            serve(in_two("all", good("there"), 10), at="b"),
+            send(UPLOAD),
+            begun(at="b"),
+            send(REST),
+            settled(),
+            opens("all", at="b"),
+            hear(),
+        ],
+        [
+            serve(early(to("http://@b@/there"))),
+            serve(in_two("all", good("there"), len(good("there").data) - 1), at="b"),
+            send(UPLOAD),
+            begun(at="b"),
+            send(REST),
+            settled(),
+            opens("all", at="b"),
+            hear(),
+        ],
+        [
+            serve(early(good("", "X-REPROXY-SERVICE: other")), good("there")),
+            send(UPLOAD),
+            asked(),
+            settled(),
+            send(REST),
+            hear(),
+            ask(get("/next")),
+        ],
+        [
+            serve(early(good("", "X-REPROXY-SERVICE: other")), good("there")),
+            send(UPLOAD),
+            asked(),
+            settled(),
+            send(REST + b"\r\n"),
+            hear(),
+            ask(get("/next")),
+        ],
+    ],
+    ids=[
+        "before a URL's answer",
+        "in a URL's answer",
+        "before another service is asked",
+        "with CRLF",
+    ],
+)
+def test_the_rest_of_a_body_that_was_answered_is_sent_to_nobody_else(
+    steps: list[Step], tmp_path: Path
+) -> None:
+    with house(REPROXIES, OURS, tmp_path / "ours") as opened:
+        heard = opened.hold(steps, "proxy")
+    assert "lost" not in heard
+    assert heard["client"][0].startswith("HTTP/1.0 200 OK\r\n")
+    assert "there" in heard["client"][0]
+    assert not any("of-the-body" in each for who in heard for each in heard[who])

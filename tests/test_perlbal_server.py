@@ -4,6 +4,7 @@ import fcntl
 import gc
 import inspect
 import os
+import re
 import resource
 import select
 import signal
@@ -20,10 +21,11 @@ from pathlib import Path
 import pytest
 
 from danga_raw import Listener, Loop, log_exception
+from danga_raw.types import Block
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import MOST_UNUSED, RETRY_SECONDS, Balancer
-from examples.perlbal.clients import Client
+from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import NewFile
 from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
@@ -188,15 +190,17 @@ def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server)
 
 
 def client_of(
-    server: Server, stack: ExitStack, path: str = "/", field: str = "A: b"
+    server: Server, stack: ExitStack, path: str = "/", field: str = "A: b", method: str = "GET"
 ) -> socket.socket:
-    """A client of the service, that has little room, and has asked for something."""
+    """A client of the service, that has little room, and has asked for something, if by a
+    method."""
     listener = server.services["p"].listener
     assert listener is not None and listener.sock is not None
     client = stack.enter_context(socket.socket())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(listener.sock.getsockname())
-    client.sendall(f"GET {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
+    if method:
+        client.sendall(f"{method} {path} HTTP/1.0\r\n{field}\r\n\r\n".encode())
     return client
 
 
@@ -379,7 +383,7 @@ def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end
         ask_for_url(server, stack, first, port)
         turn(server, lambda: stats.attempts > 1)
         server.loop.set_post_loop_callback(None)
-        server.loop.add_timer(0.1, server.loop.stop)
+        server.loop.add_timer(0.6, server.loop.stop)
         server.loop.run()
         assert stats.attempts < 10
         turn(server, lambda: stats.attempts > 2)
@@ -597,6 +601,26 @@ def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
     assert left() is None
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.0\r\n\r\n\r\n",
+        b"PUT /x HTTP/1.0\r\nContent-Length: 1\r\n\r\nx\r\n",
+    ],
+    ids=["behind GET", "behind a body"],
+)
+def test_an_empty_line_behind_the_last_request_is_nothing_to_wait_for(
+    server: Server, tmp_path: Path, data: bytes
+) -> None:
+    web(server, tmp_path)
+    carry_out(server, "SET p.enable_put = on")
+    with ExitStack() as stack:
+        client = client_of(server, stack, method="")
+        client.sendall(data)
+        assert answer_to(server, client).startswith(b"HTTP/1.0 200 OK\r\n")
+        assert server.clients == 0
+
+
 def replace_once_looked_at(
     monkeypatch: pytest.MonkeyPatch, file: Path, replace: Callable[[], object]
 ) -> None:
@@ -753,3 +777,87 @@ def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_non
         assert all(each.closed for each in first)
         assert not any(each.exchange for each in server.sockets() if isinstance(each, BackendHTTP))
     assert "a plugin's fault" in caplog.text
+
+
+def full(data: Block, count: int, offset: int) -> int:
+    raise BlockingIOError
+
+
+class Refusing(Plugin):
+    def start_http_request(self, exchange: Exchange) -> bool:
+        if exchange.request.method == "POST":
+            exchange.client.send_page(403)
+        return exchange.request.method == "POST"
+
+
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [
+        ("SET buffer_uploads = off", [b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\nstray\r\n"]),
+        ("SET buffer_backend_connect = 3", [b"Content-Length: 9\r\n\r\n", b"stray"]),
+        (
+            "SET buffer_uploads = on\nSET buffer_uploads_path = {folder}",
+            [b"Transfer-Encoding: chunked\r\n\r\n5\r\nstray??", b"\r\n0\r\n\r\n"],
+        ),
+    ],
+    ids=["without a length", "refused by a plugin", "with a broken chunk"],
+)
+def test_the_body_of_a_request_that_was_refused_goes_nowhere(
+    server: Server, settings: str, pieces: list[bytes], tmp_path: Path
+) -> None:
+    """While the client takes no answer, there still is a request that could be handed it."""
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        carry_out(server, "USE p\n" + settings.format(folder=tmp_path))
+        if b"Content-Length" in pieces[0]:
+            server.services["p"].plugins.append(Refusing(server))
+        client = client_of(server, stack, method="")
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        taken.set_writer_func(full)
+        client.sendall(b"POST / HTTP/1.1\r\nHost: h\r\n")
+        for piece in pieces:
+            client.sendall(piece)
+            for _ in range(2):
+                turn(server, lambda: True)
+        assert taken.write_buf_size
+        client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        asked = stack.enter_context(backend.accept()[0])
+        asked.settimeout(PATIENCE)
+        assert re.fullmatch(rb"GET / HTTP/1.0\r\n([^\r\n]+\r\n)+\r\n", asked.recv(1 << 16))
+
+
+def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Server) -> None:
+    """What it sends was kept, all of it: that is for the service that is found, and there is
+    none."""
+    carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET listen = 127.0.0.1:0\nENABLE p")
+    with ExitStack() as stack:
+        client = client_of(server, stack, method="")
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        taken.set_writer_func(full)
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 99\r\n\r\nsome")
+        turn(server, lambda: taken.write_buf_size > 0)
+        assert not taken.event_watch & select.POLLIN
+
+
+def test_who_was_refused_before_the_next_try_is_not_tried_for(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("enable_error_retries", "on")
+        server.services["p"].set("error_retry_schedule", "0.5")
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
+        turn(server, lambda: not used(server))
+        taken.set_writer_func(full)
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        turn(server, lambda: taken.write_buf_size > 0)
+        server.loop.set_post_loop_callback(None)
+        server.loop.add_timer(0.6, server.loop.stop)
+        server.loop.run()
+        assert not queues.waiting() and not used(server)

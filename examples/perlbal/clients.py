@@ -62,7 +62,7 @@ class Exchange:
         """The request's body is whole."""
 
     def overflow(self) -> None:
-        """The client has sent more than its request: perhaps the next one, which has to wait."""
+        """The client has sent more than this takes: perhaps the next request. It has to wait."""
         self.client.watch_read(False)
 
     def end_of_input(self) -> None:
@@ -147,9 +147,7 @@ class Client(Socket):
             if exchange is None:
                 if not self._next_request():
                     return
-            elif not exchange.takes_body:
-                return
-            elif self.body_left:
+            elif exchange.takes_body and self.body_left:
                 self._take_body(exchange)
             else:
                 return exchange.overflow()
@@ -300,6 +298,7 @@ class Client(Socket):
         if not refused.status:
             return self.close("parse_header_failure")
         self.overfed = True
+        self.watch_read(False)  # Nobody knows of what it is a part.
         self.send_page(refused.status, refused.text)
 
     def finished(self) -> None:
@@ -318,7 +317,7 @@ class Client(Socket):
     def _end(self) -> None:
         """Close; but where there is more to be read, that would take the answer with it: so let the
         client be the first, as RFC 9112, 9.6 asks."""
-        if not self.body_left and not self.overfed and not self.inbox:
+        if not self.body_left and not self.overfed and not self.inbox.strip(b"\r\n"):
             if not self.read(READ_SIZE):
                 return self.close("no_keep_alive")
         self.state = "draining_res"

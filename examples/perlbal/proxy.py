@@ -31,6 +31,8 @@ class ProxyExchange(Exchange):
     """Whether there was room for more of the answer, after some of it had to wait."""
     _body = Body()
     """What has come of the request's body and has nowhere to go yet: of most, nothing ever."""
+    _next_service: Service | None = None
+    """The one that is to have it when all of the body, which is none of that one's, is here."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
@@ -41,8 +43,9 @@ class ProxyExchange(Exchange):
         self.high_priority = False
         self.requested = False
         """Whether a backend was asked for."""
-        self._dropping = False
-        """Whether what still comes of the body is thrown away."""
+        self._dropping = True
+        """Whether what still comes of the body is thrown away: so it is until this is started, which
+        it isn't if a plugin answers."""
         self._retries = 0
         self.reproxying: OtherBody | None = None
         """The body in the place of the backend's, while it is asked for."""
@@ -52,12 +55,13 @@ class ProxyExchange(Exchange):
     def start(self) -> None:
         client, service, request = self.client, self.service, self.request
         client.requests += 1
+        if request.chunked and not service.buffer_uploads:
+            return client.send_page(411, "A chunked body needs buffer_uploads")
+        self._dropping = False
         if not client.body_left:
             if not service.reproxy_cache_maxsize or not self._from_cache():
                 self.request_backend()
             return
-        if request.chunked and not service.buffer_uploads:
-            return client.send_page(411, "A chunked body needs buffer_uploads")
         self._body = Body()
         self.send_continue()
         if request.chunked:
@@ -113,7 +117,6 @@ class ProxyExchange(Exchange):
             self._body.write(data)
         except OSError as error:
             self.client.server.log(f"buffered upload {self._body.file}: {error}")
-            self._body.purge()
             self._drop_body()
             self.client.send_page(500)
 
@@ -121,6 +124,8 @@ class ProxyExchange(Exchange):
         # What comes behind it has its turn later. Nor is it asked whether the client is still
         # there: as in the original, who has sent a body may shut his side behind it.
         self.client.watch_read(False)
+        if self._next_service is not None:
+            return self._hand_on(self._next_service)
         if self.requested or self._dropping:
             return
         if self.request.chunked:
@@ -130,6 +135,7 @@ class ProxyExchange(Exchange):
     def _drop_body(self) -> None:
         """From now on what comes of the body is read and thrown away."""
         self._dropping = True
+        self._body.purge()
         self._pace_client()
 
     def _pace_client(self) -> None:
@@ -164,7 +170,8 @@ class ProxyExchange(Exchange):
     # --- the backend ------------------------------------------------------------------------------
 
     def request_backend(self) -> None:
-        if self.client.exchange is self:  # It may have left since this was put off.
+        # It may have left, or been refused, since this was put off.
+        if self.client.exchange is self and not self._dropping:
             self.requested = True
             self.client.state = "wait_backend"
             self.service.balancer.request_backend_connection(self)
@@ -321,7 +328,7 @@ class ProxyExchange(Exchange):
             return self._reproxy(backend, head)
         elif head.code == 500 and self._retry(backend):
             return
-        self._dropping = not early
+        self._dropping |= not early
         self.response_body(backend, client.begin_answer(head, "xfer_res") + data)
 
     def response_body(self, backend: BackendHTTP, data: bytes) -> None:
@@ -374,14 +381,21 @@ class ProxyExchange(Exchange):
                 self.service.reproxy_cache.add(self._cache_key(), cache_for, urls, head)
             self._start_reproxy(urls, head)
         elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
-            self.release()
-            if self.request.length or self.request.chunked:
-                # It has no body any more: that is used up.
-                self.request.set("Content-Length", "0")
-                self.request.length, self.request.chunked = 0, False
-            client.hand_on(service, self.request)
+            self._next_service = service
+            if not client.body_left:
+                self._hand_on(service)
         else:
             client.send_page(404, "Vhost twiddling not configured for requested pair.")
+
+    def _hand_on(self, service: Service) -> None:
+        """Have another service see to it, without the body: that is used up."""
+        if self.client.inbox:
+            self.overflow()
+        if self.request.length or self.request.chunked:
+            self.request.set("Content-Length", "0")
+            self.request.length, self.request.chunked = 0, False
+        self.release()
+        self.client.hand_on(service, self.request)
 
     def _start_reproxy(self, urls: str, primary: Response) -> None:
         self.reproxying = OtherBody(urls, primary)

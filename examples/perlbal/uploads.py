@@ -125,7 +125,9 @@ class Body:
         return data
 
     def purge(self) -> None:
-        """Take the file away. Doing it twice is no harm."""
+        """Have nothing of it any more, and take the file away. Doing it twice is no harm."""
+        self.left = 0
+        self._memory.clear()
         fd, self._fd = self._fd, -1
         if fd >= 0 and self.file is not None:
             os.close(fd)
