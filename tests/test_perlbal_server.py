@@ -440,6 +440,35 @@ def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
         assert came < 6 * KERNEL_BUFFER
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when something was taken")
+def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_is(
+    server: Server, tmp_path: Path
+) -> None:
+    """Also where that is too little for the kernel to say that there is room for more."""
+    with open(tmp_path / "file", "wb") as file:
+        file.truncate(100 * KERNEL_BUFFER)
+    carry_out(
+        server,
+        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {tmp_path}\nSET idle_timeout = 1000"
+        "\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    with ExitStack() as stack:
+        client_of(server, stack, "/file")
+        turn(server, lambda: server.requests == 1)
+        (client,) = (each for each in server.sockets() if isinstance(each, Client))
+        assert client.sock is not None
+        poll = select.poll()
+        poll.register(client.sock, select.POLLOUT)
+        turn(server, lambda: not poll.poll(0))
+        client.alive -= 2000
+        server.idle.look_soon()
+        turn(server, lambda: client.alive > time.monotonic() - 1000 or client.closed)
+        assert not client.closed
+        server.services["p"].idle_timeout = 1
+        server.idle.look_soon()
+        turn(server, lambda: client.closed)
+
+
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "with nobody who reads"])
 def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bool) -> None:
     slow, pidfile = tmp_path / "slow.conf", tmp_path / "pid"

@@ -83,7 +83,7 @@ class BackendHTTP(Socket):
         self.exchange: ProxyExchange | None = None
         self.head: Response | None = None
         """The response that is coming in, from when its head is there."""
-        self.inbox = b""
+        self.inbox: bytes = b""
         """What was read and isn't a whole head yet."""
         self.left: int | None = None
         """Bytes of the response's body that are to come; None if they end with the connection."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -355,6 +356,18 @@ class Client(Socket):
             return self.service.persist_client_idle_timeout
         return self.service.idle_timeout
 
+    def is_idle(self, seconds: int, now: float) -> bool:
+        """Whether it has sent and taken nothing for so long."""
+        if self.alive + seconds <= now and (self.write_buf_size or self.file is not None):
+            # There is room for more when half of what waits in the kernel is taken. When the last of
+            # it went out is in struct tcp_info (linux/tcp.h), unless that was sent again.
+            if self.sock is not None and sys.platform == "linux":
+                info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
+                milliseconds = int.from_bytes(info[44:48], sys.byteorder)  # tcpi_last_data_sent
+                if not info[2]:  # tcpi_retransmits
+                    self.alive = max(self.alive, now - milliseconds / 1000)
+        return self.alive + seconds <= now
+
     def die_gracefully(self) -> None:
         """Close if it has nothing to do, and had something before."""
         if self.is_between_requests():
@@ -440,7 +453,7 @@ class IdleClients:
         now = time.monotonic()
         for each in list(self._server.loop.descriptor_map.values()):
             if isinstance(each, Client) and (seconds := each.idle_seconds()):
-                if each.alive + seconds <= now:
+                if each.is_idle(seconds, now):
                     each.close("perlbal_timeout")
                 elif each.alive + seconds < self._due:
                     self._due = each.alive + seconds
