@@ -287,7 +287,8 @@ class Registry:
         while leaving:
             try:
                 entry = fd, obj, handles = leaving[0]
-                # An exception has kept `leave` from it. Who was made anew has another number or handle.
+                # An exception has kept `leave` from doing so. Who was made anew has another number, or
+                # the socket that was stolen from it.
                 if obj is not None and obj.fd == fd and (obj.closed or handles):
                     obj.closed = True
                     self._take_off(fd, obj)
