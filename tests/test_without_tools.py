@@ -112,6 +112,10 @@ with Loop(sys.argv[1]) as loop, socket.create_server(("127.0.0.1", 0)) as listen
     loop.call_soon_threadsafe(lambda: None)
     address = listener.getsockname()
     Listener(listener, lambda connection, address: connection.close(), loop)
+    try:
+        Socket(None)
+    except TypeError as error:
+        log_exception(None, error)  # What Python itself imports for it hangs on its version.
     sys.meta_path.clear()
     loop.add_signal_handler(15, loop.stop)
     thread = threading.Thread(target=work)
