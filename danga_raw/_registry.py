@@ -95,8 +95,8 @@ class Registry:
         self.something_due: bool = True
         """False where a turn has nothing to do but wait and dispatch: nothing is leaving, no
         pushed-back data waits to be read, `call_soon` was given nothing, no timer was cut short,
-        nobody has called `stop`, and the poller is that of the turn before. To ask this alone spares
-        a turn 370 instructions."""
+        nobody has called `stop`, and the poller is that of the turn before, as is whether it is
+        profiled. To ask this alone spares a turn 400 instructions."""
         # What few objects have, by fd, so that the others need no attribute for it:
         self.pushed_back: dict[int, int] = {}  # pushed-back data, in the order of these numbers
         self.pushes: int = 0  # the last number

@@ -128,7 +128,8 @@ class Loop:
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
         needs_waker, resets = registry.needs_waker, self._resets
         obj: AnySocket | None = None
-        poller = cast("Poller", registry.poller)  # In the first turn something is due.
+        # These two are looked at where something is due, as it is in the first turn.
+        poller, profiling = cast("Poller", registry.poller), False
         if self._stopping:
             return
         while True:
@@ -155,12 +156,13 @@ class Loop:
                         if not (watched or pending or soon):
                             return  # A reset in this run has left nothing to wait for.
                     poller = registry.poller or registry.open()
+                    profiling = self._profiling
             else:
                 timeout = timers.timeout
             if needs_waker and count_other_threads():
                 self._open_waker()
             found = poller.wait_bare(timeout)
-            if self._profiling:
+            if profiling:
                 if found is None:
                     self._dispatch_profiled(self._by_event(poller.pairs))
                 else:
@@ -214,7 +216,7 @@ class Loop:
                     self._read_pushed_back()
                 if leaving:
                     registry.finish_leaving(self.handle_exception)
-                if soon or poller is not registry.poller:
+                if soon or poller is not registry.poller or profiling is not self._profiling:
                     registry.something_due = True
                 if self._stopping:
                     self._run_callbacks()
@@ -518,12 +520,13 @@ class Loop:
         Returns True. Raises `ImportError` where Python has no `resource`."""
         __import__("resource")  # Now: else each handler would fail by it.
         self._forget_costs()
-        self._profiling = True
+        self._profiling = self._registry.something_due = True
         return True
 
     def disable_profiling(self) -> None:
         """Note the cost of handlers no longer; what was noted stays."""
         self._profiling = False
+        self._registry.something_due = True
 
     def _forget_costs(self) -> None:
         for costs in self._costs:

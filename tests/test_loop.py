@@ -1260,6 +1260,37 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
     assert obj.events == []
 
 
+@pytest.mark.parametrize("where", ["handler", "timer", "call_soon", "post-loop callback"])
+def test_profiling_is_switched_for_the_next_batch_wherever_it_is_done(
+    world: World, where: str
+) -> None:
+    one, two = world.socketpair()
+    two.send(b"1234")
+    loop = world.loop
+    switches = [loop.enable_profiling, lambda: None, loop.disable_profiling, lambda: None]
+    counts: list[int] = []
+
+    def act(obj: Noted) -> None:
+        obj.read(1)
+        counts.append(sum(calls for _, _, calls in loop.profiling_data.values()))
+        if where == "handler":
+            switches.pop(0)()
+        elif where == "timer":
+            loop.add_timer(0, switches.pop(0))
+        elif where == "call_soon":
+            loop.call_soon(switches.pop(0))
+
+    def after(*_: object) -> bool:
+        if where == "post-loop callback":
+            switches.pop(0)()
+        return len(counts) < 4
+
+    Noted(one, loop, read=act).watch_read(True)
+    loop.set_post_loop_callback(after)
+    loop.run()
+    assert counts == [0, 0, 1, 2]
+
+
 def test_reset_takes_off_profiling(world: World) -> None:
     world.loop.enable_profiling()
     world.loop.reset()
