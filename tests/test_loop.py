@@ -1267,7 +1267,12 @@ def test_profiling_is_switched_for_the_next_batch_wherever_it_is_done(
     one, two = world.socketpair()
     two.send(b"1234")
     loop = world.loop
-    switches = [loop.enable_profiling, lambda: None, loop.disable_profiling, lambda: None]
+    switches: list[Callable[[], object]] = [
+        loop.enable_profiling,
+        list,
+        loop.disable_profiling,
+        list,
+    ]
     counts: list[int] = []
 
     def act(obj: Noted) -> None:
