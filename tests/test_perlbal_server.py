@@ -413,6 +413,26 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
         assert len(host.connected) == 1
 
 
+def reads_nothing(server: Server, stack: ExitStack, folder: Path) -> tuple[socket.socket, Client]:
+    """A client that has asked for a big file and reads nothing of it, until there is no more room for
+    it in the kernel; and the server's end of it."""
+    with open(folder / "file", "wb") as file:
+        file.truncate(100 * KERNEL_BUFFER)
+    carry_out(
+        server,
+        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {folder}"
+        "\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    reader = client_of(server, stack, "/file")
+    turn(server, lambda: server.requests == 1)
+    (client,) = (each for each in server.sockets() if isinstance(each, Client))
+    assert client.sock is not None
+    poll = select.poll()
+    poll.register(client.sock, select.POLLOUT)
+    turn(server, lambda: not poll.poll(0))
+    return reader, client
+
+
 @pytest.mark.skipif(
     not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the kernel's buffer can't be told its size"
 )
@@ -420,22 +440,9 @@ def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
     server: Server, tmp_path: Path
 ) -> None:
     """Else there is room for more so seldom that it is taken for idle."""
-    whole = 100 * KERNEL_BUFFER
-    with open(tmp_path / "file", "wb") as file:
-        file.truncate(whole)
-    carry_out(
-        server,
-        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {tmp_path}"
-        "\nSET listen = 127.0.0.1:0\nENABLE p",
-    )
     with ExitStack() as stack:
-        reader = client_of(server, stack, "/file")
-        turn(server, lambda: server.requests == 1)
-        (client,) = (each for each in server.sockets() if isinstance(each, Client))
+        reader, client = reads_nothing(server, stack, tmp_path)
         assert client.sock is not None
-        poll = select.poll()
-        poll.register(client.sock, select.POLLOUT)
-        turn(server, lambda: not poll.poll(0))
         client.sock.shutdown(socket.SHUT_WR)  # What is in the kernel comes, and its end.
         reader.settimeout(PATIENCE)
         came = 0
@@ -449,25 +456,10 @@ def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_i
     server: Server, tmp_path: Path
 ) -> None:
     """Also where that is too little for the kernel to say that there is room for more."""
-    with open(tmp_path / "file", "wb") as file:
-        file.truncate(100 * KERNEL_BUFFER)
-    carry_out(
-        server,
-        f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {tmp_path}\nSET idle_timeout = 1000"
-        "\nSET listen = 127.0.0.1:0\nENABLE p",
-    )
     with ExitStack() as stack:
-        client_of(server, stack, "/file")
-        turn(server, lambda: server.requests == 1)
-        (client,) = (each for each in server.sockets() if isinstance(each, Client))
-        assert client.sock is not None
-        poll = select.poll()
-        poll.register(client.sock, select.POLLOUT)
-        turn(server, lambda: not poll.poll(0))
+        _, client = reads_nothing(server, stack, tmp_path)
         client.alive -= 2000
-        server.idle.look_soon()
-        turn(server, lambda: client.alive > time.monotonic() - 1000 or client.closed)
-        assert not client.closed
+        assert not client.is_idle(1000, time.monotonic())
         server.services["p"].idle_timeout = 1
         server.idle.look_soon()
         turn(server, lambda: client.closed)
