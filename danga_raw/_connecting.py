@@ -95,13 +95,13 @@ begun: Final[dict[int, Connecting]] = {}
 class Connecting:
     """A connect that is pending, and the object that waits for it."""
 
-    __slots__ = ("_answer", "_error", "_fd", "_obj", "_pending", "_timer", "_told")
+    __slots__ = ("_fd", "_obj", "_outcome", "_pending", "_timer", "_told")
 
     def __init__(self, error: OSError | None) -> None:
         """`error` is that of a connect that has failed at once."""
-        self._error = error
-        self._answer: list[int] = []
-        """What getsockopt(SO_ERROR) said, which the kernel tells once."""
+        self._outcome: list[OSError | int] = [] if error is None else [error]
+        """Once it is known, the error or its number, 0 where it is connected: what getsockopt(SO_ERROR)
+        says, the kernel tells once."""
         self._obj: AnySocket | None = None
         self._timer: Timer | None = None
         self._told = False
@@ -122,7 +122,7 @@ class Connecting:
         obj = self._waiting()
         if obj is None:  # Its constructor has closed it.
             return
-        if self._error is not None:
+        if self._outcome:
             obj.loop.call_soon(self._tell)
             return
         theirs = obj.event_watch & POLLOUT  # A watch of the constructor's own outlives the connect.
@@ -130,35 +130,33 @@ class Connecting:
         obj._watch(POLLOUT, True)  # pyright: ignore[reportPrivateUsage]
         obj.write_set_watch = not theirs
         if timeout is not None:
-            self._timer = obj.loop.add_timer(timeout, self._time_out)
-
-    def _time_out(self) -> None:
-        self._error = TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
-        self._tell()
+            self._timer = obj.loop.add_timer(timeout, self._tell)
 
     def finish(self) -> None:
         """There is an event: ask for the outcome by getsockopt(SO_ERROR), unless it is known. A socket
         whose connect has failed at once is hung up too, and has no SO_ERROR."""
         obj = self._waiting()
-        if obj is not None and obj.sock is not None and self._error is None and not self._answer:
-            self._answer += map(libc.getsockopt, (obj.sock,))
+        if obj is not None and obj.sock is not None and not self._outcome:
+            self._outcome += map(libc.getsockopt, (obj.sock,))
         self._tell()
 
     def resume(self) -> None:
         """Tell the outcome, if an exception has come before it was told."""
         obj, timer = self._waiting(), self._timer
-        if obj is not None and (self._error is not None or self._answer):
+        if obj is not None and (self._outcome or (timer is not None and timer.callback is None)):
             obj.loop.call_soon(self._tell)
-        elif obj is not None and timer is not None and timer.callback is None:
-            obj.loop.call_soon(self._time_out)
 
     def _tell(self) -> None:
-        """Tell the object the outcome, unless it was closed; it is told once."""
-        obj, error = self._waiting(), self._error
+        """Tell the object the outcome, unless it was closed; it is told once. Where none is known it is
+        the timer that calls this."""
+        obj = self._waiting()
         if obj is None:
             return
-        if error is None and self._answer and (number := self._answer[0]):
-            error = OSError(number, os.strerror(number))
+        if not self._outcome:
+            self._outcome += (ETIMEDOUT,)
+        error: OSError | int | None = self._outcome[0]
+        if isinstance(error, int):
+            error = OSError(error, os.strerror(error)) if error else None
         self.cancel()
         if error is None and obj.write_set_watch and not obj.write_buf:
             # What was written meanwhile is queued, and keeps the watch until it is out. Not by its
