@@ -6,7 +6,7 @@ import sys
 
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
-from collections import deque
+from collections import defaultdict, deque
 from itertools import repeat
 from types import MappingProxyType
 
@@ -77,7 +77,7 @@ class Loop:
         self._stopping: object = False  # A type checker believes that a bool stays as it was.
         self._resets = 0
         self._profiling = False
-        self._costs: list[dict[type, _Cost]] = [{} for _ in range(POLLHUP + 1)]
+        self._costs: list[dict[type, _Cost]] = [defaultdict(_Cost) for _ in range(POLLHUP + 1)]
         """By event and class."""
 
     def __repr__(self) -> str:
@@ -280,10 +280,7 @@ class Loop:
                     else:
                         obj.event_hup()
                     after = libc.getrusage(0)
-                    try:
-                        cost = costs[event][type(obj)]
-                    except KeyError:
-                        cost = costs[event][type(obj)] = _Cost()
+                    cost = costs[event][type(obj)]
                     cost.user += after[0] - before[0]
                     cost.system += after[1] - before[1]
                     cost.calls += 1
