@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 _on_signals: Final[list[Waker]] = []
 """The wakers that handle signals, in the order in which they asked: a signal wakes the last."""
 
+_theirs: Final = [-1]
+"""The descriptor to which Python wrote signals before, if it was somebody else's."""
+
 
 class Waker:
     """A pipe of which a byte ends the wait of one loop, and the signals that write into it."""
 
-    __slots__ = ("_closed", "_closing", "_ends", "_former", "_handled", "_woken", "_writing")
+    __slots__ = ("_closed", "_closing", "_ends", "_handled", "_woken", "_writing")
 
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
@@ -42,8 +45,6 @@ class Waker:
         """One for each thread that is about to write. While there is one, the ends stay open, and the
         last of them closes them."""
         self._handled: set[int] = set()
-        self._former = -1
-        """The descriptor to which Python wrote signals before, if it was somebody else's."""
 
     def open(self) -> None:
         """Make the pipe: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has no other. Raises
@@ -116,10 +117,8 @@ class Waker:
             named = isinstance(error, OSError) and failure(f"rt_sigaction({number})", error.errno)
             raise named or error from None
         former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
-        for each in (self, *_on_signals):
-            if former == each._ends[1]:
-                former = each._former
-        self._former = former
+        if former not in [each._ends[1] for each in (self, *_on_signals)]:
+            _theirs[0] = former
         _on_signals[:] = [*(each for each in _on_signals if each is not self), self]
 
     def remove_signal(self, number: int) -> bool:
@@ -135,7 +134,7 @@ class Waker:
 
     def _leave_signals(self) -> None:
         _on_signals[:] = [each for each in _on_signals if each is not self]
-        successor = _on_signals[-1]._ends[1] if _on_signals else self._former
+        successor = _on_signals[-1]._ends[1] if _on_signals else _theirs[0]
         try:
             now = signal.set_wakeup_fd(successor, warn_on_full_buffer=False)
         except OSError as error:  # Its owner has closed it.
