@@ -7,10 +7,7 @@ import os
 from danga_raw._epoll import Epoll
 from danga_raw._libc import libc
 from danga_raw._poll import Poll
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from danga_raw._poller import Poller
+from danga_raw._poller import Poller
 
 
 def backends() -> list[str]:

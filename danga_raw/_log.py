@@ -8,12 +8,9 @@ of this package, the telling of which would log again, is not told of that.
 from __future__ import annotations
 
 import sys
+from _collections_abc import Callable
 
 from danga_raw._interrupt import by_handler
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def warn(message: str, *args: object) -> None:
