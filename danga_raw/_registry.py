@@ -19,7 +19,6 @@ reports again what is still true.
 
 from __future__ import annotations
 
-from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOMEM, ENOSPC
 
@@ -48,9 +47,9 @@ if TYPE_CHECKING:
         PostLoopCallback,
     )
 
-    Leaving: TypeAlias = tuple[int, AnySocket | None, list[Handle]]
-    """A descriptor that is leaving: its number; its object, None for an other fd; and in a list the
-    handle that is to be closed. The list is empty where there is none to close, and once it is closed."""
+    Leaving: TypeAlias = tuple[AnySocket | None, list[Handle]]
+    """A descriptor that is leaving: its object, None for an other fd; and in a list the handle that is
+    to be closed. The list is empty where there is none to close, and once it is closed."""
 
 
 LOOPS_OWN: Final = -1
@@ -87,11 +86,8 @@ class Registry:
         object in a list: in a dict that takes a fortieth of all that a request costs."""
         self.other_fds: dict[int, OtherFdCallback] = {}
         """The callbacks of descriptors that no object has, by fd."""
-        self.leaving: deque[Leaving] = deque()
-        """What is gone when the batch in hand is over, in the order in which it left."""
-        self._leaving_unmapped: set[int] = set()
-        """The numbers that are leaving without an entry in `objects`: other fds, objects of before a
-        reset, and those that could not be registered."""
+        self.leaving: dict[int, Leaving] = {}
+        """What is gone when the batch in hand is over, by number, in the order in which it left."""
         self.something_due: bool = True
         """False where a turn has nothing to do but wait and dispatch: nothing is leaving, no
         pushed-back data waits to be read, `call_soon` was given nothing, no timer was cut short,
@@ -124,14 +120,15 @@ class Registry:
                 # looks like it, as both ends of a pipe have one inode.
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
-            if fd in self.objects or fd in self.other_fds or fd in self._leaving_unmapped:
+            if fd in self.objects or fd in self.other_fds or fd in self.leaving:
                 lost = self._drop_holder(fd, obj)
                 if lost and self.entries_outlive_fds and not renewed:
                     # The old file's entry may be there still, and its events would be taken for those
                     # of the new one.
                     self.renew_poller()
                     self.open().register(fd, events)
-            self._make_room(fd)
+            if fd >= len(self.receivers):  # Asked first: the call alone costs 1,300 instructions.
+                self._make_room(fd)
             if obj is not None:
                 self.objects[fd] = obj
                 self.receivers[fd] = obj
@@ -144,19 +141,17 @@ class Registry:
         """Drop whoever holds `fd`: it is another descriptor by now, that of the object `new` or one of
         the package's own. True if the old one was closed behind the loop's back."""
         self._drop_events(fd)
-        lost = False
         holder = self.objects.get(fd)
-        # From the last that left. One that was stolen, and is wrapped again by the same handle, leaves
-        # with nothing to close; those that left before the holder have been dropped by it.
-        for number, obj, handles in reversed(_copy(self.leaving)):
-            if number == fd:
-                if handles:
-                    if new is None or handles[0] is not new.sock:
-                        disown(handles[0], fd)
-                    del handles[:]
-                    lost = True
-                if obj is holder:
-                    break
+        left, handles = self.leaving.get(fd, (None, []))
+        lost = bool(handles)
+        if handles:
+            # Unless the newcomer has the same handle, and closes it.
+            if new is None or handles[0] is not new.sock:
+                disown(handles[0], fd)
+            del handles[:]
+        # An exception may have cut `leave` short.
+        if left is not None and left.closed and left.fd == fd:
+            left.let_go()
         # One that has left, and was made anew, has another descriptor, or is the newcomer itself.
         if holder is not None and holder is not new and self.receivers[fd] is holder:
             sock, holder.closed = holder.sock, True
@@ -167,6 +162,7 @@ class Registry:
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
             lost = True
+        self.leaving.pop(fd, None)
         self.objects.pop(fd, None)
         return self.other_fds.pop(fd, None) is not None or lost
 
@@ -200,14 +196,17 @@ class Registry:
         handles = [] if sock is None else [sock]
         fd, receivers = obj.fd, self.receivers
         listed = fd in self.objects
+        known = listed or fd in self.leaving
         # No call, and questions that fall through, until `closed` is set: or else a signal's handler
         # could let the object leave as well.
         if fd is not None and not obj.closed:
             # Should a handler raise behind this, `finish_leaving` does the rest.
             self.something_due = True
-            self.leaving += ((fd, obj, handles),)
+            own = listed and receivers[fd] is obj
+            if own or handles or not known:  # One that was refused leaves the holder's place alone.
+                self.leaving[fd] = obj, handles
             obj.closed = True
-            if listed and receivers[fd] is obj:
+            if own:
                 receivers[fd] = None
             corked = obj.corked
             trouble = self._take_off(fd, obj)
@@ -237,8 +236,6 @@ class Registry:
                 trouble = self._refused(fd, error)
             if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
                 self._forget_callbacks(fd)
-        else:
-            self._leaving_unmapped |= {fd}
         obj.let_go()
         return trouble
 
@@ -274,7 +271,7 @@ class Registry:
 
     def to_close(self) -> list[Handle]:
         """The handles that wait to be closed, in order."""
-        return [sock for _, _, handles in list(self.leaving) for sock in handles]
+        return [sock for _, handles in list(self.leaving.values()) for sock in handles]
 
     # --- gone -------------------------------------------------------------------------------------
 
@@ -285,32 +282,32 @@ class Registry:
         first: list[BaseException] = []
         leaving, objects = self.leaving, self.objects
         while leaving:
-            try:
-                entry = fd, obj, handles = leaving[0]
-                # An exception has kept `leave` from doing so. Who was made anew has another number, or
-                # the socket that was stolen from it.
-                if obj is not None and obj.fd == fd and (obj.closed or handles):
-                    obj.closed = True
-                    self._take_off(fd, obj)
-                if handles:
-                    close_handle(fd, handles)
-                # Unless it was made anew, here and with this number.
-                if obj is not None and fd in objects and objects[fd] is obj:
-                    if obj.closed or self.receivers[fd] is not obj:
+            for fd, entry in leaving.copy().items():
+                try:
+                    obj, handles = entry
+                    # An exception has kept `leave` from doing so. Who was made anew has another number,
+                    # or the socket that was stolen from it.
+                    if obj is not None and obj.fd == fd and (obj.closed or handles):
+                        obj.closed = True
+                        self._take_off(fd, obj)
+                    if handles:
+                        close_handle(fd, handles)
+                    # Unless somebody has the number anew.
+                    if fd in objects and (
+                        objects[fd].closed or self.receivers[fd] is not objects[fd]
+                    ):
                         del objects[fd]
-                if len(self.outer_batches) > 1:
-                    self._drop_events(fd)
-                # A handle's `close` may have run the loop or reset it.
-                if leaving and leaving[0] is entry:
-                    del leaving[0]
-            except Exception as error:
-                if not handled(error):
-                    first = first or [error]
-            except BaseException as error:
-                if not first or not isinstance(first[0], KeyboardInterrupt):
-                    first = [error]
-        if self._leaving_unmapped:
-            self._leaving_unmapped.clear()
+                    if len(self.outer_batches) > 1:
+                        self._drop_events(fd)
+                    # A handle's `close` may have run the loop or reset it.
+                    if fd in leaving and leaving[fd] is entry:
+                        del leaving[fd]
+                except Exception as error:
+                    if not handled(error):
+                        first = first or [error]
+                except BaseException as error:
+                    if not first or not isinstance(first[0], KeyboardInterrupt):
+                        first = [error]
         if self.paused:  # They lacked a descriptor, and one may be free now.
             for listener in list(self.paused.values()):
                 listener.begin_again()
@@ -321,7 +318,7 @@ class Registry:
         """An event came for a descriptor that nobody here holds, and would come again in every wait.
         The descriptor is unregistered and closed, as in the original. Where it can't be unregistered,
         since the number belongs to nobody or to another file by now, the poller is renewed."""
-        if fd in self._leaving_unmapped or fd in self.objects:
+        if fd in self.leaving or fd in self.objects:
             return
         what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
         if (trouble := self.unregister(fd, state)) is not None:
@@ -401,8 +398,7 @@ class Registry:
     def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
             self.something_due = True
-            self._leaving_unmapped |= {fd}
-            self.leaving.append((fd, None, []))
+            self.leaving.setdefault(fd, (None, []))
             self.unregister(fd, POLLIN)
             del self.other_fds[fd]
 
@@ -519,14 +515,3 @@ class Registry:
             listener.resume()
         for pending in list(self.connecting.values()):
             pending.resume()
-
-
-def _copy(leaving: deque[Leaving]) -> list[Leaving]:
-    """A copy, which may take several tries where there is no GIL: another thread opens the waker while
-    the loop's own lets go."""
-    while True:
-        try:
-            return list(leaving)
-        except RuntimeError as error:
-            if "mutated" not in str(error):  # A signal's handler raised.
-                raise

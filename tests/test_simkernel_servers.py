@@ -95,7 +95,9 @@ def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Registry.finish_leaving
 
     def finish_leaving(self: Registry, handled: Callable[[Exception], bool]) -> None:
-        self.leaving.reverse()
+        backwards = dict(reversed(self.leaving.items()))
+        self.leaving.clear()
+        self.leaving |= backwards
         original(self, handled)
 
     monkeypatch.setattr(Registry, "finish_leaving", finish_leaving)
