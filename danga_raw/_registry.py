@@ -344,7 +344,7 @@ class Registry:
 
     # --- pushed-back data -------------------------------------------------------------------------
 
-    def who_reads_pushed_back(self) -> Iterator[int]:
+    def who_reads_pushed_back(self) -> Iterator[AnySocket]:
         """Who has pushed-back data and watches for reading, in the order of their first pieces. As in
         the original, who turns reading on meanwhile has his turn still, and not who is pushed back."""
         told, newest = -1, self.pushes
@@ -355,9 +355,14 @@ class Registry:
             for fd in new:
                 heappush(turns, (self.pushed_back.get(fd, 0), fd))
             number, fd = heappop(turns)
-            if told < number <= newest:
+            obj = self.objects.get(fd)
+            # One before may have closed it, or a signal's handler have come between the object and what
+            # is noted of it here.
+            if obj is None or obj.closed or not obj.read_push_back:
+                self.readable.discard(fd)
+            elif told < number <= newest and fd in self.readable:
                 told = number
-                yield fd
+                yield obj
 
     # --- other fds --------------------------------------------------------------------------------
 

@@ -340,20 +340,13 @@ class Loop:
     def _read_pushed_back(self) -> None:
         """event_read for who has pushed-back data and watches for reading, until none is left."""
         registry = self._registry
-        objects, readable = registry.objects, registry.readable
-        while readable:
-            for fd in registry.who_reads_pushed_back():
-                # An event_read before this one may have closed it, or a signal's handler have come
-                # between the object and what is noted of it here.
-                obj = objects.get(fd)
-                if obj is None or obj.closed or not obj.read_push_back:
-                    readable.discard(fd)
-                elif fd in readable:
-                    try:
-                        obj.event_read()
-                    except Exception as error:
-                        if not self.handle_exception(error, obj):
-                            raise
+        while registry.readable:
+            for obj in registry.who_reads_pushed_back():
+                try:
+                    obj.event_read()
+                except Exception as error:
+                    if not self.handle_exception(error, obj):
+                        raise
 
     def _run_callbacks(self) -> bool:
         """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
