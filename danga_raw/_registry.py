@@ -133,7 +133,7 @@ class Registry:
                 self.objects[fd] = obj
                 self.receivers[fd] = obj
         except BaseException as error:
-            if by_handler(error) and fd not in self.other_fds:
+            if by_handler(error) and obj is not None and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 
