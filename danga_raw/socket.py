@@ -422,50 +422,55 @@ class Socket(Generic[HandleT]):
 
     def __write_queued(self) -> bool:
         """Write what is queued, until that is refused."""
-        fd = self.fd
-        connecting = self.__registry.connecting
-        if fd is None or (connecting and fd in connecting):
-            return not self.write_buf
         # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
         # loop passes a `try` that begins with the loop.
         while True:
-            # All three at once: a signal's handler may close the object later on.
-            queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
-            if not queue:
-                if self.write_set_watch:  # Begun for callables behind one that raised.
-                    self.__unwatch_write()
-                self._go_direct()
+            # No call in between: a signal's handler may close the object later on.
+            fd = self.fd
+            queue = self.write_buf
+            offset = self.write_buf_offset
+            func = self.writer_func
+            if fd is None:
                 return True
-            block = queue[0]
-            if isinstance(block, memoryview):
-                rest: Block = block[offset:]
-            elif isinstance(block, bytes):
-                rest = block
-                if offset and func is None:
-                    # Queued as a view from here on: to slice that costs half.
-                    queue[0] = view = memoryview(block)
-                    rest = view[offset:]
+            if offset:
+                # The connection stands, and it is data: mypy can't know.
+                rest: Block = queue[0]  # type: ignore[assignment]
+                if func is None:
+                    rest = rest[offset:]
+                    count = len(rest)
+                else:
+                    count = len(rest) - offset
             else:
-                # A question that falls through: behind a jump a handler could close the object.
-                if not self.closed:
-                    # Off the queue before it runs: it is run once, whatever it does.
-                    self.write_buf_size -= 1
-                    del queue[0]
-                    block()
-                    fd = fd if self.fd is None else self.fd  # It may have been made anew.
-                continue
-            count = len(block) - offset
+                if fd in self.__registry.connecting:
+                    return not queue
+                if not queue:
+                    if self.write_set_watch:  # Begun for callables behind one that raised.
+                        self.__unwatch_write()
+                    self._go_direct()
+                    return True
+                first = queue[0]
+                if not isinstance(first, (bytes, memoryview)):
+                    # A question that falls through: behind a jump a handler could close the object.
+                    if not self.closed:
+                        # Off the queue before it runs: it is run once, whatever it does.
+                        self.write_buf_size -= 1
+                        del queue[0]
+                        first()
+                    continue
+                rest = first
+                count = len(rest)
             try:
                 if func is None:
                     written = libc.write(fd, rest)
                 else:
-                    written = _write_by(func, self, block, count, offset)
+                    written = _write_by(func, self, rest, count, offset)
                 # Falling through the questions, and with no call, as a signal's handler may close
                 # the object.
                 if not self.closed:
                     self.write_buf_size -= written
-                    self.write_buf_offset = offset + written
-                    if written == count:
+                    if written != count:
+                        self.write_buf_offset = offset + written
+                    else:
                         self.write_buf_offset = 0
                         del queue[0]
                 else:  # By the writer function, or out of a signal's handler.
@@ -473,6 +478,11 @@ class Socket(Generic[HandleT]):
             except BaseException as error:
                 return self.__write_failed(error, None)
             if written != count:
+                if not offset and func is None:
+                    first = memoryview(rest)
+                    # No call from here on: a signal's handler may have written behind that one.
+                    if queue and queue[0] is rest:
+                        queue[0] = first  # To slice bytes would copy what is left for each write.
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
@@ -482,6 +492,8 @@ class Socket(Generic[HandleT]):
         """Queue `new`, of which so many bytes are out."""
         queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
         left = _size(new) - out
+        if out and self.writer_func is None:
+            new = memoryview(new)  # type: ignore[arg-type]  # a callable is never out in part
         # No call from here on: a signal's handler could close the object behind it.
         if not self.closed:
             self.__direct = None
