@@ -14,9 +14,9 @@ BEGIN, END = "<!-- figures: written by benchmarks/run.py -->", "<!-- end of figu
 COLUMNS = {
     "requests.32": "instructions, 32 connections",
     "requests.1": "instructions, 1 connection",
-    "memory": "bytes an idle connection",
+    "memory": "bytes per idle connection",
     "cpu.ratio": "user CPU over uvloop",
-    "throughput.ratio": "requests a second over uvloop",
+    "throughput.ratio": "requests per second over uvloop",
 }
 BEHIND = {
     "short.danga_raw": ("a connection, accepted in an other fd's callback", "instructions"),
@@ -67,7 +67,7 @@ def write(results: Mapping[str, Any]) -> None:
     sections = [
         f"Measured on {machine['system']}, {machine['processors']} processors, "
         f"{machine['python']}, uvloop {machine.get('uvloop', 'left out')}.\n"
-        "Where there are two figures, they are of the two seeds of the heap."
+        "Where there are two figures, they are for the two seeds of the heap."
     ]
     for group in results["groups"].values():
         what = group["what"]

@@ -67,16 +67,16 @@ def plan(bench: Bench) -> list[Step]:
 
 GROUP = Group(
     "cpu",
-    "user CPU a request under wrk, 64 connections",
+    "user CPU per request under wrk, 64 connections",
     (
         Row(
-            "user CPU a request under wrk, 64 connections, over uvloop",
+            "user CPU per request under wrk, 64 connections, over uvloop",
             "cpu.ratio.danga_raw",
             must=1.12,
             aim=1.02,
         ),
         Row(
-            "requests a second under wrk, 64 connections, over uvloop",
+            "requests per second under wrk, 64 connections, over uvloop",
             "throughput.ratio.danga_raw",
             at_least=True,
         ),

@@ -14,7 +14,7 @@ IDLE_ON_POLL = (1000, 3000)
 
 
 def a_request(bench: Bench, idle: int, env: Mapping[str, str]) -> float:
-    """Instructions a request on the busy connections."""
+    """Instructions per request on the busy connections."""
 
     def served(rounds: int) -> int:
         def load(server: Server) -> None:

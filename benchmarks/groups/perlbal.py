@@ -191,7 +191,7 @@ def path_of(service: str) -> str:
 
 
 def a_request(bench: Bench, peer: Peer, service: str) -> float:
-    """User-mode instructions a request, on one kept connection and one to the backend."""
+    """User-mode instructions per request, on one kept connection and one to the backend."""
 
     with proxying(bench, peer):
         pass  # a first run may compile what it imports
@@ -208,7 +208,7 @@ def a_request(bench: Bench, peer: Peer, service: str) -> float:
 
 
 def under_wrk(bench: Bench, peer: Peer, service: str) -> float:
-    """Microseconds of user CPU a request, 64 connections."""
+    """Microseconds of user CPU per request, 64 connections."""
     with proxying(bench, peer) as house:
         url = f"http://127.0.0.1:{house.ports[service]}{path_of(service)}"
         before = user_seconds(house.pid)
@@ -246,7 +246,7 @@ def plan(bench: Bench) -> list[Step]:
         def measure(figures: Figures) -> None:
             figures[f"perlbal.{service}.{peer.name}"] = (a_request(bench, peer, service),)
 
-        return Step(f"instructions a request, {SERVICES[service]}: {peer.title}", measure)
+        return Step(f"instructions per request, {SERVICES[service]}: {peer.title}", measure)
 
     def timed(peer: Peer, service: str, number: int) -> Step:
         def measure(figures: Figures) -> None:
@@ -289,8 +289,8 @@ GROUP = Group(
     "perlbal",
     "examples/perlbal beside Perlbal and nginx, as a proxy and as a web server",
     (
-        *over("proxy", "", "instructions a request", 0.6, 0.48),
-        *over("web", "", "instructions a request", 0.5, 0.35),
+        *over("proxy", "", "instructions per request", 0.6, 0.48),
+        *over("web", "", "instructions per request", 0.5, 0.35),
         *over("proxy", ".cpu", "user CPU under wrk", 0.6, None),
         *over("web", ".cpu", "user CPU under wrk", 0.5, None),
         Row(

@@ -57,7 +57,7 @@ GROUP = Group(
     "a connection for one request, over the fair and the bare hand-written loop",
     (
         Row(
-            "a connection that is accepted, asks once and is closed, over fair hand-written loop",
+            "a connection for one request, over fair hand-written loop",
             "short.danga_raw",
             "short.fair",
             must=2.0,
@@ -65,7 +65,7 @@ GROUP = Group(
         ),
         Row("the same over bare hand-written loop", "short.danga_raw", "short.bare"),
         Row(
-            "the same by a Listener, over fair hand-written loop that accepts all that wait",
+            "the same with a Listener, over fair hand-written loop accepting all pending ones",
             "short.listener",
             "short.fair.all",
             must=2.0,

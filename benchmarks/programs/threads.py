@@ -1,4 +1,4 @@
-"""One loop a thread: threads.py LOOPS MESSAGES. Prints the messages a second of all loops together.
+"""One loop per thread: threads.py LOOPS MESSAGES. Prints the messages per second of all loops.
 
 Each loop plays ball with itself: over 32 pairs of connected sockets, both ends of which it watches.
 """
