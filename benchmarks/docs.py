@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md, and its plots: from the results, never by hand."""
+"""Writes the figures and plots of docs/performance.md from the results: none is typed by hand."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +42,7 @@ BEHIND = {
 
 
 def peers(figures: Mapping[str, Figure]) -> str:
-    """Every peer with every figure there is of it."""
+    """Every peer with all of its figures."""
     rows = []
     for peer in PEERS.values():
         measured = (figures.get(f"{column}.{peer.name}") for column in COLUMNS)

@@ -1,4 +1,4 @@
-"""The plots of the docs: SVG, once for light paper and once for dark.
+"""The plots of the docs: SVG, in one version for light and one for dark backgrounds.
 
 The bars that matter differ from the others in brightness and in their hatching, not in hue alone.
 """

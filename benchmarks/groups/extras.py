@@ -1,4 +1,4 @@
-"""What one thing more in use adds to a request: timers, callbacks, parked objects, profiling."""
+"""What one more feature in use adds to a request: timers, callbacks, parked objects, profiling."""
 
 from benchmarks import instructions
 from benchmarks.groups import requests

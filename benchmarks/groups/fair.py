@@ -6,7 +6,7 @@ from benchmarks.table import Bench, Group, Step
 
 
 def steps(bench: Bench, *names: str) -> list[Step]:
-    """Those of these peers alone."""
+    """The steps of these peers alone."""
     return [
         requests.step(bench, PEERS[name], connections) for connections in (32, 1) for name in names
     ]

@@ -1,4 +1,4 @@
-"""Much that waits for a slow reader: linear time, and no copy of it."""
+"""A long queue for a slow reader: linear time, and no copy of the data."""
 
 import subprocess
 from collections.abc import Mapping

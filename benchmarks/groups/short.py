@@ -1,8 +1,8 @@
 """Short connections: each is accepted, asks once, and is closed.
 
-Who takes in all connections that wait learns by an accept(2) that fails that there are no more. So
-what accepts one a turn is held against a loop that does so too, and a Listener against one that
-goes on like itself.
+A server that accepts all pending connections learns that there are no more from an accept(2) that
+fails. So a server that accepts one per turn is compared with a loop that does the same, and a
+Listener with one that also goes on to that failure.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ AT_ONCE = 64  # as a Listener has it
 
 
 def a_connection(bench: Bench, command: list[str], env: Mapping[str, str]) -> float:
-    """Instructions a connection, one after the other."""
+    """Instructions per connection, one after the other."""
 
     def served(count: int) -> int:
         def load(server: Server) -> None:
