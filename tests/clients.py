@@ -1,4 +1,4 @@
-"""The example servers as processes of their own, and the plain clients that talk to them."""
+"""The example servers, each in its own process, and the plain clients that talk to them."""
 
 import contextlib
 import os

@@ -1,11 +1,11 @@
 """Every call of the package fails once: `python -m tests.every_call_fails [--jobs 2] [--sample N]`.
 
-Each scenario, and each server with its clients, is run once under strace to learn which
-calls the package makes. Then, for each of these calls and each error that its manual page lists, it
-is run again with that one call failing (`strace -e inject=CALL:error=E:when=N`), and what comes of
-it must be one of the outcomes in `ERRORS`, with the loop intact and every other connection alive.
-The parts that wake, accept and connect have stories of their own (`failing_parts.py`), whose calls
-fail behind the package's door.
+Each scenario, and each server with its clients, is run once under strace to learn which calls the
+package makes. Then, for each of these calls and each error that its manual page lists, it is run
+again with that one call failing (`strace -e inject=CALL:error=E:when=N`). The outcome must be one
+of those in `ERRORS`, with the loop intact and every other connection alive. Waking, accepting and
+connecting have stories of their own (`failing_parts.py`), whose calls fail behind the package's
+door.
 """
 
 from __future__ import annotations

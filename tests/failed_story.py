@@ -1,14 +1,14 @@
-"""Tells scenarios in which a call is going to fail, and then proves that the loop still works.
+"""Runs scenarios in which a call is going to fail, and then proves that the loop still works.
 
-It reads the paths of scenarios, a line each. For each it forks, since a fork is ten times as fast
-as a start under strace; the child prints its process id, and begins when it gets SIGUSR1, by which
-time a tracer has come.
+It reads the paths of scenarios, one per line. For each it forks, since a fork is ten times as fast
+as a start under strace; the child prints its process id and begins when it gets SIGUSR1, by which
+time a tracer is attached.
 
-The child notes how the scenario ended: "told", "waits" (for something that isn't going to happen
-any more, with nothing ready that the loop should hear), "raised TEXT" (an OSError of the
-package's), "derailed" (the scenario itself stumbled over what had become of its sockets). Then a
-new connection is put on the same loop, and "intact" is noted once its event has come. Anything
-else is noted as a "fault".
+The child reports how the scenario ended: "told" (to the end), "waits" (for something that isn't
+going to happen any more, with nothing ready that the loop should notice), "raised TEXT" (an OSError
+of the package's), "derailed" (the scenario itself failed because of the state of its sockets). Then
+a new connection is put on the same loop, and "intact" is reported once its event has arrived.
+Anything else is reported as a "fault".
 """
 
 from __future__ import annotations

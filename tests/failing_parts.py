@@ -1,9 +1,9 @@
-"""What wakes, accepts and connects, with each of its calls failing once.
+"""Waking, accepting and connecting, with each of the calls failing once.
 
-The stories of `interrupted_parts` are told on the real kernel by what stands behind the package's
-door, one of whose calls then fails instead of being made, or once it is made where it can't be taken
-back. An error that comes out of a step ends that step. What came of it must be one of the outcomes in
-`PART_ERRORS`, and the story's end as whole as ever.
+The stories of `interrupted_parts` run on the real kernel, through a replacement of the package's
+door that makes one call fail instead of making it, or after making it where it can't be undone. An
+error that a step raises ends that step. The outcome must be one of those in `PART_ERRORS`, and
+the story's `ending` must find nothing wrong.
 """
 
 from __future__ import annotations

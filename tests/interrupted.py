@@ -1,7 +1,7 @@
 """A short story on one loop that touches nearly all of the package, to be interrupted anywhere.
 
-Each part of it may be cut short by an exception and is not begun again. `Story.go_on` runs the loop
-to the end all the same, and `Story.check` says what was lost, doubled, torn or leaked.
+Each part of it may be cut short by an exception and is not started again. `Story.go_on` runs the
+loop to the end all the same, and `Story.check` says what was lost, doubled, torn or leaked.
 """
 
 from __future__ import annotations

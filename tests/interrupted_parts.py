@@ -1,7 +1,7 @@
-"""Short stories of the parts that wake, accept and connect, to be interrupted anywhere.
+"""Short stories of waking, accepting and connecting, to be interrupted anywhere.
 
-Each is a row of steps, which may be cut short by an exception and are not begun again. `ending` goes
-on with the others and says what was lost, doubled or leaked.
+Each is a sequence of steps, which may be cut short by an exception and are not started again.
+`ending` does the remaining ones and says what was lost, doubled or leaked.
 """
 
 from __future__ import annotations

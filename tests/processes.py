@@ -1,7 +1,7 @@
-"""The tests in several processes at once, each test in one of them: `pytest --processes 2`.
+"""The tests in several processes, each test in one of them: `pytest --processes 2`.
 
-The process that has collected the tests forks, hands them out one by one, and takes what is reported
-of them for its own: there is one line of dots, one summary, one memory of what has failed.
+The process that has collected the tests forks, distributes them one by one, and treats the reports
+as its own: there is one line of dots, one summary, and one record of failures.
 """
 
 from __future__ import annotations

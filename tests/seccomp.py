@@ -3,13 +3,14 @@
     python -m tests.seccomp [--without CALL] PROGRAM [ARG ...]
     python -m tests.seccomp [--without CALL] --profile FILE COMMAND [ARG ...]
 
-PROGRAM is `echo`, a file of `examples/` or a file of `tests/scenarios/`. The filter is put on when
-the interpreter has started and all is imported, just before the program's own work. It allows what
-the package calls on the backend in use, what the interpreter calls to stay alive, and what the
-program calls itself, each of the three named below. seccomp(2), x86-64.
+PROGRAM is `echo`, a file of `examples/` or a file of `tests/scenarios/`. The filter is installed
+after the interpreter has started and everything is imported, just before the program's own work. It
+allows the calls of the package on the backend in use, those that the interpreter needs to run, and
+those of the program itself; all three are listed below. seccomp(2), x86-64.
 
-With `--profile` it allows what an OCI seccomp profile does, as `python3 -m danga_raw info --seccomp`
-prints it, and COMMAND is under it from its exec on: the interpreter's start is too.
+With `--profile` it allows what an OCI seccomp profile does, as `python3 -m danga_raw info
+--seccomp` prints it, and is in force from the exec of COMMAND on, which includes the interpreter's
+start.
 """
 
 from __future__ import annotations

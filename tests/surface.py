@@ -1,7 +1,7 @@
-"""What the package was seen to call in the course of the tests.
+"""Records which calls the package made during the tests.
 
-Each name of the stub becomes a descriptor of the door's class, which notes its first use by the
-package and then goes: from there on the door is as it was.
+Each name of the stub becomes a descriptor of the door's class, which records its first use by the
+package and then removes itself: from then on the door is as it was.
 """
 
 from __future__ import annotations

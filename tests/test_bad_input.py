@@ -1,4 +1,4 @@
-"""What is refused, with which words, and that nothing has changed by it."""
+"""What is refused, with which message, and that it has changed nothing."""
 
 from __future__ import annotations
 

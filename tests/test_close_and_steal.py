@@ -1,4 +1,4 @@
-"""Closing and stealing: when a descriptor is really closed, and who hears of what until then."""
+"""Closing and stealing: when a descriptor is really closed, and who gets its events until then."""
 
 from __future__ import annotations
 

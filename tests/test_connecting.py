@@ -1,4 +1,4 @@
-"""`Socket.connect`: the outcome is told once, whatever it is and however soon it comes."""
+"""`Socket.connect`: the outcome is reported once, whatever it is and however soon it comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/ddlockd.py, told over loopback what good and hostile clients tell it."""
+"""examples/ddlockd.py, with the input of good and hostile clients over loopback."""
 
 import contextlib
 import os

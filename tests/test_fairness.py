@@ -1,5 +1,5 @@
-"""What keeps a loop busy must not keep it from the rest: a number that is nobody's any more, a
-connection that always has something, and all those that have nothing to do with it."""
+"""What keeps a loop busy must not keep it from the rest: a number that belongs to nobody any more,
+a connection that always has an event, and other objects, which must not slow it down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/httpd.py, told over loopback what real and hostile clients tell a server."""
+"""examples/httpd.py, with the input of real and hostile clients over loopback."""
 
 import email.utils
 import filecmp

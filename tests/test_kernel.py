@@ -1,6 +1,6 @@
-"""The table of what the kernel is asked, and the finding out of where this is.
+"""The table of the system calls that are made, and finding out which C library and machine this is.
 
-`python -m tests.test_kernel` prints the table of docs/syscalls.md as it is true.
+`python -m tests.test_kernel` prints the correct table for docs/syscalls.md.
 """
 
 from __future__ import annotations

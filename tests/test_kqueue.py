@@ -1,4 +1,4 @@
-"""What kqueue tells otherwise than epoll, and a program must not notice: the order of the two
+"""Where kqueue behaves differently from epoll and a program must not notice: the order of the two
 filters, hang-ups before the end of the data, filters that the kernel refuses or drops."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """libkqueue on Linux: a real kqueue, if not a kernel's.
 
-Debian's (2.3.1, in experimental) can't have both filters of a descriptor switched on, and is refused
-when it is loaded. On what it can do the package is run all the same.
+Debian's (2.3.1, in experimental) can't have both filters of a descriptor enabled, and is refused
+when it is loaded. The package still runs on it as far as it goes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A `Listener`: what it accepts, what it is told while it does, and calls that fail."""
+"""A `Listener`: what it accepts, what happens meanwhile, and calls that fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: its turns, how it ends, what exceptions, signals, forks and threads do to it."""
+"""The loop: its turns, how it ends, and what exceptions, signals, forks and threads do to it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is said to who looks something up, and to who has made a common mistake: one line that names
-the mistake, and no harm done."""
+"""Help, and the message for a common mistake: one line that names the mistake, and no harm done."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A descriptor's number names an object, or the callback of an other fd, from its registration to
-its leaving, and nobody else: whatever a batch in hand, the poller or who had it before says."""
+"""A descriptor's number stands for one object, or one callback of an other fd, from its
+registration to its removal, and for nothing else: whatever a batch in hand, the poller or a former
+owner says."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""examples/perlbal: where an answer ends is said rightly, whatever was said of the one that it takes
-the place of.
+"""examples/perlbal: the end of an answer is marked correctly, whatever the answer that it replaces
+said.
 
-A client that is kept finds the next answer where this one ends; so does whoever has put something
-else there.
+A client on a persistent connection finds the next answer where this one ends; an attacker who can
+put something else there would find it too.
 """
 
 from __future__ import annotations

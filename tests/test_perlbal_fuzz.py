@@ -1,4 +1,4 @@
-"""Bad input to our Perlbal, from all four sides; and proof that what is asked of it can fail."""
+"""Bad input to our Perlbal, from all four sides; and proof that these tests can fail."""
 
 from __future__ import annotations
 

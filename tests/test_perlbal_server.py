@@ -1,4 +1,4 @@
-"""examples/perlbal: what is seen of its server only from within, or before it runs."""
+"""examples/perlbal: what can be seen of its server only from within, or before it runs."""
 
 import fcntl
 import gc

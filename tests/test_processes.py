@@ -1,4 +1,4 @@
-"""The tests in several processes at once: each is run once, and what is told is told as by one."""
+"""The tests in several processes: each is run once, and the reports are as from one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs of docs/recipes.md, each told what it is there for."""
+"""The programs of docs/recipes.md, each tried for its purpose."""
 
 from __future__ import annotations
 

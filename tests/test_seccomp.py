@@ -1,5 +1,5 @@
-"""The kernel's word that nothing but the list is called: programs on the package run under a filter
-that kills at any other call (see `seccomp.py`), and with one call less on the list they die."""
+"""The kernel confirms that only the listed calls are made: programs on the package run under a
+filter that kills at any other call (see `seccomp.py`), and die with one call less on the list."""
 
 from __future__ import annotations
 

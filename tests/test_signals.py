@@ -1,9 +1,10 @@
 """Signals at any moment: handlers that return, and handlers that raise.
 
-CPython runs a signal's handler behind a call, at the start of a function and at a backward jump,
-and nowhere else. Each such place of the package that a short story (`interrupted.py`) comes by is
-interrupted in turn, and afterwards the loop runs to the end with nothing lost, doubled or leaked. A
-connection is closed where the exception has taken the result of its read(2) or write(2) with it.
+CPython runs a signal handler after a call, at the start of a function and at a backward jump, and
+nowhere else. A short story (`interrupted.py`) is interrupted in turn at each such place of the
+package that it passes, and afterwards the loop runs to the end with nothing lost, doubled or
+leaked. A connection is closed if the exception has discarded the result of its read(2) or
+write(2).
 """
 
 from __future__ import annotations

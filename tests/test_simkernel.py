@@ -1,5 +1,5 @@
-"""The simulated kernel itself: what real kernels were seen to do with kqueue, row by row, and how
-it treats a program that misuses it. (What Linux does is in test_simkernel_truth.py.)"""
+"""The simulated kernel itself: observed behaviour of real kernels with kqueue, row by row, and how
+it treats a program that misuses it. (test_simkernel_truth.py covers Linux.)"""
 
 from __future__ import annotations
 

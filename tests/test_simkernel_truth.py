@@ -1,5 +1,5 @@
-"""The simulated Linux against the real one: random programs of calls give the same results on both,
-errno for errno."""
+"""The simulated Linux against the real one: random sequences of calls give the same results on
+both, errno for errno."""
 
 from __future__ import annotations
 

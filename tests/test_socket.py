@@ -1,4 +1,4 @@
-"""The object itself: its attributes, corking, addresses, and what it says about itself."""
+"""The object itself: its attributes, corking, addresses, and its descriptions of itself."""
 
 from __future__ import annotations
 

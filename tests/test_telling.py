@@ -1,5 +1,5 @@
-"""To tell of a fault never causes another: neither what is told of, nor anybody else's close, nor
-the loop takes harm, whatever becomes of standard error and of logging."""
+"""Reporting a fault never causes another: neither the subject of the report, nor anybody else's
+close, nor the loop is harmed, whatever happens to standard error and logging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timers: their order, their deadlines, how long the loop waits for them, what cancelling frees."""
+"""Timers: their order, their deadlines, how long the loop waits, and what cancelling frees."""
 
 from __future__ import annotations
 

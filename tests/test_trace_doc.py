@@ -1,6 +1,6 @@
 """docs/syscalls.md: each row of its tables is run under a trace on all backends, and compared.
 
-`python -m tests.test_trace_doc` prints the tables as they are true.
+`python -m tests.test_trace_doc` prints the correct tables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What holds for the source as such: which room knows which, and what a type checker sees."""
+"""Properties of the source: which module imports which, and what a type checker sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What wakes a loop that waits: other threads, signals, and the loop itself; and that nobody else pays
+"""What wakes a waiting loop: other threads, signals, and the loop itself; and that nobody else pays
 for it."""
 
 from __future__ import annotations

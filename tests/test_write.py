@@ -1,4 +1,4 @@
-"""Writing: what goes out at once, what is queued, and what becomes of the queue."""
+"""Writing: what is sent at once, what is queued, and what happens to the queue."""
 
 from __future__ import annotations
 

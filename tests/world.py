@@ -1,8 +1,8 @@
-"""The kernels that the behaviour tests run on: the machine's own, by each of its backends, and the
-simulated ones.
+"""The kernels that the behaviour tests run on: the machine's own, through each of its backends,
+and the simulated ones.
 
-A test takes the fixture `world` and makes its loops, sockets and pipes by it. So the same test runs
-on real epoll and poll, on their simulation, and on the kqueue of every platform that has one.
+A test takes the fixture `world` and uses it to make its loops, sockets and pipes. So the same test
+runs on real epoll and poll, on their simulation, and on the kqueue of every platform that has one.
 """
 
 from __future__ import annotations

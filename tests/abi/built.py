@@ -1,6 +1,6 @@
 """Pythons that Debian doesn't have, built from its source packages into the user's cache folder.
 
-A build takes some ten minutes of one core. It is kept, and made anew when its folder is gone.
+A build takes some ten minutes of one core. It is kept until its folder is deleted.
 """
 
 import os

@@ -1,11 +1,11 @@
 """Runs the tests on other machines' Pythons: `python -m tests.abi.foreign i386 s390x`.
 
-Debian's own python3 for each machine is unpacked into the cache folder (`debian.py`) and runs under qemu's user mode, where the
-guest's structs are converted by qemu's own knowledge of the guest's ABI; i386 runs on the kernel
-itself where that can. pytest is that of the Python that runs this. It takes apt and the Debian
-package qemu-user-static.
+Debian's python3 for each machine is unpacked into the cache folder (`debian.py`) and runs under
+qemu's user mode, which converts the guest's structs by its own knowledge of the guest's ABI; i386
+runs directly on the kernel where that is possible. pytest is that of the Python that runs this. It
+needs apt and the Debian package qemu-user-static.
 
-Tests marked `needs` stay out: perl, strace and the like are this machine's, not the other's.
+Tests marked `needs` are left out: perl, strace and the like belong to this machine, not the other.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the package declares, under the data model of a machine that this is not."""
+"""What the package declares, computed for another machine's data model."""
 
 import ctypes
 import importlib.util

@@ -1,4 +1,4 @@
-"""Asks a C compiler for numbers without running what it makes.
+"""Asks a C compiler for numbers without running what it compiles.
 
 The probe is one constant array. Each answer in it is nine bytes: whether there is an answer, and
 its value as eight bytes, the highest first. So they read the same in an object file of any format

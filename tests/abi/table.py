@@ -1,4 +1,4 @@
-"""docs/abi.md: writes what the headers say as tables for people, and reads it back from them."""
+"""docs/abi.md: writes the headers' answers as tables for people, and reads them back."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,10 +1,10 @@
 """Which of the lines that strace prints are the package's, and how the two are compared.
 
-From strace's text is dropped what the package did not make, by four rules and no look at the other
-text: what came before the trace was on; what the program announced as its own (`announced.py`);
-what is about descriptors that no loop watches; and what Python itself does to have a signal wake a
-wait (`signal.set_wakeup_fd`). The rest must be the package's lines. What strace
-says in words of its own is put into the package's, all of it stated in `in_its_words`.
+Four rules drop from strace's text what the package did not make, without looking at the other text:
+calls made before the trace was on; calls that the program announced as its own (`announced.py`);
+calls on descriptors that no loop watches; and calls that Python itself makes so that a signal wakes
+a wait (`signal.set_wakeup_fd`). The rest must be the package's lines. Where strace's wording
+differs, `in_its_words` translates it into the package's.
 """
 
 from __future__ import annotations

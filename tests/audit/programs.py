@@ -1,4 +1,4 @@
-"""The programs whose calls are compared, beside the scenarios and the examples."""
+"""The programs whose calls are compared, besides the scenarios and the examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backends that do as they are told, and keep what they were asked."""
+"""Scripted backends, which record the requests they get."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A conversation: steps taken by clients, backends and a manager, and what each of them got.
+"""A conversation: steps taken by clients, backends and a manager, and what each of them received.
 
-It is held with two servers of the same setting, and what was got is compared as it is, but for
-ports, folders and today's date.
+It is run with two servers of the same configuration, and the received bytes are compared exactly,
+except for ports, folders and today's date.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a server ends, and what becomes of those who are connected; and who is idle too long."""
+"""How a server ends, what happens to its clients then, and which clients are idle too long."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     python -m tests.perlbal.fuzz [--seed N] [--count N] [--kind KIND]
 
-Each case comes from the seed, the kind and its number alone. Meanwhile a witness, on a connection
-of his own to a service and a backend of his own, must get every answer as it is; at the end the
-server must stand, hold no more descriptors than before and little more memory, and have no
-traceback to tell. The first case that breaks something is named, with the command that repeats it.
+Each case is determined by the seed, the kind and its number. Meanwhile a witness, on its own
+connection to a service with its own backend, must get every answer intact; at the end the
+server must be running, with no more descriptors than before and little more memory, and without a
+traceback. The first case that breaks something is named, with the command that repeats it.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python -m tests.perlbal.simulated [--seed N] [--worlds N] [--backend NAME]
 
 The server runs in this process, on any of the four mechanisms. Clients, backends and managers send
-random and mutated bytes, split at random points, and go as it suits them; the kernel cuts transfers
-short, delays them, gives events without cause, and in half of the worlds fails calls and resets
-connections. Beside them a witness asks through a backend of his own. Nothing may leave the loop or
-be logged with a traceback, nobody may be left behind when all have gone, and where the kernel only
-disturbs, the witness must have got every answer.
+random and mutated bytes, split at random points, and leave at random; the kernel cuts transfers
+short, delays them, reports spurious events, and in half of the worlds fails calls and resets
+connections. A witness sends requests through its own backend. Nothing may leave the loop or be
+logged with a traceback, nothing may be left over when all have gone, and if the kernel only
+disturbs, the witness must have received every answer.
 """
 
 from __future__ import annotations

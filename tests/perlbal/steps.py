@@ -1,4 +1,4 @@
-"""What can be done in a conversation, each a line of it."""
+"""The steps of a conversation, one line each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""reverse_proxy: bodies that are gathered in memory and on disk before a backend gets them."""
+"""reverse_proxy: bodies that are buffered in memory and on disk before a backend gets them."""
 
 from __future__ import annotations
 

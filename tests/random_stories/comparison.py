@@ -1,4 +1,4 @@
-"""Has stories told on both sides under strace, and compares what they did."""
+"""Runs stories on both sides under strace, and compares what they did."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Plays stories of stories.py on this package: python -m tests.random_stories.player STORIES.json
 
-player.pl plays them in Perl, function by function. Each story has a process of its own, a child of
+player.pl plays them in Perl, function by function. Each story runs in its own process, a child of
 the one that has loaded everything.
 """
 

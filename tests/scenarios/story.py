@@ -1,4 +1,4 @@
-"""What the Python sides of the scenarios share; Story.pm says the same in Perl."""
+"""What the Python sides of the scenarios share; Story.pm is the same in Perl."""
 
 from __future__ import annotations
 

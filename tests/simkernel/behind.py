@@ -1,4 +1,4 @@
-"""Descriptors that their owners close behind the package's back, and who gets their numbers."""
+"""Descriptors closed by their owners behind the package's back, and the numbers' next owners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls by which a program makes sockets and pipes itself, as the package's door has them."""
+"""The calls with which a program itself makes sockets and pipes, with the interface of the door."""
 
 from __future__ import annotations
 

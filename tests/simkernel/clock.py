@@ -1,7 +1,7 @@
-"""The clock of the simulated world, and what is going to happen in it.
+"""The clock of the simulated world, and its pending events.
 
-Time stands still while a program computes; only a wait moves it. So a run takes the same course on
-every machine, and an hour of simulated time costs nothing.
+Time stands still while a program computes; only a wait advances it. So a run takes the same course
+on every machine, and an hour of simulated time costs nothing.
 """
 
 from __future__ import annotations

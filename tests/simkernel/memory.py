@@ -1,4 +1,4 @@
-"""What the kernel sees of a program's memory: the bytes behind a pointer, and the C ints."""
+"""The kernel's view of a program's memory: the bytes at a pointer, and the C ints."""
 
 from __future__ import annotations
 

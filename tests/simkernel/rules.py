@@ -1,5 +1,5 @@
-"""What the random servers' programs and their worlds share: failures, and things that know how they
-should behave."""
+"""What the random servers' programs and their worlds share: failures, and objects that check
+themselves."""
 
 from __future__ import annotations
 

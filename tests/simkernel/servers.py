@@ -1,8 +1,8 @@
-"""The server side of a random world: objects that take what they get apart into frames, and do
-something at the end of each.
+"""The server side of a random world: objects that split their input into frames, and do something
+at the end of each.
 
-What that is comes from the seed and the number of the connection alone, so that the first
-connections of a world do the same however many there are.
+What they do is determined by the seed and the number of the connection, so that the first
+connections of a world do the same whatever the number of the others.
 """
 
 from __future__ import annotations

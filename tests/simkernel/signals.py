@@ -1,4 +1,4 @@
-"""Signals, which come when a world says so: in a wait, or behind any other call."""
+"""Signals, which arrive when a world says so: in a wait, or after any other call."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Stream sockets, UNIX and TCP, and listeners.
 
-Each socket has an inbox. What the peer writes lies in it at once, so that the room is bounded from
-end to end, but only what has travelled can be read. Packets of one direction never overtake each
-other, and a reset is a packet too.
+Each socket has an inbox. The peer's data is put there at once, so that the room is bounded from
+end to end, but it can be read only when it has travelled. Packets of one direction never overtake
+each other, and a reset is a packet too.
 """
 
 from __future__ import annotations

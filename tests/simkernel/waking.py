@@ -1,4 +1,4 @@
-"""What wakes the loops of a random world: callbacks, others that call from outside, and signals."""
+"""What wakes the loops of a random world: callbacks, calls from outside, and signals."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Random worlds: programs of `Socket` objects on the simulated kernel, and what must hold of them.
+"""Random worlds: programs of `Socket` objects on the simulated kernel, and their invariants.
 
 One seed makes one world: a kernel, one or two loops, listeners, pipes, and some connections, each
-with a client that sends, reads and goes, and a server object.
+with a client that sends, reads and leaves, and a server object.
 
 There are two kinds of worlds. In a calm one the kernel only disturbs, and each connection's bytes
 are the same on every backend. In a wild one calls fail, connections are reset, and objects raise,
-close each other and write when it suits them.
+close each other and write at random.
 """
 
 from __future__ import annotations
