@@ -59,7 +59,7 @@ def main() -> None:
     real_close = getattr(socket.socket, "_real_close")
 
     def close(self: socket.socket) -> None:
-        # Of one that has no descriptor any more there is no call to announce. A socket that closes
+        # A closed one makes no call to announce. A socket that closes
         # itself is none of the package's, whoever has told it to.
         if self.fileno() >= 0:
             announce()

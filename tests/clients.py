@@ -75,7 +75,7 @@ def serving(
     descriptors: int = 0,
     wrapper: tuple[str, ...] = (),
 ) -> Iterator[Server]:
-    """Run an example; whatever it is told, it must not write to standard error."""
+    """Run an example; whatever it is sent, it must not write to standard error."""
 
     def limit() -> None:
         if descriptors:

@@ -77,7 +77,7 @@ def server() -> str:
 
 
 def interpreter() -> Path:
-    """The program behind this Python, in whatever virtual environment it is."""
+    """The program that runs this Python, whatever virtual environment it is in."""
     return Path(os.path.realpath(sys.executable))
 
 

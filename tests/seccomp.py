@@ -42,7 +42,7 @@ INTERPRETER = frozenset(
     "getpid "  # logging, for each warning
     "exit_group".split()
 )
-"""What CPython calls by itself in a program that runs."""
+"""The calls that CPython itself makes in a running program."""
 
 PROGRAMS = {
     "echo": "bind listen socketpair recvfrom",
@@ -50,7 +50,7 @@ PROGRAMS = {
     "ddlockd.py": "bind listen",
     "scenarios": "bind listen shutdown socketpair",
 }
-"""What a program calls itself, by what it is in C; what is named above isn't named again."""
+"""A program's own calls, by their names in C, except those named above."""
 
 KERNEL = {
     "fstat": {"fstat", "newfstatat"},
@@ -101,7 +101,7 @@ def numbers() -> dict[str, int]:
 
 
 def kernels_name(function: str) -> str:
-    """What the kernel here calls a function, of the package's surface or another."""
+    """The kernel's name here for a function, of the package's surface or another."""
     if function in _kernel.SURFACE:
         return _kernel.asked(function, _kernel.HERE).name
     return function
@@ -119,7 +119,7 @@ def allowed(backend: str, program: str) -> set[str]:
 
 
 def profiled(profile: str) -> set[str]:
-    """What an OCI profile allows. One that looks at arguments allows more than this can say."""
+    """The calls that an OCI profile allows. Rules about arguments can't be expressed here."""
     entries = json.loads(profile)["syscalls"]
     if any(entry["action"] != "SCMP_ACT_ALLOW" or entry.get("args") for entry in entries):
         raise ValueError("a profile that does more than allow calls by their names")

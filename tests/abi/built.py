@@ -23,7 +23,7 @@ class Build(NamedTuple):
     needs: str
     """The Debian packages that bring the compiler."""
     options: tuple[str, ...]
-    """Of Python's own configure."""
+    """Options for Python's own configure."""
 
 
 BUILDS = {

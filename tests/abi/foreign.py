@@ -63,7 +63,7 @@ MACHINES = {
 }
 
 USUAL = [name for name, machine in MACHINES.items() if not machine.newest_qemu]
-"""Those that are run if none is named: half a gigabyte of a newer qemu is not got unasked."""
+"""The default: half a gigabyte of a newer qemu isn't downloaded unasked."""
 
 SMOKE = """
 import os, platform, socket, sys
@@ -150,7 +150,7 @@ def emulator(machine: Machine) -> str | None:
 
 
 NAMED = {"the kernel itself": "--argv0"}
-"""How a way is told under which name the program is called, if not by -0."""
+"""How each of them is given the program's argv[0], if not by -0."""
 
 
 def wrap(architecture: str, root: Path) -> tuple[Path, str]:
@@ -191,7 +191,7 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
             [python, "-c", SMOKE], env=environment, capture_output=True, text=True, timeout=HUNG
         )
     except subprocess.TimeoutExpired:
-        # Events read from the wrong place are events of nobody, and the loop waits for ever.
+        # Events read from the wrong offset belong to no object, and the loop waits for ever.
         return False, f"{architecture}: the loop never saw the end of its connection"
     if smoke.returncode:
         return False, f"{architecture}: an echo on each backend: {smoke.stderr.strip()}"

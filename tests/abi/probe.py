@@ -67,7 +67,7 @@ WHERE = {"epoll_event": "defined(__linux__)", "kevent": "!defined(__linux__)"}
 ABSENT_FIELDS: Mapping[str, str] = {
     "ext": "defined(__FreeBSD__) || defined(__NetBSD__)",
 }
-"""The preprocessor can't ask for a field: where those that only some platforms have stand."""
+"""The preprocessor can't test for a field: where those that only some platforms have are."""
 
 POINTERS = ("udata",)
 AGGREGATES = ("epoll_event.data", "kevent.ext")

@@ -34,7 +34,7 @@ ABSENT = "–"
 
 
 class Column(NamedTuple):
-    """One column of a table, which stands for one fact or for the few that belong together."""
+    """One column of a table: one fact, or a few that belong together."""
 
     heading: str
     write: Callable[[Answer], str]

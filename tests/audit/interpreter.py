@@ -67,7 +67,7 @@ print(sys.version, flush=True)
 if sys.argv[1:] == ["interrupted"]:
     signal.raise_signal(signal.SIGINT)
 """
-"""The life of a program, but for its sockets."""
+"""The life of a program, without its sockets."""
 
 
 HUNG = 60

@@ -49,7 +49,7 @@ CALLS = {
 """Each function of the door that Linux has, in use."""
 
 DEAD = ("fstat", "fstat(fd, &st)")
-"""The same of a descriptor that is closed, behind all the others."""
+"""The same for a closed descriptor, after all the others."""
 
 MARK = 1000
 """A write to this descriptor and those above says which function comes next."""
@@ -171,7 +171,7 @@ def seen(machine: Machine, program: Path, root: Path) -> list[list[str]]:
 
 
 def differences(place: Where, stretches: list[list[str]]) -> list[str]:
-    """What was seen otherwise than the table says."""
+    """Where the observed calls differ from the table."""
     wrong = []
     for function, lines in zip([*CALLS, DEAD[0]], stretches, strict=True):
         expected = [asked(function, place)]

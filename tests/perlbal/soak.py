@@ -32,7 +32,7 @@ from tests.perlbal.steps import get
 
 CLIENTS = 32
 OF_THEIR_OWN = 20
-"""One request of so many asks for its connection to be closed."""
+"""One in this many requests asks for its connection to be closed."""
 
 MEMORY_TOLERANCE = 1024 * 1024
 """Bytes that the resident memory may grow by: the allocator's to and fro."""
@@ -181,7 +181,7 @@ class Clients:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the server holds when no client is connected."""
+    """The server's resources when no client is connected."""
 
     answered: int
     lost: int
@@ -205,7 +205,7 @@ def sample(server: Perlbal, clients: Clients, since: float, idle: int) -> Sample
 
 
 def soak(requests: int, samples: int, progress: Progress) -> list[str]:
-    """Send them in so many shares; what is wrong then, in words."""
+    """Send them in equal shares; return what is wrong, in words."""
     found: list[Sample] = []
     given = 0
     with tempfile.TemporaryDirectory() as folder:

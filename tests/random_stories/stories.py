@@ -84,7 +84,7 @@ class Other(TypedDict):
     batches: list[int]
     """The batches after which its peer writes."""
     takes: int
-    """How much its callback reads; what it leaves there is told again."""
+    """How much its callback reads; data left there causes another event."""
     acts: list[int]
     """What the first calls of its callback play."""
 

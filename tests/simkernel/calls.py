@@ -40,9 +40,9 @@ AT_ONCE = (EADDRNOTAVAIL, ENETUNREACH)
 AT_ONCE_UNIX = (EAGAIN, ECONNREFUSED)
 """How connect(2) fails at once."""
 LATER = (ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ETIMEDOUT)
-"""How a connect fails that goes on."""
+"""The possible errors of a connect in progress."""
 SILENCE_NS = 600_000_000
-"""How long one goes on that nobody answers."""
+"""How long an unanswered connect is in progress."""
 
 
 class Calls:

@@ -15,7 +15,7 @@ from tests.simkernel.errors import SimError
 T = TypeVar("T")
 
 CALL_NS = 1_000
-"""What a wait that finds something at once takes: a program that polls in a circle must see the
+"""The duration of a wait that finds something at once: a program that polls in a loop must see the
 world go on."""
 
 

@@ -45,9 +45,9 @@ CORK_NS = 200_000_000
 SEGMENT = 1448
 
 GONE = (ECONNABORTED, EPERM, EPROTO)
-"""What accept(2) answers of a connection that is gone, or that a firewall forbids."""
+"""The errors of accept(2) for a connection that is gone, or that a firewall forbids."""
 NO_ROOM = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
-"""What it answers where the connection goes on waiting."""
+"""Its errors after which the connection stays pending."""
 
 Address = tuple[str, int] | str
 
@@ -117,7 +117,7 @@ class StreamSocket(OpenFile):
         return mask
 
     def fickle(self) -> bool:
-        """No kernel says of a connect that goes on that it doesn't."""
+        """No kernel denies that a connect is in progress."""
         return not self.connecting
 
     def _bsd_poll(self) -> int:
@@ -141,7 +141,7 @@ class StreamSocket(OpenFile):
     # --- the calls --------------------------------------------------------------------------------
 
     def take_error(self) -> int:
-        """SO_ERROR, which is told once."""
+        """SO_ERROR, which is reported once."""
         number, self.error = self.error, 0
         return number
 

@@ -21,7 +21,7 @@ AT_ONCE_OF_TWO: Final = 3000 * MS
 
 
 def nothing() -> None:
-    """What is done to no other end than to be called."""
+    """A callback that does nothing."""
 
 
 class Soon:
