@@ -41,7 +41,7 @@ class Call:
     name: str
     args: tuple[str, ...]
     result: int | None
-    """What it returned; None where strace printed a question mark."""
+    """The result; None where strace printed a question mark."""
     errno: str | None
     """The error's name, as "EAGAIN"."""
     injected: bool

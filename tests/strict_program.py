@@ -97,7 +97,7 @@ class Client(Socket):
 
 
 class Quiet(Loop):
-    """A loop of one's own, which `with` gives as what it is."""
+    """A subclass of the loop, which `with` gives as that type."""
 
     patience = 60.0
 

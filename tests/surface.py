@@ -17,7 +17,7 @@ PACKAGE = Path(danga_raw.__file__).parent
 STUB = PACKAGE.parent / "typestubs" / "libc.pyi"
 
 ONLY_ASKING = ("backends", "system_platform", "_observe", "_leave_alone")
-"""Functions of the package that look whether a call is there, and make none."""
+"""Functions of the package that check whether a call exists, and make none."""
 
 seen: set[str] = set()
 """The calls that the package has fetched from the door to make them."""

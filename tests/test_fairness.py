@@ -15,7 +15,7 @@ from danga_raw import _epoll, _kqueue
 from tests.world import Noted, World, only, real_only
 
 TURNS = 100
-"""A loop that goes round so often in these tests goes round for nothing."""
+"""In these tests, a loop that turns this often turns for nothing."""
 
 
 def run_for(world: World, seconds: float) -> int:

@@ -284,7 +284,7 @@ def test_what_is_wrong_with_one_connection_is_passed_by(
 
 
 def refused_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """There is no descriptor for the first connection; empty once that was told."""
+    """There is no descriptor for the first connection; empty once that was reported."""
     refusals = [errno.EMFILE]
 
     def accept(sock: socket.socket) -> tuple[socket.socket, object]:

@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 def framed(method: str, code: str, frame: str, body: bytes, *fields: str) -> Answer:
-    """An answer whose length is told in this way; without a body, where there can't be one."""
+    """An answer whose length is given in this way; without a body, where there can't be one."""
     if frame == "length":
         fields += (f"Content-Length: {len(body)}",)
     elif frame == "chunks":

@@ -71,7 +71,7 @@ def test_no_kernel_and_no_input_ends_the_server_or_harms_another(
 
 
 def complaint_about(seed: int) -> str:
-    """What is found wrong in a world."""
+    """The faults found in a world."""
     try:
         World(seed, "epoll").run()
     except Broken as error:

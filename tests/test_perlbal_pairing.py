@@ -78,7 +78,7 @@ def body_of(number: int, size: int, of: bytes) -> bytes:
 
 
 def take(connection: socket.socket, data: bytes, size: int) -> tuple[bytes, bytes]:
-    """So many bytes, and what has come behind them."""
+    """This many bytes, and the data after them."""
     while len(data) < size:
         data += receive(connection)
     return data[:size], data[size:]

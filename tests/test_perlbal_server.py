@@ -52,7 +52,7 @@ def server() -> Iterator[Server]:
 
 
 def balancer(server: Server, port: int) -> Balancer:
-    """That of a proxy to the port, which has nothing to do yet."""
+    """The balancer of a proxy to the port, which has nothing to do yet."""
     carry_out(
         server,
         f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p\nSET role = reverse_proxy"
@@ -212,7 +212,7 @@ def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> 
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(listener.sock.getsockname())
-        # Answers of which the kernel won't take all, while nobody reads them.
+        # Answers too long for the kernel's buffers, while nobody reads them.
         client.sendall(b"help\n" * 2000 + b"show pool\n" + end)
         if not end:
             client.shutdown(socket.SHUT_WR)
@@ -550,7 +550,7 @@ def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> No
         assert os.stat(f"{folder}/x").st_size == 4
     finally:
         os.unlink(f"{folder}/x")
-        os.removedirs(folder)  # What tidies up behind tests calls itself too.
+        os.removedirs(folder)  # The clean-up after tests makes calls too.
 
 
 def web(server: Server, docroot: Path) -> None:
@@ -721,7 +721,7 @@ def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(
     file.write_text("the file")
     web(server, tmp_path)
     with ExitStack() as stack, open(file, "r+b") as held, no_hanging():
-        # The holder is told that somebody else wants it.
+        # The holder gets a signal that another process wants it.
         stack.callback(signal.signal, signal.SIGIO, signal.signal(signal.SIGIO, signal.SIG_IGN))
         try:
             fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)

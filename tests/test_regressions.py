@@ -89,7 +89,7 @@ def test_callables_behind_one_that_raises_leave_no_watch_for_writing(
 
 
 class Reader(Socket[Handle]):
-    """An object that notes what it is told, and does `first` when it can read."""
+    """An object that records its events, and does `first` when it can read."""
 
     def __init__(self, handle: Handle, loop: Loop, first: Callable[[], None]) -> None:
         super().__init__(handle, loop)

@@ -55,7 +55,7 @@ class Guard(NamedTuple):
         return done.returncode
 
     def killed_at(self, backend: str, *arguments: str) -> str:
-        """The last call of a program that it killed, for whoever has to find out why."""
+        """The last call of a program that it killed, to find out why."""
         if not needs.present("strace"):
             return "strace would tell at which call"
         command = ["strace", "-qq", "-o", "/dev/stdout", *self.command(*arguments)]
@@ -176,7 +176,7 @@ def test_the_echo_server_makes_no_call_beside_the_list(guard: Guard, backend: st
 
 
 def reset(client: socket.socket) -> None:
-    """Close a connection so that the other side is told of an error."""
+    """Close a connection so that the other side gets an error."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
 
@@ -193,7 +193,7 @@ NEEDED = {
 """Call -> a scenario that can't do without it."""
 
 ALONE = {"epoll": ["epoll_create1", "epoll_ctl", "epoll_wait"], "poll": ["poll", "fstat"]}
-"""What any scenario needs on one backend."""
+"""The calls that any scenario needs on one backend."""
 
 
 @pytest.mark.parametrize(

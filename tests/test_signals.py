@@ -66,7 +66,7 @@ not_on_3_12 = pytest.mark.skipif(
 
 
 def places(count: int, most: int | None) -> Sequence[int]:
-    """Each of so many, or a sample."""
+    """Each of that many, or a sample."""
     if most is None or most >= count:
         return range(count)
     seed = random.randrange(1 << 32)
@@ -197,7 +197,7 @@ def take_callbacks_off_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
             callback = self._soon.popleft()
             callback()
 
-    # It is told apart from the package's functions by its file.
+    # It is distinguished from the package's functions by its file.
     run_soon.__code__ = run_soon.__code__.replace(co_filename=Loop._run_soon.__code__.co_filename)
     monkeypatch.setattr(Loop, "_run_soon", run_soon)
 
@@ -387,7 +387,7 @@ def test_a_signal_ends_a_wait_and_its_handler_may_stop_the_loop() -> None:
 def test_an_exception_of_a_handler_leaves_a_wait() -> None:
     with Loop() as loop:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        # Not before the loop runs, however busy the machine is: nobody else takes it.
+        # Not before the loop runs, however busy the machine is: nothing else handles it.
         loop.add_timer(0, lambda: signal.setitimer(signal.ITIMER_REAL, 0.01))
         try:
             with pytest.raises(KeyboardInterrupt):

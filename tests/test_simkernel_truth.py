@@ -45,7 +45,7 @@ _shutdown = ctypes.CDLL(None, use_errno=True).shutdown
 
 
 class World(Protocol):
-    """What a program needs of a kernel beside the calls behind the door."""
+    """What a program needs of a kernel besides the door's calls."""
 
     def installed(self) -> AbstractContextManager[object]: ...
     def socketpair(self) -> Sequence[int]: ...
@@ -259,7 +259,7 @@ class Run:
         return sorted(self.poller.wait(1 if number == 5 else 0))
 
     def masks(self) -> Result:
-        """What poll(2) says of every descriptor that there ever was, and what TCP has to read."""
+        """poll(2)'s report on every descriptor that there ever was, and TCP's unread bytes."""
         table = (pollfd * len(self.fds))(*[pollfd(fd, 5, 0) for fd in self.fds])
         count = libc.poll(byref(table), c_ulong(len(self.fds)), 0)
         unread = [

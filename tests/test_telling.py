@@ -213,7 +213,7 @@ def test_a_log_handler_may_close_the_next_and_run_the_loop(
 def test_what_a_log_handler_is_told_after_it_has_raised_is_all_there_is(
     world: World, unheard: logging.Logger
 ) -> None:
-    """One that raises does not silence what comes behind."""
+    """One that raises does not silence the later ones."""
     heard: list[str] = []
 
     class Once(logging.Handler):

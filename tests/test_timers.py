@@ -21,7 +21,7 @@ from tests.world import REAL, Noted, World, real_only
 
 
 class FakeTime:
-    """A clock that stands still but for the waits, and what these were given."""
+    """A clock that advances only during waits, and their timeouts."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

@@ -93,7 +93,7 @@ def _change(change: object) -> str:
 
 
 class Client(Socket[Thing]):
-    """What a row is about: each handler does the least."""
+    """The object of a row: each handler does the least possible."""
 
     __slots__ = ("reads",)
 
@@ -890,7 +890,7 @@ def test_the_page_has_no_other_rows() -> None:
 def test_every_method_has_a_row(cls: type) -> None:
     titles = " ".join(table_rows())
     named = set(re.findall(rf"`{cls.__name__}\.(\w+)", titles))
-    # Attributes that hold a value, and the handlers that a subclass has of its own.
+    # Attributes that hold a value, and handlers that a subclass defines.
     slots = set(getattr(cls, "__slots__", ())) | {
         "backend", "callback",
         "event_err", "event_hup",

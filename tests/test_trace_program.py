@@ -41,7 +41,7 @@ wrote(b"begin")
 """A program that makes three calls, to which a test adds how it ends."""
 
 PID = r"^\[pid +\d+\] "
-"""What is in front of a line where there is more than one thread."""
+"""The prefix of a line if there is more than one thread."""
 WRITE = r'write\(\d+, "(.*)", \d+\) += \d+'
 """A line of a write. What numbers a program's descriptors have is ctypes's: libffi may keep one."""
 
@@ -117,7 +117,7 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
     traced = run([*TRACE, "-o", "calls", program.name])
     assert (traced.returncode, traced.stdout) == (alone.returncode, alone.stdout)
     errors = traced.stderr.splitlines()
-    if ending.startswith("a hook"):  # Python tells who raised in the hook.
+    if ending.startswith("a hook"):  # Python names the hook that raised.
         ours = [at for at, line in enumerate(errors) if "_program.py" in line]
         del errors[ours[0] : errors.index(next(e for e in errors[ours[0] + 1 :] if "File" in e))]
     assert errors == alone.stderr.splitlines()
@@ -451,7 +451,7 @@ class Pair:
         self.obj.write(text)
         self.far.recv(100)
 """
-"""What a thread needs to make calls of its own."""
+"""What a thread needs to make its own calls."""
 
 
 @pytest.mark.needs("strace")
@@ -521,7 +521,7 @@ def test_a_terminal_that_takes_only_so_much_gets_whole_lines(program: Path) -> N
             while piece := os.read(ours, 100):
                 text += piece
         except OSError:
-            pass  # EIO: nobody has the other end any more.
+            pass  # EIO: the other end is closed.
         assert process.wait() == 0
     os.close(ours)
     assert written(text.decode()) == 900 * ["of a thread"]

@@ -48,7 +48,7 @@ FLOORS = [
     {"__init__"},
     {"__main__"},
 ]
-"""The rooms of the package; a room knows those of its own floor and below."""
+"""The modules of the package by floor; a module may import those of its own floor and below."""
 
 
 def tree(module: str) -> ast.Module:

@@ -811,7 +811,7 @@ def test_a_bytearray_is_free_again_once_it_is_out(world: World) -> None:
 
 
 class Model:
-    """What the manual and the original say of `write`, over a pipe with so much room."""
+    """What the manual and the original say of `write`, on a pipe with that much room."""
 
     def __init__(self) -> None:
         self.room = 0

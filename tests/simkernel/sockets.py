@@ -178,7 +178,7 @@ class StreamSocket(OpenFile):
         if self.connecting and not self.bsd:
             raise error(EAGAIN)
         while True:
-            # A BSD looks at the direction first, and leaves the error to a reader.
+            # A BSD checks the direction first, and leaves the error for a read.
             if self.tcp and self.error and not self.bsd:
                 raise error(self.take_error())
             if self.shut_write or self.peer is None:
