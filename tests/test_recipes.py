@@ -41,7 +41,7 @@ LITTLE_MEMORY = 8 * 1024 * 1024
 
 
 class Running(NamedTuple):
-    """A recipe at work."""
+    """A running recipe."""
 
     process: subprocess.Popen[str]
     port: int

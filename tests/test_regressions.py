@@ -32,7 +32,7 @@ def kernel() -> Iterator[SimKernel]:
 
 
 def run_dry(loop: Loop, peer: Handle) -> bytes:
-    """Run the loop for a turn at a time until the peer gets no more; what it got."""
+    """Run the loop turn by turn until the peer gets no more; return what it got."""
     loop.set_loop_timeout(0)
     loop.set_post_loop_callback(lambda sockets, others: False)
     peer.setblocking(False)

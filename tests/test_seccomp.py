@@ -231,6 +231,6 @@ def test_a_call_that_is_nobodys_is_the_last_of_a_program() -> None:
     names = sorted(seccomp.allowed("epoll", "scenarios"))
     code = f"import os; from tests.seccomp import install; install({names})\n"
     for last, status in (("os.getpid()", 0), ("os.getppid()", -signal.SIGSYS)):
-        # Nothing is said in between: a C library may ask what standard output is.
+        # Nothing is printed in between: a C library may make a call for standard output.
         done = subprocess.run([sys.executable, "-c", f"{code}{last}\nos._exit(0)"], cwd=ROOT)
         assert done.returncode == status

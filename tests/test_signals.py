@@ -53,7 +53,7 @@ BACKENDS = ["epoll", "poll"]
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
-    """The story is to take the same way each time."""
+    """The story must run the same way each time."""
     gc.disable()
     yield
     gc.enable()
@@ -79,7 +79,7 @@ def harm(
 ) -> tuple[dict[str, list[str]], int]:
     """By place: what was wrong after the story was interrupted there, at each of the places or at so
     many of them; and how many places there are."""
-    interrupted(-1, backend, anywhere)  # The first time some things are done but once.
+    interrupted(-1, backend, anywhere)  # Some things are done only the first time.
     whole, wrong = interrupted(-1, backend, anywhere)
     assert wrong == []
     found: dict[str, list[str]] = {}
@@ -134,7 +134,7 @@ def test_a_jump_back_that_is_left_out_is_found() -> None:
 
 
 @not_on_3_12
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # A socket that a call made in vain.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # Made by an interrupted call.
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("story", PARTS)
 def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_nothing_half_done(
@@ -303,7 +303,7 @@ AMOUNT = 4 << 20
 
 
 class Echo(Socket):
-    """Sends back what comes; reads no more as long as that waits."""
+    """Echoes what comes; reads no more while that is queued."""
 
     __slots__ = ()
 
@@ -470,7 +470,7 @@ def test_a_timeout_error_of_a_handler_is_no_failure_of_the_call(
         world.turn()
         assert world.loop.watched_sockets == 0 and not world.is_open(fd)
         return
-    # Nothing of it has happened, and it can be done again.
+    # It has had no effect, and can be done again.
     obj = obj or Noted(one, world.loop)
     assert not obj.event_watch & IN
     two.send(b"x")

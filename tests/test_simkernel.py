@@ -84,7 +84,7 @@ class Bench:
         return count
 
     def events(self) -> list[Event]:
-        """What is ready now."""
+        """The filters that are ready now."""
         self.call(room=10)
         return self.told
 

@@ -136,7 +136,7 @@ class Real:
 
 
 def program(seed: int) -> list[Step]:
-    """A random program. Much of what it does fails; it must fail alike."""
+    """A random program. Many of its calls fail; they must fail alike."""
     random = Random(seed)
     weights = {
         "socketpair": 2, "pipe": 2, "tcp": 1.5, "file": 0.3, "write": 11, "read": 9, "fill": 1,

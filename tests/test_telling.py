@@ -23,7 +23,7 @@ from tests.world import Noted, Thing, World
 
 @pytest.fixture
 def unheard() -> Iterator[logging.Logger]:
-    """The package's logger with no handler of anybody's, where all is logged that can be."""
+    """The package's logger without any handler, at the level that logs everything."""
     logger = logging.getLogger("danga_raw")
     level, handlers, propagate = logger.level, logger.handlers[:], logger.propagate
     logger.setLevel(logging.DEBUG)
@@ -36,7 +36,7 @@ def unheard() -> Iterator[logging.Logger]:
 
 
 class Raising(logging.Handler):
-    """A log handler that fails, and lets everybody know."""
+    """A log handler that raises."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise RuntimeError("no log")
@@ -75,7 +75,7 @@ def stderr(kind: str) -> Iterator[None]:
     if stream is not None:
         try:
             stream.close()
-        except OSError:  # It tries once more to write what it has.
+        except OSError:  # It tries once more to write its data.
             pass
 
 
@@ -84,7 +84,7 @@ def refuse(fd: int, *_: object) -> None:
 
 
 KINDS = ["none", "closed", "full", "broken"]
-"""What standard error may be like."""
+"""The possible states of standard error."""
 
 
 @pytest.mark.parametrize("logs", [False, True], ids=["no log", "a log that raises"])

@@ -76,7 +76,7 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """However a test ends: the door is as it was, the very same objects."""
+    """However a test ends, the door has the very same objects as before."""
     before = dict(vars(libc))
     yield
     after = vars(libc)

@@ -185,7 +185,7 @@ class Ground:
         return client
 
     def leave_no_room(self) -> Callable[[], object]:
-        """Let there be no descriptor any more, and what ends that."""
+        """Use up all descriptors; the result undoes that."""
         if self.kernel is not None:
             table, most = self.kernel.table, self.kernel.table.limit
             table.limit = table.free()
@@ -198,7 +198,7 @@ class Ground:
         return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
     def turn(self) -> None:
-        """A turn that waits until there is something."""
+        """A turn that waits until there is an event."""
         self.loop.set_loop_timeout(-1)
         self.loop.run()
 

@@ -57,12 +57,12 @@ def run(argv: list[str], **more: str) -> Ended:
 
 
 def called(text: str) -> list[str]:
-    """The calls that lines tell of."""
+    """The calls in these lines."""
     return [re.sub(PID, "", line).partition("(")[0] for line in text.splitlines()]
 
 
 def written(text: str) -> list[str]:
-    """The texts that lines tell to have been written, each of them whole."""
+    """The texts of the writes in these lines, each complete."""
     lines = [re.fullmatch(WRITE, re.sub(PID, "", line)) for line in text.splitlines()]
     return [match[1] if match else "?" for match in lines]
 
@@ -170,7 +170,7 @@ if sys.argv[-1] == "raises":
 elif sys.argv[-1] != "ends":
     sys.exit(sys.argv[-1])
 """
-"""A program that says all that it can see of how it is run."""
+"""A program that prints all that it can see of how it is run."""
 
 WAYS = ["file.py", "./file.py", "../here/file.py", "link.py", "folder", "./folder/", "zip.pyz"]
 WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-", "/dev/stdin"]
@@ -594,7 +594,7 @@ def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(
     )
     done = run([*TRACE, "-e", "!epoll_create1", str(program)])
     assert (done.returncode, done.stdout) == (0, f"{named} False\n")
-    # The package may take back what it asked for.
+    # The package may undo the watch afterwards.
     assert called(done.stderr)[:4] == ["epoll_ctl", "write", "write", "epoll_ctl"]
 
 

@@ -73,7 +73,7 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def imports(module: str) -> set[str]:
-    """What a module imports at run time."""
+    """The modules that a module imports at run time."""
     found: set[str] = set()
     for node in running(tree(module)):
         if isinstance(node, ast.ImportFrom):
@@ -85,7 +85,7 @@ def imports(module: str) -> set[str]:
 
 
 def rooms(module: str) -> set[str]:
-    """The rooms of the package that a room knows."""
+    """The modules of the package that a module imports."""
     names = [name.split(".") for name in imports(module)]
     found = {parts[1] if parts[1:] else "__init__" for parts in names if parts[0] == "danga_raw"}
     return found - {"__init__"} if module == "__init__" else found  # `from danga_raw import types`

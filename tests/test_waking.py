@@ -127,13 +127,13 @@ def test_another_thread_ends_the_wait(loop: Loop) -> None:
 
 
 def test_a_loop_that_waits_already_is_woken_for_the_first_time(loop: Loop) -> None:
-    """On poll nothing that is added later could end a wait that has begun."""
+    """On poll nothing added later could end a wait in progress."""
     waits = threading.Event()
     here, there = socket.socketpair()
 
     def work() -> None:
         waits.wait(PATIENCE)
-        # It says so before it waits, so leave it the time to be really there.
+        # It says so before it waits, so give it time to start waiting.
         threading.Event().wait(0.1)
         loop.call_soon_threadsafe(loop.stop)
 
@@ -456,7 +456,7 @@ def test_a_handler_of_pythons_own_may_ask_for_a_call(
     if used:
         loop.call_soon_threadsafe(lambda: None)
         turn(loop)
-    # It waits by then, or not: either way it is to be heard.
+    # Whether it is waiting by then or not, it must be woken.
     main = threading.main_thread().ident
     assert main is not None
     timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGUSR1))
@@ -729,7 +729,7 @@ def test_a_waker_makes_the_loop_neither_wait_for_nor_count_anything(loop: Loop) 
 
 
 def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop: Loop) -> None:
-    """The number of the pipe's end may be another file's by then."""
+    """The number of the pipe's end may belong to another file by then."""
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
     turn(loop)
