@@ -149,10 +149,28 @@ def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
             assert receive(idle, 5) == b"done\n"
             server.process.terminate()
             assert read_to_end(idle) == b""
-            with pytest.raises(ConnectionError):
-                server.connect()
+            with pytest.raises(ConnectionError), server.connect() as late:
+                late.recv(1)
             assert read_to_end(asking) == b"done\n" * 2
         assert server.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graceful_stop_resets_nobody(backend: str) -> None:
+    """Neither who has asked what the server has not read yet, nor who goes on asking."""
+    with running(RECIPES["graceful"], backend=backend, ends=0) as server:
+        with server.connect() as asking, server.connect() as idle:
+            idle.sendall(b"heard?\n")
+            assert receive(idle, 5) == b"done\n"
+            asking.sendall(b"one\n")
+            server.process.send_signal(signal.SIGSTOP)
+            with server.connect() as new:
+                new.sendall(b"two\n")
+                server.process.terminate()
+                server.process.send_signal(signal.SIGCONT)
+                assert read_to_end(idle) == b""  # It has come after the other.
+                asking.sendall(b"too late\n")
+                assert read_to_end(new) == read_to_end(asking) == b"done\n"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
