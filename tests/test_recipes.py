@@ -286,6 +286,25 @@ def test_lines_are_answered_bounded_and_as_they_are_taken(backend: str) -> None:
             assert server.peak_memory() - before < LITTLE_MEMORY
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_datagrams_are_answered_whatever_comes(backend: str) -> None:
+    with running(RECIPES["datagrams"], backend=backend, ends=0) as server:
+        with (
+            socket.socket(type=socket.SOCK_DGRAM) as client,
+            socket.socket(type=socket.SOCK_DGRAM) as gone,
+        ):
+            gone.sendto(b"hello", ("127.0.0.1", server.port))
+            gone.close()  # the answer to it is refused
+            client.settimeout(PATIENCE)
+            client.connect(("127.0.0.1", server.port))
+            for data in (b"hello", b"", bytes(60_000), b"x" * 1000):
+                client.send(data)
+                assert client.recv(65535) == data.upper()
+            for number in range(150):  # more than one turn takes
+                client.send(b"n%d" % number)
+            assert [client.recv(10) for _ in range(150)] == [b"N%d" % n for n in range(150)]
+
+
 # --- TLS ------------------------------------------------------------------------------------------
 
 
