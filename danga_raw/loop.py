@@ -6,6 +6,7 @@ import sys
 
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
+from _thread import get_ident
 from collections import deque
 from itertools import repeat
 from types import MappingProxyType
@@ -75,6 +76,8 @@ class Loop:
         """What `call_soon` was given and has not run."""
         self._on_exception: ExceptionCallback | None = None
         self._stopping: object = False  # A type checker believes that a bool stays as it was.
+        self._thread = 0
+        """The thread of the last run."""
         self._resets = 0
         self._profiling = False
         self._costs: list[dict[type, _Cost]] = [{} for _ in range(POLLHUP + 1)]
@@ -105,6 +108,7 @@ class Loop:
         """
         registry = self._registry
         depth = len(registry.outer_batches)
+        self._thread = get_ident()
         try:
             registry.outer_batches.append([] if registry.poller is None else registry.poller.batch)
             registry.something_due = True
@@ -236,10 +240,12 @@ class Loop:
 
     def stop(self) -> None:
         """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
-        `run` is going on, the next one returns at once. Once `call_soon_threadsafe` or
-        `add_signal_handler` was used it is safe from any thread and signal's handler, and ends a
-        wait that has begun, by a write(2)."""
+        `run` is going on, the next one returns at once. Safe from any thread and signal's handler. From
+        another thread than that of the run it ends a wait that has begun, by the calls of
+        `call_soon_threadsafe`, and raises what that does."""
         self._stopping = self._registry.something_due = True
+        if self._registry.outer_batches and self._thread != get_ident():
+            self._open_waker()
         if (waker := self._registry.waker) is not None:
             waker.wake()
 

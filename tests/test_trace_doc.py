@@ -747,7 +747,10 @@ def _(g: Ground) -> Steps:
     g.loop.on_exception = None
 
 
-@row(WAKING, "the first `Loop.call_soon_threadsafe(callback)`")
+@row(
+    WAKING,
+    "the first `Loop.call_soon_threadsafe(callback)`, or `Loop.stop()` from another thread",
+)
 def _(g: Ground) -> Steps:
     yield
     g.loop.call_soon_threadsafe(lambda: None)

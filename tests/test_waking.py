@@ -214,12 +214,34 @@ def test_any_number_of_calls_before_the_loop_looks_cost_one_write(loop: Loop) ->
     assert [call.name for call in calls].count("read") == 1
 
 
-def test_stop_from_another_thread_ends_a_wait_once_there_is_a_waker(loop: Loop) -> None:
-    loop.call_soon_threadsafe(lambda: None)
-    thread = threading.Thread(target=loop.stop)
-    loop.call_soon(thread.start)
-    loop.run()
-    thread.join()
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "first use"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stop_from_another_thread_ends_a_wait(backend: str, used: bool) -> None:
+    with Loop(backend) as loop:
+        loop.add_timer(5, loop.stop)
+        if used:
+            loop.call_soon_threadsafe(lambda: None)
+        # It waits by then, or not: either way it is to be heard.
+        thread = threading.Timer(0.05, loop.stop)
+        with Trace() as calls:
+            thread.start()
+            loop.run()
+            thread.join()
+    waits = [call for call in calls if call.name in ("epoll_wait", "poll")]
+    assert all(call.result for call in waits), waits
+
+
+def test_stop_on_the_loops_own_thread_makes_nothing_that_wakes_it(loop: Loop) -> None:
+    loop.call_soon(loop.stop)
+    with Trace() as calls:
+        loop.stop()
+        loop.run()
+        loop.run()
+        thread = threading.Thread(target=loop.stop)  # There is no run that it could wake.
+        thread.start()
+        thread.join()
+        loop.run()
+    assert calls == []
 
 
 # --- signals --------------------------------------------------------------------------------------
