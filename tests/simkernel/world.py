@@ -445,7 +445,7 @@ class World:
                     gone.add(pipe.fd)
         mapped = loop._registry.objects.keys()
         if mapped != asked.keys():
-            leaving = {fd for fd, _, _ in loop._registry.leaving}
+            leaving = loop._registry.leaving.keys()
             if mapped - leaving != asked.keys() - leaving:
                 raise Broken(f"the map has {sorted(mapped)}, and {sorted(asked)} are open")
         if not loop._registry.pushed_back.keys() <= asked.keys():
