@@ -6,6 +6,7 @@ import sys
 
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
+from _thread import get_ident
 from collections import defaultdict, deque
 from itertools import repeat
 from types import MappingProxyType
@@ -75,6 +76,8 @@ class Loop:
         """The pending callbacks of `call_soon`."""
         self._on_exception: ExceptionCallback | None = None
         self._stopping: object = False  # not bool: a checker would narrow it
+        self._thread = 0
+        """The thread of the last run."""
         self._resets = 0
         self._profiling = False
         self._costs: list[dict[type, _Cost]] = [defaultdict(_Cost) for _ in range(POLLHUP + 1)]
@@ -106,6 +109,7 @@ class Loop:
         """
         registry = self._registry
         depth = len(registry.outer_batches)
+        self._thread = get_ident()
         try:
             registry.outer_batches.append([] if registry.poller is None else registry.poller.batch)
             registry.something_due = True
@@ -237,10 +241,12 @@ class Loop:
 
     def stop(self) -> None:
         """End `run` after the current batch, or, from a timer, before the next wait. If no `run` is
-        active, the next one returns at once. Once `call_soon_threadsafe` or `add_signal_handler` has
-        been used, `stop` may be called from any thread or signal handler, and ends a wait in progress
-        by a write(2)."""
+        active, the next one returns at once. May be called from any thread or signal handler: from
+        another thread than that of the run it ends a wait in progress, by the calls of
+        `call_soon_threadsafe`, and raises what that does."""
         self._stopping = self._registry.something_due = True
+        if self._registry.outer_batches and self._thread != get_ident():
+            self._open_waker()
         if (waker := self._registry.waker) is not None:
             waker.wake()
 

@@ -1,5 +1,5 @@
-"""What keeps a loop busy must not keep it from the rest: a number that is nobody's any more, a
-connection that always has something, and all those that have nothing to do with it."""
+"""What keeps a loop busy must not keep it from the rest: a number that belongs to nobody any more,
+a connection that always has an event, and other objects, which must not slow it down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from danga_raw import _epoll, _kqueue
 from tests.world import Noted, World, only, real_only
 
 TURNS = 100
-"""A loop that goes round so often in these tests goes round for nothing."""
+"""In these tests, a loop that turns this often turns for nothing."""
 
 
 def run_for(world: World, seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""Descriptors that no object has: listeners, pipes and the like, each with a callback."""
+"""Descriptors without an object: listeners, pipes and the like, each with a callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random servers on the simulated kernel, and proof that what is asked of them can fail."""
+"""Random servers on the simulated kernel, and proof that their checks can fail."""
 
 from __future__ import annotations
 
