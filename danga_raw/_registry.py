@@ -192,16 +192,16 @@ class Registry:
         # reading of its errno.
         number = get_errno()
         handles = [] if sock is None else [sock]
-        fd, receivers = obj.fd, self.receivers
-        listed = fd in self.objects
-        known = listed or fd in self.leaving
+        fd, receivers, objects = obj.fd, self.receivers, self.objects
+        own = fd in objects and receivers[fd] is obj
+        # An object that was refused must not take the place of the holder that is leaving.
+        listed = own or sock is not None or (fd not in objects and fd not in self.leaving)
         # No call and no taken jump until `closed` is set, or a signal's handler could also let the
         # object leave.
         if fd is not None and not obj.closed:
             # If a handler raises after this, `finish_leaving` does the rest.
             self.something_due = True
-            own = listed and receivers[fd] is obj
-            if own or handles or not known:  # Not in the place of a holder that refused it.
+            if listed:
                 self.leaving[fd] = obj, handles
             obj.closed = True
             if own:
