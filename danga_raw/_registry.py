@@ -333,7 +333,7 @@ class Registry:
         ):
             known.clear()
         self.receivers[:] = [None] * len(self.receivers)
-        with alone():  # Another thread may be registering the waker.
+        with alone:  # Another thread may be registering the waker.
             self._drop_poller()
             if self.waker is not None:
                 self.waker.close()
@@ -412,7 +412,7 @@ class Registry:
         registers everything known. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         if self.poller is not None:
             return self.poller
-        with alone():
+        with alone:
             self._close_pollers()
             poller = new_poller(self.backend)
             try:
@@ -447,7 +447,7 @@ class Registry:
     def renew_poller(self) -> None:
         """Close the poller, together with the entries that can't be removed from it, and open a new
         one: in this order, because there may be no descriptor left for a second."""
-        with alone():
+        with alone:
             self._drop_poller()
             self.open()
 
@@ -477,7 +477,7 @@ class Registry:
         end. Raises `OSError` (EMFILE, ENFILE)."""
         from danga_raw._waker import Waker  # imports modules that most programs don't need
 
-        with alone():
+        with alone:
             if self.waker is not None:  # Another thread has just made it.
                 return self.waker
             waker = Waker()

@@ -160,6 +160,6 @@ class Waker:
         self._close_ends()
 
     def _close_ends(self) -> None:
-        with alone():
+        with alone:
             if not self._writing:
                 close_fds(self._closing)
