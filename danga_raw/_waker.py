@@ -155,7 +155,6 @@ class Waker:
                 self.remove_signal(number)
             except ValueError:
                 return  # Not the main thread. Python continues to write signals to the pipe.
-        _on_signals[:] = [each for each in _on_signals if each is not self]
         self._closed = True
         self._close_ends()
 
