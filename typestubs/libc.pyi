@@ -1,10 +1,10 @@
-"""The system call surface of danga_raw on one page: all that it can call, as C declares it.
+"""Every function by which danga_raw reaches the operating system, with its declaration in C.
 
-The names are C's. The kernel is asked what the C library makes of them, which may be another call:
-`python3 -m danga_raw info --syscalls` prints it for where it runs, docs/syscalls.md for everywhere.
+The names are C's. The C library may make another system call for one of them: `python3 -m danga_raw
+info --syscalls` prints those made where it runs, and docs/syscalls.md lists them all.
 
-The upper part is called by ctypes in the C library. The lower part is Python's own wrapper of one
-call each, under the call's name. Nothing else of the package reaches the operating system.
+The upper part is called in the C library through ctypes. The lower part consists of Python's own
+wrappers of one call each, under the call's name. The package makes no other system calls.
 """
 
 from _ctypes import _CArgObject as Reference
@@ -19,11 +19,11 @@ from typing import Protocol, TypeAlias
 from _typeshed import ReadableBuffer
 
 platform: str
-"""Whose constants and layouts these calls take: "linux", "freebsd", "netbsd", "darwin", ..."""
+"""The platform of their constants and layouts: "linux", "freebsd", "netbsd", "darwin", ..."""
 
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
-# --- by ctypes -----------------------------------------------------------------------------------
+# --- called through ctypes -----------------------------------------------------------------------
 
 def epoll_create1(flags: int, /) -> int:
     """`int epoll_create1(int flags)`: a new epoll descriptor. epoll_create1(2), Linux 2.6.27."""
@@ -38,10 +38,10 @@ def epoll_wait(epfd: int, events: Reference, maxevents: int, timeout: int, /) ->
     """
 
 def kqueue() -> int:
-    """`int kqueue(void)`: a new kqueue descriptor, which a forked child doesn't have. kqueue(2)."""
+    """`int kqueue(void)`: a new kqueue descriptor, which a fork doesn't inherit. kqueue(2)."""
 
 class Kevent(Structure):
-    """What every platform's struct kevent has, in the order of EV_SET(2)'s arguments."""
+    """The fields of struct kevent on every platform, in the order of EV_SET(2)'s arguments."""
 
     ident: int
     filter: int
@@ -65,11 +65,11 @@ def kevent(
     """
 
 class KQueueLibrary(Protocol):
-    """What a kqueue poller stands on: the C library, libkqueue, or another kernel's entry points.
+    """The library that a kqueue poller calls: the C library, libkqueue, or a simulated kernel.
 
-    Both calls answer as C does: -1 for an error, with its number in `ctypes.get_errno()`. Where the
-    library has `fcntl` too, its kqueue is closed on exec, and where it has `close`, that closes it:
-    in this process the number may be another descriptor's.
+    Both calls return what C's would: -1 for an error, with its number in `ctypes.get_errno()`. If
+    the library also has `fcntl`, it is used to set close-on-exec, and if it has `close`, that
+    closes the kqueue: in this process the number may belong to another descriptor.
     """
 
     def kqueue(self) -> int: ...
@@ -105,30 +105,30 @@ def pipe2(pipefd: Array[c_int], flags: int, /) -> int:
 def pipe(pipefd: Array[c_int], /) -> int:
     """`int pipe(int pipefd[2])`: pipe(2), where there is no pipe2 (macOS)."""
 
-# --- by Python's own wrappers, which raise OSError ------------------------------------------------
+# --- called through Python's own wrappers, which raise OSError -----------------------------------
 
 def read(fd: int, count: int, /) -> bytes:
-    """`ssize_t read(int fd, void *buf, size_t count)`: read(2), by `os.read`; EINTR is retried."""
+    """`ssize_t read(int fd, void *buf, size_t count)`: read(2), by `os.read`; retries on EINTR."""
 
 def write(fd: int, buf: ReadableBuffer, /) -> int:
-    """`ssize_t write(int fd, const void *buf, size_t count)`: write(2), by `os.write`; EINTR is
-    retried."""
+    """`ssize_t write(int fd, const void *buf, size_t count)`: write(2), by `os.write`; retries on
+    EINTR."""
 
 def close(fd: int, /) -> None:
-    """`int close(int fd)`: close(2), by `os.close`; of a socket of Python's by its own method, as long
-    as this is `os.close`."""
+    """`int close(int fd)`: close(2), by `os.close`; a Python socket is closed by its own method, as
+    long as this function is `os.close`."""
 
 def fstat(fd: int, /) -> stat_result:
     """`int fstat(int fd, struct stat *statbuf)`: fstat(2), by `os.fstat`."""
 
 def accept(sock: Socket, /) -> tuple[Socket, SockAddr]:
     """`int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags)`: accept4(2)
-    with SOCK_CLOEXEC, by the listener's own method; to make a socket of it Python asks
-    getsockname(2)."""
+    with SOCK_CLOEXEC, by the listener's own method; Python then calls getsockname(2) to make a
+    socket of the descriptor."""
 
 def setblocking(sock: Socket, /) -> None:
-    """`int ioctl(int fd, FIONBIO, int *on)`: ioctl(2), by the socket's own method; it blocks no
-    more."""
+    """`int ioctl(int fd, FIONBIO, int *on)`: ioctl(2), by the socket's own method; makes it
+    non-blocking."""
 
 def socket(family: int, type: int, /) -> Socket:
     """`int socket(int domain, int type, int protocol)`: socket(2) with SOCK_CLOEXEC, by
@@ -155,7 +155,7 @@ def getsockname(sock: object, /) -> SockAddr:
     the handle's own method."""
 
 def getpid() -> int:
-    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; asked for a kqueue, which forks lose."""
+    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; for kqueues, which forked children lose."""
 
 def getrusage(who: int, /) -> struct_rusage:
     """`int getrusage(int who, struct rusage *usage)`: getrusage(2), by `resource.getrusage`."""
