@@ -276,7 +276,7 @@ def test_what_takes_long_leaves_the_others_their_turns() -> None:
             "00000000",
             f"{count - 1:08}",
         ]
-        assert list(ddlockd["names"].behind("")) == ["00000000", f"{count - 1:08}"]
+        assert list(ddlockd["names"].after("")) == ["00000000", f"{count - 1:08}"]
     finally:
         Socket.Reset()
         for end in ends:
@@ -297,9 +297,9 @@ def test_names_are_in_order_whatever_comes_and_goes() -> None:
         else:
             model.add(name)
             names.add(name)
-        behind = str(chooser.randrange(200))
-        assert list(names.behind("")) == sorted(model)
-        assert list(names.behind(behind)) == [each for each in sorted(model) if each > behind]
+        start = str(chooser.randrange(200))
+        assert list(names.after("")) == sorted(model)
+        assert list(names.after(start)) == [each for each in sorted(model) if each > start]
         assert all(0 < len(run) <= 8 for run in names.runs)
 
 
@@ -392,4 +392,4 @@ def test_what_it_cannot_serve_is_said_in_one_line() -> None:
             assert complaint.startswith("ddlockd.py: ") and reason in complaint
             assert complaint.count("\n") == 1
         code, complaint = failing("ddlockd.py", "7002", "7003")
-        assert (code, complaint) == (2, "ddlockd.py: one port, and not '7002 7003'\n")
+        assert (code, complaint) == (2, "ddlockd.py: it takes one port, not '7002 7003'\n")
