@@ -1,4 +1,4 @@
-"""What is measured does what it is said to do, so that the measures are fair."""
+"""The measured programs do what they claim to do, so that the measurements are fair."""
 
 from __future__ import annotations
 
