@@ -1,4 +1,4 @@
-"""Short stories of the parts that wake, accept and connect, to be interrupted anywhere.
+"""Short stories of waking, accepting and connecting, to be interrupted anywhere.
 
 Each is a series of steps. A step may be cut short by an exception, and is not started again.
 `ending` goes on with the others and reports what was lost, doubled or leaked.

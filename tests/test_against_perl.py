@@ -251,7 +251,7 @@ def alike(lines: Sequence[str], name: str) -> list[str]:
 
 
 def told(name: str, side: str) -> list[str]:
-    """What one side of a scenario does."""
+    """The calls of one side of a scenario."""
     script = SCENARIOS / f"{name}.pl"
     inject = re.findall(r"^# inject (\S+)$", script.read_text(), re.MULTILINE)
     # The C library may use epoll_pwait(2): musl does, and glibc on machines that have only that.

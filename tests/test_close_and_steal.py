@@ -706,14 +706,17 @@ def reads_nothing(world: World) -> None:
     obj.close()
 
 
+class Stubborn:
+    # Not in the function below: the body of a class that is made in one is garbage that free-threaded
+    # Python leaves to its collector.
+    def __init__(self, sock: Thing) -> None:
+        self.fileno = sock.fileno
+
+    def close(self) -> None:
+        raise OnPurpose
+
+
 def cannot_be_closed(world: World) -> None:
-    class Stubborn:
-        def __init__(self, sock: Thing) -> None:
-            self.fileno = sock.fileno
-
-        def close(self) -> None:
-            raise OnPurpose
-
     one, _ = world.socketpair()
     for end in (world.loop.run, world.loop.reset):
         Socket(Stubborn(one), world.loop).close()

@@ -4,8 +4,10 @@ connection that always has data, and many unrelated objects."""
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from collections.abc import Callable
+from fcntl import F_DUPFD, fcntl
 from types import FrameType
 from typing import Any
 
