@@ -1,10 +1,11 @@
-"""Every function by which danga_raw reaches the operating system, with its declaration in C.
+"""The system call surface of danga_raw on one page: every function it can call, as C declares it.
 
-The names are C's. The C library may make another system call for one of them: `python3 -m danga_raw
-info --syscalls` prints those made where it runs, and docs/syscalls.md lists them all.
+The names are C's. The C library may make a system call of another name: `python3 -m danga_raw info
+--syscalls` prints which on this system, and docs/syscalls.md lists all of them.
 
-The upper part is called in the C library through ctypes. The lower part consists of Python's own
-wrappers of one call each, under the call's name. The package makes no other system calls.
+The functions of the first part are called in the C library through ctypes. Those of the second are
+Python's own wrappers of one call each, under the call's name. The package reaches the operating
+system in no other way.
 """
 
 from _ctypes import _CArgObject as Reference
@@ -19,11 +20,11 @@ from typing import Protocol, TypeAlias
 from _typeshed import ReadableBuffer
 
 platform: str
-"""The platform of their constants and layouts: "linux", "freebsd", "netbsd", "darwin", ..."""
+"""The platform whose constants and layouts apply: "linux", "freebsd", "netbsd", "darwin", ..."""
 
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
-# --- called through ctypes -----------------------------------------------------------------------
+# --- by ctypes -----------------------------------------------------------------------------------
 
 def epoll_create1(flags: int, /) -> int:
     """`int epoll_create1(int flags)`: a new epoll descriptor. epoll_create1(2), Linux 2.6.27."""
@@ -38,10 +39,10 @@ def epoll_wait(epfd: int, events: Reference, maxevents: int, timeout: int, /) ->
     """
 
 def kqueue() -> int:
-    """`int kqueue(void)`: a new kqueue descriptor, which a fork doesn't inherit. kqueue(2)."""
+    """`int kqueue(void)`: a new kqueue descriptor, which a forked child doesn't have. kqueue(2)."""
 
 class Kevent(Structure):
-    """The fields of struct kevent on every platform, in the order of EV_SET(2)'s arguments."""
+    """The fields of every platform's struct kevent, in the order of EV_SET(2)'s arguments."""
 
     ident: int
     filter: int
@@ -65,11 +66,11 @@ def kevent(
     """
 
 class KQueueLibrary(Protocol):
-    """The library that a kqueue poller calls: the C library, libkqueue, or a simulated kernel.
+    """What a kqueue poller is built on: the C library, libkqueue, or another kernel's entry points.
 
-    Both calls return what C's would: -1 for an error, with its number in `ctypes.get_errno()`. If
-    the library also has `fcntl`, it is used to set close-on-exec, and if it has `close`, that
-    closes the kqueue: in this process the number may belong to another descriptor.
+    Both calls return as in C: -1 for an error, with its number in `ctypes.get_errno()`. If the
+    library has `fcntl` too, its kqueue is closed on exec, and if it has `close`, that closes it:
+    in this process the number may belong to another descriptor.
     """
 
     def kqueue(self) -> int: ...
@@ -105,30 +106,30 @@ def pipe2(pipefd: Array[c_int], flags: int, /) -> int:
 def pipe(pipefd: Array[c_int], /) -> int:
     """`int pipe(int pipefd[2])`: pipe(2), where there is no pipe2 (macOS)."""
 
-# --- called through Python's own wrappers, which raise OSError -----------------------------------
+# --- by Python's own wrappers, which raise OSError ------------------------------------------------
 
 def read(fd: int, count: int, /) -> bytes:
-    """`ssize_t read(int fd, void *buf, size_t count)`: read(2), by `os.read`; retries on EINTR."""
+    """`ssize_t read(int fd, void *buf, size_t count)`: read(2), by `os.read`; EINTR is retried."""
 
 def write(fd: int, buf: ReadableBuffer, /) -> int:
-    """`ssize_t write(int fd, const void *buf, size_t count)`: write(2), by `os.write`; retries on
-    EINTR."""
+    """`ssize_t write(int fd, const void *buf, size_t count)`: write(2), by `os.write`; EINTR is
+    retried."""
 
 def close(fd: int, /) -> None:
     """`int close(int fd)`: close(2), by `os.close`; a Python socket is closed by its own method, as
-    long as this function is `os.close`."""
+    long as this is `os.close`."""
 
 def fstat(fd: int, /) -> stat_result:
     """`int fstat(int fd, struct stat *statbuf)`: fstat(2), by `os.fstat`."""
 
 def accept(sock: Socket, /) -> tuple[Socket, SockAddr]:
     """`int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags)`: accept4(2)
-    with SOCK_CLOEXEC, by the listener's own method; Python then calls getsockname(2) to make a
-    socket of the descriptor."""
+    with SOCK_CLOEXEC, by the listener's own method; Python calls getsockname(2) to make a socket of
+    the result."""
 
 def setblocking(sock: Socket, /) -> None:
-    """`int ioctl(int fd, FIONBIO, int *on)`: ioctl(2), by the socket's own method; makes it
-    non-blocking."""
+    """`int ioctl(int fd, FIONBIO, int *on)`: ioctl(2), by the socket's own method; it makes the
+    socket non-blocking."""
 
 def socket(family: int, type: int, /) -> Socket:
     """`int socket(int domain, int type, int protocol)`: socket(2) with SOCK_CLOEXEC, by
@@ -155,7 +156,7 @@ def getsockname(sock: object, /) -> SockAddr:
     the handle's own method."""
 
 def getpid() -> int:
-    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; for kqueues, which forked children lose."""
+    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; detects a fork, which loses a kqueue."""
 
 def getrusage(who: int, /) -> struct_rusage:
     """`int getrusage(int who, struct rusage *usage)`: getrusage(2), by `resource.getrusage`."""
