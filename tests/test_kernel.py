@@ -247,7 +247,7 @@ def test_calls_of_other_machines_are_printed_as_strace_prints_them(tmp_path: Pat
     subprocess.run([*command, *program], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     expected = [in_its_words(line) for line in theirs.read_text().splitlines()]
     lines = own.read_text().splitlines()
-    # What the interpreter asks about its own files is not in the other list.
+    # The other list doesn't have the interpreter's calls for its own files.
     unknown = re.compile(r"0x[0-9a-f.]{6,}|0x\.\.\.")
     kept = [re.sub(r" +=", " =", unknown.sub("ADDRESS", line)) for line in expected]
     for line in lines:
