@@ -28,8 +28,8 @@ class Where(NamedTuple):
     machine: str
     """The program's, not the kernel's: "x86_64", "i386", "arm", ...; others as `uname -m` says."""
     old_stat: bool = False
-    """True if Python was built on a glibc before 2.33. There, fstat(2) was compiled into the
-    program as a call of `__fxstat`, which newer versions have kept as it was."""
+    """True if Python was built on a glibc before 2.33. Then fstat(2) was compiled into the program
+    as a call of `__fxstat`, which newer versions of glibc have kept as it was."""
 
     def __str__(self) -> str:
         return f"{self.libc} {'.'.join(map(str, self.version))}".strip() or "unknown"
@@ -63,7 +63,7 @@ def _machine(kernels: str, pointer: int) -> str:
     if _X86.fullmatch(kernels):
         if pointer == 8:
             return "x86_64"
-        # x32 is x86-64 with 32-bit pointers, and has its alignments.
+        # x32 is x86-64 with 32-bit pointers, and aligns as that does.
         return "i386" if ctypes.alignment(ctypes.c_int64) == 4 else "x32"
     if _ARM.fullmatch(kernels) and sys.byteorder == "little":
         return "aarch64" if pointer == 8 else "arm"
@@ -138,7 +138,7 @@ _PF_R: Final = 4
 _OF_LIBC: Final = "hsearch"
 """A function of every C library (it is in POSIX)."""
 _OF_PYTHON: Final = "PyOS_FSPath"
-"""A function of CPython; there is none for PyPy."""
+"""A function of CPython; none is known for PyPy."""
 
 
 def _read_only_data(name: str) -> Iterator[bytes]:

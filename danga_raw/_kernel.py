@@ -159,7 +159,7 @@ class Again(NamedTuple):
     errno: int
     """The error of the first."""
     asked: Asked
-    """The second. Its constants replace the last of the first's arguments. It fails alike."""
+    """The second: with the leading arguments of the first, then the constants. It fails alike."""
     libc: str
     machines: frozenset[str] = MACHINES
 
