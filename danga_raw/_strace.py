@@ -544,7 +544,7 @@ def _write(given: Given, result: object) -> tuple[Value, ...]:
     fd, data = given
     if isinstance(data, bytes):
         return (_int(fd), data, len(data))
-    # Of a view, copy what was written or what strace prints: many calls may write a large rest.
+    # Copy a view only as far as it was written or is printed: a large one takes many calls.
     view = cast(memoryview, data)
     written = result if isinstance(result, int) else 0
     return (_int(fd), bytes(view[: max(written, _MOST + 1)]), len(view))

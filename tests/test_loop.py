@@ -943,7 +943,7 @@ def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool
 
 
 def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World) -> None:
-    """Nothing of a handler, a `close` of its own or a handle's, a callback, a writer function."""
+    """Whether a handler raises, a `close`, a handle's close, a callback or a writer function."""
 
     class Unclosable(Noted):
         def close(self, reason: str | None = None) -> None:

@@ -157,7 +157,7 @@ def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_graceful_stop_resets_nobody(backend: str) -> None:
-    """Neither who has asked what the server has not read yet, nor who goes on asking."""
+    """Neither a client whose request is still unread, nor one that keeps sending requests."""
     with running(RECIPES["graceful"], backend=backend, ends=0) as server:
         with server.connect() as asking, server.connect() as idle:
             idle.sendall(b"heard?\n")

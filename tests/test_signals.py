@@ -303,7 +303,7 @@ AMOUNT = 4 << 20
 
 
 class Echo(Socket):
-    """Echoes what comes; reads no more while that is queued."""
+    """Echoes what it reads; reads no more while that is queued."""
 
     __slots__ = ()
 
