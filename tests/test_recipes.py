@@ -1,4 +1,4 @@
-"""The programs of docs/recipes.md, each told what it is there for."""
+"""The programs of docs/recipes.md, each tried for its purpose."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LITTLE_MEMORY = 8 * 1024 * 1024
 
 
 class Running(NamedTuple):
-    """A recipe at work."""
+    """A running recipe."""
 
     process: subprocess.Popen[str]
     port: int
@@ -107,7 +107,7 @@ def test_processes_share_a_port_and_end_together(name: str, backend: str) -> Non
         first = who(server)
         assert first in born
         os.kill(first, signal.SIGKILL)
-        # Where each has a queue of its own, the dead one's may still be there for a moment.
+        # Where each has its own queue, the dead one's may still exist for a moment.
         deadline = time.monotonic() + PATIENCE
         while True:
             assert time.monotonic() < deadline
@@ -485,7 +485,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 @pytest.mark.needs("seccomp")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_container_needs_no_more_than_its_profile(backend: str) -> None:
-    """What isn't allowed kills it here, where Docker only has it fail."""
+    """A call that isn't allowed kills it here, while under Docker it only fails."""
     profile = json.loads(
         subprocess.run(
             [sys.executable, "-m", "danga_raw", "info", "--seccomp"],
