@@ -231,6 +231,26 @@ def test_stop_from_another_thread_ends_a_wait(backend: str, used: bool) -> None:
     assert all(call.result for call in waits), waits
 
 
+def test_stop_makes_nothing_for_a_loop_that_ends_meanwhile() -> None:
+    for _ in range(100):
+        loop, runs = Loop(), threading.Event()
+
+        def serve(loop: Loop = loop, runs: threading.Event = runs) -> None:
+            with loop:
+                loop.call_soon(runs.set)
+                loop.run()
+
+        server = threading.Thread(target=serve)
+        server.start()
+        runs.wait()
+        stoppers = [threading.Thread(target=loop.stop) for _ in range(2)]
+        for thread in stoppers:
+            thread.start()
+        for thread in (*stoppers, server):
+            thread.join()
+        assert loop._registry.waker is None
+
+
 def test_stop_on_the_loops_own_thread_makes_nothing_that_wakes_it(loop: Loop) -> None:
     loop.call_soon(loop.stop)
     with Trace() as calls:
