@@ -204,6 +204,33 @@ def client_of(
     return client
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["has its answer", "has half of it"])
+def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
+    server: Server, begun: bool
+) -> None:
+    """It was told that it may, and its request is on its way when the server is told to end."""
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        server.services["p"].set("persist_client", "on")
+        client = client_of(server, stack, "/", "Connection: keep-alive")
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        asked = stack.enter_context(backend.accept()[0])
+        asked.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nha")
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        turn(server, lambda: taken.state == "xfer_res")
+        if begun:
+            server.shut_down_gracefully()
+        asked.sendall(b"lf")
+        turn(server, lambda: taken.exchange is None)
+        if not begun:
+            server.shut_down_gracefully()
+        client.sendall(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 200 OK\r\n\r\nmore")
+        assert answer_to(server, client).endswith(b"\r\nConnection: close\r\n\r\nmore")
+
+
 @pytest.mark.parametrize("end", [b"quit\n", b""])
 def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> None:
     carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m")
@@ -283,6 +310,21 @@ def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
         server.loop.set_post_loop_callback(None)
         server.loop.run()
         assert list(pool.used) == [f"127.0.0.1:{new}"]
+
+
+def test_a_nodefile_that_became_a_pipe_is_not_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", 0.01)
+    file = tmp_path / "nodes"
+    file.write_text("127.0.0.1:80\n")
+    carry_out(server, f"CREATE POOL a\nSET nodefile = {file}")
+    file.unlink()
+    os.mkfifo(file)
+    server.loop.add_timer(5 * pools.NODEFILE_CHECK_SECONDS, server.loop.stop)
+    with no_hanging(2):
+        server.loop.run()
+    assert list(server.pools["a"].used) == ["127.0.0.1:80"]
 
 
 def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
