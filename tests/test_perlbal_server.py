@@ -227,7 +227,9 @@ def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
             server.shut_down_gracefully()
         client.sendall(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         turn(server, lambda: any(each.exchange for each in used(server)))
-        stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 200 OK\r\n\r\nmore")
+        stack.enter_context(backend.accept()[0]).sendall(
+            b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nmore"
+        )
         assert answer_to(server, client).endswith(b"\r\nConnection: close\r\n\r\nmore")
 
 

@@ -28,6 +28,9 @@ READ_SIZE: Final = 65_536
 SMALL_FILE: Final = 65_536
 """Up to here a file is read and goes out with its head."""
 LINGER_SECONDS: Final = 30.0
+ASK_AGAIN_SECONDS: Final = 0.25
+"""How long a kept client is waited for behind its answer, when the server ends: who asks again at
+once does so within a round trip."""
 MOST_SERVICES: Final = 10
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
@@ -308,11 +311,13 @@ class Client(Socket):
         self.service = self.base
         if exchange is not None:
             exchange.release()
-        if not self.keep_alive or self.overfed or self.server.stopping:
+        if not self.keep_alive or self.overfed:
             return self._end()
         self.state = "persist_wait"
         self.server.idle.note(self.base.persist_client_idle_timeout)
         self.watch_read(True)
+        if self.server.stopping:
+            self.die_gracefully()
 
     def _end(self) -> None:
         """Close; but where there is more to be read, that would take the answer with it: so let the
@@ -368,11 +373,17 @@ class Client(Socket):
         return self.alive + seconds <= now
 
     def die_gracefully(self) -> None:
-        """Close if it has nothing to do, and had something before."""
-        if self.is_between_requests():
-            self.event_read()  # A request may be on its way in.
-            if self.is_between_requests() and not self.inbox:
-                self.close("graceful_shutdown")
+        """Close if it has nothing to do, and had something before; but not at once behind an answer
+        that let it ask again: that request may be on its way, and would be lost."""
+        if not self.is_between_requests():
+            return
+        left = self.alive + ASK_AGAIN_SECONDS - time.monotonic()
+        if left > 0:
+            self.loop.add_timer(left, self.die_gracefully)
+            return
+        self.event_read()  # One may have come just now.
+        if self.is_between_requests() and not self.inbox:
+            self.close("graceful_shutdown")
 
     def event_err(self) -> None:
         self.close("error")
