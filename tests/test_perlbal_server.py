@@ -33,6 +33,7 @@ from examples.perlbal.management import ClientManage
 from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost
+from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.server import Server, tell
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
@@ -230,7 +231,10 @@ def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
         stack.enter_context(backend.accept()[0]).sendall(
             b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nmore"
         )
-        assert answer_to(server, client).endswith(b"\r\nConnection: close\r\n\r\nmore")
+        turn(server, lambda: not server.clients)
+        client.settimeout(PATIENCE)
+        answers = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        assert answers.endswith(b"\r\nConnection: close\r\n\r\nmore")
 
 
 @pytest.mark.parametrize("end", [b"quit\n", b""])
@@ -792,6 +796,9 @@ class Failing(Plugin):
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         raise ValueError("a plugin's fault")
 
+    def select(self, exchange: SelectorExchange) -> bool:
+        raise ValueError("a plugin's fault")
+
 
 @pytest.mark.parametrize("ahead", ["0", "1"], ids=["that connects", "that is there"])
 def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_none_that_waits(
@@ -812,6 +819,40 @@ def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_non
         turn(server, lambda: not any(isinstance(each, Client) for each in server.sockets()))
         assert all(each.closed for each in first)
         assert not any(each.exchange for each in server.sockets() if isinstance(each, BackendHTTP))
+    assert "a plugin's fault" in caplog.text
+
+
+def test_a_plugin_that_fails_behind_the_latency_takes_its_client_along(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    carry_out(
+        server,
+        "CREATE SERVICE p\nSET role = selector\nSET latency = 1\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    server.services["p"].plugins.append(Failing(server))
+    with ExitStack() as stack:
+        assert answer_to(server, client_of(server, stack)) == b""
+    assert "a plugin's fault" in caplog.text
+
+
+def test_a_plugin_that_fails_as_a_backend_is_asked_again_takes_its_client_along(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        service = server.services["p"]
+        service.set("enable_error_retries", "on")
+        service.set("error_retry_schedule", "0.01")
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        service.set("connect_ahead", "1")
+        turn(server, lambda: len(queues.bored) == 1)
+        service.plugins.append(Failing(server))
+        stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
+        assert answer_to(server, client) == b""
     assert "a plugin's fault" in caplog.text
 
 

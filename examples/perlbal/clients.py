@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
@@ -79,6 +79,20 @@ class Exchange:
             request.drop("expect")
             if request.chunked or request.version != "1.0":
                 client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def later(self, seconds: float, step: Callable[[], None]) -> None:
+        """Take a step then, if this is still what the client waits for; as in its own handlers,
+        what goes wrong is its end."""
+
+        def take() -> None:
+            if self.client.exchange is self:
+                try:
+                    step()
+                except BaseException:
+                    self.client.close("exception")
+                    raise
+
+        self.client.loop.add_timer(seconds, take)
 
     def client_drained(self) -> None:
         """There was room to write to the client."""

@@ -170,8 +170,7 @@ class ProxyExchange(Exchange):
     # --- the backend ------------------------------------------------------------------------------
 
     def request_backend(self) -> None:
-        # It may have left, or been refused, since this was put off.
-        if self.client.exchange is self and not self._dropping:
+        if not self._dropping:  # Or it was refused since this was put off.
             self.requested = True
             self.client.state = "wait_backend"
             self.service.balancer.request_backend_connection(self)
@@ -360,7 +359,7 @@ class ProxyExchange(Exchange):
         self._let_go(backend, "500")
         self.client.state = "draining_res"
         if delay:
-            self.client.loop.add_timer(delay, self.request_backend)
+            self.later(delay, self.request_backend)
         else:
             self.request_backend()
         return True
