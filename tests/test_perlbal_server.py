@@ -1,5 +1,6 @@
 """examples/perlbal: what can be seen of its server only from within, or before it runs."""
 
+import errno
 import fcntl
 import gc
 import inspect
@@ -918,6 +919,25 @@ def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Se
         client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 99\r\n\r\nsome")
         turn(server, lambda: taken.write_buf_size > 0)
         assert not taken.event_watch & select.POLLIN
+
+
+def reset(data: Block, count: int, offset: int) -> int:
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def test_no_backend_is_asked_for_who_is_gone_before_his_body_was_asked_for(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("buffer_backend_connect", "0")
+        client = client_of(server, stack, method="")
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        taken.set_writer_func(reset)
+        fields = b"Host: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        client.sendall(b"POST / HTTP/1.1\r\n" + fields)
+        turn(server, lambda: not server.clients)
+        assert not queues.waiting() and not used(server)
 
 
 def test_who_was_refused_before_the_next_try_is_not_tried_for(server: Server) -> None:

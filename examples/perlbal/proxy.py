@@ -170,7 +170,8 @@ class ProxyExchange(Exchange):
     # --- the backend ------------------------------------------------------------------------------
 
     def request_backend(self) -> None:
-        if not self._dropping:  # Or it was refused since this was put off.
+        # It may have left, or been refused, since this was put off.
+        if self.client.exchange is self and not self._dropping:
             self.requested = True
             self.client.state = "wait_backend"
             self.service.balancer.request_backend_connection(self)
