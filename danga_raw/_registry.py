@@ -371,23 +371,25 @@ class Registry:
         `OSError`."""
         added: list[int] = []
         try:
-            for fd in fds:
-                self._add_other_fd(fd, added)
+            for fd, callback in fds.items():
+                self._add_other_fd(fd, callback, added)
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):
                 del added[-1:]  # The one that was refused is not registered.
             for fd in added:
-                if fd not in self.other_fds:
-                    self.unregister(fd, POLLIN)
+                self.other_fds.pop(fd, None)
+                self.unregister(fd, POLLIN)
             raise
 
-    def _add_other_fd(self, fd: int, added: list[int]) -> None:
-        """Watch one, and note it in `added`, to be unregistered if another one fails."""
+    def _add_other_fd(self, fd: int, callback: OtherFdCallback, added: list[int]) -> None:
+        """Watch one, and note it in `added`, to be unregistered if another one fails. It has its
+        callback at once: another one may renew the poller, which then registers this one again."""
         # One that is watched already may have been closed, and its number reused.
         if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
             added += (fd,)
             self.register(fd, POLLIN)
+            self.other_fds[fd] = callback
 
     def replace_other_fds(self, fds: OtherFdMapping) -> None:
         """Watch these other fds and no others. Raises `OSError`, and then changes nothing."""
