@@ -195,6 +195,8 @@ class Registry:
         handles = () if sock is None else (sock,)
         fd, receivers = obj.fd, self.receivers
         listed = fd in self.objects
+        own = fd is not None and listed and receivers[fd] is obj
+        takes_place = own or handles or not listed  # Not if the holder of the number refused it.
         # Not empty if an object from before a reset has the number too.
         waiting = self.leaving[fd][1] if fd in self.leaving else []
         # No call and no taken jump until `closed` is set, or a signal's handler could also let the
@@ -202,10 +204,11 @@ class Registry:
         if fd is not None and not obj.closed:
             # If a handler raises after this, `finish_leaving` does the rest.
             self.something_due = True
-            self.leaving[fd] = obj, waiting
+            if takes_place:
+                self.leaving[fd] = obj, waiting
             waiting += handles
             obj.closed = True
-            if listed and receivers[fd] is obj:
+            if own:
                 receivers[fd] = None
             corked = obj.corked
             trouble = self._take_off(fd, obj)
