@@ -19,7 +19,7 @@ The idioms:
 * A loop in a `try` ends with a plain statement, and its head has no condition: CPython 3.13 and
   3.14 leave a conditional backward jump out of the `try`, so that nothing catches what a handler
   raises there.
-* `with alone():` acquires its lock where no handler can run before the `with` block is entered.
+* `with alone:` acquires its lock where no handler can run before the `with` block is entered.
   CPython 3.14 runs handlers after the call of a lock's own `__enter__`, and an exception there
   would leave the lock acquired forever.
 * A condition and the code that depends on it (`if not self.closed: ...`) have no call in between,
@@ -52,6 +52,10 @@ class _Lock:
     __slots__ = ("__exit__", "_acquire")
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Start with a lock that nobody holds."""
         lock = RLock()
         self._acquire = lock.acquire
         # A C function: a Python function would start by running signal handlers.
@@ -63,22 +67,12 @@ class _Lock:
         taken += map(self._acquire, (True,))
 
 
-_alone = _Lock()
+alone: Final = _Lock()
+"""The lock for opening, switching and closing what other threads can reach. It is reentrant, for
+signal handlers."""
 
-
-def alone() -> _Lock:
-    """The lock for opening, switching and closing what other threads can reach. It is reentrant,
-    for signal handlers. There is only one, so that a forked child can get a new one: the thread
-    that held it may not exist there."""
-    return _alone
-
-
-def _after_fork() -> None:
-    global _alone
-    _alone = _Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+# The thread that held it may not exist in a forked child.
+os.register_at_fork(after_in_child=alone.renew)
 
 
 def take_result(error: BaseException) -> object:

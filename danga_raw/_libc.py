@@ -68,12 +68,12 @@ def check_fd(fd: int, call: str) -> None:
 _NAMES = "epoll_create1 epoll_ctl epoll_wait kqueue kevent poll setsockopt fcntl pipe2 pipe"
 
 FOREIGN: Final[dict[str, tuple[str, ...]]] = {name: (name,) for name in _NAMES.split()}
-"""Each foreign function, and the symbols to look for, newest first."""
+"""Each foreign function, and the symbols to look for; the last one found is used."""
 
 if PLATFORM == "netbsd":
     # NetBSD renames a function when a struct in its arguments changes, and keeps the plain name for
     # old binaries: `kevent` is the version of 2009, with another layout.
-    FOREIGN["kevent"] = ("__kevent100", "__kevent50")
+    FOREIGN["kevent"] = ("__kevent50", "__kevent100")
 
 
 def _getrusage(who: int) -> struct_rusage:
@@ -126,9 +126,8 @@ class Door:
             for symbol in symbols:
                 try:
                     setattr(self, name, _function(library, symbol))
-                    break
                 except AttributeError:
-                    continue
+                    pass
         # Python's wrappers of one call each. They cost half of a ctypes call, retry on EINTR, and
         # let the handle decode its kind of address.
         self.read = os.read

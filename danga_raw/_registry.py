@@ -193,10 +193,10 @@ class Registry:
         # reading of its errno.
         number = get_errno()
         handles = () if sock is None else (sock,)
-        fd, receivers = obj.fd, self.receivers
-        listed = fd in self.objects
-        own = fd is not None and listed and receivers[fd] is obj
-        takes_place = own or handles or not listed  # Not if the holder of the number refused it.
+        fd, receivers, objects = obj.fd, self.receivers, self.objects
+        own = fd in objects and receivers[fd] is obj
+        # An object that was refused must not take the place of the holder.
+        listed = own or sock is not None or fd not in objects
         # Not empty if an object from before a reset has the number too.
         waiting = self.leaving[fd][1] if fd in self.leaving else []
         # No call and no taken jump until `closed` is set, or a signal's handler could also let the
@@ -204,7 +204,7 @@ class Registry:
         if fd is not None and not obj.closed:
             # If a handler raises after this, `finish_leaving` does the rest.
             self.something_due = True
-            if takes_place:
+            if listed:
                 self.leaving[fd] = obj, waiting
             waiting += handles
             obj.closed = True
@@ -338,7 +338,7 @@ class Registry:
         ):
             known.clear()
         self.receivers[:] = [None] * len(self.receivers)
-        with alone():  # Another thread may be registering the waker.
+        with alone:  # Another thread may be registering the waker.
             self._drop_poller()
             if self.waker is not None:
                 self.waker.close()
@@ -419,7 +419,7 @@ class Registry:
         registers everything known. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         if self.poller is not None:
             return self.poller
-        with alone():
+        with alone:
             self._close_pollers()
             poller = new_poller(self.backend)
             try:
@@ -454,7 +454,7 @@ class Registry:
     def renew_poller(self) -> None:
         """Close the poller, together with the entries that can't be removed from it, and open a new
         one: in this order, because there may be no descriptor left for a second."""
-        with alone():
+        with alone:
             self._drop_poller()
             self.open()
 
@@ -484,7 +484,7 @@ class Registry:
         end. Raises `OSError` (EMFILE, ENFILE)."""
         from danga_raw._waker import Waker  # imports modules that most programs don't need
 
-        with alone():
+        with alone:
             if self.waker is not None:  # Another thread has just made it.
                 return self.waker
             waker = Waker()

@@ -155,11 +155,10 @@ class Waker:
                 self.remove_signal(number)
             except ValueError:
                 return  # Not the main thread. Python continues to write signals to the pipe.
-        _on_signals[:] = [each for each in _on_signals if each is not self]
         self._closed = True
         self._close_ends()
 
     def _close_ends(self) -> None:
-        with alone():
+        with alone:
             if not self._writing:
                 close_fds(self._closing)

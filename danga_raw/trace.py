@@ -125,7 +125,7 @@ _is_switching = False
 def _switch() -> None:
     """See to it that the door is observed if and only if a trace is on."""
     global _is_switching
-    with alone():
+    with alone:
         # A signal's handler that starts or stops a trace may come in the midst of this. Then it
         # leaves the rest to whom it has interrupted, who looks again. There is no call between the
         # look at the flag and its setting, behind which a handler could come.
