@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from ctypes import byref, c_uint32, sizeof
-from errno import EBADF, EINTR, ENOENT
+from errno import EBADF, EINTR
 from struct import Struct
 
 from danga_raw._libc import INT_MAX, failure, libc, raise_failure
@@ -100,11 +100,9 @@ class Epoll(Poller):
             self._raise_failure("ADD", fd)
 
     def holds(self, fd: int, events: int) -> bool:
-        """epoll_ctl(EPOLL_CTL_MOD), which changes nothing."""
-        if libc.epoll_ctl(self._fd, EPOLL_CTL_MOD, fd, EVENT.pack(events, fd)) < 0:
-            self._raise_failure("MOD", fd, ENOENT, EBADF)
-            return False
-        return True
+        """epoll_ctl(EPOLL_CTL_MOD), which changes nothing. ENOENT is for another file under the
+        number, EPERM for one that can't be watched."""
+        return libc.epoll_ctl(self._fd, EPOLL_CTL_MOD, fd, EVENT.pack(events, fd)) >= 0
 
     def modify(self, fd: int, old: int, new: int) -> None:
         """epoll_ctl(EPOLL_CTL_MOD)."""
@@ -116,8 +114,8 @@ class Epoll(Poller):
         if libc.epoll_ctl(self._fd, EPOLL_CTL_DEL, fd, _NO_EVENT) < 0:
             self._raise_failure("DEL", fd)
 
-    def _raise_failure(self, op: str, fd: int, *ignored: int) -> None:
-        raise_failure(f"epoll_ctl({self._fd}, EPOLL_CTL_{op}, fd {fd})", *ignored)
+    def _raise_failure(self, op: str, fd: int) -> None:
+        raise_failure(f"epoll_ctl({self._fd}, EPOLL_CTL_{op}, fd {fd})")
 
     def wait_bare(self, timeout_ms: int) -> Iterable[int] | None:
         """epoll_wait(2), for 1,000 events at most."""

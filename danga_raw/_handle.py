@@ -67,11 +67,12 @@ _close_socket: Final = cast("Callable[[Handle], None]", RawSocket.close)
 
 
 def close_handle(fd: int, handles: list[Handle]) -> None:
-    """Close the handle in `handles`, and remove it, so that it is closed once."""
+    """Close the first handle in `handles`, and remove it, so that it is closed once."""
     sock = handles[0]
+    usual = _closes_as_usual[type(sock)]
     try:
-        if not _closes_as_usual[type(sock)]:
-            del handles[:]
+        if not usual:
+            del handles[0]
             sock.close()
         elif libc.close is os.close:
             # Gives up the descriptor and closes it in one step that a signal's handler can't
@@ -79,10 +80,11 @@ def close_handle(fd: int, handles: list[Handle]) -> None:
             _close_socket(sock)
         elif sock.fileno() >= 0:
             # The same through the door, if its `close` has been replaced, as by the audit.
-            for _ in map(libc.close, map(_detach, handles)):
+            for _ in map(libc.close, map(_detach, (sock,))):
                 pass
     except OSError as error:
-        if handles and by_handler(error):
+        if usual and by_handler(error):
             raise
         warn("close(fd %d): %s", fd, error)
-    del handles[:]
+    if usual:
+        del handles[:1]

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
     Leaving: TypeAlias = tuple[AnySocket | None, list[Handle]]
     """The object of a descriptor that is leaving, None for an other fd, and a list with the handle
-    to close. The list is empty if there is none to close, and once it has been closed."""
+    to close. The list is empty if there is none to close, and once it has been closed. It has more
+    than one if objects from before a reset are closed whose number has been reused."""
 
 
 LOOPS_OWN: Final = -1
@@ -143,11 +144,11 @@ class Registry:
         holder = self.objects.get(fd)
         left, handles = self.leaving.get(fd, (None, []))
         lost = bool(handles)
-        if handles:
+        for each in handles:
             # Unless `new` wraps the same handle, and will close it.
-            if new is None or handles[0] is not new.sock:
-                disown(handles[0], fd)
-            del handles[:]
+            if new is None or each is not new.sock:
+                disown(each, fd)
+        del handles[:]
         # An exception has interrupted `leave`.
         if left is not None and left.closed and left.fd == fd:
             left.let_go()
@@ -191,18 +192,21 @@ class Registry:
         # Restored below: a signal's handler may close an object between a failing call and the
         # reading of its errno.
         number = get_errno()
-        handles = [] if sock is None else [sock]
+        handles = () if sock is None else (sock,)
         fd, receivers, objects = obj.fd, self.receivers, self.objects
         own = fd in objects and receivers[fd] is obj
-        # An object that was refused must not take the place of the holder that is leaving.
-        listed = own or sock is not None or (fd not in objects and fd not in self.leaving)
+        # An object that was refused must not take the place of the holder.
+        listed = own or sock is not None or fd not in objects
+        # Not empty if an object from before a reset has the number too.
+        waiting = self.leaving[fd][1] if fd in self.leaving else []
         # No call and no taken jump until `closed` is set, or a signal's handler could also let the
         # object leave.
         if fd is not None and not obj.closed:
             # If a handler raises after this, `finish_leaving` does the rest.
             self.something_due = True
             if listed:
-                self.leaving[fd] = obj, handles
+                self.leaving[fd] = obj, waiting
+            waiting += handles
             obj.closed = True
             if own:
                 receivers[fd] = None
@@ -289,16 +293,17 @@ class Registry:
                         self._take_off(fd, obj)
                     if handles:
                         close_handle(fd, handles)
-                    # Unless the number has a new holder.
-                    if fd in objects and (
-                        objects[fd].closed or self.receivers[fd] is not objects[fd]
-                    ):
-                        del objects[fd]
                     if len(self.outer_batches) > 1:
                         self._drop_events(fd)
+                    # Unless the number has a new holder.
+                    gone = fd in objects and (
+                        objects[fd].closed or self.receivers[fd] is not objects[fd]
+                    )
                     # The handle's `close` may have run or reset the loop.
-                    if fd in leaving and leaving[fd] is entry:
+                    if not handles and fd in leaving and leaving[fd] is entry:
                         del leaving[fd]
+                        if gone:
+                            del objects[fd]
                 except Exception as error:
                     if not handled(error):
                         first = first or [error]
@@ -369,23 +374,25 @@ class Registry:
         `OSError`."""
         added: list[int] = []
         try:
-            for fd in fds:
-                self._add_other_fd(fd, added)
+            for fd, callback in fds.items():
+                self._add_other_fd(fd, callback, added)
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):
                 del added[-1:]  # The one that was refused is not registered.
             for fd in added:
-                if fd not in self.other_fds:
-                    self.unregister(fd, POLLIN)
+                self.other_fds.pop(fd, None)
+                self.unregister(fd, POLLIN)
             raise
 
-    def _add_other_fd(self, fd: int, added: list[int]) -> None:
-        """Watch one, and note it in `added`, to be unregistered if another one fails."""
+    def _add_other_fd(self, fd: int, callback: OtherFdCallback, added: list[int]) -> None:
+        """Watch one, and note it in `added`, to be unregistered if another one fails. It has its
+        callback at once: another one may renew the poller, which then registers this one again."""
         # One that is watched already may have been closed, and its number reused.
         if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
             added += (fd,)
             self.register(fd, POLLIN)
+            self.other_fds[fd] = callback
 
     def replace_other_fds(self, fds: OtherFdMapping) -> None:
         """Watch these other fds and no others. Raises `OSError`, and then changes nothing."""

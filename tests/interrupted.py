@@ -7,6 +7,7 @@ loop to the end all the same, and `Story.check` reports what was lost, doubled, 
 from __future__ import annotations
 
 import dis
+import io
 import linecache
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
@@ -503,15 +504,29 @@ class Interrupter:
         return self.step
 
 
+class Printed(io.StringIO):
+    """Hears what is printed on standard error."""
+
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__()
+        self.heard = heard
+
+    def write(self, text: str) -> int:
+        self.heard.append(text)
+        return len(text)
+
+
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """The package's warnings: a descriptor closed twice, an unknown one."""
+    """The package's warnings (a descriptor closed twice, an unknown one), and what it prints: one
+    that could not be unregistered."""
     heard = Complaints()
     logger = logging.getLogger("danga_raw")
     logger.addHandler(heard)
     logger.propagate = False
     try:
-        yield heard.heard
+        with redirect_stderr(Printed(heard.heard)):
+            yield heard.heard
     finally:
         # If a handler raised in the middle of logging, this thread still holds logging's lock: in a
         # later test, another thread that logs would wait for it for ever.

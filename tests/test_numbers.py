@@ -216,6 +216,36 @@ def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
     capfd.readouterr()
 
 
+@pytest.mark.parametrize("first", ["new", "old"])
+def test_an_object_from_before_a_reset_and_who_has_its_number_now_may_leave_in_one_batch(
+    world: World, first: str
+) -> None:
+    one, _ = world.socketpair()
+    old = Noted(one, world.loop)
+    fd = fd_of(old)
+    world.loop.reset()
+    one.close()
+    thing, _ = taking(world, fd)
+    new = Noted(thing, world.loop)
+    for obj in (new, old) if first == "new" else (old, new):
+        obj.close()
+    assert [each for each in world.loop.to_close if each is thing] == [thing]
+    world.turn()
+    assert not world.is_open(fd) and world.loop.descriptor_map == {}
+
+
+def test_an_object_that_was_refused_changes_nothing_of_the_order_of_closing(world: World) -> None:
+    one, _ = world.socketpair()
+    two, _ = world.socketpair()
+    objects = [Noted(one, world.loop), Noted(two, world.loop)]
+    with pytest.raises(FileExistsError):
+        Noted(two, world.loop)
+    for obj in objects:
+        obj.close()
+    assert world.loop.to_close == [one, two]
+    world.turn()
+
+
 @real_only
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed in the batch"])
 def test_a_handle_whose_number_is_anothers_closes_it_neither_by_a_close_nor_when_it_is_dropped(

@@ -218,6 +218,46 @@ def test_if_one_that_is_there_cannot_be_watched_again_the_others_stay(world: Wor
 
 
 @readiness_only
+def test_one_whose_number_is_a_regular_files_now_is_refused_and_none_is_added(world: World) -> None:
+    gone, _ = world.socketpair()
+    other, _ = world.socketpair()
+    fd = gone.fileno()
+    world.loop.add_other_fds({fd: print})
+    gone.close()
+    while world.file().fileno() != fd:
+        pass
+    with world.calls() as calls, pytest.raises(PermissionError):
+        world.loop.add_other_fds({other.fileno(): print, fd: print})
+    assert only(calls, "unregister") == [("unregister", other.fileno(), IN)]
+    assert world.loop.other_fds == {fd: print}
+
+
+def test_one_that_is_added_before_one_for_which_the_poller_is_renewed_is_heard(
+    world: World,
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    first, peer = world.socketpair()
+    fd = one.fileno()
+    Noted(one, world.loop)
+    one.close()
+    second, another = world.socketpair()
+    if second.fileno() != fd:
+        second, another = another, second
+    assert second.fileno() == fd
+    hit: list[str] = []
+    callbacks = {
+        first.fileno(): lambda state: hit.append("first"),
+        fd: lambda state: hit.append("second"),
+    }
+    world.loop.add_other_fds(callbacks)
+    peer.send(b"x")
+    another.send(b"x")
+    world.turn()
+    assert sorted(hit) == ["first", "second"]
+
+
+@readiness_only
 def test_a_number_that_an_object_has_got_since_is_left_to_it(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
