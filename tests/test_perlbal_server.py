@@ -32,7 +32,7 @@ from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
 from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
-from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost
+from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
 from examples.perlbal.server import Server, tell
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging

@@ -19,7 +19,7 @@ from examples.perlbal.language import COMMANDS, Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
-from examples.perlbal.reproxy import ReproxyManager
+from examples.perlbal.reproxyhosts import ReproxyManager
 from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange

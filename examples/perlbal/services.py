@@ -26,7 +26,7 @@ from examples.perlbal.parameters import (
     address,
     boolean,
 )
-from examples.perlbal.reproxy import ReproxyCache
+from examples.perlbal.reproxy import Reproxying
 
 if TYPE_CHECKING:
     from examples.perlbal.plugins import Plugin
@@ -96,7 +96,7 @@ class Service(Parameters):
         self.removed_headers: list[str] = []
         self.inserted_headers: list[tuple[str, str]] = []
         self.balancer = Balancer(self)
-        self.reproxy_cache = ReproxyCache()
+        self.reproxying = Reproxying(self)
         self.trusts = lru_cache(1000)(self._trusts)
         """Whether what a client of an address says of others is believed."""
         self.set_defaults(server.parameters)
@@ -162,7 +162,7 @@ class Service(Parameters):
         pool.users.append(self)
 
     def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
-        self.reproxy_cache.set_maxsize(maxsize)
+        self.reproxying.trim_cache(maxsize)
 
     def _own_pool(self, key: str) -> Pool:
         """The pool, of which `key` is set; an old habit makes one of its own, as long as none was
@@ -256,7 +256,7 @@ class Service(Parameters):
         if self.role != "reverse_proxy":
             return lines
         if self.reproxy_cache_maxsize:
-            lines += self.reproxy_cache.report()
+            lines += self.reproxying.report()
         lines.append(f" connect-ahead: {len(balancer.bored)}/{self.connect_ahead}")
         if self.pool is not None:
             lines += [f"          pool: {self.pool.name}", "         nodes:"]
