@@ -9,12 +9,13 @@ import re
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import TOKEN
-from examples.perlbal.language import COMMANDS, Answer, Call, command
+from examples.perlbal.language import Answer, Call, Command
 from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, named, words
 from examples.perlbal.plugins import PLUGINS
 from examples.perlbal.services import Service
@@ -22,6 +23,21 @@ from examples.perlbal.webserver import MIME_TYPES
 
 VERSION: Final = "1.80"
 """The version of Perlbal whose language this is."""
+
+COMMANDS: Final[dict[str, Command]] = {}
+"""The commands by their first words."""
+
+
+def command(
+    words: str, pattern: str = "", usage: str = ""
+) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+    """Makes a function a command by these words."""
+
+    def add(run: Callable[..., Answer]) -> Callable[..., Answer]:
+        COMMANDS.update(dict.fromkeys(words.split(), Command(run, pattern, usage)))
+        return run
+
+    return add
 
 
 # --- services and pools ---------------------------------------------------------------------------

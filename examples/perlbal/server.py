@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from danga_raw import Loop, Socket, log_exception
-from examples.perlbal import commands as commands  # which are known by being imported
 from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
 from examples.perlbal.clients import Client, Exchange, IdleClients
-from examples.perlbal.language import COMMANDS, Command, Context, Language
+from examples.perlbal.commands import COMMANDS
+from examples.perlbal.language import Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
