@@ -404,7 +404,7 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
             host.connecting = BackendHTTP.open(host, node, PATIENCE)
             turn(server, lambda: host.connecting is None)
         for each in host.bored:
-            each.alive -= 2 * KEPT_SECONDS
+            each.idle_since -= 2 * KEPT_SECONDS
         deepest = sys.getrecursionlimit()
         stack.callback(sys.setrecursionlimit, deepest)
         sys.setrecursionlimit(len(inspect.stack()) + 2 * many)
@@ -461,7 +461,7 @@ def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_i
         client.alive -= 2000
         assert not client.is_idle(1000, time.monotonic())
         server.services["p"].idle_timeout = 1
-        server.idle.look_soon()
+        server.idle.look_within(0)
         turn(server, lambda: client.closed)
 
 

@@ -119,7 +119,7 @@ class Client(Socket):
         self.file: SentFiles | None = None
         self.server.clients += 1
         self.watch_read(True)
-        self.server.idle.note(service.idle_timeout)
+        self.server.idle.look_within(self.idle_seconds())
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class Client(Socket):
         if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
         self.state = "persist_wait"
-        self.server.idle.note(self.base.persist_client_idle_timeout)
+        self.server.idle.look_within(self.idle_seconds())
         self.watch_read(True)
 
     def _end(self) -> None:
@@ -349,13 +349,13 @@ class Client(Socket):
         while a PUT or a body in chunks comes in."""
         return self.state == "persist_wait" and self.exchange is None
 
-    def idle_seconds(self) -> int:
-        """How long it may be silent; 0: for ever."""
+    def idle_seconds(self) -> float:
+        """How long it may be silent."""
         if self.is_between_requests():
-            return self.service.persist_client_idle_timeout
-        return self.service.idle_timeout
+            return self.service.persist_client_idle_timeout or math.inf
+        return self.service.idle_timeout or math.inf
 
-    def is_idle(self, seconds: int, now: float) -> bool:
+    def is_idle(self, seconds: float, now: float) -> bool:
         """Whether it has sent and taken nothing for so long."""
         if self.alive + seconds <= now and (self.write_buf_size or self.file is not None):
             # There is room for more when half of what waits in the kernel is taken. When the last of
@@ -429,32 +429,26 @@ class IdleClients:
         self._timer: Timer | None = None
         self._due = math.inf
 
-    def note(self, seconds: int) -> None:
-        """A client may be due that many seconds from now; 0: never."""
-        if seconds and (due := time.monotonic() + seconds) < self._due:
-            self._look_at(due)
-
-    def look_soon(self) -> None:
-        """The seconds have changed."""
-        self._look_at(0)
-
-    def _look_at(self, due: float) -> None:
+    def look_within(self, seconds: float) -> None:
+        """Look at all in so many seconds, when one of them may be due."""
+        now = time.monotonic()
+        if now + seconds >= self._due:
+            return
+        self._due = now + seconds
         if self._timer is not None:
             self._timer.cancel()
-        self._due = due
         # Fewer looks where there is much to be looked at.
         pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
-        wait = max(due - time.monotonic(), pause)
-        self._timer = self._server.loop.add_timer(wait, self._look)
+        self._timer = self._server.loop.add_timer(max(seconds, pause), self._look)
 
     def _look(self) -> None:
-        self._due = math.inf
+        self._due = soonest = math.inf
         now = time.monotonic()
         for each in list(self._server.loop.descriptor_map.values()):
-            if isinstance(each, Client) and (seconds := each.idle_seconds()):
+            if isinstance(each, Client):
+                seconds = each.idle_seconds()
                 if each.is_idle(seconds, now):
                     each.close("perlbal_timeout")
-                elif each.alive + seconds < self._due:
-                    self._due = each.alive + seconds
-        if self._due < math.inf:
-            self._look_at(self._due)
+                else:
+                    soonest = min(soonest, each.alive + seconds - now)
+        self.look_within(soonest)
