@@ -76,8 +76,8 @@ class BackendHTTP(Socket):
         self.ipport = node.name
         self.stats = self.server.node_stats(self.ipport)
         self.created: float = time.monotonic()
-        self.alive = self.created
-        """When it last had nothing to do; the reproxy hosts' to keep."""
+        self.idle_since = self.created
+        """When it last began to have nothing to do."""
         self.state = "connecting"
         self.pool: Pool | None = self.service.pool if self.service is not None else None
         self.exchange: ProxyExchange | None = None
@@ -95,8 +95,6 @@ class BackendHTTP(Socket):
         """Whether a process and not only the kernel is known to be behind it."""
         self.stays = 0
         """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
-        self.disconnect_at = 0.0
-        """When they are over; 0: never."""
         self.use_count = 0
         self.kept_alive = False
         """Whether the present response leaves it open for another request."""
@@ -119,7 +117,7 @@ class BackendHTTP(Socket):
 
     def ends_soon(self, now: float) -> bool:
         """Whether it will close about now, by what it said."""
-        return 0 < self.disconnect_at < now + 2
+        return 0 < self.stays < now + 2 - self.idle_since
 
     def is_over(self) -> bool:
         """Whether it can't be asked any more, and is closed: it has ended, or has said more than its
@@ -161,14 +159,12 @@ class BackendHTTP(Socket):
                 return self._verify_failed()
             if found is None:
                 return
-            if not self.kept_alive:
-                return self._verify_failed()
             head, data = found
             # A length is taken at its word, although OPTIONS has seldom a body.
             self.left = head.length or 0
         assert self.left is not None
         self.left -= len(data)
-        if self.left < 0:
+        if self.left < 0 or not self.kept_alive:
             self._verify_failed()
         elif self.left == 0:
             self._verify_timer.cancel()
@@ -201,7 +197,7 @@ class BackendHTTP(Socket):
             # A body that nobody wants would be taken for the next response.
             if self.left != 0 or not self.kept_alive or self.write_buf_size:
                 return self.close("next_request_no_persist")
-        self.disconnect_at = time.monotonic() + self.stays if self.stays else 0.0
+        self.idle_since = time.monotonic()
         self.state = "bored"
         self.head = None
         self.left = None

@@ -224,10 +224,9 @@ class Response(Head):
 
     __slots__ = ("code", "length", "reason", "version")
 
-    def __init__(self, code: int, reason: str | None = None) -> None:
+    def __init__(self, code: int) -> None:
         super().__init__()
-        self.code = code
-        self.reason: str = REASONS.get(code, "") if reason is None else reason
+        self.set_code(code)
         self.version = "1.0"
         self.length: int | None = None
         """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
@@ -264,7 +263,8 @@ def parse_response(text: str) -> Response:
     line = _STATUS_LINE.fullmatch(first)
     if line is None:
         raise Refused(502, "No status line")
-    response = Response(int(line[3]), line[4] or None)
+    response = Response(int(line[3]))
+    response.reason = line[4] or response.reason
     if line[1] != "0":
         response.version = f"{line[1]}.{line[2]}"
     response.fill(lines)

@@ -86,11 +86,7 @@ def send_file(exchange: ProxyExchange, path: bytes, head: Response) -> None:
             head.set_code(206)
         head.drop("x-reproxy-file")
         head.drop("transfer-encoding")  # Of the body that nobody gets.
-    if status == 416 or request.method == "HEAD":
-        os.close(fd)
-        client.send_answer(head)
-    else:
-        client.send_file(head, (fd, start, end))
+    client.send_file(head, (fd, start, start if request.method == "HEAD" else end))
 
 
 class UrlExchange(ProxyExchange):

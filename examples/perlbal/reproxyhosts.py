@@ -42,7 +42,7 @@ class ReproxyHost:
         """Close what was idle too long, and see that somebody comes for who waits."""
         now = time.monotonic()
         limit = now - KEPT_SECONDS
-        old = {each for each in self.bored if each.alive < limit or each.ends_soon(now)}
+        old = {each for each in self.bored if each.idle_since < limit or each.ends_soon(now)}
         # First all, as each that is closed comes here again.
         self.bored = [each for each in self.bored if each not in old]
         for each in old:
@@ -83,7 +83,7 @@ class ReproxyHost:
         elif self.server.stopping:
             backend.close("graceful_death")
         else:
-            backend.alive = time.monotonic()
+            backend.idle_since = time.monotonic()
             self.bored.append(backend)
             self.was_bored = True
 

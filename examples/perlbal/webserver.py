@@ -105,9 +105,8 @@ class WebExchange(Exchange):
             return self._get_directory(docroot, uri, modified)
         if not stat.S_ISREG(info.st_mode):
             return client.send_page(404)
-        status, start, end = request.range(size)
-        if self._known(modified, size):
-            status = 304
+        known = self._known(modified, size)
+        status, start, end = (304, 0, 0) if known else request.range(size)
         head = Response(status)
         if status == 416:
             head.set("Content-Range", f"bytes */{size}" if size else "*")
@@ -119,11 +118,10 @@ class WebExchange(Exchange):
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set("Content-Length", str(end - start))
-        if fd >= 0 and status in (200, 206):
-            return client.send_file(head, (fd, start, end))
         if fd >= 0:
-            os.close(fd)
-        client.send_answer(head)
+            client.send_file(head, (fd, start, end))
+        else:
+            client.send_answer(head)
 
     def _say_what_it_is(self, head: Response, modified: str) -> None:
         head.set("Date", http_date(int(time.time())))
