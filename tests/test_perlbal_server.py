@@ -461,7 +461,7 @@ def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_i
         client.alive -= 2000
         assert not client.is_idle(1000, time.monotonic())
         server.services["p"].idle_timeout = 1
-        server.idle.look_within(0)
+        server.idle.look_at(0)
         turn(server, lambda: client.closed)
 
 

@@ -119,7 +119,7 @@ class Client(Socket):
         self.file: SentFiles | None = None
         self.server.clients += 1
         self.watch_read(True)
-        self.server.idle.look_within(self.idle_seconds())
+        self.server.idle.look_at(self.alive + self.idle_seconds())
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class Client(Socket):
         if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
         self.state = "persist_wait"
-        self.server.idle.look_within(self.idle_seconds())
+        self.server.idle.look_at(self.alive + self.idle_seconds())
         self.watch_read(True)
 
     def _end(self) -> None:
@@ -429,20 +429,20 @@ class IdleClients:
         self._timer: Timer | None = None
         self._due = math.inf
 
-    def look_within(self, seconds: float) -> None:
-        """Look at all in so many seconds, when one of them may be due."""
-        now = time.monotonic()
-        if now + seconds >= self._due:
+    def look_at(self, due: float) -> None:
+        """Look at all then, as one of them may be due."""
+        if due >= self._due:
             return
-        self._due = now + seconds
+        self._due = due
         if self._timer is not None:
             self._timer.cancel()
         # Fewer looks where there is much to be looked at.
         pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
-        self._timer = self._server.loop.add_timer(max(seconds, pause), self._look)
+        wait = max(due - time.monotonic(), pause)
+        self._timer = self._server.loop.add_timer(wait, self._look)
 
     def _look(self) -> None:
-        self._due = soonest = math.inf
+        self._due = due = math.inf
         now = time.monotonic()
         for each in list(self._server.loop.descriptor_map.values()):
             if isinstance(each, Client):
@@ -450,5 +450,5 @@ class IdleClients:
                 if each.is_idle(seconds, now):
                     each.close("perlbal_timeout")
                 else:
-                    soonest = min(soonest, each.alive + seconds - now)
-        self.look_within(soonest)
+                    due = min(due, each.alive + seconds)
+        self.look_at(due)

@@ -130,7 +130,7 @@ class Service(Parameters):
             change(value)
         setattr(self, key, value)
         self.trusts.cache_clear()
-        self.server.idle.look_within(0)
+        self.server.idle.look_at(0)
         self.balancer.pool_changed()
 
     def _set_role(self, role: str) -> None:
