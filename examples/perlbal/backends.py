@@ -67,6 +67,26 @@ class NodeStats:
 
 
 class BackendHTTP(Socket):
+    state = "connecting"
+    exchange: ProxyExchange | None = None
+    head: Response | None = None
+    """The response that is coming in, from when its head is there."""
+    inbox: bytes = b""
+    """What was read and isn't a whole head yet."""
+    left: int | None = None
+    """Bytes of the response's body that are to come; None if they end with the connection."""
+    unreachable = False
+    """Whether it is closed because the connect failed."""
+    has_attention = False
+    """Whether a process and not only the kernel is known to be behind it."""
+    stays = 0
+    """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
+    use_count = 0
+    kept_alive = False
+    """Whether the present response leaves it open for another request."""
+    _verify_timer: Timer
+    """Ends it where there is no answer to OPTIONS in time."""
+
     def __init__(self, sock: socket.socket, owner: Owner, node: Node) -> None:
         tune(sock)
         super().__init__(sock, owner.server.loop)
@@ -78,26 +98,7 @@ class BackendHTTP(Socket):
         self.created: float = time.monotonic()
         self.idle_since = self.created
         """When it last began to have nothing to do."""
-        self.state = "connecting"
         self.pool: Pool | None = self.service.pool if self.service is not None else None
-        self.exchange: ProxyExchange | None = None
-        self.head: Response | None = None
-        """The response that is coming in, from when its head is there."""
-        self.inbox: bytes = b""
-        """What was read and isn't a whole head yet."""
-        self.left: int | None = None
-        """Bytes of the response's body that are to come; None if they end with the connection."""
-        self.unreachable = False
-        """Whether it is closed because the connect failed."""
-        self._verify_timer: Timer
-        """Ends it where there is no answer to OPTIONS in time."""
-        self.has_attention = False
-        """Whether a process and not only the kernel is known to be behind it."""
-        self.stays = 0
-        """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
-        self.use_count = 0
-        self.kept_alive = False
-        """Whether the present response leaves it open for another request."""
 
     @classmethod
     def open(cls, owner: Owner, node: Node, timeout: float) -> BackendHTTP | None:

@@ -89,6 +89,23 @@ class Exchange:
 
 
 class Client(Socket):
+    state = "reading_headers"
+    inbox = b""
+    """What was read and is not used yet."""
+    exchange: Exchange | None = None
+    """The present request, and what is done about it."""
+    body_left = 0
+    """Bytes of the request's body that haven't come yet."""
+    decoder: ChunkDecoder | None = None
+    keep_alive = False
+    overfed = False
+    """Whether there is more to come from it that nobody wants."""
+    observed_ip: str | None = None
+    """The address that a trusted upstream says the request comes from."""
+    requests = 0
+    adopted = 0
+    """How often the present request was handed on."""
+    file: SentFiles | None = None
     _linger: Timer | None = None
     """Ends it where the client isn't the first to do so."""
 
@@ -100,23 +117,6 @@ class Client(Socket):
         self.service = service
         """The service that has the present request."""
         self.created = self.alive = time.monotonic()
-        self.state = "reading_headers"
-        self.inbox = b""
-        """What was read and is not used yet."""
-        self.exchange: Exchange | None = None
-        """The present request, and what is done about it."""
-        self.body_left = 0
-        """Bytes of the request's body that haven't come yet."""
-        self.decoder: ChunkDecoder | None = None
-        self.keep_alive = False
-        self.overfed = False
-        """Whether there is more to come from it that nobody wants."""
-        self.observed_ip: str | None = None
-        """The address that a trusted upstream says the request comes from."""
-        self.requests = 0
-        self.adopted = 0
-        """How often the present request was handed on."""
-        self.file: SentFiles | None = None
         self.server.clients += 1
         self.watch_read(True)
         self.server.idle.look_at(self.alive + self.idle_seconds())

@@ -26,6 +26,16 @@ _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
 class ProxyExchange(Exchange):
+    backend: BackendHTTP | None = None
+    backend_stalled = False
+    """Whether the backend isn't read from, as the client is too slow."""
+    high_priority = False
+    requested = False
+    """Whether a backend was asked for."""
+    _dropping = True
+    """Whether what still comes of the body is thrown away: so it is until this is started, which it
+    isn't if a plugin answers."""
+    _retries = 0
     _responded = False
     """Whether there was room for more of the answer, after some of it had to wait."""
     _body = Body()
@@ -36,16 +46,6 @@ class ProxyExchange(Exchange):
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
         self.since = time.monotonic()
-        self.backend: BackendHTTP | None = None
-        self.backend_stalled = False
-        """Whether the backend isn't read from, as the client is too slow."""
-        self.high_priority = False
-        self.requested = False
-        """Whether a backend was asked for."""
-        self._dropping = True
-        """Whether what still comes of the body is thrown away: so it is until this is started, which
-        it isn't if a plugin answers."""
-        self._retries = 0
 
     # --- the request ------------------------------------------------------------------------------
 
