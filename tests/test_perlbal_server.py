@@ -125,7 +125,7 @@ def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
                 return connection.close()
             connection.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n")
 
-        stats = server.node_stats(f"127.0.0.1:{backend.getsockname()[1]}")
+        stats = server.nodes[f"127.0.0.1:{backend.getsockname()[1]}"]
         Listener(backend, enter, server.loop)
         for count in range(1, rounds + 1):
             client = client_of(server, stack)
@@ -357,7 +357,7 @@ def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
 
 def ask_for_url(server: Server, stack: ExitStack, first: socket.socket, port: int) -> None:
     """A client of the service has asked, and its backend named a URL at this port."""
-    asked = server.node_stats(f"127.0.0.1:{first.getsockname()[1]}")
+    asked = server.nodes[f"127.0.0.1:{first.getsockname()[1]}"]
     before = asked.connects
     client_of(server, stack)
     turn(server, lambda: asked.connects > before)
@@ -373,7 +373,7 @@ def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
         )
         port = host.getsockname()[1]
-        stats = server.node_stats(f"127.0.0.1:{port}")
+        stats = server.nodes[f"127.0.0.1:{port}"]
         balancer(server, first.getsockname()[1])
         server.services["p"].set("enable_reproxy", "on")
         ask_for_url(server, stack, first, port)
@@ -690,7 +690,7 @@ def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
     with ExitStack() as stack:
         if path == "reproxied":
             first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            asked = server.node_stats(f"127.0.0.1:{first.getsockname()[1]}")
+            asked = server.nodes[f"127.0.0.1:{first.getsockname()[1]}"]
             balancer(server, first.getsockname()[1])
             server.services["p"].set("enable_reproxy", "on")
             client = client_of(server, stack)

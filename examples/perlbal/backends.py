@@ -66,6 +66,16 @@ class NodeStats:
         return counts + [f"responsecodes {code} {count}" for code, count in codes]
 
 
+class Nodes(dict[str, NodeStats]):
+    """All nodes that were heard of lately, by "ip:port"."""
+
+    def __missing__(self, name: str) -> NodeStats:
+        if len(self) >= MOST_NODES:
+            del self[next(iter(self))]
+        stats = self[name] = NodeStats()
+        return stats
+
+
 class BackendHTTP(Socket):
     state = "connecting"
     exchange: ProxyExchange | None = None
@@ -94,7 +104,7 @@ class BackendHTTP(Socket):
         self.server = owner.server
         self.service = owner.service
         self.ipport = node.name
-        self.stats = self.server.node_stats(self.ipport)
+        self.stats = self.server.nodes[self.ipport]
         self.created: float = time.monotonic()
         self.idle_since = self.created
         """When it last began to have nothing to do."""
@@ -103,7 +113,7 @@ class BackendHTTP(Socket):
     @classmethod
     def open(cls, owner: Owner, node: Node, timeout: float) -> BackendHTTP | None:
         """Begin to connect; None if that fails at once."""
-        stats = owner.server.node_stats(node.name)
+        stats = owner.server.nodes[node.name]
         stats.attempts += 1
         stats.lastattempt = int(time.time())
         try:
