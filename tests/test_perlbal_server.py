@@ -399,7 +399,7 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
         node = pools.Node("127.0.0.1", listener.getsockname()[1])
         balancer(server, first.getsockname()[1])
         server.services["p"].set("enable_reproxy", "on")
-        host = server.reproxy_manager.hosts[node.name] = ReproxyHost(server.reproxy_manager, node)
+        host = server.reproxy_hosts[node] = ReproxyHost(server.reproxy_hosts, node)
         for _ in range(many):
             host.connecting = BackendHTTP.open(host, node, PATIENCE)
             turn(server, lambda: host.connecting is None)

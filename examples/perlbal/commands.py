@@ -229,7 +229,7 @@ def plugins(call: Call) -> Answer:
 def server_option(call: Call, key: str, value: str) -> None:
     server = call.server
     if found := re.fullmatch(r"max_reproxy_connections(?:\((.+)\))?", key):
-        server.reproxy_manager.most[found[1] or ""] = max(0, _number(value))
+        server.reproxy_hosts.most[found[1] or ""] = max(0, _number(value))
     elif key == "max_connections":
         number = _number(value)
         try:
@@ -415,7 +415,7 @@ def socks(call: Call, mode: str) -> Answer:
 
 @command("reproxy_state", ".*")
 def reproxy_state(call: Call) -> Answer:
-    return call.server.reproxy_manager.report()
+    return call.server.reproxy_hosts.report()
 
 
 @command("aio")

@@ -108,7 +108,7 @@ class UrlExchange(ProxyExchange):
     def ask(self) -> None:
         if self.urls:
             self.client.state = "wait_backend"
-            self.client.server.reproxy_manager.request(self, self.urls[0].node)
+            self.client.server.reproxy_hosts[self.urls[0].node].request(self)
         else:
             self.client.send_page(503)
 
@@ -176,8 +176,9 @@ class UrlExchange(ProxyExchange):
         return not self.urls
 
     def release(self) -> None:
-        if self.backend is None and self.urls:
-            self.client.server.reproxy_manager.forget(self, self.urls[0].node)
+        hosts = self.client.server.reproxy_hosts
+        if self.urls and self.urls[0].node in hosts:
+            hosts[self.urls[0].node].queue.pop(self, None)
         super().release()
 
 

@@ -24,9 +24,9 @@ class ReproxyHost:
 
     service = None
 
-    def __init__(self, manager: ReproxyManager, node: Node) -> None:
-        self.manager = manager
-        self.server = manager.server
+    def __init__(self, hosts: ReproxyHosts, node: Node) -> None:
+        self.hosts = hosts
+        self.server = hosts.server
         self.node = node
         self.queue: OrderedDict[UrlExchange, None] = OrderedDict()
         self.connecting: BackendHTTP | None = None
@@ -37,6 +37,11 @@ class ReproxyHost:
         self.connected: set[BackendHTTP] = set()
         self.refused = False
         """Whether it has just refused one connection more."""
+
+    def request(self, exchange: UrlExchange) -> None:
+        """Give the exchange a connection, now or later; or have it try its next URL."""
+        self.queue[exchange] = None
+        self.serve()
 
     def serve(self) -> None:
         """Close what was idle too long, and see that somebody comes for who waits."""
@@ -49,7 +54,7 @@ class ReproxyHost:
             each.close("too_close_disconnect")
         while self.queue and self.bored:
             self.register_boredom(self.bored.pop())
-        most = self.manager.most.get(self.node.name) or self.manager.most[""]
+        most = self.hosts.most.get(self.node.name) or self.hosts.most[""]
         enough = self.refused or most and len(self.connected) >= most
         if not self.queue or self.connecting or self.connected and enough:
             return
@@ -104,40 +109,31 @@ class ReproxyHost:
         return not (self.queue or self.connecting or self.connected)
 
 
-class ReproxyManager:
-    """The hosts of X-REPROXY-URL, for all services together."""
+class ReproxyHosts(dict[Node, ReproxyHost]):
+    """The hosts that are made use of, for all services together."""
 
     def __init__(self, server: Server) -> None:
+        super().__init__()
         self.server = server
-        self.hosts: dict[str, ReproxyHost] = {}
-        """By "host:port"."""
         self.most = {"": 0}
         """How many connections to each host, and under "" to those that aren't named; 0: any."""
 
-    def request(self, exchange: UrlExchange, node: Node) -> None:
-        """Give the exchange a connection to a host, now or later; or have it try its next one."""
-        if not self.hosts:
+    def __missing__(self, node: Node) -> ReproxyHost:
+        if not self:
             self.server.loop.add_timer(1, self._clean)
-        host = self.hosts.get(node.name)
-        if host is None:
-            host = self.hosts[node.name] = ReproxyHost(self, node)
-        host.queue[exchange] = None
-        host.serve()
-
-    def forget(self, exchange: UrlExchange, node: Node) -> None:
-        if node.name in self.hosts:
-            self.hosts[node.name].queue.pop(exchange, None)
+        host = self[node] = ReproxyHost(self, node)
+        return host
 
     def _clean(self) -> None:
-        for name, host in list(self.hosts.items()):
+        for node, host in list(self.items()):
             if host.clean():
-                del self.hosts[name]
-        if self.hosts:
+                del self[node]
+        if self:
             self.server.loop.add_timer(1, self._clean)
 
     def report(self) -> list[str]:
         """The answer to `REPROXY_STATE`."""
-        hosts = self.hosts.items()
+        hosts = [(node.name, host) for node, host in self.items()]
         lines = [f"connecting {name} 1" for name, host in hosts if host.connecting]
         lines += [f"bored {name} {len(host.bored)}" for name, host in hosts if host.was_bored]
         lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts]

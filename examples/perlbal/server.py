@@ -19,7 +19,7 @@ from examples.perlbal.language import Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
-from examples.perlbal.reproxyhosts import ReproxyManager
+from examples.perlbal.reproxyhosts import ReproxyHosts
 from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
@@ -54,7 +54,7 @@ class Server:
             "selector": SelectorExchange,
         }
         self.language = Language(self)
-        self.reproxy_manager = ReproxyManager(self)
+        self.reproxy_hosts = ReproxyHosts(self)
         self.idle = IdleClients(self)
         self.nodes = Nodes()
         self.no_verify: dict[str, float] = {}
