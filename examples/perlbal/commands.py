@@ -190,9 +190,7 @@ def load(call: Call, name: str) -> None:
     there = ", ".join(sorted(PLUGINS))
     kind = named(PLUGINS, name, f"Plugin {name} is not supported here; there are {there}")
     if name not in server.plugins:
-        plugin = server.plugins[name] = kind(server)
-        for service in server.services.values():
-            service.set_defaults(plugin.parameters)
+        server.plugins[name] = kind(server)
 
 
 @command("unload", r" (\w+)")

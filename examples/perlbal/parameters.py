@@ -197,8 +197,6 @@ class Parameter(NamedTuple):
     role: str
     """The role that has it, or "*"."""
     read: Reader
-    default: str | None = None
-    """As it is written in the language; None: it has none."""
     dumped: bool = True
     """Whether DUMPCONFIG has it with its service."""
 
@@ -210,62 +208,62 @@ SELECTOR: Final = "selector"
 
 
 class Parameters:
-    """All that can be set of a service, by the names that the language has for it."""
+    """All that can be set of a service, by the names that the language has for it, with their
+    defaults."""
 
     role: Annotated[str, Parameter(ALL, role_name)] = ""
     listen: Annotated[str | None, Parameter(ALL, listen_address)] = None
-    persist_client: Annotated[int, Parameter(ALL, boolean, "0")]
-    persist_client_idle_timeout: Annotated[int, Parameter(ALL, integer, "30")]
-    idle_timeout: Annotated[int, Parameter(ALL, integer, "30")]
-    persist_client_timeout: Annotated[int, Parameter(ALL, integer, dumped=False)]
-    always_trusted: Annotated[int, Parameter(ALL, boolean, "0")]
+    persist_client: Annotated[int, Parameter(ALL, boolean)] = 0
+    persist_client_idle_timeout: Annotated[int, Parameter(ALL, integer)] = 30
+    idle_timeout: Annotated[int, Parameter(ALL, integer)] = 30
+    persist_client_timeout: Annotated[int, Parameter(ALL, integer, dumped=False)] = 0
+    always_trusted: Annotated[int, Parameter(ALL, boolean)] = 0
     trusted_upstream_proxies: Annotated[tuple[Netmask, ...], Parameter(ALL, netmasks)] = ()
-    max_chunked_request_size: Annotated[int, Parameter(ALL, size, "200m")]
-    client_sndbuf_size: Annotated[int, Parameter(ALL, size, "0")]
-    server_tokens: Annotated[int, Parameter(ALL, boolean, "1")]
-    enable_ssl: Annotated[int, Parameter(ALL, no_ssl, "0")]
+    max_chunked_request_size: Annotated[int, Parameter(ALL, size)] = 200 * 1024 * 1024
+    client_sndbuf_size: Annotated[int, Parameter(ALL, size)] = 0
+    server_tokens: Annotated[int, Parameter(ALL, boolean)] = 1
+    enable_ssl: Annotated[int, Parameter(ALL, no_ssl)] = 0
 
     pool: Annotated["Pool | None", Parameter(PROXY, existing_pool)] = None
-    persist_backend: Annotated[int, Parameter(PROXY, boolean, "0")]
-    backend_persist_cache: Annotated[int, Parameter(PROXY, integer, "2")]
-    connect_ahead: Annotated[int, Parameter(PROXY, integer, "0")]
-    max_backend_uses: Annotated[int, Parameter(PROXY, integer, "0")]
-    verify_backend: Annotated[int, Parameter(PROXY, boolean, "0")]
-    verify_backend_path: Annotated[str, Parameter(PROXY, request_path, "*")]
-    buffer_size: Annotated[int, Parameter(PROXY, size, "256k")]
-    buffer_size_reproxy_url: Annotated[int, Parameter(PROXY, size, "50k")]
-    buffer_backend_connect: Annotated[int, Parameter(PROXY, size, "100k")]
-    buffer_uploads: Annotated[int, Parameter(PROXY, boolean, "0")]
+    persist_backend: Annotated[int, Parameter(PROXY, boolean)] = 0
+    backend_persist_cache: Annotated[int, Parameter(PROXY, integer)] = 2
+    connect_ahead: Annotated[int, Parameter(PROXY, integer)] = 0
+    max_backend_uses: Annotated[int, Parameter(PROXY, integer)] = 0
+    verify_backend: Annotated[int, Parameter(PROXY, boolean)] = 0
+    verify_backend_path: Annotated[str, Parameter(PROXY, request_path)] = "*"
+    buffer_size: Annotated[int, Parameter(PROXY, size)] = 256 * 1024
+    buffer_size_reproxy_url: Annotated[int, Parameter(PROXY, size)] = 50 * 1024
+    buffer_backend_connect: Annotated[int, Parameter(PROXY, size)] = 100 * 1024
+    buffer_uploads: Annotated[int, Parameter(PROXY, boolean)] = 0
     buffer_uploads_path: Annotated[str | None, Parameter(PROXY, uploads_folder)] = None
-    buffer_upload_threshold_time: Annotated[int, Parameter(PROXY, integer, "5")]
-    buffer_upload_threshold_size: Annotated[int, Parameter(PROXY, size, "250k")]
-    buffer_upload_threshold_rate: Annotated[int, Parameter(PROXY, integer, "0")]
-    queue_relief_size: Annotated[int, Parameter(PROXY, integer, "0")]
-    queue_relief_chance: Annotated[int, Parameter(PROXY, percent, "0")]
+    buffer_upload_threshold_time: Annotated[int, Parameter(PROXY, integer)] = 5
+    buffer_upload_threshold_size: Annotated[int, Parameter(PROXY, size)] = 250 * 1024
+    buffer_upload_threshold_rate: Annotated[int, Parameter(PROXY, integer)] = 0
+    queue_relief_size: Annotated[int, Parameter(PROXY, integer)] = 0
+    queue_relief_chance: Annotated[int, Parameter(PROXY, percent)] = 0
     high_priority_cookie: Annotated[str, Parameter(PROXY, string)] = ""
     high_priority_cookie_contents: Annotated[str, Parameter(PROXY, string)] = ""
-    blind_proxy: Annotated[int, Parameter(PROXY, boolean, "0")]
-    enable_reproxy: Annotated[int, Parameter(PROXY, boolean, "0")]
-    reproxy_cache_maxsize: Annotated[int, Parameter(PROXY, integer, "0")]
-    enable_error_retries: Annotated[int, Parameter(PROXY, boolean, "0")]
-    error_retry_schedule: Annotated[
-        tuple[float, ...], Parameter(PROXY, schedule, "0,.25,.50,1,1,1,1,1")
-    ]
+    blind_proxy: Annotated[int, Parameter(PROXY, boolean)] = 0
+    enable_reproxy: Annotated[int, Parameter(PROXY, boolean)] = 0
+    reproxy_cache_maxsize: Annotated[int, Parameter(PROXY, integer)] = 0
+    enable_error_retries: Annotated[int, Parameter(PROXY, boolean)] = 0
+    error_retry_schedule: Annotated[tuple[float, ...], Parameter(PROXY, schedule)]
+    error_retry_schedule = (0.0, 0.25, 0.5) + 5 * (1.0,)
 
     docroot: Annotated[str | None, Parameter(WEB, docroot_folder)] = None
-    index_files: Annotated[tuple[str, ...], Parameter(WEB, file_names, "index.html")]
-    dirindexing: Annotated[int, Parameter(WEB, boolean, "0")]
-    enable_put: Annotated[int, Parameter(WEB, boolean, "0")]
-    enable_delete: Annotated[int, Parameter(WEB, boolean, "0")]
-    enable_md5: Annotated[int, Parameter(WEB, boolean, "1")]
-    max_put_size: Annotated[int, Parameter(WEB, size, "0")]
-    min_put_directory: Annotated[int, Parameter(WEB, integer, "0")]
-    enable_concatenate_get: Annotated[int, Parameter(WEB, boolean, "0")]
+    index_files: Annotated[tuple[str, ...], Parameter(WEB, file_names)] = ("index.html",)
+    dirindexing: Annotated[int, Parameter(WEB, boolean)] = 0
+    enable_put: Annotated[int, Parameter(WEB, boolean)] = 0
+    enable_delete: Annotated[int, Parameter(WEB, boolean)] = 0
+    enable_md5: Annotated[int, Parameter(WEB, boolean)] = 1
+    max_put_size: Annotated[int, Parameter(WEB, size)] = 0
+    min_put_directory: Annotated[int, Parameter(WEB, integer)] = 0
+    enable_concatenate_get: Annotated[int, Parameter(WEB, boolean)] = 0
 
     default_service: Annotated[
         "Service | None", Parameter(SELECTOR, existing_service, dumped=False)
     ] = None
-    latency: Annotated[int, Parameter(SELECTOR, integer, "0")]
+    latency: Annotated[int, Parameter(SELECTOR, integer)] = 0
 
 
 PARAMETERS: Final[dict[str, Parameter]] = {

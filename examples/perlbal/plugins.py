@@ -38,7 +38,7 @@ class Plugin:
     settings: frozenset[str] = frozenset()
     """What can be set of a service that uses it, as "plugin.key"."""
     parameters: ClassVar[dict[str, Parameter]] = {}
-    """Parameters of services that there are once it is loaded."""
+    """Parameters of services that there are once it is loaded; none is 0."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -256,8 +256,8 @@ class XFFExtras(Plugin):
 
     name = "XFFExtras"
     parameters: ClassVar[dict[str, Parameter]] = {
-        "send_backend_port": Parameter("reverse_proxy", boolean, "0"),
-        "send_backend_proto": Parameter("reverse_proxy", boolean, "0"),
+        "send_backend_port": Parameter("reverse_proxy", boolean),
+        "send_backend_proto": Parameter("reverse_proxy", boolean),
     }
 
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:

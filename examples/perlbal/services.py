@@ -6,7 +6,6 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
@@ -21,7 +20,6 @@ from examples.perlbal.parameters import (
     ALL,
     LEFT_OUT,
     LanguageError,
-    Parameter,
     Parameters,
     address,
     boolean,
@@ -99,14 +97,8 @@ class Service(Parameters):
         self.reproxying = Reproxying(self)
         self.trusts = lru_cache(1000)(self._trusts)
         """Whether what a client of an address says of others is believed."""
-        self.set_defaults(server.parameters)
 
     # --- setting ----------------------------------------------------------------------------------
-
-    def set_defaults(self, parameters: Mapping[str, Parameter]) -> None:
-        for key, parameter in parameters.items():
-            if parameter.default is not None:
-                setattr(self, key, parameter.read(self, key, parameter.default))
 
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
@@ -140,9 +132,11 @@ class Service(Parameters):
             )
         self.role = role
         for key, parameter in self.server.parameters.items():
-            text = self.server.defaults.get(key, parameter.default)
-            if text is not None and parameter.role in (ALL, role) and key != "role":
-                self.set(key, text)
+            if parameter.role in (ALL, role) and key != "role":
+                if key in self.server.defaults:
+                    self.set(key, self.server.defaults[key])
+                elif getattr(Service, key, 0) not in (None, "", ()):
+                    vars(self).pop(key, None)  # A pool or a folder stays.
 
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
@@ -268,9 +262,7 @@ class Service(Parameters):
         """The commands that make it what it is."""
         lines: list[str] = []
         for key, parameter in self.server.parameters.items():
-            default: object = getattr(Service, key, None)
-            if parameter.default is not None:
-                default = parameter.read(self, key, parameter.default)
+            default: object = getattr(Service, key, 0)
             value = getattr(self, key, default)
             if parameter.dumped and parameter.role in (ALL, self.role) and value != default:
                 text = ("off", "on")[bool(value)] if parameter.read is boolean else written(value)
