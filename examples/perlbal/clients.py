@@ -311,7 +311,7 @@ class Client(Socket):
         if not self.keep_alive or self.overfed or self.server.stopping:
             return self._end()
         self.state = "persist_wait"
-        self.server.idle.look_at(self.alive + self.idle_seconds())
+        self.server.idle.look_at(self.alive + (self.base.persist_client_idle_timeout or math.inf))
         self.watch_read(True)
 
     def _end(self) -> None:

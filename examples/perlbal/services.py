@@ -19,6 +19,7 @@ from examples.perlbal.management import ClientManage
 from examples.perlbal.parameters import (
     ALL,
     LEFT_OUT,
+    PARAMETERS,
     LanguageError,
     Parameters,
     address,
@@ -97,6 +98,8 @@ class Service(Parameters):
         self.reproxying = Reproxying(self)
         self.trusts = lru_cache(1000)(self._trusts)
         """Whether what a client of an address says of others is believed."""
+        for key in PARAMETERS:  # What is asked of each request is found sooner at the object.
+            setattr(self, key, getattr(self, key))
 
     # --- setting ----------------------------------------------------------------------------------
 
@@ -135,8 +138,8 @@ class Service(Parameters):
             if parameter.role in (ALL, role) and key != "role":
                 if key in self.server.defaults:
                     self.set(key, self.server.defaults[key])
-                elif getattr(Service, key, 0) not in (None, "", ()):
-                    vars(self).pop(key, None)  # A pool or a folder stays.
+                elif (value := getattr(Service, key, 0)) not in (None, "", ()):
+                    setattr(self, key, value)  # A pool or a folder stays.
 
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
