@@ -23,7 +23,6 @@ from examples.perlbal.parameters import (
     LanguageError,
     Parameters,
     address,
-    boolean,
 )
 from examples.perlbal.reproxy import Reproxying
 
@@ -33,10 +32,14 @@ if TYPE_CHECKING:
     from examples.perlbal.server import Server
 
 BACKLOG: Final = 1024
+NOT_DUMPED: Final = ("persist_client_timeout", "default_service")
+"""The first is the two that it sets, the other may be a service that comes later."""
 
 
 def written(value: object) -> str:
     """A parameter's value, as it is written in the language."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple):
         return ",".join(map(written, cast("tuple[object, ...]", value))) or ","
     if isinstance(value, float):
@@ -219,7 +222,7 @@ class Service(Parameters):
 
     def _trusts(self, ip: str) -> bool:
         if self.always_trusted or not self.trusted_upstream_proxies:
-            return bool(self.always_trusted)
+            return self.always_trusted
         try:
             address = ipaddress.ip_address(ip)
         except ValueError:
@@ -267,9 +270,8 @@ class Service(Parameters):
         for key, parameter in self.server.parameters.items():
             default: object = getattr(Service, key, 0)
             value = getattr(self, key, default)
-            if parameter.dumped and parameter.role in (ALL, self.role) and value != default:
-                text = ("off", "on")[bool(value)] if parameter.read is boolean else written(value)
-                lines.append(f"SET {key} = {text}")
+            if parameter.role in (ALL, self.role) and value != default and key not in NOT_DUMPED:
+                lines.append(f"SET {key} = {written(value)}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
         lines += [f"SET {self.name}.{key} = {text}" for key, text in self.extra.items()]
