@@ -6,6 +6,7 @@ import os
 import random
 import re
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.clients import Client, Exchange
@@ -25,6 +26,10 @@ _OTHER_BODIES: Final = ("x-reproxy-file", "x-reproxy-url", "x-reproxy-service")
 _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
+Queue = OrderedDict["ProxyExchange", None]
+"""Those who wait for a backend, in the order in which they are served."""
+
+
 class ProxyExchange(Exchange):
     backend: BackendHTTP | None = None
     backend_stalled = False
@@ -32,6 +37,8 @@ class ProxyExchange(Exchange):
     high_priority = False
     requested = False
     """Whether a backend was asked for."""
+    _queue: Queue | None = None
+    """Where it waits for one, or has waited."""
     _dropping = True
     """Whether what still comes of the body is thrown away: so it is until this is started, which it
     isn't if a plugin answers."""
@@ -172,6 +179,11 @@ class ProxyExchange(Exchange):
             self.requested = True
             self.client.state = "wait_backend"
             self.service.balancer.request_backend_connection(self)
+
+    def wait_in(self, queue: Queue) -> None:
+        """Wait until a backend is found, or the client has left."""
+        self._queue = queue
+        queue[self] = None
 
     def head_for_backend(self) -> bytes:
         """The request as the backend is to have it, with what has come of its body."""
@@ -392,6 +404,6 @@ class ProxyExchange(Exchange):
     def release(self) -> None:
         if self.backend is not None:
             self.let_go(self.backend, "proxied_from_client_close")
-        elif self.requested:
-            self.service.balancer.forget(self)
+        elif self._queue is not None:
+            self._queue.pop(self, None)
         self._body.purge()

@@ -175,12 +175,6 @@ class UrlExchange(ProxyExchange):
     def is_answered(self) -> bool:
         return not self.urls
 
-    def release(self) -> None:
-        hosts = self.client.server.reproxy_hosts
-        if self.urls and self.urls[0].node in hosts:
-            hosts[self.urls[0].node].queue.pop(self, None)
-        super().release()
-
 
 class Cached(NamedTuple):
     """What is known of a response whose body is elsewhere."""

@@ -12,7 +12,7 @@ from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.pools import Node
 
 if TYPE_CHECKING:
-    from examples.perlbal.reproxy import UrlExchange
+    from examples.perlbal.proxy import ProxyExchange, Queue
     from examples.perlbal.server import Server
 
 KEPT_SECONDS: Final = 5
@@ -28,7 +28,7 @@ class ReproxyHost:
         self.hosts = hosts
         self.server = hosts.server
         self.node = node
-        self.queue: OrderedDict[UrlExchange, None] = OrderedDict()
+        self.queue: Queue = OrderedDict()
         self.connecting: BackendHTTP | None = None
         self.bored: list[BackendHTTP] = []
         """Those that have nothing to do, the one used last at the end."""
@@ -38,9 +38,9 @@ class ReproxyHost:
         self.refused = False
         """Whether it has just refused one connection more."""
 
-    def request(self, exchange: UrlExchange) -> None:
+    def request(self, exchange: ProxyExchange) -> None:
         """Give the exchange a connection, now or later; or have it try its next URL."""
-        self.queue[exchange] = None
+        exchange.wait_in(self.queue)
         self.serve()
 
     def serve(self) -> None:
@@ -73,7 +73,8 @@ class ReproxyHost:
         connection more. That is tried again when it is cleaned, not in each turn."""
         self.refused = bool(self.connected)
         if not self.connected:
-            waiting, self.queue = self.queue, OrderedDict()
+            waiting = list(self.queue)
+            self.queue.clear()
             for exchange in waiting:
                 if not exchange.client.closed:
                     exchange.no_answer()
