@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
@@ -274,7 +273,7 @@ class Client(Socket):
         """Answer with this head and a part of a file, which is closed when it is out."""
         fd, start, end = part
         if end - start > SMALL_FILE:
-            return self.send_files(head, part, iter(()))
+            return self.send_files(head, SentFiles(self, iter((part,))))
         try:
             data = os.pread(fd, end - start, start)
         except OSError:
@@ -285,13 +284,12 @@ class Client(Socket):
         else:
             self.send_last(self.begin_answer(head, "xfer_disk") + data)
 
-    def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
-        """The same with several, which `more` opens one after another."""
-        file = self.file = SentFiles(self, first, more)
+    def send_files(self, head: Response, files: SentFiles) -> None:
+        self.file = files
         self.watch_read(False)
         self.watch_write(True)
         if self.write(self.begin_answer(head, "xfer_disk")):
-            file.go_on()
+            files.go_on()
 
     def refuse(self, refused: Refused) -> None:
         """Answer what isn't taken, and end."""

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from examples.perlbal.clients import Exchange
-from examples.perlbal.files import NOTHING, NewFile, code_of, open_file, opened
+from examples.perlbal.files import NewFile, SentFiles, code_of, open_file, opened
 from examples.perlbal.heads import SERVER, Response, http_date, wire
 
 MOST_CONCATENATED: Final = 100
@@ -205,12 +205,11 @@ class WebExchange(Exchange):
         head.set("Content-Type", wire(next(kinds, "text/plain")))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
-        parts = opened(found)
         try:
-            first = next(parts, NOTHING)
+            files = SentFiles(client, opened(found))
         except OSError as error:
             return client.send_page(code_of(error))
-        client.send_files(head, first, parts)
+        client.send_files(head, files)
 
     # --- PUT --------------------------------------------------------------------------------------
 
