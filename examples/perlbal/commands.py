@@ -18,6 +18,7 @@ from examples.perlbal.heads import TOKEN
 from examples.perlbal.language import Answer, Call, Command
 from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, named, words
 from examples.perlbal.plugins import PLUGINS
+from examples.perlbal.pools import Pool
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
 
@@ -63,14 +64,10 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
     name = name or call.context.last_created
     if not name:
         raise LanguageError("omitted service/pool name not implied from context")
-    if name in server.services:
-        if key == "plugins":
-            return _set_plugins(call, server.services[name], value)
-        server.services[name].set(key, value)
-    elif name in server.pools:
-        server.pools[name].set(key, value)
-    else:
-        raise LanguageError(f"service/pool '{name}' does not exist")
+    if key == "plugins" and name in server.services:
+        return _set_plugins(call, server.services[name], value)
+    things: dict[str, Service | Pool] = {**server.services, **server.pools}
+    named(things, name, f"service/pool '{name}' does not exist").set(key, value)
     return None
 
 
@@ -169,13 +166,13 @@ def dumpconfig(call: Call) -> None:
     blocks += [pool.dump() for pool in server.pools.values()]
     blocks += [service.dump() for service in server.services.values()]
     # Behind all services, for it may be one of those that come later.
-    blocks += [
+    blocks.append(
         [
             f"SET {service.name}.default_service = {service.default_service.name}"
             for service in server.services.values()
             if service.default_service is not None
         ]
-    ]
+    )
     for block in filter(None, blocks):
         for line in (*block, ""):
             call.out(line)

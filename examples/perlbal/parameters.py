@@ -193,8 +193,11 @@ LEFT_OUT: Final = frozenset(
 
 class Parameter(NamedTuple):
     role: str
-    """The role that has it, or "*"."""
+    """The role that has it; empty: all have."""
     read: Reader
+
+    def is_for(self, role: str) -> bool:
+        return self.role in ("", role)
 
 
 Size = Annotated[int, size]
@@ -265,9 +268,8 @@ class Parameters(AllRoles, ReverseProxy, WebServer, Selector):
     defaults."""
 
 
-ALL: Final = "*"
 _BY_ROLE: Final = {
-    ALL: AllRoles,
+    "": AllRoles,
     "reverse_proxy": ReverseProxy,
     "web_server": WebServer,
     "selector": Selector,

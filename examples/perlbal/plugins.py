@@ -276,10 +276,7 @@ class Include(Plugin):
 
     name = "Include"
     MOST_DEEP = 10
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
-        self._depth = 0
+    _depth = 0
 
     def commands(self) -> dict[str, Command]:
         usage = "usage: INCLUDE = <config files>"

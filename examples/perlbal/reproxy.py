@@ -108,7 +108,9 @@ class UrlExchange(ProxyExchange):
     def ask(self) -> None:
         if self.urls:
             self.client.state = "wait_backend"
-            self.client.server.reproxy_hosts[self.urls[0].node].request(self)
+            host = self.client.server.reproxy_hosts[self.urls[0].node]
+            self.wait_in(host.queue)
+            host.serve()
         else:
             self.client.send_page(503)
 

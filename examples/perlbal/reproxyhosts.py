@@ -12,7 +12,7 @@ from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.pools import Node
 
 if TYPE_CHECKING:
-    from examples.perlbal.proxy import ProxyExchange, Queue
+    from examples.perlbal.proxy import Queue
     from examples.perlbal.server import Server
 
 KEPT_SECONDS: Final = 5
@@ -38,13 +38,9 @@ class ReproxyHost:
         self.refused = False
         """Whether it has just refused one connection more."""
 
-    def request(self, exchange: ProxyExchange) -> None:
-        """Give the exchange a connection, now or later; or have it try its next URL."""
-        exchange.wait_in(self.queue)
-        self.serve()
-
     def serve(self) -> None:
-        """Close what was idle too long, and see that somebody comes for who waits."""
+        """Close what was idle too long, and see that a connection comes for who waits, or that he
+        tries his next URL."""
         now = time.monotonic()
         limit = now - KEPT_SECONDS
         old = {each for each in self.bored if each.idle_since < limit or each.ends_soon(now)}

@@ -16,14 +16,7 @@ from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head, wire
 from examples.perlbal.management import ClientManage
-from examples.perlbal.parameters import (
-    ALL,
-    LEFT_OUT,
-    PARAMETERS,
-    LanguageError,
-    Parameters,
-    address,
-)
+from examples.perlbal.parameters import LEFT_OUT, PARAMETERS, LanguageError, Parameters, address
 from examples.perlbal.reproxy import Reproxying
 
 if TYPE_CHECKING:
@@ -118,7 +111,7 @@ class Service(Parameters):
                 raise LanguageError(f"Unknown service parameter '{key}'")
             self.extra[key] = text
             return
-        if parameter.role not in (ALL, self.role):
+        if not parameter.is_for(self.role):
             raise LanguageError(
                 f"The '{key}' option can only be set on a '{parameter.role}' service"
             )
@@ -138,7 +131,7 @@ class Service(Parameters):
             )
         self.role = role
         for key, parameter in self.server.parameters.items():
-            if parameter.role in (ALL, role) and key != "role":
+            if parameter.is_for(role) and key != "role":
                 if key in self.server.defaults:
                     self.set(key, self.server.defaults[key])
                 elif (value := getattr(Service, key, 0)) not in (None, "", ()):
@@ -270,7 +263,7 @@ class Service(Parameters):
         for key, parameter in self.server.parameters.items():
             default: object = getattr(Service, key, 0)
             value = getattr(self, key, default)
-            if parameter.role in (ALL, self.role) and value != default and key not in NOT_DUMPED:
+            if parameter.is_for(self.role) and value != default and key not in NOT_DUMPED:
                 lines.append(f"SET {key} = {written(value)}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
