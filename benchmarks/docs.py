@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md, and its plots: from the results, never by hand."""
+"""Writes the figures and plots of docs/performance.md from the results: none is typed by hand."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ BEGIN, END = "<!-- figures: written by benchmarks/run.py -->", "<!-- end of figu
 COLUMNS = {
     "requests.32": "instructions, 32 connections",
     "requests.1": "instructions, 1 connection",
-    "memory": "bytes an idle connection",
+    "memory": "bytes per idle connection",
     "cpu.ratio": "user CPU over uvloop",
-    "throughput.ratio": "requests a second over uvloop",
+    "throughput.ratio": "requests per second over uvloop",
 }
 BEHIND = {
     "short.danga_raw": ("a connection, accepted in an other fd's callback", "instructions"),
@@ -42,7 +42,7 @@ BEHIND = {
 
 
 def peers(figures: Mapping[str, Figure]) -> str:
-    """Every peer with every figure there is of it."""
+    """Every peer with all of its figures."""
     rows = []
     for peer in PEERS.values():
         measured = (figures.get(f"{column}.{peer.name}") for column in COLUMNS)
@@ -67,7 +67,7 @@ def write(results: Mapping[str, Any]) -> None:
     sections = [
         f"Measured on {machine['system']}, {machine['processors']} processors, "
         f"{machine['python']}, uvloop {machine.get('uvloop', 'left out')}.\n"
-        "Where there are two figures, they are of the two seeds of the heap."
+        "Where there are two figures, they are for the two seeds of the heap."
     ]
     for group in results["groups"].values():
         what = group["what"]

@@ -1,7 +1,7 @@
-"""Fails when the package has become dearer: user-mode instructions, beside those of the fair loop.
+"""Fails if the package costs more than before: user-mode instructions relative to the fair loop.
 
-All is counted in the same run, so the machine and the compiler cancel. The version of Python
-doesn't: the limits are for CPython 3.11, and this looks for one where it is run by another.
+Everything is counted in the same run, so the machine and the compiler cancel out. The version of
+Python doesn't: the limits are for CPython 3.11, and if run by another version this looks for one.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Counting user-mode instructions: the same from run to run, where seconds are not."""
+"""Counts user-mode instructions, which are the same from run to run, unlike seconds."""
 
 import re
 import subprocess
@@ -12,9 +12,8 @@ from benchmarks.table import Bench, Figures, Step
 
 TOTAL = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
 SEEDS = (1, 2001)
-"""Lengths of an environment variable. It moves all that Python allocates behind it, and where a
-block comes to lie decides what the C library's malloc does to find another: by a few hundred
-instructions."""
+"""Lengths of an environment variable. It shifts everything that Python allocates after it, and the
+position of a block changes the cost of the C library's malloc by a few hundred instructions."""
 
 
 def valgrind(out: str) -> list[str]:
@@ -33,7 +32,7 @@ _run_before: set[str] = set()
 
 
 def first_time(command: Sequence[str], env: Mapping[str, str]) -> bool:
-    """True once for each program: its first run may compile what it imports, and must not count."""
+    """True once for each program: its first run may compile its imports, and must not count."""
     key = f"{command} {env.get('PYTHONPATH')}"
     new = key not in _run_before
     _run_before.add(key)
@@ -67,14 +66,14 @@ def of_server(
 
 
 def of_each(count: Callable[[int], int], fewer: int, more: int) -> float:
-    """What one costs, by the difference of two counts: the start-up is in both and cancels."""
+    """The cost of one, from the difference of two counts, so that the start-up cancels out."""
     return (count(more) - count(fewer)) / (more - fewer)
 
 
 def of_a_request(
     command: Sequence[str], env: Mapping[str, str], connections: int, quick: bool
 ) -> float:
-    """What a request costs a server, one at a time on each of so many connections."""
+    """The cost of a request to a server, one at a time on each of the connections."""
 
     def served(rounds: int) -> int:
         def load(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The load: connections that speak in rounds, so that the server's work is the same every time."""
+"""The load: connections that send in rounds, so that the server's work is the same every time."""
 
 import resource
 import socket

@@ -1,4 +1,4 @@
-"""Who is measured: the same minimal HTTP responder over each loop, one file each in servers/."""
+"""The servers to measure: the same minimal HTTP responder on each loop, each a file in servers/"""
 
 import importlib.util
 import shutil
@@ -15,7 +15,7 @@ SERVERS = HERE / "servers"
 
 @dataclass(frozen=True)
 class Peer:
-    """One server: `missing` is what it lacks here, empty if it can run."""
+    """One server: `missing` says what it needs that isn't here, and is empty if it can run."""
 
     name: str
     title: str
@@ -28,7 +28,7 @@ def nothing() -> str:
 
 
 def module(name: str, package: str) -> Callable[[], str]:
-    """Lacking unless Python can import it."""
+    """Missing unless Python can import it."""
 
     def missing() -> str:
         return "" if importlib.util.find_spec(name) else f"pip install {package}"
@@ -37,7 +37,7 @@ def module(name: str, package: str) -> Callable[[], str]:
 
 
 def program(name: str, package: str) -> Callable[[], str]:
-    """Lacking unless it is on the path."""
+    """Missing unless it is on the path."""
 
     def missing() -> str:
         return "" if shutil.which(name) else f"apt-get install {package}"
@@ -103,5 +103,5 @@ def present() -> list[Peer]:
 
 
 def left_out() -> dict[str, str]:
-    """The peers that can't run here, each with what would bring it."""
+    """The peers that can't run here, each with how to install it."""
     return {peer.title: peer.missing() for peer in PEERS.values() if peer.missing()}

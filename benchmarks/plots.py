@@ -1,4 +1,4 @@
-"""The plots of the docs: SVG, once for light paper and once for dark.
+"""The plots of the docs: SVG, in one version for light and one for dark backgrounds.
 
 The bars that matter differ from the others in brightness and in their hatching, not in hue alone.
 """
@@ -27,10 +27,10 @@ PAPERS = (
     Paper("-dark", ink="#e6edf3", ours="#f0a030", theirs="#3f6f96"),
 )
 PLOTS = {
-    "requests-32": ("requests.32", "User-mode instructions a request, 32 connections"),
-    "requests-1": ("requests.1", "User-mode instructions a request, 1 connection"),
-    "memory": ("memory", "Bytes an idle connection"),
-    "cpu": ("cpu.ratio", "User CPU a request under wrk, over uvloop"),
+    "requests-32": ("requests.32", "User-mode instructions per request, 32 connections"),
+    "requests-1": ("requests.1", "User-mode instructions per request, 1 connection"),
+    "memory": ("memory", "Bytes per idle connection"),
+    "cpu": ("cpu.ratio", "User CPU per request under wrk, over uvloop"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Starting what is measured: one processor, one environment, and an end that is always reached."""
+"""Starts the programs to measure: on one processor, in one environment, and always ends them."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ PYTHON = sys.executable
 
 
 def environment(package: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a measured program sees: the package that is on trial, no chance in its hashes, and none
-    of the caller's own wishes (PYTHONDONTWRITEBYTECODE would have each import compile)."""
+    """What a measured program sees: the package to measure, no randomness in its hashes, and no
+    settings of the caller's (PYTHONDONTWRITEBYTECODE would make each import compile)."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -35,7 +35,7 @@ def one_processor() -> set[int]:
 
 
 def be_real_time() -> None:
-    """Have no other program push us off a processor, nor whatever we start, if that is allowed."""
+    """Keep other programs from pre-empting us and whatever we start, if that is allowed."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except PermissionError:
@@ -43,12 +43,11 @@ def be_real_time() -> None:
 
 
 def give_way(pid: int) -> None:
-    """Put a server on our own processor, where waking up does not push us off it.
+    """Put a server on our own processor, where waking up does not pre-empt us.
 
-    A server that wakes at the first of 32 requests would find one event, then 31, or 5 and 27, as
-    chance has it. As a batch process on the processor of its client it runs when the client
-    waits, and finds all 32. Where the client may be a real-time process, no other program can push
-    it off half-way either.
+    A server that wakes at the first of 32 requests would find one event, then 31, or 5 and 27, at
+    random. As a batch process on its client's processor it runs when the client waits, and finds
+    all 32. Where the client may be a real-time process, no other program can pre-empt it either.
     """
     os.sched_setaffinity(0, one_processor())
     os.sched_setaffinity(pid, one_processor())
@@ -70,7 +69,7 @@ def as_we_were() -> Iterator[None]:
 
 @contextmanager
 def on_one_processor() -> Iterator[None]:
-    """Whatever is started in the block stays on one processor."""
+    """Keep everything that is started in the block on one processor."""
     # Without the scheduler's policies, which musl leaves out.
     processors = os.sched_getaffinity(0)
     os.sched_setaffinity(0, one_processor())
@@ -82,7 +81,7 @@ def on_one_processor() -> Iterator[None]:
 
 @dataclass
 class Server:
-    """A server that has told us its port."""
+    """A server that has printed its port."""
 
     pid: int
     port: int
@@ -92,7 +91,7 @@ class Server:
 def running(
     command: Sequence[str], env: Mapping[str, str], pinned: bool = False
 ) -> Iterator[Server]:
-    """Start a server, which prints its port first; it is ended by SIGTERM when the block is."""
+    """Start a server, which prints its port first, and end it by SIGTERM after the block."""
     with as_we_were() if pinned else nullcontext():
         process = subprocess.Popen(
             command,

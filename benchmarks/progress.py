@@ -8,7 +8,7 @@ WIDTH = 30
 
 
 class Progress:
-    """Says which of how many steps is running, and for how long the whole has run."""
+    """Shows which step of how many is running, and the total time so far."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self.out = sys.stderr if out is None else out
@@ -23,7 +23,7 @@ class Progress:
         self.started = time.monotonic()
 
     def step(self, label: str) -> None:
-        """The step before is done; this one begins."""
+        """The previous step is done; this one begins."""
         filled = WIDTH * self.done // self.steps
         self.done += 1
         seconds = int(time.monotonic() - self.started)

@@ -2,8 +2,8 @@
 
 python benchmarks/run.py                  all of it: the table, results.json, the plots
 python benchmarks/run.py requests timers  only these groups of rows: the table, no files
-python benchmarks/run.py --keep requests  these groups, and the files with them anew
-python benchmarks/run.py --quick          smaller counts, no files: that it works, roughly
+python benchmarks/run.py --keep requests  these groups, and the files updated with them
+python benchmarks/run.py --quick          smaller counts, no files: a rough check that it works
 python benchmarks/run.py --docs           docs/performance.md again from results.json
 """
 
@@ -120,7 +120,7 @@ def arguments() -> argparse.Namespace:
 
 
 def merged(old: Results, new: Results) -> Results:
-    """The results of a run of some groups, with the rest as an older run left it."""
+    """The results of a run of some groups, with the rest from an older run."""
     groups: dict[str, Any] = old["groups"] | new["groups"]
     return {
         **new,

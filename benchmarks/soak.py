@@ -1,11 +1,11 @@
-"""A soak: millions of requests to the example file server, with what it holds looked at on the way.
+"""A soak: millions of requests to the example file server, whose resources are checked on the way.
 
     python -m benchmarks.soak [--requests 1000000] [--samples 10]
 
-ab sends the requests: of every hundred 95 on 32 connections that are kept, 5 on a connection of
+ab sends the requests: of every hundred, 95 on 32 persistent connections and 5 on a connection of
 their own. After each sample's share, once all of its connections are closed, the server's resident
-memory, descriptors, timers and objects are noted. The run fails when a request does, or when any of
-them has grown between the first sample and the last: memory by more than `MEMORY_TOLERANCE`, the
+memory, descriptors, timers and objects are recorded. The run fails when a request does, or when any
+of them has grown between the first sample and the last: memory by more than `MEMORY_TOLERANCE`, the
 others at all.
 """
 
@@ -28,11 +28,11 @@ from benchmarks.processes import ROOT, environment, memory
 from benchmarks.progress import Progress
 
 MEMORY_TOLERANCE = 512 * 1024
-"""Bytes that the resident memory may grow by: the allocator's own to and fro, far below what a leak
-of one byte a request would be in a million."""
+"""Bytes that the resident memory may grow by: fluctuation of the allocator, far less than a leak of
+one byte per request over a million."""
 
 KEPT = 95
-"""Of every hundred requests, how many go over connections that are kept."""
+"""How many of every hundred requests use a persistent connection."""
 
 BODY = b"Hello, world!"
 
@@ -41,7 +41,7 @@ HTTPD = ROOT / "examples" / "httpd.py"
 
 @dataclass(frozen=True)
 class Sample:
-    """What the server holds when no client is connected."""
+    """The server's resources when no client is connected."""
 
     requests: int
     seconds: float
@@ -78,7 +78,7 @@ def serve(arguments: list[str]) -> None:
 
 
 def ab(port: int, requests: int, kept: bool) -> None:
-    """Send so many requests, each of which must be answered, with 200 and the whole file."""
+    """Send the requests, each of which must be answered with 200 and the whole file."""
     command = ["ab", "-q", "-n", str(requests), "-c", "32", "-s", "120", *(["-k"] if kept else [])]
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{port}/hello.txt"], capture_output=True, text=True, check=True
@@ -92,7 +92,7 @@ def ab(port: int, requests: int, kept: bool) -> None:
 
 
 def sample(server: subprocess.Popen[str], requests: int, since: float, idle: int) -> Sample:
-    """Look at the server once it has closed what the clients have, or a minute later as it is."""
+    """Sample the server once it has closed the clients' connections, or after a minute at most."""
     folder = f"/proc/{server.pid}/fd"
     patience = time.monotonic() + 60
     while len(os.listdir(folder)) > idle and time.monotonic() < patience:
@@ -121,7 +121,7 @@ def grown(first: Sample, last: Sample) -> list[str]:
 
 
 def soak(requests: int, samples: int, progress: Progress) -> list[Sample]:
-    """Send the requests in so many shares; a sample after each."""
+    """Send the requests in equal shares, with a sample after each."""
     found: list[Sample] = []
     share = requests // samples
     kept = share * KEPT // 100

@@ -1,4 +1,4 @@
-"""The table: what each row asks for, and what was measured against it."""
+"""The table: the limits of each row, and what was measured."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to measure; it puts its figures beside those that are there."""
+    """One thing to measure; it adds its figures to those given."""
 
     label: str  # of two steps with the same one only the first is measured
     measure: Callable[[Figures], None]
@@ -99,7 +99,7 @@ HEAD = ["", "must", "aim", "measured", ""]
 
 
 def digits(value: float) -> str:
-    """Three digits that mean something."""
+    """Three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{2 if abs(value) < 10 else 1}f}"

@@ -1,4 +1,4 @@
-"""The object of Danga::Socket's manual: a socket whose events a loop hands to its methods."""
+"""`Socket`, the object of Danga::Socket's manual: a loop hands its events to its methods."""
 
 from __future__ import annotations
 
@@ -61,39 +61,39 @@ else:
 MAX_READ: Final = 1_048_576
 """The most bytes that one read(2) asks for, as in the original."""
 
-# Queues are seldom needed and costly in numbers, so an object gets its own when it first has
-# something to put in, and until then shares one that takes nothing.
+# Most objects never queue anything, and a deque of its own would cost each of them 600 bytes: all
+# share an empty one that takes nothing, until they have something to queue.
 _NO_QUEUE: Final[deque[Queued]] = deque(maxlen=0)
 _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
 
 _NOT_ASKED: Final[tuple[Address, Address]] = (NOWHERE, NOWHERE)
 
 _ALWAYS: Final = POLLERR | POLLHUP | POLLNVAL
-"""What is watched for in any case, as in the original."""
+"""Always watched for, as in the original."""
 
 _CLOSE_REASONS: Final = {EPIPE: "EPIPE", ECONNRESET: "ECONNRESET"}
 
 _EARLY_IS_ENOTCONN: Final = ("darwin", "netbsd", "openbsd")
-"""Where a write that has to wait for the connection isn't told EAGAIN, but ENOTCONN (sosend() in
-each uipc_socket.c)."""
+"""Platforms where a write before the connection is established fails with ENOTCONN, not EAGAIN
+(sosend() in their uipc_socket.c)."""
 
 _default_loop: Loop | None = None
 
 
 def default_loop() -> Loop:
-    """The loop that the class methods of `Socket` act on, made at its first use."""
+    """The loop that the class methods of `Socket` act on. It is made when it is first asked for."""
     global _default_loop
     if _default_loop is None:
         with alone():
             made = Loop()
-            # No call in between: a signal's handler may have made one just now.
+            # A signal's handler may have made one meanwhile. No call before the store.
             if _default_loop is None:
                 _default_loop = made
     return _default_loop
 
 
 def _as(described: object) -> Callable[[Method], Method]:
-    """A decorator: documented as what it hands on to."""
+    """A decorator that copies the docstring of the method that is forwarded to."""
 
     def document(method: Method) -> Method:
         method.__doc__ = described.__doc__
@@ -103,7 +103,7 @@ def _as(described: object) -> Callable[[Method], Method]:
 
 
 class _PostLoopCallbackSetter:
-    """On the class `set_loop_callback`, on an object `set_own_callback`."""
+    """`set_loop_callback` on the class, `set_own_callback` on an object."""
 
     def __get__(
         self, obj: Socket[Handle] | None, owner: type[Socket[Handle]]
@@ -112,29 +112,29 @@ class _PostLoopCallbackSetter:
 
 
 class Socket(Generic[HandleT]):
-    """A socket, or anything with a descriptor that epoll takes, on an event loop.
+    """A socket, or anything else whose descriptor epoll accepts, on an event loop.
 
-    Subclass it and give it the events it is to handle; `event_write` is there. A subclass may have
-    `__slots__`. The descriptor should not block.
+    Subclass it and define the events to handle; only `event_write` has a useful default. A subclass
+    may have `__slots__`. The descriptor should be non-blocking.
     """
 
-    # What is private has two underscores, but for what other rooms call: a subclass may well have a
-    # `_queue` of its own.
+    # Private names have two underscores, except those that other modules use: a subclass may well
+    # define its own `_queue`.
     __slots__ = {
-        "__addresses": "The addresses of the other side and of this one, once they were asked for.",
-        "__direct": "The descriptor while reads and writes can go straight to it; see `_go_direct`.",
+        "__addresses": "The peer's address and the local one, once they have been asked for.",
+        "__direct": "The descriptor while reads and writes may go straight to it: `_go_direct`.",
         "__registry": "What its loop watches.",
         "closed": "True from `close` or `steal_socket` on.",
         "corked": "True while TCP_CORK or TCP_NOPUSH is set by `tcp_cork`.",
-        "event_watch": "The mask of the events that it is watched for, as poll(2) has it.",
+        "event_watch": "The event mask it is watched for, in the bits of poll(2).",
         "fd": "Its descriptor; None once closed or stolen.",
         "loop": "The loop that watches it.",
-        "read_push_back": "The pieces pushed back, the next to be read first.",
+        "read_push_back": "Pushed-back data, in the order it will be read.",
         "sock": "The underlying handle; None once closed or stolen.",
-        "write_buf": "What is queued for writing; a block may be a view, once a part of it is out.",
-        "write_buf_offset": "How much of the first queued block is out already, in bytes.",
+        "write_buf": "Queued blocks and callables; a partly written block may be a memoryview.",
+        "write_buf_offset": "How many bytes of the first queued block have been written.",
         "write_buf_size": "How many bytes are queued; a callable counts as one.",
-        "write_set_watch": "True while it is watched for writability on account of `write` alone.",
+        "write_set_watch": "True while only `write` wants it to be watched for writability.",
         "writer_func": "Called instead of write(2); see `set_writer_func`.",
     }
 
@@ -145,17 +145,17 @@ class Socket(Generic[HandleT]):
         check_class(cls, Socket)
 
     def __init__(self, sock: HandleT, loop: Loop | None = None) -> None:
-        """Watch `sock` on `loop`, or on the default loop; so far only for errors and hang-ups:
-        epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD, EV_DISABLE) for both filters or, on poll, fstat(2).
+        """Watch `sock` on `loop`, or on the default loop, at first only for errors and hang-ups.
 
-        Raises `OSError` (EBADF, EEXIST, EPERM, ...) for a descriptor that can't be watched, and
-        leaves the loop as it was. Warns, once, of a socket that blocks.
+        Calls epoll_ctl(EPOLL_CTL_ADD); kevent(EV_ADD, EV_DISABLE) for both filters; or, on poll,
+        fstat(2). Raises `OSError` (EBADF, EEXIST, EPERM, ...) if the descriptor can't be watched,
+        and leaves the loop as it was. Warns, once per process, about a blocking socket.
         """
         try:
             fd = sock.fileno()
         except (AttributeError, UnsupportedOperation):
             raise no_handle(sock) from None
-        if type(fd) is not int:  # ctypes would look into a mock without end.
+        if type(fd) is not int:  # ctypes would search a mock for a parameter for ever.
             raise TypeError(f"a handle's fileno() is a number, not {fd!r}")
         if loop is None:
             loop = _default_loop or default_loop()
@@ -180,10 +180,10 @@ class Socket(Generic[HandleT]):
         try:
             registry.register(fd, _ALWAYS, self)
         except BaseException:
-            registry.leave(self, None)  # Who keeps the object must not reach the descriptor by it.
+            registry.leave(self, None)  # Whoever still has the object must not use the descriptor.
             raise
         if begun and (pending := begun.pop(fd, None)) is not None:
-            self.__direct = None  # Until it is connected, what is written is queued.
+            self.__direct = None  # Writes are queued until it is connected.
             pending.attach(self, fd, registry.connecting)
         if isinstance(sock, RawSocket) and sock.gettimeout() is None:
             _warn_of_blocking(self)
@@ -196,15 +196,17 @@ class Socket(Generic[HandleT]):
         timeout: float | None = None,
         **more: object,
     ) -> SocketT:
-        """An object of this class, made by `cls(sock, *args, **more)`, that connects to `address`:
-        ("127.0.0.1", 80), ("::1", 80), or the path of a UNIX socket. Its `event_connect` is told the
-        outcome once, from the loop: a TimeoutError after `timeout` seconds. What is written meanwhile
-        is queued.
+        """Make an object by `cls(sock, *args, **more)` and connect it to `address`: ("127.0.0.1",
+        80), ("::1", 80), or the path of a UNIX socket.
+
+        The loop calls its `event_connect` once, with the outcome, which after `timeout` seconds is
+        a TimeoutError. A connect that fails at once is reported in the same way. Until then, writes
+        are queued.
 
         Calls socket(2), connect(2), those of the constructor and of `watch_write`, then
-        getsockopt(SO_ERROR). Raises `ValueError` for a name, which is never looked up, `TypeError`
-        for what is no address, and `OSError` where there is no socket to be had (EMFILE), with nothing
-        left behind. A connect that fails at once is told as any other.
+        getsockopt(SO_ERROR). Raises `ValueError` for a host name, as names are never looked up,
+        `TypeError` for anything that is not an address, and `OSError` if no socket can be made
+        (EMFILE); then nothing is left behind.
         """
         made: list[PythonSocket] = []
         obj, fd = None, -1
@@ -212,14 +214,14 @@ class Socket(Generic[HandleT]):
             error = begin(address, made)
             sock = made[0]
             fd = sock.fileno()
-            # What `cls(...)` does, in two steps: where `__init__` raises, the loop may know the object
-            # already. The arguments of a subclass's constructor can't be typed here.
+            # `cls(...)` in two steps: if `__init__` raises, the loop may know the object already.
+            # The arguments of a subclass's constructor can't be typed here.
             obj = cast("SocketT", cast("Constructor", cls.__new__)(cls, sock, *args, **more))
             begun[fd] = pending = Connecting(error)
             cast("Constructor", cls.__init__)(obj, sock, *args, **more)
             check_made(obj)
             if begun and begun.pop(fd, None) is not None and obj.fd is not None:
-                pending.attach(obj, obj.fd, obj.__registry.connecting)  # Its own handle.
+                pending.attach(obj, obj.fd, obj.__registry.connecting)  # It wrapped the socket.
             pending.start(timeout)
         except BaseException:
             begun.pop(fd, None)
@@ -231,34 +233,34 @@ class Socket(Generic[HandleT]):
         return obj
 
     def _withdraw(self) -> None:
-        """Leave the loop, if the constructor has come so far."""
+        """Leave the loop, if the constructor got as far as joining it."""
         if hasattr(self, "read_push_back") and self.__registered() is not None:
             self.__registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
 
     def read(self, bytecount: int) -> bytes | None:
-        """At most `bytecount` bytes: a piece that was pushed back, or one read(2) of up to 1 MiB.
+        """At most `bytecount` bytes: a pushed-back piece, or one read(2) of up to 1 MiB.
 
-        `b""` means that nothing is there now, and `None` that the other side has closed, that there
-        was an error, or that the object is closed. Not the usual way of Python, where `b""` is the
-        end. Raises `ValueError` for a `bytecount` below 1, `TypeError` for what is no int. Where a
-        signal's handler raises behind the call, what was read is lost with the result, and the object
-        is closed with the reason "interrupted".
+        `b""` means that there is nothing to read now; `None`, that the peer has closed, that there
+        was an error, or that the object is closed. Note that elsewhere in Python `b""` means the
+        end. Raises `ValueError` for a `bytecount` below 1, `TypeError` if it is not an int. If a
+        signal's handler raises just after the call, what was read is lost, and the object is closed
+        with the reason "interrupted".
         """
         try:
             fd = self.__direct
             if fd is not None and bytecount <= 1_048_576:  # MAX_READ
-                # No byte means the end of the stream, or that none was asked for. To look at the
-                # number only then spares each request a sixtieth.
+                # No bytes: the end of the stream, or none were asked for. Checking the number only
+                # then saves each request a sixtieth.
                 return libc.read(fd, bytecount) or _end(bytecount)
             data = self.__read_pushed_back(bytecount)
-            return data  # Within the `try`: a signal's handler may raise behind the call.
+            return data  # Within the `try`: a signal's handler may raise after the call.
         except BaseException as error:
             return self.__read_failed(error, bytecount)
 
     def __read_pushed_back(self, bytecount: int) -> bytes | None:
-        """`read` where it can't go straight to the descriptor."""
+        """`read`, when it can't go straight to the descriptor."""
         if index(bytecount) < 1:
             _end(bytecount)
         fd = self.fd
@@ -276,20 +278,20 @@ class Socket(Generic[HandleT]):
         registry = self.__registry
         data = bytes(first)
         waits = registry.objects.get(fd) is self and fd in registry.pushed_back
-        # No call from here on: a signal's handler could raise behind one, and lose the piece.
+        # No call from here on: a signal's handler could raise after it, and lose the piece.
         del pieces[0]
         if not pieces and not self.closed:
             if waits:
                 registry.readable -= {fd}
                 del registry.pushed_back[fd]
-            # What `_go_direct` does, without the call.
+            # `_go_direct`, without the call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
                 self.__direct = fd
         return data
 
     def __read_failed(self, error: BaseException, bytecount: int) -> bytes | None:
-        """What `read` says of an error. Closes where a signal's handler raised, unless the exception
-        knows what was read: then it is still to be."""
+        """What `read` returns for an error. If a signal's handler raised, what was read is pushed
+        back if the exception carries it; else the object is closed."""
         if isinstance(error, OSError) and bytecount > 0:
             return b"" if isinstance(error, BlockingIOError) else None
         check_made(self)
@@ -297,7 +299,7 @@ class Socket(Generic[HandleT]):
             if isinstance(error, OverflowError) or not by_handler(error):
                 _end(bytecount)
             del error  # no cycle
-            raise  # The number was refused, and nothing was read.
+            raise  # The number was rejected before anything was read.
         result = take_result(error)
         if not isinstance(result, (bytes, int)):
             self.close_as("interrupted")
@@ -309,16 +311,17 @@ class Socket(Generic[HandleT]):
         raise
 
     def push_back_read(self, buf: bytes | bytearray | memoryview) -> None:
-        """Put `buf` behind what was pushed back before; `read` returns that, a piece a call, before
-        anything from the socket. When the batch in hand is over, `event_read` is called again as long
-        as there is pushed-back data and the object watches for reading.
+        """Have `read` return `buf` before it reads from the socket again. Several pieces are
+        returned in the order they were pushed back, one a call. After the current batch of events,
+        `event_read` is called again as long as there is pushed-back data and the object watches for
+        reading.
 
-        Makes no system call, and does nothing on a closed object. Raises `TypeError` for anything but
+        Makes no system call. Does nothing on a closed object. Raises `TypeError` for anything but
         bytes.
         """
         piece = (_piece(buf),)
         pieces = self.read_push_back or deque()
-        # No call from here on: a signal's handler could close the object behind it.
+        # No call from here on: a signal's handler could close the object after it.
         if self.fd is not None and not self.closed:
             self.__direct = None
             pieces += piece
@@ -326,9 +329,9 @@ class Socket(Generic[HandleT]):
             self.__heed_pushed_back()
 
     def __heed_pushed_back(self) -> None:
-        """Have the loop call `event_read` for what is pushed back, if that is watched for."""
+        """Have the loop call `event_read` for pushed-back data, if reading is watched for."""
         fd = self.__registered()
-        # Questions that fall through: behind a jump a signal's handler could close the object.
+        # Conditions that fall through: after a jump a signal's handler could close the object.
         if fd is not None and self.read_push_back:
             registry = self.__registry
             if fd not in registry.pushed_back:
@@ -340,40 +343,39 @@ class Socket(Generic[HandleT]):
                 registry.readable -= {fd}
 
     def __registered(self) -> int | None:
-        """The descriptor while the loop knows the object by it, which ends with `Loop.reset` too."""
+        """The descriptor, if the loop knows the object by it: after `Loop.reset` it doesn't."""
         fd = self.fd
         return fd if fd is not None and self.__registry.objects.get(fd) is self else None
 
     def _go_direct(self) -> None:
-        """Let reads and writes go straight to the descriptor, if nothing is in their way: nothing that
-        was queued or pushed back, no function that writes, no connect that is pending."""
-        # No call, and questions that fall through, as a signal's handler may close the object.
+        """Let reads and writes go straight to the descriptor, unless data is queued or pushed back,
+        a writer function is set or a connect is pending."""
+        # No call, and conditions that fall through: a signal's handler may close the object.
         if not self.write_buf and not self.read_push_back and self.writer_func is None:
             if self.fd not in self.__registry.connecting and not self.closed:
                 self.__direct = self.fd
 
     def write(self, data: Writable) -> bool:
-        """Write `data`, or queue it behind what is queued; a callable is run in its turn; None
-        writes what is queued. True if everything went out, False if something waits.
+        """Write `data`, or queue it if something is queued already. A callable is run in its turn;
+        None writes what is queued. True if everything was written, False if something is queued.
 
-        Calls write(2), or the writer function, for each block until one is not taken whole. Then
-        the object watches for writability (one epoll_ctl or kevent), and for no longer than it
-        needs to. Data is not copied: what is queued must not be changed. A callable that raises is
-        not run again, and what is queued behind it stays.
+        Calls write(2), or the writer function, for each block until one is not written whole. Then
+        the object watches for writability (one epoll_ctl or kevent), for no longer than it has to.
+        Data is not copied: what is queued must not be modified. A callable that raises is not run
+        again; the rest of the queue stays.
 
-        A failing write closes the object by its `close` with the reason "EPIPE", "ECONNRESET" or
-        "write_error", before this returns False; one that a signal's handler raises behind, so that
-        nobody knows what went out, with "interrupted". On a closed object nothing happens, and it
-        returns True. Raises `TypeError` for other data, a str among it, and `OSError` where the watch
-        fails.
+        If a write fails, the object is closed by its `close` with the reason "EPIPE", "ECONNRESET"
+        or "write_error", and this returns False. If a signal's handler raises just after a write,
+        so that nobody knows what was written, the reason is "interrupted". On a closed object
+        nothing happens, and this returns True. Raises `TypeError` for other data, such as a str,
+        and `OSError` if watching fails.
         """
         try:
             fd = self.__direct
             if fd is None or type(data) is not bytes:
                 return self.__write_queued() if data is None else self.__write_new(data)
-            # Nearly every write goes this way: what `__write_new` does, with nothing to ask before.
-            # pyright thinks of a class that is both bytes and callable; `isinstance`, which it would
-            # understand, costs more.
+            # Nearly every write comes here: `__write_new` without its checks. pyright thinks of a
+            # class that is bytes and callable; `isinstance`, which it understands, costs more.
             try:
                 written = libc.write(fd, data)  # pyright: ignore[reportArgumentType]
                 if written == len(data) or self.closed:  # pyright: ignore[reportArgumentType]
@@ -384,7 +386,7 @@ class Socket(Generic[HandleT]):
             self.on_incomplete_write()
             return False
         except BaseException as error:
-            # A callable or a signal's handler raised. What is queued still has to go out.
+            # A callable or a signal's handler raised. What is queued must still be written.
             check_made(self)
             if not isinstance(error, Exception):  # Queue and size may not agree.
                 self.write_buf_size = sum(map(_size, self.write_buf)) - self.write_buf_offset
@@ -393,13 +395,13 @@ class Socket(Generic[HandleT]):
             raise
 
     def __write_new(self, data: Writable) -> bool:
-        """`write` of data that can't go straight to the descriptor, or is no bytes."""
+        """`write` of data that can't go straight to the descriptor, or isn't `bytes`."""
         fd = self.fd
         if fd is None:
             return True
         new = _block(data)
         if self.write_buf or fd in self.__registry.connecting:
-            # An early write(2) would be told the connect's outcome, which is `event_connect`'s.
+            # An early write(2) would consume the connect's outcome, which is `event_connect`'s.
             self.__queue(new, 0)
             return not self.write_buf
         if not isinstance(new, (bytes, memoryview)):
@@ -421,68 +423,79 @@ class Socket(Generic[HandleT]):
         return written == count
 
     def __write_queued(self) -> bool:
-        """Write what is queued, until that is refused."""
-        fd = self.fd
-        connecting = self.__registry.connecting
-        if fd is None or (connecting and fd in connecting):
-            return not self.write_buf
-        # Not in the `try` of `write`: in CPython 3.11 what a signal's handler raises at the end of a
-        # loop passes a `try` that begins with the loop.
+        """Write what is queued, until a block is not written whole."""
+        # Not in the `try` of `write`: in CPython 3.11 an exception that a signal's handler raises
+        # at the end of a loop escapes a `try` that begins with the loop.
         while True:
-            # All three at once: a signal's handler may close the object later on.
-            queue, offset, func = self.write_buf, self.write_buf_offset, self.writer_func
-            if not queue:
-                if self.write_set_watch:  # Begun for callables behind one that raised.
-                    self.__unwatch_write()
-                self._go_direct()
+            # No call in between: a signal's handler may close the object later on.
+            fd = self.fd
+            queue = self.write_buf
+            offset = self.write_buf_offset
+            func = self.writer_func
+            if fd is None:
                 return True
-            block = queue[0]
-            if isinstance(block, memoryview):
-                rest: Block = block[offset:]
-            elif isinstance(block, bytes):
-                rest = block
-                if offset and func is None:
-                    # Queued as a view from here on: to slice that costs half.
-                    queue[0] = view = memoryview(block)
-                    rest = view[offset:]
+            if offset:
+                # Partly written: so it is data, which mypy can't know, and the connection stands.
+                rest: Block = queue[0]  # type: ignore[assignment]
+                if func is None:
+                    rest = rest[offset:]
+                    count = len(rest)
+                else:
+                    count = len(rest) - offset
             else:
-                # A question that falls through: behind a jump a handler could close the object.
-                if not self.closed:
-                    # Off the queue before it runs: it is run once, whatever it does.
-                    self.write_buf_size -= 1
-                    del queue[0]
-                    block()
-                    fd = fd if self.fd is None else self.fd  # It may have been made anew.
-                continue
-            count = len(block) - offset
+                if fd in self.__registry.connecting:
+                    return not queue
+                if not queue:
+                    if self.write_set_watch:  # For callables queued after one that raised.
+                        self.__unwatch_write()
+                    self._go_direct()
+                    return True
+                first = queue[0]
+                if not isinstance(first, (bytes, memoryview)):
+                    # A condition that falls through: after a jump a handler could close the object.
+                    if not self.closed:
+                        # Taken off the queue before it runs, so that it runs once whatever it does.
+                        self.write_buf_size -= 1
+                        del queue[0]
+                        first()
+                    continue
+                rest = first
+                count = len(rest)
             try:
                 if func is None:
                     written = libc.write(fd, rest)
                 else:
-                    written = _write_by(func, self, block, count, offset)
-                # Falling through the questions, and with no call, as a signal's handler may close
-                # the object.
+                    written = _write_by(func, self, rest, count, offset)
+                # Conditions that fall through, and no call: a handler may close the object.
                 if not self.closed:
                     self.write_buf_size -= written
-                    self.write_buf_offset = offset + written
-                    if written == count:
+                    if written != count:
+                        self.write_buf_offset = offset + written
+                    else:
                         self.write_buf_offset = 0
                         del queue[0]
-                else:  # By the writer function, or out of a signal's handler.
+                else:  # By the writer function or a signal's handler.
                     return True
             except BaseException as error:
                 return self.__write_failed(error, None)
             if written != count:
+                if not offset and func is None:
+                    first = memoryview(rest)
+                    # No call from here on: a signal's handler may have written after that one.
+                    if queue and queue[0] is rest:
+                        queue[0] = first  # Slicing bytes would copy the rest for each write.
                 self.on_incomplete_write()
                 return False
             if self.write_set_watch:
                 self.__unwatch_write()
 
     def __queue(self, new: Queued, out: int) -> None:
-        """Queue `new`, of which so many bytes are out."""
+        """Queue `new`, of which `out` bytes have been written."""
         queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
         left = _size(new) - out
-        # No call from here on: a signal's handler could close the object behind it.
+        if out and self.writer_func is None:
+            new = memoryview(new)  # type: ignore[arg-type]  # a callable is never partly written
+        # No call from here on: a signal's handler could close the object after it.
         if not self.closed:
             self.__direct = None
             self.write_buf = queue
@@ -491,10 +504,10 @@ class Socket(Generic[HandleT]):
             self.write_buf_size += left
 
     def __write_failed(self, error: BaseException, new: Block | None) -> bool:
-        """What becomes of a write that raised; `new` is its block if that is not in the queue. Closes
-        where a signal's handler raised and nobody knows what went out."""
+        """Deal with a write that raised; `new` is its block, unless that is in the queue. Closes
+        the object if a signal's handler raised and nobody knows what was written."""
         if not isinstance(error, OSError):
-            # What a writer function raises of its own says that it wrote nothing.
+            # An exception of the writer function itself means that it wrote nothing.
             if self.writer_func is None or not isinstance(error, Exception):
                 written = take_result(error)
                 if not isinstance(written, int):
@@ -524,8 +537,8 @@ class Socket(Generic[HandleT]):
         return False
 
     def on_incomplete_write(self) -> None:
-        """Called when only a part of a block could be written; not when nothing of it could. Watches
-        for writability until the queue moves again: epoll_ctl or kevent, unless it did so already."""
+        """Called when a block was written only in part; not when nothing of it was. Watches for
+        writability until the queue moves again: epoll_ctl or kevent, unless it does already."""
         if not self.event_watch & POLLOUT:
             self.__watch_write_for_now()
 
@@ -535,7 +548,7 @@ class Socket(Generic[HandleT]):
             self.watch_write(True)
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
         except BaseException:
-            # Not in a `finally`: an exception could cut that short, and nobody would end the watch.
+            # Not in a `finally`: an exception could cut that short, and the watch would never end.
             self.write_set_watch = ours and self.event_watch & POLLOUT != 0
             raise
 
@@ -546,10 +559,10 @@ class Socket(Generic[HandleT]):
     def set_writer_func(self, func: WriterFunc | None) -> None:
         """Call `func(data, count, offset)` instead of write(2); None goes back to write(2).
 
-        It writes `count` bytes of `data` from `offset` on and returns how many it wrote. Where it
-        would block it raises BlockingIOError; any other OSError closes the object. It may close the
-        object, but must not write to it. Raises `TypeError` for what can't be called. Does nothing on
-        a closed object.
+        It must write `count` bytes of `data`, starting at `offset`, and return how many it wrote,
+        or raise BlockingIOError if it would block; any other OSError closes the object. It may
+        close the object, but must not write to it. Does nothing on a closed object. Raises
+        `TypeError` if `func` is not callable.
         """
         if func is not None:
             check_callback("a writer function", func)
@@ -561,24 +574,24 @@ class Socket(Generic[HandleT]):
     # --- watching ---------------------------------------------------------------------------------
 
     def watch_read(self, on: bool) -> None:
-        """Have `event_read` called when there is something to read, or no longer.
+        """Start or stop calling `event_read` when there is something to read.
 
-        epoll_ctl(EPOLL_CTL_MOD) or kevent(EV_ENABLE or EV_DISABLE) if that is a change, else, on
-        poll, and on a closed object, no call. Raises `OSError` where that fails.
+        Calls epoll_ctl(EPOLL_CTL_MOD), or kevent(EV_ENABLE or EV_DISABLE), if that is a change; on
+        poll and on a closed object, nothing. Raises `OSError` if that fails.
         """
         self._watch(POLLIN, on)
 
     def watch_write(self, on: bool) -> None:
-        """Have `event_write` called when there is room to write, or no longer; calls as `watch_read`.
+        """Start or stop calling `event_write` when there is room to write; calls as `watch_read`.
 
-        Not needed for `write`, which watches while something is queued. Whoever calls this with a
-        true value keeps the watch until calling it with a false one.
+        `write` doesn't need this: it watches by itself while something is queued. A watch that was
+        started by this method lasts until this method ends it.
         """
         try:
             if on:
                 self.write_set_watch = False
             elif self.fd in self.__registry.connecting:
-                self.write_set_watch = True  # The outcome is heard by it, and then it is dropped.
+                self.write_set_watch = True  # It is needed for the outcome, and ends with it.
                 return
         except AttributeError:
             check_made(self)
@@ -602,7 +615,7 @@ class Socket(Generic[HandleT]):
         except BaseException as error:
             if by_handler(error):
                 registry.undo_modify(self, fd, old, new)
-            elif self.closed:  # By a signal's handler, just now.
+            elif self.closed:  # By a signal's handler.
                 return
             raise
         if self.read_push_back:
@@ -610,18 +623,19 @@ class Socket(Generic[HandleT]):
             self.__heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
-        """Hold back partial TCP segments until uncorked: setsockopt(TCP_CORK), or TCP_NOPUSH on the
-        BSDs and macOS; no call if that is the state already. What uncorking sends, and when, differs
-        by platform: docs/platforms.md.
+        """Hold back partial TCP segments, or no longer: setsockopt(TCP_CORK), or TCP_NOPUSH on the
+        BSDs and macOS; no call if nothing changes. What uncorking sends, and when, depends on the
+        platform: docs/platforms.md.
 
-        What can't be corked is left alone, and `corked` stays False. A dead descriptor (EBADF) is
-        warned about and closed with the reason "tcp_cork_failed"; other failures raise `OSError`.
+        On anything that can't be corked this does nothing, and `corked` stays False. For a dead
+        descriptor (EBADF) it warns and closes the object with the reason "tcp_cork_failed"; other
+        failures raise `OSError`.
         """
         fd = self.fd
         on = bool(on)
         if fd is None or on == self.corked:
             return
-        # What is uncorked once too often, since a signal's handler raised here, takes no harm.
+        # Set first: if a signal's handler raises here, to uncork once too often does no harm.
         self.corked = True
         try:
             self.corked = on if set_cork(fd, on) else not on
@@ -635,25 +649,25 @@ class Socket(Generic[HandleT]):
     # --- ending -----------------------------------------------------------------------------------
 
     def close(self, reason: str | None = None) -> None:
-        """Close the socket once the batch in hand is over; `reason` is for the debugging log.
+        """Close the socket after the current batch of events; `reason` goes to the debugging log.
 
-        Uncorks it, and takes it from the poller: epoll_ctl(EPOLL_CTL_DEL), or kevent(EV_DELETE) for
-        each filter. What is queued is dropped. close(2) comes after the batch, so that the number
-        can't be another's while the batch may have an event for it: in `run`, `reset`, or at the
-        end of `with loop`. Closing twice does nothing.
+        Uncorks it and unregisters it at once: epoll_ctl(EPOLL_CTL_DEL), or kevent(EV_DELETE) for
+        each filter. What is queued is dropped. close(2) follows after the batch, since the
+        descriptor's number must not be reused while the batch may hold an event for it: in `run`,
+        `reset`, or at the end of `with loop`. Closing twice does nothing.
         """
         try:
             fd = self.fd
         except AttributeError:
             check_made(self)
             raise
-        # Logged when all is done, as a logging handler may raise or use the loop. Where nobody has
-        # imported logging, the call would cost a tenth of all this.
+        # Logged last, as a logging handler may raise or use the loop. If nobody has imported
+        # logging, the call would cost a tenth of all this.
         if fd is not None and self.__registry.leave(self, self.sock) and "logging" in sys.modules:
             debug("closing fd %d (%s)", fd, reason)
 
     def close_as(self, reason: str) -> None:
-        """`close`, also where that of a subclass raises: what the package itself closes by."""
+        """`close`, even if a subclass's `close` raises: the package closes objects by this."""
         try:
             self.close(reason)
         except BaseException:
@@ -661,14 +675,14 @@ class Socket(Generic[HandleT]):
             raise
 
     def steal_socket(self) -> HandleT | None:
-        """Close the object but not its socket, which is returned, off the poller (the calls are
-        those of `close`) and free to be wrapped again at once. None if the object is closed."""
+        """Close the object but not its socket, which is unregistered (the calls are those of
+        `close`) and returned, and can be wrapped again at once. None if the object is closed."""
         stolen = self.sock
         return stolen if self.__registry.leave(self, None) else None
 
     def let_go(self) -> None:
-        """Drop what a closed object holds; the loop's registry calls this. Makes no call at all."""
-        # A writer function and callables in the queue tend to refer back to the object.
+        """Drop what a closed object holds. Called by the loop's registry; makes no call at all."""
+        # Writer functions and queued callables tend to refer back to the object.
         self.__direct = self.writer_func = None
         self.write_buf = _NO_QUEUE
         self.write_buf_offset = self.write_buf_size = 0
@@ -678,25 +692,25 @@ class Socket(Generic[HandleT]):
     # --- events, for subclasses -------------------------------------------------------------------
 
     def event_read(self) -> None:
-        """There is something to read, or the end, or an error, which `read` tells by None. A subclass
-        that watches for reading has one of its own; this one raises `NotImplementedError`."""
+        """There is something to read, or the end or an error, for which `read` returns None. A
+        subclass that watches for reading must override this, which raises `NotImplementedError`."""
         self.__not_implemented("event_read")
 
     def event_write(self) -> None:
-        """There is room to write. Writes what is queued, as `write(None)`."""
+        """There is room to write. By default, `write(None)`."""
         self.write(None)
 
     def event_err(self) -> None:
-        """The descriptor has an error. For a subclass, as `event_read`; mostly it will `close`."""
+        """The descriptor has an error. To be overridden, as `event_read`, mostly to `close`."""
         self.__not_implemented("event_err")
 
     def event_hup(self) -> None:
-        """The descriptor is hung up. For a subclass, as `event_read`; mostly it will `close`."""
+        """The descriptor is hung up. To be overridden, as `event_read`, mostly to `close`."""
         self.__not_implemented("event_hup")
 
     def event_connect(self, error: OSError | None) -> None:
-        """What came of `connect`: None if it is connected, else the object is closed behind this. For
-        a subclass to use; this one does nothing."""
+        """The outcome of `connect`: None if it succeeded; else the object is closed after this
+        call. To be overridden; by default, nothing."""
 
     def __not_implemented(self, event: str) -> NoReturn:
         raise NotImplementedError(f"{type(self).__name__} has no {event}: {self.as_string()}")
@@ -704,45 +718,44 @@ class Socket(Generic[HandleT]):
     # --- addresses --------------------------------------------------------------------------------
 
     def peer_ip_string(self) -> str | None:
-        """The IP address of the other side; None if it has none (a UNIX socket, not connected,
-        closed). getpeername(2), until it has succeeded once."""
+        """The peer's IP address; None if there is none (a UNIX socket, not connected, closed).
+        Calls getpeername(2) until that has succeeded once."""
         return self.__ask(0)[0]
 
     def peer_addr_string(self) -> str | None:
-        """The other side as "ip:port" or "[ip]:port"; None and calls as `peer_ip_string`."""
+        """The peer's address as "ip:port" or "[ip]:port"; None and calls as `peer_ip_string`."""
         return with_port(self.__ask(0))
 
     def local_ip_string(self) -> str | None:
-        """The IP address of this side; None and calls as `peer_ip_string`, but getsockname(2)."""
+        """The local IP address; None and calls as `peer_ip_string`, but getsockname(2)."""
         return self.__ask(1)[0]
 
     def local_addr_string(self) -> str | None:
-        """This side as "ip:port" or "[ip]:port"; None and calls as `local_ip_string`."""
+        """The local address as "ip:port" or "[ip]:port"; None and calls as `local_ip_string`."""
         return with_port(self.__ask(1))
 
     @property
     def peer_ip(self) -> str | None:
-        """The IP address of the other side once it was asked for; None before. No system call, as
-        with all four of these."""
+        """The peer's IP address, if it has been asked for; else None. No calls, nor below."""
         return self.__addresses[0][0]
 
     @property
     def peer_port(self) -> int | None:
-        """The port of the other side once it was asked for."""
+        """The peer's port, if it has been asked for."""
         return self.__addresses[0][1]
 
     @property
     def local_ip(self) -> str | None:
-        """The IP address of this side once it was asked for."""
+        """The local IP address, if it has been asked for."""
         return self.__addresses[1][0]
 
     @property
     def local_port(self) -> int | None:
-        """The port of this side once it was asked for."""
+        """The local port, if it has been asked for."""
         return self.__addresses[1][1]
 
     def __ask(self, side: Literal[0, 1]) -> Address:
-        """The address of the other side, 0, or of this one, 1."""
+        """The peer's address (0) or the local one (1)."""
         if self.sock is None:
             return NOWHERE
         peer, local = self.__addresses
@@ -756,8 +769,8 @@ class Socket(Generic[HandleT]):
     # --- describing -------------------------------------------------------------------------------
 
     def as_string(self) -> str:
-        """The class, what is watched for, open or closed, and the other side if there is one:
-        "Client(RW): open to 127.0.0.1:4711". Calls as `peer_ip_string`."""
+        """The class, what it watches for, open or closed, and the peer if there is one, as in
+        "Client(RW): open to 127.0.0.1:4711". Calls as for `peer_ip_string`."""
         return self.__described(self.peer_addr_string())
 
     def __described(self, peer: str | None) -> str:
@@ -766,7 +779,7 @@ class Socket(Generic[HandleT]):
         return f"{state} to {peer}" if peer else state
 
     def __repr__(self) -> str:
-        """As `as_string`, with the descriptor and what is queued, and without a system call."""
+        """As `as_string`, with the descriptor and the bytes queued, and without a system call."""
         try:
             queued = f", {self.write_buf_size} bytes queued" if self.write_buf_size else ""
             return f"<{self.__described(with_port(self.__addresses[0]))}, fd {self.fd}{queued}>"
@@ -774,10 +787,9 @@ class Socket(Generic[HandleT]):
             return f"<{type(self).__name__}, not made>"
 
     def dump_error(self, message: str) -> None:
-        """Print `message`, this object and the calls that led here to standard error. Raises
-        nothing."""
+        """Print `message`, this object and the call stack to standard error. Raises nothing."""
         calls: list[str] = []
-        # Not by `traceback`, which would open the source of every caller.
+        # Not by `traceback`, which would open the source file of every caller.
         frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # documented
         while frame is not None:
             code = frame.f_code
@@ -791,12 +803,12 @@ class Socket(Generic[HandleT]):
     SetPostLoopCallback: _PostLoopCallbackSetter = _PostLoopCallbackSetter()
 
     def set_own_callback(self, callback: PostLoopCallback | None) -> None:
-        """Call `callback(descriptor map, other fds)` after each batch, as long as this object is open;
-        false ends `run`. None takes it off. Raises `TypeError` for what can't be called."""
+        """Call `callback(descriptor map, other fds)` after each batch while this object is open; a
+        false result ends `run`. None removes it. Raises `TypeError` if it is not callable."""
         if callback is not None:
             check_callback("a post-loop callback", callback)
         fd = self.__registered()
-        # Questions that fall through: behind a jump a signal's handler could close the object.
+        # Conditions that fall through: after a jump a signal's handler could close the object.
         if fd is not None and callback is not None and not self.closed:
             self.__registry.post_loop_callbacks[fd] = callback
         elif fd is not None:
@@ -881,7 +893,7 @@ class Socket(Generic[HandleT]):
 
     @classmethod
     def DebugMsg(cls, message: str, *args: object) -> None:
-        """Print `message % args` to standard error, behind ">>> ". Raises nothing."""
+        """Print ">>> " and `message % args` to standard error. Raises nothing."""
         print_error(f">>> {formatted(formatted('%s', (message,)).rstrip(chr(10)), args)}\n")
 
     def debugmsg(self, message: str, *args: object) -> None:
@@ -900,14 +912,14 @@ def _warn_of_blocking(obj: Socket[Handle]) -> None:
 
 
 def _end(bytecount: int) -> bytes | None:
-    """What `read` says of nothing, which is the end unless nothing was asked for: `ValueError`."""
+    """What `read` returns for no bytes: the end, or `ValueError` if none were asked for."""
     if bytecount < 1:
         raise ValueError(f"read takes a number of bytes from 1 up, not {bytecount!r}") from None
     return None
 
 
 def _block(data: Writable) -> Queued:
-    """`data` as it is queued: bytes as they are, other data as a view of its bytes."""
+    """`data` as it is queued: bytes unchanged, other buffers as a view of their bytes."""
     if isinstance(data, bytes):
         return data
     if isinstance(data, (bytearray, memoryview)):

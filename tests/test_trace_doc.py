@@ -259,7 +259,7 @@ def _(g: Ground) -> Steps:
     danga_raw.default_loop()
 
 
-@row(MAKING, "whatever needs the poller first")
+@row(MAKING, "the first use of the poller")
 def _(g: Ground) -> Steps:
     loop = Loop(g.backend)
     g.stack.callback(loop.close)
@@ -274,7 +274,7 @@ def _(g: Ground) -> Steps:
     Client(g.near, g.loop)
 
 
-@row(MAKING, "`Socket(sock)` of what is watched already")
+@row(MAKING, "`Socket(sock)` of a descriptor that is already watched")
 def _(g: Ground) -> Steps:
     g.client()
     yield
@@ -290,7 +290,8 @@ def _(g: Ground) -> Steps:
 
 
 @row(
-    CONNECTING, "the turn in which it accepts one (`Listener.event_read()`, `Listener.event_err()`)"
+    CONNECTING,
+    "the turn in which it accepts one connection (`Listener.event_read()`, `Listener.event_err()`)",
 )
 def _(g: Ground) -> Steps:
     _, accepted = g.listen()
@@ -299,7 +300,7 @@ def _(g: Ground) -> Steps:
     assert len(accepted) == 1
 
 
-@row(CONNECTING, "one in which it has no descriptor for it")
+@row(CONNECTING, "the turn in which no descriptor is free for it")
 def _(g: Ground) -> Steps:
     _, accepted = g.listen()
     again = g.leave_no_room()
@@ -311,7 +312,7 @@ def _(g: Ground) -> Steps:
 
 @row(
     CONNECTING,
-    "the turn in which a socket closes after that (`Listener.begin_again()`); without one it tries again in half a second (`Listener.resume()`)",
+    "the next turn in which a socket closes (`Listener.begin_again()`); if none does, it tries again after half a second (`Listener.resume()`)",
 )
 def _(g: Ground) -> Steps:
     client = g.client()
@@ -338,7 +339,7 @@ def _(g: Ground) -> Steps:
     g.connect(address)
 
 
-@row(CONNECTING, "`Socket.connect(address)` that fails at once: the next turn tells it")
+@row(CONNECTING, "`Socket.connect(address)` that fails at once: the next turn reports it")
 def _(g: Ground) -> Steps:
     yield
     g.connect("/nowhere/at/all")
@@ -402,7 +403,7 @@ def _(g: Ground) -> Steps:
     assert client.write(b"abc")
 
 
-@row(WRITING, "`Socket.write(data)` of which a part goes out (`Socket.on_incomplete_write()`)")
+@row(WRITING, "`Socket.write(data)` of which only a part goes out (`Socket.on_incomplete_write()`)")
 def _(g: Ground) -> Steps:
     client = g.client(g.pair()[0])
     yield
@@ -418,7 +419,7 @@ def _(g: Ground) -> Steps:
     assert not client.write(b"abc")
 
 
-@row(WRITING, "`Socket.write(data)` behind what is queued")
+@row(WRITING, "`Socket.write(data)` while something is queued")
 def _(g: Ground) -> Steps:
     client = g.full()
     yield
@@ -446,7 +447,10 @@ def _(g: Ground) -> Steps:
     client.write(lambda: None)
 
 
-@row(WRITING, "`Socket.write(data)` with `Socket.set_writer_func(func)`: the function's own")
+@row(
+    WRITING,
+    "`Socket.write(data)` with `Socket.set_writer_func(func)`: only the function's own calls",
+)
 def _(g: Ground) -> Steps:
     client = g.client()
     yield
@@ -506,7 +510,7 @@ def _(g: Ground) -> Steps:
     client.watch_write(False)
 
 
-@row(WATCHING, "either, if that is no change")
+@row(WATCHING, "either, if it changes nothing")
 def _(g: Ground) -> Steps:
     client = g.client(watch=True)
     yield
@@ -560,7 +564,7 @@ def _(g: Ground) -> Steps:
     client.close()
 
 
-@row(CLOSING, "the turn in which a closed object goes")
+@row(CLOSING, "the turn in which a closed object is removed")
 def _(g: Ground) -> Steps:
     client = g.client()
     client.close()
@@ -568,7 +572,7 @@ def _(g: Ground) -> Steps:
     g.loop.run()
 
 
-@row(CLOSING, "the turn in which a stolen one goes")
+@row(CLOSING, "the turn in which a stolen one is removed")
 def _(g: Ground) -> Steps:
     client = g.client()
     client.steal_socket()
@@ -594,7 +598,7 @@ def _(g: Ground) -> Steps:
         assert client.local_ip_string() and client.local_addr_string()
 
 
-@row(ADDRESSES, "`Socket.dump_error(text)`: that of `as_string`")
+@row(ADDRESSES, "`Socket.dump_error(text)`: the call of `as_string`")
 def _(g: Ground) -> Steps:
     client = g.client()
     yield
@@ -621,7 +625,7 @@ def _(g: Ground) -> Steps:
     Socket.EventLoop()
 
 
-@row(RUNNING, "the first of a loop while other threads live, which may want to wake it")
+@row(RUNNING, "the first turn of a loop while other threads exist, which may want to wake it")
 def _(g: Ground) -> Steps:
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
@@ -632,7 +636,7 @@ def _(g: Ground) -> Steps:
     g.loop.run()
 
 
-@row(RUNNING, "one in which timers fire: the clock is no system call")
+@row(RUNNING, "a turn in which timers fire: reading the clock is no system call")
 def _(g: Ground) -> Steps:
     yield
     g.loop.add_timer(0, lambda: None)
@@ -640,14 +644,14 @@ def _(g: Ground) -> Steps:
     g.loop.run()
 
 
-@row(RUNNING, "one that a timer has stopped before its wait")
+@row(RUNNING, "a turn that a timer has stopped before its wait")
 def _(g: Ground) -> Steps:
     yield
     g.loop.add_timer(0, g.loop.stop)
     g.loop.run()
 
 
-@row(RUNNING, "one in which an object reads (`Socket.event_read()` is the subclass's own)")
+@row(RUNNING, "a turn in which an object reads (`Socket.event_read()` is the subclass's own)")
 def _(g: Ground) -> Steps:
     g.client(watch=True)
     g.far.send(b"x")
@@ -669,7 +673,7 @@ def _(g: Ground) -> Steps:
     Socket.DisableProfiling()
 
 
-@row(RUNNING, "one with an event for a descriptor of which nothing is known")
+@row(RUNNING, "a turn with an event for an unknown descriptor")
 def _(g: Ground) -> Steps:
     g.far.send(b"x")
     g.loop._registry.open().register(g.near.detach(), 1)
@@ -680,8 +684,8 @@ def _(g: Ground) -> Steps:
 
 @row(
     RUNNING,
-    "one with an event for a number that was closed while another descriptor of its file is open: "
-    "epoll is renewed",
+    "a turn with an event for a number that was closed while another descriptor of its file is open: "
+    "epoll is opened anew",
 )
 def _(g: Ground) -> Steps:
     number = g.near.fileno()
@@ -703,7 +707,7 @@ def _(g: Ground) -> Steps:
     "`Loop.set_loop_timeout()`, `Socket.SetLoopTimeout()`, `Loop.set_post_loop_callback()`, "
     "`Socket.SetPostLoopCallback()`, `Socket.set_own_callback()`, `Socket.set_loop_callback()`, "
     "`Loop.disable_profiling()`, `Socket.DisableProfiling()`, `Loop.call_soon()`, "
-    "`Loop.handle_exception()` (but for the object's `close`), `Socket.let_go()`, `Listener.let_go()`",
+    "`Loop.handle_exception()` (except the object's `close`), `Socket.let_go()`, `Listener.let_go()`",
 )
 def _(g: Ground) -> Steps:
     client = g.client()
@@ -764,7 +768,7 @@ def _(g: Ground) -> Steps:
     g.loop.stop()
 
 
-@row(WAKING, "the same until the loop has looked")
+@row(WAKING, "the same, before the loop has handled the wake-up")
 def _(g: Ground) -> Steps:
     g.loop.call_soon_threadsafe(lambda: None)
     yield
@@ -779,7 +783,7 @@ def _(g: Ground) -> Steps:
     g.turn()
 
 
-@row(WAKING, "`Loop.add_signal_handler(number, callback)`, behind those of a first wake")
+@row(WAKING, "`Loop.add_signal_handler(number, callback)`, after the calls of a first wake-up")
 def _(g: Ground) -> Steps:
     g.loop.call_soon_threadsafe(lambda: None)
     yield
@@ -793,26 +797,26 @@ def _(g: Ground) -> Steps:
     assert g.loop.remove_signal_handler(signal.SIGUSR1)
 
 
-@row(WAKING, "the same of a signal that has none")
+@row(WAKING, "the same for a signal without a handler")
 def _(g: Ground) -> Steps:
     yield
     assert not g.loop.remove_signal_handler(signal.SIGUSR1)
 
 
-@row(OTHERS, "`Loop.add_other_fds(fds)`, `Socket.AddOtherFds(fds)`: each new")
+@row(OTHERS, "`Loop.add_other_fds(fds)`, `Socket.AddOtherFds(fds)`: for each new descriptor")
 def _(g: Ground) -> Steps:
     yield
     g.loop.add_other_fds({g.near.fileno(): print})
 
 
-@row(OTHERS, "any of these: each that is there already, to see that it still is")
+@row(OTHERS, "any of these: for each that is already watched, to check that it still is")
 def _(g: Ground) -> Steps:
     g.loop.add_other_fds({g.near.fileno(): print})
     yield
     Socket.OtherFds({g.near.fileno(): print})
 
 
-@row(OTHERS, "`Loop.other_fds = fds`, `Socket.OtherFds(fds)`: each left out")
+@row(OTHERS, "`Loop.other_fds = fds`, `Socket.OtherFds(fds)`: for each that is left out")
 def _(g: Ground) -> Steps:
     g.loop.add_other_fds({g.near.fileno(): print})
     yield
@@ -836,7 +840,7 @@ def _(g: Ground) -> Steps:
     g.loop.close()
 
 
-@row(LAST, "the same of a loop that was woken once, and hears a signal")
+@row(LAST, "the same, for a loop that was woken once and handles a signal")
 def _(g: Ground) -> Steps:
     g.loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     yield

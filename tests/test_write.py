@@ -357,6 +357,30 @@ def test_a_callable_may_close_the_object(world: World) -> None:
     assert drain(two) == b"1"
 
 
+def test_a_callable_that_closes_ends_what_write_asks_of_the_object(world: World) -> None:
+    """Behind one that raised, the watch is begun for what is still queued, and ends with the close."""
+
+    class Watcher(Noted):
+        def watch_write(self, on: bool) -> None:
+            assert not self.closed
+            super().watch_write(on)
+
+    def dies() -> None:
+        raise KeyError
+
+    obj = Watcher(world.socketpair()[0], world.loop)
+    writer = Blocking()
+    obj.set_writer_func(writer)
+    obj.write(b"abc")
+    obj.write(dies)
+    obj.write(obj.close)
+    writer.room = 3
+    with pytest.raises(KeyError):
+        obj.write(None)
+    assert obj.write_set_watch
+    assert obj.write(None) is True and obj.closed
+
+
 def test_a_callable_may_make_the_object_anew(world: World) -> None:
     one, two = world.socketpair()
     other, peer = world.socketpair()

@@ -46,13 +46,16 @@ GROUP = Group(
     "budget",
     "the budget of one request, by step",
     (
-        row("its share of a wait for 32, its object found, event_read called", "budget.32.nothing"),
+        row(
+            "its share of a wait for 32, finding the object, calling event_read",
+            "budget.32.nothing",
+        ),
         row("read()", "budget.32.read", "budget.32.nothing"),
         row("write()", "budget.32.write", "budget.32.read"),
-        row("the handler's own look at what it has read", "budget.32.answer", "budget.32.write"),
+        row("the handler's check of the data", "budget.32.answer", "budget.32.write"),
         row("all of it", "budget.32.answer"),
         row("os.read and os.write alone, in a for loop", "budget.32.calls"),
-        row("a wait of its own, on top", "budget.1.nothing", "budget.32.nothing"),
+        row("a wait of its own, in addition", "budget.1.nothing", "budget.32.nothing"),
     ),
     plan,
 )

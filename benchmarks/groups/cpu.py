@@ -1,4 +1,4 @@
-"""User CPU time under wrk: seconds, so only their ratio within one run is held to anything."""
+"""User CPU time under wrk: seconds, so only the ratio within one run has a limit."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from benchmarks.processes import environment, running
 from benchmarks.table import Bench, Figures, Group, Row, Step
 
 SECONDS = 5
-"""Of a round. The kernel tells user time from its own by what it finds at each of its ticks, some 250
-a second: of five seconds 250 are user time, so that ten rounds say it to some 2 %."""
+"""Of a round. The kernel tells user time from its own by what is running at each of its ticks, some
+250 per second: of five seconds 250 ticks are user time, so ten rounds are accurate to some 2 %."""
 
 REQUESTS = re.compile(r"(\d+) requests in ")
 
@@ -67,16 +67,16 @@ def plan(bench: Bench) -> list[Step]:
 
 GROUP = Group(
     "cpu",
-    "user CPU a request under wrk, 64 connections",
+    "user CPU per request under wrk, 64 connections",
     (
         Row(
-            "user CPU a request under wrk, 64 connections, over uvloop",
+            "user CPU per request under wrk, 64 connections, over uvloop",
             "cpu.ratio.danga_raw",
             must=1.12,
             aim=1.02,
         ),
         Row(
-            "requests a second under wrk, 64 connections, over uvloop",
+            "requests per second under wrk, 64 connections, over uvloop",
             "throughput.ratio.danga_raw",
             at_least=True,
         ),

@@ -1,4 +1,4 @@
-"""What one thing more in use adds to a request: timers, callbacks, parked objects, profiling."""
+"""What one more feature in use adds to a request: timers, callbacks, parked objects, profiling."""
 
 from benchmarks import instructions
 from benchmarks.groups import requests
@@ -17,7 +17,7 @@ def group(name: str, what: str, connections: int, server: tuple[str, ...], row: 
             requests.step(bench, PEERS["danga_raw"], connections),
             instructions.step(
                 bench,
-                f"instructions a request, {requests.many(connections)}, {what}",
+                f"instructions per request, {requests.many(connections)}, {what}",
                 row.figure,
                 lambda env: instructions.of_a_request(command, env, connections, bench.quick),
             ),

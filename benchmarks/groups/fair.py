@@ -1,4 +1,4 @@
-"""Instructions a keep-alive request, over the two loops written by hand."""
+"""Instructions per keep-alive request, over the two loops written by hand."""
 
 from benchmarks.groups import requests
 from benchmarks.peers import PEERS
@@ -6,7 +6,7 @@ from benchmarks.table import Bench, Group, Step
 
 
 def steps(bench: Bench, *names: str) -> list[Step]:
-    """Those of these peers alone."""
+    """The steps of these peers alone."""
     return [
         requests.step(bench, PEERS[name], connections) for connections in (32, 1) for name in names
     ]
@@ -18,7 +18,7 @@ def plan(bench: Bench) -> list[Step]:
 
 GROUP = Group(
     "fair",
-    "instructions a keep-alive request, over the fair and the bare hand-written loop",
+    "instructions per keep-alive request, over the fair and the bare hand-written loop",
     (
         requests.row(32, "fair", 0.84, 0.80),
         requests.row(32, "bare", 1.22, 1.15),

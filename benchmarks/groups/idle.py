@@ -9,12 +9,12 @@ from benchmarks.processes import Server
 from benchmarks.table import Bench, Group, Row, Step
 
 BUSY, IDLE = 32, 10_000
-# On poll each connection that comes costs a look at all that are there: 10,000 would take long.
+# On poll each new connection costs a scan of all the others: 10,000 would take long.
 IDLE_ON_POLL = (1000, 3000)
 
 
 def a_request(bench: Bench, idle: int, env: Mapping[str, str]) -> float:
-    """Instructions a request on the busy connections."""
+    """Instructions per request on the busy connections."""
 
     def served(rounds: int) -> int:
         def load(server: Server) -> None:

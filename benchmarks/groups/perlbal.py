@@ -1,4 +1,4 @@
-"""examples/perlbal beside Perlbal and nginx: as a proxy, as a web server, and its idle clients."""
+"""examples/perlbal beside Perlbal and nginx: as a proxy, as a web server, and when idle."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ LENGTH = re.compile(rb"\r\nContent-Length: (\d+)\r\n", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Peer:
-    """One that proxies and serves: its configuration file, and what starts it with one."""
+    """A server that proxies and serves: its configuration file, and the command to start it."""
 
     name: str
     title: str
@@ -96,7 +96,7 @@ def proxying(
         )
         ports = {"backend": backend.port}
         for name in ("proxy", "web", "management"):
-            # Bound, so that nobody else is given the port; whoever has SO_REUSEADDR can listen.
+            # Bound, so that no other program gets the port; a socket with SO_REUSEADDR can listen.
             holder = stack.enter_context(socket.socket())
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.bind(("127.0.0.1", 0))
@@ -140,8 +140,8 @@ def finish(process: subprocess.Popen[bytes], peer: Peer, port: int) -> None:
             manager.recv(1)
         process.wait(ANSWER_SECONDS)
         return
-    # nginx in one process misses a signal that comes between its look at what was signalled and its
-    # wait, which under valgrind is often: it then waits for a timer of minutes, or the next signal.
+    # nginx in one process misses a signal that arrives between its check for signals and its wait,
+    # which under valgrind is often: it then waits for minutes, or for the next signal.
     for _ in range(ANSWER_SECONDS):
         process.terminate()
         try:
@@ -191,7 +191,7 @@ def path_of(service: str) -> str:
 
 
 def a_request(bench: Bench, peer: Peer, service: str) -> float:
-    """User-mode instructions a request, on one kept connection and one to the backend."""
+    """User-mode instructions per request, on one kept connection and one to the backend."""
 
     with proxying(bench, peer):
         pass  # a first run may compile what it imports
@@ -208,7 +208,7 @@ def a_request(bench: Bench, peer: Peer, service: str) -> float:
 
 
 def under_wrk(bench: Bench, peer: Peer, service: str) -> float:
-    """Microseconds of user CPU a request, 64 connections."""
+    """Microseconds of user CPU per request, 64 connections."""
     with proxying(bench, peer) as house:
         url = f"http://127.0.0.1:{house.ports[service]}{path_of(service)}"
         before = user_seconds(house.pid)
@@ -222,7 +222,7 @@ def under_wrk(bench: Bench, peer: Peer, service: str) -> float:
 
 
 def an_idle_client(bench: Bench, peer: Peer) -> float:
-    """Bytes of anonymous resident memory a client that has asked nothing yet."""
+    """Bytes of anonymous resident memory per client that has asked nothing yet."""
     fewer, more = 500, bench.count(2500, 1500)
     with proxying(bench, peer) as house, ExitStack() as clients:
 
@@ -246,7 +246,7 @@ def plan(bench: Bench) -> list[Step]:
         def measure(figures: Figures) -> None:
             figures[f"perlbal.{service}.{peer.name}"] = (a_request(bench, peer, service),)
 
-        return Step(f"instructions a request, {SERVICES[service]}: {peer.title}", measure)
+        return Step(f"instructions per request, {SERVICES[service]}: {peer.title}", measure)
 
     def timed(peer: Peer, service: str, number: int) -> Step:
         def measure(figures: Figures) -> None:
@@ -276,7 +276,7 @@ def plan(bench: Bench) -> list[Step]:
 
 
 def over(service: str, kind: str, what: str, must: float, aim: float | None) -> tuple[Row, Row]:
-    """Ours over the original, which it is held to, and over nginx, which it is not."""
+    """Ours over the original, with a limit, and over nginx, without one."""
     title = f"examples/perlbal {SERVICES[service]}, {what}"
     ours = f"perlbal{kind}.{service}.ours"
     return (
@@ -289,8 +289,8 @@ GROUP = Group(
     "perlbal",
     "examples/perlbal beside Perlbal and nginx, as a proxy and as a web server",
     (
-        *over("proxy", "", "instructions a request", 0.6, 0.48),
-        *over("web", "", "instructions a request", 0.5, 0.35),
+        *over("proxy", "", "instructions per request", 0.6, 0.48),
+        *over("web", "", "instructions per request", 0.5, 0.35),
         *over("proxy", ".cpu", "user CPU under wrk", 0.6, None),
         *over("web", ".cpu", "user CPU under wrk", 0.5, None),
         Row(

@@ -64,7 +64,7 @@ def plan(bench: Bench) -> list[Step]:
 
 def row(version: str, connections: int, over: str) -> Row:
     return Row(
-        f"instructions a request on CPython {version}, {many(connections)}, "
+        f"instructions per request on CPython {version}, {many(connections)}, "
         f"over {PEERS[over].title}",
         f"pythons.{version}.{connections}.danga_raw",
         f"pythons.{version}.{connections}.{over}",

@@ -1,4 +1,4 @@
-"""Much that waits for a slow reader: linear time, and no copy of it."""
+"""A long queue for a slow reader: linear time, and no copy of the data."""
 
 import subprocess
 from collections.abc import Mapping
@@ -41,21 +41,21 @@ def plan(bench: Bench) -> list[Step]:
 
 GROUP = Group(
     "queue",
-    f"a queue of {MANY:,} small writes behind a slow reader",
+    f"a queue of {MANY:,} small writes to a slow reader",
     (
         Row(
-            f"a small write, {MANY:,} queued behind a slow reader, over {FEW:,} queued",
+            f"a small write, {MANY:,} queued for a slow reader, over {FEW:,} queued",
             "queue.many",
             "queue.few",
             must=1.2,
         ),
         Row(
-            f"most memory beside {BLOCKS} blocks of 4 MiB that wait and go out, of one block",
+            f"peak memory beyond {BLOCKS} queued blocks of 4 MiB while they are sent, of one block",
             "queue.copied",
             must=5,
             unit="%",
         ),
-        Row("memory for a small write that waits, beside its bytes", "queue.small", unit="bytes"),
+        Row("memory for a queued small write, beyond its bytes", "queue.small", unit="bytes"),
     ),
     plan,
 )

@@ -1,4 +1,4 @@
-"""Instructions a keep-alive request, of every peer."""
+"""Instructions per keep-alive request, of every peer."""
 
 from benchmarks import instructions
 from benchmarks.peers import PEERS, Peer, present
@@ -6,10 +6,10 @@ from benchmarks.table import Bench, Group, Row, Step
 
 
 def step(bench: Bench, peer: Peer, connections: int) -> Step:
-    """User-mode instructions a request, one request at a time on each connection."""
+    """User-mode instructions per request, one request at a time on each connection."""
     return instructions.step(
         bench,
-        f"instructions a request, {many(connections)}: {peer.title}",
+        f"instructions per request, {many(connections)}: {peer.title}",
         f"requests.{connections}.{peer.name}",
         lambda env: instructions.of_a_request(
             peer.command(bench.scratch), env, connections, bench.quick
@@ -27,7 +27,7 @@ def many(connections: int) -> str:
 
 def row(connections: int, peer: str, must: float, aim: float | None = None) -> Row:
     return Row(
-        f"instructions a request, {many(connections)}, over {PEERS[peer].title}",
+        f"instructions per request, {many(connections)}, over {PEERS[peer].title}",
         f"requests.{connections}.danga_raw",
         f"requests.{connections}.{peer}",
         must=must,
@@ -37,7 +37,7 @@ def row(connections: int, peer: str, must: float, aim: float | None = None) -> R
 
 GROUP = Group(
     "requests",
-    "instructions a keep-alive request, at 32 connections and at 1, of every peer",
+    "instructions per keep-alive request, at 32 connections and at 1, of every peer",
     (
         row(32, "asyncio", 0.45),
         row(32, "perl", 0.28),

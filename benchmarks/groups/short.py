@@ -1,8 +1,8 @@
 """Short connections: each is accepted, asks once, and is closed.
 
-Who takes in all connections that wait learns by an accept(2) that fails that there are no more. So
-what accepts one a turn is held against a loop that does so too, and a Listener against one that
-goes on like itself.
+A server that accepts all pending connections learns that there are no more from an accept(2) that
+fails. So a server that accepts one per turn is compared with a loop that does the same, and a
+Listener with one that also goes on to that failure.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ AT_ONCE = 64  # as a Listener has it
 
 
 def a_connection(bench: Bench, command: list[str], env: Mapping[str, str]) -> float:
-    """Instructions a connection, one after the other."""
+    """Instructions per connection, one after the other."""
 
     def served(count: int) -> int:
         def load(server: Server) -> None:
@@ -57,7 +57,7 @@ GROUP = Group(
     "a connection for one request, over the fair and the bare hand-written loop",
     (
         Row(
-            "a connection that is accepted, asks once and is closed, over fair hand-written loop",
+            "a connection for one request, over fair hand-written loop",
             "short.danga_raw",
             "short.fair",
             must=2.0,
@@ -65,7 +65,7 @@ GROUP = Group(
         ),
         Row("the same over bare hand-written loop", "short.danga_raw", "short.bare"),
         Row(
-            "the same by a Listener, over fair hand-written loop that accepts all that wait",
+            "the same with a Listener, over fair hand-written loop accepting all pending ones",
             "short.listener",
             "short.fair.all",
             must=2.0,

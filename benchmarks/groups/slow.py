@@ -1,4 +1,4 @@
-"""Writes that block and resume: 1 MiB through a small send buffer to a reader that keeps behind."""
+"""Writes that block and resume: 1 MiB through a small send buffer to a slow reader."""
 
 import socket
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ SERVERS = {"danga_raw": "danga_raw_blocks.py", "fair": "select_epoll_fair_blocks
 
 
 def read_answers(port: int, count: int) -> int:
-    """Ask so many times for the MiB; in how many parts it came: as many as there were writes."""
+    """Ask that many times for the MiB; return in how many parts it came, one for each write."""
     parts = 0
     with socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS) as connection:
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""What a program pays for the package before its first connection."""
+"""What the package costs a program before its first connection."""
 
 import statistics
 import subprocess
@@ -37,7 +37,7 @@ def plan(bench: Bench) -> list[Step]:
             float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
             for _ in range(bench.count(60, 10))
         ]
-        # The fastest: what else the machine does only ever adds.
+        # The fastest: other load on the machine can only add time.
         figures["startup.import"] = (min(seconds) * 1000,)
         figures["startup.import.median"] = (statistics.median(seconds) * 1000,)
 

@@ -1,4 +1,4 @@
-"""Much data to a fast reader: seconds, so only their ratio is held to anything."""
+"""A lot of data to a fast reader: seconds, so only the ratio has a limit."""
 
 import subprocess
 
@@ -22,13 +22,13 @@ def plan(bench: Bench) -> list[Step]:
 
     def step(number: int) -> Step:
         def measure(figures: Figures) -> None:
-            # Turn and turn about, so that neither is always the one that runs second.
+            # In turns, so that neither always runs second.
             for how, taken in sorted(
                 {"package": packages, "blocking": blockings}.items(), reverse=bool(number % 2)
             ):
                 taken.append(seconds(how))
-            # The fastest of each: sender and reader fill two processors, and whatever else runs
-            # on the machine only ever adds.
+            # The fastest of each: sender and reader fill two processors, and other load on the
+            # machine can only add time.
             figures["stream"] = (min(blockings) / min(packages),)
 
         return Step(f"1 GiB through write() and sendall, round {number} of {rounds}", measure)

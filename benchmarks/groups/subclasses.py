@@ -11,7 +11,7 @@ def step(bench: Bench, count: int) -> Step:
     command = [*python("danga_raw_subclasses.py")(bench.scratch), str(count)]
     return instructions.step(
         bench,
-        f"instructions a request, {CONNECTIONS} connections, subclasses in use: {count}",
+        f"instructions per request, {CONNECTIONS} connections, subclasses in use: {count}",
         f"subclasses.{count}",
         lambda env: instructions.of_a_request(command, env, CONNECTIONS, bench.quick),
     )

@@ -41,7 +41,7 @@ def plan(bench: Bench) -> list[Step]:
                 with as_we_were():
                     be_real_time()
                     done = subprocess.run(command, env=env, capture_output=True, check=True)
-                # What else the machine does only ever takes away.
+                # Other load on the machine can only reduce it.
                 fastest[loops] = max(fastest[loops], float(done.stdout))
             figures["threads"] = (fastest[2] / fastest[1],)
 

@@ -1,4 +1,4 @@
-"""Timers: a cost that hardly grows with how many wait, and memory that comes back."""
+"""Timers: a cost that hardly grows with the number pending, and memory that is given back."""
 
 import subprocess
 from collections.abc import Mapping
@@ -61,13 +61,13 @@ GROUP = Group(
             must=2,
         ),
         Row(
-            f"a cancel, when all of {MANY:,} go, over all of {FEW:,}",
+            f"a cancel, when all of {MANY:,} timers are cancelled, over {FEW:,}",
             "timers.cancel.many",
             "timers.cancel.few",
             must=2,
         ),
         Row(
-            f"memory still held when all of {MANY:,} timers are cancelled",
+            f"memory still held after all of {MANY:,} timers are cancelled",
             "timers.held",
             must=5,
             unit="%",

@@ -1,7 +1,7 @@
 """A request's steps, for counting: budget.py HANDLER CONNECTIONS ROUNDS.
 
-All requests of all rounds are there before the loop begins, and no answer is read, so that nothing
-but the loop and the handler is counted. HANDLER says how much of a handler there is:
+All requests of all rounds are sent before the loop begins, and no answer is read, so that nothing
+but the loop and the handler is counted. HANDLER says how much the handler does:
 
     nothing   it returns
     read      it reads the request
@@ -58,7 +58,7 @@ HANDLERS = {"nothing": Nothing, "read": Read, "write": Write, "answer": Answer}
 
 
 def ready(connections: int, rounds: int) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Connections with all their requests waiting, and their other ends."""
+    """Connections whose requests have all arrived, and their other ends."""
     pairs = [socket.socketpair() for _ in range(connections)]
     for near, far in pairs:
         near.setblocking(False)

@@ -18,7 +18,7 @@ class Sender(Socket):
         self.left = blocks
 
     def more(self) -> None:
-        """Write until something has to wait; come back when that has gone."""
+        """Write until something is queued; go on when that has been sent."""
         while self.left:
             self.left -= 1
             if not self.write(BLOCK):
@@ -33,7 +33,7 @@ class Sender(Socket):
             self.loop.stop()
 
     def event_hup(self) -> None:
-        """The reader leaves once it has answered, which may be before we have read that."""
+        """The reader exits once it has answered, possibly before we have read the answer."""
 
 
 def package(sock: socket.socket, blocks: int) -> None:

@@ -1,4 +1,4 @@
-"""One loop a thread: threads.py LOOPS MESSAGES. Prints the messages a second of all loops together.
+"""One loop per thread: threads.py LOOPS MESSAGES. Prints the messages per second of all loops.
 
 Each loop plays ball with itself: over 32 pairs of connected sockets, both ends of which it watches.
 """
@@ -48,7 +48,7 @@ def play(messages: int, ready: threading.Barrier, ended: list[float]) -> None:
 
 
 def main(loops: int, messages: int) -> None:
-    # The threads note the times: in real time they may be done before this one has its turn.
+    # The threads record the times: under real-time scheduling they may finish before this one runs.
     begun: list[float] = []
     ended: list[float] = []
     ready = threading.Barrier(loops, lambda: begun.append(perf_counter()))

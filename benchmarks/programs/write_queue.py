@@ -1,8 +1,8 @@
-"""A queue behind a slow reader: write_queue.py writes COUNT | memory BLOCKS.
+"""A queue to a slow reader: write_queue.py writes COUNT | memory BLOCKS.
 
-Both ends are in this one thread: each turn of the loop the reader takes a little. `memory` prints
-the most memory, in bytes, that the package took beside the blocks themselves while they waited
-and went out, and then what a small write takes while it waits.
+Both ends are in this one thread: in each turn of the loop the reader takes a little. `memory`
+prints the most memory, in bytes, that the package used beyond the blocks themselves while they were
+queued and sent, and then how much a queued small write takes.
 """
 
 import socket

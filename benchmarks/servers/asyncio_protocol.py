@@ -1,4 +1,4 @@
-"""asyncio's own loop with a Protocol: what the standard library gives."""
+"""asyncio's own loop with a Protocol: what the standard library offers."""
 
 import asyncio
 from typing import cast

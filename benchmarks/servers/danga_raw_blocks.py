@@ -1,6 +1,6 @@
 """The package, writing through a small send buffer: danga_raw_blocks.py BYTES COUNT.
 
-A request is answered by so many blocks of so many bytes, each written when the one before is out.
+A request is answered by COUNT blocks of BYTES bytes, each written after the previous one is out.
 """
 
 import socket

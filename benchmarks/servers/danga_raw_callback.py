@@ -1,6 +1,6 @@
 """The package, with a post-loop callback: danga_raw_callback.py loop|objects.
 
-One of the whole loop, or one of each connection.
+Either one for the whole loop, or one for each connection.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""The package, with a subclass that has one field of its own, as real ones do: for the memory."""
+"""The package, with a subclass that adds one field, as real ones do, to measure memory."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""The package, accepting by a Listener: all that wait in a turn."""
+"""The package, accepting with a Listener: all pending connections in a turn."""
 
 import socket
 

@@ -14,7 +14,7 @@ from danga_raw import Socket
 
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-# Left free for the server: Python keeps the ints up to 256, and makes the others anew each time.
+# Left free for the server: Python caches the ints up to 256, and makes the others each time.
 low = [os.dup(0) for _ in range(8)]
 parked = []
 for _ in range(int(sys.argv[1])):

@@ -1,7 +1,7 @@
 """The package, with its connections spread over several subclasses: danga_raw_subclasses.py COUNT.
 
-Python remembers in the code, for the class it saw there last, where an attribute is. Each subclass
-has a handler of its own, as in real programs; the package's code is shared by all.
+Python caches in the code where an attribute is, for the last class it saw there. Each subclass
+has its own handler, as in real programs; all of them share the package's code.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The package, with idle timeouts by one timer for all, as docs/performance.md has it."""
+"""The package, with idle timeouts by one timer for all, as in docs/performance.md."""
 
 import socket
 from time import monotonic

@@ -1,6 +1,6 @@
 """The package, with timers: danga_raw_timers.py pending|renewed.
 
-Either one timer is pending all the time, or each connection has one that every event puts off.
+Either one timer is always pending, or each connection has one that every event puts off.
 """
 
 import socket

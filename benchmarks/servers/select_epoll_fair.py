@@ -1,7 +1,7 @@
-"""The fair mark: the loop written by hand, doing what a server in earnest can't do without.
+"""The fair mark: the hand-written loop, doing what a real server can't do without.
 
-Over select_epoll.py it has an object for each connection with a method for each event, outlives any
-error of a connection, and sends later what the kernel didn't take at once.
+Unlike select_epoll.py it has an object for each connection with a method for each event, survives
+any error on a connection, and later sends what the kernel didn't take at once.
 """
 
 import select
@@ -61,7 +61,7 @@ class Connection:
 
 
 def serve(connect: type[Connection], accepts: int = 1) -> None:
-    """Serve for ever; of the new connections that wait, take in so many a turn."""
+    """Serve for ever; accept at most that many pending connections per turn."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     listener.setblocking(False)
     listening = listener.fileno()

@@ -143,27 +143,27 @@ TABLES: Mapping[str, list[Column]] = {
 NOTES: Mapping[str, str] = {
     "Data models": """\
 Size and alignment inside a struct, in bytes; `i` marks a signed type. The layouts that the package
-declares are worked out from these and its own lists of fields.""",
+declares are computed from these and its own lists of fields.""",
     "struct epoll_event": "Each field as offset:size; `i` marks a signed number.",
     "struct kevent": """\
-`counts` is the type of `nchanges` and `nevents`, `symbol` the name by which the linker finds
-`kevent`: NetBSD gives the function a new one when the struct has changed.""",
+`counts` is the type of `nchanges` and `nevents`; `symbol` is the linker's name for `kevent`. NetBSD
+gives the function a new symbol whenever the struct changes.""",
     "Socket and descriptor constants": """\
-NetBSD's header has TCP_NOPUSH under `#ifdef notyet`, and its kernel refuses the number. Linux's for
-TCP_CORK is that of TCP_KEEPIDLE there.""",
+NetBSD's header has TCP_NOPUSH under `#ifdef notyet`, and its kernel refuses the number. Linux's
+number for TCP_CORK is TCP_KEEPIDLE on NetBSD.""",
 }
 
 PREFACE = """\
 # The ABI, as the platforms' own headers have it
 
 Every layout and number below was read off the C headers of its platform: `python -m tests.abi`
-compiles one probe of `sizeof`, `offsetof` and constants for each target and reads the answers from
-the object files. Nothing of it is typed by hand. `python -m tests.abi --check` does so again and
-compares with this page and with what the package declares; the ordinary tests hold this page
-against the package without a compiler. A dash stands for what a platform's headers don't have.
+compiles a probe of `sizeof`, `offsetof` and constants for each target and reads the answers from the
+object files. Nothing here is typed by hand. `python -m tests.abi --check` repeats this and compares
+the answers with this page and with the package's declarations; the ordinary tests compare this page
+with the package, without a compiler. A dash means that a platform's headers don't define the item.
 
-Three ABIs are not here, because zig has no headers of theirs: DragonFly's, libkqueue's, and that of
-NetBSD before 10.
+Three ABIs are missing, because zig doesn't include their headers: DragonFly's, libkqueue's, and
+NetBSD's before version 10.
 """
 
 
@@ -210,7 +210,7 @@ def render(answers: Answers, zig: str) -> str:
         _grid("targets", ["headers"], ((t, (_headers(a, t),)) for t, a in found.items())),
     ]
     if lacking := {t: (a.missing,) for t, a in answers.items() if a.missing}:
-        parts.append("\nThis zig can't compile for these, and here is what it says:\n")
+        parts.append("\nThis zig can't compile for the following targets:\n")
         parts.append(_grid("targets", ["what zig says"], lacking.items()))
     for title, columns in TABLES.items():
         parts.append(f"\n## {title}\n")
