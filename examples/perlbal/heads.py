@@ -222,12 +222,13 @@ def _length(text: str) -> int:
 class Response(Head):
     """The head of a response, of ours or of a backend's."""
 
-    __slots__ = ("code", "length", "reason", "version")
+    __slots__ = ("code", "length", "reason", "stays_open")
 
     def __init__(self, code: int) -> None:
         super().__init__()
         self.set_code(code)
-        self.version = "1.0"
+        self.stays_open = False
+        """Whether who sent it keeps the connection open unless he says otherwise."""
         self.length: int | None = None
         """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
 
@@ -242,7 +243,7 @@ class Response(Head):
         """Whether who sent this will keep the connection open; `head_only` for what had no body
         whatever its length is said to be."""
         wish = _wish_to_go_on(self.values)
-        if self.version != "1.0":
+        if self.stays_open:
             return wish is not False
         return bool(wish) and self.tells_its_end(head_only)
 
@@ -265,8 +266,7 @@ def parse_response(text: str) -> Response:
         raise Refused(502, "No status line")
     response = Response(int(line[3]))
     response.reason = line[4] or response.reason
-    if line[1] != "0":
-        response.version = f"{line[1]}.{line[2]}"
+    response.stays_open = line[1] != "0" and (line[1], line[2]) != ("1", "0")
     response.fill(lines)
     values = response.values
     if "transfer-encoding" in values and "identity" not in values["transfer-encoding"].lower():

@@ -47,8 +47,6 @@ class ProxyExchange(Exchange):
     """Whether there was room for more of the answer, after some of it had to wait."""
     _body = Body()
     """What has come of the request's body and has nowhere to go yet: of most, nothing ever."""
-    _next_service: Service | None = None
-    """The one that is to have it when all of the body, which is none of that one's, is here."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
@@ -128,8 +126,6 @@ class ProxyExchange(Exchange):
         # What comes behind it has its turn later. Nor is it asked whether the client is still
         # there: as in the original, who has sent a body may shut his side behind it.
         self.client.watch_read(False)
-        if self._next_service is not None:
-            return self._hand_on(self._next_service)
         if self.requested or self._dropping:
             return
         if self.request.chunked:
@@ -244,12 +240,9 @@ class ProxyExchange(Exchange):
             backend.watch_write(False)
             self._pace_client()
 
-    def buffer_size(self) -> int:
-        """How much may wait for the client before the backend isn't read from."""
-        return self.service.buffer_size
-
     def too_far_behind_backend(self) -> bool:
-        return self.client.write_buf_size > self.buffer_size()
+        """Whether so much waits for the client that no more should come."""
+        return self.client.write_buf_size > self.service.buffer_size
 
     def stall_backend(self, backend: BackendHTTP) -> None:
         """The client takes less than the backend gives: that has to wait. So has what is still to
@@ -363,22 +356,6 @@ class ProxyExchange(Exchange):
         else:
             self.request_backend()
         return True
-
-    def leave_to(self, service: Service) -> None:
-        """Have another service see to it when the rest of the body, which is none of that one's, is
-        here."""
-        self._next_service = service
-        if not self.client.body_left:
-            self._hand_on(service)
-
-    def _hand_on(self, service: Service) -> None:
-        if self.client.inbox:
-            self.overflow()
-        if self.request.length or self.request.chunked:
-            self.request.set("Content-Length", "0")
-            self.request.length, self.request.chunked = 0, False
-        self.release()
-        self.client.hand_on(service, self.request)
 
     # --- ending -----------------------------------------------------------------------------------
 

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 MOST_URLS: Final = 50
-_HEADERS: Final = (
-    "x-reproxy-file",
-    "x-reproxy-url",
-    "x-reproxy-expected-size",
-    "x-reproxy-cache-for",
-)
+_HEADERS: Final = ("file", "url", "expected-size", "cache-for")
 _URL: Final = re.compile(
     r"http://([^/:\[\]]+|\[[\da-f:.]+\])(?::(\d{1,5}))?(/.*)?", re.IGNORECASE | re.ASCII
 )
@@ -89,17 +84,43 @@ def send_file(exchange: ProxyExchange, path: bytes, head: Response) -> None:
     client.send_file(head, (fd, start, start if request.method == "HEAD" else end))
 
 
-class UrlExchange(ProxyExchange):
-    """A request whose answer has the body of the first of some URLs that gives what is expected.
-
-    It goes on where another has ended and is never started, so what may still come of the request's
+class ReproxyExchange(ProxyExchange):
+    """Goes on where another has ended. It is never started, so what may still come of the request's
     body is thrown away."""
 
-    def __init__(self, before: ProxyExchange, urls: str, primary: Response) -> None:
-        """`primary`: the head of the response that named the URLs."""
+    def __init__(self, before: ProxyExchange) -> None:
         super().__init__(before.client, before.service, before.request)
         self.client.exchange = self
         self.high_priority = before.high_priority
+
+
+class ServiceExchange(ReproxyExchange):
+    """A request that another service is to have, when all of its body is here, which is none of that
+    one's."""
+
+    def __init__(self, before: ProxyExchange, service: Service) -> None:
+        super().__init__(before)
+        self._next_service = service
+
+    def body_done(self) -> None:
+        super().body_done()
+        self.hand_on()
+
+    def hand_on(self) -> None:
+        if self.client.inbox:
+            self.overflow()
+        if self.request.length or self.request.chunked:
+            self.request.set("Content-Length", "0")
+            self.request.length, self.request.chunked = 0, False
+        self.client.hand_on(self._next_service, self.request)
+
+
+class UrlExchange(ReproxyExchange):
+    """A request whose answer has the body of the first of some URLs that gives what is expected."""
+
+    def __init__(self, before: ProxyExchange, urls: str, primary: Response) -> None:
+        """`primary`: the head of the response that named the URLs."""
+        super().__init__(before)
         self._primary = primary
         self.urls = parse_urls(urls)
         """Those that may still be tried, the present one first."""
@@ -155,7 +176,7 @@ class UrlExchange(ProxyExchange):
             return False
         primary = self._primary
         for key in _HEADERS:
-            primary.drop(key)
+            primary.drop(f"x-reproxy-{key}")
         for name in ("Content-Length", "Transfer-Encoding"):
             value = head.get(name.lower()) if head.code != 204 else None
             if value is not None:
@@ -171,8 +192,8 @@ class UrlExchange(ProxyExchange):
             primary.set_code(200)
         return True
 
-    def buffer_size(self) -> int:
-        return self.service.buffer_size_reproxy_url
+    def too_far_behind_backend(self) -> bool:
+        return self.client.write_buf_size > self.service.buffer_size_reproxy_url
 
     def is_answered(self) -> bool:
         return not self.urls
@@ -211,7 +232,9 @@ class Reproxying:
                 self._keep(_cache_key(exchange.request), cache_for, urls, head)
             UrlExchange(exchange, urls, head).ask()
         elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
-            exchange.leave_to(service)
+            other = ServiceExchange(exchange, service)
+            if not client.body_left:
+                other.hand_on()
         else:
             client.send_page(404, "Vhost twiddling not configured for requested pair.")
 
