@@ -1,16 +1,16 @@
 """Danga::Socket, the Perl event loop and socket base class, on ctypes calls to libc alone.
 
-`Socket` is the class to inherit from, in the manual's own spelling; `Loop` is the event loop in
-Python's, and `Listener` a socket that accepts. `danga_raw.types` has what annotations need,
+`Socket` is the class to inherit from, with the names of the original's manual. `Loop` is the event
+loop, and `Listener` a socket that accepts. `danga_raw.types` has types for annotations, and
 `danga_raw.trace` the audit.
 """
 
 import sys
 
 if sys.version_info < (3, 10):
-    # In syntax that an older Python knows, which answers the other rooms with a SyntaxError.
+    # In syntax that older Pythons know; the other modules would be a SyntaxError there.
     needed = "danga_raw needs Python 3.10 or later; this is Python %d.%d" % sys.version_info[:2]
-    # True for `python -m danga_raw` while the module is looked for; in Python 2 argv says -c.
+    # True for `python -m danga_raw` while the module is looked up; in Python 2 argv is -c.
     running = "runpy" in sys.modules and getattr(sys, "argv", [])[:1] in (["-m"], ["-c"])
     raise (SystemExit if running else ImportError)(needed)
 

@@ -1,4 +1,4 @@
-"""The two ends of a connection, as the kernel tells them."""
+"""The addresses of the two ends of a connection."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     Address: TypeAlias = tuple[str | None, int | None]
 
 NOWHERE: Final[Address] = (None, None)
-"""The IP address and port of what has none, or has not been asked for them."""
+"""The IP address and port if there are none, or if they have not been asked for."""
 
 
 def ask(call: Callable[[Handle], object], sock: Handle) -> Address:
-    """What getpeername(2) or getsockname(2) says, without the scope of an IPv6 address."""
+    """The result of getpeername(2) or getsockname(2), without the scope of an IPv6 address."""
     try:
         answer = call(sock)
     except (OSError, AttributeError):
@@ -29,11 +29,11 @@ def ask(call: Callable[[Handle], object], sock: Handle) -> Address:
 
 
 def shown(host: str, port: object) -> str:
-    """An address as one types it: `host:port` or `[ip]:port`."""
+    """An address as text: `host:port` or `[ip]:port`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def with_port(address: Address) -> str | None:
-    """The same; None for nowhere."""
+    """An address as text; None for `NOWHERE`."""
     ip, port = address
     return None if ip is None else shown(ip, port)

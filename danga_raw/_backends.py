@@ -1,4 +1,4 @@
-"""Which mechanism a loop waits by: those that this system has, and the one that was asked for."""
+"""The choice of a loop's backend: those that this system has, and the one that is asked for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import os
 from danga_raw._epoll import Epoll
 from danga_raw._libc import libc
 from danga_raw._poll import Poll
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from danga_raw._poller import Poller
+from danga_raw._poller import Poller
 
 
 def backends() -> list[str]:
-    """The names of the backends that this system has, the preferred one first."""
+    """The names of the backends that this system has, in order of preference."""
     names = ["poll"]
     if hasattr(libc, "epoll_create1"):
         names.insert(0, "epoll")
@@ -24,7 +21,7 @@ def backends() -> list[str]:
 
 
 def choose_backend(name: str | None) -> str:
-    """`name`, or what DANGA_RAW_BACKEND says, or the preferred one. Raises `ValueError`."""
+    """`name`, or the one in DANGA_RAW_BACKEND, or the preferred one. Raises `ValueError`."""
     there = backends()
     wanted = name if name is not None else os.environ.get("DANGA_RAW_BACKEND") or there[0]
     if wanted not in there:
@@ -33,13 +30,13 @@ def choose_backend(name: str | None) -> str:
 
 
 def new_poller(backend: str) -> Poller:
-    """The poller of a backend, not opened yet. Raises `OSError` where DANGA_RAW_LIBKQUEUE names no
-    library that can be used."""
+    """A poller of that backend, not opened yet. Raises `OSError` if DANGA_RAW_LIBKQUEUE does not name
+    a usable library."""
     if backend == "epoll":
         return Epoll()
     if backend == "poll":
         return Poll()
-    # Imported where it is used: to make its structs would be a third of the package's import.
+    # Imported only here: making its structs would add a third to the import of the package.
     from danga_raw._kqueue import KQueue, load_libkqueue
 
     path = os.environ.get("DANGA_RAW_LIBKQUEUE")

@@ -1,4 +1,4 @@
-"""Connecting: a socket whose connect(2) has begun, until the kernel says what came of it."""
+"""Connecting: from connect(2) until its outcome is known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from danga_raw.types import AnySocket, SocketAddress
 
 _PENDING: Final = (EINPROGRESS, EINTR)
-"""What connect(2) answers where it goes on by itself."""
+"""The errors of connect(2) after which it continues by itself."""
 
 _NONBLOCK: Final[int] = getattr(_socket, "SOCK_NONBLOCK", 0)
 
@@ -29,18 +29,18 @@ _PATH_BYTES: Final = 108 if sys.platform == "linux" else 104
 """The room for a path in a `sockaddr_un` (unix(7); 104 on the BSDs and macOS)."""
 
 _BITS: Final = (16, 20, 32)
-"""Of a port, a flow label and a scope id."""
+"""The sizes of a port, a flow label and a scope id."""
 
 
 def family(address: SocketAddress) -> int:
-    """The address family of an address. Raises `ValueError` for a name, which is not looked up, as
-    that could take any time, and for a port or a path that can't be; `TypeError` for what is no
+    """The address family of an address. Raises `ValueError` for a host name, which is not looked up
+    because that could take any time, and for an impossible port or path; `TypeError` if it is not an
     address."""
     match address:
         case str() | bytes():
             path = os.fsencode(address)
             abstract = path[:1] == b"\0"
-            # Of a path with a NUL in it the kernel would take what is before that.
+            # The kernel would cut a path at a NUL.
             if len(path) - abstract >= _PATH_BYTES or (b"\0" in path and not abstract):
                 what = (
                     f"the path of a UNIX socket has up to {_PATH_BYTES - 1} bytes, none of them NUL"
@@ -64,8 +64,8 @@ def family(address: SocketAddress) -> int:
 
 
 def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
-    """Put a socket into `made` that doesn't block and has begun to connect; the error if it has
-    failed already: socket(2) and connect(2). Raises `OSError` where there is no socket to be had
+    """Append to `made` a non-blocking socket that has begun to connect. Returns the error if it has
+    already failed. Calls socket(2) and connect(2). Raises `OSError` if there can be no socket
     (EMFILE)."""
     made += map(libc.socket, (family(address),), (_socket.SOCK_STREAM | _NONBLOCK,))
     try:
@@ -73,102 +73,100 @@ def begin(address: SocketAddress, made: list[PythonSocket]) -> OSError | None:
             libc.setblocking(made[0])
         libc.connect(made[0], address)
     except OSError as error:
-        # What a signal's handler raises, a TimeoutError perhaps, is no outcome of the connect.
+        # An exception from a signal's handler, such as a TimeoutError, is not the outcome.
         if by_handler(error):
             raise
         if isinstance(address, (str, bytes)):
-            error.filename = address  # It may have been meant for a name, and no path.
+            error.filename = address  # It may have been meant as a name.
         return None if error.errno in _PENDING else error
     return None
 
 
 def drop(sock: PythonSocket) -> None:
-    """Close a socket that nobody gets, unless it is closed already: close(2)."""
+    """Close a socket that nobody takes, unless it is already closed: close(2)."""
     if (fd := sock.detach()) >= 0:
         close_fds((fd,))
 
 
 begun: Final[dict[int, Connecting]] = {}
-"""What has begun to connect and has no object yet, by its descriptor."""
+"""Connects that have begun but have no object yet, by fd."""
 
 
 class Connecting:
-    """A connect that is pending, and the object that waits for it."""
+    """A pending connect, and the object that waits for it."""
 
-    __slots__ = ("_answer", "_error", "_fd", "_obj", "_pending", "_timer", "_told")
+    __slots__ = ("_fd", "_obj", "_outcome", "_pending", "_timer", "_told")
 
     def __init__(self, error: OSError | None) -> None:
-        """`error` is that of a connect that has failed at once."""
-        self._error = error
-        self._answer: list[int] = []
-        """What getsockopt(SO_ERROR) said, which the kernel tells once."""
+        """`error` is set if the connect has failed immediately."""
+        self._outcome: list[OSError | int] = [] if error is None else [error]
+        """Once known, the error, or its errno, which is 0 if connected. The kernel reports SO_ERROR
+        only once."""
         self._obj: AnySocket | None = None
         self._timer: Timer | None = None
         self._told = False
 
     def attach(self, obj: AnySocket, fd: int, pending: dict[int, Connecting]) -> None:
-        """Be the connect that `obj` waits for. From here on what it writes is queued."""
+        """Become the connect that `obj` waits for. From now on, what it writes is queued."""
         self._obj, self._fd, self._pending = obj, fd, pending
         pending[fd] = self
 
     def _waiting(self) -> AnySocket | None:
-        """The object, until it is told or closed."""
+        """The object, until it has the outcome or is closed."""
         obj = self._obj
         return obj if obj is not None and self._pending.get(self._fd) is self else None
 
     def start(self, timeout: float | None) -> None:
-        """Watch for the outcome; tell an error that is known in the next turn, and a TimeoutError in
-        so many seconds."""
+        """Watch for the outcome, which is a TimeoutError after `timeout` seconds. An error that is
+        already known is reported in the next turn."""
         obj = self._waiting()
         if obj is None:  # Its constructor has closed it.
             return
-        if self._error is not None:
+        if self._outcome:
             obj.loop.call_soon(self._tell)
             return
-        theirs = obj.event_watch & POLLOUT  # A watch of the constructor's own outlives the connect.
-        # Not by its watch_write, which may have its own ideas of when.
+        theirs = obj.event_watch & POLLOUT  # A watch set by the constructor outlasts the connect.
+        # Not by `watch_write`, which a subclass may override to delay the watch.
         obj._watch(POLLOUT, True)  # pyright: ignore[reportPrivateUsage]
         obj.write_set_watch = not theirs
         if timeout is not None:
-            self._timer = obj.loop.add_timer(timeout, self._time_out)
-
-    def _time_out(self) -> None:
-        self._error = TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
-        self._tell()
+            self._timer = obj.loop.add_timer(timeout, self._tell)
 
     def finish(self) -> None:
-        """There is an event: ask for the outcome by getsockopt(SO_ERROR), unless it is known. A socket
-        whose connect has failed at once is hung up too, and has no SO_ERROR."""
+        """Handle an event: get the outcome by getsockopt(SO_ERROR), unless it is known. A socket
+        whose connect failed immediately has a hang-up too, and no SO_ERROR."""
         obj = self._waiting()
-        if obj is not None and obj.sock is not None and self._error is None and not self._answer:
-            self._answer += map(libc.getsockopt, (obj.sock,))
+        if obj is not None and obj.sock is not None and not self._outcome:
+            self._outcome += map(libc.getsockopt, (obj.sock,))
         self._tell()
 
     def resume(self) -> None:
-        """Tell the outcome, if an exception has come before it was told."""
+        """Report the outcome if an exception has prevented that."""
         obj, timer = self._waiting(), self._timer
-        if obj is not None and (self._error is not None or self._answer):
+        if obj is not None and (self._outcome or (timer is not None and timer.callback is None)):
             obj.loop.call_soon(self._tell)
-        elif obj is not None and timer is not None and timer.callback is None:
-            obj.loop.call_soon(self._time_out)
 
     def _tell(self) -> None:
-        """Tell the object the outcome, unless it was closed; it is told once."""
-        obj, error = self._waiting(), self._error
+        """Report the outcome to the object, once, unless it was closed. If the outcome is unknown,
+        this is called by the timer."""
+        obj = self._waiting()
         if obj is None:
             return
-        if error is None and self._answer and (number := self._answer[0]):
-            error = OSError(number, os.strerror(number))
+        if not self._outcome:
+            self._outcome += (ETIMEDOUT,)
+        error: OSError | int | None = self._outcome[0]
+        if isinstance(error, int):
+            error = OSError(error, os.strerror(error)) if error else None
         self.cancel()
         if error is None and obj.write_set_watch and not obj.write_buf:
-            # What was written meanwhile is queued, and keeps the watch until it is out. Not by its
-            # watch_write, which keeps it until this is told.
+            # If something was queued meanwhile, the watch stays until it is written. Not by
+            # `watch_write`, which keeps the watch until the outcome is reported.
             obj._watch(POLLOUT, False)  # pyright: ignore[reportPrivateUsage]
             obj.write_set_watch = False
         try:
             if not self._told:
-                # No call until it is told, so that it is told once. One that has failed stays pending
-                # until it is closed.
+                # No call before event_connect, so that it is called once. A failed connect stays
+                # pending until the object is closed.
                 self._told = True
                 if error is None:
                     del self._pending[self._fd]
@@ -176,7 +174,7 @@ class Connecting:
         finally:
             if error is not None and obj.fd == self._fd:
                 obj.close_as("not connected")
-        # What is queued is left to event_write, by which those go on who were refused a write.
+        # What is queued is left to event_write, which also lets the writer continue.
         obj._go_direct()  # pyright: ignore[reportPrivateUsage]
 
     def cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""epoll(7): its struct, its constants, its calls, and a level-triggered poller over them."""
+"""epoll(7): struct, constants, calls, and a level-triggered poller."""
 
 from __future__ import annotations
 
@@ -34,55 +34,54 @@ EPOLL_EVENT: Final[Fields] = (("events", "uint32_t"), ("data", "uint64_t"))
 
 
 def packed(machine: str) -> bool:
-    """True where struct epoll_event is packed: on x86-64 and x32 only, so that a 32-bit program sees
-    the layout of i386 (EPOLL_PACKED in eventpoll.h). `machine` is as uname(2) says."""
+    """Whether struct epoll_event is packed: only on x86-64 and x32, to match the layout of i386
+    (EPOLL_PACKED in eventpoll.h). `machine` is the name from uname(2)."""
     return machine == "x86_64"
 
 
 epoll_event: Final = structure("epoll_event", EPOLL_EVENT, pack=packed(os.uname().machine))
 
 EVENT: Final = Struct("=IQ" if epoll_event.data.offset == 4 else "=I4xQ")
-"""The same as a format: packing one costs a third of making a ctypes struct and a reference to it."""
+"""The same as a format: packing costs a third of making a ctypes struct and a reference to it."""
 
 _STRIDE: Final = sizeof(epoll_event)
 _MASK: Final = 0 if sys.byteorder == "little" else 3
-"""Where the lowest byte of the first mask is."""
+"""The index of the lowest byte of the first mask."""
 
 MAX_EVENTS: Final = 1000
-"""The most events that one wait takes, as in the original."""
+"""The maximum number of events of one wait, as in the original."""
 
 _READABLE: Final = bytearray((EPOLLIN,)) * MAX_EVENTS
-"""The masks of events that are readable and nothing else."""
+"""The masks of events that are just readable."""
 
 _NO_EVENT: Final = EVENT.pack(0, 0)
-"""For EPOLL_CTL_DEL, which reads none; Linux before 2.6.9 wants one all the same (epoll_ctl(2))."""
+"""For EPOLL_CTL_DEL, which ignores it; Linux before 2.6.9 requires one (epoll_ctl(2))."""
 
 _FOREVER: Final = 0xFFFFFFFF
-"""The C int -1 as the number with the same bits: ctypes converts a negative one by raising and
-clearing an exception."""
+"""The C int -1 as an unsigned number: ctypes converts a negative one by raising and clearing an
+exception."""
 
 
 class Epoll(Poller):
-    """The ready list of one epoll descriptor. An event mask is that of poll(2), whose bits are epoll's
-    own. The kernel reports EPOLLERR and EPOLLHUP whether they are asked for or not."""
+    """One epoll descriptor. Event masks are those of poll(2), which has the same bits. The kernel
+    always reports EPOLLERR and EPOLLHUP, asked for or not."""
 
-    # Python 3.10 reads a slot 60 instructions faster, and each wait reads five.
+    # On Python 3.10 reading a slot is 60 instructions faster, and each wait reads five.
     __slots__ = ("_arguments", "_buffer", "_events", "_fds", "_one", "_one_pair", "_timeout")
 
     def __init__(self) -> None:
         super().__init__()
         self._buffer = bytearray(_STRIDE * MAX_EVENTS)
         self._events = byref((epoll_event * MAX_EVENTS).from_buffer(self._buffer))
-        # Events are decoded by columns, so that no object is made for a row. In steps of one struct,
-        # the bytes are the masks, none of which has a bit beyond the lowest byte, and the words are
-        # the fds, in the low half of `data`.
+        # Events are decoded by column, without making an object per row. Every _STRIDE bytes there is
+        # the lowest byte of a mask, which has no higher bits, and the low half of `data`, an fd.
         offset = epoll_event.data.offset // sizeof(c_uint32)
         low_half = 0 if sys.byteorder == "little" else 1
         words = memoryview(self._buffer).cast("I")
         self._fds = words[offset + low_half :: _STRIDE // sizeof(c_uint32)]
         self._one = [0]
         self._one_pair = [(0, 0)]
-        # The arguments of the last wait are mostly those of the next, and are kept.
+        # The arguments of the last wait, which are mostly those of the next.
         self._timeout: int | None = None
         self._arguments = (self._fd, self._events, MAX_EVENTS, 0)
 
@@ -93,9 +92,9 @@ class Epoll(Poller):
             raise_failure(f"epoll_create1({EPOLL_CLOEXEC:#x})")
 
     def register(self, fd: int, events: int) -> None:
-        """epoll_ctl(EPOLL_CTL_ADD). EPERM is for a regular file, ENOSPC comes at
-        /proc/sys/fs/epoll/max_user_watches."""
-        # Not by a call of check_fd, which would cost each connection 400 instructions.
+        """epoll_ctl(EPOLL_CTL_ADD). EPERM means a regular file, ENOSPC that
+        /proc/sys/fs/epoll/max_user_watches is reached."""
+        # Inline: a call of check_fd would cost each connection 400 instructions.
         if not 0 <= fd <= INT_MAX:
             raise failure(f"epoll_ctl({self._fd}, EPOLL_CTL_ADD, fd {fd})", EBADF)
         if libc.epoll_ctl(self._fd, EPOLL_CTL_ADD, fd, EVENT.pack(events, fd)) < 0:
@@ -129,10 +128,11 @@ class Epoll(Poller):
             self._timeout = timeout_ms
         count = libc.epoll_wait(*self._arguments)
         if count == 1:
-            # What a server mostly sees that isn't busy, at half of the price of the general way.
+            # The usual case of a server that isn't busy, at half the cost of the general one.
             fd, mask = self._fds[0], self._buffer[_MASK]
             if mask == EPOLLIN:
-                # The same list each time: who goes through it has taken out the number by then.
+                # The same list each time: the loop that iterates over it has already taken the
+                # number.
                 one = self._one
                 one[0] = fd
                 return one
@@ -140,7 +140,7 @@ class Epoll(Poller):
             one_pair[0] = (fd, mask)
             return None
         if count > 0:
-            # Lists, because a handler that runs the loop again has the buffer overwritten.
+            # Copies, because a handler that runs the loop again overwrites the buffer.
             self.batch = fds = self._fds[:count].tolist()
             masks = self._buffer[_MASK : count * _STRIDE : _STRIDE]
             if masks == _READABLE[:count]:

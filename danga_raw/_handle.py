@@ -1,4 +1,4 @@
-"""Handles and descriptors: which handle still has its own, and how they are closed."""
+"""Handles and their descriptors: whether a handle still has its own, and closing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def still_has(obj: AnySocket, fd: int) -> bool:
-    """Whether `fd` is still the object's: False for one that is leaving, and where its handle knows
-    that its owner has closed it. Then the number may be another's by now."""
+    """Whether `fd` still belongs to the object: False if the object is leaving, or if its handle
+    knows that it has been closed. Then the number may belong to another descriptor."""
     if obj.closed or (sock := obj.sock) is None:
         return False
     try:
@@ -28,20 +28,21 @@ def still_has(obj: AnySocket, fd: int) -> bool:
     except Exception:
         try:
             sock.fileno()
-        except Exception:  # A closed file says so each time, and others do in words of their own.
+        except Exception:  # A closed file raises each time, and the exception depends on its type.
             return False
-        raise  # It was a signal's handler that raised.
+        raise  # A signal's handler raised.
 
 
 def disown(sock: Handle, fd: int) -> None:
-    """Keep a handle from closing `fd` when it is dropped: the number is another's by now."""
+    """Prevent a handle from closing `fd` when it is dropped: the number belongs to another now."""
     if isinstance(sock, RawSocket) and sock.fileno() == fd:
         sock.detach()
 
 
 def close_fds(fds: Iterable[int]) -> None:
-    """close(2) for each. A failure is warned of: the descriptor is gone all the same (close(2), "Dealing
-    with error returns"). Who gives an iterator may begin again with it where this was interrupted."""
+    """close(2) for each. Warns of failures, after which the descriptor is gone all the same
+    (close(2), "Dealing with error returns"). With an iterator, this can be repeated if
+    interrupted."""
     for fd in fds:
         try:
             libc.close(fd)
@@ -50,9 +51,9 @@ def close_fds(fds: Iterable[int]) -> None:
 
 
 class _AsUsual(dict[type, bool]):
-    """By the class of a handle: True for Python's own sockets, and for subclasses that close no
-    otherwise. The `close` of others is called: a TLS socket would write to the number for as long as
-    it isn't told."""
+    """By the class of a handle: True for Python's sockets, and for subclasses that don't change how
+    they close. The `close` of others has to be called: a TLS socket would otherwise keep writing to
+    the number."""
 
     def __missing__(self, kind: type) -> bool:
         methods = [getattr(kind, name, None) for name in ("close", "_real_close", "detach")]
@@ -67,18 +68,18 @@ _close_socket: Final = cast("Callable[[Handle], None]", RawSocket.close)
 
 
 def close_handle(fd: int, handles: list[Handle]) -> None:
-    """Close the one handle in `handles`, and take it out, so that it is closed once."""
+    """Close the handle in `handles`, and remove it, so that it is closed once."""
     sock = handles[0]
     try:
         if not _closes_as_usual[type(sock)]:
             del handles[:]
             sock.close()
         elif libc.close is os.close:
-            # A socket gives up its descriptor and closes it in one step, behind which a signal's
-            # handler comes at the earliest. It makes no call where its owner has closed it.
+            # Gives up the descriptor and closes it in one step that a signal's handler can't
+            # interrupt, and makes no system call if the socket is already closed.
             _close_socket(sock)
         elif sock.fileno() >= 0:
-            # The same through the door, where another stands in it, as the audit does.
+            # The same through the door, if its `close` has been replaced, as by the audit.
             for _ in map(libc.close, map(_detach, handles)):
                 pass
     except OSError as error:

@@ -1,37 +1,36 @@
-"""What may come between two steps of this package, and what withstands it: signals, threads, forks.
+"""What can interrupt this package, and how its code withstands it: signals, threads, forks.
 
-CPython runs a signal's handler, in the main thread, behind a call, at the start of a function and at
-a backward jump, and behind no other instruction (ceval.c, CHECK_EVAL_BREAKER). A handler may raise,
-as the usual one for Ctrl-C does, and may close sockets, add timers or reset the loop before it
-returns. So between two of those places a few instructions are done whole or not at all, and code
-that must not be cut short is arranged so that its calls come first. Where a comment says "no call
-from here on", that is what it means.
+CPython runs signal handlers in the main thread: after a call, at the start of a function and at a
+backward jump, but after no other instruction (ceval.c, CHECK_EVAL_BREAKER). A handler may raise, as
+the default one for Ctrl-C does, or close sockets, add timers or reset the loop and return. So the
+instructions between two of those places are executed all or not at all, and code that must not be
+interrupted makes its calls first. That is what the comment "no call from here on" means.
 
 The idioms:
 
-* `made += map(call, arguments)` calls and keeps the result in one instruction. Between a call and
-  an assignment a handler could raise, and what the call has made would be nobody's.
-* `queue += (item,)` is one instruction, where `queue.append(item)` is a call, behind which a handler
-  may find the item queued and its caller may not know it.
-* An iterator gives each item once, whatever is raised meanwhile: `for _ in map(close, descriptors)`
-  can be begun again and closes nothing twice.
-* A state is written before the step that it speaks of, and the step can be repeated: a descriptor is
-  listed as leaving before it is unregistered, and who is cut short is finished by the next to look.
-* A loop in a `try` ends with a plain statement, and no loop has its condition in its head there:
-  CPython 3.13 and 3.14 leave a jump back that depends on a condition out of the `try`, so that what
-  a handler raises at it is caught by nobody.
-* `with alone():` takes its lock where no handler can come before the `with` has begun. CPython 3.14
-  looks for signals behind the call of a lock's own `__enter__`, and what is raised there leaves the
-  lock taken: every other thread would wait for it for ever.
-* A question and what depends on it (`if not self.closed: ...`) have no call between them, and the
-  answer on which something is done falls through: 3.10 looks for signals at any jump that is taken.
+* `made += map(call, arguments)` makes a call and stores its result in one instruction. If a handler
+  raised between a call and an assignment, the result would be lost.
+* `queue += (item,)` is one instruction. `queue.append(item)` is a call, after which a handler may
+  raise: then the item is queued, but the caller does not know.
+* An iterator yields each item once, whatever is raised meanwhile: `for _ in map(close, descriptors)`
+  can be repeated and closes nothing twice.
+* The intent is recorded before the step, and the step can be repeated: a descriptor is listed as
+  leaving before it is unregistered, and if that is interrupted, `finish_leaving` completes it.
+* A loop in a `try` ends with a plain statement, and its head has no condition: CPython 3.13 and 3.14
+  leave a conditional backward jump out of the `try`, so that nothing catches what a handler raises
+  there.
+* `with alone():` acquires its lock where no handler can run before the `with` block is entered.
+  CPython 3.14 runs handlers after the call of a lock's own `__enter__`, and an exception there would
+  leave the lock acquired forever.
+* A condition and the code that depends on it (`if not self.closed: ...`) have no call in between, and
+  the code is reached without a jump: 3.10 runs handlers at every jump that is taken.
 
-An exception that comes out of a call leaves two questions, which the functions below answer: did the
-call fail, or did a handler raise; and is known what the call returned.
+When a call raises, there are two questions, which the functions below answer: did the call fail or
+did a handler raise, and is the result of the call known?
 
-No name may keep an error that is raised again: its traceback keeps the frame, which by the name would
-keep the error, until the garbage collector comes by. So it is kept in a list and taken out of it, and
-a parameter is deleted ("no cycle").
+No local variable may refer to an exception that is raised again: the traceback refers to the frame,
+and the frame to the exception, until the garbage collector runs. So an exception is kept in a list
+and popped from it, and a parameter is deleted ("no cycle").
 """
 
 from __future__ import annotations
@@ -44,23 +43,23 @@ if TYPE_CHECKING:
     from typing import Final
 
 RESULT: Final = "_danga_raw_result"
-"""The attribute of an exception that was raised behind a call and knows what the call returned."""
+"""The attribute of an exception raised after a call that has the call's result."""
 
 
 class _Lock:
-    """For `with`; may be taken again by the thread that has it."""
+    """A reentrant lock for `with`."""
 
     __slots__ = ("__exit__", "_acquire")
 
     def __init__(self) -> None:
         lock = RLock()
         self._acquire = lock.acquire
-        # C's own: a function of Python would begin with a look for signals.
+        # A C function: a Python function would start by running signal handlers.
         self.__exit__ = lock.__exit__
 
     def __enter__(self) -> None:
         taken: list[bool] = []
-        # The last that is done here, and no call: a function's return is no place for a handler.
+        # The last step here, and no call: handlers don't run when a function returns.
         taken += map(self._acquire, (True,))
 
 
@@ -68,9 +67,9 @@ _alone = _Lock()
 
 
 def alone() -> _Lock:
-    """The lock under which what other threads may reach is opened, switched and closed. A signal's
-    handler may take it again in the thread that has it. There is one for all, so that a forked child
-    can be given a new one: the thread that had it may not be there."""
+    """The lock for opening, switching and closing what other threads can reach. It is reentrant, for
+    signal handlers. There is only one, so that a forked child can get a new one: the thread that held
+    it may not exist there."""
     return _alone
 
 
@@ -83,13 +82,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def take_result(error: BaseException) -> object:
-    """What the call returned behind which `error` was raised, if it knows: the sink of a trace may
-    raise, and the call has been made all the same. A signal's handler knows nothing: then None."""
+    """The result of the call after which `error` was raised, if known: the sink of a trace may raise
+    after the call was made. None if a signal's handler raised."""
     result: object = vars(error).pop(RESULT, None)
     return result
 
 
 def by_handler(error: BaseException) -> bool:
-    """True if a signal's handler raised, behind a call or before it. The failures of calls have an
-    errno; an OSError of a handler, mostly a TimeoutError, has none."""
+    """Whether a signal's handler raised `error`, before or after a call. The error of a failed call
+    has an errno; an OSError from a handler, mostly a TimeoutError, has none."""
     return not isinstance(error, OSError) or error.errno is None

@@ -1,4 +1,4 @@
-"""kqueue(2): its struct on every platform, its constants, its calls, and a poller over them."""
+"""kqueue(2): struct of each platform, constants, calls, and a poller."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from libc import Kevent as Kevent
     from libc import KQueueLibrary as KQueueLibrary
 
-# <sys/event.h>: these are the same on every platform.
+# <sys/event.h>: the same on every platform.
 EV_ADD: Final = 0x0001
 EV_DELETE: Final = 0x0002
 EV_ENABLE: Final = 0x0004
@@ -35,11 +35,11 @@ EV_ERROR: Final = 0x4000
 EV_EOF: Final = 0x8000
 
 MAX_EVENTS: Final = 1000
-"""The most events that one wait takes, as in the original."""
+"""The maximum number of events of one wait, as in the original."""
 
 
 class Abi:
-    """What one platform's <sys/event.h> declares differently from the others'."""
+    """What differs between the <sys/event.h> of the platforms."""
 
     def __init__(self, data: str, ext: Fields = (), netbsd: bool = False) -> None:
         filter, flags = ("uint32_t", "uint32_t") if netbsd else ("short", "unsigned short")
@@ -54,7 +54,7 @@ class Abi:
         )
         self.evfilt_read, self.evfilt_write = (0, 1) if netbsd else (-1, -2)
         self.counts_are_size_t = netbsd
-        """True where `nchanges` and `nevents` of kevent(2) are size_t and not int."""
+        """Whether `nchanges` and `nevents` of kevent(2) are size_t and not int."""
 
 
 _CLASSIC: Final = Abi("intptr_t")
@@ -69,12 +69,12 @@ ABIS: Final[Mapping[str, Abi]] = {
     "netbsd": Abi("int64_t", _EXT, netbsd=True),  # since NetBSD 10, __kevent100
     "netbsd9": Abi("int64_t", netbsd=True),  # before, __kevent50
 }
-"""The kqueue ABIs by the name of their platform. A binding that knew only the classic one read past
-its events from FreeBSD 12 on (rb-kqueue, pull request 19)."""
+"""The kqueue ABIs by platform. A binding that only knew the classic one read beyond its events on
+FreeBSD 12 and later (rb-kqueue, pull request 19)."""
 
 
 def abi(platform: str) -> Abi:
-    """The kqueue ABI of a platform. Raises `ValueError`, naming those that are known."""
+    """The kqueue ABI of a platform. Raises `ValueError` that names the known ones."""
     try:
         return ABIS[platform]
     except KeyError:
@@ -83,19 +83,19 @@ def abi(platform: str) -> Abi:
 
 
 def kevent_type(platform: str) -> type[Kevent]:
-    """struct kevent as `platform` lays it out, under the data model of the running program."""
+    """struct kevent of `platform`, in the data model of the running program."""
     return cast("type[Kevent]", structure("kevent", abi(platform).fields))
 
 
 def timespec_fields(platform: str, machine: str) -> Fields:
-    """struct timespec: `tv_sec` has 64 bits on every kqueue platform but FreeBSD's i386; under
-    libkqueue it is the host's."""
+    """struct timespec: `tv_sec` has 64 bits on every kqueue platform except FreeBSD on i386; with
+    libkqueue it is that of the host."""
     is_long = platform == "libkqueue" or (platform == "freebsd" and machine == "i386")
     return (("tv_sec", "long" if is_long else "int64_t"), ("tv_nsec", "long"))
 
 
 def system_platform() -> str | None:
-    """The name of this system's kqueue ABI; None where it has no kqueue."""
+    """The name of this system's kqueue ABI; None if it has no kqueue."""
     if not hasattr(libc, "kevent"):
         return None
     if getattr(libc.kevent, "__name__", "") == "__kevent50":
@@ -105,21 +105,21 @@ def system_platform() -> str | None:
 
 _END: Final = POLLERR | POLLHUP
 _UNREAD: Final = 1 << 16
-"""Beside the bits of an event mask: the read filter has data."""
+"""An extra bit of a mask: the read filter has data."""
 
 
 class KQueue(Poller):
-    """The filters of one kqueue descriptor, with the verbs and event masks of the other pollers.
+    """The filters of one kqueue descriptor, with the methods and event masks of the other pollers.
 
-    A Socket has a read and a write filter, both added disabled and then switched on and off; a
-    kqueue reports nothing, not even a hang-up, for a descriptor whose filters are all disabled. What
-    is watched for POLLIN alone, as an other fd is, has the read filter alone.
+    A Socket has a read and a write filter, both added disabled and then enabled and disabled as
+    needed. A kqueue reports nothing, not even a hang-up, while all filters of a descriptor are
+    disabled. A descriptor that is only watched for POLLIN, like an other fd, only has a read filter.
     """
 
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
         """`library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
-        without them, the C library's own. Raises `ValueError` for a platform that isn't known, and
-        `OSError` where there is no kqueue."""
+        by default, those of the C library. Raises `ValueError` for an unknown platform, and `OSError`
+        if there is no kqueue."""
         super().__init__()
         name = platform if platform is not None else system_platform()
         if name is None:
@@ -134,15 +134,15 @@ class KQueue(Poller):
         self._watched: dict[int, int] = {}
         """fd -> what it is watched for."""
         self._dropped: set[int] = set()
-        """The fds that are watched for POLLOUT and have no write filter: the kernel has none for what
-        has nobody to write to."""
+        """The fds that are watched for POLLOUT but have no write filter: the kernel has none if the
+        other end is gone."""
         self._alone: set[int] = set()
-        """The fds whose end the last batch had from the write filter alone."""
+        """The fds whose end was reported in the last batch by the write filter alone."""
         self._pid = 0
-        """The process that has opened it."""
+        """The process that opened it."""
 
     def open(self) -> None:
-        """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) where the library has it."""
+        """kqueue(2), and fcntl(F_SETFD, FD_CLOEXEC) if the library has it."""
         self._pid = libc.getpid()
         if not self._make(map(methodcaller("kqueue"), (self._calls,))):
             raise_failure("kqueue()")
@@ -150,18 +150,18 @@ class KQueue(Poller):
             fcntl(self._fd, F_SETFD, FD_CLOEXEC)
 
     def register(self, fd: int, events: int) -> None:
-        """One kevent(2), which adds the filters and disables those that the mask doesn't have. EINVAL
-        is for what has no such filter. Where it fails, what was added by then is taken back."""
+        """One kevent(2) that adds the filters and disables those that are not in the mask. EINVAL for
+        a descriptor that has no such filter. If it fails, the filters already added are removed."""
         check_fd(fd, "kevent")
         if fd in self._watched and self.holds(fd, self._watched[fd]):
             raise failure(f"kevent(EV_ADD, fd {fd})", EEXIST)
-        self._forget(fd)  # Its number may have been closed behind the loop's back.
+        self._forget(fd)  # The number may have been closed behind the loop's back.
         changes: list[tuple[int, int, int]] = []
         for filter, wanted in self._filters_for(events):
             changes.append((fd, filter, EV_ADD))
             if not events & wanted:
-                # A change of its own: libkqueue leaves the filter armed when it is added and
-                # disabled in one.
+                # A separate change: libkqueue leaves a filter armed that is added and disabled at
+                # once.
                 changes.append((fd, filter, EV_DISABLE))
         try:
             if not self._apply(changes, EPIPE, EBADF):
@@ -172,11 +172,11 @@ class KQueue(Poller):
         self._watched[fd] = events
 
     def _register_hung_up(self, fd: int, events: int) -> None:
-        """The same for what has no other end any more, each change by itself.
+        """`register` for a descriptor whose other end is gone: one call per change.
 
-        macOS says so (EPIPE), has added the filter all the same, and reports the event (mio, issue
-        582). FreeBSD, OpenBSD and DragonFly (EPIPE) and NetBSD (EBADF) have not added the write
-        filter of a pipe. A dead fd is known by its read filter.
+        macOS fails with EPIPE, but has added the filter and reports the event (mio, issue 582).
+        FreeBSD, OpenBSD and DragonFly (EPIPE) and NetBSD (EBADF) have not added the write filter of a
+        pipe. If the fd is not open, the read filter fails too.
         """
         for filter, wanted in self._filters_for(events):
             self._apply([(fd, filter, EV_ADD)], EPIPE, EBADF if wanted == POLLOUT else EPIPE)
@@ -186,29 +186,29 @@ class KQueue(Poller):
         return self._filters[:1] if events == POLLIN else self._filters
 
     def holds(self, fd: int, events: int) -> bool:
-        """A kevent(2) that switches the read filter as it is: a close takes the filters along."""
+        """A kevent(2) that sets the read filter to its current state: closing removes the filters."""
         (read, _), _ = self._filters
         change = EV_ENABLE if events & POLLIN else EV_DISABLE
         return self._apply([(fd, read, change)], ENOENT, EBADF)
 
     def modify(self, fd: int, old: int, new: int) -> None:
-        """A kevent(2) for each filter that is to be switched on or off."""
+        """A kevent(2) for each filter to be enabled or disabled."""
         for filter, wanted in self._filters:
             if not (old ^ new) & wanted:
                 continue
             try:
                 self._apply([(fd, filter, EV_ENABLE if new & wanted else EV_DISABLE)])
             except OSError as error:
-                # A write filter may be refused, or dropped, since the other end of a pipe is gone.
-                # Where the read filter is gone too, so is the descriptor that had the number.
+                # A write filter may have been refused or dropped because the other end of a pipe is
+                # gone. If the read filter is gone too, so is the descriptor.
                 if error.errno != ENOENT or not self.holds(fd, new):
                     raise
                 (self._dropped.add if new & wanted else self._dropped.discard)(fd)
         self._watched[fd] = new
 
     def unregister(self, fd: int, events: int) -> None:
-        """A kevent(2) for each filter, as a change that fails keeps those behind it from being
-        applied. One that isn't there, or a fd that is closed, is as good as unregistered."""
+        """A kevent(2) for each filter, because a failing change prevents those after it from being
+        applied. A missing filter or a closed fd is not an error."""
         self._forget(fd)
         for filter, _ in self._filters_for(events):
             self._apply([(fd, filter, EV_DELETE)], ENOENT, EBADF)
@@ -218,8 +218,8 @@ class KQueue(Poller):
         self._dropped.discard(fd)
 
     def _apply(self, changes: list[tuple[int, int, int]], *ignored: int) -> bool:
-        """One kevent(2) that changes (ident, filter, flags) and does not wait; False where it fails
-        by an errno in `ignored`."""
+        """One kevent(2) with changes (ident, filter, flags) that does not wait. False if it fails
+        with an errno in `ignored`."""
         table = (self._kevent_type * len(changes))(*[self._kevent_type(*each) for each in changes])
         count = self._count
         if self._calls.kevent(self._fd, table, count(len(changes)), None, count(0), None) < 0:
@@ -228,11 +228,11 @@ class KQueue(Poller):
         return True
 
     def wait_bare(self, timeout_ms: int) -> None:
-        """kevent(2), for 1,000 events at most, of which a descriptor may have two.
+        """kevent(2), for at most 1,000 events; a descriptor may have two.
 
-        A filter fires with POLLIN or POLLOUT; EV_EOF adds POLLERR if it comes with an error, else
-        POLLHUP. These wait while there is data for who watches for reading. Raises `OSError` also
-        for an error that is reported about a fd; one that is merely gone is dropped with a warning.
+        A filter reports POLLIN or POLLOUT; EV_EOF adds POLLERR if it has an error, otherwise POLLHUP.
+        These are held back while a descriptor that is watched for reading has data. Raises `OSError`
+        also for an error reported about a fd; a fd that is gone is dropped with a warning.
         """
         if self._dropped:
             timeout_ms = 0
@@ -259,19 +259,20 @@ class KQueue(Poller):
                 state |= _UNREAD
             if event.flags & EV_EOF:
                 state |= POLLERR if event.fflags else POLLHUP
-                if event.flags & EV_ONESHOT:  # FreeBSD drops what has nobody to write to.
+                if event.flags & EV_ONESHOT:  # FreeBSD drops the filter: the other end is gone.
                     self._dropped.add(fd)
             found[fd] = found.get(fd, 0) | state
         self._found(self._in_time(found))
 
     def _in_time(self, found: dict[int, int]) -> dict[int, int]:
-        """What was found, without each end before which there may be something to read. The next batch
-        has it again.
+        """Remove each end (hang-up or error) before which there may be data to read. The next batch
+        reports it again.
 
-        Filters come in the order in which they fired. So the write filter may tell an end in one
-        batch, and the read filter data in the next: where the batch was full, or the data came in
-        between. An end that the write filter tells alone counts from the second batch on, when the
-        read filter has had its turn. Where there is no write filter, the read filter tells the end.
+        Events come in the order in which their filters fired. So one batch may have an end from the
+        write filter and the next one data from the read filter, if the batch was full or the data
+        came in between. An end reported by the write filter alone therefore counts from the second
+        batch on, after the read filter has had its turn. Without a write filter, the read filter
+        reports it.
         """
         ready: dict[int, int] = {}
         before, self._alone = self._alone, set()
@@ -283,14 +284,14 @@ class KQueue(Poller):
                 too_early = fd not in before or fd in self._dropped
                 if state & _UNREAD or (fd in self._alone and too_early):
                     state &= ~_END
-            # libkqueue may tell the end of what is switched off, as epoll does.
+            # libkqueue, like epoll, may report the end of a descriptor that is switched off.
             if state := state & (watched | _END):
                 ready[fd] = state
         return ready
 
     def close(self) -> None:
-        """close(2), the library's own. In a forked child there is nothing to close: fork(2) leaves a
-        kqueue behind, and by now the number may be another's."""
+        """close(2), that of the library. Does nothing in a forked child, which does not inherit a
+        kqueue: the number may belong to another descriptor."""
         if libc.getpid() == self._pid and (close := getattr(self._calls, "close", None)):
             for _ in map(close, self._closing):
                 pass
@@ -298,10 +299,10 @@ class KQueue(Poller):
 
 @cache
 def load_libkqueue(path: str) -> KQueueLibrary:
-    """The userspace libkqueue at `path`, whose layout is "libkqueue"; tried out on a pipe(2).
+    """Load the userspace libkqueue at `path`, whose layout is "libkqueue", and try it on a pipe(2).
 
-    Raises `OSError` for a path that is no shared library with `kqueue` and `kevent` in it, and for
-    a library that can't switch on both filters of a descriptor: 2.3.1 answers EEXIST.
+    Raises `OSError` if `path` is not a shared library with `kqueue` and `kevent`, or if the library
+    can't enable both filters of a descriptor: 2.3.1 fails with EEXIST.
     """
     try:
         calls = cast("KQueueLibrary", ctypes.CDLL(path, use_errno=True))

@@ -1,17 +1,17 @@
-"""The one door to the C library: every call that the package can make goes through `libc`.
+"""The door to the C library: every call of the package goes through `libc`.
 
-`typestubs/libc.pyi` declares what stands behind the door, with the C prototypes as types. A type
-checker is shown that module, and the running program an object with the same names: so each call is
-checked before the program runs, and not while it runs by a converter for each argument, which would
-double the price of an `epoll_wait`. Hence the rule for what is passed:
+`typestubs/libc.pyi` declares what is behind the door, with the C prototypes as types. Type checkers
+see that module, and the running program an object with the same names. So calls are checked before
+the program runs, and not by a ctypes converter for each argument, which would double the cost of an
+`epoll_wait`. Hence the rule for arguments:
 
-* a C int goes as a Python int, its range checked where it comes from a user, since ctypes truncates
-  without a word;
-* anything else (a pointer, a size_t) goes as a ctypes object, never as a bare int.
+* a C int is passed as a Python int; its range is checked if it comes from a user, because ctypes
+  truncates silently;
+* anything else (a pointer, a size_t) is passed as a ctypes object, never as a plain int.
 
-Callers fetch a function from the door at each use. So whoever replaces an attribute (the audit in
-`trace.py`, another kernel in the tests) is seen at once and by everybody. `libc.platform` says
-whose numbers and layouts the calls behind the door take.
+Callers fetch a function from the door each time they use it. So when an attribute is replaced, by the
+audit in `trace.py` or by another kernel in the tests, this takes effect at once and everywhere.
+`libc.platform` says which platform's constants and layouts the calls take.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from _socket import socket as RawSocket
 from errno import EBADF
 from operator import methodcaller
 
-# Not from typing, which costs more to import than all of this package (see types.py).
+# Not from typing, which costs more to import than this whole package (see types.py).
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,12 +41,12 @@ PLATFORM: Final = sys.platform.rstrip("0123456789")
 """The kind of system: "linux", "darwin", "freebsd", "netbsd", "openbsd", "dragonfly", ..."""
 
 INT_MAX: Final = 0x7FFFFFFF
-"""The largest C int, on every platform with one of these mechanisms."""
+"""The largest C int, on every supported platform."""
 
 
 def failure(call: str, number: int | None = None) -> OSError:
-    """The `OSError` of a call that has failed with this errno, or without one, of the foreign call that
-    has just returned -1."""
+    """The `OSError` of a call that failed with errno `number`; by default, that of the foreign call
+    that has just returned -1."""
     number = ctypes.get_errno() if number is None else number
     return OSError(number, f"{call}: {os.strerror(number)}")
 
@@ -60,7 +60,7 @@ def raise_failure(call: str, *ignored: int) -> None:
 
 
 def check_fd(fd: int, call: str) -> None:
-    """Raises `OSError` (EBADF) for a number that is no C int, which ctypes would cut to another."""
+    """Raises `OSError` (EBADF) for a number that is not a C int, which ctypes would truncate."""
     if not 0 <= fd <= INT_MAX:
         raise failure(f"{call}(fd {fd})", EBADF)
 
@@ -68,25 +68,25 @@ def check_fd(fd: int, call: str) -> None:
 _NAMES = "epoll_create1 epoll_ctl epoll_wait kqueue kevent poll setsockopt fcntl pipe2 pipe"
 
 FOREIGN: Final[dict[str, tuple[str, ...]]] = {name: (name,) for name in _NAMES.split()}
-"""Each foreign function and the symbols to look for, the newest first."""
+"""Each foreign function, and the symbols to look for, newest first."""
 
 if PLATFORM == "netbsd":
-    # It renames a function when a struct that it takes has changed, and keeps the plain name for
-    # binaries built before: `kevent` is the version of 2009 and reads another layout.
+    # NetBSD renames a function when a struct in its arguments changes, and keeps the plain name for
+    # old binaries: `kevent` is the version of 2009, with another layout.
     FOREIGN["kevent"] = ("__kevent100", "__kevent50")
 
 
 def _getrusage(who: int) -> struct_rusage:
-    import resource  # for profiling only, and a small container may lack it
+    import resource  # only for profiling, and may be missing in a small container
 
-    # The next call is made without this function, which costs half as much as the call itself.
+    # Later calls bypass this function, which costs half as much as the call itself.
     if libc.getrusage is _getrusage:
         setattr(libc, "getrusage", resource.getrusage)
     return resource.getrusage(who)
 
 
 def _signal(number: int, handler: Callable[[int, FrameType | None], object] | int) -> object:
-    from signal import signal  # imports enum, and most programs that make a loop have no use for it
+    from signal import signal  # imports enum, which most programs don't need
 
     return signal(number, handler)
 
@@ -98,8 +98,8 @@ def _socket(family: int, kind: int) -> Socket:
 
 
 class _Function(CFuncPtr):
-    """A C function that returns an int. CPython takes that for granted where there is no `restype`,
-    and one costs 210 instructions a call."""
+    """A C function that returns an int, the default of CPython: a `restype` would cost 210
+    instructions per call."""
 
     _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
 
@@ -111,14 +111,14 @@ def _function(library: ctypes.CDLL, symbol: str) -> object:
         function = getattr(library, symbol)
     setattr(function, "__name__", symbol)
     if symbol == "fcntl":
-        # A variadic function has a calling convention of its own on some machines (arm64 macOS),
-        # and ctypes takes it when it is told which arguments are the named ones.
+        # Variadic functions have their own calling convention on some machines (arm64 macOS). ctypes
+        # uses it if it knows which arguments are named.
         setattr(function, "argtypes", (ctypes.c_int, ctypes.c_int))
     return function
 
 
 class Door:
-    """Holds what `typestubs/libc.pyi` declares; a function that this platform lacks is absent."""
+    """Has what `typestubs/libc.pyi` declares, except functions that this platform lacks."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.platform = PLATFORM
@@ -129,8 +129,8 @@ class Door:
                     break
                 except AttributeError:
                     continue
-        # Python's own wrappers of one call each. They cost half of a ctypes call, retry on EINTR,
-        # and let the handle decode its own kind of address.
+        # Python's wrappers of one call each. They cost half of a ctypes call, retry on EINTR, and let
+        # the handle decode its kind of address.
         self.read = os.read
         self.write = os.write
         self.close = os.close
@@ -149,6 +149,6 @@ class Door:
 
 
 if not TYPE_CHECKING:
-    # CDLL(None) is the running program itself, which has libc in it: find_library would need a
-    # compiler or ldconfig, and minimal containers have neither.
+    # CDLL(None) is the running program, which includes libc. find_library would need a compiler or
+    # ldconfig, and minimal containers have neither.
     libc = Door(ctypes.CDLL(None, use_errno=True))

@@ -1,4 +1,4 @@
-"""Common mistakes, each answered with one line that names it."""
+"""Checks for common mistakes, each with an error of one line that names it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from typing import Final, SupportsIndex
 
 _IDLE: Final = 0x20 | 0x80 | 0x200
-"""CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR of a function's code, as `inspect` has them."""
+"""CO_GENERATOR, CO_COROUTINE and CO_ASYNC_GENERATOR, the flags of a code object, from `inspect`."""
 
 
 def does_nothing(function: object) -> bool:
-    """True for what does nothing when it is called: what `async def` makes, and a generator."""
+    """Whether calling it does nothing by itself: a coroutine function or a generator function."""
     code: object = getattr(function, "__code__", None)
     if code is None:
-        if type(function).__module__ == "functools":  # Its partial, without the import of it.
+        if type(function).__module__ == "functools":  # A partial, without importing functools.
             return does_nothing(getattr(function, "func", None))
         code = getattr(type(function).__call__, "__code__", None)
     flags: object = getattr(code, "co_flags", 0)
@@ -26,7 +26,7 @@ def does_nothing(function: object) -> bool:
 
 
 def check_callback(what: str, callback: object) -> None:
-    """Raises `TypeError` for what can't be called, and for what would do nothing if it were."""
+    """Raises `TypeError` for anything that can't be called, or would do nothing if called."""
     if does_nothing(callback):
         idle = f"{callback!r} is a coroutine function or a generator"
         raise TypeError(f"{what} is called and not awaited: {idle}")
@@ -36,10 +36,10 @@ def check_callback(what: str, callback: object) -> None:
 
 
 def check_class(kind: type, base: type) -> None:
-    """Raises `TypeError` for a subclass whose handlers do nothing, and warns of one whose handlers take
-    nothing where they are given something: `close(self)`, as asyncore has it, would fail when a write
-    does. One whose own constructor calls no `__init__` gets a `__getattr__`, which says so whatever is
-    used of an object. No other class has one, as it makes every attribute slower on CPython 3.10 and
+    """Raises `TypeError` for a subclass whose handlers would do nothing when called, and warns of one
+    whose handlers lack a parameter: `close(self)`, as in asyncore, would fail when a write does. A
+    class whose constructor calls no `__init__` gets a `__getattr__` that explains this when an object
+    is used. Other classes don't get one, because it slows down every attribute on CPython 3.10 and
     3.11."""
     for name, own in vars(base).items():
         if name.startswith(("event_", "on_", "close")):
@@ -57,18 +57,18 @@ def check_class(kind: type, base: type) -> None:
 
 
 def _takes_nothing(function: object) -> bool:
-    """True for a method that takes its object alone: one argument, and no *args (CO_VARARGS)."""
+    """Whether a method only takes `self`: one argument, and no *args (CO_VARARGS)."""
     code: object = getattr(function, "__code__", None)
     return getattr(code, "co_argcount", 0) == 1 and not getattr(code, "co_flags", 0) & 0x04
 
 
 def _missing(obj: object, name: str) -> object:
     check_made(obj)
-    return object.__getattribute__(obj, name)  # Which raises, and best says why.
+    return object.__getattribute__(obj, name)  # Raises, with the best message.
 
 
 def check_made(obj: object) -> None:
-    """Raises `AttributeError` for an object whose constructor has not called that of `Socket`."""
+    """Raises `AttributeError` if the object's constructor has not called that of `Socket`."""
     try:
         object.__getattribute__(obj, "read_push_back")
     except AttributeError:
@@ -77,13 +77,13 @@ def check_made(obj: object) -> None:
 
 
 def no_copy(obj: object) -> object:
-    """The `__getstate__` of what a loop or the kernel knows. A copy would share its parts, and close or
-    forget them with itself."""
+    """A `__getstate__` for objects that a loop or the kernel knows. A copy would share their parts,
+    and close or drop these with itself."""
     raise TypeError(f"can't copy or pickle {obj!r}: a loop or the kernel knows this one alone")
 
 
 def whole(what_is: str, given: SupportsIndex) -> int:
-    """`given` as an int. Raises `TypeError` for what is none."""
+    """`given` as an int. Raises `TypeError` if it isn't one."""
     try:
         return index(given)
     except TypeError:
@@ -91,11 +91,11 @@ def whole(what_is: str, given: SupportsIndex) -> int:
 
 
 class HandleError(TypeError, AttributeError):
-    """Something without a descriptor was to be watched. An AttributeError too, as it always was."""
+    """Something without a descriptor was to be watched. Also an AttributeError, for compatibility."""
 
 
 def no_handle(given: object) -> HandleError:
-    """The error for what has no descriptor."""
+    """The error for something without a descriptor."""
     what = f"a Socket takes a socket, or what else has a fileno(), not {given!r}"
     if isinstance(given, int):
         what += f": socket.socket(fileno={given}) is one, and a bare number is for AddOtherFds"
@@ -103,6 +103,6 @@ def no_handle(given: object) -> HandleError:
 
 
 def no_data(what_is: str, given: object) -> TypeError:
-    """The error for what is no data."""
+    """The error for something that is not data."""
     hint = "; encode it first" if isinstance(given, str) else ""
     return TypeError(f"{what_is}, not {type(given).__name__} {given!r:.40}{hint}")

@@ -1,4 +1,4 @@
-"""poll(2): its struct, its constants, its call, and a poller with the verbs of the others."""
+"""poll(2): struct, constants, call, and a poller with the methods of the others."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ POLLFD: Final[Fields] = (("fd", "int"), ("events", "short"), ("revents", "short"
 
 pollfd: Final = structure("pollfd", POLLFD)
 _ROW: Final = Struct("ihxx")
-"""The same as a format, `revents` left empty."""
+"""The same as a format, with `revents` left empty."""
 
 nfds_t: Final = c_ulong if PLATFORM == "linux" else c_uint
 
 
 class Poll(Poller):
-    """A table of struct pollfd, handed whole to poll(2) at each wait, whose cost is linear in it.
+    """A table of struct pollfd, passed to poll(2) as a whole. The cost of a wait is linear in its
+    size.
 
-    poll itself takes any number for a fd. So that a program fails as it does on epoll, `register`
-    refuses a dead fd, one that is there, and a file that can't be polled; a wait that finds a dead
-    fd drops it.
+    poll accepts any number as a fd. To fail like epoll does, `register` refuses a fd that is not
+    open, one that is already watched, and a file that can't be polled. A wait that finds a closed fd
+    drops it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._events: dict[int, int] = {}  # fd -> what it is watched for
         self._files: dict[int, tuple[int, int]] = {}  # fd -> device and inode of what was opened
-        self._asked: Epoll | None = None  # what is asked whether a file can be polled
-        # Where something has changed the next wait makes the whole table anew, which costs no more
-        # than the wait itself. A change of one row could be met half done by a signal's handler.
+        self._asked: Epoll | None = None  # tells whether a file can be polled
+        # After a change the next wait rebuilds the whole table, which costs no more than the wait
+        # itself. A signal's handler could see a change of a single row half done.
         self._changed = True
         self._fds: list[int] = []  # the fd of each used row
         self._make_room(4)
@@ -57,8 +58,8 @@ class Poll(Poller):
         """Makes no system call."""
 
     def register(self, fd: int, events: int) -> None:
-        """fstat(2). EEXIST is for a number whose descriptor is still the one that was registered,
-        EPERM for a file that can't be polled."""
+        """fstat(2). EEXIST if the descriptor is still the one registered under this number, EPERM for
+        a file that can't be polled."""
         file = self._file(fd)
         if fd in self._events and self._files.get(fd) == file:
             raise failure(f"poll(fd {fd})", EEXIST)
@@ -67,8 +68,8 @@ class Poll(Poller):
         self._events[fd] = events
 
     def _file(self, fd: int) -> tuple[int, int]:
-        """The device and inode of what is open under a number: fstat(2). Raises `OSError` for what
-        can't be watched."""
+        """The device and inode of an open descriptor: fstat(2). Raises `OSError` if it can't be
+        watched."""
         check_fd(fd, "poll")
         try:
             status = libc.fstat(fd)
@@ -83,8 +84,8 @@ class Poll(Poller):
 
     def _takes(self, fd: int) -> bool:
         """Whether a regular file or a directory can be polled: most can't, /proc/self/mounts can.
-        poll(2) takes them all, but an epoll refuses those that can't: epoll_create1(2), once, and
-        epoll_ctl(2). Where there is no epoll, none is taken."""
+        poll(2) accepts all, but epoll refuses those that can't: epoll_create1(2), once, and
+        epoll_ctl(2). Without epoll, none is accepted."""
         if not hasattr(libc, "epoll_create1"):
             return False
         self._asked = self._asked or Epoll()
@@ -132,14 +133,14 @@ class Poll(Poller):
                 self._make_room(2 * len(events))
             self._table[1][: len(rows)] = rows
             self._fds = list(events)
-            if events == self._events:  # Else a signal's handler came in between.
+            if events == self._events:  # Otherwise a signal's handler came in between.
                 self._changed = False
 
     def _make_room(self, rows: int) -> None:
         table = (pollfd * rows)()
         room = memoryview(table).cast("B")
-        # Every fourth half-word is a `revents`. All three are set in one step: were there an exception
-        # between two, poll(2) would write into one table, and another be read.
+        # Every fourth half-word is a `revents`. All three are set in one step: after an exception in
+        # between, poll(2) would write to one table and another would be read.
         self._table = table, room, room.cast("h")[3::4]
 
     def wait_bare(self, timeout_ms: int) -> None:
@@ -154,7 +155,7 @@ class Poll(Poller):
         found = zip(self._fds, revents[:used].tolist() if count > 0 else ())
         ready = [(fd, state) for fd, state in found if state]
         for fd, state in ready:
-            # One that was closed behind the loop's back would end every wait at once.
+            # A fd that was closed behind the loop's back would end every wait at once.
             if state & POLLNVAL and fd in self._events:
                 self._changed = True
                 del self._events[fd]
@@ -162,6 +163,6 @@ class Poll(Poller):
         self._found({fd: state for fd, state in ready if not state & POLLNVAL})
 
     def close(self) -> None:
-        """close(2) for the epoll that was asked, if one was."""
+        """close(2) for the epoll of `_takes`, if there is one."""
         if self._asked is not None:
             self._asked.close()

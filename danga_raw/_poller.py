@@ -1,4 +1,4 @@
-"""What all mechanisms to wait for events have in common: their verbs, and what a wait has found."""
+"""The base class of the pollers: their methods, and the result of a wait."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from danga_raw._libc import libc
 
 
 class Poller(ABC):
-    """One mechanism to wait for events. An event mask is that of poll(2) on all of them.
+    """A kernel mechanism that waits for events. All of them use the event masks of poll(2).
 
-    What fails raises an `OSError` that names the call and the fd: EBADF for a dead one, EEXIST for one
-    that is watched already, ENOENT for one that isn't watched, EMFILE, ENFILE and ENOMEM.
+    A method that fails raises an `OSError` that names the call and the fd: EBADF if it is not open,
+    EEXIST if it is already watched, ENOENT if it isn't, EMFILE, ENFILE or ENOMEM.
     """
 
     __slots__ = ("_closing", "_fd", "_made", "batch", "pairs")
@@ -22,26 +22,25 @@ class Poller(ABC):
     def __init__(self) -> None:
         self._fd = -1
         self._made: list[int] = []
-        """The mechanism's descriptor, from the call that has made it on."""
-        self._closing = iter(self._made)  # It gives what is in the list by then, once.
+        """The mechanism's descriptor, as soon as it has been made."""
+        self._closing = iter(self._made)  # Yields what will be in the list, once.
         self.batch: list[int] = []
-        """The fds that the last wait found. The loop goes through it as it is, and may drop the rest
-        by `clear()`."""
+        """The fds that the last wait found. The loop iterates over it, and may drop the rest by
+        `clear()`."""
         self.pairs: Iterable[tuple[int, int]] = ()
-        """What the last wait found, with masks, where `wait_bare` answered None."""
+        """What the last wait found, with masks, if `wait_bare` returned None."""
 
     @abstractmethod
     def open(self) -> None:
-        """Make the mechanism's descriptor, unless an earlier call has: nothing before makes a system
-        call."""
+        """Make the mechanism's descriptor, unless it exists. No method makes a system call before."""
 
     @abstractmethod
     def register(self, fd: int, events: int) -> None:
-        """Watch a descriptor."""
+        """Start watching a descriptor."""
 
     @abstractmethod
     def holds(self, fd: int, events: int) -> bool:
-        """Whether the descriptor that is watched under this number is still open."""
+        """Whether the descriptor watched under this number is still open."""
 
     @abstractmethod
     def modify(self, fd: int, old: int, new: int) -> None:
@@ -49,38 +48,38 @@ class Poller(ABC):
 
     @abstractmethod
     def unregister(self, fd: int, events: int) -> None:
-        """Watch a descriptor no longer."""
+        """Stop watching a descriptor."""
 
     def wait(self, timeout_ms: int) -> Iterable[tuple[int, int]]:
-        """The (fd, event mask) of each ready descriptor. Blocks for at most so many milliseconds, for
-        ever where they are negative; a signal ends it with nothing ready."""
+        """Return the (fd, event mask) of each ready descriptor. Blocks for at most `timeout_ms`
+        milliseconds, or forever if that is negative; a signal ends it with nothing ready."""
         found = self.wait_bare(timeout_ms)
         return self.pairs if found is None else zip(found, repeat(1))  # POLLIN
 
     @abstractmethod
     def wait_bare(self, timeout_ms: int) -> Iterable[int] | None:
-        """The same, as the bare fds where all are readable and nothing else: most batches are, and
-        no pair is made. Else None, and what `wait` gives is in `pairs`."""
+        """The same, but if all are just readable, as in most batches, returns the fds alone, which
+        saves making pairs. Otherwise returns None, and the result is in `pairs`."""
 
     def fileno(self) -> int:
-        """The mechanism's own descriptor; -1 where it has none."""
+        """The mechanism's own descriptor; -1 if it has none."""
         return self._fd
 
     def close(self) -> None:
-        """Close the descriptor, once: close(2). A forked child that closes its copy leaves the parent's
-        registrations alone."""
+        """Close the descriptor, once: close(2). The parent's registrations stay when a forked child
+        closes its copy."""
         for _ in map(libc.close, self._closing):
             pass
 
     def _make(self, results: Iterator[int]) -> bool:
-        """Keep the descriptor that `results` gives, a map over the one call that makes it, unless there
-        is one: it is not lost whatever is raised behind that call. False where the call fails."""
+        """Store the descriptor from `results`, a map over the one call that makes it, unless there is
+        one already. It is not lost, whatever is raised after that call. False if the call fails."""
         made = self._made
         if not made:
             try:
                 made += results
             except BaseException as error:
-                # Where the sink of a trace raised, the call was made all the same.
+                # If the sink of a trace raised, the call was made all the same.
                 if isinstance(fd := take_result(error), int) and fd >= 0:
                     made += (fd,)
                 raise
@@ -90,6 +89,6 @@ class Poller(ABC):
         return self._fd >= 0
 
     def _found(self, masks: dict[int, int]) -> None:
-        """Keep what a wait has found, as fd -> event mask."""
+        """Store the result of a wait, given as fd -> event mask."""
         self.batch = list(masks)
         self.pairs = zip(self.batch, masks.values())

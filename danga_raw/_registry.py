@@ -1,25 +1,24 @@
-"""What a loop watches, and the life of a descriptor in it.
+"""What a loop watches, and the life cycle of a descriptor in it.
 
 A descriptor passes through three states, which the sections of `Registry` follow:
 
-* *registered*: the poller reports its events. `objects` or `other_fds` says who holds its number, that
-  is, whom the events are for. A number has one holder.
-* *leaving*: its holder has closed it, given it away or taken it off the loop. It gets no event any
-  more. But the batch in hand, which is what the last wait returned, may still contain one. Until that
-  batch is over, close(2) is put off and the entry in `objects` stays, so that the kernel gives the
-  number to nobody else, who would get that event.
-* *gone*: nothing here knows the number.
+* *registered*: the poller reports its events. `objects` or `other_fds` has the holder of its number,
+  who gets the events. A number has one holder.
+* *leaving*: its holder has closed it, given it away or taken it off the loop, and gets no more
+  events. The current batch, which is what the last wait returned, may still contain one. Until that
+  batch is done, close(2) is deferred and the entry in `objects` stays, so that the kernel can't give
+  the number to somebody else, who would get that event.
+* *gone*: the registry no longer knows the number.
 
-A number may get a new holder while the old one is still here: where a program has closed a descriptor
-behind the loop's back and the kernel has given the number out again, or where a stolen socket is
-wrapped again in the same batch. Then the old holder is dropped, and with it what is left of the batches
-in hand that contain the number. No event is lost by that: they are level-triggered, and the next wait
-reports again what is still true.
+A number may get a new holder while the old one is still here: a program has closed a descriptor
+behind the loop's back and the kernel has reused the number, or a stolen socket is wrapped again in
+the same batch. Then the old holder is dropped, together with the rest of any batch that contains the
+number. No event is lost: events are level-triggered, and the next wait reports again what is still
+true.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from ctypes import get_errno, set_errno
 from errno import EEXIST, ENOMEM, ENOSPC
 
@@ -48,13 +47,13 @@ if TYPE_CHECKING:
         PostLoopCallback,
     )
 
-    Leaving: TypeAlias = tuple[int, AnySocket | None, list[Handle]]
-    """A descriptor that is leaving: its number; its object, None for an other fd; and in a list the
-    handle that is to be closed. The list is empty where there is none to close, and once it is closed."""
+    Leaving: TypeAlias = tuple[AnySocket | None, list[Handle]]
+    """The object of a descriptor that is leaving, None for an other fd, and a list with the handle to
+    close. The list is empty if there is none to close, and once it has been closed."""
 
 
 LOOPS_OWN: Final = -1
-"""The key of the loop's own post-loop callback, among those of objects by their fd."""
+"""The key of the loop's own post-loop callback; those of objects are under their fd."""
 
 
 class Registry:
@@ -63,54 +62,50 @@ class Registry:
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self.entries_outlive_fds: Final = backend == "epoll"
-        """True for epoll, which watches the open file and not the number: what is registered stays
-        there behind close(2) while a dup or a forked child has the same file open."""
+        """True for epoll, which watches the open file and not the number: an entry survives close(2)
+        while a dup or a forked child has the same file open."""
         self.needs_waker: Final = backend == "poll"
-        """True for poll, which takes its table at the beginning of a wait: what another thread adds
-        meanwhile is not heard until something else ends the wait."""
+        """True for poll, which reads its table when a wait begins: what another thread adds during
+        the wait has no effect until something else ends it."""
         self.poller: Poller | None = None
         """The poller while it is open."""
         self._to_be_closed: list[Poller] = []
-        """Pollers that were dropped and are not closed yet."""
+        """Dropped pollers that have not been closed yet."""
         self.waker: Waker | None = None
-        """What wakes the loop, once somebody has asked for it."""
+        """Wakes the loop; made when first needed."""
         self.stale_entries: set[int] = set()
-        """Numbers under which the epoll may still have a file that was closed here and could not be
-        unregistered. Before such a number is registered again the poller is renewed."""
+        """Numbers under which the epoll may still have a file that was closed and could not be
+        unregistered. The poller is renewed before such a number is registered again."""
         self.outer_batches: list[list[int]] = []
-        """A loop may be run within a handler. For each run that is going on, the batch that was in
-        hand when it began."""
+        """A handler may run the loop again. For each active run, the batch that was being dispatched
+        when it began."""
         self.objects: dict[int, AnySocket] = {}
-        """The objects by their fd, those that are leaving included."""
+        """The objects by fd, including those that are leaving."""
         self.receivers: list[AnySocket | None] = []
-        """The objects that are not leaving, by their fd. It doubles `objects` so that dispatch finds an
-        object in a list: in a dict that takes a fortieth of all that a request costs."""
+        """The objects that are not leaving, indexed by fd. It duplicates `objects` because a list is
+        faster: looking an object up in a dict costs a fortieth of a whole request."""
         self.other_fds: dict[int, OtherFdCallback] = {}
-        """The callbacks of descriptors that no object has, by fd."""
-        self.leaving: deque[Leaving] = deque()
-        """What is gone when the batch in hand is over, in the order in which it left."""
-        self._leaving_unmapped: set[int] = set()
-        """The numbers that are leaving without an entry in `objects`: other fds, objects of before a
-        reset, and those that could not be registered."""
+        """The callbacks of descriptors without an object, by fd."""
+        self.leaving: dict[int, Leaving] = {}
+        """What will be gone after the current batch, by fd, in the order in which it left."""
         self.something_due: bool = True
-        """False where a turn has nothing to do but wait and dispatch: nothing is leaving, no
-        pushed-back data waits to be read, `call_soon` was given nothing, no timer was cut short,
-        nobody has called `stop`, and the poller is that of the turn before, as is whether it is
-        profiled. To ask this alone spares a turn 400 instructions."""
+        """False if a turn only has to wait and dispatch: nothing is leaving, no pushed-back data is
+        waiting, no `call_soon` is pending, no timer was cut short, `stop` was not called, and neither
+        the poller nor profiling has changed. Testing this alone saves a turn 400 instructions."""
         # What few objects have, by fd, so that the others need no attribute for it:
-        self.pushed_back: dict[int, int] = {}  # pushed-back data, in the order of these numbers
-        self.pushes: int = 0  # the last number
-        self.readable: set[int] = set()  # pushed-back data and a watch for reading
-        self.turned_on: set[int] = set()  # pushed-back data, and a change of what is watched for
+        self.pushed_back: dict[int, int] = {}  # has pushed-back data, in the order of these numbers
+        self.pushes: int = 0  # the last of these numbers
+        self.readable: set[int] = set()  # has pushed-back data and watches for reading
+        self.turned_on: set[int] = set()  # has pushed-back data, and has changed its event mask
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
-        self.connecting: dict[int, Connecting] = {}  # a connect that is pending
-        self.paused: dict[int, Listener] = {}  # a listener that had no descriptor for a connection
+        self.connecting: dict[int, Connecting] = {}
+        self.paused: dict[int, Listener] = {}  # could not get a descriptor for a connection
 
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
-        """Watch a descriptor, for `obj` if it is an object's. Raises `OSError`, and then has done
-        nothing; EEXIST where the holder of the number still has the descriptor open."""
+        """Watch a descriptor, for `obj` if it belongs to one. Raises `OSError` and changes nothing if
+        that fails; EEXIST if the holder of the number still has the descriptor open."""
         if renewed := fd in self.stale_entries:
             self.renew_poller()
         try:
@@ -120,44 +115,43 @@ class Registry:
                 holder = self.objects.get(fd)
                 if error.errno != EEXIST or holder is None or still_has(holder, fd):
                     raise
-                # The holder has closed it, and the newcomer is the same file by a dup; or on poll
-                # looks like it, as both ends of a pipe have one inode.
+                # The holder has closed it, and the new one is a dup of the same file, or looks like
+                # the same file to the poll backend, since both ends of a pipe have one inode.
                 self.open().unregister(fd, holder.event_watch)
                 self.open().register(fd, events)
-            if fd in self.objects or fd in self.other_fds or fd in self._leaving_unmapped:
+            if fd in self.objects or fd in self.other_fds or fd in self.leaving:
                 lost = self._drop_holder(fd, obj)
                 if lost and self.entries_outlive_fds and not renewed:
-                    # The old file's entry may be there still, and its events would be taken for those
-                    # of the new one.
+                    # The old file's entry may still be there, and its events would look like the new
+                    # one's.
                     self.renew_poller()
                     self.open().register(fd, events)
-            self._make_room(fd)
+            if fd >= len(self.receivers):  # Mostly false, and the call costs 1,300 instructions.
+                self._make_room(fd)
             if obj is not None:
                 self.objects[fd] = obj
                 self.receivers[fd] = obj
         except BaseException as error:
-            if by_handler(error) and fd not in self.other_fds:
+            if by_handler(error) and obj is not None and fd not in self.other_fds:
                 self.unregister(fd, events)
             raise
 
     def _drop_holder(self, fd: int, new: AnySocket | None = None) -> bool:
-        """Drop whoever holds `fd`: it is another descriptor by now, that of the object `new` or one of
-        the package's own. True if the old one was closed behind the loop's back."""
+        """Drop the holder of `fd`, which is another descriptor now: that of the object `new`, or one
+        of the package's own. True if the old one was closed behind the loop's back."""
         self._drop_events(fd)
-        lost = False
         holder = self.objects.get(fd)
-        # From the last that left. One that was stolen, and is wrapped again by the same handle, leaves
-        # with nothing to close; those that left before the holder have been dropped by it.
-        for number, obj, handles in reversed(_copy(self.leaving)):
-            if number == fd:
-                if handles:
-                    if new is None or handles[0] is not new.sock:
-                        disown(handles[0], fd)
-                    del handles[:]
-                    lost = True
-                if obj is holder:
-                    break
-        # One that has left, and was made anew, has another descriptor, or is the newcomer itself.
+        left, handles = self.leaving.get(fd, (None, []))
+        lost = bool(handles)
+        if handles:
+            # Unless `new` wraps the same handle, and will close it.
+            if new is None or handles[0] is not new.sock:
+                disown(handles[0], fd)
+            del handles[:]
+        # An exception has interrupted `leave`.
+        if left is not None and left.closed and left.fd == fd:
+            left.let_go()
+        # An object that left and was initialized again has another descriptor, or is `new` itself.
         if holder is not None and holder is not new and self.receivers[fd] is holder:
             sock, holder.closed = holder.sock, True
             self.receivers[fd] = None
@@ -167,22 +161,23 @@ class Registry:
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
             lost = True
+        self.leaving.pop(fd, None)
         self.objects.pop(fd, None)
         return self.other_fds.pop(fd, None) is not None or lost
 
     def _drop_events(self, fd: int) -> None:
-        """Drop what is left of the batches in hand that contain `fd`."""
+        """Drop the rest of each batch that contains `fd`."""
         for batch in (*self.outer_batches[1:], [] if self.poller is None else self.poller.batch):
             if fd in batch:
                 batch.clear()
 
     def _make_room(self, fd: int) -> None:
-        """Make `receivers` long enough to be asked for `fd`."""
+        """Make `receivers` long enough for `fd`."""
         self.receivers += [None] * (fd + 1 - len(self.receivers))
 
     def undo_modify(self, obj: AnySocket, fd: int, old: int, new: int) -> None:
-        """Watch for the old mask again, where a signal's handler has raised and nobody knows whether
-        the poller has the new one already."""
+        """Restore the old mask after a signal's handler has raised, when it is unknown whether the
+        poller already has the new one."""
         obj.event_watch = old
         try:
             self.open().modify(fd, new, old)
@@ -192,26 +187,30 @@ class Registry:
     # --- leaving ----------------------------------------------------------------------------------
 
     def leave(self, obj: AnySocket, sock: Handle | None) -> bool:
-        """Let an object leave, and close `sock` when the batch in hand is over. False if it has left
-        already."""
-        # To be restored: a signal's handler that closes may come between a call that fails and the
-        # look at its errno.
+        """Let an object leave, and close `sock` after the current batch. False if it has already
+        left."""
+        # Restored below: a signal's handler may close an object between a failing call and the
+        # reading of its errno.
         number = get_errno()
         handles = [] if sock is None else [sock]
         fd, receivers = obj.fd, self.receivers
         listed = fd in self.objects
-        # No call, and questions that fall through, until `closed` is set: or else a signal's handler
-        # could let the object leave as well.
+        known = listed or fd in self.leaving
+        # No call and no taken jump until `closed` is set, or a signal's handler could also let the
+        # object leave.
         if fd is not None and not obj.closed:
-            # Should a handler raise behind this, `finish_leaving` does the rest.
+            # If a handler raises after this, `finish_leaving` does the rest.
             self.something_due = True
-            self.leaving += ((fd, obj, handles),)
+            own = listed and receivers[fd] is obj
+            if own or handles or not known:  # Not in the place of a holder that refused it.
+                self.leaving[fd] = obj, handles
             obj.closed = True
-            if listed and receivers[fd] is obj:
+            if own:
                 receivers[fd] = None
             corked = obj.corked
             trouble = self._take_off(fd, obj)
-            # An epoll_ctl(2) that succeeds leaves errno alone, and to set it costs a quarter of that.
+            # A successful epoll_ctl(2) does not change errno, and setting it costs a quarter of that
+            # call.
             if corked or trouble is not None or not self.entries_outlive_fds:
                 set_errno(number)
             if trouble is not None:
@@ -220,13 +219,13 @@ class Registry:
         return False
 
     def _take_off(self, fd: int, obj: AnySocket) -> str | None:
-        """Uncork and unregister an object that is leaving, and have it forget what it holds. Returns
-        what went wrong. May be done twice."""
+        """Uncork and unregister an object that is leaving, and drop what it holds. Returns what went
+        wrong. May be repeated."""
         trouble = None
-        # A loop that was reset since knows nothing of this object, and the number may be another's.
+        # After a reset the loop does not know this object, and the number may belong to another.
         if obj.corked and self.objects.get(fd, obj) is obj:
             try:
-                set_cork(fd, False)  # It sends what is still held back.
+                set_cork(fd, False)  # Sends what is still held back.
             except OSError as error:
                 complain(error, "%s")
             obj.corked = False
@@ -237,8 +236,6 @@ class Registry:
                 trouble = self._refused(fd, error)
             if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
                 self._forget_callbacks(fd)
-        else:
-            self._leaving_unmapped |= {fd}
         obj.let_go()
         return trouble
 
@@ -251,7 +248,7 @@ class Registry:
             pending.cancel()
 
     def unregister(self, fd: int, events: int) -> str | None:
-        """Watch a descriptor no longer, unless an object has the number by now. Returns what went
+        """Stop watching a descriptor, unless an object has the number now. Returns what went
         wrong."""
         obj = self.objects.get(fd)
         if obj is None or obj.closed:
@@ -262,9 +259,9 @@ class Registry:
         return None
 
     def _refused(self, fd: int, error: OSError) -> str:
-        """Note that a descriptor could not be unregistered; the reason in words, as an error that a
-        caller keeps would keep the caller in turn, by its traceback. What a signal's handler raised
-        goes on."""
+        """Note that a descriptor could not be unregistered, and return the reason as text: an
+        exception kept by a caller would keep the caller alive through its traceback. Reraises what a
+        signal's handler raised."""
         if by_handler(error):
             del error
             raise
@@ -273,55 +270,55 @@ class Registry:
         return str(error)
 
     def to_close(self) -> list[Handle]:
-        """The handles that wait to be closed, in order."""
-        return [sock for _, _, handles in list(self.leaving) for sock in handles]
+        """The handles waiting to be closed, in order."""
+        return [sock for _, handles in list(self.leaving.values()) for sock in handles]
 
     # --- gone -------------------------------------------------------------------------------------
 
     def finish_leaving(self, handled: Callable[[Exception], bool]) -> None:
-        """Close and forget all that is leaving: close(2) for each handle. An exception of a handle's
-        `close` goes to `handled`. The first for which that is false, or a signal's handler's, is raised
-        when all are closed."""
+        """Close and forget everything that is leaving: close(2) for each handle. An exception from a
+        handle's `close` is passed to `handled`. The first one for which that returns false, or that a
+        signal's handler raised, is raised after all are closed."""
         first: list[BaseException] = []
         leaving, objects = self.leaving, self.objects
         while leaving:
-            try:
-                entry = fd, obj, handles = leaving[0]
-                # An exception has kept `leave` from doing so. Who was made anew has another number, or
-                # the socket that was stolen from it.
-                if obj is not None and obj.fd == fd and (obj.closed or handles):
-                    obj.closed = True
-                    self._take_off(fd, obj)
-                if handles:
-                    close_handle(fd, handles)
-                # Unless it was made anew, here and with this number.
-                if obj is not None and fd in objects and objects[fd] is obj:
-                    if obj.closed or self.receivers[fd] is not obj:
+            for fd, entry in leaving.copy().items():
+                try:
+                    obj, handles = entry
+                    # An exception has interrupted `leave`. An object that was initialized again has
+                    # another number, or the socket that was stolen from it.
+                    if obj is not None and obj.fd == fd and (obj.closed or handles):
+                        obj.closed = True
+                        self._take_off(fd, obj)
+                    if handles:
+                        close_handle(fd, handles)
+                    # Unless the number has a new holder.
+                    if fd in objects and (
+                        objects[fd].closed or self.receivers[fd] is not objects[fd]
+                    ):
                         del objects[fd]
-                if len(self.outer_batches) > 1:
-                    self._drop_events(fd)
-                # A handle's `close` may have run the loop or reset it.
-                if leaving and leaving[0] is entry:
-                    del leaving[0]
-            except Exception as error:
-                if not handled(error):
-                    first = first or [error]
-            except BaseException as error:
-                if not first or not isinstance(first[0], KeyboardInterrupt):
-                    first = [error]
-        if self._leaving_unmapped:
-            self._leaving_unmapped.clear()
-        if self.paused:  # They lacked a descriptor, and one may be free now.
+                    if len(self.outer_batches) > 1:
+                        self._drop_events(fd)
+                    # The handle's `close` may have run or reset the loop.
+                    if fd in leaving and leaving[fd] is entry:
+                        del leaving[fd]
+                except Exception as error:
+                    if not handled(error):
+                        first = first or [error]
+                except BaseException as error:
+                    if not first or not isinstance(first[0], KeyboardInterrupt):
+                        first = [error]
+        if self.paused:  # They had no descriptor left, and one may be free now.
             for listener in list(self.paused.values()):
                 listener.begin_again()
         if first:
             raise first.pop()
 
     def remove_unknown(self, fd: int, state: int) -> None:
-        """An event came for a descriptor that nobody here holds, and would come again in every wait.
-        The descriptor is unregistered and closed, as in the original. Where it can't be unregistered,
-        since the number belongs to nobody or to another file by now, the poller is renewed."""
-        if fd in self._leaving_unmapped or fd in self.objects:
+        """Handle an event for a descriptor without a holder, which every wait would report again.
+        Unregisters and closes the descriptor, as the original does. If it can't be unregistered,
+        because the number is free or belongs to another file now, renews the poller."""
+        if fd in self.leaving or fd in self.objects:
             return
         what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
         if (trouble := self.unregister(fd, state)) is not None:
@@ -347,9 +344,10 @@ class Registry:
 
     # --- pushed-back data -------------------------------------------------------------------------
 
-    def who_reads_pushed_back(self) -> Iterator[int]:
-        """Who has pushed-back data and watches for reading, in the order of their first pieces. As in
-        the original, who turns reading on meanwhile has his turn still, and not who is pushed back."""
+    def who_reads_pushed_back(self) -> Iterator[AnySocket]:
+        """The objects with pushed-back data that watch for reading, in the order in which the data
+        was first pushed back. As in the original, one that starts watching during the round still
+        gets its turn in it, and one that gets pushed-back data during the round does not."""
         told, newest = -1, self.pushes
         turns: list[tuple[int, int]] = []
         self.turned_on = {*self.readable}  # A copy: a signal's handler may close one of them.
@@ -358,14 +356,19 @@ class Registry:
             for fd in new:
                 heappush(turns, (self.pushed_back.get(fd, 0), fd))
             number, fd = heappop(turns)
-            if told < number <= newest:
+            obj = self.objects.get(fd)
+            # Another one may have closed it, or a signal's handler may have come between a change of
+            # the object and its note here.
+            if obj is None or obj.closed or not obj.read_push_back:
+                self.readable.discard(fd)
+            elif told < number <= newest and fd in self.readable:
                 told = number
-                yield fd
+                yield obj
 
     # --- other fds --------------------------------------------------------------------------------
 
     def add_other_fds(self, fds: OtherFdMapping) -> None:
-        """Watch descriptors that no object has for reading: all of `fds`, or none where one raises
+        """Watch descriptors without an object for reading: all of `fds`, or none if one raises
         `OSError`."""
         added: list[int] = []
         try:
@@ -374,26 +377,26 @@ class Registry:
             self.other_fds |= fds
         except BaseException as error:
             if not by_handler(error):
-                del added[-1:]  # The one that was refused is not registered by us.
+                del added[-1:]  # The one that was refused is not registered.
             for fd in added:
                 if fd not in self.other_fds:
                     self.unregister(fd, POLLIN)
             raise
 
     def _add_other_fd(self, fd: int, added: list[int]) -> None:
-        """Watch one, and note in `added` that it is to be unregistered if another fails."""
-        # One that is watched already may have been closed, and its number be another's.
+        """Watch one, and note it in `added`, to be unregistered if another one fails."""
+        # One that is watched already may have been closed, and its number reused.
         if fd not in self.other_fds or not self.open().holds(fd, POLLIN):
             added += (fd,)
             self.register(fd, POLLIN)
 
     def replace_other_fds(self, fds: OtherFdMapping) -> None:
-        """Watch these other fds and no others. Raises `OSError`, and then has done nothing."""
+        """Watch these other fds and no others. Raises `OSError` and changes nothing if that fails."""
         try:
             self.add_other_fds(fds)
             self._drop_other_fds(fds)
         except BaseException as error:
-            # These may be added already: then the rest is still to be done.
+            # If these have been added, the others still have to be dropped.
             if by_handler(error) and fds.items() <= self.other_fds.items():
                 self._drop_other_fds(fds)
             raise
@@ -401,16 +404,15 @@ class Registry:
     def _drop_other_fds(self, kept: OtherFdMapping) -> None:
         for fd in [fd for fd in self.other_fds if fd not in kept]:
             self.something_due = True
-            self._leaving_unmapped |= {fd}
-            self.leaving.append((fd, None, []))
+            self.leaving.setdefault(fd, (None, []))
             self.unregister(fd, POLLIN)
             del self.other_fds[fd]
 
     # --- the poller -------------------------------------------------------------------------------
 
     def open(self) -> Poller:
-        """The poller. At its first use it is opened, by epoll_create1(2), or kqueue(2) and fcntl(2),
-        and what the registry knows is registered. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
+        """The poller. On first use, opens it by epoll_create1(2), or kqueue(2) and fcntl(2), and
+        registers everything known. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         if self.poller is not None:
             return self.poller
         with alone():
@@ -423,11 +425,11 @@ class Registry:
                     try:
                         poller.register(fd, events)
                     except OSError as error:
-                        # Nothing is wrong with the descriptor: to open is to be tried again.
+                        # Nothing is wrong with the descriptor; opening can be tried again.
                         if error.errno in (ENOMEM, ENOSPC):
                             raise
                         complain(error, "%s")  # It was closed behind the loop's back.
-                # Unless a signal's handler has opened one meanwhile.
+                # Unless a signal's handler has just opened one.
                 self.poller = opened = self.poller or poller
             finally:
                 if self.poller is not poller:
@@ -436,7 +438,7 @@ class Registry:
         return opened
 
     def _watched(self) -> dict[int, int]:
-        """What a new poller is to watch: fd -> event mask."""
+        """What a new poller has to watch: fd -> event mask."""
         known = {
             fd: obj.event_watch for fd, obj in list(self.objects.items()) if still_has(obj, fd)
         }
@@ -446,14 +448,14 @@ class Registry:
         return known
 
     def renew_poller(self) -> None:
-        """Close the poller, and with it the entries that can't be removed from it, and open another:
-        in this order, as there may be no descriptor left for a second."""
+        """Close the poller, together with the entries that can't be removed from it, and open a new
+        one: in this order, because there may be no descriptor left for a second."""
         with alone():
             self._drop_poller()
             self.open()
 
     def _drop_poller(self) -> None:
-        """Close the poller, and drop the batches in hand."""
+        """Close the poller, and drop all batches."""
         if self.poller is not None:
             for batch in (self.poller.batch, *self.outer_batches):
                 batch.clear()
@@ -474,12 +476,12 @@ class Registry:
     # --- the waker, and what waits for a timer ----------------------------------------------------
 
     def open_waker(self) -> Waker:
-        """The waker. At its first use, from whichever thread, it is made by pipe2(2), and its read end
-        is registered. Raises `OSError` (EMFILE, ENFILE)."""
-        from danga_raw._waker import Waker  # imports what most programs have no use for
+        """The waker. On first use, from any thread, makes it by pipe2(2) and registers its read end.
+        Raises `OSError` (EMFILE, ENFILE)."""
+        from danga_raw._waker import Waker  # imports modules that most programs don't need
 
         with alone():
-            if self.waker is not None:  # Another thread has made it meanwhile.
+            if self.waker is not None:  # Another thread has just made it.
                 return self.waker
             waker = Waker()
             try:
@@ -490,13 +492,13 @@ class Registry:
                     if lost and self.entries_outlive_fds:
                         self.stale_entries.add(waker.fileno())
                     self.poller.register(waker.fileno(), POLLIN)
-                # Unless a signal's handler has made one meanwhile.
+                # Unless a signal's handler has just made one.
                 self.waker = made = self.waker or waker
                 if made is waker:
                     return waker
                 self.unregister(waker.fileno(), POLLIN)
             except BaseException as error:
-                # A signal's handler may have raised behind the registration.
+                # A signal's handler may have raised after the registration.
                 if by_handler(error) and self.poller is not None and waker.fileno() >= 0:
                     self.unregister(waker.fileno(), POLLIN)
                 waker.close()
@@ -505,28 +507,17 @@ class Registry:
             return made
 
     def woken(self, waker: Waker) -> None:
-        """The waker has an event: take out what was written, by read(2). A poller that was to be
-        renewed for the waker's number is renewed only here: another thread must not close the one
-        that the loop waits on."""
+        """Handle an event of the waker: read(2) what was written. If the poller has to be renewed
+        because of the waker's number, that is done here and not in `open_waker`: another thread must
+        not close the poller that the loop is waiting on."""
         if waker.fileno() in self.stale_entries:
             self.renew_poller()
         waker.drain()
 
     def resume(self) -> None:
-        """Begin again what an exception may have cut short that has left an earlier run: listeners
-        that pause, and connects whose outcome is to be told."""
+        """Resume what an exception that left an earlier run may have interrupted: paused listeners,
+        and connects whose outcome has not been reported."""
         for listener in list(self.paused.values()):
             listener.resume()
         for pending in list(self.connecting.values()):
             pending.resume()
-
-
-def _copy(leaving: deque[Leaving]) -> list[Leaving]:
-    """A copy, which may take several tries where there is no GIL: another thread opens the waker while
-    the loop's own lets go."""
-    while True:
-        try:
-            return list(leaving)
-        except RuntimeError as error:
-            if "mutated" not in str(error):  # A signal's handler raised.
-                raise

@@ -1,4 +1,4 @@
-"""TCP_CORK of Linux and TCP_NOPUSH of the BSDs: which of them this platform has, and setting it."""
+"""TCP_CORK (Linux) and TCP_NOPUSH (BSD): which one this platform has, and setting it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ CORK_OPTIONS: Final[Mapping[str, tuple[str, int]]] = {
     "freebsd": ("TCP_NOPUSH", 4),
     "openbsd": ("TCP_NOPUSH", 0x10),
 }
-"""The option of each platform that has one, read off its own <netinet/tcp.h>. A number is never
-used on another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting that would succeed.
-NetBSD has none: TCP_NOPUSH stands in its header under `#ifdef notyet`, and its kernel refuses the
-number."""
+"""The option of each platform that has one, from its <netinet/tcp.h>. A number is never used on
+another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting it would succeed. NetBSD has no
+such option: TCP_NOPUSH is in its header under `#ifdef notyet`, and its kernel rejects the number."""
 
 NO_SUCH_KIND: Final = {errno.EINVAL, errno.ENOPROTOOPT, errno.ENOTSOCK, errno.EOPNOTSUPP}
-"""What setsockopt(2) answers for a kind of descriptor that can't be corked: a datagram socket on
-FreeBSD (EINVAL) or on Linux, a pipe, a UNIX socket."""
+"""The errors of setsockopt(2) for descriptors that can't be corked: a datagram socket on FreeBSD
+(EINVAL) or Linux, a pipe, a UNIX socket."""
 
 CONNECTION_GONE: Final = {
     *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN),
     *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
     *(errno.ENOTCONN, errno.EPIPE, errno.ESHUTDOWN, errno.ETIMEDOUT),
 }
-"""What it may answer of a connection that is gone, which the other side decides, and a read or an
-event tells: ECONNRESET on FreeBSD (tcp_ctloutput). macOS answers EINVAL (sosetoptlock)."""
+"""The errors for a connection that the peer has ended, which a read or an event will report:
+ECONNRESET on FreeBSD (tcp_ctloutput). macOS fails with EINVAL (sosetoptlock)."""
 
 
 def set_cork(fd: int, on: bool) -> bool:
-    """Hold back partial segments of the TCP socket `fd` from here on, or send them: setsockopt(2).
+    """Start holding back partial segments of the TCP socket `fd`, or send them: setsockopt(2).
 
-    False where this platform or this kind of descriptor has no such thing, or the connection is gone.
-    Raises `OSError` for any other answer (EBADF). What clearing the option sends, and when, differs
-    by platform: docs/platforms.md.
+    False if the platform or the descriptor has no such option, or if the connection is gone. Raises
+    `OSError` for any other error (EBADF). What clearing the option sends, and when, differs by
+    platform: docs/platforms.md.
     """
     if libc.platform not in CORK_OPTIONS:
         return False

@@ -1,4 +1,4 @@
-"""C structs as ctypes types, declared once: by field and C type, as their headers have them."""
+"""C structs as ctypes types, declared by field and C type as in their headers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ C_TYPES: Final = {
     "uintptr_t": ctypes.c_size_t,
     "void *": ctypes.c_void_p,
 }
-"""The C types that occur in the structs of this package, as this platform has them."""
+"""The C types in the structs of this package, on this platform."""
 
 
 def structure(name: str, fields: Fields, *, pack: int = 0) -> type[ctypes.Structure]:
-    """The ctypes type of a C struct; `pack` is that of `#pragma pack`, 0 for natural alignment."""
+    """The ctypes type of a C struct. `pack` is as in `#pragma pack`; 0 means natural alignment."""
     body: dict[str, object] = {"_fields_": [(field, C_TYPES[c]) for field, c in fields]}
     if pack:
-        body |= {"_pack_": pack, "_layout_": "ms"}  # Since 3.14 one that is packed must name both.
+        body |= {"_pack_": pack, "_layout_": "ms"}  # 3.14 requires both.
     return type(name, (ctypes.Structure,), body)

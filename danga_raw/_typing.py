@@ -1,5 +1,5 @@
-"""Stand-ins for what is needed of `typing` at run time: its import would take as long as all of this
-package's."""
+"""Stand-ins for the names of `typing` that are needed at run time: importing it would take as long as
+importing this whole package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ else:
     Protocol = object
 
     class Generic:
-        """Takes `Socket[...]`, which then is as good as `Socket`."""
+        """Allows `Socket[...]`, which means the same as `Socket` at run time."""
 
         __slots__ = ()
         __class_getitem__ = classmethod(GenericAlias)

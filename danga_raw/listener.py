@@ -22,47 +22,46 @@ if TYPE_CHECKING:
     from danga_raw.types import Accepted
 
 AT_ONCE: Final = 64
-"""So many connections are taken in one batch, so that those that are there get their turn too."""
+"""The most connections accepted in one batch, so that existing connections get their turn."""
 
 PAUSE: Final = 0.5
-"""Seconds until a listener that had no room for a connection tries again, if none closes before."""
+"""Seconds after which a listener that ran out of descriptors tries again, if none is freed before."""
 
 _PASSED_BY: Final = {
     *(errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR),
     *(errno.ENETDOWN, errno.ENETUNREACH, getattr(errno, "ENONET", 0), errno.ENOPROTOOPT),
     *(errno.EPERM, errno.EPROTO, errno.ETIMEDOUT),
 }
-"""What was wrong with one connection, which is gone: there may be another behind it (accept(2),
-"Error handling"; EPERM is a firewall's, and only Linux has ENONET)."""
+"""Errors of one connection, which is gone; the next one may be fine (accept(2), "Error handling";
+EPERM comes from a firewall, and only Linux has ENONET)."""
 
 _NO_ROOM: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""The system has no descriptor or no memory for a connection now."""
+"""The system has no descriptor or memory for a connection at the moment."""
 
 
 class Listener(Socket):
-    """A listening socket that hands each new connection to a function.
+    """A listening socket that passes each new connection to a function.
 
-    Its socket is the caller's to make (`socket.create_server`), with its backlog and its options; any
-    family of stream sockets will do. Where the system has no descriptor or no memory for a connection
-    it stops listening, and begins again when one of the loop's sockets has closed, or after half a
-    second.
+    The caller makes the socket (`socket.create_server`), with its backlog and options; any family of
+    stream sockets will do. If the system has no descriptor or memory for a connection, the listener
+    pauses, and resumes when one of the loop's sockets has closed, or after half a second.
     """
 
     __slots__ = {
-        "_retry": "The timer by which it listens again, after it had no room for a connection.",
-        "accepted": "Called with each connection, which doesn't block, and the address of its other "
-        "side, as accept(2) gave it.",
+        "_retry": "The timer that ends a pause.",
+        "accepted": "Called with each connection, which is non-blocking, and its peer's address from "
+        "accept(2).",
     }
 
     def __init__(self, sock: PythonSocket, accepted: Accepted, loop: Loop | None = None) -> None:
-        """Listen on `sock`, which blocks no more from here on, and call `accepted(connection,
-        address)`. A connection is closed where that raises, and what it raised goes the way of a
-        handler's; the listener goes on.
+        """Listen on `sock`, which is made non-blocking, and call `accepted(connection, address)`. If
+        that raises, the connection is closed, the exception is handled like that of an event handler,
+        and the listener continues.
 
-        Calls ioctl(FIONBIO), those of `Socket`, and then accept4(2), getsockname(2) (in the making
-        of a Python socket) and ioctl(FIONBIO) for each connection, and an accept4(2) that finds
-        none. Raises `TypeError` for a callback that can't be called and for a socket that has a
-        protocol of its own (TLS: wrap the connections), `OSError` as `Socket` does.
+        Calls ioctl(FIONBIO) and the calls of `Socket`; then for each connection accept4(2),
+        getsockname(2) (to make a Python socket) and ioctl(FIONBIO), and an accept4(2) that finds
+        none. Raises `TypeError` for a callback that can't be called, and for a socket with its own
+        protocol (TLS: wrap the connections); `OSError` as `Socket` does.
         """
         check_callback("accepted", accepted)
         if not hasattr(sock, "accept"):
@@ -76,20 +75,20 @@ class Listener(Socket):
             super().__init__(sock, loop)
             self.watch_read(True)
         except BaseException:
-            self._withdraw()  # Nobody has it yet, and the socket is the caller's.
+            self._withdraw()  # Nobody has it, and the socket is the caller's.
             raise
 
     def _watch(self, event: int, on: bool) -> None:
         paused = registry_of(self.loop).paused
         super()._watch(event, on)
         if self.fd is not None and event == POLLIN:
-            paused.pop(self.fd, None)  # From here on it is as it was told to be.
+            paused.pop(self.fd, None)  # An explicit watch ends the pause.
 
     def event_read(self) -> None:
-        """Somebody waits: accept4(2) until nobody does, or for 64, and hand each over."""
+        """accept4(2) until no connection is waiting, at most 64, and pass each on."""
         for _ in range(AT_ONCE):
             sock = self.sock
-            # `accepted` may have closed the listener, or have had enough for now.
+            # `accepted` may have closed the listener, or stopped it for now.
             if sock is None or not self.event_watch & POLLIN:
                 return
             try:
@@ -110,7 +109,7 @@ class Listener(Socket):
                 self.__take_back(connection, error)
 
     def __take_back(self, connection: PythonSocket, error: BaseException) -> None:
-        """Close a connection that was not taken, by the object that has it, if one does."""
+        """Close a connection after `accepted` raised, through its object if it has one."""
         obj = registry_of(self.loop).objects.get(connection.fileno())
         if obj is not None and obj.sock is not connection:
             obj = None
@@ -125,24 +124,24 @@ class Listener(Socket):
                 drop(connection)
 
     def __pause(self, error: OSError) -> None:
-        """There is no room for a connection, or something is wrong that nobody knows: listen again
-        later, as to try at once would be all that the loop does."""
+        """Pause after an error that is not that of one connection: trying again at once would keep
+        the loop busy with nothing else."""
         if self._retry is None:
-            # A server at its limit comes here with every client that leaves.
+            # A server at its limit gets here each time a client leaves.
             (debug if error.errno in _NO_ROOM else warn)("%r: accept: %s", self, error)
         else:
             self._retry.cancel()
-        # First what has it listen again, or an exception in between would leave it deaf.
+        # First what makes it resume: after an exception in between, it would never listen again.
         if self.fd is not None:
             registry_of(self.loop).paused[self.fd] = self
         self._retry = self.loop.add_timer(PAUSE, self.begin_again)
         try:
             super()._watch(POLLIN, False)
         except OSError:
-            pass  # Then the next turn finds it readable, and tries again.
+            pass  # The next turn finds it readable, and tries again.
 
     def begin_again(self) -> None:
-        """Listen again, if it is paused; the loop's registry and its own timer call this."""
+        """Resume, if paused. Called by the loop's registry and by the timer."""
         if self.fd is None or registry_of(self.loop).paused.get(self.fd) is not self:
             return
         try:
@@ -151,21 +150,21 @@ class Listener(Socket):
             self.__pause(error)
 
     def resume(self) -> None:
-        """Listen again, if its timer has fired in vain: an exception may have come in between."""
+        """Resume, if the timer has fired but an exception has prevented that."""
         if self._retry is None or self._retry.callback is None:
             self.begin_again()
 
     def let_go(self) -> None:
-        """As of any object; and its timer is cancelled."""
+        """As `Socket.let_go`, and cancels the timer."""
         super().let_go()
         if self._retry is not None:
             self._retry.cancel()
 
     def event_err(self) -> None:
-        """A listener that has an error says which when it accepts."""
+        """Accept, which reports the error."""
         self.event_read()
 
     def event_hup(self) -> None:
-        """Its `shutdown` was called, or its `listen` never."""
+        """Close: `shutdown` was called on the socket, or `listen` was not."""
         warn("%r: no listening socket, or one that was shut down", self)
         self.close("hang-up")

@@ -6,7 +6,8 @@ import sys
 
 # What threading.active_count() counts, without the import of threading.
 from _thread import _count as count_other_threads  # pyright: ignore[reportPrivateUsage]
-from collections import deque
+from _thread import get_ident
+from collections import defaultdict, deque
 from itertools import repeat
 from types import MappingProxyType
 
@@ -44,7 +45,7 @@ _KINDS: Final = {POLLIN: "-read", POLLOUT: "-write", POLLERR: "-err", POLLHUP: "
 
 
 class _Cost:
-    """What the handlers of a class have cost."""
+    """CPU time of the handlers of one class."""
 
     __slots__ = ("calls", "system", "user")
 
@@ -54,31 +55,33 @@ class _Cost:
 
 
 class Loop:
-    """One event loop with its own poller. A process may have many, one a thread.
+    """An event loop with its own poller. A process may have several, each in its own thread.
 
-    A loop belongs to the thread that runs it; from another, or from a signal's handler, only `stop`
-    and `call_soon_threadsafe` may be called."""
+    A loop belongs to the thread that runs it. From other threads and signal handlers, only `stop` and
+    `call_soon_threadsafe` may be called."""
 
     __getstate__ = no_copy
 
     def __init__(self, backend: str | None = None) -> None:
-        """A loop on `backend`: "kqueue", "epoll" or "poll"; where it is None, as DANGA_RAW_BACKEND
-        says, or else the first of these that the system has. Makes no system call: the poller is
-        opened at its first use. Raises `ValueError` for a backend that isn't there."""
+        """A loop on `backend`: "kqueue", "epoll" or "poll". With None, the one that DANGA_RAW_BACKEND
+        names, or else the first of these that the system has. Makes no system call: the poller is
+        opened on first use. Raises `ValueError` for a backend that is not available."""
         self._registry = registry = Registry(choose_backend(backend))
-        # Read-only: an object that was taken out would still be watched, and its events nobody's. The
-        # kind of an object's handle is for whoever takes it out to know.
+        # Read-only: an object removed from it would still be watched, with nobody to get its events.
+        # The cast is because a mapping can't tell the type of each object's handle.
         objects = cast("DescriptorMapping", MappingProxyType(registry.objects))
         self._views = objects, MappingProxyType(registry.other_fds)
         self._timers = Timers()
         self._soon: deque[Callback] = deque()
-        """What `call_soon` was given and has not run."""
+        """The pending callbacks of `call_soon`."""
         self._on_exception: ExceptionCallback | None = None
-        self._stopping: object = False  # A type checker believes that a bool stays as it was.
+        self._stopping: object = False  # not bool: a checker would narrow it
+        self._thread = 0
+        """The thread of the last run."""
         self._resets = 0
         self._profiling = False
-        self._costs: list[dict[type, _Cost]] = [{} for _ in range(POLLHUP + 1)]
-        """By event and class."""
+        self._costs: list[dict[type, _Cost]] = [defaultdict(_Cost) for _ in range(POLLHUP + 1)]
+        """By event, then by class."""
 
     def __repr__(self) -> str:
         registry = self._registry
@@ -90,21 +93,23 @@ class Loop:
     # --- running ----------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Wait for events and dispatch them, until a post-loop callback says false or `stop`.
+        """Wait for events and dispatch them until a post-loop callback returns false, or until
+        `stop`.
 
-        A turn: the timers that are due, and what `call_soon` was given; one wait for events, which
-        does not block while a close is due; for each of them the object's event_read, event_write,
-        event_err and event_hup, as far as they are due and the object isn't closed by then, or the
-        callback of an other fd; event_read again while pushed-back data waits; the deferred closes,
-        by close(2); the post-loop callbacks.
+        Each turn runs the timers that are due and the callbacks of `call_soon`; waits once for
+        events, without blocking if a close is due; for each event calls the object's event_read,
+        event_write, event_err and event_hup, those that apply, unless the object has been closed, or
+        the callback of an other fd; calls event_read again while there is pushed-back data; does the
+        deferred closes, by close(2); and calls the post-loop callbacks.
 
-        An exception of a handler leaves `run` unless there is an `on_exception`. Either way the
-        deferred closes are done, nothing else is lost, and the loop can be run again. A request to
-        stop that this run did not come to obey is due in the next. Raises `OSError` where the wait
-        fails for another reason than a signal, which counts as a wait with no events.
+        An exception from a handler leaves `run` unless `on_exception` is set. Either way the deferred
+        closes are done, nothing else is lost, and the loop can be run again. A call of `stop` that
+        this run did not get to applies to the next. Raises `OSError` if the wait fails, except by a
+        signal, which counts as a wait without events.
         """
         registry = self._registry
         depth = len(registry.outer_batches)
+        self._thread = get_ident()
         try:
             registry.outer_batches.append([] if registry.poller is None else registry.poller.batch)
             registry.something_due = True
@@ -128,7 +133,7 @@ class Loop:
         soon, post_loop_callbacks = self._soon, registry.post_loop_callbacks
         needs_waker, resets = registry.needs_waker, self._resets
         obj: AnySocket | None = None
-        # These two are looked at where something is due, as it is in the first turn.
+        # Both are set when something is due, which is so in the first turn.
         poller, profiling = cast("Poller", registry.poller), False
         if self._stopping:
             return
@@ -137,7 +142,7 @@ class Loop:
                 try:
                     timeout = timers.run_due()
                 except Exception as error:
-                    registry.something_due = True  # What else was due still is.
+                    registry.something_due = True  # Whatever else was due still is.
                     if not self.handle_exception(error):
                         raise
                     continue
@@ -148,13 +153,13 @@ class Loop:
                         self._run_soon()
                         if self._stopping:
                             return
-                        timeout = 0  # They may have added a timer: the next turn will see.
+                        timeout = 0  # They may have added a timer, which the next turn will see.
                     elif readable or registry.to_close():
                         timeout = 0
                     if registry.poller is None and resets != self._resets:
                         watched = registry.objects or registry.other_fds or registry.waker
                         if not (watched or pending or soon):
-                            return  # A reset in this run has left nothing to wait for.
+                            return  # After a reset in this run there is nothing to wait for.
                     poller = registry.poller or registry.open()
                     profiling = self._profiling
             else:
@@ -168,7 +173,7 @@ class Loop:
                 else:
                     self._dispatch_profiled(zip(found, repeat(POLLIN)))
             elif found is None:
-                # In line, as below: a function for it cost a write that goes on 500 instructions.
+                # Inline, as below: a function would cost each write that continues 500 instructions.
                 for fd, state in poller.pairs:
                     try:
                         obj = receivers[fd]
@@ -176,12 +181,12 @@ class Loop:
                             if connecting and fd in connecting:
                                 connecting[fd].finish()
                             elif state == POLLOUT:
-                                # Asked first, as a write that goes on has this event alone.
+                                # Tested first: the usual event of a write that continues.
                                 obj.event_write()
                             else:
                                 if state & POLLIN:
                                     obj.event_read()
-                                # It may have left, and have another descriptor or loop by now.
+                                # It may have left, and have another descriptor or loop now.
                                 if state & POLLOUT and receivers[fd] is obj:
                                     obj.event_write()
                                 if state & POLLERR and receivers[fd] is obj:
@@ -196,7 +201,7 @@ class Loop:
                             continue
                     self._other_event(fd, state)
             else:
-                # What nearly all batches are: objects that are readable.
+                # Nearly all batches: objects that are readable.
                 for fd in found:
                     try:
                         obj = receivers[fd]
@@ -210,7 +215,7 @@ class Loop:
                             continue
                     self._other_event(fd, POLLIN)
             if registry.something_due:
-                # First of all, as another thread or a signal's handler may come behind it.
+                # Cleared first: another thread or a signal's handler may set it again after this.
                 registry.something_due = False
                 obj = None  # It may be leaving, and this name would keep it alive during the wait.
                 if readable:
@@ -226,39 +231,41 @@ class Loop:
                 return
 
     def _end_run(self, depth: int) -> None:
-        """End a run that began within `depth` others: once, and without a call."""
+        """End a run that began inside `depth` others. Has an effect only once, and makes no call."""
         registry = self._registry
         if own := registry.outer_batches[depth:]:
             if registry.poller is not None:
                 registry.poller.batch = own[0]
-            registry.something_due = True  # for the run within which this one was
+            registry.something_due = True  # for the run around this one
             del registry.outer_batches[depth:]
 
     def stop(self) -> None:
-        """End `run` once the batch in hand is done; from a timer, before it waits again. Where no
-        `run` is going on, the next one returns at once. Once `call_soon_threadsafe` or
-        `add_signal_handler` was used it is safe from any thread and signal's handler, and ends a
-        wait that has begun, by a write(2)."""
+        """End `run` after the current batch, or, from a timer, before the next wait. If no `run` is
+        active, the next one returns at once. May be called from any thread or signal handler: from
+        another thread than that of the run it ends a wait in progress, by the calls of
+        `call_soon_threadsafe`, and raises what that does."""
         self._stopping = self._registry.something_due = True
+        if self._registry.outer_batches and self._thread != get_ident():
+            self._open_waker()
         if (waker := self._registry.waker) is not None:
             waker.wake()
 
     def _run_soon(self) -> None:
-        """Call what `call_soon` was given. What is added meanwhile waits for the next turn: one that
-        always adds itself again must not keep the loop from everything else."""
+        """Run the callbacks of `call_soon`. Those added meanwhile wait for the next turn, so that one
+        that keeps adding itself does not block the loop."""
         soon = self._soon
         for _ in range(len(soon)):
             try:
-                if soon:  # A callback may have run the loop, and that the others.
+                if soon:  # A callback may have run the loop, which has run the others.
                     callback = soon[0]
-                    del soon[0]  # No call before the next: it is neither lost nor called twice.
+                    del soon[0]  # No call before the next line: neither lost nor called twice.
                     callback()
             except Exception as error:
                 if not self.handle_exception(error):
                     raise
 
     def _dispatch_profiled(self, found: Iterable[tuple[int, int]]) -> None:
-        """Hand on events that are one each, and note what each handler costs."""
+        """Dispatch pairs that have one event each, and record the cost of each handler."""
         registry, costs = self._registry, self._costs
         receivers, connecting = registry.receivers, registry.connecting
         obj: AnySocket | None = None
@@ -269,7 +276,7 @@ class Loop:
                     if connecting and fd in connecting:
                         connecting[fd].finish()
                         continue
-                    # In line: a function for it would cost a tenth of it.
+                    # Inline: a function would add a tenth to the cost.
                     before = libc.getrusage(0)  # RUSAGE_SELF
                     if event == POLLIN:
                         obj.event_read()
@@ -280,10 +287,7 @@ class Loop:
                     else:
                         obj.event_hup()
                     after = libc.getrusage(0)
-                    try:
-                        cost = costs[event][type(obj)]
-                    except KeyError:
-                        cost = costs[event][type(obj)] = _Cost()
+                    cost = costs[event][type(obj)]
                     cost.user += after[0] - before[0]
                     cost.system += after[1] - before[1]
                     cost.calls += 1
@@ -296,7 +300,7 @@ class Loop:
             self._other_event(fd, event)
 
     def _by_event(self, found: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Each event of an object by itself, if it is still the one that has the descriptor."""
+        """Yield each event of an object separately, while the object still has the descriptor."""
         registry = self._registry
         for fd, state in found:
             obj = registry.objects.get(fd)
@@ -308,8 +312,8 @@ class Loop:
                         yield fd, event
 
     def _other_event(self, fd: int, state: int) -> None:
-        """An event for a descriptor that no object has, or perhaps nobody knows: a forked child may
-        share an epoll."""
+        """Handle an event of a descriptor without an object. It may even be unknown: an epoll can be
+        shared with a forked child."""
         registry = self._registry
         callback = registry.other_fds.get(fd)
         try:
@@ -324,13 +328,13 @@ class Loop:
                 raise
 
     def handle_exception(self, error: Exception, obj: AnySocket | None = None) -> bool:
-        """Hand what a handler of `obj` or a callback raised to `on_exception`, and close the object,
-        also where its own `close` raises. False if there is none: then it is the caller's to
-        raise."""
+        """Pass an exception from a handler of `obj`, or from a callback, to `on_exception`, and close
+        the object, even if its own `close` raises. False without an `on_exception`: then the caller
+        has to reraise."""
         if self._on_exception is None:
             return False
         try:
-            # To its callback an object is a Socket of any handle.
+            # The callback takes a Socket with any kind of handle.
             self._on_exception(cast("Socket | None", obj), error)
         finally:
             if obj is not None and not obj.closed:
@@ -341,29 +345,23 @@ class Loop:
         return True
 
     def _read_pushed_back(self) -> None:
-        """event_read for who has pushed-back data and watches for reading, until none is left."""
+        """Call event_read of objects with pushed-back data that watch for reading, until none is
+        left."""
         registry = self._registry
-        objects, readable = registry.objects, registry.readable
-        while readable:
-            for fd in registry.who_reads_pushed_back():
-                # An event_read before this one may have closed it, or a signal's handler have come
-                # between the object and what is noted of it here.
-                obj = objects.get(fd)
-                if obj is None or obj.closed or not obj.read_push_back:
-                    readable.discard(fd)
-                elif fd in readable:
-                    try:
-                        obj.event_read()
-                    except Exception as error:
-                        if not self.handle_exception(error, obj):
-                            raise
+        while registry.readable:
+            for obj in registry.who_reads_pushed_back():
+                try:
+                    obj.event_read()
+                except Exception as error:
+                    if not self.handle_exception(error, obj):
+                        raise
 
     def _run_callbacks(self) -> bool:
-        """The post-loop callbacks, those of objects first; False as soon as one of them says so."""
+        """Run the post-loop callbacks, those of objects first. False as soon as one returns false."""
         registry = self._registry
         callbacks = registry.post_loop_callbacks
         fds = list(callbacks)
-        if len(fds) > 1:  # A sort by a function costs a turn 1,000 instructions.
+        if len(fds) > 1:  # Sorting by a function costs 1,000 instructions.
             fds.sort(key=LOOPS_OWN.__eq__)
         for fd in fds:
             obj, callback = registry.objects.get(fd), callbacks.get(fd)
@@ -377,19 +375,19 @@ class Loop:
 
     # --- timers, timeout, callbacks ---------------------------------------------------------------
 
-    add_timer = add_timer  # of timers.py, which says why
+    add_timer = add_timer  # from timers.py, where the reason is given
 
     def call_soon(self, callback: Callback) -> None:
-        """Call `callback()` in the next turn, before it waits; in the order of the calls, each once.
-        For the loop's own thread. Raises `TypeError` for what can't be called. No system call."""
+        """Call `callback()` once, in the next turn before it waits, in the order of these calls. For
+        the loop's own thread only. Raises `TypeError` if it can't be called. Makes no system call."""
         check_callback("a callback", callback)
         self._soon.append(callback)
-        self._registry.something_due = True  # Behind it: the loop may run in another thread.
+        self._registry.something_due = True  # After it: the loop may be running in another thread.
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
-        """The same from any thread or signal's handler: the wait ends at once. Calls write(2), unless
-        that was done since the loop last looked, and at first use pipe2(2) and what watches its read
-        end. Raises `OSError` where there is no pipe to be had (EMFILE)."""
+        """Like `call_soon`, but from any thread or signal handler; ends the current wait. Calls
+        write(2), unless that has been done since the loop last looked, and on first use pipe2(2) and
+        the calls that watch its read end. Raises `OSError` if there can be no pipe (EMFILE)."""
         check_callback("a callback", callback)
         waker = self._open_waker()
         self.call_soon(callback)
@@ -398,21 +396,21 @@ class Loop:
             self._open_waker().wake()
 
     def add_signal_handler(self, number: int, callback: Callback) -> None:
-        """Call `callback()` in the next turn when the signal comes, which ends the wait; one that
-        comes again before that counts once more. For the main thread, until the loop is reset or
-        closed. Of several loops with signal handlers, the one that added the last is woken at once.
+        """Call `callback()` in the next turn after each arrival of the signal, which ends the current
+        wait. For the main thread only. Lasts until the loop is reset or closed. If several loops have
+        signal handlers, only the one that added the latest is woken at once.
 
-        Calls rt_sigaction(2), and at first use those of `call_soon_threadsafe`. Raises `ValueError`
-        for a number that is no signal and in another thread, `OSError` (EINVAL) for one that can't
-        be handled, `TypeError` for what can't be called.
+        Calls rt_sigaction(2), and on first use those of `call_soon_threadsafe`. Raises `ValueError`
+        for a number that is not a signal, and in other threads; `OSError` (EINVAL) for a signal that
+        can't be handled; `TypeError` if `callback` can't be called.
         """
         check_callback("a signal's callback", callback)
         waker = self._open_waker()
         waker.add_signal(number, lambda number, frame: self.call_soon_threadsafe(callback))
 
     def remove_signal_handler(self, number: int) -> bool:
-        """Handle the signal as the system does (SIGINT: as Python does), by rt_sigaction(2); False if
-        this loop has no handler for it."""
+        """Restore the default action of the signal (for SIGINT, Python's), by rt_sigaction(2). False
+        if this loop has no handler for it."""
         waker = self._registry.waker
         return waker is not None and waker.remove_signal(number)
 
@@ -420,9 +418,9 @@ class Loop:
         return self._registry.waker or self._registry.open_waker()
 
     def set_loop_timeout(self, ms: int) -> int:
-        """Wait at most `ms` milliseconds for events; -1, as at first, for ever; 0 not at all. So the
-        original's code has it; its manual says it the other way round. Returns `ms`. Raises
-        `ValueError` below -1 and beyond a C int."""
+        """Wait at most `ms` milliseconds for events; 0 means not to block, and -1, the default, to
+        wait forever. That is what the original's code does; its manual has 0 and -1 the other way
+        round. Returns `ms`. Raises `ValueError` below -1 and beyond a C int."""
         ms = whole("a loop timeout is a number of milliseconds, an int", ms)
         if not -1 <= ms <= INT_MAX:
             raise ValueError(f"a loop timeout is -1 or 0 to {INT_MAX} milliseconds, not {ms!r}")
@@ -430,8 +428,8 @@ class Loop:
         return ms
 
     def set_post_loop_callback(self, callback: PostLoopCallback | None) -> None:
-        """Call `callback(descriptor map, other fds)` after each batch; false ends `run`. None takes
-        it off. Raises `TypeError` for what can't be called."""
+        """Call `callback(descriptor map, other fds)` after each batch; if it returns false, `run`
+        ends. None removes it. Raises `TypeError` if it can't be called."""
         if callback is not None:
             check_callback("a post-loop callback", callback)
             self._registry.post_loop_callbacks[LOOPS_OWN] = callback
@@ -441,8 +439,8 @@ class Loop:
     @property
     def on_exception(self) -> ExceptionCallback | None:
         """Called with (object or None, exception) when a handler or a callback raises. Then the
-        object is closed, with the reason "exception", and the loop goes on. While it is None, the
-        exception leaves `run`. Raises `TypeError` when set to what can't be called."""
+        object is closed, with the reason "exception", and the loop continues. While it is None, the
+        exception leaves `run`. Raises `TypeError` when set to something that can't be called."""
         return self._on_exception
 
     @on_exception.setter
@@ -455,7 +453,7 @@ class Loop:
 
     @property
     def descriptor_map(self) -> DescriptorMapping:
-        """The objects by their fd. A closed one stays until its batch is over."""
+        """The objects by fd. A closed one stays until the end of its batch."""
         return self._views[0]
 
     @property
@@ -465,14 +463,14 @@ class Loop:
 
     @property
     def to_close(self) -> list[Handle]:
-        """The raw sockets that wait to be closed, in order of closing."""
+        """The raw sockets waiting to be closed, in the order of closing."""
         return self._registry.to_close()
 
     @property
     def other_fds(self) -> OtherFdMapping:
-        """The callbacks of the descriptors that no object has, by fd; each is called with the event
-        mask (POLLIN 1, POLLERR 8, POLLHUP 16) when its fd is readable. Setting it replaces all, as
-        `add_other_fds` adds them; those left out are watched no longer, and not closed."""
+        """The callbacks of descriptors without an object, by fd. Each is called with the event mask
+        (POLLIN 1, POLLERR 8, POLLHUP 16) when its fd is readable. Setting it replaces all, added as
+        by `add_other_fds`; those left out are no longer watched, but not closed."""
         return self._views[1]
 
     @other_fds.setter
@@ -480,34 +478,35 @@ class Loop:
         self._registry.replace_other_fds(_checked(fds))
 
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
-        """Watch descriptors for reading that no object has, each with its callback; returns all.
-        Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2); EPOLL_CTL_MOD or EV_ENABLE
-        for what is watched already, to see that it still is. Raises `TypeError` for a callback that
-        can't be called and `OSError` for a fd that can't be watched; then none of `fds` is added."""
+        """Watch descriptors without an object for reading, each with its callback; returns all of
+        them. Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2); for a fd that is
+        already watched, EPOLL_CTL_MOD or EV_ENABLE, to check that it still is. Raises `TypeError` for
+        a callback that can't be called and `OSError` for a fd that can't be watched; then none of
+        `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._views[1]
 
     @property
     def backend(self) -> str:
-        """The name of the mechanism in use."""
+        """The name of the backend in use."""
         return self._registry.backend
 
     @property
     def have_epoll(self) -> bool:
-        """True if this loop waits by epoll."""
+        """True if this loop uses epoll."""
         return self.backend == "epoll"
 
     @property
     def have_kqueue(self) -> bool:
-        """True if this loop waits by kqueue."""
+        """True if this loop uses kqueue."""
         return self.backend == "kqueue"
 
     # --- profiling --------------------------------------------------------------------------------
 
     @property
     def profiling_data(self) -> ProfileMapping:
-        """The cost of the handlers so far, by class and event: "Client-read" and so on -> (seconds
-        of user time, seconds of system time, number of calls)."""
+        """The cost of the handlers so far, by class and event: "Client-read" etc. -> (seconds of user
+        time, seconds of system time, number of calls)."""
         sums: dict[str, tuple[float, float, int]] = {}
         for event, kind in _KINDS.items():
             for owner, cost in self._costs[event].items():
@@ -517,15 +516,15 @@ class Loop:
         return MappingProxyType(sums)
 
     def enable_profiling(self) -> bool:
-        """Note the cost of each handler from here on, beginning afresh: two getrusage(2) for each.
-        Returns True. Raises `ImportError` where Python has no `resource`."""
-        __import__("resource")  # Now: else each handler would fail by it.
+        """Record the cost of each handler, starting from zero: two getrusage(2) per handler. Returns
+        True. Raises `ImportError` if Python has no `resource`."""
+        __import__("resource")  # Now, or every handler would fail.
         self._forget_costs()
         self._profiling = self._registry.something_due = True
         return True
 
     def disable_profiling(self) -> None:
-        """Note the cost of handlers no longer; what was noted stays."""
+        """Stop recording the cost of handlers; what was recorded stays."""
         self._profiling = False
         self._registry.something_due = True
 
@@ -536,23 +535,24 @@ class Loop:
     # --- ending -----------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forget everything, as new: objects, other fds, timers, callbacks, timeout, profile. What
-        waits to be closed is closed, and so is the poller: close(2). The next use opens another. In
-        a forked child this leaves the parent's registrations alone: nothing is unregistered."""
+        """Make the loop as good as new: forget objects, other fds, timers, callbacks, the timeout and
+        the profile. Closes the poller and whatever is waiting to be closed: close(2). The next use
+        opens a new poller. Unregisters nothing, so that in a forked child the parent's registrations
+        stay."""
         first: list[BaseException] = []
         while True:
             try:
                 self._forget()
                 break
             except BaseException as error:
-                # A signal's handler raised, or the close() of a handle. There is no use for half of
-                # it, and what has raised is done by now.
+                # A signal's handler raised, or the close() of a handle, which is done now. Half of a
+                # reset is of no use.
                 first = first or [error]
         if first:
             raise first.pop()
 
     def _forget(self) -> None:
-        self._registry.paused.clear()  # To listen again would change an epoll shared with a parent.
+        self._registry.paused.clear()  # Listening again would change an epoll shared with a parent.
         self._registry.finish_leaving(self.handle_exception)
         self._timers.clear()
         self._soon.clear()
@@ -565,7 +565,7 @@ class Loop:
         self._registry.forget()
 
     def close(self) -> None:
-        """As `reset`: a closed loop is as good as a new one."""
+        """The same as `reset`: a closed loop is as good as new."""
         self.reset()
 
     def __enter__(self: LoopT) -> LoopT:
@@ -575,29 +575,29 @@ class Loop:
         self.close()
 
     def __del__(self) -> None:
-        """Give the poller of a loop that nobody closed back, and say so (ResourceWarning)."""
+        """Close the poller of a loop that was never closed, with a ResourceWarning."""
         registry = getattr(self, "_registry", None)
         if registry is not None and (registry.poller or registry.waker) and not sys.is_finalizing():
-            import warnings  # for who has forgotten something only
+            import warnings  # mostly not needed
 
             try:
                 warnings.warn(f"unclosed loop {self!r}", ResourceWarning, stacklevel=2, source=self)
             finally:
-                registry.forget()  # Also where warnings are errors.
+                registry.forget()  # Even if warnings are errors.
 
 
 def registry_of(loop: object) -> Registry:
-    """What a loop watches, for the objects to be watched. Raises `TypeError`."""
+    """The registry of a loop. Raises `TypeError` for anything else."""
     if not isinstance(loop, Loop):
         hint = f"; Loop({loop!r}) makes one" if isinstance(loop, str) else ""
-        if isinstance(loop, (int, tuple)):  # It is of an address.
+        if isinstance(loop, (int, tuple)):  # It is part of an address.
             hint = "; connect takes (ip, port), and a Listener calls accepted(connection, address)"
         raise TypeError(f"a Socket takes a Loop, not {loop!r}{hint}")
     return loop._registry  # pyright: ignore[reportPrivateUsage]  # of this room's own class
 
 
 def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
-    """Raises `TypeError` for what is no descriptor's number or no callback."""
+    """A checked copy. Raises `TypeError` for a key that is no fd, and a value that is no callback."""
     if not hasattr(fds, "items"):
         raise TypeError(f"other fds are given as {{fd: callback}}, not {fds!r}")
     checked: dict[int, OtherFdCallback] = {}

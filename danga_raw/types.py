@@ -1,8 +1,8 @@
 """The types of the public surface, for annotations.
 
-`typing` would double the time that the package takes to import, so at run time its protocols and
-type variables have plain stand-ins. Type checkers alone see the lower rooms import this one; for
-`typing.get_type_hints` this room, the last to be imported, hands its names down to them.
+Importing `typing` would double the import time of the package, so at run time its protocols and type
+variables are plain stand-ins. Only type checkers see the lower modules import this one. It is
+imported last, and copies its names to them for `typing.get_type_hints`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ else:
 
 
 class Handle(Protocol):
-    """What a descriptor is known by: a `socket.socket`, a file, or anything with these two."""
+    """An object with a descriptor: a `socket.socket`, a file, or anything with these two methods."""
 
     def fileno(self) -> int: ...
     def close(self) -> object: ...
@@ -38,7 +38,7 @@ class Handle(Protocol):
 
 if TYPE_CHECKING:
     HandleT = TypeVar("HandleT", bound=Handle, default=PythonSocket, covariant=True)
-    """The type of a `Socket`'s handle; of a `Socket` without brackets, `socket.socket`."""
+    """The type of a `Socket`'s handle; by default, `socket.socket`."""
     SocketT = TypeVar("SocketT", bound=Socket[Handle])
     LoopT = TypeVar("LoopT", bound=Loop)
 else:
@@ -46,39 +46,39 @@ else:
 
 
 class Constructor(Protocol):
-    """What makes an object, and takes what only its class knows."""
+    """A constructor with arguments that only its class knows."""
 
     def __call__(self, /, *args: object, **more: object) -> object: ...
 
 
 AnySocket: TypeAlias = Socket[Handle]
-"""An object on any kind of handle."""
+"""A `Socket` with any kind of handle."""
 DescriptorMapping: TypeAlias = Mapping[int, Socket]
-"""fd -> the object that has it."""
+"""fd -> its object."""
 Callback: TypeAlias = Callable[[], object]
-"""Called with nothing, its result ignored."""
+"""Called without arguments; the result is ignored."""
 OtherFdCallback: TypeAlias = Callable[[int], object]
 """Called with the event mask when an other fd is readable."""
 OtherFdMapping: TypeAlias = Mapping[int, OtherFdCallback]
 """fd -> its callback."""
 PostLoopCallback: TypeAlias = Callable[[DescriptorMapping, OtherFdMapping], object]
-"""Called after each batch; a false answer ends the loop."""
+"""Called after each batch; a false result ends the loop."""
 ExceptionCallback: TypeAlias = Callable[[Socket | None, Exception], object]
-"""Called with the object whose handler raised, if it was an object's, and the exception."""
+"""Called with the object whose handler raised, or None, and the exception."""
 Accepted: TypeAlias = Callable[[PythonSocket, object], object]
-"""Called with a new connection and the address of its other side."""
+"""Called with a new connection and its peer's address."""
 ProfileMapping: TypeAlias = Mapping[str, tuple[float, float, int]]
 """Class and event -> (seconds of user time, seconds of system time, number of calls)."""
 
 Block: TypeAlias = bytes | memoryview
-"""What data is on its way out; it is never copied."""
+"""Data to be written; it is never copied."""
 Queued: TypeAlias = Block | Callback
-"""What may wait in the write queue."""
+"""What the write queue may contain."""
 Writable: TypeAlias = bytes | bytearray | memoryview | Callback | None
 """What `write` takes."""
 WriterFunc: TypeAlias = Callable[[Block, int, int], int]
-"""Writes `data[offset:offset + count]`, given as (data, count, offset). Returns how many bytes it
-wrote, raises BlockingIOError where it would block and any other OSError where it failed."""
+"""Writes `data[offset:offset + count]`, called with (data, count, offset). Returns how many bytes it
+wrote; raises BlockingIOError if it would block, and any other OSError if it failed."""
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 """An IPv4 or IPv6 address with its port, or the path of a UNIX socket."""
 

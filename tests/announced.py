@@ -3,10 +3,10 @@
     announced.py PROGRAM [ARG ...]
 
 Before every os.read, os.write, os.close and os.fstat of the program, and before a socket is made or
-does something by itself, there is a write(2) to a descriptor that is never open. A trace of the
-process then tells those calls from the package's, which are not announced: it has references of its
-own, and where it asks a socket it is known as the one that asks. The handling of signals is the
-interpreter's too, at its end; so there it is the package's calls that are announced.
+makes a call of its own, there is a write(2) to a descriptor that is never open. In a trace of the
+process, these calls can be told from the package's, which are not announced: it keeps its own
+references to the functions, and where it calls a socket's method it is recognized as the caller.
+Python also handles signals itself when it exits, so for signals the package's calls are announced.
 """
 
 import os
@@ -59,7 +59,7 @@ def main() -> None:
     real_close = getattr(socket.socket, "_real_close")
 
     def close(self: socket.socket) -> None:
-        # Of one that has no descriptor any more there is no call to announce. A socket that closes
+        # A closed one makes no call to announce. A socket that closes
         # itself is none of the package's, whoever has told it to.
         if self.fileno() >= 0:
             announce()

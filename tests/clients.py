@@ -1,4 +1,4 @@
-"""The example servers as processes of their own, and the plain clients that talk to them."""
+"""The example servers, each in its own process, and the plain clients that talk to them."""
 
 import contextlib
 import os
@@ -75,7 +75,7 @@ def serving(
     descriptors: int = 0,
     wrapper: tuple[str, ...] = (),
 ) -> Iterator[Server]:
-    """Run an example; whatever it is told, it must not write to standard error."""
+    """Run an example; whatever it is sent, it must not write to standard error."""
 
     def limit() -> None:
         if descriptors:

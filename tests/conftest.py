@@ -21,13 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     surface.watch()
-    # Who runs the tests in the background may have these ignored, and what is ignored is inherited.
+    # A shell may ignore these for a background job, and ignored signals are inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is said of all tests together comes last, and only where all of them are run."""
+    """Tests about all tests together run last, and only if all of them are run."""
     last = [item for item in items if item.get_closest_marker("last_of_all")]
     items[:] = [item for item in items if item not in last]
     chosen = config.option.keyword or config.option.markexpr or config.option.deselect

@@ -1,11 +1,11 @@
-"""Makes a root folder with what a server on this package needs and nothing else.
+"""Makes a root folder that contains what a server on this package needs and nothing else.
 
     python -m tests.container [FOLDER]
 
-The server is the README's. What it needs is what it has loaded when it has served a client: the
+The server is the README's. It needs whatever it has loaded by the time it has served a client: the
 modules that aren't built in, and the libraries of dl_iterate_phdr(3). The folder gets those files
-under their own names, the server, and nothing else: no shell, no loader's cache, no /proc. Then it
-serves a client from there, and the files are counted. It takes root, or unshare(1).
+under their own names, the server, and nothing else: no shell, no loader's cache, no /proc. Then the
+server serves a client from there, and the files are counted. This needs root, or unshare(1).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def server() -> str:
 
 
 def interpreter() -> Path:
-    """The program behind this Python, in whatever virtual environment it is."""
+    """The program that runs this Python, whatever virtual environment it is in."""
     return Path(os.path.realpath(sys.executable))
 
 

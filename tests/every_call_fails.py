@@ -1,11 +1,11 @@
 """Every call of the package fails once: `python -m tests.every_call_fails [--jobs 2] [--sample N]`.
 
-Each scenario, and each server with its clients, is run once under strace to learn which
-calls the package makes. Then, for each of these calls and each error that its manual page lists, it
-is run again with that one call failing (`strace -e inject=CALL:error=E:when=N`), and what comes of
-it must be one of the outcomes in `ERRORS`, with the loop intact and every other connection alive.
-The parts that wake, accept and connect have stories of their own (`failing_parts.py`), whose calls
-fail behind the package's door.
+Each scenario, and each server with its clients, is run once under strace to learn which calls the
+package makes. Then, for each of these calls and each error that its manual page lists, it is run
+again with that one call failing (`strace -e inject=CALL:error=E:when=N`). The outcome must be one
+of those in `ERRORS`, with the loop intact and every other connection alive. Waking, accepting and
+connecting have stories of their own (`failing_parts.py`), whose calls fail behind the package's
+door.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TRIES: Final = 3
 before the call that was to fail."""
 
 DEAD: Final = frozenset({"dead_descriptor", "dead_descriptor_watched"})
-"""Stories that close a descriptor behind the back of its socket. Cut short, they leave a close(2)
+"""Stories that close a descriptor behind its socket's back. Cut short, they leave a close(2)
 to be made for a number that may be another's by then, as with any Python socket."""
 
 MORE_WAITS: Final = 20
@@ -197,7 +197,7 @@ def came_true(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Cal
             again = calls[failed.at + 1]
             return (again.name, again.fd) == (failed.call.name, failed.call.fd)
         case "retried" if failed.kind == "write":
-            # Or it waits for its turn: the object is watched, or the story has ended its own watch.
+            # Or it is still queued: the object is watched, or the story has ended its own watch.
             return any(each.kind in ("write", "epoll_ctl MOD") for each in behind) or any(
                 each.kind == "epoll_ctl MOD" and "EPOLLOUT" in each.call.args[3]
                 for each in own
@@ -272,7 +272,7 @@ class Told:
 
 
 class Stage:
-    """A process that tells one scenario after the other, each in a child of its own."""
+    """A process that runs one scenario after the other, each in its own child."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -322,7 +322,7 @@ class ServerStage:
         self._folder = tempfile.TemporaryDirectory()
         Path(self._folder.name, "hello.txt").write_bytes(BODY)
         self.lost = 0
-        """How many connections were lost when it was told last."""
+        """How many connections were lost in the last run."""
 
     def _start(self, name: str) -> None:
         server = subprocess.Popen(
@@ -448,7 +448,7 @@ def converse(port: int, ask: Callable[[socket.socket], bool]) -> int:
 
 
 def hang_up(client: socket.socket) -> None:
-    """Close it once the server has, so that the server's part of it is told as well."""
+    """Close it after the server has, so that the server's part is traced as well."""
     with client, suppress(OSError):
         client.shutdown(socket.SHUT_WR)
         # Longer only where its close(2) is what fails, which never comes.

@@ -1,14 +1,14 @@
-"""Tells scenarios in which a call is going to fail, and then proves that the loop still works.
+"""Runs scenarios in which a call is going to fail, and then proves that the loop still works.
 
-It reads the paths of scenarios, a line each. For each it forks, since a fork is ten times as fast
-as a start under strace; the child prints its process id, and begins when it gets SIGUSR1, by which
-time a tracer has come.
+It reads the paths of scenarios, one per line. For each it forks, since a fork is ten times as fast
+as a start under strace; the child prints its process id and begins when it gets SIGUSR1, by which
+time a tracer is attached.
 
-The child notes how the scenario ended: "told", "waits" (for something that isn't going to happen
-any more, with nothing ready that the loop should hear), "raised TEXT" (an OSError of the
-package's), "derailed" (the scenario itself stumbled over what had become of its sockets). Then a
-new connection is put on the same loop, and "intact" is noted once its event has come. Anything
-else is noted as a "fault".
+The child reports how the scenario ended: "told" (to the end), "waits" (for something that isn't
+going to happen any more, with nothing ready that the loop should notice), "raised TEXT" (an OSError
+of the package's), "derailed" (the scenario itself failed because of the state of its sockets). Then
+a new connection is put on the same loop, and "intact" is reported once its event has arrived.
+Anything else is reported as a "fault".
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from tests.scenarios import story as stories
 from tests.scenarios.story import note
 
 LOOK = 0.2
-"""Seconds between two looks at whether the scenario waits in vain."""
+"""Seconds between two checks whether the scenario waits in vain."""
 
 LOOKS = 25
-"""After so many looks that found something ready, the loop is deaf to it."""
+"""After this many checks that found something ready, the loop has missed it."""
 
 VAIN = 2
-"""After so many looks in a row that found the loop waiting, with nothing ready, it waits in vain;
+"""After this many checks in a row that found the loop waiting, and nothing ready, it waits in vain;
 one alone may have come in the middle of a step."""
 
 SPINS = 10
-"""The same for a loop that goes round and round with no timeout."""
+"""The same for a loop that keeps turning with no timeout."""
 
 TRIES = 100
 """How often the loop is run for the new connection, since the scenario's objects may raise."""
@@ -58,7 +58,7 @@ class Waits(BaseException):
 
 
 class Watchdog:
-    """Ends a wait in vain, and a loop that doesn't hear what is ready."""
+    """Ends a wait in vain, and a loop that misses what is ready."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -85,7 +85,7 @@ class Watchdog:
 
 
 def ready(loop: Loop) -> bool:
-    """True if the loop has something to do, by poll(2) and its own books, not by its poller."""
+    """True if the loop has something to do, by poll(2) and its own state, not by its poller."""
     poll = select.poll()
     for fd, obj in loop._registry.objects.items():
         if not obj.closed:
@@ -168,7 +168,7 @@ def main() -> None:
     real_close = getattr(socket.socket, "_real_close")
 
     def close(self: socket.socket) -> None:
-        # Of one that has no descriptor any more there is no call to announce.
+        # A closed one makes no call to announce.
         (announced.announcing(real_close) if self.fileno() >= 0 else real_close)(self)
 
     setattr(socket.socket, "_real_close", close)

@@ -1,9 +1,9 @@
-"""What wakes, accepts and connects, with each of its calls failing once.
+"""Waking, accepting and connecting, with each of the calls failing once.
 
-The stories of `interrupted_parts` are told on the real kernel by what stands behind the package's
-door, one of whose calls then fails instead of being made, or once it is made where it can't be taken
-back. An error that comes out of a step ends that step. What came of it must be one of the outcomes in
-`PART_ERRORS`, and the story's end as whole as ever.
+The stories of `interrupted_parts` run on the real kernel, through a replacement of the package's
+door that makes one call fail instead of making it, or after making it where it can't be undone. An
+error that a step raises ends that step. The outcome must be one of those in `PART_ERRORS`, and
+the story's `ending` must find nothing wrong.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tests.interrupted import complaints
 from tests.interrupted_parts import PARTS, Connecting, Part
 
 WENT_ON: Final = "went on"
-"""Nobody was told: it was tried again, or there was nothing to be done."""
+"""No report: it was tried again, or there was nothing to be done."""
 RAISED: Final = "raised"
 """An OSError with this errno reaches the caller."""
 TOLD: Final = "told"
-"""`event_connect` was told."""
+"""`event_connect` was called with it."""
 WARNED: Final = "warned"
-"""A line of the log or on standard error says it; all goes on, since nothing is left to be done."""
+"""A line in the log or on standard error reports it; everything goes on."""
 
 Outcomes = dict[str, tuple[str, ...]]
 """errno -> what may come of it."""
@@ -66,7 +66,7 @@ PART_ERRORS: Final[dict[str, Outcomes]] = {
         TOLD,
         WENT_ON,  # Where the constructor raises, which it does in one of the stories.
     )
-    | each_of("EINTR", WENT_ON, TOLD),  # It goes on all the same, to whatever end.
+    | each_of("EINTR", WENT_ON, TOLD),  # It continues all the same, whatever the outcome.
     "getsockopt": each_of("EBADF EFAULT EINVAL ENOPROTOOPT ENOTSOCK", RAISED),
     # accept4(2), ERRORS and "Error handling"; ioctl_tty(2).
     "accept": each_of(
@@ -101,7 +101,7 @@ class Door:
                 with suppress(OSError):
                     call(*arguments)
             if name == "connect" and self.number == errno.EINTR:
-                with suppress(BlockingIOError):  # Else it has failed, and was not interrupted.
+                with suppress(BlockingIOError):  # Otherwise it has failed, and was not interrupted.
                     call(*arguments)
             if name in _AS_C:
                 ctypes.set_errno(self.number)

@@ -1,7 +1,7 @@
 """A short story on one loop that touches nearly all of the package, to be interrupted anywhere.
 
-Each part of it may be cut short by an exception and is not begun again. `Story.go_on` runs the loop
-to the end all the same, and `Story.check` says what was lost, doubled, torn or leaked.
+Each part of it may be cut short by an exception and is not started again. `Story.go_on` runs the
+loop to the end all the same, and `Story.check` says what was lost, doubled, torn or leaked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def tokens(first: int, count: int) -> bytes:
 
 
 SENT = tokens(0, 4)
-"""What each far end but the writer's sends."""
+"""What each far end sends, except the writer's."""
 
 PIECES = (b"pushed 1", b"pushed 2")
 """What is pushed back on one of them."""
@@ -124,7 +124,7 @@ class Story:
         self.listening: list[Reader] = []
         """Those whose `watch_read` has returned."""
         self.torn: list[Reader] = []
-        """Those that the package closed, since the result of a read(2) or write(2) was lost."""
+        """Those that the package closed because the result of a read(2) or write(2) was lost."""
         self.pushed = 0
         """How many bytes `push_back_read` has taken."""
         self.steps: list[Callable[[], None]] = [
@@ -288,7 +288,7 @@ class Story:
             wrong.append(f"descriptors are left: {after}")
 
     def check_loop(self) -> None:
-        """What the loop and its poller know is what there is."""
+        """The records of the loop and its poller are correct."""
         wrong = self.complaints
         there = registered(self.loop)
         for each in self.objects:
@@ -306,7 +306,7 @@ class Story:
             wrong.append(f"registered: {there}, and asked for: {asked}")
 
     def check_written(self) -> None:
-        """What `write` took has arrived once and in order, whole blocks of it unless it was torn."""
+        """All that `write` took has arrived once and in order, in whole blocks unless torn."""
         begun = [tokens(*block) for block in self.begun]
         accepted = sum(len(tokens(*block)) for block in self.written)
         possible = {len(b"".join(begun[:count])) for count in range(len(begun) + 1)}
@@ -317,7 +317,7 @@ class Story:
             self.complaints.append(f"{accepted} bytes written, {here} arrived")
 
     def check_read(self) -> None:
-        """What the far ends sent was read once and in order, and before it what was pushed back."""
+        """The far ends' data was read once and in order, after the pushed-back data."""
         for each in self.objects[1:]:
             got = each.got + b"".join(each.read_push_back)
             if each.sock is not None:
@@ -356,7 +356,7 @@ def registered(loop: Loop) -> dict[int, int]:
 
 
 class Complaints(logging.Handler):
-    """Hears the package's warnings: a descriptor closed twice, one that nobody knows."""
+    """Collects the package's warnings: a descriptor closed twice, an unknown descriptor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -373,10 +373,10 @@ BOUNDARIES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACK
 names begin; POP_JUMP if it jumps. Behind no other can a handler run."""
 
 LOOKS_FIRST = ("JUMP_BACKWARD",) if sys.version_info >= (3, 13) else ()
-"""Those of them that look before they jump: what a handler raises is raised where they stand."""
+"""Those of them that check before they jump: a handler's exception is raised at their position."""
 
 NEXT = 4
-"""An instruction and what may be cached with it take so many bytes, where it does not jump."""
+"""The bytes of an instruction and its inline cache, if it does not jump."""
 
 NOT_TAKEN = "NOT_TAKEN"
 """Does nothing, behind a jump that was not made. 3.14 and later have many of these outside of the
@@ -491,7 +491,7 @@ class Interrupter:
             is_place = here.startswith(LOOKS_FIRST)
         else:
             falls = behind.startswith("POP_JUMP") and frame.f_lasti - (before or 0) <= NEXT
-            # A call that has raised goes to who handles that, and looks for no signal before.
+            # A call that has raised goes to its handler, without checking for signals.
             is_place = behind.startswith(BOUNDARIES) and not falls and here != "PUSH_EXC_INFO"
         if is_place:
             if self.count == self.at:
@@ -506,7 +506,7 @@ class Interrupter:
 
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """The package's warnings: a descriptor closed twice, one that nobody knows."""
+    """The package's warnings: a descriptor closed twice, an unknown descriptor."""
     heard = Complaints()
     logger = logging.getLogger("danga_raw")
     logger.addHandler(heard)

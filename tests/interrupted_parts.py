@@ -1,7 +1,7 @@
-"""Short stories of the parts that wake, accept and connect, to be interrupted anywhere.
+"""Short stories of waking, accepting and connecting, to be interrupted anywhere.
 
-Each is a row of steps, which may be cut short by an exception and are not begun again. `ending` goes
-on with the others and says what was lost, doubled or leaked.
+Each is a sequence of steps, which may be cut short by an exception and are not started again.
+`ending` does the remaining ones and says what was lost, doubled or leaked.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from danga_raw.types import SocketAddress
 from tests.interrupted import Interrupter, complaints, lock_left_taken, registered
 
 TURNS: Final = 50
-"""After so many a story has come to its end, or never does."""
+"""After this many a story has ended, or never will."""
 
 
 class Part:
-    """A story on a loop of its own."""
+    """A story on its own loop."""
 
     def __init__(self, backend: str) -> None:
         self.before = set(os.listdir("/proc/self/fd"))
@@ -72,7 +72,7 @@ class Part:
         """Complain of what is wrong at the end."""
 
     def check_registered(self) -> None:
-        """What the poller knows is what the loop knows."""
+        """The poller's and the loop's records agree."""
         registry = self.loop._registry
         known = {fd: obj.event_watch & 5 for fd, obj in registry.objects.items() if not obj.closed}
         if registry.waker is not None:
@@ -484,7 +484,7 @@ def cut_short(story: str, at: int, backend: str) -> tuple[Interrupter, list[str]
             if interrupter.where is not None:
                 part.wrong.append("the exception was swallowed")
         except KeyboardInterrupt as error:
-            # Of a second exception, behind that of a constructor, less is promised.
+            # After a constructor's exception, less is promised for a second one.
             second = isinstance(error.__context__, OnPurpose)
         finally:
             sys.settrace(None)

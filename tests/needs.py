@@ -1,4 +1,4 @@
-"""What a test needs beside Python: skipped by name where it is missing, a failure where CI requires it."""
+"""What tests need besides Python: where it is missing they are skipped by name, or fail in CI."""
 
 import os
 import shutil

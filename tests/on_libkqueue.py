@@ -1,7 +1,7 @@
-"""What is run on Debian's libkqueue by tests/test_libkqueue.py, in a process of its own.
+"""What tests/test_libkqueue.py runs on Debian's libkqueue, in a separate process.
 
-It stands at LIBKQUEUE. The package would refuse it, as it can't have both filters of a descriptor
-switched on; that trial is left out.
+LIBKQUEUE is its path. The package would refuse this version, because it can't have both filters of
+a descriptor enabled, so the check for that is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The tests in several processes at once, each test in one of them: `pytest --processes 2`.
+"""The tests in several processes, each test in one of them: `pytest --processes 2`.
 
-The process that has collected the tests forks, hands them out one by one, and takes what is reported
-of them for its own: there is one line of dots, one summary, one memory of what has failed.
+The process that has collected the tests forks, distributes them one by one, and treats the reports
+as its own: there is one line of dots, one summary, and one record of failures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Done(NamedTuple):
 
 
 class End(NamedTuple):
-    """What a child has noted in all its tests."""
+    """A child's records of all its tests."""
 
     seen: set[str]
     missing: set[str]
@@ -82,7 +82,7 @@ class Queue:
 
 def run(session: pytest.Session, processes: int) -> None:
     """Run all tests of the session: in children, and then those that come last."""
-    # Made before there are several who would make it, and ended with the parent.
+    # Started before the children, each of which would start one, and ended with the parent.
     getattr(session.config, "_tmp_path_factory").getbasetemp()
     last = [item for item in session.items if item.get_closest_marker("last_of_all")]
     queue = Queue(session.items[: len(session.items) - len(last)])
@@ -99,7 +99,7 @@ def run(session: pytest.Session, processes: int) -> None:
             os.kill(child.pid, signal.SIGINT)
         raise
     finally:
-        # A child to whom nobody listens ends behind its test, and cleans up.
+        # A child whose parent is gone ends after its test, and cleans up.
         for child in children:
             child.pipe.close()
         for child in children:

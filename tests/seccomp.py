@@ -3,13 +3,14 @@
     python -m tests.seccomp [--without CALL] PROGRAM [ARG ...]
     python -m tests.seccomp [--without CALL] --profile FILE COMMAND [ARG ...]
 
-PROGRAM is `echo`, a file of `examples/` or a file of `tests/scenarios/`. The filter is put on when
-the interpreter has started and all is imported, just before the program's own work. It allows what
-the package calls on the backend in use, what the interpreter calls to stay alive, and what the
-program calls itself, each of the three named below. seccomp(2), x86-64.
+PROGRAM is `echo`, a file of `examples/` or a file of `tests/scenarios/`. The filter is installed
+after the interpreter has started and everything is imported, just before the program's own work. It
+allows the calls of the package on the backend in use, those that the interpreter needs to run, and
+those of the program itself; all three are listed below. seccomp(2), x86-64.
 
-With `--profile` it allows what an OCI seccomp profile does, as `python3 -m danga_raw info --seccomp`
-prints it, and COMMAND is under it from its exec on: the interpreter's start is too.
+With `--profile` it allows what an OCI seccomp profile does, as `python3 -m danga_raw info
+--seccomp` prints it, and is in force from the exec of COMMAND on, which includes the interpreter's
+start.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ INTERPRETER = frozenset(
     "getpid "  # logging, for each warning
     "exit_group".split()
 )
-"""What CPython calls by itself in a program that runs."""
+"""The calls that CPython itself makes in a running program."""
 
 PROGRAMS = {
     "echo": "bind listen socketpair recvfrom",
@@ -49,7 +50,7 @@ PROGRAMS = {
     "ddlockd.py": "bind listen",
     "scenarios": "bind listen shutdown socketpair",
 }
-"""What a program calls itself, by what it is in C; what is named above isn't named again."""
+"""A program's own calls, by their names in C, except those named above."""
 
 KERNEL = {
     "fstat": {"fstat", "newfstatat"},
@@ -100,7 +101,7 @@ def numbers() -> dict[str, int]:
 
 
 def kernels_name(function: str) -> str:
-    """What the kernel here calls a function, of the package's surface or another."""
+    """The kernel's name here for a function, of the package's surface or another."""
     if function in _kernel.SURFACE:
         return _kernel.asked(function, _kernel.HERE).name
     return function
@@ -118,7 +119,7 @@ def allowed(backend: str, program: str) -> set[str]:
 
 
 def profiled(profile: str) -> set[str]:
-    """What an OCI profile allows. One that looks at arguments allows more than this can say."""
+    """The calls that an OCI profile allows. Rules about arguments can't be expressed here."""
     entries = json.loads(profile)["syscalls"]
     if any(entry["action"] != "SCMP_ACT_ALLOW" or entry.get("args") for entry in entries):
         raise ValueError("a profile that does more than allow calls by their names")

@@ -1,8 +1,9 @@
-"""Running a command under strace, and its text as typed records.
+"""Runs a command under strace, and parses its text into typed records.
 
 `run_under_strace` gives every call strace printed, as `Call` records that keep their raw line.
-`own_calls` reduces them to what a scenario did: the calls on its own descriptors between its two
-marks, with descriptors named by the order they came in, so that two processes can be compared.
+`own_calls` reduces them to the scenario's own: the calls on its own descriptors between its two
+marks, with descriptors named in the order of their appearance, so that two processes can be
+compared.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Call:
     name: str
     args: tuple[str, ...]
     result: int | None
-    """What it returned; None where strace printed a question mark."""
+    """The result; None where strace printed a question mark."""
     errno: str | None
     """The error's name, as "EAGAIN"."""
     injected: bool

@@ -1,5 +1,5 @@
-"""A program as somebody writes it under strict checkers: without a cast, and with none told to look
-away. mypy and pyright check it with the rest, and `test_types.py` runs it."""
+"""A program written for strict checkers, without a cast and without an ignore comment. mypy and
+pyright check it with the rest, and `test_types.py` runs it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Client(Socket):
 
 
 class Quiet(Loop):
-    """A loop of one's own, which `with` gives as what it is."""
+    """A subclass of the loop, which `with` gives as that type."""
 
     patience = 60.0
 

@@ -1,7 +1,7 @@
-"""What the package was seen to call in the course of the tests.
+"""Records which calls the package made during the tests.
 
-Each name of the stub becomes a descriptor of the door's class, which notes its first use by the
-package and then goes: from there on the door is as it was.
+Each name of the stub becomes a descriptor of the door's class, which records its first use by the
+package and then removes itself: from then on the door is as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGE = Path(danga_raw.__file__).parent
 STUB = PACKAGE.parent / "typestubs" / "libc.pyi"
 
 ONLY_ASKING = ("backends", "system_platform", "_observe", "_leave_alone")
-"""Functions of the package that look whether a call is there, and make none."""
+"""Functions of the package that check whether a call exists, and make none."""
 
 seen: set[str] = set()
 """The calls that the package has fetched from the door to make them."""

@@ -1,9 +1,9 @@
-"""The package against the Perl original: the same stories have to make the same system calls.
+"""The package against the Perl original: the same stories must make the same system calls.
 
-Each pair in `scenarios/` tells one story, in Perl on Danga::Socket and in Python on this package.
+Each pair in `scenarios/` has one story, in Perl on Danga::Socket and in Python on this package.
 Both run under strace, and their calls on the story's descriptors are compared call for call,
-arguments and results included, along with the notes the stories make of what they see. What may
-differ stands in `DIFFERENCES`, line by line, and has to differ in just that way.
+arguments and results included, together with the notes that the stories print. Intended differences
+are listed in `DIFFERENCES`, line by line, and must appear exactly as listed.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def alike(lines: Sequence[str], name: str) -> list[str]:
 
 
 def told(name: str, side: str) -> list[str]:
-    """What one side of a scenario does."""
+    """The calls of one side of a scenario."""
     script = SCENARIOS / f"{name}.pl"
     inject = re.findall(r"^# inject (\S+)$", script.read_text(), re.MULTILINE)
     # The C library may wait by epoll_pwait(2): musl does, and glibc where there is no other.

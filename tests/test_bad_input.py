@@ -1,4 +1,4 @@
-"""What is refused, with which words, and that nothing has changed by it."""
+"""What is refused, with which message, and that it has changed nothing."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def test_the_same_fd_twice_is_refused(world: World, obj: Noted) -> None:
 
 
 def test_who_was_refused_closes_nothing(world: World, obj: Noted) -> None:
-    """As a constructor of one's own may do where this one raises, or a `__del__`."""
+    """As a subclass's constructor may do if this one raises, or a `__del__`."""
 
     class Tidy(Noted):
         def __init__(self, sock: Thing) -> None:

@@ -1,4 +1,4 @@
-"""What is measured does what it is said to do, so that the measures are fair."""
+"""The benchmarks measure what they claim to, so that the comparison is fair."""
 
 from __future__ import annotations
 

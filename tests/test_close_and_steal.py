@@ -1,4 +1,4 @@
-"""Closing and stealing: when a descriptor is really closed, and who hears of what until then."""
+"""Closing and stealing: when a descriptor is really closed, and who gets its events until then."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
 def test_close_leaves_the_errno_of_a_call_that_failed_as_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be called by a signal's handler, between a call and the look at its errno."""
+    """A signal handler may call it, between a call and reading its errno."""
     obj = Noted(world.socketpair()[0], world.loop)
     poller = POLLERS[world.backend]
     unregister = getattr(poller, "unregister")  # noqa: B009
@@ -706,14 +706,17 @@ def reads_nothing(world: World) -> None:
     obj.close()
 
 
+class Stubborn:
+    # Not in the function below: the body of a class that is made in one is garbage that free-threaded
+    # Python leaves to its collector.
+    def __init__(self, sock: Thing) -> None:
+        self.fileno = sock.fileno
+
+    def close(self) -> None:
+        raise OnPurpose
+
+
 def cannot_be_closed(world: World) -> None:
-    class Stubborn:
-        def __init__(self, sock: Thing) -> None:
-            self.fileno = sock.fileno
-
-        def close(self) -> None:
-            raise OnPurpose
-
     one, _ = world.socketpair()
     for end in (world.loop.run, world.loop.reset):
         Socket(Stubborn(one), world.loop).close()
@@ -981,7 +984,7 @@ def test_a_handle_with_only_fileno_and_close_will_do(world: World) -> None:
 
 @pytest.mark.parametrize("traced", [False, True], ids=["alone", "traced"])
 def test_a_timeout_that_a_signals_handler_raises_in_a_close_is_not_the_closes(traced: bool) -> None:
-    """It has no errno, as no failure of close(2) is, and goes on; the socket is closed all the same."""
+    """It has no errno, so isn't a failure of close(2), and propagates; the socket is closed anyway."""
     loop = Loop()
     one, two = socket.socketpair()
     one.setblocking(False)

@@ -1,4 +1,4 @@
-"""The command line: `python3 -m danga_raw` and `danga-raw`, but for what its commands themselves do."""
+"""The command line: `python3 -m danga_raw` and `danga-raw`, apart from the work of its commands."""
 
 from __future__ import annotations
 

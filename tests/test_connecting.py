@@ -1,4 +1,4 @@
-"""`Socket.connect`: the outcome is told once, whatever it is and however soon it comes."""
+"""`Socket.connect`: the outcome is reported once, whatever it is and however soon it comes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
 
 
 class Client(Socket):
-    """Notes all that it is told."""
+    """Records all of its events."""
 
     def __init__(self, sock: socket.socket, loop: Loop, ends: bool = True) -> None:
         super().__init__(sock, loop)
@@ -63,7 +63,7 @@ def turn(loop: Loop) -> None:
 
 
 def full() -> tuple[socket.socket, list[socket.socket]]:
-    """A listener whose queue is full, so that who connects now waits, and who fills it."""
+    """A listener whose queue is full, so that a new connect waits, and the sockets that fill it."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=0)
     fillers = []
     for _ in range(8):
@@ -159,7 +159,7 @@ def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
 def test_who_watches_for_writing_no_longer_is_told_the_outcome_all_the_same(
     loop: Loop, says: bool, way: str
 ) -> None:
-    """It is heard by that watch, which goes with it. What comes meanwhile is told behind it."""
+    """That watch reports it, and ends with it. Events that come meanwhile are reported after it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop, ends=not says)
         client.watch_read(True)
@@ -242,7 +242,7 @@ def test_other_families_of_addresses(loop: Loop, family: str, tmp_path: Path) ->
 
 @pytest.fixture
 def refused() -> Iterator[SocketAddress]:
-    """Where nobody listens, and nobody else can, as the number is taken."""
+    """An address where nobody listens or can, because the port is taken."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()

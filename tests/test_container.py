@@ -1,4 +1,4 @@
-"""A container with nothing in it but what a server on this package has loaded (see `container.py`)."""
+"""A container that holds only what a server on this package has loaded (see `container.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/ddlockd.py, told over loopback what good and hostile clients tell it."""
+"""examples/ddlockd.py, with the input of good and hostile clients over loopback."""
 
 import contextlib
 import os
@@ -140,7 +140,7 @@ def test_locks_names_every_lock_and_its_holder() -> None:
         assert one.locks(0) == []
         assert one.ask(b"trylock lock=the+second\r\n") == OK
         assert other.ask(b"trylock lock=first\r\n") == OK
-        # A name can't pass for a line of its own, nor rub out what stands before it.
+        # A name can't look like a separate line, nor erase the text before it.
         assert other.ask(b"trylock lock=x%0D%0A++false+%3D+me%7F\r\n") == OK
         ports = [client.sock.getsockname()[1] for client in (one, other)]
         assert one.locks(3) == [
@@ -199,7 +199,7 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
 
 
 def hold_many(client: Client, count: int) -> None:
-    """Take so many locks, in an order that is not that of their names."""
+    """Take this many locks, in an order that is not that of their names."""
     for start in range(0, count, 1000):
         numbers = range(start, min(start + 1000, count))
         client.sock.sendall(
@@ -263,7 +263,7 @@ def test_what_takes_long_leaves_the_others_their_turns() -> None:
         assert 0 < got.count(b"\n") < count // 4
         asker.close()
 
-        # The locks of who has left are free at once, and are released a few a turn.
+        # The locks of a client that has left are free at once, and are released a few per turn.
         holder.close()
         turn()
         assert count // 2 < len(holder.locks) < count

@@ -240,7 +240,7 @@ def test_the_servers_to_compare_are_both_there() -> None:
 
 
 def test_the_chat_of_the_porting_page_heeds_a_terminator_that_changes_in_what_has_come() -> None:
-    """As asynchat does: smtpd and medusa change it with what a client may send behind."""
+    """As asynchat does: smtpd and medusa change it while later data may already be there."""
     (block,) = (b for b in blocks("python", how="lines") if "class Chat" in b.text)
     names: dict[str, Any] = {}
     exec(block.text.partition("class Upper")[0], names)
@@ -328,7 +328,7 @@ def test_readme_shows_the_calls_of_its_server(tracer: str, tmp_path: Path) -> No
     _, made, *_ = re.finditer(
         r"^epoll_ctl\((\d+), EPOLL_CTL_ADD, (\d+), \{events=EPOLLERR", seen, re.M
     )
-    # The trace has a file of its own open, and the program's descriptors come behind it.
+    # The trace has a file open, and the program's descriptors come after it.
     number = {"4": made[1], "5": made[2], "0x5": f"{int(made[2]):#x}"}
     expected = re.sub(r"\b(?:[45]|0x5)\b", lambda match: number[match[0]], calls.text)
     # The page shows the calls of glibc on x86-64.

@@ -32,7 +32,7 @@ LITTLE_MEMORY = 8 * 1024 * 1024
 
 @contextlib.contextmanager
 def echoing(backend: str, descriptors: int = 0, wrapper: tuple[str, ...] = ()) -> Iterator[Server]:
-    """The server as a process of its own; it must not write to standard error."""
+    """The server as a separate process; it must not write to standard error."""
 
     def limit() -> None:
         if descriptors:

@@ -51,7 +51,7 @@ def echo_on(loop: Loop) -> tuple[Echo, socket.socket]:
 
 
 class Forker(Echo):
-    """Forks when something comes; the child serves a connection of its own on the loop."""
+    """Forks when data comes; the child serves its own connection on the loop."""
 
     __slots__ = ("child",)
 
@@ -97,7 +97,7 @@ def test_a_child_that_resets_the_loop_leaves_the_parents_registrations(backend: 
             assert forks.recv(100) == b"fork"
             _, status = os.waitpid(forker.child, 0)
             assert os.waitstatus_to_exitcode(status) == 0
-            # The child has reset its loop and ended; the parent hears all that it heard before.
+            # The child has reset its loop and exited; the parent still gets all of its events.
             far.sendall(b"x")
             loop.run()
             assert far.recv(100) == b"x"

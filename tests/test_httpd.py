@@ -1,4 +1,4 @@
-"""examples/httpd.py, told over loopback what real and hostile clients tell a server."""
+"""examples/httpd.py, with the input of real and hostile clients over loopback."""
 
 import email.utils
 import filecmp
@@ -39,7 +39,7 @@ from tests.first_free import FIRST
 
 BIG = 200 * 1024 * 1024
 LITTLE_MEMORY = 8 * 1024 * 1024
-"""What the server's memory may grow by, whatever it sends."""
+"""How much the server's memory may grow, whatever it sends."""
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_file_is_served(server: Server, path: str, kind: str, body: bytes) -> 
     ],
 )
 def test_a_folder_is_found_behind_its_slash(server: Server, path: str, location: str) -> None:
-    """As nginx has it, but for the name of the host; never "//", behind which there would be one."""
+    """As nginx does, except for the host's name; never "//", which would be followed by one."""
     redirected, after = ask(server, get(path), get("/hello.txt"))
     assert redirected.status == 301 and redirected.fields["location"] == location
     assert after.body == b"hello\n"
@@ -576,7 +576,7 @@ def test_a_name_that_becomes_a_folder_costs_no_descriptor(tree: Path, tmp_path: 
 
 
 def test_a_name_that_becomes_something_else_is_not_served(tmp_path: Path) -> None:
-    """It was a file when it was looked at, and is a pipe, a device or a link when it is opened."""
+    """It was a file when it was checked, and is a pipe, a device or a link when it is opened."""
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
     (tmp_path / "file").write_text("abc")
     os.mkfifo(tmp_path / "pipe")
@@ -637,7 +637,7 @@ def test_a_hang_up_is_told_by_reading_or_writing(tree: Path, waits: bool, gone: 
                 client.shutdown(socket.SHUT_WR)
             assert not connection.closed
             connection.event_hup()
-            # Who hasn't asked yet and never will is as good as gone.
+            # A client that hasn't asked yet and never will is as good as gone.
             assert connection.closed == (gone or waits)
             connection.close()
         os.close(server.root)

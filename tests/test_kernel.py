@@ -1,6 +1,6 @@
-"""The table of what the kernel is asked, and the finding out of where this is.
+"""The table of the system calls that are made, and finding out which C library and machine this is.
 
-`python -m tests.test_kernel` prints the table of docs/syscalls.md as it is true.
+`python -m tests.test_kernel` prints the correct table for docs/syscalls.md.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ FACTS = [
     ("clock_gettime", Where(GLIBC, (2, 30), "arm"), ("clock_gettime", 2)),
     ("clock_gettime", Where(GLIBC, (2, 31), "arm"), ("clock_gettime64", 2)),
 ]
-"""What strace and qemu show; `python -m tests.audit` and `tests.audit.probe` look again."""
+"""As strace and qemu show; `python -m tests.audit` and `tests.audit.probe` check again."""
 
 
 @pytest.mark.parametrize(("function", "place", "call"), FACTS)
@@ -112,7 +112,7 @@ def test_every_rule_is_of_a_function_and_of_machines_that_the_table_has() -> Non
     for rule in RULES:
         assert rule.function in SURFACE and rule.machines <= MACHINES
         assert rule.since < rule.before
-        # None stands behind one that holds wherever it does.
+        # No rule follows one that applies wherever it does.
         places = [
             Where(library, (*rule.since, 0), machine)
             for library in rule.libraries

@@ -1,4 +1,4 @@
-"""What kqueue tells otherwise than epoll, and a program must not notice: the order of the two
+"""Where kqueue behaves differently from epoll and a program must not notice: the order of the two
 filters, hang-ups before the end of the data, filters that the kernel refuses or drops."""
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_a_hang_up_is_told_to_who_does_not_read(world: World) -> None:
 
 @simulated
 def test_a_hang_up_that_the_write_filter_alone_tells_is_told(world: World) -> None:
-    # As it is after one's own shutdown(SHUT_WR), where the read filter has nothing to say.
+    # As after a local shutdown(SHUT_WR), where the read filter reports nothing.
     one, _ = world.socketpair(tcp=True)
     obj = watched(world, one)
     one.shutdown(1)
@@ -190,7 +190,7 @@ def test_a_wait_tells_each_descriptor_once_and_holds_back_a_hang_up_for_data() -
 
 
 def test_a_filter_that_is_switched_off_and_speaks_all_the_same_tells_a_hang_up_alone() -> None:
-    # libkqueue 2.7 stands on epoll, which tells a hang-up unasked.
+    # libkqueue 2.7 is built on epoll, which reports a hang-up unasked.
     poller = KQueue(
         Told("libkqueue", [(5, -1, EV_EOF, 0, 3), (5, -2, EV_EOF, 0, 0)], [(5, -1, 0, 0, 3)]),
         "libkqueue",
@@ -233,7 +233,7 @@ def test_a_pipe_whose_other_end_is_gone_is_an_object_as_any(world: World, writes
     if not writes:
         other.send(b"what is left")
     other.close()
-    # Who must not lose the end of the data reads on in event_hup, as epoll calls that alone.
+    # A program that must not lose the last data reads on in event_hup, since epoll calls only that.
     obj = Noted(
         one,
         world.loop,
@@ -243,7 +243,7 @@ def test_a_pipe_whose_other_end_is_gone_is_an_object_as_any(world: World, writes
     obj.watch_write(True)
     world.turn()
     assert hung_up(obj) and "read" not in obj.events
-    world.turn()  # It is told again, as long as it is so.
+    world.turn()  # It is reported again, as long as it is so.
     assert obj.events.count("hup") + obj.events.count("err") == 2
     obj.watch_write(False)
     if not writes:

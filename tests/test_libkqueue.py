@@ -1,7 +1,7 @@
 """libkqueue on Linux: a real kqueue, if not a kernel's.
 
-Debian's (2.3.1, in experimental) can't have both filters of a descriptor switched on, and is refused
-when it is loaded. On what it can do the package is run all the same.
+Debian's (2.3.1, in experimental) can't have both filters of a descriptor enabled, and is refused
+when it is loaded. The package still runs on it as far as it goes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_a_library_that_cannot_watch_for_both_is_refused_in_one_line(library: st
 
 
 def test_on_what_it_can_do_the_package_is_right(library: str) -> None:
-    # A process of its own: the library closes what a kqueue had open when it pleases.
+    # A separate process: the library closes a kqueue's descriptors at some later time.
     cases = Path(__file__).with_name("on_libkqueue.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(cases)],

@@ -1,4 +1,4 @@
-"""A `Listener`: what it accepts, what it is told while it does, and calls that fail."""
+"""A `Listener`: what it accepts, what happens meanwhile, and calls that fail."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_what_is_wrong_with_one_connection_is_passed_by(
 
 
 def refused_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """There is no descriptor for the first connection; empty once that was told."""
+    """There is no descriptor for the first connection; empty once that was reported."""
     refusals = [errno.EMFILE]
 
     def accept(sock: socket.socket) -> tuple[socket.socket, object]:

@@ -1,4 +1,4 @@
-"""The loop: its turns, how it ends, what exceptions, signals, forks and threads do to it."""
+"""The loop: its turns, how it ends, and what exceptions, signals, forks and threads do to it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_an_event_is_not_for_an_object_closed_by_one_before(
 def test_an_event_is_not_for_an_object_made_anew_by_one_before(
     world: World, closer: str, profiling: bool
 ) -> None:
-    """Who connects again when it is refused would be hung up at once."""
+    """An object that connects again when it is refused would be hung up at once."""
     one, _ = world.socketpair()
     other, _ = world.socketpair()
 
@@ -716,7 +716,7 @@ def test_an_event_of_an_outer_batch_is_dropped_by_a_second_inner_run_too(world: 
             one, two = world.socketpair()
             two.send(b"y")
             Noted(one, world.loop).watch_read(True)
-        world.turn()  # has a batch of its own, and closes nothing
+        world.turn()  # has its own batch, and closes nothing
         other.close()
         world.turn()
         for thing in world.socketpair():
@@ -1142,7 +1142,7 @@ def test_an_exception_out_of_a_signals_handler_leaves_run_with_the_closes_done(
     raised: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if obj.closed and not raised:  # A signal may come before `run`, where nobody takes it.
+        if obj.closed and not raised:  # A signal may come before `run`, where nothing handles it.
             raised.append(1)
             raise Stop
 
@@ -1438,7 +1438,7 @@ def test_after_a_fork_reset_leaves_the_parents_registrations_alone(world: World)
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program on the package in a process of its own."""
+    """Run a program on the package in a separate process."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -1510,7 +1510,7 @@ def test_threads_that_ask_for_the_default_loop_at_once_get_the_same(
     def slowly() -> Loop:
         monkeypatch.setattr("danga_raw.socket.Loop", Loop)
         other.start()
-        other.join(0.1)  # It comes to its end only where it does not wait for this one.
+        other.join(0.1)  # It ends only if it does not wait for this one.
         return Loop()
 
     monkeypatch.setattr("danga_raw.socket._default_loop", None)

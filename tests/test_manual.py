@@ -1,4 +1,4 @@
-"""Every verb of the manual is there under its own spelling, documented and typed, and does its work
+"""Every method of the manual exists under its own spelling, documented and typed, and does its work
 on the default loop."""
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What is said to who looks something up, and to who has made a common mistake: one line that names
-the mistake, and no harm done."""
+"""Help, and the message for a common mistake: one line that names the mistake, and no harm done."""
 
 from __future__ import annotations
 
@@ -349,7 +348,7 @@ USES: dict[str, Callable[[Socket], object]] = {
         if not name.startswith("_") and (isinstance(value, property) or ismemberdescriptor(value))
     },
 }
-"""What an object is used for first."""
+"""The first use of an object."""
 
 
 @pytest.mark.parametrize("use", USES)
@@ -469,7 +468,7 @@ IDLE: dict[str, Callable[..., object]] = {
     "object": Awaited(),
     "partial of an object": partial(Awaited()),
 }
-"""What does nothing when it is called."""
+"""Callables that do nothing when called."""
 
 
 GIVES: dict[str, Callable[[Loop, object], object]] = {
@@ -587,7 +586,7 @@ def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
 def test_who_changes_what_a_loop_knows_by_hand_is_refused(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    """What was only taken out of a dict is still heard, as nobody's, and would be closed."""
+    """A descriptor only removed from the dict still gets events, without an owner, and is closed."""
     obj = Socket(pair[0], loop)
     loop.enable_profiling()
     loop.add_other_fds({pair[1].fileno(): print})

@@ -1,5 +1,6 @@
-"""A descriptor's number names an object, or the callback of an other fd, from its registration to
-its leaving, and nobody else: whatever a batch in hand, the poller or who had it before says."""
+"""A descriptor's number stands for one object, or one callback of an other fd, from its
+registration to its removal, and for nothing else: whatever a batch in hand, the poller or a former
+owner says."""
 
 from __future__ import annotations
 
@@ -350,7 +351,7 @@ def test_what_a_handle_says_that_its_owner_has_closed_is_nobody_elses_trouble(
 
 
 def test_what_a_signals_handler_raises_is_not_what_a_handle_says(world: World) -> None:
-    """It leaves, and nobody is forgotten for it."""
+    """It leaves, and no other object is forgotten because of it."""
     raises: list[Exception] = []
 
     class Interrupted(Closed):
@@ -518,7 +519,7 @@ def test_what_a_dup_still_hears_is_not_told_to_who_has_the_number_now(
 def test_what_a_dup_hears_later_is_not_told_to_who_has_had_the_number_since(
     world: World, pollers: list[object], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Between the two the loop has forgotten who had it first."""
+    """Between the two, the loop has forgotten the first owner."""
     world.lenient()
     one, two = world.socketpair()
     old = Noted(one, world.loop)

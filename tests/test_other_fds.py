@@ -1,13 +1,15 @@
-"""Descriptors that no object has: listeners, pipes and the like, each with a callback."""
+"""Descriptors without an object: listeners, pipes and the like, each with a callback."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
 from danga_raw import Loop
-from tests.world import HUP, IN, Noted, World, drain, only, readiness_only
+from danga_raw.types import Poller
+from tests.world import HUP, IN, POLLERS, Noted, World, drain, only, readiness_only
 
 
 def test_an_other_fd_is_registered_at_once_and_its_callback_gets_the_state(world: World) -> None:
@@ -391,3 +393,22 @@ def test_a_pipe_that_is_hung_up_says_so(world: World) -> None:
     two.close()
     world.turn()
     assert states and states[0] & HUP
+
+
+def test_an_other_fd_that_a_signals_handler_kept_from_being_added_is_unregistered_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = world.socketpair()
+    poller = POLLERS[world.backend]
+    register: Callable[..., object] = getattr(poller, "register")  # noqa: B009
+
+    def interrupted(self: Poller, fd: int, events: int) -> None:
+        register(self, fd, events)
+        raise KeyboardInterrupt
+
+    with world.calls() as calls, monkeypatch.context() as patch:
+        patch.setattr(poller, "register", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            world.loop.add_other_fds({one.fileno(): print})
+    assert only(calls, "unregister") == [("unregister", one.fileno(), IN)]
+    assert not world.loop.other_fds and not world.loop._registry.stale_entries

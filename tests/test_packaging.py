@@ -1,4 +1,4 @@
-"""The package as a thing to install or to copy: one folder, nothing to build, nothing beside it."""
+"""The package can be installed or copied: one folder, nothing to build, nothing beside it."""
 
 from __future__ import annotations
 

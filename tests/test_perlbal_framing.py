@@ -1,8 +1,8 @@
-"""examples/perlbal: where an answer ends is said rightly, whatever was said of the one that it takes
-the place of.
+"""examples/perlbal: the end of an answer is marked correctly, whatever the answer that it replaces
+said.
 
-A client that is kept finds the next answer where this one ends; so does whoever has put something
-else there.
+A client on a persistent connection finds the next answer where this one ends; an attacker who can
+put something else there would find it too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 def framed(method: str, code: str, frame: str, body: bytes, *fields: str) -> Answer:
-    """An answer whose length is told in this way; without a body, where there can't be one."""
+    """An answer whose length is given in this way; without a body, where there can't be one."""
     if frame == "length":
         fields += (f"Content-Length: {len(body)}",)
     elif frame == "chunks":

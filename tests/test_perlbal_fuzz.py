@@ -1,4 +1,4 @@
-"""Bad input to our Perlbal, from all four sides; and proof that what is asked of it can fail."""
+"""Bad input to our Perlbal, from all four sides; and proof that these tests can fail."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_no_kernel_and_no_input_ends_the_server_or_harms_another(
 
 
 def complaint_about(seed: int) -> str:
-    """What is found wrong in a world."""
+    """The faults found in a world."""
     try:
         World(seed, "epoll").run()
     except Broken as error:

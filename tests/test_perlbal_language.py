@@ -1,4 +1,4 @@
-"""examples/perlbal: the language, said to a server that isn't started."""
+"""examples/perlbal: the configuration language, tried on a server that isn't started."""
 
 import errno
 import os

@@ -27,7 +27,7 @@ from tests.perlbal.steps import get, good, request
 PIECE = 1 << 20
 BIG = 200 * PIECE
 FLAT = 6 * PIECE
-"""What the memory may grow by, whatever goes through: the buffers, and what lies in them twice."""
+"""How much memory may grow, whatever the traffic: the buffers, and data held in them twice."""
 
 PROXY = """
 CREATE POOL far

@@ -1,8 +1,8 @@
-"""examples/perlbal: nobody gets what is another's, whoever leaves in the midst of what.
+"""examples/perlbal: nobody gets another client's data, whoever leaves in the middle of whatever.
 
-Each request has a number, and its body and its answer's consist of that. Clients and backends break
-off, answer early, say too much, or hand on to a URL, and all their connections are kept where they
-may be.
+Each request has a number, and its body and its answer consist of that number. Clients and backends
+break off, answer early, send too much, or redirect to a URL, and all their connections are kept
+where that is allowed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def body_of(number: int, size: int, of: bytes) -> bytes:
 
 
 def take(connection: socket.socket, data: bytes, size: int) -> tuple[bytes, bytes]:
-    """So many bytes, and what has come behind them."""
+    """This many bytes, and the data after them."""
     while len(data) < size:
         data += receive(connection)
     return data[:size], data[size:]

@@ -1,4 +1,4 @@
-"""examples/perlbal: what is seen of its server only from within, or before it runs."""
+"""examples/perlbal: what can be seen of its server only from within, or before it runs."""
 
 import fcntl
 import gc
@@ -52,7 +52,7 @@ def server() -> Iterator[Server]:
 
 
 def balancer(server: Server, port: int) -> Balancer:
-    """That of a proxy to the port, which has nothing to do yet."""
+    """The balancer of a proxy to the port, which has nothing to do yet."""
     carry_out(
         server,
         f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p\nSET role = reverse_proxy"
@@ -179,7 +179,7 @@ def test_who_waits_for_a_node_that_is_silent_is_served_by_another(
 
 
 def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server) -> None:
-    """As in the original, to which the first event is that there is an outcome."""
+    """As in the original, which counts at the first event, whatever it is."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         balancer(server, taken.getsockname()[1])
@@ -212,7 +212,7 @@ def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> 
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(listener.sock.getsockname())
-        # Answers of which the kernel won't take all, while nobody reads them.
+        # Answers too long for the kernel's buffers, while nobody reads them.
         client.sendall(b"help\n" * 2000 + b"show pool\n" + end)
         if not end:
             client.shutdown(socket.SHUT_WR)
@@ -238,7 +238,7 @@ def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> 
 
 
 def test_telling_waits_for_nobody_who_reads_it() -> None:
-    """Standard error may be a pipe; when that was full, nothing was served any more."""
+    """Standard error may be a pipe; once that was full, no client was served any more."""
     read, write = os.pipe()
     try:
         tell("ab" * select.PIPE_BUF, write)
@@ -314,7 +314,7 @@ def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) 
         server.services["p"].set("connect_ahead", "0")
         accepted.close()
         turn(server, lambda: not queues.bored)
-        turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
+        turn(server, lambda: True)  # It is removed from the loop at the end of the batch.
         gc.collect()
         assert ended() is None
 
@@ -439,11 +439,11 @@ def reads_nothing(server: Server, stack: ExitStack, folder: Path) -> tuple[socke
 def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
     server: Server, tmp_path: Path
 ) -> None:
-    """Else there is room for more so seldom that it is taken for idle."""
+    """Otherwise there is room for more so rarely that it counts as idle."""
     with ExitStack() as stack:
         reader, client = reads_nothing(server, stack, tmp_path)
         assert client.sock is not None
-        client.sock.shutdown(socket.SHUT_WR)  # What is in the kernel comes, and its end.
+        client.sock.shutdown(socket.SHUT_WR)  # The data in the kernel arrives, and its end.
         reader.settimeout(PATIENCE)
         came = 0
         while data := reader.recv(1 << 16):
@@ -550,7 +550,7 @@ def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> No
         assert os.stat(f"{folder}/x").st_size == 4
     finally:
         os.unlink(f"{folder}/x")
-        os.removedirs(folder)  # What tidies up behind tests calls itself too.
+        os.removedirs(folder)  # The clean-up after tests makes calls too.
 
 
 def web(server: Server, docroot: Path) -> None:
@@ -562,7 +562,7 @@ def web(server: Server, docroot: Path) -> None:
 
 
 def answer_to(server: Server, client: socket.socket) -> bytes:
-    """All that comes to a client until the server closes."""
+    """All that a client receives until the server closes."""
     client.settimeout(PATIENCE)
     came: list[bytes] = []
 
@@ -580,7 +580,7 @@ def answer_to(server: Server, client: socket.socket) -> bytes:
 def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
     server: Server, tmp_path: Path
 ) -> None:
-    """The time that it had for that is over with it."""
+    """Its time limit ends with it."""
     web(server, tmp_path)
     with ExitStack() as stack:
         client = client_of(server, stack, "/", "Content-Length: 9")
@@ -588,7 +588,7 @@ def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
         (left,) = (weakref.ref(each) for each in server.sockets() if isinstance(each, Client))
         assert answer_to(server, client)
     turn(server, lambda: server.clients == 0)
-    turn(server, lambda: True)  # It is taken out of the loop at the end of the batch.
+    turn(server, lambda: True)  # It is removed from the loop at the end of the batch.
     gc.collect()
     assert left() is None
 
@@ -616,7 +616,7 @@ def test_an_empty_line_behind_the_last_request_is_nothing_to_wait_for(
 def replace_once_looked_at(
     monkeypatch: pytest.MonkeyPatch, file: Path, replace: Callable[[], object]
 ) -> None:
-    """Replace a file as soon as it was asked what it is."""
+    """Replace a file right after its stat."""
     ask_what_it_is = os.stat
     asked: list[bytes] = []
 
@@ -635,7 +635,7 @@ def replace_once_looked_at(
 def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    """The head had the old one's length: that of the new one was cut, or broken off."""
+    """The head had the old file's length: the new one was cut, or broken off."""
     file = tmp_path / "file"
     file.write_text("the file")
     web(server, tmp_path)
@@ -703,7 +703,7 @@ def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
             listener = server.services["p"].listener
             assert listener is not None
             listener.event_read()
-        server.loop.call_soon_threadsafe(nothing)  # What wakes it has a descriptor.
+        server.loop.call_soon_threadsafe(nothing)  # The pipe that wakes it takes a descriptor.
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
         free = os.dup(client.fileno())
@@ -721,7 +721,7 @@ def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(
     file.write_text("the file")
     web(server, tmp_path)
     with ExitStack() as stack, open(file, "r+b") as held, no_hanging():
-        # The holder is told that somebody else wants it.
+        # The holder gets a signal that another process wants it.
         stack.callback(signal.signal, signal.SIGIO, signal.signal(signal.SIGIO, signal.SIG_IGN))
         try:
             fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -732,7 +732,7 @@ def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(
 
 
 def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path: Path) -> None:
-    """As a float, the last moments of a second are the next one."""
+    """As a float, the last moments of a second round to the next one."""
     file = tmp_path / "file"
     file.touch()
     last = 1_700_000_000 * 10**9 - 1

@@ -1,4 +1,4 @@
-"""The tests in several processes at once: each is run once, and what is told is told as by one."""
+"""The tests in several processes: each is run once, and the reports are as from one process."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_same_is_told_by_several_as_by_one(tmp_path: Path) -> None:
         assert Counter(line.split(maxsplit=1)[1] for line in run) == {
             f"{module} {number}": 1 for module in ("test_a", "test_b") for number in range(20)
         }
-        # What is made for a module is made once in a process, and taken away there.
+        # A module's fixture is made once in each process, and torn down there.
         made = {(line.split()[0], line.split()[1]) for line in run}
         assert len(lines(folder / "torn down")) == len(made)
         assert len(set(lines(folder / "folders"))) == 40

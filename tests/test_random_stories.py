@@ -66,7 +66,7 @@ def test_a_story_that_never_ends_differs_from_one_that_does() -> None:
 
 @pytest.mark.needs("perl", "danga", "strace")
 def test_a_story_counts_if_it_differs_twice(tmp_path: Path) -> None:
-    # The first time this player is started, it tells nothing of the stories.
+    # The first time this player is started, it plays none of the stories.
     once = f"""\
 from pathlib import Path
 from tests.random_stories import player

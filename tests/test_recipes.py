@@ -1,4 +1,4 @@
-"""The programs of docs/recipes.md, each told what it is there for."""
+"""The programs of docs/recipes.md, each tried for its purpose."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LITTLE_MEMORY = 8 * 1024 * 1024
 
 
 class Running(NamedTuple):
-    """A recipe at work."""
+    """A running recipe."""
 
     process: subprocess.Popen[str]
     port: int
@@ -107,7 +107,7 @@ def test_processes_share_a_port_and_end_together(name: str, backend: str) -> Non
         first = who(server)
         assert first in born
         os.kill(first, signal.SIGKILL)
-        # Where each has a queue of its own, the dead one's may still be there for a moment.
+        # Where each has its own queue, the dead one's may still exist for a moment.
         deadline = time.monotonic() + PATIENCE
         while True:
             assert time.monotonic() < deadline
@@ -149,10 +149,28 @@ def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
             assert receive(idle, 5) == b"done\n"
             server.process.terminate()
             assert read_to_end(idle) == b""
-            with pytest.raises(ConnectionError):
-                server.connect()
+            with pytest.raises(ConnectionError), server.connect() as late:
+                late.recv(1)
             assert read_to_end(asking) == b"done\n" * 2
         assert server.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graceful_stop_resets_nobody(backend: str) -> None:
+    """Neither who has asked what the server has not read yet, nor who goes on asking."""
+    with running(RECIPES["graceful"], backend=backend, ends=0) as server:
+        with server.connect() as asking, server.connect() as idle:
+            idle.sendall(b"heard?\n")
+            assert receive(idle, 5) == b"done\n"
+            asking.sendall(b"one\n")
+            server.process.send_signal(signal.SIGSTOP)
+            with server.connect() as new:
+                new.sendall(b"two\n")
+                server.process.terminate()
+                server.process.send_signal(signal.SIGCONT)
+                assert read_to_end(idle) == b""  # It has come after the other.
+                asking.sendall(b"too late\n")
+                assert read_to_end(new) == read_to_end(asking) == b"done\n"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -266,6 +284,25 @@ def test_lines_are_answered_bounded_and_as_they_are_taken(backend: str) -> None:
 
             assert flood(deaf, b"line\n" * 10_000, others) < FLOOD
             assert server.peak_memory() - before < LITTLE_MEMORY
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_datagrams_are_answered_whatever_comes(backend: str) -> None:
+    with running(RECIPES["datagrams"], backend=backend, ends=0) as server:
+        with (
+            socket.socket(type=socket.SOCK_DGRAM) as client,
+            socket.socket(type=socket.SOCK_DGRAM) as gone,
+        ):
+            gone.sendto(b"hello", ("127.0.0.1", server.port))
+            gone.close()  # the answer to it is refused
+            client.settimeout(PATIENCE)
+            client.connect(("127.0.0.1", server.port))
+            for data in (b"hello", b"", bytes(60_000), b"x" * 1000):
+                client.send(data)
+                assert client.recv(65535) == data.upper()
+            for number in range(150):  # more than one turn takes
+                client.send(b"n%d" % number)
+            assert [client.recv(10) for _ in range(150)] == [b"N%d" % n for n in range(150)]
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -448,7 +485,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 @pytest.mark.needs("seccomp")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_container_needs_no_more_than_its_profile(backend: str) -> None:
-    """What isn't allowed kills it here, where Docker only has it fail."""
+    """A call that isn't allowed kills it here, while under Docker it only fails."""
     profile = json.loads(
         subprocess.run(
             [sys.executable, "-m", "danga_raw", "info", "--seccomp"],

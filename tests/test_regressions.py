@@ -32,7 +32,7 @@ def kernel() -> Iterator[SimKernel]:
 
 
 def run_dry(loop: Loop, peer: Handle) -> bytes:
-    """Run the loop for a turn at a time until the peer gets no more; what it got."""
+    """Run the loop turn by turn until the peer gets no more; return what it got."""
     loop.set_loop_timeout(0)
     loop.set_post_loop_callback(lambda sockets, others: False)
     peer.setblocking(False)
@@ -89,7 +89,7 @@ def test_callables_behind_one_that_raises_leave_no_watch_for_writing(
 
 
 class Reader(Socket[Handle]):
-    """An object that notes what it is told, and does `first` when it can read."""
+    """An object that records its events, and does `first` when it can read."""
 
     def __init__(self, handle: Handle, loop: Loop, first: Callable[[], None]) -> None:
         super().__init__(handle, loop)

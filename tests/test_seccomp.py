@@ -1,5 +1,5 @@
-"""The kernel's word that nothing but the list is called: programs on the package run under a filter
-that kills at any other call (see `seccomp.py`), and with one call less on the list they die."""
+"""The kernel confirms that only the listed calls are made: programs on the package run under a
+filter that kills at any other call (see `seccomp.py`), and die with one call less on the list."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Guard(NamedTuple):
         return done.returncode
 
     def killed_at(self, backend: str, *arguments: str) -> str:
-        """The last call of a program that it killed, for whoever has to find out why."""
+        """The last call of a program that it killed, to find out why."""
         if not needs.present("strace"):
             return "strace would tell at which call"
         command = ["strace", "-qq", "-o", "/dev/stdout", *self.command(*arguments)]
@@ -176,7 +176,7 @@ def test_the_echo_server_makes_no_call_beside_the_list(guard: Guard, backend: st
 
 
 def reset(client: socket.socket) -> None:
-    """Close a connection so that the other side is told of an error."""
+    """Close a connection so that the other side gets an error."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
 
@@ -193,7 +193,7 @@ NEEDED = {
 """Call -> a scenario that can't do without it."""
 
 ALONE = {"epoll": ["epoll_create1", "epoll_ctl", "epoll_wait"], "poll": ["poll", "fstat"]}
-"""What any scenario needs on one backend."""
+"""The calls that any scenario needs on one backend."""
 
 
 @pytest.mark.parametrize(
@@ -231,6 +231,6 @@ def test_a_call_that_is_nobodys_is_the_last_of_a_program() -> None:
     names = sorted(seccomp.allowed("epoll", "scenarios"))
     code = f"import os; from tests.seccomp import install; install({names})\n"
     for last, status in (("os.getpid()", 0), ("os.getppid()", -signal.SIGSYS)):
-        # Nothing is said in between: a C library may ask what standard output is.
+        # Nothing is printed in between: a C library may make a call for standard output.
         done = subprocess.run([sys.executable, "-c", f"{code}{last}\nos._exit(0)"], cwd=ROOT)
         assert done.returncode == status

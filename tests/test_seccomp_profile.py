@@ -1,4 +1,4 @@
-"""The seccomp profile: its form, and that it allows what is seen."""
+"""The seccomp profile: its form, and that it allows the observed calls."""
 
 from __future__ import annotations
 

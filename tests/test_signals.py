@@ -1,9 +1,10 @@
 """Signals at any moment: handlers that return, and handlers that raise.
 
-CPython runs a signal's handler behind a call, at the start of a function and at a backward jump,
-and nowhere else. Each such place of the package that a short story (`interrupted.py`) comes by is
-interrupted in turn, and afterwards the loop runs to the end with nothing lost, doubled or leaked. A
-connection is closed where the exception has taken the result of its read(2) or write(2) with it.
+CPython runs a signal handler after a call, at the start of a function and at a backward jump, and
+nowhere else. A short story (`interrupted.py`) is interrupted in turn at each such place of the
+package that it passes, and afterwards the loop runs to the end with nothing lost, doubled or
+leaked. A connection is closed if the exception has discarded the result of its read(2) or
+write(2).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ BACKENDS = ["epoll", "poll"]
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
-    """The story is to take the same way each time."""
+    """The story must run the same way each time."""
     gc.disable()
     yield
     gc.enable()
@@ -65,7 +66,7 @@ not_on_3_12 = pytest.mark.skipif(
 
 
 def places(count: int, most: int | None) -> Sequence[int]:
-    """Each of so many, or a sample."""
+    """Each of that many, or a sample."""
     if most is None or most >= count:
         return range(count)
     seed = random.randrange(1 << 32)
@@ -78,7 +79,7 @@ def harm(
 ) -> tuple[dict[str, list[str]], int]:
     """By place: what was wrong after the story was interrupted there, at each of the places or at so
     many of them; and how many places there are."""
-    interrupted(-1, backend, anywhere)  # The first time some things are done but once.
+    interrupted(-1, backend, anywhere)  # Some things are done only the first time.
     whole, wrong = interrupted(-1, backend, anywhere)
     assert wrong == []
     found: dict[str, list[str]] = {}
@@ -133,7 +134,7 @@ def test_a_jump_back_that_is_left_out_is_found() -> None:
 
 
 @not_on_3_12
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # A socket that a call made in vain.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # Made by an interrupted call.
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("story", PARTS)
 def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_nothing_half_done(
@@ -196,7 +197,7 @@ def take_callbacks_off_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
             callback = self._soon.popleft()
             callback()
 
-    # It is told apart from the package's functions by its file.
+    # It is distinguished from the package's functions by its file.
     run_soon.__code__ = run_soon.__code__.replace(co_filename=Loop._run_soon.__code__.co_filename)
     monkeypatch.setattr(Loop, "_run_soon", run_soon)
 
@@ -302,7 +303,7 @@ AMOUNT = 4 << 20
 
 
 class Echo(Socket):
-    """Sends back what comes; reads no more as long as that waits."""
+    """Echoes what comes; reads no more while that is queued."""
 
     __slots__ = ()
 
@@ -386,7 +387,7 @@ def test_a_signal_ends_a_wait_and_its_handler_may_stop_the_loop() -> None:
 def test_an_exception_of_a_handler_leaves_a_wait() -> None:
     with Loop() as loop:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        # Not before the loop runs, however busy the machine is: nobody else takes it.
+        # Not before the loop runs, however busy the machine is: nothing else handles it.
         loop.add_timer(0, lambda: signal.setitimer(signal.ITIMER_REAL, 0.01))
         try:
             with pytest.raises(KeyboardInterrupt):
@@ -469,7 +470,7 @@ def test_a_timeout_error_of_a_handler_is_no_failure_of_the_call(
         world.turn()
         assert world.loop.watched_sockets == 0 and not world.is_open(fd)
         return
-    # Nothing of it has happened, and it can be done again.
+    # It has had no effect, and can be done again.
     obj = obj or Noted(one, world.loop)
     assert not obj.event_watch & IN
     two.send(b"x")

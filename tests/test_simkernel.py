@@ -1,5 +1,5 @@
-"""The simulated kernel itself: what real kernels were seen to do with kqueue, row by row, and how
-it treats a program that misuses it. (What Linux does is in test_simkernel_truth.py.)"""
+"""The simulated kernel itself: observed behaviour of real kernels with kqueue, row by row, and how
+it treats a program that misuses it. (test_simkernel_truth.py covers Linux.)"""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Bench:
         return count
 
     def events(self) -> list[Event]:
-        """What is ready now."""
+        """The filters that are ready now."""
         self.call(room=10)
         return self.told
 

@@ -1,4 +1,4 @@
-"""Random servers on the simulated kernel, and proof that what is asked of them can fail."""
+"""Random servers on the simulated kernel, and proof that their checks can fail."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def close_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Registry.finish_leaving
 
     def finish_leaving(self: Registry, handled: Callable[[Exception], bool]) -> None:
-        self.leaving.reverse()
+        backwards = dict(reversed(self.leaving.items()))
+        self.leaving.clear()
+        self.leaving |= backwards
         original(self, handled)
 
     monkeypatch.setattr(Registry, "finish_leaving", finish_leaving)
@@ -243,7 +245,7 @@ def leave_the_waker_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def take_a_hang_up_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(self: Connecting) -> None:
-        self._error = None
+        self._outcome = [0]
         self._tell()
 
     monkeypatch.setattr(Connecting, "finish", finish)
@@ -266,14 +268,15 @@ def never_tell_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Connecting.start
 
     def start(self: Connecting, timeout: float | None) -> None:
-        if self._error is None:
+        if not self._outcome:
             original(self, timeout)
 
     monkeypatch.setattr(Connecting, "start", start)
 
 
 def never_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connecting, "_time_out", lambda self: None)
+    original = Connecting.start
+    monkeypatch.setattr(Connecting, "start", lambda self, timeout: original(self, None))
 
 
 def keep_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:

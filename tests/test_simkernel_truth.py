@@ -1,5 +1,5 @@
-"""The simulated Linux against the real one: random programs of calls give the same results on both,
-errno for errno."""
+"""The simulated Linux against the real one: random sequences of calls give the same results on
+both, errno for errno."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _shutdown = ctypes.CDLL(None, use_errno=True).shutdown
 
 
 class World(Protocol):
-    """What a program needs of a kernel beside the calls behind the door."""
+    """What a program needs of a kernel besides the door's calls."""
 
     def installed(self) -> AbstractContextManager[object]: ...
     def socketpair(self) -> Sequence[int]: ...
@@ -136,7 +136,7 @@ class Real:
 
 
 def program(seed: int) -> list[Step]:
-    """A random program. Much of what it does fails; it must fail alike."""
+    """A random program. Many of its calls fail; they must fail alike."""
     random = Random(seed)
     weights = {
         "socketpair": 2, "pipe": 2, "tcp": 1.5, "file": 0.3, "write": 11, "read": 9, "fill": 1,
@@ -259,7 +259,7 @@ class Run:
         return sorted(self.poller.wait(1 if number == 5 else 0))
 
     def masks(self) -> Result:
-        """What poll(2) says of every descriptor that there ever was, and what TCP has to read."""
+        """poll(2)'s report on every descriptor that there ever was, and TCP's unread bytes."""
         table = (pollfd * len(self.fds))(*[pollfd(fd, 5, 0) for fd in self.fds])
         count = libc.poll(byref(table), c_ulong(len(self.fds)), 0)
         unread = [

@@ -1,4 +1,4 @@
-"""The object itself: its attributes, corking, addresses, and what it says about itself."""
+"""The object itself: its attributes, corking, addresses, and its descriptions of itself."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_a_kind_of_descriptor_that_cannot_be_corked_is_left_alone(
 
 GONE = [ECONNRESET, ECONNABORTED, ECONNREFUSED, ENOTCONN, EPIPE, ESHUTDOWN, ETIMEDOUT, ENETDOWN,
         ENETUNREACH, ENETRESET, EHOSTDOWN, EHOSTUNREACH]  # fmt: skip
-"""What a socket may be told of a connection that is gone."""
+"""The errors that a socket may get for a connection that is gone."""
 
 
 @pytest.mark.parametrize("number", GONE, ids=errorcode.__getitem__)
@@ -486,7 +486,7 @@ def test_dump_error_prints_the_message_the_object_and_the_calls(
 
 
 def test_dump_error_opens_no_file() -> None:
-    # An audit hook can't be taken off again, so it has a process of its own.
+    # An audit hook can't be removed, so it gets a separate process.
     code = (
         "import sys, socket\n"
         "from danga_raw import Socket\n"

@@ -1,5 +1,5 @@
-"""The surface towards the system: what is declared, what is bound, and what all the tests were seen
-to call are the same."""
+"""The interface to the system: the declared calls, the bound ones, and those that all the tests
+were seen to make are the same."""
 
 from __future__ import annotations
 

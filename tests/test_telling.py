@@ -1,5 +1,5 @@
-"""To tell of a fault never causes another: neither what is told of, nor anybody else's close, nor
-the loop takes harm, whatever becomes of standard error and of logging."""
+"""Reporting a fault never causes another: neither the subject of the report, nor anybody else's
+close, nor the loop is harmed, whatever happens to standard error and logging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.world import Noted, Thing, World
 
 @pytest.fixture
 def unheard() -> Iterator[logging.Logger]:
-    """The package's logger with no handler of anybody's, where all is logged that can be."""
+    """The package's logger without any handler, at the level that logs everything."""
     logger = logging.getLogger("danga_raw")
     level, handlers, propagate = logger.level, logger.handlers[:], logger.propagate
     logger.setLevel(logging.DEBUG)
@@ -36,7 +36,7 @@ def unheard() -> Iterator[logging.Logger]:
 
 
 class Raising(logging.Handler):
-    """A log handler that fails, and lets everybody know."""
+    """A log handler that raises."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise RuntimeError("no log")
@@ -75,7 +75,7 @@ def stderr(kind: str) -> Iterator[None]:
     if stream is not None:
         try:
             stream.close()
-        except OSError:  # It tries once more to write what it has.
+        except OSError:  # It tries once more to write its data.
             pass
 
 
@@ -84,7 +84,7 @@ def refuse(fd: int, *_: object) -> None:
 
 
 KINDS = ["none", "closed", "full", "broken"]
-"""What standard error may be like."""
+"""The possible states of standard error."""
 
 
 @pytest.mark.parametrize("logs", [False, True], ids=["no log", "a log that raises"])
@@ -213,7 +213,7 @@ def test_a_log_handler_may_close_the_next_and_run_the_loop(
 def test_what_a_log_handler_is_told_after_it_has_raised_is_all_there_is(
     world: World, unheard: logging.Logger
 ) -> None:
-    """One that raises does not silence what comes behind."""
+    """One that raises does not silence the later ones."""
     heard: list[str] = []
 
     class Once(logging.Handler):

@@ -1,4 +1,4 @@
-"""Timers: their order, their deadlines, how long the loop waits for them, what cancelling frees."""
+"""Timers: their order, their deadlines, how long the loop waits, and what cancelling frees."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.world import REAL, Noted, World, real_only
 
 
 class FakeTime:
-    """A clock that stands still but for the waits, and what these were given."""
+    """A clock that advances only during waits, and their timeouts."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -159,7 +159,7 @@ def test_timers_fire_in_order_of_deadline_and_equal_ones_in_order_of_adding(worl
     loop = world.loop
     now = libc.clock_gettime(time.CLOCK_MONOTONIC)
     with pytest.MonkeyPatch.context() as patch:
-        # All are added in the same moment.
+        # All are added at the same time.
         patch.setattr(libc, "clock_gettime", lambda clock: now)
         wanted = []
         for number in range(500):
@@ -456,7 +456,7 @@ def test_reset_in_a_timer_forgets_the_others(world: World) -> None:
 
 @pytest.fixture
 def clear_outs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many timers were left by each clear-out of those cancelled."""
+    """How many timers were left after each removal of the cancelled ones."""
     counts: list[int] = []
     clear_out = Timers.clear_out
 

@@ -76,7 +76,7 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """However a test ends: the door is as it was, the very same objects."""
+    """However a test ends, the door has the very same objects as before."""
     before = dict(vars(libc))
     yield
     after = vars(libc)
@@ -359,7 +359,7 @@ def test_a_sink_that_raises_takes_its_trace_off_and_leaves_the_loop_whole(
                 raised += 1
                 assert not trace.on
         loop.run()
-        # What happened is what happened; another trace has all of it, and nobody was closed twice.
+        # The calls were made; another trace has all of them, and nothing was closed twice.
         assert raised == (number < len(calls) and number < 8)
         assert len(seen) == number + 1
         assert loop.watched_sockets == 0
@@ -540,7 +540,7 @@ def test_a_sink_may_change_errno(pair: Pair, loop: Loop) -> None:
 
 
 def microseconds_a_call(kind: str, rounds: int = 20_000) -> float:
-    """What a trace adds to a call, over the calls of a turn that reads and writes."""
+    """What a trace adds to a call, measured over a turn that reads and writes."""
 
     def elapsed(trace: Trace | None) -> float:
         near, far = socket.socketpair()

@@ -1,6 +1,6 @@
 """docs/syscalls.md: each row of its tables is run under a trace on all backends, and compared.
 
-`python -m tests.test_trace_doc` prints the tables as they are true.
+`python -m tests.test_trace_doc` prints the correct tables.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _change(change: object) -> str:
 
 
 class Client(Socket[Thing]):
-    """What a row is about: each handler does the least."""
+    """The object of a row: each handler does the least possible."""
 
     __slots__ = ("reads",)
 
@@ -185,7 +185,7 @@ class Ground:
         return client
 
     def leave_no_room(self) -> Callable[[], object]:
-        """Let there be no descriptor any more, and what ends that."""
+        """Use up all descriptors; the result undoes that."""
         if self.kernel is not None:
             table, most = self.kernel.table, self.kernel.table.limit
             table.limit = table.free()
@@ -198,7 +198,7 @@ class Ground:
         return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
     def turn(self) -> None:
-        """A turn that waits until there is something."""
+        """A turn that waits until there is an event."""
         self.loop.set_loop_timeout(-1)
         self.loop.run()
 
@@ -747,7 +747,10 @@ def _(g: Ground) -> Steps:
     g.loop.on_exception = None
 
 
-@row(WAKING, "the first `Loop.call_soon_threadsafe(callback)`")
+@row(
+    WAKING,
+    "the first `Loop.call_soon_threadsafe(callback)`, or `Loop.stop()` from another thread",
+)
 def _(g: Ground) -> Steps:
     yield
     g.loop.call_soon_threadsafe(lambda: None)
@@ -890,7 +893,7 @@ def test_the_page_has_no_other_rows() -> None:
 def test_every_method_has_a_row(cls: type) -> None:
     titles = " ".join(table_rows())
     named = set(re.findall(rf"`{cls.__name__}\.(\w+)", titles))
-    # Attributes that hold a value, and the handlers that a subclass has of its own.
+    # Attributes that hold a value, and handlers that a subclass defines.
     slots = set(getattr(cls, "__slots__", ())) | {
         "backend", "callback",
         "event_err", "event_hup",

@@ -41,7 +41,7 @@ wrote(b"begin")
 """A program that makes three calls, to which a test adds how it ends."""
 
 PID = r"^\[pid +\d+\] "
-"""What is in front of a line where there is more than one thread."""
+"""The prefix of a line if there is more than one thread."""
 WRITE = r'write\(\d+, "(.*)", \d+\) += \d+'
 """A line of a write. What numbers a program's descriptors have is ctypes's: libffi may keep one."""
 
@@ -57,12 +57,12 @@ def run(argv: list[str], **more: str) -> Ended:
 
 
 def called(text: str) -> list[str]:
-    """The calls that lines tell of."""
+    """The calls in these lines."""
     return [re.sub(PID, "", line).partition("(")[0] for line in text.splitlines()]
 
 
 def written(text: str) -> list[str]:
-    """The texts that lines tell to have been written, each of them whole."""
+    """The texts of the writes in these lines, each complete."""
     lines = [re.fullmatch(WRITE, re.sub(PID, "", line)) for line in text.splitlines()]
     return [match[1] if match else "?" for match in lines]
 
@@ -117,7 +117,7 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
     traced = run([*TRACE, "-o", "calls", program.name])
     assert (traced.returncode, traced.stdout) == (alone.returncode, alone.stdout)
     errors = traced.stderr.splitlines()
-    if ending.startswith("a hook"):  # Python tells who raised in the hook.
+    if ending.startswith("a hook"):  # Python names the hook that raised.
         ours = [at for at, line in enumerate(errors) if "_program.py" in line]
         del errors[ours[0] : errors.index(next(e for e in errors[ours[0] + 1 :] if "File" in e))]
     assert errors == alone.stderr.splitlines()
@@ -170,7 +170,7 @@ if sys.argv[-1] == "raises":
 elif sys.argv[-1] != "ends":
     sys.exit(sys.argv[-1])
 """
-"""A program that says all that it can see of how it is run."""
+"""A program that prints all that it can see of how it is run."""
 
 WAYS = ["file.py", "./file.py", "../here/file.py", "link.py", "folder", "./folder/", "zip.pyz"]
 WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-", "/dev/stdin"]
@@ -451,7 +451,7 @@ class Pair:
         self.obj.write(text)
         self.far.recv(100)
 """
-"""What a thread needs to make calls of its own."""
+"""What a thread needs to make its own calls."""
 
 
 @pytest.mark.needs("strace")
@@ -521,7 +521,7 @@ def test_a_terminal_that_takes_only_so_much_gets_whole_lines(program: Path) -> N
             while piece := os.read(ours, 100):
                 text += piece
         except OSError:
-            pass  # EIO: nobody has the other end any more.
+            pass  # EIO: the other end is closed.
         assert process.wait() == 0
     os.close(ours)
     assert written(text.decode()) == 900 * ["of a thread"]
@@ -594,7 +594,7 @@ def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(
     )
     done = run([*TRACE, "-e", "!epoll_create1", str(program)])
     assert (done.returncode, done.stdout) == (0, f"{named} False\n")
-    # The package may take back what it asked for.
+    # The package may undo the watch afterwards.
     assert called(done.stderr)[:4] == ["epoll_ctl", "write", "write", "epoll_ctl"]
 
 

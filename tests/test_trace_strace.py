@@ -1,6 +1,6 @@
-"""The package's own trace against strace's, of one and the same run, line for line.
+"""The package's own trace against strace's, of the same run, line for line.
 
-How the two are compared says tests/audit/lines.py.
+tests/audit/lines.py says how the two are compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What holds for the source as such: which room knows which, and what a type checker sees."""
+"""Properties of the source: which module imports which, and what a type checker sees."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FLOORS = [
     {"__init__"},
     {"__main__"},
 ]
-"""The rooms of the package; a room knows those of its own floor and below."""
+"""The modules of the package by floor; a module may import those of its own floor and below."""
 
 
 def tree(module: str) -> ast.Module:
@@ -73,7 +73,7 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def imports(module: str) -> set[str]:
-    """What a module imports at run time."""
+    """The modules that a module imports at run time."""
     found: set[str] = set()
     for node in running(tree(module)):
         if isinstance(node, ast.ImportFrom):
@@ -85,7 +85,7 @@ def imports(module: str) -> set[str]:
 
 
 def rooms(module: str) -> set[str]:
-    """The rooms of the package that a room knows."""
+    """The modules of the package that a module imports."""
     names = [name.split(".") for name in imports(module)]
     found = {parts[1] if parts[1:] else "__init__" for parts in names if parts[0] == "danga_raw"}
     return found - {"__init__"} if module == "__init__" else found  # `from danga_raw import types`

@@ -1,4 +1,4 @@
-"""What wakes a loop that waits: other threads, signals, and the loop itself; and that nobody else pays
+"""What wakes a waiting loop: other threads, signals, and the loop itself; and that nobody else pays
 for it."""
 
 from __future__ import annotations
@@ -127,13 +127,13 @@ def test_another_thread_ends_the_wait(loop: Loop) -> None:
 
 
 def test_a_loop_that_waits_already_is_woken_for_the_first_time(loop: Loop) -> None:
-    """On poll nothing that is added later could end a wait that has begun."""
+    """On poll nothing added later could end a wait in progress."""
     waits = threading.Event()
     here, there = socket.socketpair()
 
     def work() -> None:
         waits.wait(PATIENCE)
-        # It says so before it waits, so leave it the time to be really there.
+        # It says so before it waits, so give it time to start waiting.
         threading.Event().wait(0.1)
         loop.call_soon_threadsafe(loop.stop)
 
@@ -173,7 +173,7 @@ def test_every_call_of_many_threads_arrives_once_and_in_its_threads_order(loop: 
 def test_who_wakes_while_the_loop_looks_leaves_it_to_be_woken_again(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another thread writes just before the loop reads is read with the rest."""
+    """A byte that another thread writes just before the loop reads is read with the rest."""
     said: list[str] = []
     read = libc.read
 
@@ -214,12 +214,34 @@ def test_any_number_of_calls_before_the_loop_looks_cost_one_write(loop: Loop) ->
     assert [call.name for call in calls].count("read") == 1
 
 
-def test_stop_from_another_thread_ends_a_wait_once_there_is_a_waker(loop: Loop) -> None:
-    loop.call_soon_threadsafe(lambda: None)
-    thread = threading.Thread(target=loop.stop)
-    loop.call_soon(thread.start)
-    loop.run()
-    thread.join()
+@pytest.mark.parametrize("used", [True, False], ids=["used before", "first use"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stop_from_another_thread_ends_a_wait(backend: str, used: bool) -> None:
+    with Loop(backend) as loop:
+        loop.add_timer(5, loop.stop)
+        if used:
+            loop.call_soon_threadsafe(lambda: None)
+        # It waits by then, or not: either way it is to be heard.
+        thread = threading.Timer(0.05, loop.stop)
+        with Trace() as calls:
+            thread.start()
+            loop.run()
+            thread.join()
+    waits = [call for call in calls if call.name in ("epoll_wait", "poll")]
+    assert all(call.result for call in waits), waits
+
+
+def test_stop_on_the_loops_own_thread_makes_nothing_that_wakes_it(loop: Loop) -> None:
+    loop.call_soon(loop.stop)
+    with Trace() as calls:
+        loop.stop()
+        loop.run()
+        loop.run()
+        thread = threading.Thread(target=loop.stop)  # There is no run that it could wake.
+        thread.start()
+        thread.join()
+        loop.run()
+    assert calls == []
 
 
 # --- signals --------------------------------------------------------------------------------------
@@ -445,7 +467,7 @@ def usual_usr1() -> Iterator[None]:
 def test_a_handler_of_pythons_own_may_ask_for_a_call(
     loop: Loop, used: bool, usual_usr1: None
 ) -> None:
-    """It interrupts the wait, and is run before that goes on, so even its first use ends it."""
+    """It interrupts the wait, and runs before the wait resumes, so even its first use ends it."""
     said: list[int] = []
 
     def handler(*_: object) -> None:
@@ -456,7 +478,7 @@ def test_a_handler_of_pythons_own_may_ask_for_a_call(
     if used:
         loop.call_soon_threadsafe(lambda: None)
         turn(loop)
-    # It waits by then, or not: either way it is to be heard.
+    # Whether it is waiting by then or not, it must be woken.
     main = threading.main_thread().ident
     assert main is not None
     timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGUSR1))
@@ -538,7 +560,7 @@ def test_a_wakeup_descriptor_set_meanwhile_by_another_stays(loop: Loop) -> None:
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("theirs", [True, False])
 def test_loops_with_signals_may_end_in_any_order(loop: Loop, first: int, theirs: bool) -> None:
-    """What signals wrote to before may be of a loop that is closed by now."""
+    """The descriptor that signals wrote to before may belong to a loop that is closed by now."""
     ends = os.pipe()
     os.set_blocking(ends[1], False)
     before = ends[1] if theirs else -1
@@ -729,7 +751,7 @@ def test_a_waker_makes_the_loop_neither_wait_for_nor_count_anything(loop: Loop) 
 
 
 def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop: Loop) -> None:
-    """The number of the pipe's end may be another file's by then."""
+    """The number of the pipe's end may belong to another file by then."""
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
     turn(loop)
@@ -747,7 +769,7 @@ def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop:
 def test_who_is_about_to_write_when_the_loop_is_closed_writes_to_nobody_else(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look whether the pipe is open and the write another thread may close it."""
+    """Between the check that the pipe is open and the write, another thread may close it."""
     before = descriptors()
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
@@ -781,7 +803,7 @@ def test_a_loop_is_reset_before_or_after_another_thread_has_its_waker_watched(
 
     def late(epfd: int, op: int, fd: int, event: bytes) -> int:
         watches.set()
-        was_reset.wait(0.2)  # That comes to its end only if it does not wait for this one.
+        was_reset.wait(0.2)  # That ends only if it does not wait for this one.
         return control(epfd, op, fd, event)
 
     failures: list[threading.ExceptHookArgs] = []
@@ -801,7 +823,7 @@ def test_a_loop_is_reset_before_or_after_another_thread_has_its_waker_watched(
 def test_who_wakes_a_loop_that_is_reset_meanwhile_and_runs_on_is_heard(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The waker that it had in hand is closed, and nobody looks for what is added behind the reset."""
+    """The waker that it uses is closed, and nothing checks for callbacks added after the reset."""
     asks, waits = threading.Event(), threading.Event()
     said: list[str] = []
     timers: list[Timer] = []

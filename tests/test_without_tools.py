@@ -1,7 +1,7 @@
 """A system with no compiler, no ldconfig and nothing in PATH: a minimal container, or musl.
 
 `ctypes.util.find_library` runs programs (ldconfig, gcc, ld, objdump) to find the C library, and
-finds none on musl. The package must come by its functions without it.
+finds none on musl. The package must find its functions without it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Writing: what goes out at once, what is queued, and what becomes of the queue."""
+"""Writing: what is sent at once, what is queued, and what happens to the queue."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def test_a_callable_may_close_the_object(world: World) -> None:
 
 
 def test_a_callable_that_closes_ends_what_write_asks_of_the_object(world: World) -> None:
-    """Behind one that raised, the watch is begun for what is still queued, and ends with the close."""
+    """After one that raised, what is still queued gets a watch, which ends with the close."""
 
     class Watcher(Noted):
         def watch_write(self, on: bool) -> None:
@@ -640,7 +640,7 @@ def test_a_writer_function_whose_answer_is_no_number_is_refused_where_it_is_give
 
 @pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
 def test_a_writer_function_that_writes_to_its_object_is_told_so(world: World, queued: bool) -> None:
-    """Its answer is of a block whose place in the queue is another's by then."""
+    """Its result is for a block that is no longer at that place in the queue."""
     obj = Noted(world.socketpair()[0], world.loop)
     blocks, given = Blocking(), list[int]()
 
@@ -811,7 +811,7 @@ def test_a_bytearray_is_free_again_once_it_is_out(world: World) -> None:
 
 
 class Model:
-    """What the manual and the original say of `write`, over a pipe with so much room."""
+    """What the manual and the original say of `write`, on a pipe with that much room."""
 
     def __init__(self) -> None:
         self.room = 0

@@ -1,4 +1,4 @@
-"""What a poller watches, read off its own books or the kernel's."""
+"""What a poller watches, according to its own records or the kernel's."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The kernels that the behaviour tests run on: the machine's own, by each of its backends, and the
-simulated ones.
+"""The kernels that the behaviour tests run on: the machine's own, through each of its backends,
+and the simulated ones.
 
-A test takes the fixture `world` and makes its loops, sockets and pipes by it. So the same test runs
-on real epoll and poll, on their simulation, and on the kqueue of every platform that has one.
+A test takes the fixture `world` and uses it to make its loops, sockets and pipes. So the same test
+runs on real epoll and poll, on their simulation, and on the kqueue of every platform that has one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.simkernel import SimKernel
 IN, OUT, ERR, HUP = 1, 4, 8, 16
 
 PATIENCE = float(os.environ.get("DANGA_RAW_PATIENCE", "60"))
-"""After so many seconds a test is taken to hang. Nothing else in these tests looks at a clock."""
+"""After this many seconds a test counts as hung. Nothing else in these tests reads a clock."""
 
 POLLERS = {"epoll": Epoll, "poll": Poll, "kqueue": KQueue}
 
@@ -267,7 +267,7 @@ class RealWorld(World):
         return file
 
     def open_fds(self) -> set[int]:
-        # The listing has a descriptor of its own in it, which is closed by then.
+        # The listing includes its own descriptor, which is closed by then.
         return {fd for fd in map(int, os.listdir("/dev/fd")) if self.is_open(fd)}
 
     def is_open(self, fd: int) -> bool:

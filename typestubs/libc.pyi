@@ -1,10 +1,11 @@
-"""The system call surface of danga_raw on one page: all that it can call, as C declares it.
+"""The system call surface of danga_raw on one page: every function it can call, as C declares it.
 
-The names are C's. The kernel is asked what the C library makes of them, which may be another call:
-`python3 -m danga_raw info --syscalls` prints it for where it runs, docs/syscalls.md for everywhere.
+The names are C's. The C library may make a system call of another name: `python3 -m danga_raw info
+--syscalls` prints which on this system, and docs/syscalls.md lists all of them.
 
-The upper part is called by ctypes in the C library. The lower part is Python's own wrapper of one
-call each, under the call's name. Nothing else of the package reaches the operating system.
+The functions of the first part are called in the C library through ctypes. Those of the second are
+Python's own wrappers of one call each, under the call's name. The package reaches the operating
+system in no other way.
 """
 
 from _ctypes import _CArgObject as Reference
@@ -19,7 +20,7 @@ from typing import Protocol, TypeAlias
 from _typeshed import ReadableBuffer
 
 platform: str
-"""Whose constants and layouts these calls take: "linux", "freebsd", "netbsd", "darwin", ..."""
+"""The platform whose constants and layouts apply: "linux", "freebsd", "netbsd", "darwin", ..."""
 
 SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
@@ -41,7 +42,7 @@ def kqueue() -> int:
     """`int kqueue(void)`: a new kqueue descriptor, which a forked child doesn't have. kqueue(2)."""
 
 class Kevent(Structure):
-    """What every platform's struct kevent has, in the order of EV_SET(2)'s arguments."""
+    """The fields of every platform's struct kevent, in the order of EV_SET(2)'s arguments."""
 
     ident: int
     filter: int
@@ -65,11 +66,11 @@ def kevent(
     """
 
 class KQueueLibrary(Protocol):
-    """What a kqueue poller stands on: the C library, libkqueue, or another kernel's entry points.
+    """What a kqueue poller is built on: the C library, libkqueue, or another kernel's entry points.
 
-    Both calls answer as C does: -1 for an error, with its number in `ctypes.get_errno()`. Where the
-    library has `fcntl` too, its kqueue is closed on exec, and where it has `close`, that closes it:
-    in this process the number may be another descriptor's.
+    Both calls return as in C: -1 for an error, with its number in `ctypes.get_errno()`. If the
+    library has `fcntl` too, its kqueue is closed on exec, and if it has `close`, that closes it:
+    in this process the number may belong to another descriptor.
     """
 
     def kqueue(self) -> int: ...
@@ -115,20 +116,20 @@ def write(fd: int, buf: ReadableBuffer, /) -> int:
     retried."""
 
 def close(fd: int, /) -> None:
-    """`int close(int fd)`: close(2), by `os.close`; of a socket of Python's by its own method, as long
-    as this is `os.close`."""
+    """`int close(int fd)`: close(2), by `os.close`; a Python socket is closed by its own method, as
+    long as this is `os.close`."""
 
 def fstat(fd: int, /) -> stat_result:
     """`int fstat(int fd, struct stat *statbuf)`: fstat(2), by `os.fstat`."""
 
 def accept(sock: Socket, /) -> tuple[Socket, SockAddr]:
     """`int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags)`: accept4(2)
-    with SOCK_CLOEXEC, by the listener's own method; to make a socket of it Python asks
-    getsockname(2)."""
+    with SOCK_CLOEXEC, by the listener's own method; Python calls getsockname(2) to make a socket of
+    the result."""
 
 def setblocking(sock: Socket, /) -> None:
-    """`int ioctl(int fd, FIONBIO, int *on)`: ioctl(2), by the socket's own method; it blocks no
-    more."""
+    """`int ioctl(int fd, FIONBIO, int *on)`: ioctl(2), by the socket's own method; it makes the
+    socket non-blocking."""
 
 def socket(family: int, type: int, /) -> Socket:
     """`int socket(int domain, int type, int protocol)`: socket(2) with SOCK_CLOEXEC, by
@@ -155,7 +156,7 @@ def getsockname(sock: object, /) -> SockAddr:
     the handle's own method."""
 
 def getpid() -> int:
-    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; asked for a kqueue, which forks lose."""
+    """`pid_t getpid(void)`: getpid(2), by `os.getpid`; detects a fork, which loses a kqueue."""
 
 def getrusage(who: int, /) -> struct_rusage:
     """`int getrusage(int who, struct rusage *usage)`: getrusage(2), by `resource.getrusage`."""

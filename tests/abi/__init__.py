@@ -1,5 +1,5 @@
-"""The ABI oracle: what the C headers of each platform say, held against what the package declares.
+"""The ABI oracle: what the C headers of each platform say, compared with what the package declares.
 
-`python -m tests.abi` compiles one probe for every target with zig, which carries the headers, and
+`python -m tests.abi` compiles one probe for every target with zig, which includes the headers, and
 writes the answers to docs/abi.md; `python -m tests.abi --check` compares without writing.
 """

@@ -1,6 +1,6 @@
 """Pythons that Debian doesn't have, built from its source packages into the user's cache folder.
 
-A build takes some ten minutes of one core. It is kept, and made anew when its folder is gone.
+A build takes some ten minutes of one core. It is kept until its folder is deleted.
 """
 
 import os
@@ -23,7 +23,7 @@ class Build(NamedTuple):
     needs: str
     """The Debian packages that bring the compiler."""
     options: tuple[str, ...]
-    """Of Python's own configure."""
+    """Options for Python's own configure."""
 
 
 BUILDS = {

@@ -1,7 +1,8 @@
-"""Debian's packages of any suite and machine, unpacked into a folder of their own.
+"""Debian's packages of any suite and machine, each unpacked into its own folder.
 
 Nothing is installed in the system, which needs no foreign architecture and no other suite for it.
-It takes apt and dpkg-deb, and the network once: what is unpacked stays in the user's cache folder.
+This needs apt and dpkg-deb, and the network once: unpacked packages stay in the user's cache
+folder.
 """
 
 from __future__ import annotations

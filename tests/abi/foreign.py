@@ -1,11 +1,11 @@
 """Runs the tests on other machines' Pythons: `python -m tests.abi.foreign i386 s390x`.
 
-Debian's own python3 for each machine is unpacked into the cache folder (`debian.py`) and runs under qemu's user mode, where the
-guest's structs are converted by qemu's own knowledge of the guest's ABI; i386 runs on the kernel
-itself where that can. pytest is that of the Python that runs this. It takes apt and the Debian
-package qemu-user-static.
+Debian's python3 for each machine is unpacked into the cache folder (`debian.py`) and runs under
+qemu's user mode, which converts the guest's structs by its own knowledge of the guest's ABI; i386
+runs directly on the kernel where that is possible. pytest is that of the Python that runs this. It
+needs apt and the Debian package qemu-user-static.
 
-Tests marked `needs` stay out: perl, strace and the like are this machine's, not the other's.
+Tests marked `needs` are left out: perl, strace and the like belong to this machine, not the other.
 """
 
 import argparse
@@ -63,7 +63,7 @@ MACHINES = {
 }
 
 USUAL = [name for name, machine in MACHINES.items() if not machine.newest_qemu]
-"""Those that are run if none is named: half a gigabyte of a newer qemu is not got unasked."""
+"""The default: half a gigabyte of a newer qemu isn't downloaded unasked."""
 
 SMOKE = """
 import os, platform, socket, sys
@@ -150,7 +150,7 @@ def emulator(machine: Machine) -> str | None:
 
 
 NAMED = {"the kernel itself": "--argv0"}
-"""How a way is told under which name the program is called, if not by -0."""
+"""How each of them is given the program's argv[0], if not by -0."""
 
 
 def wrap(architecture: str, root: Path) -> tuple[Path, str]:
@@ -191,7 +191,7 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
             [python, "-c", SMOKE], env=environment, capture_output=True, text=True, timeout=HUNG
         )
     except subprocess.TimeoutExpired:
-        # Events read from the wrong place are events of nobody, and the loop waits for ever.
+        # Events read from the wrong offset belong to no object, and the loop waits for ever.
         return False, f"{architecture}: the loop never saw the end of its connection"
     if smoke.returncode:
         return False, f"{architecture}: an echo on each backend: {smoke.stderr.strip()}"

@@ -1,4 +1,4 @@
-"""What the package declares, under the data model of a machine that this is not."""
+"""What the package declares, computed for another machine's data model."""
 
 import ctypes
 import importlib.util
@@ -24,7 +24,7 @@ def room_on(name: str, platform: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(name)
     module = importlib.util.module_from_spec(spec)
-    # The door asks `sys`, the rooms behind it ask the door.
+    # The door asks `sys`, the modules above it ask the door.
     with patch.object(sys, "platform", platform), patch.object(_libc, "PLATFORM", platform):
         spec.loader.exec_module(module)
     return module

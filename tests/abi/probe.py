@@ -1,4 +1,4 @@
-"""Asks a C compiler for numbers without running what it makes.
+"""Asks a C compiler for numbers without running what it compiles.
 
 The probe is one constant array. Each answer in it is nine bytes: whether there is an answer, and
 its value as eight bytes, the highest first. So they read the same in an object file of any format
@@ -67,7 +67,7 @@ WHERE = {"epoll_event": "defined(__linux__)", "kevent": "!defined(__linux__)"}
 ABSENT_FIELDS: Mapping[str, str] = {
     "ext": "defined(__FreeBSD__) || defined(__NetBSD__)",
 }
-"""The preprocessor can't ask for a field: where those that only some platforms have stand."""
+"""The preprocessor can't test for a field: where those that only some platforms have are."""
 
 POINTERS = ("udata",)
 AGGREGATES = ("epoll_event.data", "kevent.ext")

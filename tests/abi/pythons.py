@@ -2,7 +2,7 @@
 
 The newest ones and PyPy come from Debian's unstable suite, together with the C library they need;
 others are built from source (see `built.py`). Nothing is installed in the system. pytest is that of
-the Python that runs this. It takes apt-get and the Debian package patchelf, or what a build needs.
+the Python that runs this. It needs apt-get and the Debian package patchelf, or what a build needs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""docs/abi.md: writes what the headers say as tables for people, and reads it back from them."""
+"""docs/abi.md: writes the headers' answers as tables for people, and reads them back."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +34,7 @@ ABSENT = "–"
 
 
 class Column(NamedTuple):
-    """One column of a table, which stands for one fact or for the few that belong together."""
+    """One column of a table: one fact, or a few that belong together."""
 
     heading: str
     write: Callable[[Answer], str]

@@ -1,4 +1,4 @@
-"""The machines that the oracle asks, and what Python calls each of them."""
+"""The machines that the oracle covers, and Python's names for them."""
 
 from typing import NamedTuple
 

@@ -1,12 +1,12 @@
-"""`python -m tests.audit`: the audit's lines against strace's and qemu's, on other machines, on other C
-libraries, and by other versions of strace.
+"""`python -m tests.audit`: the audit's lines against strace's and qemu's, on other machines, on
+other C libraries, and with other versions of strace.
 
-    python -m tests.audit                     a sample of the programs, by all watchers
+    python -m tests.audit                     a sample of the programs, with all tracers
     python -m tests.audit --all               every program, and on a newer glibc too
-    python -m tests.audit arm64 strace-sid    only by these
-    python -m tests.audit --python musl       one of tests.abi.pythons, or a path, by the newest strace
+    python -m tests.audit arm64 strace-sid    only with these
+    python -m tests.audit --python musl       one of tests.abi.pythons or a path; newest strace
 
-Prints how many lines were compared, and each program whose calls were told differently.
+Prints how many lines were compared, and each program whose calls were reported differently.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The profile of `info --seccomp` in a real container: `python -m tests.audit.container [--strace]`.
 
-runc, which Docker and containerd start containers with, runs Debian's Python with this package in a
-root of nothing else, under the profile as Docker hands it on. The echo server and both examples
-serve a client there and end by SIGTERM; with one call less in the profile the server doesn't come up.
-With `--strace` it prints what runc itself calls under the filter before the program begins.
+runc, which Docker and containerd use to start containers, runs Debian's Python with this package in
+a root of nothing else, under the profile as Docker passes it on. The echo server and both examples
+serve a client there and end by SIGTERM; with one call less in the profile the server doesn't start.
+`--strace` prints the calls that runc itself makes under the filter before the program begins.
 
-It takes root, and cgroups; runc is Debian's, unpacked into the cache folder.
+It needs root, and cgroups; runc is Debian's, unpacked into the cache folder.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What an interpreter itself asks of the kernel: `python -m tests.audit.interpreter [PYTHON ...]`.
+"""The system calls of the interpreter itself: `python -m tests.audit.interpreter [PYTHON ...]`.
 
-Runs what every program of this package does beside its own calls (start, import, allocate, handle
-signals, take locks, serve a client, log, end) under strace and prints the names of all system calls
-that are seen and of those that are missing in `danga_raw/_seccomp.py`, which keeps them as data.
+Runs what every program of this package does besides its own calls (start, import, allocate, handle
+signals, take locks, serve a client, log, exit) under strace, and prints the names of all system
+calls seen and of those missing in `danga_raw/_seccomp.py`, which keeps them as data.
 
-A PYTHON is a command; without one it is pyenv's Pythons from 3.10 on, and this one. With `--machines`
-Debian's Pythons of other machines come to them, under qemu.
+A PYTHON is a command; the default is pyenv's Pythons from 3.10 on, and this one. `--machines` adds
+Debian's Pythons of other machines, under qemu.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ print(sys.version, flush=True)
 if sys.argv[1:] == ["interrupted"]:
     signal.raise_signal(signal.SIGINT)
 """
-"""The life of a program, but for its sockets."""
+"""The life of a program, without its sockets."""
 
 
 HUNG = 60

@@ -1,10 +1,10 @@
 """Which of the lines that strace prints are the package's, and how the two are compared.
 
-From strace's text is dropped what the package did not make, by four rules and no look at the other
-text: what came before the trace was on; what the program announced as its own (`announced.py`);
-what is about descriptors that no loop watches; and what Python itself does to have a signal wake a
-wait (`signal.set_wakeup_fd`). The rest must be the package's lines. What strace
-says in words of its own is put into the package's, all of it stated in `in_its_words`.
+Four rules drop from strace's text what the package did not make, without looking at the other text:
+calls made before the trace was on; calls that the program announced as its own (`announced.py`);
+calls on descriptors that no loop watches; and calls that Python itself makes so that a signal wakes
+a wait (`signal.set_wakeup_fd`). The rest must be the package's lines. Where strace's wording
+differs, `in_its_words` translates it into the package's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Calls = Mapping[str, tuple[str, Taking]]
 
 
 class Line(NamedTuple):
-    """What is to be known of a call that a watcher told."""
+    """What the rules need to know of a call that a tracer reported."""
 
     at: int
     """Where it stands in the watcher's text."""
@@ -70,7 +70,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
             kept.append(next(lines, line))
         elif line.own:
             if line.again and function == "accept":
-                continue  # Python makes it again, and tells nobody (PEP 475).
+                continue  # Python repeats it silently (PEP 475).
             kept.append(line)
             watched.update(line.ends)
             wakers.update(line.ends[1:])
@@ -95,7 +95,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
             if line.adds >= 0 and line.result == 0:
                 watched.add(line.adds)
         elif function == "fstat":
-            # The poll backend's look at what it is to watch, which is no regular file.
+            # The poll backend checks that what it is to watch is no regular file.
             if line.looks:
                 kept.append(line)
                 watched.add(fd)
@@ -111,7 +111,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
             else:
                 del kept[created]  # Lib/selectors.py makes one at its import, to see if it can.
         elif fd in watched or fd in dead and line.bad:
-            # os.read and os.write make a call again that was interrupted (PEP 475), and tell nobody.
+            # os.read and os.write silently repeat a call that was interrupted (PEP 475).
             if not (line.again and name in ("read", "write")):
                 kept.append(line)
             if name == "close":

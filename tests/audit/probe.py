@@ -1,9 +1,9 @@
-"""What each C library really makes of the functions: `python -m tests.audit.probe [MACHINE ...]`.
+"""The system calls that each C library makes: `python -m tests.audit.probe [MACHINE ...]`.
 
 A C program that calls every function of the surface is compiled by zig for each machine, and run by
-qemu on Debian's C libraries of several versions: glibc from 2.31 on, musl from 1.2.3 on. So the table
-is held against libraries for which there is no Python at hand. Prints what qemu saw and the table
-doesn't say, and how many functions were as it says. It takes the extra `abi` and qemu-user-static.
+qemu on several versions of Debian's C libraries: glibc from 2.31 on, musl from 1.2.3 on. So the
+table is also checked with libraries for which no Python is at hand. Prints what qemu saw and the
+table doesn't say, and how many functions agreed. It needs the extra `abi` and qemu-user-static.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CALLS = {
 """Each function of the door that Linux has, in use."""
 
 DEAD = ("fstat", "fstat(fd, &st)")
-"""The same of a descriptor that is closed, behind all the others."""
+"""The same for a closed descriptor, after all the others."""
 
 MARK = 1000
 """A write to this descriptor and those above says which function comes next."""
@@ -171,7 +171,7 @@ def seen(machine: Machine, program: Path, root: Path) -> list[list[str]]:
 
 
 def differences(place: Where, stretches: list[list[str]]) -> list[str]:
-    """What was seen otherwise than the table says."""
+    """Where the observed calls differ from the table."""
     wrong = []
     for function, lines in zip([*CALLS, DEAD[0]], stretches, strict=True):
         expected = [asked(function, place)]

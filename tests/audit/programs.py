@@ -1,4 +1,4 @@
-"""The programs whose calls are compared, beside the scenarios and the examples."""
+"""The programs whose calls are compared, besides the scenarios and the examples."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ class Program(NamedTuple):
     source: str = ""
     """The text of the file DIR/program.py, if there is to be one."""
     client: Callable[[int], None] | None = None
-    """What talks to the server that it is, on a port; None if it ends by itself."""
+    """The client for it, if it is a server on a port; None if it ends by itself."""
     inject: str = ""
     """What strace is to let the wait do, behind "inject=NAME:"."""
 

@@ -1,9 +1,9 @@
-"""The package's calls as qemu's user mode tells them, `qemu-MACHINE -strace`.
+"""The package's calls as qemu's user mode reports them, `qemu-MACHINE -strace`.
 
-qemu's text has a form of its own: pointers where strace prints what they point to, numbers where
-that prints names, no address of a socket and no mode of a file. So what is compared of a call is its
-name, its result or error, and each argument that both print as a number or by names of bits.
-A call that went through socketcall(2) stands in capitals.
+qemu's text has its own form: pointers where strace prints what they point to, numbers where that
+prints names, no address of a socket and no mode of a file. So for each call the comparison covers
+its name, its result or error, and each argument that both print as a number or as names of bits.
+A call that went through socketcall(2) is printed in capitals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""On what the audit is tried: an interpreter, and who watches it."""
+"""What the audit is tried on: an interpreter, and a tracer for it."""
 
 from __future__ import annotations
 

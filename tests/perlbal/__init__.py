@@ -1,9 +1,9 @@
-"""Debian's Perlbal and ours, told the same and compared.
+"""Debian's Perlbal and ours, given the same input and compared.
 
-`conversation` says what a conversation is and holds one, by `steps`; `servers` starts what it is
-held with, `backends` are the far ends that do as they are told. The conversations are in
+`conversation` defines a conversation and runs it in `steps`; `servers` starts the servers,
+`backends` are the scripted backends behind them. The conversations are in
 `proxying`, `smuggling`, `reproxying`, `uploads`, `webserving`, `selecting`, `managing`, `starting`
-and `ending`; `compare` holds each with both; `differences` names what is meant to differ.
+and `ending`; `compare` runs each with both; `differences` names the intended differences.
 
     python -m tests.perlbal [WORD ...]        the conversations whose names have these words in them
     python -m tests.perlbal.fuzz              random and mutated input

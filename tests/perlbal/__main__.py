@@ -1,9 +1,9 @@
-"""Hold conversations and print what was said.
+"""Run conversations and print them.
 
     python -m tests.perlbal [--original] [--ours] [WORD ...]
 
-Those whose names have all the words in them. Without --original or --ours both are held, and
-printed where ours says something else than it should.
+Runs those whose names have all the words in them. Without --original or --ours it runs both, and
+prints those in which ours doesn't answer as it should.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Backends that do as they are told, and keep what they were asked."""
+"""Scripted backends, which record the requests they get."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Answer:
     gate: str = ""
     """It waits until the conversation opens the gate of this name."""
     rest: bytes | None = None
-    """What is sent behind `data` once the gate is open (`data` is sent at once then)."""
+    """What is sent after `data` once the gate is open (`data` itself is then sent at once)."""
     pieces: tuple[bytes, ...] = ()
     """`data` as it is sent, if not in one go."""
     early: bool = False

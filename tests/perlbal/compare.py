@@ -75,7 +75,7 @@ class Town:
         return {command: future.result() for command, future in futures.items()}
 
     def fault(self, conversation: Conversation) -> str:
-        """What is wrong with ours in a conversation; empty if nothing is, or if nothing is when it
+        """What is wrong with ours in a conversation; empty if nothing is, or nothing when it
         is held again: where two ends do something at once, the original is not always the same."""
         found = ""
         for _ in range(ATTEMPTS):

@@ -1,7 +1,7 @@
-"""A conversation: steps taken by clients, backends and a manager, and what each of them got.
+"""A conversation: steps taken by clients, backends and a manager, and what each of them received.
 
-It is held with two servers of the same setting, and what was got is compared as it is, but for
-ports, folders and today's date.
+It is run with two servers of the same configuration, and the received bytes are compared exactly,
+except for ports, folders and today's date.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.perlbal.backends import Backend, shorter
 from tests.perlbal.servers import PATIENCE, Management, Perlbal, ended, quick_recv, serving
 
 Transcript = dict[str, list[str]]
-"""Who -> what he got, in order."""
+"""Participant -> what it received, in order."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Place:
 
 
 class Lost(Exception):
-    """What should have come did not."""
+    """Expected data did not arrive."""
 
 
 class Talk:
@@ -176,7 +176,7 @@ class Client:
         self.note(head.decode("latin-1") + shorter(body).decode("latin-1") + closed)
 
     def end(self) -> None:
-        """Leave; what lies here unread is noted, and whether the connection stands."""
+        """Leave; note the unread data and whether the connection is still open."""
         if self.socket.fileno() < 0:
             return
         if self.talk.server.process.poll() is None:
@@ -191,7 +191,7 @@ class Client:
 
 
 class House:
-    """A server of some setting with all that stands round it."""
+    """A server with some configuration, and everything around it."""
 
     def __init__(
         self, setting: Setting, server: Perlbal, backends: Mapping[str, Backend], folder: Path
@@ -242,7 +242,7 @@ def house(
             stack.callback(backend.close)
         ports = {name: backend.port for name, backend in backends.items()}
         for name in setting.dead:
-            # Bound, so that nobody else is given the port, and refusing, since it does not listen.
+            # Bound, so that no other program gets the port, and refusing, since it does not listen.
             dead = stack.enter_context(socket.socket())
             dead.bind(("127.0.0.1", 0))
             ports[name] = dead.getsockname()[1]

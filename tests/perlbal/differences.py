@@ -1,4 +1,4 @@
-"""What ours is meant to do otherwise than Debian's Perlbal.
+"""Where ours is meant to differ from Debian's Perlbal.
 
 docs/perlbal.md has a table of the same names, in the same order, under "What differs". A
 conversation that differs names its row; a row that no conversation shows is as much a fault as a

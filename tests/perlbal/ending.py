@@ -1,4 +1,4 @@
-"""How a server ends, and what becomes of those who are connected; and who is idle too long."""
+"""How a server ends, what happens to its clients then, and which clients are idle too long."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def row(name: str, *steps: Step, differs: str = "", ours: tuple[str, ...] = ()) 
 
 
 def asking(request: bytes, to: str, by: str = "client") -> tuple[Step, ...]:
-    """Somebody who has said that to a service, and waits."""
+    """A client that has sent this to a service, and waits."""
     return connect(by, to), send(request, by=by), settled()
 
 

@@ -2,10 +2,10 @@
 
     python -m tests.perlbal.fuzz [--seed N] [--count N] [--kind KIND]
 
-Each case comes from the seed, the kind and its number alone. Meanwhile a witness, on a connection
-of his own to a service and a backend of his own, must get every answer as it is; at the end the
-server must stand, hold no more descriptors than before and little more memory, and have no
-traceback to tell. The first case that breaks something is named, with the command that repeats it.
+Each case is determined by the seed, the kind and its number. Meanwhile a witness, on its own
+connection to a service with its own backend, must get every answer intact; at the end the
+server must be running, with no more descriptors than before and little more memory, and without a
+traceback. The first case that breaks something is named, with the command that repeats it.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ COMMANDS = [
     b"$PATH ${ip:lo} # comment\r\n",
 ]
 HARMFUL = (b"max_connections", b"nice", b"pidfile")
-"""What neither a file nor a manager is made to say: it would change what is around the server."""
+"""What no file or manager may contain: it would affect things outside the server."""
 UNFAIR = (*HARMFUL, b"shutdown", b"bystander", b"apart", b"docroot", b"uploads_path")
 """And what a manager isn't: it would end the server, take the witness's means away, or have the
 requests of other cases write to folders that aren't ours."""
@@ -242,7 +242,7 @@ class Fuzz:
         assert heard.startswith(b"HTTP/1.0 200 OK\r\n"), heard
 
     def talk(self, service: str, data: bytes, dice: random.Random) -> None:
-        """Say it, hear what comes for a moment, and go in some way."""
+        """Send it, read for a moment, and leave in some way."""
         with self.server.connect(service) as client:
             client.settimeout(0.02)
             with contextlib.suppress(OSError):
@@ -285,7 +285,7 @@ class Fuzz:
             self.talk("management", data, dice)
 
     def files(self, dice: random.Random) -> None:
-        """A configuration of its own: it starts, or says one line and ends."""
+        """A separate configuration: it starts, or prints one line and exits."""
         with reserved_ports(SETTING.services + SETTING.backends) as ports:
             self._file(dice, {name: f"127.0.0.1:{port}" for name, port in ports.items()})
 

@@ -883,7 +883,7 @@ row(
 
 
 def status(talk: Talk) -> None:
-    """Of a page only its first line is held to be the same: it is made for people."""
+    """Only the first line of a page must be the same: the rest is for people."""
     heard = talk.transcript["page"]
     talk.transcript["page"] = [heard[0].partition("\r\n")[0], *heard[1:]]
 

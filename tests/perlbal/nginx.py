@@ -1,4 +1,4 @@
-"""Debian's nginx with a configuration, a folder and a port of its own."""
+"""Debian's nginx with its own configuration, folder and port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""selector and the plugins: who is sent where, who is let in, and what is added on the way."""
+"""selector and the plugins: where a request goes, who is let in, and what is added on the way."""
 
 from __future__ import annotations
 

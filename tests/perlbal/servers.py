@@ -1,4 +1,4 @@
-"""A Perlbal, the original or ours, in a process of its own with ports that the kernel chose."""
+"""A Perlbal, the original or ours, in its own process, with ports chosen by the kernel."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
     python -m tests.perlbal.simulated [--seed N] [--worlds N] [--backend NAME]
 
 The server runs in this process, on any of the four mechanisms. Clients, backends and managers send
-random and mutated bytes, split at random points, and go as it suits them; the kernel cuts transfers
-short, delays them, gives events without cause, and in half of the worlds fails calls and resets
-connections. Beside them a witness asks through a backend of his own. Nothing may leave the loop or
-be logged with a traceback, nobody may be left behind when all have gone, and where the kernel only
-disturbs, the witness must have got every answer.
+random and mutated bytes, split at random points, and leave at random; the kernel cuts transfers
+short, delays them, reports spurious events, and in half of the worlds fails calls and resets
+connections. A witness sends requests through its own backend. Nothing may leave the loop or be
+logged with a traceback, nothing may be left over when all have gone, and if the kernel only
+disturbs, the witness must have received every answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CLIENTS = 30
 TESTIMONIES = 20
 MS = 1_000_000
 END = 60_000 * MS
-"""When a world that has not ended by itself has hung: beyond every timeout."""
+"""After this time, longer than any timeout, a world counts as hung."""
 
 CONFIGURATION = """
 LOAD vhosts
@@ -89,11 +89,11 @@ BARRED = (*UNFAIR, b"include", b"${", b"nodefile", b"listen", b"reproxy", b"serv
 
 
 class Broken(AssertionError):
-    """What must hold of a world does not."""
+    """An invariant of a world is violated."""
 
 
 class Talker:
-    """One side of a connection, which says its pieces one by one and hears what comes."""
+    """One side of a connection, which sends its pieces one by one and reads what comes."""
 
     def __init__(self, world: World, handle: Handle, dice: Random) -> None:
         self.world = world
@@ -159,7 +159,7 @@ class Talker:
 
 
 class BadClient(Talker):
-    """Says one input to a service, and goes a little later."""
+    """Sends one input to a service, and leaves a little later."""
 
     def __init__(self, world: World, service: str, dice: Random) -> None:
         super().__init__(world, world.connect(service), dice)
@@ -258,7 +258,7 @@ class World:
 
     @contextmanager
     def spared(self) -> Iterator[None]:
-        """What we do ourselves does not fail."""
+        """The test's own calls do not fail."""
         luck = self.kernel.luck
         noise, harm = luck.noise, luck.harm
         luck.noise = luck.harm = 0.0
@@ -297,7 +297,7 @@ class World:
         return made
 
     def _raised(self, obj: AnySocket | None, error: Exception) -> None:
-        """What a handler raised: an injected fault may be, all else is a fault of ours."""
+        """A handler's exception: an injected fault is allowed, anything else is a bug."""
         if not (self.harm and isinstance(error, OSError)):
             self.wrong += traceback.format_exception(error)
 
@@ -357,7 +357,7 @@ class World:
             pass
         for each in self.talkers:
             each.leave()
-        # What the server still has must go now that nobody is at the other end.
+        # The server must release what it still has, now that the other ends are gone.
         with self.spared():
             loop.add_timer(60, loop.stop)
             loop.run()

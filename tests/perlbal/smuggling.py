@@ -1,7 +1,7 @@
-"""reverse_proxy: requests and answers that two readers could take for different ones.
+"""reverse_proxy: requests and answers that two readers could interpret differently.
 
-RFC 9112 says which are to be refused. The original is lax; ours refuses all of them, and what it
-does pass on says the same to everybody.
+RFC 9112 says which must be refused. The original is lax; ours refuses all of them, and whatever it
+does pass on has only one interpretation.
 """
 
 from __future__ import annotations

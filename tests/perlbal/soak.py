@@ -2,12 +2,12 @@
 
     python -m tests.perlbal.soak [--requests 2000000] [--samples 10]
 
-In every share of the requests a backend comes, and the oldest goes: it closes its listener and all
-of its connections, and only later does the pool hear of it. A request that was on its way to it
-then is lost, and its client hung up on; it is counted as that. After each share, with no client
-connected, the server's memory and descriptors are noted. The run fails when they have grown between
-the first sample and the last, when more was lost than can have been under way, or when the clients
-got another number of answers than the backends gave.
+In every share of the requests one backend is added, and the oldest goes: it closes its listener and
+all of its connections, and only later does the pool hear of it. A request that is on its way to it
+then is lost, and its client is disconnected; these are counted. After each share, with no client
+connected, the server's memory and descriptors are recorded. The run fails when they have grown
+between the first sample and the last, when more requests were lost than can have been under way, or
+when the number of answers that clients received differs from the number that backends sent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.perlbal.steps import get
 
 CLIENTS = 32
 OF_THEIR_OWN = 20
-"""One request of so many asks for its connection to be closed."""
+"""One in this many requests asks for its connection to be closed."""
 
 MEMORY_TOLERANCE = 1024 * 1024
 """Bytes that the resident memory may grow by: the allocator's to and fro."""
@@ -181,7 +181,7 @@ class Clients:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the server holds when no client is connected."""
+    """The server's resources when no client is connected."""
 
     answered: int
     lost: int
@@ -205,7 +205,7 @@ def sample(server: Perlbal, clients: Clients, since: float, idle: int) -> Sample
 
 
 def soak(requests: int, samples: int, progress: Progress) -> list[str]:
-    """Send them in so many shares; what is wrong then, in words."""
+    """Send them in equal shares; return what is wrong, in words."""
     found: list[Sample] = []
     given = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Configurations that must not start, and how that is said."""
+"""Configurations that must not start, and their error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be done in a conversation, each a line of it."""
+"""The steps of a conversation, one line each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def put(path: str, body: bytes, *fields: str) -> bytes:
 
 
 def reply(status: str, *fields: str, body: bytes = b"", version: str = "1.1") -> Answer:
-    """A backend's answer as it stands: no length unless it is among the fields."""
+    """A backend's answer, verbatim: no length unless it is among the fields."""
     return Answer(
         "\r\n".join([f"HTTP/{version} {status}", *fields, "", ""]).encode("latin-1") + body
     )
@@ -53,7 +53,7 @@ def good(
 
 
 def raw(data: bytes) -> Answer:
-    """What need not be an answer at all."""
+    """Bytes that need not be an answer at all."""
     return Answer(data)
 
 
@@ -130,7 +130,7 @@ def hear_or_wait(seconds: float = 0.3, by: str = "client") -> Step:
 
 
 def ask(*pieces: bytes, by: str = "client", to: str = "") -> Step:
-    """Send, and hear one answer."""
+    """Send, and read one answer."""
 
     def step(talk: Talk) -> None:
         if to and by not in talk.clients:
@@ -161,7 +161,7 @@ def silence(by: str = "client") -> Step:
 
 
 def leave(by: str = "client") -> Step:
-    """Close, without a look at what may have come."""
+    """Close, without reading what may have arrived."""
     return lambda talk: talk.clients.pop(by).socket.close()
 
 
@@ -207,7 +207,7 @@ def opens(gate: str, at: str = "a") -> Step:
 
 
 def asked(times: int = 1, at: str = "a") -> Step:
-    """The backend has got so many requests in all."""
+    """The backend has received this many requests in all."""
 
     def step(talk: Talk) -> None:
         if not talk.backend(at).wait(lambda script: len(script.got) >= times):
@@ -248,7 +248,7 @@ def dropped(count: int = 1, at: str = "a") -> Step:
 
 
 def begun(times: int = 1, at: str = "a") -> Step:
-    """The backend has given the first parts of so many answers, and the server has had them."""
+    """The backend has sent the first parts of this many answers, and the server has them."""
 
     def step(talk: Talk) -> None:
         talk.backend(at).wait(lambda script: script.begun >= times)
@@ -258,7 +258,7 @@ def begun(times: int = 1, at: str = "a") -> Step:
 
 
 def answered(times: int, at: str = "a") -> Step:
-    """The backend has given so many answers, and stays."""
+    """The backend has sent this many answers, and stays."""
 
     def step(talk: Talk) -> None:
         talk.backend(at).wait(lambda script: script.given >= times)

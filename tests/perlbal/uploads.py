@@ -1,4 +1,4 @@
-"""reverse_proxy: bodies that are gathered in memory and on disk before a backend gets them."""
+"""reverse_proxy: bodies that are buffered in memory and on disk before a backend gets them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ row = TABLE.row
 
 
 def spool(talk: Talk) -> None:
-    """How many files lie on disk just now, their names but for what is different each time."""
+    """The files on disk just now, by name without the parts that vary."""
     talk.barrier()
     names = [each.name for each in (talk.house.folder / "spool").iterdir() if each.name != ".keep"]
     talk.note("spool", f"{len(names)} files: {[name.partition('-')[0] for name in names]}")

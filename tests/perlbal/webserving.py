@@ -282,7 +282,7 @@ row(KEPT, "a listing stays", ask(get("/bare/")), ask(get("/hello.txt")))
 
 # --- several files in one -------------------------------------------------------------------------
 
-# The original looks at an errno that may be an older call's, and then says 404: seen now and then.
+# The original checks an errno that may be an older call's, and then answers 404 now and then.
 
 for path in (
     "/??hello.txt,page.html",

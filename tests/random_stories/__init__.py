@@ -1,1 +1,1 @@
-"""Stories made up at random, told in Perl on the original and in Python on this package."""
+"""Random stories, run in Perl on the original and in Python on this package."""

@@ -1,4 +1,4 @@
-"""Has stories told on both sides under strace, and compares what they did."""
+"""Runs stories on both sides under strace, and compares what they did."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEVER_ENDED = (
     'write(1000, "never ended", 11) = -1 EBADF (Bad file descriptor)',
     'write(1000, "end", 3) = -1 EBADF (Bad file descriptor)',
 )
-"""What stands at the end of the trace of a story that had to be ended."""
+"""The last line in the trace of a story that had to be ended."""
 
 SHOWN = 30
 """Lines of a difference that are shown."""
@@ -56,7 +56,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing a number of stories."""
+    """The result of comparing a number of stories."""
 
     lines: int
     """How many the original made."""
@@ -100,7 +100,7 @@ def _run(command: Sequence[str], timeout: float) -> None:
 
 
 def comparable(story: Story, original: list[str], here: list[str]) -> tuple[list[str], list[str]]:
-    """What of both sides has to be the same."""
+    """The part that must be the same on both sides."""
     if "# lost callback" in original:
         # The original died within its post-loop callbacks; all up to there has its counterpart.
         end = original.index("# lost callback")

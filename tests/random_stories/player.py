@@ -1,6 +1,6 @@
 """Plays stories of stories.py on this package: python -m tests.random_stories.player STORIES.json
 
-player.pl plays them in Perl, function by function. Each story has a process of its own, a child of
+player.pl plays them in Perl, function by function. Each story runs in its own process, a child of
 the one that has loaded everything.
 """
 
@@ -293,7 +293,7 @@ class End:
         self.stolen = self.stolen or stolen
 
     def wrap_again(self, by_the_same: bool) -> None:
-        # In the batch in which it was stolen it would hear the old object's events in the original.
+        # In the batch in which it was stolen, it would get the old object's events in the original.
         if not (self.stolen and self.wrappable):
             return
         self.stolen = self.wrappable = False
@@ -302,7 +302,7 @@ class End:
         self.actor = Actor(self)
 
     def connect_again(self) -> None:
-        """Unless it would hear the old socket's event in the original."""
+        """Unless it would get the old socket's event in the original."""
         if self.stolen or not self.actor.closed or self.event_may_wait:
             return
         self.open()
@@ -365,7 +365,7 @@ class Actor(Teller):
         self.said("write", int(self.write(data)))
 
     def reacts(self, event: str) -> bool:
-        """Play what the story has for this call; True if the handler is to go on as usual."""
+        """Play the story's act for this call; True if the handler should go on as usual."""
         if not self.end.reactions[event]:
             return True
         act, goes_on = self.end.reactions[event].pop(0)

@@ -4,46 +4,46 @@ A story has connections, each with what it does when its handlers are called, an
 short lists of operations. Handlers, queued callables, timers, post-loop callbacks and other fds
 play acts, and there are operations before, between and after the batches of one or more runs.
 
-An operation is of one of these kinds:
+The operations are:
 
-- a connection reads, writes data of any size, an empty string or a callable, or goes on with what
-  is queued; begins or ends a watch; corks; pushes data back; gets a writer function that writes
-  less than it could, claims more or fails; gets or loses a post-loop callback of its own; is
-  closed, and made anew on another socket, or is stolen, and wrapped again, by the same or another,
-  or closed for good; tells its state;
+- a connection reads, writes data of any size, an empty string or a callable, or continues with its
+  queue; starts or stops a watch; corks; pushes data back; gets a writer function that writes less
+  than it could, claims more or fails; gets or loses its own post-loop callback; is closed, and made
+  anew on another socket, or is stolen, and wrapped again, by the same or another, or closed for
+  good; prints its state;
 - its peer reads, writes, shuts down its half, closes or resets;
-- the loop gets a timer or loses one, another timeout, or another connection; the clock moves; what
-  waits to be closed is counted.
+- the loop gets a timer or loses one, another timeout, or another connection; the clock advances;
+  the sockets that wait to be closed are counted.
 
-After each batch the clock goes on a little in most stories, and the peers of some connections read
+After each batch the clock advances a little in most stories, and the peers of some connections read
 what there is.
 
-The two sides have to agree on every system call. So what differs on purpose (docs/porting.md) is
-kept out, as narrowly as can be; some of it only the players can tell, and they leave it out:
+The two sides must agree on every system call. So intended differences (docs/porting.md) are left
+out, as narrowly as possible; some of them only the players can detect, and they leave them out:
 
-- A timer that a timer adds is due a millisecond later at least: here one that is due already waits
+- A timer added by a timer is due a millisecond later at least: here one that is due already waits
   for the next pass.
 - After a timer was cancelled, data was pushed back outside a handler, or a timer took its time, a
   wait is as long as it has to be; in the original it isn't. Two stories of three may have all of
-  this, and in them the comparison passes over the timeouts of waits. In the others no timer is
-  cancelled, no data pushed back, and the clock stands still while timers run.
+  this, and for them the comparison ignores the timeouts of waits. In the others no timer is
+  cancelled, no data is pushed back, and the clock stands still while timers run.
 - An empty string is only written to a stream (it never blocks there), is never refused by a writer
-  function, and is not queued behind a callable: alone in its queue it is overtaken in the original.
+  function, and is not queued after a callable: alone in its queue it is overtaken in the original.
 - A writer function does nothing but write, since the original acts upon its result even if it has
   closed its object.
-- An object that is made anew has no writer function and no watch of `write`, and nothing pushed
-  back: the original has those of the socket before.
+- An object that is made anew has no writer function, no watch set by `write`, and nothing pushed
+  back: the original keeps those of the previous socket.
 - A closed object gets no post-loop callback: in the original it is called for ever.
-- A stolen socket is wrapped again in a later batch, and who has closed is made anew in a later one
-  too, or by its event_hup or a timer: else it would be told the old one's event in the original.
+- A stolen socket is wrapped again in a later batch, and a closed object is made anew in a later one
+  too, or by its event_hup or a timer: otherwise it would get the old one's event in the original.
 - Other fds are added once, before the only run: the original registers them when a run begins.
 - Nothing raises, no handler runs the loop, no class overrides `watch_write`, nobody reads 0 bytes,
-  and no descriptor is closed behind its object's back. Of the descriptor map only the objects that
-  are open are counted, since stolen ones stay there in the original.
+  and no descriptor is closed behind its object's back. Of the descriptor map only the open objects
+  are counted, since stolen ones stay there in the original.
 
-One thing can't be kept out, as it comes about in too many ways: an object's post-loop callback
-that takes off another's which is still to be called. The original dies of that, and the comparison
-ends where it does.
+One case can't be left out, since it comes about in too many ways: an object's post-loop callback
+that removes another's which is still to be called. The original dies of that, and the comparison
+ends there.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Other(TypedDict):
     batches: list[int]
     """The batches after which its peer writes."""
     takes: int
-    """How much its callback reads; what it leaves there is told again."""
+    """How much its callback reads; data left there causes another event."""
     acts: list[int]
     """What the first calls of its callback play."""
 

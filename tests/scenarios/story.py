@@ -1,4 +1,4 @@
-"""What the Python sides of the scenarios share; Story.pm says the same in Perl."""
+"""What the Python sides of the scenarios share; Story.pm is the same in Perl."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTES = 1000
 Handler = Callable[["Teller"], object]
 
 kept: list[object] = []
-"""What would close itself once nobody holds it, which is not part of any story."""
+"""Objects that would close themselves when unreferenced, which is part of no story."""
 
 _now = 1000.0
 

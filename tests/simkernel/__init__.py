@@ -1,4 +1,4 @@
-"""A simulated kernel behind the package's door, one file a kernel object.
+"""A simulated kernel behind the package's door, with one file for each kind of kernel object.
 
     kernel = SimKernel(seed)                      # Linux: epoll and poll
     kernel = SimKernel(seed, "netbsd")            # kqueue and poll, with NetBSD's rules and layout
@@ -9,9 +9,10 @@
         Socket(one)
         ...
 
-Its clock moves only when somebody waits, and its decisions come from the seed alone. It is strict:
-a struct of the wrong size, an unknown flag, a closed descriptor used, a count of the wrong C type,
-a buffer that is too small, a wait that nothing can end raise `SimError`, which is no `OSError`.
+Its clock advances only during a wait, and its decisions come from the seed alone. It is strict: a
+struct of the wrong size, an unknown flag, the use of a closed descriptor, a count of the wrong C
+type, a buffer that is too small, and a wait that nothing can end raise `SimError`, which is not an
+`OSError`.
 """
 
 from tests.simkernel.errors import SimError as SimError

@@ -1,4 +1,4 @@
-"""Descriptors that their owners close behind the package's back, and who gets their numbers."""
+"""Descriptors closed by their owners behind the package's back, and the numbers' next owners."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 HEARD: Final = 50 * MS
 HEARD_OF_TWO: Final = 3000 * MS
-"""The same where another loop has its turns meanwhile."""
+"""The same if another loop runs meanwhile."""
 
 
 VAIN: Final = 40
-"""So many events in a row without data are not chance."""
+"""This many events in a row without data are not chance."""
 
 
 class Heard(Socket[Handle]):
-    """Hears what its other side says, and has no close of its own."""
+    """Reads what its other side sends, and never closes."""
 
     __slots__ = ("far", "gone", "got", "handle", "said", "since", "vain", "world")
 
@@ -37,7 +37,7 @@ class Heard(Socket[Handle]):
         """Its owner has closed the descriptor."""
         self.said = self.got = self.vain = 0
         self.since: int | None = None
-        """Since when something is unheard."""
+        """Since when an event is pending."""
         super().__init__(handle, loop)
         self.watch_read(True)
 
@@ -70,7 +70,7 @@ class Heard(Socket[Handle]):
             self.since = None
 
     def is_mine(self) -> None:
-        """An event comes, which must be its own."""
+        """An event arrives, which must be its own."""
         self.world.in_handler(self.loop)
         self.world.require(not self.closed, "an event for who has lost the number")
         holder: object = self.loop.descriptor_map.get(-1 if self.fd is None else self.fd)
@@ -104,7 +104,7 @@ class Heard(Socket[Handle]):
 
 
 class Owner:
-    """Has a descriptor watched, and closes it without a word; its number is given out again."""
+    """Has a descriptor watched, and closes it silently; its number is reused."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -165,7 +165,7 @@ class Owner:
         return Handle(kernel, number)
 
     def go(self) -> None:
-        """Close it behind the package's back, and go on with the number or without."""
+        """Close it behind the package's back, and reuse the number or not."""
         heard = self.present
         if heard is None or heard.closed or heard.handle.fileno() < 0:
             self.end()
@@ -195,7 +195,7 @@ class Owner:
         for heard in self.objects:
             heard.far.close()
             if not heard.closed:
-                # Who has taken the number since is not to be taken off for it.
+                # The number's next owner must not be removed because of it.
                 heard.close("at the end")
         for handle in self.kept:
             handle.close()

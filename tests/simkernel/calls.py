@@ -1,4 +1,4 @@
-"""The calls by which a program makes sockets and pipes itself, as the package's door has them."""
+"""The calls with which a program itself makes sockets and pipes, with the interface of the door."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ AT_ONCE = (EADDRNOTAVAIL, ENETUNREACH)
 AT_ONCE_UNIX = (EAGAIN, ECONNREFUSED)
 """How connect(2) fails at once."""
 LATER = (ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ETIMEDOUT)
-"""How a connect fails that goes on."""
+"""The possible errors of a connect in progress."""
 SILENCE_NS = 600_000_000
-"""How long one goes on that nobody answers."""
+"""How long an unanswered connect is in progress."""
 
 
 class Calls:

@@ -84,7 +84,7 @@ class Client:
             world.errands.append(connect)
 
     def accept(self, file: StreamSocket) -> None:
-        """What the server's connect comes to. Raises `OSError`."""
+        """The outcome of the server's connect. Raises `OSError`."""
         kernel = self.conn.world.kernel
         if self.over:
             raise error(ECONNREFUSED)

@@ -1,7 +1,7 @@
-"""The clock of the simulated world, and what is going to happen in it.
+"""The clock of the simulated world, and its pending events.
 
-Time stands still while a program computes; only a wait moves it. So a run takes the same course on
-every machine, and an hour of simulated time costs nothing.
+Time stands still while a program computes; only a wait advances it. So a run takes the same course
+on every machine, and an hour of simulated time costs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.simkernel.errors import SimError
 T = TypeVar("T")
 
 CALL_NS = 1_000
-"""What a wait that finds something at once takes: a program that polls in a circle must see the
+"""The duration of a wait that finds something at once: a program that polls in a loop must see the
 world go on."""
 
 

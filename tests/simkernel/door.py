@@ -1,4 +1,4 @@
-"""How a program comes to the simulated kernel: the package's door, and a library with kqueue."""
+"""How a program reaches the simulated kernel: the package's door, and a library with kqueue."""
 
 from __future__ import annotations
 

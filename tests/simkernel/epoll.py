@@ -41,7 +41,7 @@ _DATA = struct.Struct("=Q")
 
 
 class Entry:
-    """What one epoll_ctl(EPOLL_CTL_ADD) has made."""
+    """The entry made by one epoll_ctl(EPOLL_CTL_ADD)."""
 
     def __init__(self, file: OpenFile, events: int, data: int) -> None:
         self.file = file

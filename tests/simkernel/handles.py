@@ -1,4 +1,4 @@
-"""What a program holds a simulated descriptor by: an object with the verbs of `socket.socket`."""
+"""A program's handle on a simulated descriptor: an object with the methods of `socket.socket`."""
 
 from __future__ import annotations
 

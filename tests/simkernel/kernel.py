@@ -57,7 +57,7 @@ F_SETFD, F_SETFL, FD_CLOEXEC = 2, 4, 1
 EPOLL_CLOEXEC = os.O_CLOEXEC
 IPPROTO_TCP = 6
 CORK_OPTION = {"linux": 3, "freebsd": 4, "darwin": 4, "dragonfly": 4, "openbsd": 0x10}
-"""TCP_CORK or TCP_NOPUSH, where it is defined; libkqueue stands on Linux."""
+"""TCP_CORK or TCP_NOPUSH, where it is defined; libkqueue runs on Linux."""
 
 
 class SimKernel:
@@ -90,7 +90,7 @@ class SimKernel:
         self.form: Form = form
         self.platform = platform or form
         self.rules: Form = "linux" if self.platform == "libkqueue" else form
-        """Whose sockets, pipes and poll(2) these are: libkqueue stands on Linux."""
+        """The system whose sockets, pipes and poll(2) these are: libkqueue runs on Linux."""
         if form != "linux" and self.platform not in LAYOUTS:
             raise ValueError(f"no layout for {platform!r}; known are {', '.join(sorted(LAYOUTS))}")
         self.luck = Luck(seed, noise, harm)
@@ -113,7 +113,7 @@ class SimKernel:
         """Who is there to connect to beside the listeners of this process, and takes the other side of
         a connection; None where nobody answers."""
         self.handle: Callable[[SimKernel, int], handles.Handle] = handles.Handle
-        """What a socket becomes that the program makes or accepts."""
+        """The class of sockets that the program makes or accepts."""
         self.waits = 0
         """How many waits have begun."""
         self.found = False
@@ -204,7 +204,7 @@ class SimKernel:
         return handle, end
 
     def unconnected(self, tcp: bool) -> StreamSocket:
-        """A socket that is to connect; its peer is nobody's yet."""
+        """A socket that is to connect; its peer has no owner yet."""
         names = self._addresses() if tcp else ("", "")
         near, _ = self._connection(*names, tcp)
         near.connecting = near.unconnected = True

@@ -81,7 +81,7 @@ class KQueue(OpenFile):
         self.netbsd = kernel.form == "netbsd"
         self.notes: dict[tuple[int, int], Note] = {}
         self.active: dict[Note, None] = {}
-        """What has fired, in this order; those that a wait has told of stand behind the others."""
+        """The fired filters, in order; those that a wait has reported come after the others."""
 
     def __str__(self) -> str:
         return "a kqueue"
@@ -240,7 +240,7 @@ class KQueue(OpenFile):
     # --- events -----------------------------------------------------------------------------------
 
     def activate(self, note: Note) -> None:
-        """Queue a filter that is enabled and fires, behind those that are queued."""
+        """Queue a filter that is enabled and fires, after those already queued."""
         if note.enabled and note not in self.active and note.file.filter(note.write).fires:
             self.active[note] = None
 
@@ -259,7 +259,7 @@ class KQueue(OpenFile):
         return found
 
     def _requeue(self, told: list[Fields]) -> None:
-        """What was told goes behind what had no room, or altogether if it was to fire once."""
+        """Reported filters go after those without room, or are dropped if they fire only once."""
         for ident, filter, *_ in told:
             note = self.notes[(ident, filter)]
             if note.once:

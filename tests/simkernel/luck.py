@@ -1,4 +1,4 @@
-"""The dice of one run: every decision of the simulated kernel comes from one seeded generator."""
+"""The random decisions of one run: all of them come from one seeded generator."""
 
 from __future__ import annotations
 

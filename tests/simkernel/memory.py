@@ -1,4 +1,4 @@
-"""What the kernel sees of a program's memory: the bytes behind a pointer, and the C ints."""
+"""The kernel's view of a program's memory: the bytes at a pointer, and the C ints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _target(pointer: object, what: str) -> object:
 
 
 def memory(pointer: object, need: int, what: str) -> memoryview:
-    """The bytes behind `pointer` (bytes, an array, or what `byref` gives), `need` of them or more."""
+    """The bytes at `pointer` (bytes, an array, or a `byref` result), at least `need` of them."""
     target = pointer if isinstance(pointer, bytes) else _target(pointer, what)
     view = memoryview(cast("ctypes.Array[Any] | bytes", target)).cast("B")
     if len(view) < need:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.simkernel.kernel import SimKernel
 
 PIPE_BUF = 4096
-"""A write of no more than this is done whole or not at all; pipe(7)."""
+"""A write of at most this size is done whole or not at all; pipe(7)."""
 
 WRITE_FILTER_REFUSED = {
     "freebsd": EPIPE,

@@ -1,5 +1,5 @@
-"""What the random servers' programs and their worlds share: failures, and things that know how they
-should behave."""
+"""What the random servers' programs and their worlds share: failures, and objects that check
+themselves."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LATE: Final = 3 * MS
 LATE_BY_TICKS: Final = 23 * MS
 """The same where the kernel waits in whole ticks."""
 BYTES: Final = Random("bytes").randbytes(1 << 16)
-"""What everybody sends pieces of."""
+"""The data that everybody sends pieces of."""
 
 
 class Broken(AssertionError):
-    """What must always hold does not."""
+    """An invariant is violated."""
 
 
 class Boom(Exception):
-    """What a handler raises for the sake of it."""
+    """Raised by a handler at random."""
 
 
 def close_anyhow(handle: Handle) -> None:

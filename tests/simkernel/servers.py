@@ -1,8 +1,8 @@
-"""The server side of a random world: objects that take what they get apart into frames, and do
-something at the end of each.
+"""The server side of a random world: objects that split their input into frames, and do something
+at the end of each.
 
-What that is comes from the seed and the number of the connection alone, so that the first
-connections of a world do the same however many there are.
+What they do is determined by the seed and the number of the connection, so that the first
+connections of a world do the same whatever the number of the others.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """What belongs to one connection, whatever objects are wrapped around it in turn."""
+    """The state of one connection, whatever objects are wrapped around it in turn."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -67,7 +67,7 @@ class Connection:
         """From then on it may be watched for what was queued behind, till the next event."""
         self.ended = False
         self.dial: Dial | None = None
-        """How it was connected to, if it was the server who has."""
+        """How it was connected, if the server did so."""
 
     # --- the server's side ------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Connection:
         TimerModel(self.world, obj.loop, seconds, read)
 
     def act_watch_write(self, obj: Peer, number: int) -> None:
-        # Whoever switches the watch off while something is queued asked for what happens then.
+        # A program that disables the watch while something is queued gets what it asked for.
         if number % 2 or obj.write_buf:
             self.want_write = True
             obj.watch_write(True)
@@ -368,7 +368,7 @@ class Dial:
         self.loop = dice.choice(self.world.loops)
         self.timeout = dice.choice((None, None, 0.001, 0.01, 0.3)) if wild else None
         self.whim = dice.choice(_WHIMS) if wild and dice.random() < 0.3 else ""
-        """What the constructor does beside."""
+        """What else the constructor does."""
         self.began = self.world.kernel.clock.now_ns
         self.file: StreamSocket | None = None
         self.pending = False
@@ -442,7 +442,7 @@ class Dial:
         self.conn.client.missed()
 
     def told(self, error: OSError | None) -> None:
-        """The outcome is told."""
+        """The outcome is reported."""
         world = self.world
         assert self.file is not None
         world.require(self.pending, "the outcome of a connect was told twice")
@@ -479,7 +479,7 @@ class Dial:
 
 
 def wild_whim(dial: Dial) -> bool:
-    """Whether something is going to happen while it goes on."""
+    """Whether something will happen while it is in progress."""
     return dial.world.wild and dial.conn.dice.random() < 0.5
 
 
@@ -590,7 +590,7 @@ class PipeUser(Socket[Handle]):
             close_anyhow(self.other)
             raise
         self.ignored = 0
-        """How many timers ago the end of the pipe was told to deaf ears, and from 1 on."""
+        """The number of timers since the end of the pipe was reported and ignored, from 1 on."""
         self.turns = 0
         """How often it has turned over since the other end has gone."""
         self.turn_over()
@@ -611,7 +611,7 @@ class PipeUser(Socket[Handle]):
         if self.closed:
             return
         self.turns += self.hung_up
-        # It is told so in every other turn, and closes three times in ten.
+        # It gets the event in every other turn, and closes three times in ten.
         self.world.require(self.turns < 200, "a pipe has no end")
         if self.ignored:
             self.ignored += 1
@@ -705,7 +705,7 @@ class Acceptor(Listener):
 
     @property
     def queue(self) -> Container[OpenFile]:
-        """Who has connected and was not accepted."""
+        """The clients that have connected and were not accepted."""
         assert isinstance(self.handle.file, KernelListener)
         return self.handle.file.waiting
 

@@ -1,4 +1,4 @@
-"""Signals, which come when a world says so: in a wait, or behind any other call."""
+"""Signals, which arrive when a world says so: in a wait, or after any other call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Signals:
         self.kernel = kernel
         self.random = Random(f"signals {seed}")
         self.chance = 0.0
-        """How probable one is behind a call; 0 for a process that nobody sends any."""
+        """The probability of a signal after a call; 0 for a process that gets none."""
         self.handlers: dict[int, Handler] = {}
         self.wakeup_fd = -1
         self.pending: deque[int] = deque()
@@ -64,7 +64,7 @@ class Signals:
         return before
 
     def come(self, number: int) -> None:
-        """A signal comes. One that nobody handles would end the process: it isn't sent."""
+        """A signal arrives. One without a handler would end the process: it isn't sent."""
         if number not in self.handlers:
             return
         if self.wakeup_fd >= 0:
@@ -76,7 +76,7 @@ class Signals:
         self.pending.append(number)
 
     def handle(self) -> None:
-        """Call the handlers of those that have come, as the interpreter does when it goes on."""
+        """Call the handlers of those that have arrived, as the interpreter does when it goes on."""
         while self.pending:
             number = self.pending.popleft()
             if (handler := self.handlers.get(number)) is not None:
@@ -84,7 +84,7 @@ class Signals:
                 handler(number, None)
 
     def behind(self, call: Callable[P, R]) -> Callable[P, R]:
-        """`call`, behind which a signal may come."""
+        """`call`, after which a signal may arrive."""
 
         @wraps(call)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:

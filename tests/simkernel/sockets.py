@@ -1,8 +1,8 @@
 """Stream sockets, UNIX and TCP, and listeners.
 
-Each socket has an inbox. What the peer writes lies in it at once, so that the room is bounded from
-end to end, but only what has travelled can be read. Packets of one direction never overtake each
-other, and a reset is a packet too.
+Each socket has an inbox. The peer's data is put there at once, so that the room is bounded from
+end to end, but it can be read only when it has travelled. Packets of one direction never overtake
+each other, and a reset is a packet too.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ CORK_NS = 200_000_000
 SEGMENT = 1448
 
 GONE = (ECONNABORTED, EPERM, EPROTO)
-"""What accept(2) answers of a connection that is gone, or that a firewall forbids."""
+"""The errors of accept(2) for a connection that is gone, or that a firewall forbids."""
 NO_ROOM = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
-"""What it answers where the connection goes on waiting."""
+"""Its errors after which the connection stays pending."""
 
 Address = tuple[str, int] | str
 
@@ -117,7 +117,7 @@ class StreamSocket(OpenFile):
         return mask
 
     def fickle(self) -> bool:
-        """No kernel says of a connect that goes on that it doesn't."""
+        """No kernel denies that a connect is in progress."""
         return not self.connecting
 
     def _bsd_poll(self) -> int:
@@ -141,7 +141,7 @@ class StreamSocket(OpenFile):
     # --- the calls --------------------------------------------------------------------------------
 
     def take_error(self) -> int:
-        """SO_ERROR, which is told once."""
+        """SO_ERROR, which is reported once."""
         number, self.error = self.error, 0
         return number
 
@@ -178,7 +178,7 @@ class StreamSocket(OpenFile):
         if self.connecting and not self.bsd:
             raise error(EAGAIN)
         while True:
-            # A BSD looks at the direction first, and leaves the error to a reader.
+            # A BSD checks the direction first, and leaves the error for a read.
             if self.tcp and self.error and not self.bsd:
                 raise error(self.take_error())
             if self.shut_write or self.peer is None:

@@ -1,4 +1,4 @@
-"""What wakes the loops of a random world: callbacks, others that call from outside, and signals."""
+"""What wakes the loops of a random world: callbacks, calls from outside, and signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AT_ONCE_OF_TWO: Final = 3000 * MS
 
 
 def nothing() -> None:
-    """What is done to no other end than to be called."""
+    """A callback that does nothing."""
 
 
 class Soon:

@@ -1,11 +1,11 @@
-"""Random worlds: programs of `Socket` objects on the simulated kernel, and what must hold of them.
+"""Random worlds: programs of `Socket` objects on the simulated kernel, and their invariants.
 
 One seed makes one world: a kernel, one or two loops, listeners, pipes, and some connections, each
-with a client that sends, reads and goes, and a server object.
+with a client that sends, reads and leaves, and a server object.
 
 There are two kinds of worlds. In a calm one the kernel only disturbs, and each connection's bytes
 are the same on every backend. In a wild one calls fail, connections are reset, and objects raise,
-close each other and write when it suits them.
+close each other and write at random.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 
 class Report(NamedTuple):
-    """What a world came to."""
+    """The result of a world."""
 
     received: list[bytes]
     """What each client got, in order of the connections."""
@@ -114,7 +114,7 @@ class World:
         self.signals_wanted = dice.choice((0, 0, 1, 2))
         self.accepted_at_once = dice.choice((64, 64, 2, 1))
         self.owners_wanted = dice.choice((0, 0, 0, 0, 1, 3)) if self.wild else 0
-        # Who is told nothing uses what is closed, and is answered EBADF.
+        # The package isn't told of such a close, uses the descriptor, and gets EBADF.
         self.kernel.strict = not self.owners_wanted
         if self.wakes:
             self.kernel.table.limit += 2 * self.loops_wanted
@@ -151,7 +151,7 @@ class World:
         """What is to be done after the next turn."""
         self.listening: list[Listening] = []
         self.to_accept: dict[OpenFile, Connection] = {}
-        """Who has connected to a listener and was not handed over yet."""
+        """Clients that have connected to a listener and were not handed over yet."""
         self.turns_left = 0
 
     def require(self, holds: bool, what: str) -> None:
@@ -389,7 +389,7 @@ class World:
     # --- what must hold ---------------------------------------------------------------------------
 
     def check_object(self, obj: Peer) -> None:
-        """What must hold of an object whenever none of its methods is running."""
+        """The invariants of an object while none of its methods is running."""
         conn = obj.conn
         if obj.closed:
             if obj.write_buf or obj.read_push_back or obj.write_buf_size:
@@ -409,7 +409,7 @@ class World:
             raise Broken("an object is watched for writing, and nobody asked for it")
 
     def check(self, loop: Loop) -> None:
-        """What must hold after each turn."""
+        """The invariants after each turn."""
         asked = {}
         for conn in self.connections:
             obj = conn.obj
@@ -445,7 +445,7 @@ class World:
                     gone.add(pipe.fd)
         mapped = loop._registry.objects.keys()
         if mapped != asked.keys():
-            leaving = {fd for fd, _, _ in loop._registry.leaving}
+            leaving = loop._registry.leaving.keys()
             if mapped - leaving != asked.keys() - leaving:
                 raise Broken(f"the map has {sorted(mapped)}, and {sorted(asked)} are open")
         if not loop._registry.pushed_back.keys() <= asked.keys():
