@@ -38,7 +38,7 @@ class Plugin:
     settings: frozenset[str] = frozenset()
     """What can be set of a service that uses it, as "plugin.key"."""
     parameters: ClassVar[dict[str, Parameter]] = {}
-    """Parameters of services that there are once it is loaded; none is 0."""
+    """Parameters of services that there are once it is loaded; each is 0 until it is set."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
