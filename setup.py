@@ -1,5 +1,5 @@
-"""PyPI's page is the README, whose links lead to other files of a checkout. There they lead to the
-address that pyproject.toml names as "Source"; while it names none, what they name is left, as words."""
+"""PyPI's page is the README, but its relative links have to be replaced: by links below the address
+that pyproject.toml has as "Source", or by their bare text if there is none."""
 
 import re
 from pathlib import Path

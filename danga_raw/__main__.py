@@ -1,4 +1,4 @@
-"""Danga::Socket in Python, from the command line: an echo server, the ABI in force, and the audit."""
+"""Danga::Socket in Python, from the command line: an echo server, the ABI in use, and the audit."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ Facts: TypeAlias = Mapping[str, Fact]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status. 2, and a word on stderr, for what can't be done."""
+    """Run the command line and return the exit status; 2, and a message on stderr, on failure."""
     parser = argparse.ArgumentParser(prog=_prog(), description=__doc__)
     parser.add_argument("--version", action="version", version=f"danga_raw {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("echo", help="send back whatever is received, until SIGTERM")
     command.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     command.add_argument("--port", type=_port, default=0, help="0, the default, takes a free one")
-    command = commands.add_parser("info", help="the backend, and the ABI in force")
+    command = commands.add_parser("info", help="the backend, and the ABI in use")
     command.add_argument("--json", action="store_true", help="as one JSON object")
     one = command.add_mutually_exclusive_group()
     one.add_argument("--abi", metavar="PLATFORM", help="only the layouts of that platform")
     one.add_argument(
-        "--syscalls", action="store_true", help="all that the kernel can be asked here"
+        "--syscalls", action="store_true", help="every system call that danga_raw can make here"
     )
     one.add_argument("--seccomp", action="store_true", help="an OCI seccomp profile, as JSON")
     commands.add_parser("trace", help="run a program and print its calls")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["trace"]:
-        # Here, so that no fault of the trace can take the other commands down with it.
+        # Imported here, so that no fault of the trace can break the other commands.
         from danga_raw import _tracecli
 
-        # What follows PROGRAM is the program's, and so is what it raises.
+        # The arguments after PROGRAM are the program's, and so is any exception.
         _tracecli.main(argv[1:], parser.prog)
         return 0
     arguments, unknown = parser.parse_known_args(argv)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             info(arguments.abi, arguments.syscalls, arguments.seccomp, arguments.json)
     except BrokenPipeError:
-        # Who read our output has enough of it; the interpreter must not try to flush the rest.
+        # Nobody reads our output any more; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as error:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prog() -> str:
-    """The command as it was typed: by the name of the script, or of the module."""
+    """The command as it was typed: the name of the script, or of the module."""
     name = os.path.basename(sys.argv[0])
     return name if name == "danga-raw" else "python3 -m danga_raw"
 
@@ -93,7 +93,7 @@ def _port(text: str) -> int:
 
 
 class Echo(Socket):
-    """One connection of the echo server. Reads no faster than the other side takes its echo."""
+    """One connection of the echo server. Reads no faster than the peer takes its echo."""
 
     __slots__ = ("server",)
 
@@ -118,11 +118,11 @@ class Echo(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        self.event_read()  # What came before the hang-up is still to be read.
+        self.event_read()  # There may be unread data from before the hang-up.
 
 
 class EchoServer(Listener):
-    """Accepts connections and counts what passes."""
+    """Accepts connections, and counts them and their bytes."""
 
     connections: int = 0
     bytes: int = 0
@@ -136,8 +136,8 @@ class EchoServer(Listener):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket at the first of the addresses of `host`, a name or an IPv4 or IPv6 address,
-    that can be had. Raises `OSError` that names what was asked for."""
+    """A listening socket on the first usable address of `host`, a name or an IPv4 or IPv6 address.
+    Raises `OSError`, with the address that was asked for, if there is none."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     failure: OSError | UnicodeError = OSError("the name has no address")
     try:
@@ -170,7 +170,7 @@ def echo(host: str, port: int) -> None:
         loop.on_exception = log_exception
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, loop.stop)
-        # Which knows the scope of a link-local address, as getsockname doesn't.
+        # getnameinfo knows the scope of a link-local address; getsockname doesn't.
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         where = shown(*socket.getnameinfo(listener.getsockname(), numeric))
         print("listening on", where, flush=True)
@@ -179,7 +179,7 @@ def echo(host: str, port: int) -> None:
                 loop.run()
                 break
             except OSError as error:
-                # Waiting failed, for want of memory maybe. All is as it was, so wait again.
+                # Waiting failed, perhaps for lack of memory. Nothing has changed, so wait again.
                 print(f"danga_raw: {error}", file=sys.stderr)
                 time.sleep(0.2)
         for connection in list(loop.descriptor_map.values()):
@@ -191,8 +191,8 @@ def echo(host: str, port: int) -> None:
 
 
 def info(platform: str | None, syscalls: bool, seccomp: bool, as_json: bool) -> None:
-    """Print what the backend and the ABI are, or the layouts of a platform, or what the kernel can
-    be asked, or the profile that allows it."""
+    """Print the backend and the ABI, or the layouts of a platform, or the possible system calls, or
+    a seccomp profile that allows them."""
     if seccomp:
         show(_seccomp.profile(), True)
     elif syscalls and as_json:
@@ -204,7 +204,7 @@ def info(platform: str | None, syscalls: bool, seccomp: bool, as_json: bool) -> 
 
 
 def surface() -> Facts:
-    """What `info --syscalls` prints: the calls that the package can make here."""
+    """The system calls that the package can make here, for `info --syscalls`."""
     entries = _kernel.surface(_kernel.HERE, backends())
     return {
         "libc": str(_kernel.HERE),
@@ -215,12 +215,12 @@ def surface() -> Facts:
 
 
 def table(facts: Facts) -> Iterator[str]:
-    """The same for people to read."""
+    """The same as text."""
     where = f"{facts['libc']} on {facts['machine']}"
     if facts["known"]:
-        yield f"# as {where} makes them"
+        yield f"# the system calls of {where}"
     else:
-        yield f"# {where}: not known how it makes them; these are the C functions' own names"
+        yield f"# {where}: its system calls are unknown; these are the C functions' names"
     yield f"{'C function':16}{'system call':16}{'arguments':>9}  when"
     for row in cast("list[Mapping[str, Fact]]", facts["syscalls"]):
         yield f"{row['function']:16}{row['call']:16}{row['arguments']:>9}  {row['when']}"
@@ -244,8 +244,8 @@ def _constants(module: object, *prefixes: str) -> Mapping[str, int]:
 
 
 def layouts(system: str) -> Facts:
-    """The structs and constants of one platform, "linux" or one with kqueue, under the data model
-    of the running program. Raises `ValueError` for one that isn't known."""
+    """The structs and constants of a platform, "linux" or one with kqueue, in the data model of the
+    running program. Raises `ValueError` for an unknown one."""
     cork = _sockopt.CORK_OPTIONS.get(system)
     options: dict[str, Fact] = {"IPPROTO_TCP": _sockopt.IPPROTO_TCP}
     if cork is not None:
@@ -272,7 +272,7 @@ def layouts(system: str) -> Facts:
 
 
 def information() -> Facts:
-    """What `info` prints: version, backend, libc, kernel, Python, and the ABI in force on each backend."""
+    """Version, backend, libc, kernel, Python, and the ABI in use on each backend, for `info`."""
     uname = os.uname()
     loop = Loop()
     in_force: dict[str, Fact] = {}
@@ -293,7 +293,7 @@ def information() -> Facts:
 
 
 def show(facts: Facts, as_json: bool) -> None:
-    """Print `facts` as JSON, or a line for each fact."""
+    """Print `facts` as JSON, or one on each line."""
     text = json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts))
     print(text, flush=True)
 

@@ -1,7 +1,7 @@
 """Which C library this is, in which version, and for which machine.
 
-All of it is told by what is in memory already: no program is run and no file is opened, since a
-minimal container may have neither a shell nor /proc nor a libc under a name that is known.
+This is read from memory, without running a program or opening a file: a minimal container may have
+no shell, no /proc, and no libc under a known name.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ MUSL: Final = "musl"
 
 
 class Where(NamedTuple):
-    """A C library on a machine."""
+    """A C library and a machine."""
 
     libc: str
     """`GLIBC`, `MUSL`, or "" for another."""
     version: tuple[int, ...]
-    """(2, 36) for 2.36; empty where it is not known."""
+    """(2, 36) for 2.36; empty if unknown."""
     machine: str
-    """As `uname -m` names it where it is the kernel's own: "x86_64", "i386", "arm", "aarch64", ..."""
+    """The program's, not the kernel's: "x86_64", "i386", "arm", ...; others as `uname -m` says."""
     old_stat: bool = False
-    """True if Python was built on a glibc before 2.33. There fstat(2) was no function of the library
-    but one of the program's that called `__fxstat`, which newer ones keep as it was."""
+    """True if Python was built on a glibc before 2.33. Then fstat(2) was compiled into the program
+    as a call of `__fxstat`, which newer versions of glibc have kept as it was."""
 
     def __str__(self) -> str:
         return f"{self.libc} {'.'.join(map(str, self.version))}".strip() or "unknown"
 
 
 def where() -> Where:
-    """Those of the running program."""
+    """The C library and machine of the running program."""
     machine = _machine(os.uname().machine, ctypes.sizeof(ctypes.c_void_p))
     version = _glibc()
     if version is not None:
@@ -58,12 +58,12 @@ _ARM: Final = re.compile(r"aarch64|armv?\d*\w*")
 
 
 def _machine(kernels: str, pointer: int) -> str:
-    """The machine of a program whose pointers have so many bytes, under a kernel that says it is
-    `kernels`: one of 64 bits runs programs of 32, and says it is of 32 if it is asked to."""
+    """The machine of a program whose pointers have `pointer` bytes, where uname(2) says `kernels`.
+    A 64-bit kernel runs 32-bit programs, and can be told to report a 32-bit machine."""
     if _X86.fullmatch(kernels):
         if pointer == 8:
             return "x86_64"
-        # x32 is x86-64 with short pointers, and aligns as that does.
+        # x32 is x86-64 with 32-bit pointers, and aligns as that does.
         return "i386" if ctypes.alignment(ctypes.c_int64) == 4 else "x32"
     if _ARM.fullmatch(kernels) and sys.byteorder == "little":
         return "aarch64" if pointer == 8 else "arm"
@@ -73,7 +73,7 @@ def _machine(kernels: str, pointer: int) -> str:
 
 
 def _glibc() -> str | None:
-    """The version of glibc; other C libraries have no answer, and musl says EINVAL."""
+    """The version of glibc. Other C libraries don't know the name, and musl fails with EINVAL."""
     try:
         told = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, OSError, ValueError):
@@ -82,19 +82,19 @@ def _glibc() -> str | None:
 
 
 def _old_stat() -> bool:
-    """True if Python calls fstat(2) as programs did that were built on a glibc before 2.33."""
+    """True if Python calls fstat(2) as programs built on a glibc before 2.33 do."""
     return b"\0__fxstat" in b"".join(_read_only_data(_OF_PYTHON))
 
 
-# --- musl, which tells its version to nobody but who runs its loader ------------------------------
+# --- musl, which prints its version only when its loader is run -----------------------------------
 
 _SIGN: Final = re.compile(rb"musl libc \([^)\0]*\)\n")
-"""How it introduces itself then (ldso/dynlink.c)."""
+"""The first line that it prints then (ldso/dynlink.c)."""
 _VERSION: Final = re.compile(rb"(?<![\w.])(\d+\.\d+\.\d+(?:-git-[-\w]+)?)\0")
 
 
 def _musl() -> str | None:
-    """The version of musl, "" if it is musl of an unknown one."""
+    """The version of musl; "" if it is musl, but the version is unknown."""
     if sys.platform != "linux":
         return None
     image = b"".join(_read_only_data(_OF_LIBC))
@@ -116,12 +116,12 @@ class _DlInfo(ctypes.Structure):
 
 
 class _Elf(NamedTuple):
-    """Where those fields of an image stand that are read here (elf(5))."""
+    """The layout of the fields of an ELF image that are read here (elf(5))."""
 
     header: Struct
     """e_phoff, e_phentsize, e_phnum."""
     segment: Struct
-    """p_type, p_vaddr, p_filesz, and p_flags at the place that `flags` says."""
+    """p_type, p_vaddr, p_filesz, and p_flags at the index `flags`."""
     flags: int
 
 
@@ -133,17 +133,17 @@ _PT_LOAD: Final = 1
 _PF_W: Final = 2
 _PF_R: Final = 4
 
-# The address of a function that the program calls may be, on some machines, that of a jump to it in
-# the program itself. So these are such as nobody calls.
+# On some machines, the address of a function that the program calls may be that of a jump to it in
+# the program itself. So these are functions that nobody calls.
 _OF_LIBC: Final = "hsearch"
-"""A function of every C library (POSIX has it)."""
+"""A function of every C library (it is in POSIX)."""
 _OF_PYTHON: Final = "PyOS_FSPath"
-"""A function of CPython; of PyPy none is known."""
+"""A function of CPython; none is known for PyPy."""
 
 
 def _read_only_data(name: str) -> Iterator[bytes]:
-    """What is in memory, and isn't to be written, of the program or library that has a function of
-    that name: dladdr(3) says where it stands, and its own header how much there is."""
+    """The read-only segments in memory of the program or library that defines the function `name`:
+    dladdr(3) tells where it is loaded, and its ELF header how large they are."""
     program = ctypes.CDLL(None)
     try:
         dladdr, function = program.dladdr, getattr(program, name)
@@ -165,6 +165,6 @@ def _read_only_data(name: str) -> Iterator[bytes]:
         flags = fields.pop(elf.flags)
         segment, start, length = fields
         if segment == _PT_LOAD:
-            first = start if first is None else first  # This one stands at the base.
+            first = start if first is None else first  # The first is loaded at the base.
             if flags & (_PF_R | _PF_W) == _PF_R:
                 yield ctypes.string_at(base + start - first, length)

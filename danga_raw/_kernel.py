@@ -1,15 +1,15 @@
-"""The surface of the package, and what the kernel is asked in its place: the one table of both.
+"""The C functions that the package calls, and the system calls that C libraries make for them.
 
-`typestubs/libc.pyi` has the C functions. A C library may make another system call than the one of
-that name: since the machine's kernel lacks it, since a newer one can more, or to have one code for
-several machines. strace prints, and seccomp looks at, what the library calls. So the audit, `info
---syscalls`, `info --seccomp` and docs/syscalls.md are all printed from here.
+`typestubs/libc.pyi` declares the functions. For one of them a C library may make a system call of
+another name: because the kernel has none of that name, because a newer call can do more, or to
+share code between machines. strace prints, and seccomp filters, what the library calls. So the
+audit, `info --syscalls`, `info --seccomp` and docs/syscalls.md are all made from this table.
 
-A function of which no rule says otherwise is the system call of its own name. On a machine or in a
-C library that isn't in this table that is a guess, and `Where` tells which those are.
+A function without a rule is the system call of its own name. For a machine or a C library that this
+table doesn't know, that is a guess, and `known` is False.
 
-Every rule is held against what strace and qemu see (tests/audit). Its source is glibc's
-sysdeps/unix/sysv/linux, or musl's src, in the file of the function's name.
+Every rule is compared with what strace and qemu see (tests/audit). The sources are glibc's
+sysdeps/unix/sysv/linux and musl's src, in the file named after the function.
 """
 
 from __future__ import annotations
@@ -24,56 +24,56 @@ from danga_raw._clibrary import GLIBC, MUSL, Where, where
 
 
 class Function(NamedTuple):
-    """A C function that the package calls, itself or by a wrapper of Python's."""
+    """A C function that the package calls, directly or through Python's wrapper."""
 
     arguments: int
     when: str
-    """When it is made."""
+    """When it is called."""
     only: str = ""
-    """The backend without which it is never made."""
+    """If not empty, only this backend calls it."""
     name: str = ""
-    """Its name in C, if the door has it under another."""
+    """Its name in C, if that is not the door's."""
 
 
 SURFACE: Final = {
-    "epoll_create1": Function(1, "a loop's first need of epoll", "epoll"),
-    "epoll_ctl": Function(4, "a descriptor is watched, watched otherwise, or no more", "epoll"),
+    "epoll_create1": Function(1, "a loop first needs epoll", "epoll"),
+    "epoll_ctl": Function(4, "a watch of a descriptor begins, changes or ends", "epoll"),
     "epoll_wait": Function(4, "each turn of the loop", "epoll"),
-    "kqueue": Function(0, "a loop's first need of kqueue", "kqueue"),
-    "kevent": Function(6, "each turn; a descriptor is watched, otherwise, or no more", "kqueue"),
-    "fcntl": Function(3, "behind kqueue and pipe: close-on-exec, non-blocking", "kqueue"),
+    "kqueue": Function(0, "a loop first needs kqueue", "kqueue"),
+    "kevent": Function(6, "each turn; a watch begins, changes or ends", "kqueue"),
+    "fcntl": Function(3, "after kqueue and pipe: close-on-exec, non-blocking", "kqueue"),
     "pipe": Function(1, "the first call_soon_threadsafe or signal, without pipe2", "kqueue"),
     "getpid": Function(0, "a kqueue is made or closed", "kqueue"),
     "poll": Function(3, "each turn of the loop", "poll"),
     "fstat": Function(2, "a descriptor is watched", "poll"),
     "pipe2": Function(2, "a loop's first call_soon_threadsafe or signal"),
-    "read": Function(3, "Socket.read; a loop that was woken"),
-    "write": Function(3, "Socket.write, queued data that can go out; a loop is woken"),
-    "close": Function(1, "behind the turn in which a socket was closed; a loop's end"),
+    "read": Function(3, "Socket.read; a loop has been woken"),
+    "write": Function(3, "Socket.write, queued data can be sent; a loop is woken"),
+    "close": Function(1, "after the turn in which a socket was closed; a loop is closed"),
     "setsockopt": Function(5, "Socket.tcp_cork"),
-    "getpeername": Function(3, "a socket's peer is asked for, once"),
-    "getsockname": Function(3, "a socket's own address is asked for, once"),
+    "getpeername": Function(3, "a socket's peer address is first asked for"),
+    "getsockname": Function(3, "a socket's local address is first asked for"),
     "accept": Function(4, "a Listener is ready to be read", name="accept4"),
-    "setblocking": Function(3, "a Listener, and what it accepts", name="ioctl"),
+    "setblocking": Function(3, "a Listener is made, or accepts a socket", name="ioctl"),
     "socket": Function(3, "Socket.connect"),
     "connect": Function(3, "Socket.connect"),
-    "getsockopt": Function(5, "a connection is there, or refused"),
+    "getsockopt": Function(5, "a connection is established or refused"),
     "signal": Function(3, "Loop.add_signal_handler, remove_signal_handler", name="sigaction"),
     "getrusage": Function(2, "each event, while profiling is on"),
-    "clock_gettime": Function(2, "timers; not where the C library knows the time (vdso(7))"),
+    "clock_gettime": Function(2, "timers, unless the C library knows the time (vdso(7))"),
 }
 """Each function of typestubs/libc.pyi."""
 
 
 def in_c(function: str) -> str:
-    """The name in C of a function of the door."""
+    """The C name of a function of the door."""
     return SURFACE[function].name or function
 
 
-# --- what the kernel is asked instead -----------------------------------------------------------
+# --- the system calls made for them -------------------------------------------------------------
 
 _NEW: Final = frozenset(("aarch64", "riscv64", "loongarch64"))
-"""Machines whose kernel was made without the calls that newer ones replace."""
+"""Machines whose kernel never had the calls that newer ones have replaced."""
 _NO_ACCEPT: Final = frozenset(("i386", "s390x"))
 _NO_FSTAT: Final = frozenset(("loongarch64",))
 _64_BITS: Final = _NEW | {"x86_64", "s390x", "ppc64le"}
@@ -90,30 +90,30 @@ EMPTY_PATH: Final = 0x1000
 
 
 class Asked(NamedTuple):
-    """A system call in the place of a C function."""
+    """The system call that a C library makes for a C function."""
 
     name: str
     """The kernel's name."""
     arguments: int
     constants: tuple[int | None, ...] = ()
-    """What the C library itself adds to the arguments; None for a null pointer."""
+    """The arguments that the C library itself adds; None for a null pointer."""
 
     def printed(self, function: str) -> str:
-        """The name under which strace prints it: of a multiplexer, it looks inside."""
+        """The name that strace prints: for a multiplexer, that of the call inside."""
         return in_c(function) if self.name == "socketcall" else self.name
 
 
 class Rule(NamedTuple):
-    """That a C function is another call."""
+    """Where the system call for a C function is not the one of its name."""
 
     function: str
     asked: Asked
     libraries: tuple[str, ...]
     machines: frozenset[str]
     since: tuple[int, ...] = ()
-    """The version of the C library from which on it is so."""
+    """The first version of the C library that does so."""
     before: tuple[int, ...] = (9999,)
-    """The version from which on it isn't any more."""
+    """The first version that no longer does."""
 
     def holds(self, place: Where) -> bool:
         """True on this library and machine."""
@@ -126,12 +126,12 @@ _MULTIPLEXED: Final = "socket connect accept getsockopt setsockopt getpeername g
 _STATX: Final = Asked("statx", 5, (NO_AUTOMOUNT | EMPTY_PATH,))
 _NEWFSTATAT: Final = Asked("newfstatat", 4, (EMPTY_PATH,))
 RULES: Final = (
-    # The null mask comes with its size in bytes, and so on, whether the kernel looks at it or not.
+    # The size in bytes is passed along with the null mask, whether or not the kernel looks at it.
     Rule("epoll_wait", Asked("epoll_pwait", 6, (None, 8)), (MUSL,), _ALL),
     Rule("epoll_wait", Asked("epoll_pwait", 6, (None, 8)), (GLIBC,), _NEW),
     Rule("poll", Asked("ppoll", 5, (None, 8)), (MUSL,), _NEW),
     Rule("poll", Asked("ppoll", 5, (None, 0)), (GLIBC,), _NEW),
-    # A kernel without fstat; and with times of 64 bits, a 32-bit machine's own call doesn't do.
+    # Some kernels have no fstat, and that of 32-bit machines is no use for 64-bit times.
     Rule("fstat", _STATX, LIBRARIES, _NO_FSTAT),
     Rule("fstat", _STATX, (GLIBC,), _32_BITS, since=(2, 33)),
     Rule("fstat", _NEWFSTATAT, (GLIBC,), _64_BITS - _NO_FSTAT, since=(2, 33), before=(2, 39)),
@@ -142,50 +142,50 @@ RULES: Final = (
     Rule("clock_gettime", Asked("clock_gettime64", 2), (GLIBC,), _32_BITS, since=(2, 31)),
     Rule("clock_gettime", Asked("clock_gettime64", 2), (MUSL,), _32_BITS, since=(1, 2)),
     Rule("signal", Asked("rt_sigaction", 4, (8,)), LIBRARIES, _ALL),
-    # A glibc that is built for Linux 4.3 or later makes these calls as such; Debian's isn't.
+    # A glibc built for Linux 4.3 or later makes these calls directly; Debian's is not.
     *(
         Rule(name, Asked("socketcall", 2), (GLIBC,), frozenset(("i386", "s390x")))
         for name in _MULTIPLEXED.split()
     ),
 )
-"""What differs, by library, version and machine; of several rules that hold the first one counts."""
+"""The differences, by library, version and machine; the first rule that holds is the one used."""
 
 
 class Again(NamedTuple):
-    """That a C library makes a second call when the first has failed."""
+    """Where a C library makes a second call after the first has failed."""
 
-    behind: str
+    after: str
     """The kernel's name of the first."""
     errno: int
-    """How that failed."""
+    """The error of the first."""
     asked: Asked
-    """The second: the first's arguments but for its last ones, and those constants. It fails alike."""
+    """The second: with the leading arguments of the first, then the constants. It fails alike."""
     libc: str
     machines: frozenset[str] = MACHINES
 
     def holds(self, call: str, errno: int, place: Where) -> bool:
-        """True behind a call that failed so, there."""
-        alike = (call, errno, place.libc) == (self.behind, self.errno, self.libc)
+        """True after a call that failed like this in that place."""
+        alike = (call, errno, place.libc) == (self.after, self.errno, self.libc)
         return alike and place.machine in self.machines
 
 
 F_GETFD: Final = 1
 ASKED_AGAIN: Final = (
-    # One that was opened with O_PATH could not be asked for its file before Linux 3.6, and musl finds
-    # out whether the descriptor is such a one.
+    # Before Linux 3.6, fstat failed for a descriptor opened with O_PATH, and musl finds out whether
+    # this is one.
     Again("fstat", EBADF, Asked("fcntl", 2, (F_GETFD,)), MUSL),
-    # Before Linux 2.6.28 there was no accept4. The other reason is a socket that doesn't listen.
+    # Before Linux 2.6.28 there was no accept4. EINVAL otherwise means a socket that doesn't listen.
     Again("accept4", EINVAL, Asked("accept", 3), MUSL, MACHINES - _NO_ACCEPT),
     Again("accept4", EINVAL, Asked("accept4", 4, (0,)), MUSL, _NO_ACCEPT),
 )
 
 
 _BEFORE_FSTAT: Final = (2, 32)
-"""The last glibc that had no fstat of its own."""
+"""The last glibc that did not export fstat."""
 
 
 def asked(function: str, place: Where) -> Asked:
-    """What the kernel is asked for `function` there."""
+    """The system call for `function` in that place."""
     if function == "fstat" and place.old_stat:
         place = place._replace(version=min(place.version, _BEFORE_FSTAT))
     for rule in RULES:
@@ -195,64 +195,64 @@ def asked(function: str, place: Where) -> Asked:
 
 
 MAKES_A_SOCKET: Final = "accept"
-"""Behind this function Python asks the new descriptor for its own name, to see that it is a socket."""
+"""After this function Python calls getsockname on the descriptor, to check that it is a socket."""
 
 
 class ByPython(NamedTuple):
-    """A C function that Python calls by itself behind one of the surface."""
+    """A C function that Python itself calls after one of the surface."""
 
-    behind: str
+    after: str
     function: str
     when: str
 
 
 BY_PYTHON: Final = (
-    ByPython(MAKES_A_SOCKET, "getsockname", "a Python socket is made of it"),
-    # signal.set_wakeup_fd, as Modules/signalmodule.c has it. The signal's own write follows later.
-    ByPython("signal", "fstat", "a signal is to wake a loop: is its pipe open"),
-    ByPython("signal", "fcntl", "a signal is to wake a loop: does its pipe not block"),
+    ByPython(MAKES_A_SOCKET, "getsockname", "the descriptor becomes a Python socket"),
+    # signal.set_wakeup_fd, see Modules/signalmodule.c. Later, the signal itself causes a write.
+    ByPython("signal", "fstat", "a signal is to wake a loop: is its pipe open?"),
+    ByPython("signal", "fcntl", "a signal is to wake a loop: is its pipe non-blocking?"),
 )
 
 
 class Entry(NamedTuple):
-    """A C function of the surface, as it reaches the kernel."""
+    """A C function of the surface, and its system call."""
 
     function: str
     call: str
     """The kernel's name."""
     arguments: int
-    """How many the kernel is given."""
+    """How many the system call has."""
     when: str
 
 
 def surface(place: Where, backends: Collection[str]) -> Iterator[Entry]:
-    """What the package can ask the kernel there, with those backends."""
+    """The system calls that the package can make in that place, with those backends."""
     for name, function in SURFACE.items():
         if function.only and function.only not in backends:
             continue
         call = asked(name, place)
         yield Entry(in_c(name), call.name, call.arguments, function.when)
         for python in BY_PYTHON:
-            if python.behind == name:
+            if python.after == name:
                 more = asked(python.function, place)
                 yield Entry(in_c(python.function), more.name, more.arguments, python.when)
         for rule in ASKED_AGAIN:
             if rule.holds(call.name, rule.errno, place):
-                when = f"behind a {call.name} that failed with {errorcode[rule.errno]}"
+                when = f"after a {call.name} that failed with {errorcode[rule.errno]}"
                 yield Entry(in_c(name), rule.asked.name, rule.asked.arguments, when)
 
 
 def known(place: Where) -> bool:
-    """True if this table is known to be right there."""
+    """True if this table is known to be right in that place."""
     return place.libc in LIBRARIES and place.version != () and place.machine in MACHINES
 
 
 def every_call() -> Iterator[str]:
-    """The kernel's names of the whole surface, on every library and machine of the table."""
+    """The kernel's names of the whole surface, for all libraries and machines in the table."""
     yield from map(in_c, SURFACE)
     yield from (rule.asked.name for rule in ASKED_AGAIN)
     yield from (rule.asked.name for rule in RULES)
 
 
 HERE: Final = where()
-"""The C library and the machine of this program."""
+"""The C library and machine of this process."""

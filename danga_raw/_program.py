@@ -1,4 +1,4 @@
-"""Running a Python program as `python3` itself runs it, within a Python that runs already."""
+"""Run a Python program as `python3` would, inside a Python that is already running."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _STDIN: Final = "<stdin>"
 _MAIN: Final = "__main__"
 
 _FLAGS: Final = 16
-"""Bytes in front of what marshal wrote: the magic number, flags, and what tells the source's state
-(PEP 552)."""
+"""The size of a .pyc file's header, in bytes: the magic number, flags, and what identifies the
+source (PEP 552)."""
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """What runs the program that `argv` names in one of the ways that python3 has: `-m MODULE`, a
-    file of source or of compiled code, a folder or a zip archive with a `__main__.py` in it, or `-`
-    for the standard input. Raises `OSError` for a file that can't be read.
+    """A function that runs the program that `argv` names, in any of python3's ways: `-m MODULE`, a
+    file of source or compiled code, a folder or zip archive with a `__main__.py`, or `-` for the
+    standard input. Raises `OSError` if the file can't be read.
 
-    The program has the process to itself: `__main__`, `sys.argv` and `sys.path[0]` are replaced for
-    good. Its exceptions go on to the interpreter, which ends by them in its own way and is shown no
-    frame from above the program.
+    The program has the process to itself: `__main__`, `sys.argv` and `sys.path[0]` are replaced and
+    not restored. Its exceptions reach the interpreter, which ends as it would without us; the
+    traceback shows no frames above the program's.
     """
     name, here = argv[0], working_folder()
     if name == "-m":
         return partial(_run, ["-m", *argv[2:]], here, partial(_run_module, argv[1], True))
     if name == "-":
         return partial(_run, argv, "", partial(_run_file, _standard_input(), _STDIN))
-    # Since 3.9 the program knows its file by the whole path, also when it changes the directory.
+    # Since 3.9, __file__ is an absolute path, still right after the program has called chdir.
     path = os.path.join(here, name)
     if name and get_importer(path) is not None:
         return partial(_run, argv, path, partial(_run_module, _MAIN, False), is_package=True)
@@ -48,7 +48,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
 
 def working_folder() -> str:
-    """Nothing where it was removed."""
+    """The working directory; empty if it was removed."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -56,8 +56,8 @@ def working_folder() -> str:
 
 
 def _folder_of(path: str) -> str:
-    """Where the file really is, that `path` may be a link to. What a link to a pipe leads to, of
-    those in /dev/fd, has no path itself."""
+    """The folder of the file itself, as `path` may be a symbolic link. A link in /dev/fd to a pipe
+    leads to no path."""
     with suppress(OSError):
         path = os.path.join(os.path.dirname(path), os.readlink(path))
     with suppress(OSError):
@@ -70,21 +70,21 @@ def _standard_input() -> bytes:
         with open(0, "rb", closefd=False) as file:
             return file.read()
     except OSError:
-        return b""  # As python3 takes it where there is none.
+        return b""  # If there is none, python3 runs an empty program.
 
 
 def _run(
     argv: Sequence[str], folder: str, program: Callable[[], object], is_package: bool = False
 ) -> None:
     main = ModuleType(_MAIN)
-    if sys.version_info < (3, 14):  # From there on a module's annotations are made when asked for.
+    if sys.version_info < (3, 14):  # Later, a module's annotations are made when first needed.
         main.__dict__["__annotations__"] = {}
     main.__dict__.update(__builtins__=builtins, __loader__=BuiltinImporter)
     sys.modules[_MAIN] = main
-    # A script that has imported ours by name: runpy would warn of one that is to be run again.
+    # The console script has imported it; runpy would warn if it were to be run again.
     sys.modules.pop("danga_raw.__main__", None)
     sys.argv = list(argv)
-    # The path of an isolated Python begins with no folder of a program's but one that is a package.
+    # An isolated Python's path doesn't begin with the program's folder, unless that is the program.
     if not getattr(sys.flags, "safe_path", sys.flags.isolated):
         sys.path[0] = folder
     elif is_package:
@@ -102,22 +102,22 @@ def _run(
 
 
 def _forget_file(main: ModuleType) -> None:
-    """What was run from a file, not as a module, doesn't know its file any more when it is over."""
+    """Like python3: a program that is a file, not a module, loses its `__file__` when it ends."""
     if main.__spec__ is None:
         for name in ("__file__", "__cached__"):
             main.__dict__.pop(name, None)
 
 
 def _run_module(name: str, is_argument: bool) -> object:
-    """A module by its name, or the `__main__` that is in the first folder of the path."""
-    # What the interpreter itself calls for both; runpy's public functions give the program a
-    # __main__ that is taken away again when it ends, from under its threads and atexit functions.
+    """Run a module by its name, or the `__main__` in the first folder of the path."""
+    # The interpreter itself calls this for both. runpy's public functions would remove the
+    # program's __main__ when it ends, while its threads and atexit functions still need it.
     run: Callable[[str, bool], object] = getattr(runpy, "_run_module_as_main")
     return run(name, is_argument)
 
 
 def _run_file(source: bytes, path: str) -> None:
-    """A program as the bytes of its file, compiled or not."""
+    """Run a program, given the bytes of its file, compiled or not."""
     compiled = path.endswith(".pyc") or source[:2] == MAGIC_NUMBER[:2]
     scope = sys.modules[_MAIN].__dict__
     scope["__file__"] = path
@@ -138,17 +138,17 @@ def _compiled(data: bytes) -> CodeType:
     return code
 
 
-# --- its traceback --------------------------------------------------------------------------------
+# --- the program's traceback ----------------------------------------------------------------------
 
 _OURS: Final = frozenset(
     os.path.join(os.path.dirname(__file__), name)
     for name in ("_program.py", "_tracecli.py", "trace.py")
 )
-"""The files whose frames stand above the program's, or among them where a call is traced."""
+"""The files whose frames are above the program's, or between them when a call is traced."""
 
 
 def _hide_us(error: BaseException, main: ModuleType) -> None:
-    """Have the traceback printed without the frames that are none of the program's."""
+    """Have the traceback printed with only the program's own frames."""
     theirs = _without_us(error.__traceback__)
     shown = getattr(sys, "excepthook", None)
 

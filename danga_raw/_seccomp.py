@@ -1,14 +1,14 @@
-"""The seccomp profile that `info --seccomp` prints, as OCI runtimes and `docker run --security-opt
-seccomp=FILE` take it.
+"""The seccomp profile that `info --seccomp` prints, in the format of OCI runtimes and of `docker
+run --security-opt seccomp=FILE`.
 
-It allows the surface of this package on every C library and machine of the table (`_kernel.py`), and
-what every program of it needs beside that, by name and with any arguments. A name that a machine
-doesn't have is skipped by the runtime. What isn't allowed fails with ENOSYS, as on a kernel without
-it: then a C library that is newer than this page tries an older call.
+It allows the system calls of this package, for every C library and machine that `_kernel.py` knows,
+and the other calls that all its programs need, by name and with any arguments. Runtimes skip names
+that a machine doesn't have. Other calls fail with ENOSYS, as on a kernel that lacks them: then a C
+library newer than these lists falls back to an older call.
 
-The lists are measured: `python -m tests.audit.interpreter` for Python's, `tests.audit.container` for
-the container's; tests/test_seccomp_profile.py looks again on the Python that it runs on. To add what
-another Python needs is to add the name in its line.
+The lists are measured: Python's by `python -m tests.audit.interpreter`, the container's by
+`tests.audit.container`; tests/test_seccomp_profile.py checks them on the Python that runs it. If
+another Python needs a call, add its name to the line that fits.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ INTERPRETER: Final[Mapping[str, str]] = {
     "to be traced into a file": "flock",
     "to end": "exit_group",
 }
-"""What CPython itself needs."""
+"""The calls that CPython itself needs."""
 
 SOCKETS: Final = """
     socketpair bind listen accept shutdown send sendto sendmsg recv recvfrom recvmsg
 """
-"""What programs bring themselves: their sockets, by Python's module of that name."""
+"""The calls that programs need for sockets of their own, made by Python's `socket` module."""
 
 CONTAINER: Final = """
     capget capset prctl setuid setgid setgroups chdir fstatfs getppid nanosleep epoll_pwait
 """
-"""What runc does between the filter, which is on by then, and the program."""
+"""The calls that runc makes after it has set the filter and before the program starts."""
 
 ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
     "SCMP_ARCH_X86_64": ("SCMP_ARCH_X86",),
@@ -65,23 +65,23 @@ ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
     "SCMP_ARCH_RISCV64": (),
     "SCMP_ARCH_LOONGARCH64": (),
 }
-"""The machines of the table, and those whose programs each of them runs too. The native one is always
-allowed, and of these the runtime takes the entry of the native one alone."""
+"""The machines that `_kernel.py` knows, each with those whose programs it can also run. The native
+one is always allowed, and a runtime uses only the native one's entry."""
 
 NOT_LINUX: Final = frozenset(("kqueue", "kevent", "sigaction"))
-"""What is asked of the BSDs' kernels alone; the last is the oldest call of that kind on Linux, and no
-machine of the table makes it."""
+"""The calls of the BSDs alone. Linux has a sigaction too, the oldest of its kind, but no machine
+that `_kernel.py` knows uses it."""
 
 Json: TypeAlias = "str | int | list[str] | list[Mapping[str, Json]] | Mapping[str, Json]"
 
 
 def surface() -> set[str]:
-    """What this package can ask the kernel, anywhere; that of the BSDs is no call of Linux's."""
+    """The Linux system calls that this package can make, on any machine."""
     return set(every_call()) - NOT_LINUX
 
 
 def groups() -> Mapping[str, set[str]]:
-    """The names that are allowed, by what they are for."""
+    """The allowed names, by purpose."""
     return {
         "danga_raw": surface(),
         **{f"CPython, {what}": set(names.split()) for what, names in INTERPRETER.items()},
@@ -91,12 +91,12 @@ def groups() -> Mapping[str, set[str]]:
 
 
 def allowed() -> frozenset[str]:
-    """All the names."""
+    """All allowed names."""
     return frozenset[str]().union(*groups().values())
 
 
 def profile() -> Mapping[str, Json]:
-    """The profile. Each entry has the names that no earlier one has."""
+    """The profile. Each entry lists only names that no earlier one has."""
     entries: list[Mapping[str, Json]] = []
     before: set[str] = set()
     for what, names in groups().items():

@@ -1,6 +1,6 @@
 """One system call as a record, and as the line that strace 7.2 prints for it.
 
-What the kernel is asked, under which name and with which arguments, `_kernel.py` says.
+`_kernel.py` knows which system call that is, and with which arguments.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from danga_raw._kqueue import Kevent
 
 _MOST: Final = 32
-"""How many bytes of a string and members of a list strace prints."""
+"""How many bytes of a string, or members of a list, strace prints."""
 
 # --- bits and their names -----------------------------------------------------------------------
 
 
 def _bits(prefix: str, names: str) -> Mapping[int, str]:
-    """The names of bits from the lowest up; a dash is one without a name."""
+    """The names of bits, from the lowest up; a dash is a bit without a name."""
     return {1 << i: prefix + name for i, name in enumerate(names.split()) if name != "-"}
 
 
@@ -61,7 +61,7 @@ _POLL: Final = _bits(
 )
 _KEVENT: Final = _bits("EV_", "ADD DELETE ENABLE DISABLE ONESHOT CLEAR - - - - - - - - ERROR EOF")
 _CLOEXEC: Final = {os.O_CLOEXEC: "EPOLL_CLOEXEC"}
-# Some systems' types of files have the number 0 elsewhere, which a descriptor of no file has.
+# Not 0: it stands for file types that this system lacks, and is the type of what is not a file.
 _MODES: Final = {
     **{stat.S_ISUID: "S_ISUID", stat.S_ISGID: "S_ISGID", stat.S_ISVTX: "S_ISVTX"},
     **{n: name for name, n in vars(stat).items() if n and re.fullmatch("S_IF[A-Z]+", name)},
@@ -69,10 +69,10 @@ _MODES: Final = {
 _OPERATIONS: Final = {1: "EPOLL_CTL_ADD", 2: "EPOLL_CTL_DEL", 3: "EPOLL_CTL_MOD"}
 _LEVELS: Final = {IPPROTO_TCP: "SOL_TCP" if PLATFORM == "linux" else "IPPROTO_TCP"}
 _OPTIONS: Final = {n: name for name, n in [CORK_OPTIONS.get(PLATFORM, ("", -1))]}
-# NetBSD counts its filters from 0 up; elsewhere no filter has such a number.
+# NetBSD numbers its filters from 0 up; elsewhere the numbers are negative.
 _FILTERS: Final = {-1: "EVFILT_READ", -2: "EVFILT_WRITE", 0: "EVFILT_READ", 1: "EVFILT_WRITE"}
 
-# Of names that share a number, the one that the kernel itself uses.
+# For names that share a number, the one that the kernel itself uses.
 _KERNELS_OWN: Final = ("EAGAIN", "EDEADLK", "EOPNOTSUPP")
 _ERRORS: Final = {
     **errno.errorcode,
@@ -111,7 +111,7 @@ _PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*")
 
 
 def quoted(data: bytes) -> str:
-    """`data` as strace quotes it: an octal escape is as short as what follows allows."""
+    """`data` as strace quotes it: octal escapes are as short as the next character allows."""
     if _PLAIN.fullmatch(data):
         return f'"{data.decode("ascii")}"'
     text: list[str] = []
@@ -125,14 +125,14 @@ def quoted(data: bytes) -> str:
     return f'"{"".join(text)}"'
 
 
-# --- what stands for a C argument ---------------------------------------------------------------
+# --- representations of C arguments -------------------------------------------------------------
 
 
 class Pointer(NamedTuple):
-    """An address that the kernel was given, where it took nothing from there and put nothing in."""
+    """An address passed to the kernel, if the kernel neither read nor wrote anything there."""
 
     address: int | None
-    """None if it is not known, since Python made the buffer."""
+    """None if it is unknown, because Python made the buffer."""
 
     def __str__(self) -> str:
         return "0x..." if self.address is None else f"{self.address:#x}"
@@ -149,7 +149,7 @@ class Event(NamedTuple):
 
 
 class PollFd(NamedTuple):
-    """struct pollfd, as it is after the call."""
+    """struct pollfd, after the call."""
 
     fd: int
     events: int
@@ -159,7 +159,7 @@ class PollFd(NamedTuple):
         return f"{{fd={self.fd}, events={_poll_events(self.events)}}}"
 
     def returned(self) -> str:
-        """As it stands in the result."""
+        """Its text in the result."""
         return f"{{fd={self.fd}, revents={_poll_events(self.revents)}}}"
 
 
@@ -191,7 +191,7 @@ class Timespec(NamedTuple):
 
 
 class Address(NamedTuple):
-    """struct sockaddr, as Python tells it."""
+    """struct sockaddr, in Python's form."""
 
     address: SocketAddress
 
@@ -219,7 +219,7 @@ class Address(NamedTuple):
 
 
 class Length(NamedTuple):
-    """The size of an address: the room there was, and what it took."""
+    """The size of an address: the size of its buffer, and how much of that was used."""
 
     room: int
     used: int
@@ -229,7 +229,7 @@ class Length(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A number that is always printed by its name."""
+    """A number that is printed by its name."""
 
     name: str
     number: int
@@ -249,7 +249,7 @@ class Ends(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """What the kernel was given or wrote where it isn't seen; `text` is what is known of it."""
+    """An argument that a trace doesn't see; `text` is what is known of it."""
 
     text: str
 
@@ -294,7 +294,7 @@ Value: TypeAlias = (
 
 
 def _text(value: Value) -> str:
-    """`value` in strace's words, where its type says all."""
+    """`value` as strace prints it, if that depends only on its type."""
     match value:
         case None:
             return "NULL"
@@ -315,8 +315,8 @@ def _list(members: list[str]) -> str:
 
 
 def _that_fit(members: list[str]) -> list[str]:
-    """The first of `members`, and "..." for more than go into the room that strace has for what
-    poll(2) returns: 1,024 bytes, less what it keeps for an end (its poll.c)."""
+    """The first of `members`, and "..." if the rest doesn't fit into strace's buffer for the
+    results of poll(2): 1,024 bytes, less what it reserves for the end (its poll.c)."""
     length = 1
     for number, member in enumerate(members):
         length += len(member)
@@ -336,7 +336,7 @@ def _stat(info: os.stat_result) -> str:
 
 
 def _statx(value: Value) -> str:
-    """What was asked for by fstat tells neither which fields statx filled nor the attributes."""
+    """fstat's result tells neither which fields statx filled nor the attributes."""
     if not isinstance(value, os.stat_result):
         return _text(value)
     what = f"stx_mode={_mode(value.st_mode)}, stx_size={value.st_size}"
@@ -353,8 +353,8 @@ def _mode(mode: int) -> str:
 
 
 class Call(NamedTuple):
-    """One system call: its `name`, as strace has it, which is the kernel's; its `args`, with what the
-    kernel wrote into them; its `result`, -1 where it failed; its `errno`, 0 where it didn't; and the
+    """One system call: its `name`, the kernel's, as strace prints it; its `args`, with what the
+    kernel wrote into them; its `result`, -1 if it failed; its `errno`, 0 if it succeeded; and the
     `time` at which it returned, in seconds since the epoch."""
 
     name: str
@@ -371,11 +371,11 @@ class Call(NamedTuple):
 
     @property
     def error(self) -> str | None:
-        """The name of the error, as "EAGAIN"; None where there was none."""
+        """The name of the error, such as "EAGAIN"; None if there was none."""
         return _ERRORS.get(self.errno, f"ERRNO_{self.errno}") if self.errno else None
 
     def line(self, prefix: str = "") -> str:
-        """The line that strace prints, behind a prefix that counts for its column."""
+        """The line that strace prints, after `prefix`, which counts towards its column."""
         outcome = str(self.result)
         if self.error is not None:
             outcome += f" {self.error} ({os.strerror(self.errno)})"
@@ -383,7 +383,7 @@ class Call(NamedTuple):
             ready = [e.returned() for e in cast(tuple[PollFd, ...], self.args[0]) if e.revents]
             told = _list(_that_fit(ready)) if self.result else "Timeout"
             if self.result and isinstance(self.args[2], Timespec):
-                told += ", left {tv_sec=..., tv_nsec=...}"  # That the C library keeps to itself.
+                told += ", left {tv_sec=..., tv_nsec=...}"  # The C library doesn't pass it on.
             outcome += f" ({told})"
         head = f"{prefix}{self.name}({', '.join(self.decoded)}) "
         return f"{head:<40}= {outcome}"
@@ -412,7 +412,7 @@ _STATX_BASIC_STATS: Final = 0x7FF
 
 
 def _sync_as_stat(value: Value) -> str:
-    """The flags of statx; that of no bit has a name of its own."""
+    """The flags of statx: strace prints AT_STATX_SYNC_AS_STAT though it is 0."""
     return "AT_STATX_SYNC_AS_STAT|" + _flags(cast(int, value), _AT, "AT_???")
 
 
@@ -455,10 +455,10 @@ _FORMS: Final[Mapping[str, Mapping[int, _Form]]] = {
         4: _statx,
     },
 }
-"""By call and position: how an argument is printed whose type does not say it."""
+"""By call and position: how to print an argument if that doesn't follow from its type."""
 
 
-# --- taking what a call was given ---------------------------------------------------------------
+# --- the arguments of the C functions ------------------------------------------------------------
 
 Given: TypeAlias = tuple[object, ...]
 
@@ -466,14 +466,14 @@ _POLLFD: Final = Struct("=ihh")
 
 
 def _int(value: object) -> int:
-    """A C integer, given as a ctypes object; an int may come as a Python int of the same bits."""
+    """The value of a C integer: a ctypes object, or for an int perhaps a Python int of its bits."""
     if isinstance(value, int):
         return value if value <= 0x7FFFFFFF else value - 0x100000000
     return cast(int, getattr(value, "value"))
 
 
 def _target(reference: object) -> Structure:
-    """What `byref` refers to."""
+    """The object that a `byref` refers to."""
     return cast(Structure, getattr(reference, "_obj"))
 
 
@@ -482,7 +482,7 @@ def _bytes(reference: object, size: int) -> memoryview:
 
 
 def _address(data: object) -> int | None:
-    """Where bytes stand that were given as a pointer."""
+    """The address of bytes that were passed as a pointer."""
     return to_pointer(c_char_p(cast(bytes, data)), c_void_p).value
 
 
@@ -544,7 +544,7 @@ def _write(given: Given, result: object) -> tuple[Value, ...]:
     fd, data = given
     if isinstance(data, bytes):
         return (_int(fd), data, len(data))
-    # Of a view as much as went out, or as strace prints: a large rest is written in many calls.
+    # Copy a view only as far as it was written or is printed: a large one takes many calls.
     view = cast(memoryview, data)
     written = result if isinstance(result, int) else 0
     return (_int(fd), bytes(view[: max(written, _MOST + 1)]), len(view))
@@ -566,19 +566,19 @@ def _fd(handle: object) -> int:
 
 
 def _name(given: Given, result: object) -> tuple[Value, ...]:
-    """getpeername and getsockname; Python makes as much room as an address of the family takes."""
+    """getpeername and getsockname. Python's buffer has the size of the family's addresses."""
     handle = given[0]
     room = {2: 16, 1: 110 if PLATFORM == "linux" else 106}.get(getattr(handle, "family", 0), 28)
     match result:
         case str() | bytes() | (str(), int()) | (str(), int(), int(), int()):
             used = _size(cast("SocketAddress", result), room)
             return (_fd(handle), Address(cast("SocketAddress", result)), Length(room, used))
-        case _:  # It has failed, or is of another family.
+        case _:  # It failed, or is of another family.
             return (_fd(handle), Pointer(None), Length(room, room))
 
 
 def _size(address: SocketAddress, whole: int) -> int:
-    """How many bytes of a struct sockaddr of `whole` bytes an address takes."""
+    """How many of the `whole` bytes of a struct sockaddr the address uses."""
     if not isinstance(address, (str, bytes)):
         return whole
     path = Address.path(address)
@@ -621,7 +621,7 @@ def _setblocking(given: Given, result: object) -> tuple[Value, ...]:
     return (_fd(given[0]), Word("FIONBIO", 0x5421 if PLATFORM == "linux" else 0x8004667E), 1)
 
 
-# Python has no name for the one, nor before 3.11 for the other, and two for real-time signals.
+# Python has no name for SIGEMT, none for SIGSTKFLT before 3.11, and only two for real-time signals.
 _SIGNALS: Final = {7: "SIGEMT", 16: "SIGSTKFLT"} | {
     int(each): each.name for each in signal.Signals if each < 32
 }
@@ -664,11 +664,11 @@ _TAKING: Final[Mapping[str, Taking]] = {
     "pipe2": _pipe,
     "getrusage": _getrusage,
 }
-"""Each function of the door that is a system call: what takes the C function's arguments, given
-those and what Python got back (None for an exception)."""
+"""For each function of the door that is a system call: a function that makes the C function's
+arguments from what Python passed and what it got back (None if that was an exception)."""
 
 
-# --- the arguments as the kernel has them --------------------------------------------------------
+# --- the arguments of the system calls -----------------------------------------------------------
 
 
 def _ppoll(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Value, ...]:
@@ -689,23 +689,23 @@ def _statx_of(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Va
     return (fd, "", *constants, _STATX_BASIC_STATS, info)
 
 
-def _behind(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Value, ...]:
+def _appended(args: tuple[Value, ...], constants: tuple[Value, ...]) -> tuple[Value, ...]:
     return (*args, *constants)
 
 
 _ARRANGED: Final = {"ppoll": _ppoll, "newfstatat": _newfstatat, "statx": _statx_of}
-"""By the kernel's name: where what the C library adds doesn't just stand behind the rest."""
+"""By the kernel's name: the calls to which the C library doesn't just append arguments."""
 
 
 def calls(place: Where) -> Mapping[str, tuple[str, Taking]]:
-    """Each function of the door that is a system call, on that C library and machine: the name
-    strace has for it, and what takes its arguments."""
+    """For each function of the door that is a system call, with that C library and machine:
+    strace's name for it, and a function that makes its arguments."""
     return {name: _call(name, asked(name, place)) for name in _TAKING}
 
 
 def _call(function: str, kernels: Asked) -> tuple[str, Taking]:
     take = _TAKING[function]
-    arrange, constants = _ARRANGED.get(kernels.name, _behind), kernels.constants
+    arrange, constants = _ARRANGED.get(kernels.name, _appended), kernels.constants
 
     def arranged(given: Given, result: object) -> tuple[Value, ...]:
         return arrange(take(given, result), constants)
@@ -721,16 +721,16 @@ RETURNED: Final[Mapping[str, Callable[[object], int]]] = {
     "getsockopt": lambda value: 0,
     "signal": lambda former: 0,
 }
-"""What a call returned, of which Python made something else."""
+"""The result of the system call, if Python's function returns something else."""
 
 
 _IS_CPYTHON: Final = sys.implementation.name == "cpython"
 
 
 def asked_again(function: str, call: Call, place: Where) -> Call | None:
-    """What Python or the C library there asks the kernel by itself behind `call` of `function`."""
+    """The system call that Python or that C library makes by itself after `call` of `function`."""
     if function == MAKES_A_SOCKET and call.result >= 0 and _IS_CPYTHON:
-        # Of the answer nobody is told; the room for it is that of struct sockaddr_storage.
+        # Nobody gets to see the answer; its buffer has the size of struct sockaddr_storage.
         args: tuple[Value, ...] = (call.result, Unknown("{...}"), Unknown("[128 => ...]"))
         return call._replace(name="getsockname", args=args, result=0)
     for rule in ASKED_AGAIN:
@@ -742,6 +742,6 @@ def asked_again(function: str, call: Call, place: Where) -> Call | None:
 
 
 CALLS: Final = calls(HERE)
-"""Those of this program."""
+"""Those of this process."""
 FSTAT: Final = CALLS["fstat"][0]
-"""The name strace has for fstat(2)."""
+"""strace's name for fstat(2)."""

@@ -26,18 +26,18 @@ from danga_raw._strace import CALLS
 from danga_raw.trace import Call, Trace
 
 _TRIES: Final = 10
-"""How often a line is begun anew because a signal's handler has raised meanwhile."""
+"""How often a line is started again because a signal's handler raised meanwhile."""
 
 _FIRST_THREAD: Final = get_ident()
 
 _other_threads: Final[Callable[[], int]] = getattr(_thread, "_count")
-"""How many there are that Python has made. Its public `threading` knows it too, and costs a program
-that has no threads the import of it."""
+"""The number of threads that Python has started. `threading` knows it too, but a program without
+threads would have to import it."""
 
 
 def main(argv: Sequence[str], prog: str) -> None:
-    """Run the program under a trace. Ends by SystemExit: 2, and a word on stderr, for a program or a
-    file that can't be opened and for an unknown call; by the program's own exception otherwise."""
+    """Run the program under a trace. Raises what the program raises, or SystemExit(2), after a
+    message on stderr, if the program or a file can't be opened or a call is unknown."""
     parser = _parser(prog)
     options, program = _split(argv)
     arguments, unknown = parser.parse_known_args(options)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str], prog: str) -> None:
     output.at_end = trace.stop
 
     def alone() -> None:
-        # As strace does without -f. The lines of two processes in one text would belong to neither.
+        # As strace does without -f. A mixture of two processes' lines would describe neither.
         output.leave()
         trace.stop()
 
@@ -71,13 +71,13 @@ def main(argv: Sequence[str], prog: str) -> None:
         output.write([counting.table()])
 
     def audit(event: str, given: tuple[object, ...]) -> None:
-        # Nothing else tells of an exec, which ends the interpreter without a word.
+        # Nothing else reports an exec, which ends the interpreter without its exit handlers.
         if event == "os.exec":
             counted()
             output.hand_on(cast("Sequence[str]", given[1]))
 
     os.register_at_fork(after_in_child=alone)
-    # Registered before the program can do so, and so run after all that it registers.
+    # Registered before anything that the program registers, and so run after all of that.
     atexit.register(counted)
     if arguments.table or arguments.output is not None:
         sys.addaudithook(audit)
@@ -91,42 +91,42 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         usage="%(prog)s [-o FILE] [-c | --json] [-e NAME,NAME] [-t] PROGRAM [ARG ...]",
         description="Run a Python program and print the system calls that danga_raw makes in it, as"
         " strace does: those of the process itself, not of its children. Lines are written as the"
-        " calls return; the table of -c when the interpreter ends or execs another program, so not"
-        " by os._exit or a deadly signal.",
-        epilog="PROGRAM is what python3 takes: a file, a folder or zip archive with a __main__.py,"
-        " -m MODULE, or - for the standard input.",
+        " calls return; the table of -c when the interpreter exits or execs another program, so not"
+        " after os._exit or a deadly signal.",
+        epilog="PROGRAM is whatever python3 takes: a file, a folder or zip archive with a"
+        " __main__.py, -m MODULE, or - for the standard input.",
         allow_abbrev=False,
     )
     parser.add_argument("-o", metavar="FILE", dest="output", help="write to FILE, not to stderr")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("-c", action="store_true", dest="table", help="only count calls and errors")
-    form.add_argument("--json", action="store_true", help="one object a line")
+    form.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument(
         "-e",
         metavar="[trace=]NAME,NAME",
         action="append",
         default=[],
         dest="only",
-        help="only these calls, or behind a ! all but these; a second -e adds to the first, or"
-        " takes away",
+        help="only these calls, or after a ! all but these; another -e adds to the calls, or with a"
+        " ! removes some",
     )
     parser.add_argument(
         "-t",
         action="count",
         default=0,
         dest="stamp",
-        help="the time at which a call returned; -tt with microseconds, -ttt since the epoch",
+        help="print when each call returned; -tt with microseconds, -ttt since the epoch",
     )
     return parser
 
 
 def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Our options, and the program with its arguments, which are none of ours."""
+    """Our options, and the program with its own arguments."""
     at = 0
     while at < len(argv) and argv[at].startswith("-") and argv[at] != "-":
         if argv[at] == "--":
             return argv[:at], argv[at + 1 :]
-        # Several letters may stand behind one dash, and the value of the last one behind it.
+        # One dash may have several letters, and the last one's value may follow in the same word.
         taking = re.match("-([^-oem]*)([oem])(.*)", argv[at], re.DOTALL)
         if taking and taking[2] == "m":
             flags = [f"-{taking[1]}"] if taking[1] else []
@@ -140,12 +140,12 @@ def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 
 class _Printing(Trace):
-    """A trace by which each thread prints its own calls, one by one, before it goes on.
+    """A trace in which each thread prints its own calls, one by one, before it goes on.
 
-    Nothing is locked, so that no thread waits for another, no signal's handler for the thread that
-    it has interrupted, and no child of a fork for a thread that it doesn't have: a line is one
-    write(2), and the kernel keeps those apart. What is raised here is the program's, by a signal's
-    handler, and finds the line written all the same.
+    There are no locks, so no thread waits for another, no signal's handler for the thread that it
+    interrupted, and no child of a fork for a thread that it doesn't have: each line is one
+    write(2), and the kernel keeps those apart. If a signal's handler of the program raises in here,
+    the line is written all the same.
     """
 
     def __init__(
@@ -175,12 +175,12 @@ class _Printing(Trace):
 
 
 class _Counting(Trace):
-    """A trace that counts, by thread, so that nobody adds to a number that another is adding to."""
+    """A trace that counts calls, by thread, so that two threads never add to the same number."""
 
     def __init__(self, names: frozenset[str]) -> None:
         super().__init__()
         self._names = names
-        # With these, unlike a Counter, no handler of a signal comes between a look and an addition.
+        # Unlike in a Counter, no signal's handler can run between reading a count and adding to it.
         self._counts: defaultdict[tuple[int, str], int] = defaultdict(int)
         self._failed: defaultdict[tuple[int, str], int] = defaultdict(int)
 
@@ -191,8 +191,8 @@ class _Counting(Trace):
             self._failed[key] += call.errno != 0
 
     def table(self) -> bytes:
-        """Those columns of strace's -c that can be filled, since the last time: the kernel's time is
-        not seen here."""
+        """The counts since the last table, in the columns of strace's -c but for those of the time
+        in the kernel, which is unknown here."""
         calls, errors = _total(self._counts), _total(self._failed)
         if not calls:
             return b""
@@ -205,7 +205,7 @@ class _Counting(Trace):
 
 
 def _total(counts: defaultdict[tuple[int, str], int]) -> Counter[str]:
-    """The sum of all threads by name, of counts that begin anew."""
+    """The sums over all threads, by name. Resets the counts."""
     total: Counter[str] = Counter()
     for key in list(counts):
         total[key[1]] += counts.pop(key)
@@ -230,13 +230,13 @@ def _encoded(line: str) -> bytes:
 
 
 def _thread_number() -> int | None:
-    """The kernel's number of this thread, where the process has more than one."""
-    # A thread that Python has not made is not counted.
+    """The kernel's number of this thread, if the process has more than one."""
+    # A thread that Python didn't start is not counted.
     return get_native_id() if _other_threads() or get_ident() != _FIRST_THREAD else None
 
 
 def _stamp(kind: int, seconds: float) -> str:
-    """The time as strace's -t, -tt and -ttt have it."""
+    """The time as strace's -t, -tt and -ttt print it."""
     whole, part = divmod(int(seconds * 1_000_000), 1_000_000)
     if kind == 0:
         return ""
@@ -247,10 +247,10 @@ def _stamp(kind: int, seconds: float) -> str:
 
 
 def _selection(expressions: Sequence[str]) -> frozenset[str]:
-    """The names that the -e choose. Raises `ValueError` for one that is no call of the package."""
+    """The names that the -e options select. Raises `ValueError` for one that can't occur."""
     names = {alias: kernels for name, (kernels, _) in CALLS.items() for alias in (name, kernels)}
     known = frozenset(names.values())
-    # strace goes by the last -e alone. Whoever writes two means both.
+    # strace obeys only the last -e. Whoever writes two means both.
     selected = known if not expressions or "!" in expressions[0][:7] else frozenset[str]()
     for expression in expressions:
         _, equals, wanted = expression.rpartition("=")
@@ -266,28 +266,28 @@ def _selection(expressions: Sequence[str]) -> frozenset[str]:
     return selected
 
 
-# --- where it goes --------------------------------------------------------------------------------
+# --- the output -----------------------------------------------------------------------------------
 
 
 class _Output:
-    """Where the text goes: at once and by itself, so that nothing is lost however the program ends,
-    and on a descriptor out of the way, so that the program's have the numbers they would anyway.
+    """The file that the text goes to. Nothing is buffered, so nothing is lost however the program
+    ends, and the descriptor has a high number, so that the program's get their usual ones.
 
-    A program may close all descriptors, as daemons do, and the number may be its own later. So it is
-    looked at before each use, and the file is opened again, if there is one. When nothing can be
-    written any more that is said once, and the program goes on.
+    The program may close all descriptors, as daemons do, and later use the number itself. So the
+    descriptor is checked before each use, and the file is reopened, if there is one. When nothing
+    can be written any more, that is reported once, and the program goes on.
     """
 
     def __init__(self, path: str | None) -> None:
-        """Raises `OSError` for a file that can't be opened, `ValueError` for a command."""
+        """Raises `OSError` if the file can't be opened, `ValueError` if it is a command."""
         if path is not None and path.startswith(("|", "!")):
             raise ValueError(f"-o takes a file, not a command: {path!r}")
         self.path = path
         self.at_end: Callable[[], object] = lambda: None
         """Called when nothing can be written any more."""
         self._folder = working_folder()
-        # One number, or none when all is over. A list, since a map asks for its member just before
-        # it calls: no handler of a signal that forks comes between.
+        # One number, or none when nothing more is written. A list, for the sake of `map`, which
+        # takes the number just before it calls: no signal's handler can fork in between.
         self._fds = [-1]
         self._inheritable = False
         self._is_terminal = False
@@ -296,7 +296,7 @@ class _Output:
         except OSError as error:
             if path is not None:
                 raise OSError(error.errno, error.strerror, path) from None
-            # There is no standard error, which is no reason not to run the program.
+            # There is no standard error. The program can run all the same.
             self._fds.clear()
 
     def _open(self, at_first: bool = False) -> None:
@@ -308,12 +308,12 @@ class _Output:
         except OSError as error:
             if _by_handler(error):
                 raise
-            # There the program has its own.
+            # The program has its own descriptors there.
             fd = fcntl(opened, F_DUPFD_CLOEXEC, 3)
         if self.path is not None:
             os.close(opened)
         self._file = os.fstat(fd)
-        # One that the program has made non-blocking takes a part of a line if it isn't asked first.
+        # One that the program has made non-blocking would take a part of a line without a wait.
         self._is_terminal = os.isatty(fd)
         if self._fds:
             self._fds[:] = [fd]
@@ -327,8 +327,8 @@ class _Output:
         return opened
 
     def write(self, text: list[bytes]) -> None:
-        """Write the one member of `text`, and leave of it what is not written yet."""
-        if self._inheritable:  # The exec has failed.
+        """Write the one member of `text`, and leave there what has not been written."""
+        if self._inheritable:  # The exec failed.
             self._inherit(False)
         full = self._is_terminal
         while text[0]:
@@ -340,7 +340,7 @@ class _Output:
                 for written in map(os.write, self._fds, text):
                     text[0] = text[0][written:]
             except BlockingIOError:
-                full = True  # The program has made non-blocking what it shares with us.
+                full = True  # We share it with the program, which has made it non-blocking.
             except OSError as error:
                 if _by_handler(error):
                     raise
@@ -349,7 +349,7 @@ class _Output:
                 text[0] = b""
 
     def _wait(self) -> None:
-        """Until there is room, or for a second."""
+        """Wait until there is room, for a second at most."""
         room = select.poll()
         for fd in self._fds:
             room.register(fd, select.POLLOUT)
@@ -365,7 +365,7 @@ class _Output:
         return all(os.path.samestat(info, self._file) for info in found)
 
     def _give_up(self, error: OSError) -> None:
-        if self._fds:  # Otherwise this is a child, made while its parent was writing.
+        if self._fds:  # Else this is a child that was forked while its parent was writing.
             self._fds.clear()
             self.at_end()
             if self.path is not None:
@@ -373,21 +373,21 @@ class _Output:
                     os.write(2, f"danga_raw trace: {self.path}: {error.strerror}\n".encode())
 
     def leave(self) -> None:
-        """Write no more, in the child of a fork, also where a handler forked amid a write."""
+        """Stop writing, in the child of a fork, even one by a handler amid a write."""
         if self._is_ours():
             for fd in self._fds:
                 os.close(fd)
         self._fds.clear()
 
     def hand_on(self, command: Sequence[str | bytes | os.PathLike[str]]) -> None:
-        """Before an exec: what traces into the same file learns by the open descriptor that the
-        lines there are those of this process, which strace, too, follows into its next program."""
+        """Before an exec of another trace into the same file: let it learn, by the open descriptor,
+        that the file's lines are this process's. strace, too, follows a process through an exec."""
         path = self.path
         if path is None:
             return
         words = map(os.fsdecode, command)
         if any(word == path or (word[:1] == "-" and word.endswith(path)) for word in words):
-            if not self._is_ours():  # A program may well close them all before an exec.
+            if not self._is_ours():  # Programs often close all descriptors before an exec.
                 with suppress(OSError):
                     self._open()
             self._inherit(True)
@@ -400,7 +400,7 @@ class _Output:
 
 
 def _by_handler(error: OSError) -> bool:
-    """True if a signal's handler has raised it, whose exceptions are the program's."""
+    """True if a signal's handler raised it; then it belongs to the program."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -408,7 +408,7 @@ def _by_handler(error: OSError) -> bool:
 
 
 def _is_continued(opened: int) -> bool:
-    """True if this process had the file open before an exec; that descriptor is closed."""
+    """True if this process had the file open before an exec; closes that descriptor."""
     file = os.fstat(opened)
     for fd in _descriptors():
         with suppress(OSError):
@@ -424,8 +424,8 @@ def _is_continued(opened: int) -> bool:
 
 
 def _lock(opened: int) -> bool:
-    """False if another trace that still goes on writes into the file: that of the parent maybe of a
-    program that starts its own command once more. The lock is there to tell, nobody waits for it."""
+    """False if another running trace writes into the file: for example, the parent's, if a program
+    starts its own command again. The lock only marks the file; nobody waits for it."""
     try:
         flock(opened, LOCK_EX | LOCK_NB)
     except BlockingIOError:

@@ -12,6 +12,7 @@ from itertools import repeat
 from types import MappingProxyType
 
 from danga_raw._backends import choose_backend
+from danga_raw._interrupt import alone
 from danga_raw._libc import INT_MAX, libc
 from danga_raw._log import described, warn
 from danga_raw._mistakes import check_callback, no_copy, whole
@@ -245,8 +246,10 @@ class Loop:
         another thread than that of the run it ends a wait in progress, by the calls of
         `call_soon_threadsafe`, and raises what that does."""
         self._stopping = self._registry.something_due = True
-        if self._registry.outer_batches and self._thread != get_ident():
-            self._open_waker()
+        if self._thread != get_ident():
+            with alone():  # A run that ends meanwhile must not close the loop before.
+                if self._registry.outer_batches:
+                    self._open_waker()
         if (waker := self._registry.waker) is not None:
             waker.wake()
 

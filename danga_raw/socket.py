@@ -435,8 +435,10 @@ class Socket(Generic[HandleT]):
             if fd is None:
                 return True
             if offset:
-                # Partly written: so it is data, which mypy can't know, and the connection stands.
-                rest: Block = queue[0]  # type: ignore[assignment]
+                # Partly written: so it is data, and the connection stands.
+                rest = queue[0]
+                if TYPE_CHECKING:
+                    assert isinstance(rest, (bytes, memoryview))
                 if func is None:
                     rest = rest[offset:]
                     count = len(rest)
@@ -493,8 +495,8 @@ class Socket(Generic[HandleT]):
         """Queue `new`, of which `out` bytes have been written."""
         queue: deque[Queued] = self.write_buf if self.write_buf is not _NO_QUEUE else deque()
         left = _size(new) - out
-        if out and self.writer_func is None:
-            new = memoryview(new)  # type: ignore[arg-type]  # a callable is never partly written
+        if out and isinstance(new, bytes) and self.writer_func is None:
+            new = memoryview(new)
         # No call from here on: a signal's handler could close the object after it.
         if not self.closed:
             self.__direct = None

@@ -1,26 +1,26 @@
 """The audit: every system call that the package makes, as a record and as the line strace prints.
 
-While a trace is on, each foreign function has an `errcheck`, which everybody who holds the function
-feels, and the door's Python functions are replaced by ones that report. When it goes off, nothing
-is left of either. So a trace costs nothing while off, and can begin and end while a loop runs.
+While a trace is on, each foreign function has an `errcheck`, which takes effect for everybody who
+holds the function, and the door's Python functions are replaced by ones that report. Turning it off
+undoes both. So a trace costs nothing while off, and can start and stop while a loop runs.
 
-What can't be seen from here, or not whole:
+What a trace can't see, or sees only in part:
 
 * clock_gettime, which the C library answers without the kernel (vdso(7));
-* when a call began, and whether it came before those of a signal's handler just behind it;
-* that a read, a write or an accept was interrupted and made again (PEP 475), or that a poll(2) is yet
-  to be (ERESTART_RESTARTBLOCK);
-* a call out of which a signal's handler raised an exception, and a `close` that a handle which is no
-  socket makes by itself;
-* the address of a buffer that Python made, printed as 0x..., as is a socket's address of another family
-  than AF_INET, AF_INET6 and AF_UNIX; the name of the interface in a link-local address;
-* what the C library keeps to itself: the time that a ppoll(2) had left, the fields that a statx(2)
+* when a call began, and whether it came before those of a signal's handler that ran just after it;
+* that a read, a write or an accept was interrupted and restarted (PEP 475), or that a poll(2) will
+  be restarted (ERESTART_RESTARTBLOCK);
+* a call from which a signal's handler raised an exception, and the `close` of a handle that is not
+  a socket and closes its descriptor itself;
+* the address of a buffer that Python made, printed as 0x..., and likewise a socket address of any
+  family but AF_INET, AF_INET6 and AF_UNIX; the name of the interface in a link-local address;
+* what the C library doesn't pass on: the time that a ppoll(2) had left, the fields that a statx(2)
   filled, and how a signal was handled before;
-* what Python asks by itself: the answer when it asks for the name of an accepted descriptor; and for
-  `signal.set_wakeup_fd`, fstat and fcntl(F_GETFL) of the pipe's write end when a handler is added, and
-  the write of the signal's number when it comes.
+* calls that Python makes itself: the answer, when it asks for the name of an accepted descriptor;
+  and for `signal.set_wakeup_fd`, the fstat and fcntl(F_GETFL) of the pipe's write end when a
+  handler is added, and the write of the signal's number when the signal arrives.
 
-Names and arguments are those of the system call that the C library makes of the function
+Names and arguments are those of the system call that the C library makes for the function
 (`_kernel.py`), or the function's own where that isn't known; the text is that of strace 7.2.
 """
 
@@ -44,26 +44,26 @@ from danga_raw._strace import Call as Call
 
 
 class Trace:
-    """Records the calls of the package, of all its loops and threads, while it is on.
+    """Records the package's calls, in all loops and threads, while it is on.
 
-    `with Trace() as calls:` gathers them in a list; `Trace(sink)` hands each to `sink`, before the
-    caller has its result. Several may be on at a time, and each gets every call.
+    `with Trace() as calls:` collects them in a list; `Trace(sink)` passes each to `sink` before the
+    caller gets the result. Several traces may be on at the same time, and each gets every call.
 
-    An exception of a sink takes its trace off and reaches the caller of the traced call, an OSError
-    as the cause of a RuntimeError: the package would take it for the call's own failure. The call
-    has been made, and nothing of it is lost: what was read is still to be read, and what was not
-    written is queued. What is called while a thread is in a sink, by the sink or by a signal's
-    handler, is not traced.
+    If a sink raises, its trace is turned off and the exception reaches the caller of the traced
+    call. An OSError does so as the cause of a RuntimeError, since the package would take it for a
+    failure of the call itself. The call has been made, and nothing is lost: what was read can still
+    be read, and what was not written is queued. Calls that a thread makes while it is in a sink, in
+    the sink itself or in a signal's handler, are not traced.
     """
 
     __slots__ = {
-        "calls": "The calls so far; stays empty where there is another sink.",
-        "sink": "What each call is handed to.",
+        "calls": "The calls so far; always empty if a sink was given.",
+        "sink": "What each call is passed to.",
     }
     __getstate__ = no_copy
 
     def __init__(self, sink: Callable[[Call], object] | None = None) -> None:
-        """Off at first. Raises `TypeError` for a sink that can't be called."""
+        """Off at first. Raises `TypeError` if `sink` is not callable."""
         if sink is not None and not callable(sink):
             raise TypeError(f"a trace takes a callable or None, not {sink!r}")
         self.calls: list[Call] = []
@@ -75,17 +75,17 @@ class Trace:
         return self in _on
 
     def start(self) -> None:
-        """Record from here on; does nothing if it is on."""
+        """Start recording; does nothing if it is on."""
         _on[self] = None
         _switch()
 
     def stop(self) -> None:
-        """Record no longer; does nothing if it is off."""
+        """Stop recording; does nothing if it is off."""
         _on.pop(self, None)
         _switch()
 
     def hand_over(self, call: Call) -> None:
-        """Give a call to the sink. A subclass may do otherwise; what it raises reaches the caller."""
+        """Call the sink. A subclass may override this; what it raises reaches the caller."""
         thread = get_ident()
         if thread in _in_sinks:
             return
@@ -114,21 +114,21 @@ class _Function(Protocol):
 
 
 _on: Final[dict[Trace, None]] = {}
-"""Those that are on. A dict takes one in or out in one step, whatever a signal's handler does."""
+"""Those that are on. A dict adds or removes one in one step, whatever a signal's handler does."""
 _in_sinks: Final[set[int]] = set()
 """The threads that are in a sink."""
 _replaced: Final[dict[str, tuple[object, object]]] = {}
-"""By name: what was in the door, and what is there now."""
+"""By name: the door's own function, and the one that is there now."""
 _is_switching = False
 
 
 def _switch() -> None:
-    """See to it that the door is observed if and only if a trace is on."""
+    """Make sure that the door is observed if and only if a trace is on."""
     global _is_switching
     with alone():
-        # A signal's handler that starts or stops a trace may come in the midst of this. Then it
-        # leaves the rest to whom it has interrupted, who looks again. There is no call between the
-        # look at the flag and its setting, behind which a handler could come.
+        # A signal's handler that starts or stops a trace may interrupt this. It leaves the rest to
+        # the function that it interrupted, which checks again. No call between testing the flag and
+        # setting it: a handler could run after it.
         while True:
             if _is_switching or (not _on) == (not _replaced):
                 break
@@ -143,8 +143,8 @@ def _switch() -> None:
 
 
 def _after_fork() -> None:
-    """A thread that was switching is not there any more, nor is another that was in a sink. This one
-    still is, if it forked there."""
+    """A thread that was switching doesn't exist any more, nor do others that were in a sink. This
+    thread still is in one, if it forked there."""
     global _is_switching
     _is_switching = False
     _in_sinks.intersection_update((get_ident(),))
@@ -153,8 +153,8 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-# The door's __dict__ is left alone: once that was looked at, CPython 3.11 and later find attributes
-# by a slower way, and a turn of the loop costs 4 % more for good.
+# The door's __dict__ is not touched: once it has been accessed, CPython 3.11 and later look up the
+# door's attributes more slowly, and every turn of the loop costs 4 % more from then on.
 def _observe() -> None:
     for name in CALLS:
         real: object = getattr(libc, name, None)
@@ -176,8 +176,8 @@ def _leave_alone() -> None:
     _replaced.clear()
 
 
-# Kept for good: ctypes calls the one that was there when the call began, and has no reference to it.
-# That of a wait is called when the wait ends, however long ago another thread took the trace off.
+# Never freed: ctypes calls the one that was set when the call began, without holding a reference to
+# it. A wait calls it when it ends, however long ago another thread turned the trace off.
 @cache
 def _errcheck(name: str) -> Callable[[int, object, Given], int]:
     def errcheck(result: int, function: object, given: Given) -> int:
@@ -192,7 +192,7 @@ def _errcheck(name: str) -> Callable[[int, object, Given], int]:
 
 
 def _reporting(name: str, real: _Function) -> _Function:
-    # Another kernel's functions answer as C does, and may be no C functions for all that.
+    # The functions of a simulated kernel return what C's would, but need not be C functions.
     as_c = name in FOREIGN
 
     def reporting(*given: object) -> object:
@@ -211,7 +211,7 @@ def _reporting(name: str, real: _Function) -> _Function:
             set_errno(number)
         return result
 
-    # The name of the symbol tells NetBSD's older kevent from the newer.
+    # The symbol's name distinguishes NetBSD's older kevent from the newer one.
     setattr(reporting, "__name__", getattr(real, "__name__", name))
     return reporting
 
@@ -221,7 +221,7 @@ def _report(name: str, given: Given, result: object, returned: int, number: int)
     call = Call(kernels_name, take(given, result), returned, number, time.time())
     again = asked_again(name, call, HERE) if number or name == MAKES_A_SOCKET else None
     failure: list[BaseException] = []
-    for trace in list(_on):  # In one step also where there is no GIL, as a tuple is not made.
+    for trace in list(_on):  # One step even without a GIL, unlike tuple(_on).
         try:
             trace.hand_over(call)
             if again is not None:

@@ -2,8 +2,8 @@
 """ddlockd, the lock server of Danga Interactive, as a port from Perl looks: ddlockd.py [PORT].
 
 A client sends lines, "trylock lock=NAME", "releaselock lock=NAME", "locks" or "noop", and gets "OK"
-or "ERR code text" for each. Only the holder of a lock can release it, and it dies with his
-connection.
+or "ERR code text" for each. Only the connection that took a lock can release it, and does so when
+it ends.
 """
 
 import logging
@@ -18,7 +18,7 @@ from operator import itemgetter
 from os.path import abspath, dirname
 from urllib.parse import parse_qsl, quote_plus
 
-# The package lies beside this folder: a bare checkout runs without being installed.
+# The package is next to this folder: a bare checkout runs without being installed.
 sys.path.insert(0, dirname(dirname(abspath(__file__))))
 
 from danga_raw import Listener, Socket, default_loop, log_exception
@@ -26,10 +26,10 @@ from danga_raw import Listener, Socket, default_loop, log_exception
 MAX_LINE = 64 * 1024
 
 PIECE = 64 * 1024
-"""So many bytes of a long answer are made at a time; and then the others get their turn."""
+"""How many bytes of a long answer are made at a time, before the other clients get their turn."""
 
 A_TURN = 1000
-"""So many locks of a client that has left are released at a time, for the same reason."""
+"""How many locks of a client that has left are released at a time, for the same reason."""
 
 ERRORS = {
     "unknown_command": "Unknown server command",
@@ -40,7 +40,7 @@ ERRORS = {
 
 
 class Names:
-    """Names in order, in runs that are short, so that a new one moves only a few."""
+    """Sorted names, in short runs, so that adding one moves only a few."""
 
     RUN = 500
 
@@ -68,17 +68,17 @@ class Names:
         if not run:
             del self.runs[at]
 
-    def behind(self, name: str) -> Iterator[str]:
-        """All that come after `name`. Not to be used any more once there are others."""
+    def after(self, name: str) -> Iterator[str]:
+        """All names after `name`. Becomes invalid when names are added or removed."""
         for run in self.runs[self.place(name) :]:
             yield from run[bisect_right(run, name) :]
 
 
 holder: dict[str, "Client"] = {}
-"""Who holds each lock; until it is released, also who has left with it."""
+"""The holder of each lock, even one that has left and whose lock is still to be released."""
 
 names = Names()
-"""The locks by name."""
+"""The names of all locks."""
 
 
 class Client(Socket):
@@ -90,7 +90,7 @@ class Client(Socket):
         super().__init__(sock)
         self.read_buf = b""
         self.locks: set[str] = set()
-        self.listed: str | None = None  # the last lock named in an answer that isn't finished
+        self.listed: str | None = None  # the last lock in an unfinished answer to "locks"
         self.watch_read(True)
 
     def event_read(self) -> None:
@@ -106,13 +106,13 @@ class Client(Socket):
             self.go_on()
 
     def go_on(self) -> None:
-        """Say what is still to be said, then hear what comes next."""
+        """Finish the answer to "locks", then process the next lines."""
         if self.listed is not None:
             self.list_more(self.listed)
         self.process_lines()
 
     def process_lines(self) -> None:
-        # As long as answers wait to be sent, no more are made: who doesn't read, isn't read from.
+        # Back-pressure: a client that doesn't read its answers isn't read from.
         while not self.write_buf_size and not self.closed and self.listed is None:
             line, end, rest = self.read_buf.partition(b"\n")
             if len(line.removesuffix(b"\r")) > MAX_LINE:
@@ -164,15 +164,15 @@ class Client(Socket):
         self.list_more("", b"LOCKS:\n")
 
     def list_more(self, listed: str, piece: bytes = b"") -> None:
-        """Name some of the locks behind `listed`; the rest when the peer has taken these."""
+        """Send some of the locks after `listed`, and the rest when the peer has read these."""
         self.listed = None
-        for looked, lock in enumerate(names.behind(listed)):
+        for looked, lock in enumerate(names.after(listed)):
             if len(piece) >= PIECE or looked == A_TURN:
                 self.listed = listed
                 break
             listed = lock
             if not holder[lock].closed:
-                # A control character would let a name pass for a line of its own.
+                # With a control character, part of a name could pass for another line.
                 name = re.sub(r"[\x00-\x1f\x7f]", lambda control: quote_plus(control[0]), lock)
                 piece += f"  {name} = {holder[lock].as_string()}\n".encode("latin-1")
         if piece:
@@ -222,17 +222,17 @@ def main() -> None:
         print(f"usage: ddlockd.py [-h] [PORT]\n\n{__doc__}", end="")
         return
     if len(sys.argv) > 2:
-        sys.stderr.write(f"ddlockd.py: one port, and not {' '.join(sys.argv[1:])!r}\n")
+        sys.stderr.write(f"ddlockd.py: it takes one port, not {' '.join(sys.argv[1:])!r}\n")
         sys.exit(2)
     port = sys.argv[1] if len(sys.argv) > 1 else "7002"
     try:
         server = socket.create_server(("127.0.0.1", int(port)), backlog=1024)
-        # What the clients' sockets inherit. Keepalive frees the locks of a machine that has died.
+        # The clients' sockets inherit these. Keepalive frees the locks of a machine that has died.
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         Listener(server, accepted)
         default_loop().on_exception = log_exception
-        # Nothing is left to be done at the end: Ctrl-C may do what it does to a C program.
+        # There is nothing to clean up, so let Ctrl-C end the process as it would a C program.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("listening on %s:%d" % server.getsockname(), flush=True)
     except (OSError, OverflowError, ValueError) as error:
@@ -241,7 +241,7 @@ def main() -> None:
     while True:
         try:
             Socket.EventLoop()
-        except OSError as error:  # Waiting failed, for want of memory maybe; all is as it was.
+        except OSError as error:  # Waiting failed, perhaps for lack of memory; nothing changed.
             logging.error("%s", error)
             time.sleep(1)
 

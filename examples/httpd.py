@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A server of static files over HTTP/1.1: GET and HEAD, keep-alive, pipelined requests.
 
-Read it from the bottom: main() makes a Server, which makes a Connection of each client, and
-Connection.talk() is the conversation with it from the first request to the last answer.
+Read it from the bottom: main() makes a Server, which makes a Connection for each client, and
+Connection.talk() is the conversation with it, from the first request to the last answer.
 """
 
 import argparse
@@ -30,8 +30,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from danga_raw import Listener, Loop, Socket, log_exception
 
 MAX_HEAD = 16 * 1024  # bytes of a request line and its header fields
-PIECE = 128 * 1024  # bytes of a file that may wait in the write queue
-STEPS_A_TURN = 64  # then the other connections get their turn
+PIECE = 128 * 1024  # bytes of a file that may be in the write queue
+STEPS_A_TURN = 64  # of one connection, before the others get their turn
 EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 HEAD_END = re.compile(rb"\n\r?\n")
 HEAD = re.compile(
@@ -43,11 +43,11 @@ HEAD = re.compile(
 
 
 class Refused(Exception):
-    """A request that gets an error for an answer. The argument is the status."""
+    """A request that is answered with an error. The argument is the status."""
 
 
 def parse(head: bytes) -> tuple[bytes, str, dict[str, str], bool]:
-    """Path, query, fields and keep-alive; strict, so that no proxy reads the request otherwise."""
+    """Path, query, fields and keep-alive. Strict, so that no proxy can read it differently."""
     if len(head) > MAX_HEAD:
         raise Refused(431 if b"\r\n" in head[:MAX_HEAD] else 414)
     if not (request := HEAD.fullmatch(head)):
@@ -60,7 +60,7 @@ def parse(head: bytes) -> tuple[bytes, str, dict[str, str], bool]:
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip(" \t\r")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    # A body is refused: it could be taken for the next request.
+    # Requests with a body are refused: it could be taken for the next request.
     body = "transfer-encoding" in fields or fields.get("content-length", "0") != "0"
     one_host = re.fullmatch(r"[^\0- ,/?#@]*", fields.get("host", "" if minor == b"0" else ","))
     if body or not one_host or b"\0" in (path := unquote_to_bytes(target)):
@@ -75,12 +75,12 @@ def names_in(path: bytes) -> list[str]:
 
 
 def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
-    """Open the file at `path` below a folder: file and name. IsADirectoryError for a folder whose
-    path doesn't end in a slash; of one that does, its index.html.
+    """Open the file at `path` below a folder, and return it and its name. For a folder, that is its
+    index.html, or an IsADirectoryError if the path doesn't end in a slash.
 
-    It is walked name by name, following no symbolic link, so that none leads out of it. What is
-    neither file nor folder isn't opened at all: that might wake somebody, or wait for him. What a
-    name is may change after the look at it, so what was opened is looked at once more."""
+    Goes name by name and follows no symbolic links, as they could lead out of the folder. Opens
+    only regular files: to open a FIFO, for instance, can block, or wake another process. Checks
+    again after opening, since the file may have been replaced after the first check."""
     to_index = path.endswith((b"/", b"/."))
     *above, name = names_in(path) + ["index.html"] * to_index
     if ".." in (*above, name):
@@ -102,7 +102,7 @@ def open_below(folder: int, path: bytes) -> tuple[FileIO, str]:
 
 
 def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
-    """The answer to a request: its head, its body, how many bytes of that to send, keep-alive."""
+    """The answer to a request: its head, its body, how much of that to send, keep-alive."""
     body: FileIO | BytesIO
     fields = {"Date": formatdate(usegmt=True)}
     path, query, keep_alive = b"", "", False
@@ -121,7 +121,7 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
         if isinstance(error, Refused):
             status = error.args[0]
         elif isinstance(error, IsADirectoryError):
-            # No host in it, which is the client's to know, and never "//", behind which one would be.
+            # Without a host, as only the client knows it, and without "//", which would start one.
             status, slashed = 301, "".join(f"{name}/" for name in names_in(path))
             fields |= {"Location": f"/{quote(os.fsencode(slashed))}{query}"}
         else:
@@ -136,19 +136,19 @@ def answer(head: bytes, root: int) -> tuple[bytes, FileIO | BytesIO, int, bool]:
 
 
 class Connection(Socket):
-    """One client. It isn't read from while it is being answered, so nothing can pile up."""
+    """One client. Nothing is read from it while it is being answered, so nothing can pile up."""
 
     __slots__ = ("server", "client", "inbox", "talking", "since")
 
     def __init__(self, server: "Server", client: socket.socket) -> None:
         super().__init__(client, server.loop)
         self.server, self.client, self.since = server, client, time.monotonic()
-        self.inbox = b""  # what was read and isn't answered yet
+        self.inbox = b""  # what has been read and not yet answered
         self.talking: Iterator[bool] = self.talk()
         self.go_on()
 
     def talk(self) -> Iterator[bool]:
-        """The conversation. Yields False when it has said something, True to hear more."""
+        """The conversation. Yields False after it has written something, True if it needs input."""
         keep_alive = True
         while keep_alive:
             while (head := self.next_head()) is None:
@@ -163,20 +163,20 @@ class Connection(Socket):
                     self.write(piece)
                     yield False
             if left:
-                return  # the file has shrunk, and its length is promised
+                return  # the file has shrunk, but its length has been sent
             self.tcp_cork(False)
-        # To close with something unread could lose the answer: so let the client be the first.
+        # To close with unread input could lose the answer, so let the client close first.
         self.client.shutdown(socket.SHUT_WR)
         while True:
             self.inbox = b""
             yield True
 
     def next_head(self) -> bytes | None:
-        """A request up to its empty line, or all there is of one that is too long; None if the rest
-        is still to come. Empty lines in front are no harm (RFC 9112, 2.2)."""
+        """A request up to its empty line, or what there is of one that is too long; None if it is
+        incomplete. Skips empty lines before it (RFC 9112, 2.2)."""
         self.inbox = EMPTY_LINES.sub(b"", self.inbox)
         if end := HEAD_END.search(self.inbox):
-            # What is no such line for everybody stays in the head, which is refused for it.
+            # An end that not everybody takes for one stays in the head, which is refused for it.
             until = end.start() if end[0] == b"\n\r\n" else end.end()
             head, self.inbox = self.inbox[:until], self.inbox[end.end() :]
             return head
@@ -186,7 +186,7 @@ class Connection(Socket):
         return None
 
     def go_on(self) -> None:
-        """Go on talking until it is the client's turn, or that of the other connections."""
+        """Go on talking until it is the client's turn, or the other connections'."""
         hear = False
         try:
             for _ in range(STEPS_A_TURN):
@@ -198,7 +198,7 @@ class Connection(Socket):
         except (StopIteration, OSError):
             self.close("nothing more to say")
         if self.write_buf_size:
-            self.write(self.go_on)  # is called when all before it has gone out
+            self.write(self.go_on)  # called when everything queued before it has been written
         elif not hear and not self.closed:
             self.loop.add_timer(0, self.go_on)
 
@@ -214,14 +214,14 @@ class Connection(Socket):
 
     def close(self, reason: str | None = None) -> None:
         super().close(reason)
-        self.talking = iter(())  # lets go of what it was talking about, and so of its file
+        self.talking = iter(())  # ends the conversation, which closes its file
         self.loop.call_soon(self.server.open_door)  # there may be room again
 
     event_err = close
 
     def event_hup(self) -> None:
-        """Half a hang-up on kqueue; on some systems all that poll says of a reset. Reading or
-        writing tells which."""
+        """On kqueue, perhaps only half a hang-up; on some systems, all that poll reports for a
+        reset. Reading or writing tells which."""
         if self.event_watch & select.POLLIN:
             self.event_read()
         else:
@@ -229,18 +229,18 @@ class Connection(Socket):
 
 
 class Server:
-    """The listening socket, and what all connections share."""
+    """The listening socket, and whatever the connections share."""
 
     def __init__(self, loop: Loop, folder: str, host: str, port: int, timeout: float) -> None:
         if not timeout > 0:
             raise ValueError(f"--timeout is a number of seconds above 0, not {timeout}")
         self.loop, self.timeout = loop, timeout
         self.root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        self.room = max(1, getrlimit(RLIMIT_NOFILE)[0] // 2 - 4)  # for each may hold a file
+        self.room = max(1, getrlimit(RLIMIT_NOFILE)[0] // 2 - 4)  # half, as each may open a file
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=1024)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients inherit it
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)  # who is slow shows
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)  # to notice slow clients
         shape = "[%s]:%d" if ":" in host else "%s:%d"
         self.address = shape % listener.getsockname()[:2]
         self.listener = Listener(listener, self.accepted, loop)
@@ -251,11 +251,11 @@ class Server:
         self.open_door()
 
     def open_door(self) -> None:
-        """Accept while there is room. Who comes else waits in the kernel until somebody leaves."""
-        self.listener.watch_read(self.loop.watched_sockets <= self.room)  # the listener is one
+        """Accept while there is room. Other clients wait in the kernel until a connection ends."""
+        self.listener.watch_read(self.loop.watched_sockets <= self.room)  # the listener counts too
 
     def once_a_second(self) -> None:
-        """Close the idle connections, and accept again, also where that has failed before."""
+        """Close idle connections, and accept again, even if that failed before."""
         self.loop.add_timer(1, self.once_a_second)
         for each in list(self.loop.descriptor_map.values()):
             if isinstance(each, Connection) and each.since < time.monotonic() - self.timeout:
@@ -267,10 +267,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve the files of a folder over HTTP.")
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--timeout", type=float, default=60, help="seconds without progress")
     options = parser.parse_args()
-    mimetypes.init()  # it reads files, which could fail later
+    mimetypes.init()  # reads files, which could fail later
     try:
         loop = Loop()
         server = Server(loop, options.folder, options.host, options.port, options.timeout)
@@ -283,7 +283,7 @@ def main() -> None:
     while True:
         try:
             return loop.run()
-        except OSError as error:  # Waiting failed, for want of memory maybe; all is as it was.
+        except OSError as error:  # Waiting failed, perhaps for lack of memory; nothing changed.
             logging.error("%s", error)
             time.sleep(1)
 

@@ -1,12 +1,12 @@
-"""Runs a program that announces each system call it makes by itself.
+"""Runs a program so that it announces each system call that it makes itself.
 
     announced.py PROGRAM [ARG ...]
 
-Before every os.read, os.write, os.close and os.fstat of the program, and before a socket is made or
-makes a call of its own, there is a write(2) to a descriptor that is never open. In a trace of the
-process, these calls can be told from the package's, which are not announced: it keeps its own
-references to the functions, and where it calls a socket's method it is recognized as the caller.
-Python also handles signals itself when it exits, so for signals the package's calls are announced.
+Before every os.read, os.write, os.close and os.fstat of the program, and before it makes a socket
+or a socket makes a call, there is a write(2) to a descriptor that is never open. That tells these
+calls from the package's in a trace of the process. The package's are not announced: it has
+references of its own, and if it calls a socket's method, the stack shows this. When the interpreter
+ends it sets signal handlers too, so for these the package's calls are announced instead.
 """
 
 import os
@@ -19,9 +19,9 @@ from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 ANNOUNCEMENTS = 1001
-"""Never open; a write to it says that the next call is the program's."""
+"""Never open; a write to it announces that the next call is the program's."""
 PACKAGES = 1002
-"""The same for a rt_sigaction of the package's."""
+"""The same for a rt_sigaction of the package."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +44,7 @@ def announce() -> None:
 
 
 def by_the_package() -> bool:
-    """True if the function that called this was called by the package, though by a socket."""
+    """True if the package called the function that calls this, directly or through a socket."""
     between = (__file__, socket.__file__)
     frame = sys._getframe(1)
     while frame.f_code.co_filename in between and frame.f_back is not None:
@@ -59,13 +59,13 @@ def main() -> None:
     real_close = getattr(socket.socket, "_real_close")
 
     def close(self: socket.socket) -> None:
-        # A closed one makes no call to announce. A socket that closes
-        # itself is none of the package's, whoever has told it to.
+        # A socket without a descriptor makes no call to announce. If it closes itself, that is not
+        # the package's call, no matter who asked for it.
         if self.fileno() >= 0:
             announce()
         real_close(self)
 
-    # The package takes a close of another module for one that does more than close(2).
+    # The package assumes that a close defined in another module does more than close(2).
     close.__module__ = socket.__name__
     setattr(socket.socket, "_real_close", close)
     real_init = socket.socket.__init__
@@ -77,7 +77,7 @@ def main() -> None:
         proto: int = -1,
         fileno: int | None = None,
     ) -> None:
-        # Of a number that is there already no socket is made.
+        # With a given descriptor, no socket is made.
         (announcing(real_init) if fileno is None else real_init)(self, family, type, proto, fileno)
 
     setattr(socket.socket, "__init__", init)

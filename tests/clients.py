@@ -1,4 +1,4 @@
-"""The example servers, each in its own process, and the plain clients that talk to them."""
+"""The example servers in processes of their own, and simple clients that talk to them."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from typing import NamedTuple
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 PATIENCE = 60.0
-"""Seconds after which something that should have come is taken for lost."""
+"""Seconds after which something that should have arrived is considered lost."""
 
 
 class Server:
@@ -37,10 +37,10 @@ class Server:
         return client
 
     def talk(self, *pieces: bytes) -> bytes:
-        """All that the server says to `pieces`, each sent by itself, until it hangs up."""
+        """Everything that the server answers to `pieces`, sent one by one, until it hangs up."""
         with self.connect() as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # The server may have said its last word and be gone before everything is sent.
+            # The server may have finished and closed before everything is sent.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for piece in pieces:
                     client.sendall(piece)
@@ -48,7 +48,7 @@ class Server:
             return read_to_end(client)
 
     def peak_memory(self) -> int:
-        """The most bytes that it has had in memory so far."""
+        """Its largest resident size so far, in bytes."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -62,7 +62,7 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it by a signal; its return code."""
+        """End it by a signal, and return its exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
@@ -75,7 +75,7 @@ def serving(
     descriptors: int = 0,
     wrapper: tuple[str, ...] = (),
 ) -> Iterator[Server]:
-    """Run an example; whatever it is sent, it must not write to standard error."""
+    """Run an example, which must never write to standard error."""
 
     def limit() -> None:
         if descriptors:
@@ -105,8 +105,8 @@ def serving(
 
 
 def failing_twice(change: int) -> tuple[str, ...]:
-    """A wrapper for `serving`: the first accept(2) finds no descriptor, and that change of the
-    poller's list no room; so a listener can't be watched as it should."""
+    """A wrapper for `serving`: the first accept(2) fails with EMFILE, and epoll_ctl(2) number
+    `change` with ENOSPC, so that a listener can't be watched as it should."""
     return (
         *("strace", "-f", "-o", os.devnull, "-e", "trace=accept4,epoll_ctl"),
         *("-e", "inject=accept4:error=EMFILE:when=1"),
@@ -116,7 +116,7 @@ def failing_twice(change: int) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def children_end(server: Server) -> Iterator[None]:
-    """Ends what a wrapper runs, which would go on without it."""
+    """Ends the children of a wrapper, which would go on without it."""
     tasks = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     children = [int(child) for child in tasks.read_text().split()]
     try:
@@ -128,7 +128,7 @@ def children_end(server: Server) -> Iterator[None]:
 
 
 def failing(script: str, *arguments: str) -> tuple[int, str]:
-    """Run an example that can't start: its return code and what it complains about."""
+    """Run an example that can't start: its exit code and its error message."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *arguments],
         capture_output=True,
@@ -147,16 +147,16 @@ def read_to_end(client: socket.socket) -> bytes:
 
 
 FLOOD = 64 * 1024 * 1024
-"""More than all buffers between a client and a server hold."""
+"""More bytes than fit into all buffers between a client and a server."""
 
 TURNS = 1000
-"""A server that reads on has made room for the client by then: the kernel opens the window late."""
+"""By then, a reading server has made room for the client: the kernel opens the window late."""
 
 
 def flood(client: socket.socket, data: bytes, others: Callable[[], object]) -> int:
-    """Send `data` over and over without reading, until no more is taken; how many bytes were.
+    """Send `data` repeatedly without reading, until no more is accepted; how many bytes that was.
 
-    `others` makes the server answer somebody else, so that it has had its turns in between.
+    `others` makes the server answer another client, so that it has had its turns in between.
     """
     client.setblocking(False)
     sent = refused = 0
@@ -186,7 +186,7 @@ class Answer(NamedTuple):
 
 
 def read_answer(client: socket.socket, to_head: bool = False, body: bool = True) -> Answer:
-    """Read one answer and not a byte more."""
+    """Read exactly one answer."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = client.recv(1)

@@ -21,13 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     surface.watch()
-    # A shell may ignore these for a background job, and ignored signals are inherited.
+    # Tests that run in the background may inherit these as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests about all tests together run last, and only if all of them are run."""
+    """Tests about the whole run come last, and only if all tests are run."""
     last = [item for item in items if item.get_closest_marker("last_of_all")]
     items[:] = [item for item in items if item not in last]
     chosen = config.option.keyword or config.option.markexpr or config.option.deselect
@@ -56,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def ends_by_itself(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test hangs for ever. What isn't on a `world` may have many programs to wait for."""
+    """No test hangs for ever. A test without a `world` may have to wait for many programs."""
     with no_hanging(PATIENCE if "world" in request.fixturenames else 10 * PATIENCE):
         yield
 

@@ -1,11 +1,11 @@
-"""Makes a root folder that contains what a server on this package needs and nothing else.
+"""Makes a root folder that contains only what a server on this package needs.
 
     python -m tests.container [FOLDER]
 
-The server is the README's. It needs whatever it has loaded by the time it has served a client: the
-modules that aren't built in, and the libraries of dl_iterate_phdr(3). The folder gets those files
-under their own names, the server, and nothing else: no shell, no loader's cache, no /proc. Then the
-server serves a client from there, and the files are counted. This needs root, or unshare(1).
+The server is the README's. It needs the files that it has loaded after serving a client: the
+modules that aren't built in, and the libraries of dl_iterate_phdr(3). The folder gets those files,
+under their own names, and the server: no shell, no loader's cache, no /proc. Then the server serves
+a client from there, and the files are counted. Needs root, or unshare(1).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 60
 
 SERVER = Path("/server.py")
-"""Where the server lies in the root; the package lies beside it."""
+"""The server's path in the root; the package is next to it."""
 
 LEAN = ("-E", "-s", "-S", "-B")
-"""Options for Python: no environment, no site, no writing. It finds the package by the script."""
+"""Options for Python: no environment, no site, no writing. The script finds the package."""
 
-# It may import nothing that the server doesn't, before it has told.
+# Until it has printed its list, it may import nothing that the server doesn't.
 NEEDS = """
 import _signal, os, sys
 
@@ -77,7 +77,7 @@ def server() -> str:
 
 
 def interpreter() -> Path:
-    """The program that runs this Python, whatever virtual environment it is in."""
+    """The executable of this Python, outside any virtual environment."""
     return Path(os.path.realpath(sys.executable))
 
 
@@ -85,7 +85,7 @@ def interpreter() -> Path:
 def serving(
     command: Sequence[str], **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A running server, and the port that it has printed. Raises `OSError` where it prints none."""
+    """A running server, and the port that it has printed. Raises `OSError` if it prints none."""
     with subprocess.Popen(
         command,
         env=environment,
@@ -105,7 +105,7 @@ def serving(
 
 
 def talk(port: int) -> None:
-    """Have an echo server answer a client that sends more than fits into the buffers between."""
+    """Have an echo server answer a client that sends more than fits into the buffers."""
     said = bytes(range(256)) * 16384
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         sender = threading.Thread(target=client.sendall, args=(said,))
@@ -120,10 +120,10 @@ def talk(port: int) -> None:
 
 
 def needs() -> dict[Path, Path]:
-    """What the server has loaded when it has served a client: where it lies here -> and there."""
+    """The files that the server has loaded after serving a client: path here -> path there."""
     program = interpreter()
     with tempfile.TemporaryDirectory() as folder:
-        # Not by -c, for which Python imports more.
+        # Not with -c, for which Python imports more.
         script = Path(folder, "needs.py")
         script.write_text(NEEDS)
         command = [str(program), *LEAN, str(script), str(ROOT), server()]
@@ -148,7 +148,7 @@ def needs() -> dict[Path, Path]:
 
 
 def make(root: Path) -> dict[Path, Path]:
-    """Lay what the server needs, and the server, under `root`: what was copied, and where to."""
+    """Copy the server, and what it needs, below `root`; the copied files, and their new paths."""
     copies = needs()
     for here, there in copies.items():
         target = Path(f"{root}{there}")
@@ -159,7 +159,7 @@ def make(root: Path) -> dict[Path, Path]:
 
 
 def changed_root(root: Path) -> list[str]:
-    """The beginning of a command that runs with `root` as all that there is."""
+    """The beginning of a command that runs with `root` as its root folder."""
     tool, *options = (
         ["chroot", str(root)]
         if os.geteuid() == 0
@@ -172,7 +172,7 @@ def changed_root(root: Path) -> list[str]:
 
 
 def serve(root: Path, **environment: str) -> None:
-    """Have the server in `root` serve a client; it may have nothing to complain about."""
+    """Have the server in `root` serve a client, without any error message."""
     command = [*changed_root(root), str(interpreter()), *LEAN, str(SERVER)]
     with serving(command, **environment) as (process, port):
         talk(port)

@@ -2,10 +2,10 @@
 
 Each scenario, and each server with its clients, is run once under strace to learn which calls the
 package makes. Then, for each of these calls and each error that its manual page lists, it is run
-again with that one call failing (`strace -e inject=CALL:error=E:when=N`). The outcome must be one
-of those in `ERRORS`, with the loop intact and every other connection alive. Waking, accepting and
-connecting have stories of their own (`failing_parts.py`), whose calls fail behind the package's
-door.
+again with that one call failing (`strace -e inject=CALL:error=E:when=N`). The result must be one of
+the outcomes in `ERRORS`, with the loop intact and every other connection alive. The parts that
+wake, accept and connect have their own stories (`failing_parts.py`), whose calls fail behind the
+package's door.
 """
 
 from __future__ import annotations
@@ -49,47 +49,47 @@ TRACED: Final = (
 _BIRTHS: Final = frozenset("socketpair socket accept accept4 pipe pipe2 dup".split())
 
 TRIES: Final = 3
-"""On a machine that is too busy a story may be taken for one that waits in vain, and be cut short
-before the call that was to fail."""
+"""On a busy machine, a story may seem to wait in vain, and be cut short before the call that was to
+fail."""
 
 DEAD: Final = frozenset({"dead_descriptor", "dead_descriptor_watched"})
-"""Stories that close a descriptor behind its socket's back. Cut short, they leave a close(2)
-to be made for a number that may be another's by then, as with any Python socket."""
+"""Stories that close a descriptor behind its socket's back. If one is cut short, the socket's
+close(2) may hit a reused number, as with any Python socket."""
 
 MORE_WAITS: Final = 20
-"""So many waits more than if nothing fails are a spin: a pausing server makes one or two a
+"""This many waits more than without a failure are a spin: a pausing server makes one or two a
 second."""
 
 DEAF: Final = 3
-"""So many waits in a row that report events and are followed by nothing are a spin."""
+"""More than this many waits in a row that report events and are followed by no call are a spin."""
 
 
 # --- what may come of which error -----------------------------------------------------------------
 
 RETRIED: Final = "retried"
-"""The call is made again: by Python at once (EINTR), or by the loop when its time has come."""
+"""The call is repeated: by Python at once (EINTR), or later by the loop."""
 CLOSED: Final = "closed"
 """The connection concerned is closed."""
 TOLD: Final = "told"
-"""`read` says None to its caller, who is to close."""
+"""`read` returns None to its caller, who should close."""
 IGNORED: Final = "ignored"
-"""There is no cork on this kind of descriptor, so nothing is wrong."""
+"""This kind of descriptor can't be corked, so nothing is wrong."""
 
 ERRORS: Final[dict[str, Outcomes]] = {
-    # epoll_ctl(2), ERRORS. A registration that fails is the caller's to hear of; one that can't be
-    # taken back belongs to an object that is being closed, or to an other fd that is replaced.
+    # epoll_ctl(2), ERRORS. The caller is told of a registration that fails. One that can't be
+    # removed belongs to an object that is being closed, or to an other fd that is being replaced.
     "epoll_ctl ADD": each_of("EBADF EEXIST EINVAL ELOOP ENOMEM ENOSPC EPERM", RAISED),
     "epoll_ctl MOD": each_of("EBADF EINVAL ENOENT ENOMEM", RAISED),
     "epoll_ctl DEL": each_of("EBADF EINVAL ENOENT ENOMEM", WARNED, IGNORED),
     # epoll_wait(2), ERRORS.
     "epoll_wait": each_of("EBADF EFAULT EINVAL", RAISED) | each_of("EINTR", RETRIED),
-    # read(2), ERRORS (but EISDIR); recv(2); tcp(7). os.read tries again after EINTR (PEP 475).
+    # read(2), ERRORS (but EISDIR); recv(2); tcp(7). os.read retries after EINTR (PEP 475).
     "read": each_of(
         "EBADF EFAULT EINVAL EIO ECONNREFUSED ECONNRESET ENOMEM ENOTCONN ETIMEDOUT", TOLD
     )
     | each_of("EAGAIN", RETRIED, CLOSED)
     | each_of("EINTR", RETRIED),
-    # write(2), ERRORS; send(2); tcp(7). os.write makes the call again after EINTR.
+    # write(2), ERRORS; send(2); tcp(7). os.write retries after EINTR.
     "write": each_of(
         "EBADF EDESTADDRREQ EDQUOT EFAULT EFBIG EINVAL EIO ENOSPC EPERM EPIPE ECONNRESET ENOBUFS "
         "ENOMEM ENOTCONN ETIMEDOUT",
@@ -101,7 +101,7 @@ ERRORS: Final[dict[str, Outcomes]] = {
     "setsockopt": each_of("EINVAL ENOPROTOOPT ENOTSOCK EOPNOTSUPP", IGNORED)
     | each_of("EBADF", CLOSED, WARNED)
     | each_of("EFAULT", RAISED, WARNED),
-    # close(2), ERRORS. The descriptor is gone all the same, so it is never closed again.
+    # close(2), ERRORS. The descriptor is closed all the same, so it is never closed again.
     "close": each_of("EBADF EDQUOT EINTR EIO ENOSPC", WARNED),
     # accept4(2), ERRORS and "Error handling". The example servers make it themselves.
     "accept4": each_of(
@@ -118,22 +118,22 @@ ERRORS: Final[dict[str, Outcomes]] = {
 
 @dataclass(frozen=True)
 class Own:
-    """One call of the package's in a run."""
+    """One call of the package in a run."""
 
     kind: str
     """As in `ERRORS`."""
     number: int
-    """Its number among all calls of its name, which is what strace counts."""
+    """Its number among all calls of that name, as strace counts them."""
     fd: str
-    """The descriptor that it is about, named by when it was made."""
+    """Its descriptor, named by the order in which they were made."""
     at: int
-    """Where in the run it stands."""
+    """Its position in the run."""
     call: Call
 
 
 def own_calls(calls: Sequence[Call], accepts: bool = False) -> list[Own]:
-    """The package's calls: those about descriptors that were made in this trace, and not announced
-    by the program as its own. With `accepts` those of accept4 as well, which the servers make."""
+    """The package's calls: those on descriptors made in this trace, unless the program announced
+    them as its own. With `accepts`, also those of accept4, which the servers make."""
     counts: Counter[str] = Counter()
     names: dict[int, str] = {}
     borrowed: set[int] = set()
@@ -167,7 +167,7 @@ def own_calls(calls: Sequence[Call], accepts: bool = False) -> list[Own]:
 
 
 def kind_of(call: Call) -> str:
-    """The call's name in `ERRORS`; empty for one that isn't there."""
+    """The call's name in `ERRORS`; empty if it has none."""
     match call.name:
         case "epoll_ctl":
             return f"epoll_ctl {call.args[1].removeprefix('EPOLL_CTL_')}"
@@ -189,7 +189,7 @@ class Fault(Exception):
 
 
 def came_true(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Call]) -> bool:
-    """True if a call that failed had this outcome, as the calls behind it show."""
+    """True if a call that failed had this outcome, as the calls after it show."""
     behind = [each for each in own if each.at > failed.at and each.fd == failed.fd]
     notes = [text for call in calls[failed.at + 1 :] if (text := note(call)) is not None]
     match outcome:
@@ -197,7 +197,7 @@ def came_true(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Cal
             again = calls[failed.at + 1]
             return (again.name, again.fd) == (failed.call.name, failed.call.fd)
         case "retried" if failed.kind == "write":
-            # Or it is still queued: the object is watched, or the story has ended its own watch.
+            # Or it waits its turn: the object is watched, or the story has ended the watch.
             return any(each.kind in ("write", "epoll_ctl MOD") for each in behind) or any(
                 each.kind == "epoll_ctl MOD" and "EPOLLOUT" in each.call.args[3]
                 for each in own
@@ -211,7 +211,7 @@ def came_true(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Cal
             return any(text.endswith((" read end", " told end")) for text in notes)
         case "raised":
             name = failed.kind.partition(" ")[0]
-            # The first two are what scenarios say that catch it themselves.
+            # The first two are notes of scenarios that catch it themselves.
             return any(re.match(rf"raised$|died yes$|raised .*\b{name}\(", text) for text in notes)
         case "warned":
             name = failed.kind.partition(" ")[0]
@@ -222,7 +222,7 @@ def came_true(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Cal
 
 
 def spin(calls: Iterable[Call]) -> bool:
-    """True if waits report events again and again of which nothing comes."""
+    """True if waits keep reporting events without any call in between."""
     in_a_row = 0
     for call in calls:
         if call.name in ("epoll_wait", "epoll_pwait"):
@@ -235,7 +235,7 @@ def spin(calls: Iterable[Call]) -> bool:
 
 
 def ends(own: Sequence[Own]) -> Counter[tuple[str, str]]:
-    """How often each descriptor was closed, or taken from the poller."""
+    """How often each descriptor was closed, or removed from the poller."""
     return Counter(
         (each.kind, each.fd)
         for each in own
@@ -248,7 +248,7 @@ def ends(own: Sequence[Own]) -> Counter[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: which story, and which of its calls is to fail how."""
+    """One run: a story, which of its calls is to fail, and how."""
 
     story: str
     own: Own
@@ -265,14 +265,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Told:
-    """A story as it was told."""
+    """The calls of a story that was told."""
 
     calls: Sequence[Call]
     own: Sequence[Own]
 
 
 class Stage:
-    """A process that runs one scenario after the other, each in its own child."""
+    """A process that tells one scenario after another, each in a child process."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -285,7 +285,7 @@ class Stage:
         )
 
     def tell(self, name: str, inject: Sequence[str] = ()) -> Told:
-        """A scenario, with strace's injections, and the proof of its loop."""
+        """Tell a scenario, with strace's injections, and check its loop afterwards."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{SCENARIOS / name}.py\n".encode())
         self._process.stdin.flush()
@@ -322,7 +322,7 @@ class ServerStage:
         self._folder = tempfile.TemporaryDirectory()
         Path(self._folder.name, "hello.txt").write_bytes(BODY)
         self.lost = 0
-        """How many connections were lost in the last run."""
+        """How many connections the last run lost."""
 
     def _start(self, name: str) -> None:
         server = subprocess.Popen(
@@ -336,7 +336,7 @@ class ServerStage:
         self._ports[name] = int(server.stdout.readline().rstrip(b"/\n").rpartition(b":")[2])
 
     def tell(self, name: str, inject: Sequence[str] = (), rounds: int = 1) -> Told:
-        """So many conversations with a server, with strace's injections."""
+        """`rounds` conversations with a server, with strace's injections."""
         if name not in self._servers:
             self._start(name)
         server = self._servers[name]
@@ -381,7 +381,7 @@ COMMANDS: Final = {
 }
 
 BODY: Final = bytes(150_000)
-"""Two pieces for httpd, which both go out at once, so that its calls are the same in every run."""
+"""Two pieces for httpd, both written at once, so that its calls are the same in every run."""
 
 
 def ask_for_file(client: socket.socket) -> bool:
@@ -416,8 +416,8 @@ TALKS: Final = {"ddlockd": ask_for_lock, "echo": ask_for_echo, "httpd": ask_for_
 
 
 def converse(port: int, ask: Callable[[socket.socket], bool]) -> int:
-    """Several clients in turn, one of them there all the time; how many were lost. One that comes
-    after a loss must be served, else `OSError`."""
+    """Several clients in turn, one of them connected all the time; how many were lost. Raises
+    `OSError` if the next client after a loss is not served."""
     lost: set[socket.socket] = set()
     clients: list[socket.socket] = []
 
@@ -448,16 +448,16 @@ def converse(port: int, ask: Callable[[socket.socket], bool]) -> int:
 
 
 def hang_up(client: socket.socket) -> None:
-    """Close it after the server has, so that the server's part is traced as well."""
+    """Close it after the server has, so that the trace has the server's close too."""
     with client, suppress(OSError):
         client.shutdown(socket.SHUT_WR)
-        # Longer only where its close(2) is what fails, which never comes.
+        # It takes longer only if the server's close(2) is the call that fails.
         client.settimeout(1)
         client.recv(1)
 
 
 def length(told: Told) -> int:
-    """Where the story itself ends, and the proof begins."""
+    """Where the story itself ends, and the check of the loop begins."""
     marks = ("told", "waits", "raised ", "derailed")
     for at, call in enumerate(told.calls):
         text = note(call)
@@ -488,11 +488,11 @@ def check(run: Run, stage: Stage, clean: Told) -> str:
     more = ends(told.own) - ends(clean.own)
     others = {fd for _, fd in more} - {failed[0].fd}
     if failed[0].kind == "epoll_ctl DEL":
-        # What could not be taken off may still be in the epoll, which is renewed.
+        # An entry that could not be removed may still be in the epoll, which is replaced.
         others.discard("epoll")
     if others and run.story not in DEAD:
         raise Fault(f"other connections were closed: {others}")
-    # Each epoll goes by the same name here, and one with entries that can't be removed is renewed.
+    # Every epoll has the same name here, and one with entries that can't be removed is replaced.
     pollers = sum(call.name == "epoll_create1" for call in told.calls)
     for (kind, fd), count in ends(told.own).items():
         if kind == "close" and count > (pollers if fd == "epoll" else 1):
@@ -505,9 +505,9 @@ def check(run: Run, stage: Stage, clean: Told) -> str:
 
 def check_server(run: Run, stage: ServerStage, clean: Told) -> str:
     """The outcome of a server's run. Raises `Fault` for one that isn't allowed."""
-    # How many waits a conversation takes depends on how many events come at a time. Where there were
-    # too few for the one that was to fail, there is another conversation, and so there is where one
-    # went wrong: a machine that stands still for a second hangs up in the midst of it.
+    # How many waits a conversation takes depends on how many events arrive together. If there were
+    # too few for the failure, try another conversation; likewise if one went wrong, as on a machine
+    # that stalls for a second, where a client hangs up in the middle.
     for rounds in range(1, TRIES + 1):
         try:
             told = stage.tell(run.story, [run.injection], rounds)
@@ -516,7 +516,7 @@ def check_server(run: Run, stage: ServerStage, clean: Told) -> str:
                 continue
             raise Fault(str(error)) from None
         failed = [each for each in told.own if each.call.injected]
-        # What is asked of a server is the same whichever of its calls that number was this time.
+        # The requirements are the same whichever call of the server had that number this time.
         if [each.number for each in failed] == [run.own.number]:
             break
     else:
@@ -531,7 +531,7 @@ def check_server(run: Run, stage: ServerStage, clean: Told) -> str:
 
 @contextmanager
 def stages(count: int) -> Iterator[Queue[Stage]]:
-    """So many stages, to be taken and put back."""
+    """`count` stages, to be taken and put back."""
     free: Queue[Stage] = Queue()
     made = [Stage() for _ in range(count)]
     try:
@@ -544,7 +544,7 @@ def stages(count: int) -> Iterator[Queue[Stage]]:
 
 
 def clean_runs(names: Iterable[str]) -> dict[str, Told]:
-    """Each scenario, and each server, as it is when nothing fails."""
+    """Each scenario and each server, without a failure."""
     told: dict[str, Told] = {}
     with stages(1) as free, closing(ServerStage()) as servers:
         stage = free.get()
@@ -554,7 +554,7 @@ def clean_runs(names: Iterable[str]) -> dict[str, Told]:
 
 
 def runs_of(clean: dict[str, Told]) -> list[Run]:
-    """All runs there are."""
+    """All possible runs."""
     return [
         Run(name, own, error)
         for name, told in clean.items()

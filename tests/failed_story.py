@@ -1,14 +1,14 @@
-"""Runs scenarios in which a call is going to fail, and then proves that the loop still works.
+"""Tells scenarios in which a call is going to fail, and then checks that the loop still works.
 
-It reads the paths of scenarios, one per line. For each it forks, since a fork is ten times as fast
-as a start under strace; the child prints its process id and begins when it gets SIGUSR1, by which
+It reads the paths of scenarios, one per line. It forks for each, since a fork is ten times as fast
+as a start under strace; the child prints its process id, and starts when it gets SIGUSR1, by which
 time a tracer is attached.
 
-The child reports how the scenario ended: "told" (to the end), "waits" (for something that isn't
-going to happen any more, with nothing ready that the loop should notice), "raised TEXT" (an OSError
-of the package's), "derailed" (the scenario itself failed because of the state of its sockets). Then
-a new connection is put on the same loop, and "intact" is reported once its event has arrived.
-Anything else is reported as a "fault".
+The child notes how the scenario ended: "told", "waits" (for something that will never happen, while
+nothing is ready that the loop should report), "raised TEXT" (an OSError of the package), or
+"derailed" (the scenario itself failed because of the state of its sockets). Then a new connection
+is added to the same loop, and "intact" is noted after its event. Anything else is noted as a
+"fault".
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from tests.scenarios import story as stories
 from tests.scenarios.story import note
 
 LOOK = 0.2
-"""Seconds between two checks whether the scenario waits in vain."""
+"""Seconds between two checks of whether the scenario waits in vain."""
 
 LOOKS = 25
-"""After this many checks that found something ready, the loop has missed it."""
+"""After this many checks that found something ready, the loop is deaf to it."""
 
 VAIN = 2
-"""After this many checks in a row that found the loop waiting, and nothing ready, it waits in vain;
-one alone may have come in the middle of a step."""
+"""After this many checks in a row that found the loop waiting with nothing ready, it waits in vain;
+a single one may have happened in the middle of a step."""
 
 SPINS = 10
-"""The same for a loop that keeps turning with no timeout."""
+"""The same for a loop that spins without a timeout."""
 
 TRIES = 100
-"""How often the loop is run for the new connection, since the scenario's objects may raise."""
+"""How often to run the loop for the new connection, since the scenario's objects may raise."""
 
 PACKAGE = os.path.dirname(os.path.abspath(danga_raw.__file__))
 
 
 class Waits(BaseException):
-    """The scenario waits for what won't happen."""
+    """The scenario waits for something that won't happen."""
 
 
 class Watchdog:
-    """Ends a wait in vain, and a loop that misses what is ready."""
+    """Ends a wait in vain, and a loop that is deaf to what is ready."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -85,7 +85,7 @@ class Watchdog:
 
 
 def ready(loop: Loop) -> bool:
-    """True if the loop has something to do, by poll(2) and its own state, not by its poller."""
+    """True if the loop has something to do, by poll(2) and its records, not by its poller."""
     poll = select.poll()
     for fd, obj in loop._registry.objects.items():
         if not obj.closed:
@@ -113,7 +113,7 @@ class Heard(Socket):
 
 
 def prove() -> None:
-    """Note "intact" once a connection that is made now has been heard."""
+    """Note "intact" after an event of a new connection."""
     Socket.SetPostLoopCallback(None)
     ours, theirs = stories.pair()
     heard = Heard(ours)
@@ -129,12 +129,12 @@ def prove() -> None:
 
 
 def in_package(error: BaseException) -> bool:
-    """True if it came out of the package, or out of a call that the package made."""
+    """True if the package raised it, or a call that the package made."""
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE)
 
 
 def story(tell: Callable[[], None]) -> None:
-    """Instead of the function of that name that the scenarios use."""
+    """Replaces the function of that name in the scenarios."""
     note("begin")
     watchdog = Watchdog()
     signal.signal(signal.SIGALRM, watchdog.look)
@@ -162,13 +162,13 @@ def story(tell: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    # The package has its references to the calls already, so only the scenario's are announced.
+    # The package already has its own references to the calls, so only the scenario's are announced.
     for name in ("read", "write", "close"):
         setattr(os, name, announced.announcing(getattr(os, name)))
     real_close = getattr(socket.socket, "_real_close")
 
     def close(self: socket.socket) -> None:
-        # A closed one makes no call to announce.
+        # A socket without a descriptor makes no call to announce.
         (announced.announcing(real_close) if self.fileno() >= 0 else real_close)(self)
 
     setattr(socket.socket, "_real_close", close)

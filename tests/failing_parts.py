@@ -1,9 +1,9 @@
-"""Waking, accepting and connecting, with each of the calls failing once.
+"""The parts that wake, accept and connect, with each of their calls failing once.
 
-The stories of `interrupted_parts` run on the real kernel, through a replacement of the package's
-door that makes one call fail instead of making it, or after making it where it can't be undone. An
-error that a step raises ends that step. The outcome must be one of those in `PART_ERRORS`, and
-the story's `ending` must find nothing wrong.
+The stories of `interrupted_parts` are told on the real kernel, but one of the calls behind the
+package's door fails instead of being made, or after it was made if it can't be undone. An error
+that leaves a step ends that step. The result must be one of the outcomes in `PART_ERRORS`, and the
+story must end as it would without the failure.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tests.interrupted import complaints
 from tests.interrupted_parts import PARTS, Connecting, Part
 
 WENT_ON: Final = "went on"
-"""No report: it was tried again, or there was nothing to be done."""
+"""Nobody was told: the call was repeated, or nothing had to be done."""
 RAISED: Final = "raised"
 """An OSError with this errno reaches the caller."""
 TOLD: Final = "told"
 """`event_connect` was called with it."""
 WARNED: Final = "warned"
-"""A line in the log or on standard error reports it; everything goes on."""
+"""A line in the log or on standard error reports it, and everything goes on."""
 
 Outcomes = dict[str, tuple[str, ...]]
-"""errno -> what may come of it."""
+"""errno -> the outcomes that it may have."""
 
 
 def each_of(errors: str, *outcomes: str) -> Outcomes:
@@ -39,9 +39,9 @@ def each_of(errors: str, *outcomes: str) -> Outcomes:
 PART_ERRORS: Final[dict[str, Outcomes]] = {
     # pipe2(2), ERRORS.
     "pipe2": each_of("EMFILE ENFILE ENOMEM", RAISED),
-    # epoll_create1(2), epoll_ctl(2), epoll_wait(2), poll(2), fstat(2). What was there before its poller
-    # is warned of where its owner seems to have closed it. A listener that can't end its watch tries
-    # again with the next event, and one that can't begin it in a while.
+    # epoll_create1(2), epoll_ctl(2), epoll_wait(2), poll(2), fstat(2). For what was made before the
+    # poller, there is a warning if its owner seems to have closed it. A listener that can't end its
+    # watch tries again at the next event; one that can't start it, after a while.
     "epoll_create1": each_of("EINVAL EMFILE ENFILE ENOMEM", RAISED),
     "epoll_ctl ADD": each_of("ENOMEM ENOSPC", RAISED)
     | each_of("EBADF EINVAL EPERM", RAISED, WARNED),
@@ -50,23 +50,23 @@ PART_ERRORS: Final[dict[str, Outcomes]] = {
     "epoll_wait": each_of("EBADF EFAULT EINVAL ENOMEM", RAISED) | each_of("EINTR", WENT_ON),
     "poll": each_of("EFAULT EINVAL ENOMEM", RAISED) | each_of("EINTR", WENT_ON),
     "fstat": each_of("ENOMEM", RAISED) | each_of("EBADF EOVERFLOW", RAISED, WARNED),
-    # read(2) of what was written to wake a loop: what else than EAGAIN it may say, nobody expects.
-    # That of a connection is for its class to hear of.
+    # read(2) of a waker's pipe: nobody expects other errors than EAGAIN. For a connection, its
+    # class has to deal with the error.
     "read": each_of("EAGAIN", WENT_ON) | each_of("EBADF EINVAL EIO ENOMEM", RAISED, WENT_ON),
-    # write(2) that wakes a loop: the call is made at the next event. That of a connection closes it.
+    # write(2) that wakes a loop: its callback runs at the next event. For a connection: closes it.
     "write": each_of("EAGAIN EBADF EINVAL EIO ENOMEM EPIPE", WENT_ON),
     "close": each_of("EBADF EDQUOT EINTR EIO ENOSPC", WARNED),
     # rt_sigaction(2).
     "signal": each_of("EFAULT EINVAL", RAISED),
-    # socket(2), connect(2), getsockopt(2). What isn't known is asked for again.
+    # socket(2), connect(2), getsockopt(2). An unknown outcome is asked for again.
     "socket": each_of("EACCES EAFNOSUPPORT EINVAL EMFILE ENFILE ENOBUFS ENOMEM", RAISED),
     "connect": each_of(
         "EACCES EPERM EADDRINUSE EADDRNOTAVAIL EAFNOSUPPORT EAGAIN EBADF ECONNREFUSED EFAULT "
         "EISCONN ENETUNREACH ENOTSOCK EPROTOTYPE ETIMEDOUT",
         TOLD,
-        WENT_ON,  # Where the constructor raises, which it does in one of the stories.
+        WENT_ON,  # If the constructor raises, as it does in one of the stories.
     )
-    | each_of("EINTR", WENT_ON, TOLD),  # It continues all the same, whatever the outcome.
+    | each_of("EINTR", WENT_ON, TOLD),  # The connect goes on all the same, to any outcome.
     "getsockopt": each_of("EBADF EFAULT EINVAL ENOPROTOOPT ENOTSOCK", RAISED),
     # accept4(2), ERRORS and "Error handling"; ioctl_tty(2).
     "accept": each_of(
@@ -84,7 +84,7 @@ _VERBS: Final = ("", "ADD", "DEL", "MOD")
 
 
 class Door:
-    """Counts the calls that are made, and has one of them fail."""
+    """Counts the calls, and makes one of them fail."""
 
     def __init__(self, at: int, number: int) -> None:
         self.at = at
@@ -101,7 +101,7 @@ class Door:
                 with suppress(OSError):
                     call(*arguments)
             if name == "connect" and self.number == errno.EINTR:
-                with suppress(BlockingIOError):  # Otherwise it has failed, and was not interrupted.
+                with suppress(BlockingIOError):  # Other errors are no interruption.
                     call(*arguments)
             if name in _AS_C:
                 ctypes.set_errno(self.number)
@@ -133,14 +133,14 @@ class Run(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """What came of it."""
+    """The result of a run."""
 
     outcome: str
     wrong: list[str]
 
 
 def tell(story: str, backend: str, door: Door) -> tuple[Part, list[BaseException], list[str]]:
-    """A story; the errors that came out of its steps, and what was said and is wrong."""
+    """Tell a story: it, the errors that its steps raised, and the package's warnings."""
     raised: list[BaseException] = []
     with complaints() as heard:
         part = PARTS[story](backend)
@@ -160,7 +160,7 @@ def runs(backends: tuple[str, ...] = ("epoll", "poll")) -> list[Run]:
     found: list[Run] = []
     for story in PARTS:
         for backend in backends:
-            tell(story, backend, Door(-1, 0))  # The first time some things are done but once.
+            tell(story, backend, Door(-1, 0))  # Some things are done only the first time.
             door = Door(-1, 0)
             tell(story, backend, door)
             for at, kind in enumerate(door.kinds):

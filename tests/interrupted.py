@@ -1,7 +1,7 @@
 """A short story on one loop that touches nearly all of the package, to be interrupted anywhere.
 
-Each part of it may be cut short by an exception and is not started again. `Story.go_on` runs the
-loop to the end all the same, and `Story.check` says what was lost, doubled, torn or leaked.
+Any part of it may be cut short by an exception, and is not started again. `Story.go_on` runs the
+loop to the end all the same, and `Story.check` reports what was lost, doubled, torn or leaked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PACKAGE = str(Path(danga_raw.__file__).parent)
 
 TOKEN = 8
-"""Bytes of a token, which is a number. What is written consists of them."""
+"""The size of a token, in bytes. Tokens are numbers, and all that is written consists of them."""
 
 
 def tokens(first: int, count: int) -> bytes:
@@ -43,14 +43,14 @@ def tokens(first: int, count: int) -> bytes:
 
 
 SENT = tokens(0, 4)
-"""What each far end sends, except the writer's."""
+"""The data that each far end except the writer's sends."""
 
 PIECES = (b"pushed 1", b"pushed 2")
-"""What is pushed back on one of them."""
+"""The data that is pushed back on one of them."""
 
 
 class Reader(Socket):
-    """Takes tokens in, a few at a time, and pushes one back now and then."""
+    """Reads tokens, a few at a time, and pushes one back now and then."""
 
     __slots__ = ("got", "story")
 
@@ -82,7 +82,7 @@ class Reader(Socket):
 
 
 class Writer(Reader):
-    """Writes more than there is room for, in pieces and with a callable between them."""
+    """Writes more than there is room for, in pieces, with a callable between them."""
 
     def put(self, first: int, count: int) -> None:
         data = tokens(first, count)
@@ -104,12 +104,12 @@ class Story:
     def __init__(self, backend: str) -> None:
         self.loop = Loop(backend)
         self.begun: list[tuple[int, int]] = []
-        """What was given to `write`: first token and how many."""
+        """What `write` was called with: the first token, and how many."""
         self.written: list[tuple[int, int]] = []
-        """The same, where `write` has returned."""
+        """The same, if `write` has returned."""
         self.fired: Counter[str] = Counter()
         self.due: set[str] = set()
-        """What is to fire before the end."""
+        """What has to fire before the end."""
         self.over = False
         self.complaints: list[str] = []
         self.arrived = b""
@@ -126,14 +126,14 @@ class Story:
         self.torn: list[Reader] = []
         """Those that the package closed because the result of a read(2) or write(2) was lost."""
         self.pushed = 0
-        """How many bytes `push_back_read` has taken."""
+        """How many bytes `push_back_read` has accepted."""
         self.steps: list[Callable[[], None]] = [
             self.set_up, self.write, self.talk, self.cork, self.timers, self.others,
             self.others_again, self.close_one, self.steal, self.end,
         ]  # fmt: skip
         self.stolen: object = None
 
-    # The steps, each begun once. The package makes a call in each of their lines.
+    # The steps, each started once. The package makes a call in each of their lines.
 
     def set_up(self) -> None:
         for near, _ in self.pairs:
@@ -178,7 +178,7 @@ class Story:
             self.stolen = each.steal_socket()
 
     def others(self) -> None:
-        """An other fd, and a second one at its side."""
+        """An other fd, and a second one."""
         self.loop.add_other_fds({self.strangers[0].fileno(): self.stranger})
         self.loop.add_other_fds({self.strangers[1].fileno(): self.stranger})
 
@@ -204,14 +204,14 @@ class Story:
     def fire(self, name: str) -> None:
         self.fired[name] += 1
 
-    # Telling it.
+    # Telling the story.
 
     def turn(self, *_: object) -> bool:
-        """After each batch: the far end of the writer reads, and the next step is taken."""
+        """After each batch, let the far end of the writer read, and take the next step."""
         self.turns += 1
         if self.turns > 1000:
             raise AssertionError("it goes round for ever")
-        # The constructor of an object that is in the map had done all but return.
+        # For an object in the map, the constructor had done everything but return.
         born = [each for each in self.loop._registry.objects.values() if isinstance(each, Reader)]
         self.objects += [each for each in born if each not in self.objects]
         try:
@@ -223,7 +223,7 @@ class Story:
         return bool(self.steps)
 
     def go_on(self) -> None:
-        """Run the loop until the steps are done; again, as long as something is queued."""
+        """Run the loop until the steps are done and nothing is queued."""
         for _ in range(100):
             self.loop.set_loop_timeout(0)
             self.loop.set_post_loop_callback(self.turn)
@@ -233,7 +233,7 @@ class Story:
                 break
 
     def ending(self) -> list[str]:
-        """Go on to the end; what is wrong with it."""
+        """Go on to the end, and report what is wrong."""
         try:
             self.go_on()
             self.check()
@@ -245,7 +245,7 @@ class Story:
         return self.complaints
 
     def check(self) -> None:
-        """End the story, and complain of what is wrong with it."""
+        """End the story, and collect complaints about what is wrong."""
         wrong = self.complaints
         loop = self.loop
         if loop._registry.leaving or self.steps or loop._registry.outer_batches:
@@ -288,7 +288,7 @@ class Story:
             wrong.append(f"descriptors are left: {after}")
 
     def check_loop(self) -> None:
-        """The records of the loop and its poller are correct."""
+        """Check that the loop and its poller know exactly the objects that exist."""
         wrong = self.complaints
         there = registered(self.loop)
         for each in self.objects:
@@ -306,7 +306,7 @@ class Story:
             wrong.append(f"registered: {there}, and asked for: {asked}")
 
     def check_written(self) -> None:
-        """All that `write` took has arrived once and in order, in whole blocks unless torn."""
+        """Check that written data arrived once and in order, in whole blocks unless it was torn."""
         begun = [tokens(*block) for block in self.begun]
         accepted = sum(len(tokens(*block)) for block in self.written)
         possible = {len(b"".join(begun[:count])) for count in range(len(begun) + 1)}
@@ -317,7 +317,7 @@ class Story:
             self.complaints.append(f"{accepted} bytes written, {here} arrived")
 
     def check_read(self) -> None:
-        """The far ends' data was read once and in order, after the pushed-back data."""
+        """Check that data was read once and in order: first what was pushed back, then the rest."""
         for each in self.objects[1:]:
             got = each.got + b"".join(each.read_push_back)
             if each.sock is not None:
@@ -333,11 +333,11 @@ class Story:
 
 
 def lock_left_taken() -> list[str]:
-    """A complaint if this thread has the lock of all threads; then it is given back."""
+    """A complaint if this thread holds the lock of all threads, which is then released."""
     lock = alone()
     try:
         lock.__exit__(None, None, None)
-    except RuntimeError:  # So says one that isn't taken.
+    except RuntimeError:  # It isn't taken.
         return []
     return ["the lock of all threads was left taken", *lock_left_taken()]
 
@@ -356,7 +356,7 @@ def registered(loop: Loop) -> dict[int, int]:
 
 
 class Complaints(logging.Handler):
-    """Collects the package's warnings: a descriptor closed twice, an unknown descriptor."""
+    """Collects the package's warnings: a descriptor closed twice, an unknown one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,22 +369,22 @@ class Complaints(logging.Handler):
 BOUNDARIES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "POP_JUMP_BACKWARD") + (
     ("POP_JUMP",) if sys.version_info < (3, 11) else ()
 )
-"""Instructions at whose end CPython looks for signals (ceval.c, CHECK_EVAL_BREAKER), by how their
-names begin; POP_JUMP if it jumps. Behind no other can a handler run."""
+"""Prefixes of the instructions at whose end CPython checks for signals (ceval.c,
+CHECK_EVAL_BREAKER); POP_JUMP only if it jumps. A handler can't run after any other."""
 
 LOOKS_FIRST = ("JUMP_BACKWARD",) if sys.version_info >= (3, 13) else ()
-"""Those of them that check before they jump: a handler's exception is raised at their position."""
+"""Those that check before they jump: a handler's exception is raised at the jump itself."""
 
 NEXT = 4
-"""The bytes of an instruction and its inline cache, if it does not jump."""
+"""The size of a conditional jump with its cache, in bytes: the distance to the next instruction."""
 
 NOT_TAKEN = "NOT_TAKEN"
-"""Does nothing, behind a jump that was not made. 3.14 and later have many of these outside of the
-`try` that they stand in, where nothing but a trace function can raise."""
+"""A no-op after a jump that was not made. CPython 3.14 and later leave many of these out of the
+`try` that contains them; only a trace function can raise there."""
 
 
 TAKES: Final = type(alone()).__enter__.__code__
-"""What takes the lock does it last of all and returns: no place from there to the `with`."""
+"""It takes the lock last of all and returns: no handler can run from there to the `with`."""
 
 
 @cache
@@ -393,7 +393,7 @@ def instructions(code: CodeType) -> Mapping[int, str]:
 
 
 class Held(Protocol):
-    """From where to where a handler holds (`dis.Bytecode.exception_entries`, 3.11)."""
+    """The range of an exception handler (`dis.Bytecode.exception_entries`, 3.11)."""
 
     start: int
     end: int
@@ -401,8 +401,8 @@ class Held(Protocol):
 
 
 def left_out_of_a_try(code: CodeType) -> list[str]:
-    """The places of `code`, and of what is defined in it, where a jump leads back into a `try` (or
-    `with`) that it is not in itself, as the table says that CPython goes by."""
+    """The places in `code`, and in functions defined in it, where a jump leads back into a `try`
+    (or `with`) that doesn't contain the jump itself, according to CPython's exception table."""
     found = [
         place
         for inner in code.co_consts
@@ -414,12 +414,12 @@ def left_out_of_a_try(code: CodeType) -> list[str]:
     names = {each.offset: each.opname for each in bytecode}
 
     def handlers(at: int) -> set[int]:
-        """Where it goes on from `at` if there is an exception, and from there on if not handled."""
+        """The handlers of an exception raised at `at`, from the innermost outwards."""
         seen: set[int] = set()
         while to := {each.target for each in table if each.start <= at < each.end} - seen:
             (at,) = to
             seen.add(at)
-        # The others give back a name to a comprehension, and the like.
+        # The others restore a comprehension's variable, and the like.
         return {each for each in seen if names[each] == "PUSH_EXC_INFO"}
 
     for each in bytecode:
@@ -434,7 +434,7 @@ def function(where: str) -> str:
 
 
 def place(code: CodeType, number: int | None) -> str:
-    line = linecache.getline(code.co_filename, number or 0)  # The start of a generator has none.
+    line = linecache.getline(code.co_filename, number or 0)  # A generator's start has no number.
     return f"{code.co_name}: {line.strip()}"
 
 
@@ -443,8 +443,8 @@ def keyboard_interrupt() -> None:
 
 
 class Interrupter:
-    """Calls `handler` at the `at`th place of the package where a signal's may run, or `anywhere`:
-    before the `at`th instruction of all, where but for these only a trace function can raise."""
+    """Calls `handler` at the `at`th place of the package where a signal's handler may run; or, with
+    `anywhere`, before the `at`th instruction, where perhaps only a trace function can raise."""
 
     def __init__(
         self,
@@ -491,7 +491,7 @@ class Interrupter:
             is_place = here.startswith(LOOKS_FIRST)
         else:
             falls = behind.startswith("POP_JUMP") and frame.f_lasti - (before or 0) <= NEXT
-            # A call that has raised goes to its handler, without checking for signals.
+            # A call that raised goes to its exception handler without checking for signals.
             is_place = behind.startswith(BOUNDARIES) and not falls and here != "PUSH_EXC_INFO"
         if is_place:
             if self.count == self.at:
@@ -506,7 +506,7 @@ class Interrupter:
 
 @contextmanager
 def complaints() -> Iterator[list[str]]:
-    """The package's warnings: a descriptor closed twice, an unknown descriptor."""
+    """The package's warnings: a descriptor closed twice, an unknown one."""
     heard = Complaints()
     logger = logging.getLogger("danga_raw")
     logger.addHandler(heard)
@@ -514,10 +514,10 @@ def complaints() -> Iterator[list[str]]:
     try:
         yield heard.heard
     finally:
-        # What a signal's handler raised in the midst of logging has left its lock with this thread:
-        # in a later test another that logs would wait for it for ever.
+        # If a handler raised in the middle of logging, this thread still holds logging's lock: in a
+        # later test, another thread that logs would wait for it for ever.
         lock = cast(threading.Lock, vars(logging)["_lock"])
-        with suppress(RuntimeError):  # So says one that isn't held.
+        with suppress(RuntimeError):  # It isn't held any more.
             while True:
                 lock.release()
         logger.removeHandler(heard)
@@ -533,12 +533,12 @@ MAY_TEAR = (
     "__queue",
     "_size",
 )
-"""Functions in which an exception may come between a read(2) or write(2), or the taking of a piece
-that was pushed back, and the noting of its result. Then the connection is closed."""
+"""Functions in which an exception may come after a read(2) or write(2), or after taking a
+pushed-back piece, but before the result is recorded. Then the connection is closed."""
 
 
 def ending(story: Story, where: str | None) -> list[str]:
-    """The end of a story, and what is wrong with it."""
+    """End a story, and report what is wrong."""
     wrong = story.ending()
     if story.torn and function(where or "") not in MAY_TEAR:
         wrong.append("a connection was closed without need")
@@ -546,7 +546,7 @@ def ending(story: Story, where: str | None) -> list[str]:
 
 
 def interrupted(at: int, backend: str, anywhere: bool = False) -> tuple[Interrupter, list[str]]:
-    """Tell the story, interrupted at the `at`th place; what came of it."""
+    """Tell the story, interrupted at the `at`th place, and report what is wrong."""
     interrupter = Interrupter(at, anywhere)
     with complaints() as heard:
         story = Story(backend)
@@ -559,7 +559,7 @@ def interrupted(at: int, backend: str, anywhere: bool = False) -> tuple[Interrup
             pass
         finally:
             sys.settrace(None)
-        # Beside a `with` and not in it is where only a trace function can raise.
+        # Just outside a `with`, only a trace function can raise.
         left = [each for each in lock_left_taken() if not anywhere]
         return interrupter, ending(story, interrupter.where) + left + heard
 
@@ -583,7 +583,7 @@ def adds_a_timer(story: Story) -> None:
 def handled(
     at: int, backend: str, handler: Callable[[Story], None]
 ) -> tuple[Interrupter, list[str]]:
-    """Tell the story with a signal at the `at`th place; what came of it."""
+    """Tell the story with a signal at the `at`th place, and report what is wrong."""
     interrupter = Interrupter(at, handler=lambda: handler(story))
     with complaints() as heard:
         story = Story(backend)
@@ -598,8 +598,8 @@ def handled(
 
 
 def interrupted_by_signal(seconds: float, backend: str) -> tuple[str, list[str]]:
-    """Tell the story, interrupted by a signal so many seconds from its start. Where that was, empty
-    if it was nowhere in the package; and what came of it."""
+    """Tell the story, interrupted by a signal `seconds` after its start. The place of the
+    interruption, empty if it was outside the package, and what is wrong."""
     where = ""
     with complaints() as heard:
         story = Story(backend)

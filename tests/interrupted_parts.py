@@ -1,7 +1,7 @@
 """Short stories of waking, accepting and connecting, to be interrupted anywhere.
 
-Each is a sequence of steps, which may be cut short by an exception and are not started again.
-`ending` does the remaining ones and says what was lost, doubled or leaked.
+Each is a series of steps. A step may be cut short by an exception, and is not started again.
+`ending` goes on with the others and reports what was lost, doubled or leaked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from danga_raw.types import SocketAddress
 from tests.interrupted import Interrupter, complaints, lock_left_taken, registered
 
 TURNS: Final = 50
-"""After this many a story has ended, or never will."""
+"""A story that has not ended after this many never will."""
 
 
 class Part:
@@ -36,12 +36,12 @@ class Part:
         self.loop = Loop(backend)
         self.steps: list[Callable[[], object]] = []
         self.things: list[socket.socket] = []
-        """What is not the package's, to be closed at the end."""
+        """Sockets that the package doesn't own, to be closed at the end."""
         self.injected = 0
-        """The errno with which a call fails, where one does."""
+        """The errno with which a call fails, if one does."""
 
     def go_on(self) -> None:
-        """Take the steps that are left."""
+        """Take the remaining steps."""
         while self.steps:
             self.steps.pop(0)()
 
@@ -51,7 +51,7 @@ class Part:
         self.loop.run()
 
     def ending(self) -> list[str]:
-        """Go on to the end; what is wrong with it."""
+        """Go on to the end, and report what is wrong."""
         try:
             self.go_on()
             self.check()
@@ -69,10 +69,10 @@ class Part:
         return self.wrong
 
     def check(self) -> None:
-        """Complain of what is wrong at the end."""
+        """Collect complaints about what is wrong at the end."""
 
     def check_registered(self) -> None:
-        """The poller's and the loop's records agree."""
+        """Check that the poller and the loop know the same descriptors."""
         registry = self.loop._registry
         known = {fd: obj.event_watch & 5 for fd, obj in registry.objects.items() if not obj.closed}
         if registry.waker is not None:
@@ -84,12 +84,12 @@ class Part:
             self.wrong.append(f"connecting still: {registry.connecting}")
 
     def timers(self) -> int:
-        """How many are going to fire."""
+        """How many timers are still going to fire."""
         return sum(timer.callback is not None for _, _, timer in self.loop._timers.heap)
 
 
 class Waking(Part):
-    """Callbacks, given from here and from outside."""
+    """Callbacks, added from within and from outside."""
 
     def __init__(self, backend: str) -> None:
         super().__init__(backend)
@@ -124,7 +124,7 @@ class Waking(Part):
 
 
 class Reset(Waking):
-    """The end of a loop that something waits in, and a new beginning."""
+    """A loop that is reset while something waits in it, and started again."""
 
     def __init__(self, backend: str) -> None:
         super().__init__(backend)
@@ -141,7 +141,7 @@ class Reset(Waking):
 
 
 class Signals(Part):
-    """Handlers that come, are called, and go."""
+    """Signal handlers that are added, called, and removed."""
 
     ONE, TWO = signal.SIGUSR1, signal.SIGUSR2
 
@@ -170,7 +170,7 @@ class Signals(Part):
     def come(self, number: int) -> None:
         if signal.getsignal(number) != signal.SIG_DFL:
             signal.raise_signal(number)
-            self.raised[number] += len(self.steps) > 3  # The last is for nobody.
+            self.raised[number] += len(self.steps) > 3  # The last finds no handler.
 
     def check(self) -> None:
         for number in (self.ONE, self.TWO):
@@ -187,7 +187,7 @@ class Signals(Part):
 
 
 class Quiet(Socket):
-    """What a connection becomes."""
+    """An accepted connection."""
 
     def event_read(self) -> None:
         if self.read(100) is None:
@@ -197,8 +197,8 @@ class Quiet(Socket):
 
 
 class Listening(Part):
-    """A listener with connections, with no room for one, and with room again; `pause` is how long it
-    waits for that if nothing is closed."""
+    """A listener with connections, with no room for one, and with room again; `pause` is how long
+    it waits if nothing is closed."""
 
     def __init__(self, backend: str, pause: float) -> None:
         super().__init__(backend)
@@ -243,7 +243,7 @@ class Listening(Part):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """With accept(2) as this story has it."""
+        """With accept(2) replaced for this story."""
         before, pause = libc.accept, listener.PAUSE
 
         def accept(sock: socket.socket) -> tuple[socket.socket, object]:
@@ -313,11 +313,11 @@ class Listening(Part):
 
 
 class OnPurpose(Exception):
-    """What a constructor raises."""
+    """The exception of a constructor."""
 
 
 class Again(Quiet):
-    """Is made anew on another socket when its own has ended."""
+    """Calls its constructor again with another socket when the first has ended."""
 
     def __init__(self, sock: socket.socket, part: MadeAnew) -> None:
         super().__init__(sock, part.loop)
@@ -335,7 +335,7 @@ class Again(Quiet):
 
 
 class MadeAnew(Part):
-    """An object that has closed is made anew on another socket, twice."""
+    """A closed object whose constructor is called again with another socket, twice."""
 
     def __init__(self, backend: str) -> None:
         super().__init__(backend)
@@ -358,7 +358,7 @@ class MadeAnew(Part):
     def check(self) -> None:
         for _ in range(3):
             if self.obj is not None:
-                self.obj.watch_read(True)  # which the exception may have come before
+                self.obj.watch_read(True)  # the exception may have come before it
             self.turn()
         self.check_registered()
         objects = dict(self.loop.descriptor_map)
@@ -390,7 +390,7 @@ class Client(Quiet):
 
 
 class Connecting(Part):
-    """A connect, and what comes of it."""
+    """A connect, and its outcome."""
 
     def __init__(self, backend: str, way: str) -> None:
         super().__init__(backend)
@@ -403,7 +403,7 @@ class Connecting(Part):
         self.server.setblocking(False)
         if (
             way != "refused"
-        ):  # Then the number is taken: nobody else listens, nor is the client there.
+        ):  # Then the port is taken: nobody else listens, and the client can't have it.
             self.server.listen(8 if way != "silent" else 0)
         self.address: SocketAddress = self.server.getsockname()
         self.things.append(self.server)
@@ -473,7 +473,7 @@ PARTS: Final[dict[str, Callable[[str], Part]]] = {
 
 
 def cut_short(story: str, at: int, backend: str) -> tuple[Interrupter, list[str]]:
-    """Tell one of the stories, interrupted at the `at`th place; what came of it."""
+    """Tell one of the stories, interrupted at the `at`th place, and report what is wrong."""
     interrupter = Interrupter(at)
     with complaints() as heard:
         part = PARTS[story](backend)
@@ -484,7 +484,7 @@ def cut_short(story: str, at: int, backend: str) -> tuple[Interrupter, list[str]
             if interrupter.where is not None:
                 part.wrong.append("the exception was swallowed")
         except KeyboardInterrupt as error:
-            # After a constructor's exception, less is promised for a second one.
+            # Less is promised for a second exception, after a constructor's.
             second = isinstance(error.__context__, OnPurpose)
         finally:
             sys.settrace(None)

@@ -1,4 +1,4 @@
-"""What tests need besides Python: where it is missing they are skipped by name, or fail in CI."""
+"""The tools that tests need. Without its tool a test is skipped with a message; in CI it fails."""
 
 import os
 import shutil
@@ -28,13 +28,13 @@ DEBIAN_PACKAGES = {
     "seccomp": "linux-libc-dev",
     "chroot": "util-linux",
 }
-"""Tool name -> the Debian package that brings it."""
+"""Tool name -> the Debian package that contains it."""
 
 REQUIRED = os.environ.get("DANGA_RAW_REQUIRE_ORACLES") == "1"
-"""Set in CI, where a missing tool is a failure: a comparison that never ran proves nothing."""
+"""Set in CI, where a missing tool is a failure: a comparison that didn't run proves nothing."""
 
 missing: set[str] = set()
-"""The tools that tests asked for and did not find in this run; the closing lines name them."""
+"""The tools that tests needed and did not find in this run; the last lines of output name them."""
 
 
 @cache
@@ -46,7 +46,7 @@ def present(tool: str) -> bool:
         probe = ["perl", "-MDanga::Socket", "-e", "1"]
         return subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0
     if tool == "strace":
-        # ptrace may be forbidden where strace itself is installed.
+        # strace may be installed, but ptrace forbidden.
         if shutil.which("strace") is None:
             return False
         trial = subprocess.run(
@@ -78,7 +78,7 @@ def need(*tools: str) -> None:
 
 
 def how_to_get() -> list[str]:
-    """The closing lines that tell how to get what was missing."""
+    """The last lines of output, which say how to install what was missing."""
     if not missing:
         return []
     packages = " ".join(sorted(DEBIAN_PACKAGES.get(tool, tool) for tool in missing))

@@ -1,7 +1,7 @@
-"""What tests/test_libkqueue.py runs on Debian's libkqueue, in a separate process.
+"""Tests on Debian's libkqueue, which tests/test_libkqueue.py runs in another process.
 
-LIBKQUEUE is its path. The package would refuse this version, because it can't have both filters of
-a descriptor enabled, so the check for that is left out.
+LIBKQUEUE is the library's path. The package would refuse the library, because it can't have both
+filters of a descriptor enabled; the trial that finds this out is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def untried() -> Iterator[KQueueLibrary]:
-    """The library as it is."""
+    """The library, without the package's trial."""
     with no_hanging():
         yield cast("KQueueLibrary", ctypes.CDLL(os.environ["LIBKQUEUE"], use_errno=True))
 
@@ -58,7 +58,7 @@ def test_its_events_are_read_where_they_stand(untried: KQueueLibrary) -> None:
         poller.register(one.fileno(), POLLIN)
         if number % 3 == 0:
             two.send(bytes(number + 1))
-    # Some have more than one byte in their number.
+    # Some numbers need more than one byte.
     assert max(one.fileno() for one, _ in pairs) > 255
     told = dict(poller.wait(1000))
     assert told == {one.fileno(): POLLIN for one, _ in pairs[::3]}

@@ -1,7 +1,7 @@
-"""The tests in several processes, each test in one of them: `pytest --processes 2`.
+"""Run the tests in several processes at once, each test in one of them: `pytest --processes 2`.
 
-The process that has collected the tests forks, distributes them one by one, and treats the reports
-as its own: there is one line of dots, one summary, and one record of failures.
+The process that has collected the tests forks, hands them out one by one, and treats their reports
+as its own: there is one line of dots, one summary, and one record of the failures.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tests import needs, surface
 
 
 class Task(NamedTuple):
-    """The number of a test, and of the one behind it: what is torn down in between depends on both.
-    Without a test there is no more to do."""
+    """The numbers of a test and of the next one: what is torn down in between depends on both. None
+    instead of a test means that there is no more to do."""
 
     at: int | None
-    behind: int | None
+    following: int | None
 
 
 class Done(NamedTuple):
-    """The number of a test, and what is reported of it, as pytest has it for other processes."""
+    """The number of a test, and its reports, as pytest serializes them for other processes."""
 
     number: int
     reports: list[dict[str, object]]
 
 
 class End(NamedTuple):
-    """A child's records of all its tests."""
+    """What a child has recorded in all its tests."""
 
     seen: set[str]
     missing: set[str]
@@ -51,11 +51,11 @@ class Child:
         self.pipe = pipe
         self.task = Task(None, None)
         self.module: deque[int] = deque()
-        """The tests that are left of the module it is at."""
+        """The remaining tests of its current module."""
 
 
 class Queue:
-    """The numbers of the tests that no child has yet."""
+    """The numbers of the tests that no child has been given yet."""
 
     def __init__(self, items: list[pytest.Item]) -> None:
         modules = groupby(range(len(items)), lambda number: items[number].path)
@@ -64,14 +64,14 @@ class Queue:
 
     def hand_out(self, child: Child) -> None:
         """Send a child to the next test."""
-        child.task = Task(child.task.behind, self.take(child))
-        with suppress(ConnectionError):  # that it is dead is seen where it is listened to
+        child.task = Task(child.task.following, self.take(child))
+        with suppress(ConnectionError):  # `listen` notices a dead child
             child.pipe.send(child.task)
 
     def take(self, child: Child) -> int | None:
         """A test for this child; None if none is left."""
-        # What a module makes for all its tests is made anew in each process that has some of them: a
-        # child shares a module with another only when there are no more.
+        # A module's fixtures are made again in each process that runs some of its tests, so
+        # children share a module only when there are no others left.
         if not child.module and self.modules:
             child.module = self.modules.popleft()
             self.begun.append(child.module)
@@ -82,7 +82,7 @@ class Queue:
 
 def run(session: pytest.Session, processes: int) -> None:
     """Run all tests of the session: in children, and then those that come last."""
-    # Started before the children, each of which would start one, and ended with the parent.
+    # Made before the forks, or each child would make its own; the parent removes it.
     getattr(session.config, "_tmp_path_factory").getbasetemp()
     last = [item for item in session.items if item.get_closest_marker("last_of_all")]
     queue = Queue(session.items[: len(session.items) - len(last)])
@@ -99,7 +99,7 @@ def run(session: pytest.Session, processes: int) -> None:
             os.kill(child.pid, signal.SIGINT)
         raise
     finally:
-        # A child whose parent is gone ends after its test, and cleans up.
+        # A child to which nobody listens ends after its test, and cleans up.
         for child in children:
             child.pipe.close()
         for child in children:
@@ -109,7 +109,7 @@ def run(session: pytest.Session, processes: int) -> None:
 
 
 def listen(session: pytest.Session, children: list[Child], queue: Queue) -> None:
-    """Report what the children do, and hand out tests, until all have none."""
+    """Report what the children do, and hand out tests until none are left."""
     at_work = children.copy()
     while at_work:
         ready = wait([child.pipe for child in at_work])
@@ -118,7 +118,7 @@ def listen(session: pytest.Session, children: list[Child], queue: Queue) -> None
                 told = child.pipe.recv()
             except (EOFError, ConnectionError):
                 at = child.task.at
-                where = "behind its tests" if at is None else f"in {session.items[at].nodeid}"
+                where = "after its tests" if at is None else f"in {session.items[at].nodeid}"
                 session.shouldstop = f"a process of the tests ended {where}"
                 raise session.Interrupted(session.shouldstop) from None
             if isinstance(told, End):
@@ -135,7 +135,7 @@ def listen(session: pytest.Session, children: list[Child], queue: Queue) -> None
 
 
 def report(item: pytest.Item, reports: list[dict[str, object]]) -> None:
-    """Report a test that was run in a child."""
+    """Report a test that ran in a child."""
     hook, config = item.ihook, item.config
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for data in reports:
@@ -148,7 +148,7 @@ def report(item: pytest.Item, reports: list[dict[str, object]]) -> None:
 
 
 class Reporter:
-    """Gathers what is reported of a test."""
+    """Collects the reports of a test."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -160,7 +160,7 @@ class Reporter:
 
 
 def fork(session: pytest.Session, elder: list[Child]) -> Child:
-    """Make a child, which does what the parent hands out and then ends."""
+    """Make a child, which runs what the parent hands out and then ends."""
     near, far = Pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -169,9 +169,9 @@ def fork(session: pytest.Session, elder: list[Child]) -> Child:
         far.close()
         return Child(pid, near)
     try:
-        # A terminal interrupts the parent's group, and the parent us: twice would be amid our cleaning up.
+        # A terminal interrupts the parent's group, and the parent us. Not both: we clean up.
         os.setpgid(0, 0)
-        # Only the parent may hold its ends: the children notice by them that it is gone.
+        # Only the parent may hold its ends of the pipes: the children notice when it is gone.
         for pipe in (near, *(child.pipe for child in elder)):
             pipe.close()
         work(session, far)
@@ -188,7 +188,7 @@ def work(session: pytest.Session, pipe: Connection[Done | End, Task]) -> None:
     """Run what the parent hands out."""
     config, items = session.config, session.items
     plugins = config.pluginmanager
-    # The file in which the parent has what is printed, and its place in it, would be those of all.
+    # Else all would share the file, and the position in it, into which the parent captures output.
     capture = plugins.getplugin("capturemanager")
     capture.stop_global_capturing()
     capture.start_global_capturing()
@@ -198,12 +198,12 @@ def work(session: pytest.Session, pipe: Connection[Done | End, Task]) -> None:
     plugins.register(reporter)
     try:
         while (task := pipe.recv()).at is not None:
-            following = None if task.behind is None else items[task.behind]
+            following = None if task.following is None else items[task.following]
             config.hook.pytest_runtest_protocol(item=items[task.at], nextitem=following)
             pipe.send(Done(task.at, reporter.reports))
             reporter.reports = []
     finally:
-        session._setupstate.teardown_exact(None)  # what an interruption has left
+        session._setupstate.teardown_exact(None)  # what is left after an interruption
     # Here pytest raises what nobody could catch before.
     config._ensure_unconfigure()
     pipe.send(End(surface.seen, needs.missing))

@@ -1,16 +1,16 @@
-"""Runs a program under a seccomp filter: the kernel kills it at the first call that isn't allowed.
+"""Run a program under a seccomp filter: the kernel kills it at the first call that isn't allowed.
 
     python -m tests.seccomp [--without CALL] PROGRAM [ARG ...]
     python -m tests.seccomp [--without CALL] --profile FILE COMMAND [ARG ...]
 
 PROGRAM is `echo`, a file of `examples/` or a file of `tests/scenarios/`. The filter is installed
-after the interpreter has started and everything is imported, just before the program's own work. It
-allows the calls of the package on the backend in use, those that the interpreter needs to run, and
-those of the program itself; all three are listed below. seccomp(2), x86-64.
+after the interpreter has started and imported everything, just before the program's own work. It
+allows the calls of the package on the backend in use, of the running interpreter, and of the
+program itself, all three listed below. seccomp(2), x86-64.
 
-With `--profile` it allows what an OCI seccomp profile does, as `python3 -m danga_raw info
---seccomp` prints it, and is in force from the exec of COMMAND on, which includes the interpreter's
-start.
+With `--profile` it allows what an OCI seccomp profile allows, such as the one that `python3 -m
+danga_raw info --seccomp` prints, and applies to COMMAND from its exec on, that is, also to the
+interpreter's start.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pathlib import Path
 from danga_raw import Loop, _kernel, _waker
 
 IMPORTED_LATE = (logging, resource, _waker, encodings.idna)
-"""What is imported when it is first needed, which reads files: by the package for a warning and for
-profiling, to be woken; by Python for the name of a host."""
+"""Modules that are imported when first needed, which reads files: by the package for a warning, for
+profiling, and to be woken; by Python for a host name."""
 
 INTERPRETER = frozenset(
     "brk mmap munmap mremap madvise "  # memory
@@ -50,7 +50,7 @@ PROGRAMS = {
     "ddlockd.py": "bind listen",
     "scenarios": "bind listen shutdown socketpair",
 }
-"""A program's own calls, by their names in C, except those named above."""
+"""The C functions that a program calls itself, without those above."""
 
 KERNEL = {
     "fstat": {"fstat", "newfstatat"},
@@ -58,11 +58,11 @@ KERNEL = {
     "open": {"open", "openat"},
     "stat": {"stat", "newfstatat"},
 }
-"""C function -> the calls that one C library or another makes of it."""
+"""C function -> the system calls that C libraries make for it."""
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _NO_CALL = 0xFFFFFFFF
-"""The number of a call that a tracer has answered itself, as strace does when it injects an error."""
+"""The number of a call that a tracer has skipped, as strace does when it injects an error."""
 
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _PR_SET_NO_NEW_PRIVS = 38
@@ -85,14 +85,14 @@ class sock_fprog(ctypes.Structure):
 
 
 def header() -> Path | None:
-    """The kernel's own list of the numbers of its calls, if its headers are here."""
+    """The kernel's own list of its call numbers, if its headers are installed."""
     places = Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu")
     found = (place / "asm/unistd_64.h" for place in places)
     return next((path for path in found if path.exists()), None)
 
 
 def numbers() -> dict[str, int]:
-    """Every system call of x86-64 that the kernel's headers here know."""
+    """Every system call of x86-64 in the installed kernel headers."""
     path = header()
     if path is None:
         raise OSError("the kernel's headers are missing: apt-get install linux-libc-dev")
@@ -101,25 +101,25 @@ def numbers() -> dict[str, int]:
 
 
 def kernels_name(function: str) -> str:
-    """The kernel's name here for a function, of the package's surface or another."""
+    """The kernel's name, here, for a C function, of the package's surface or not."""
     if function in _kernel.SURFACE:
         return _kernel.asked(function, _kernel.HERE).name
     return function
 
 
 def surface(backend: str) -> set[str]:
-    """What the package calls on `backend`, under the kernel's names."""
+    """The package's calls on `backend`, by the kernel's names."""
     return {entry.call for entry in _kernel.surface(_kernel.HERE, {backend})}
 
 
 def allowed(backend: str, program: str) -> set[str]:
-    """What a program may call: the package's, the interpreter's, and its own."""
+    """The calls that a program may make: the package's, the interpreter's, and its own."""
     own = PROGRAMS.get(program, PROGRAMS["scenarios"]).split()
     return surface(backend).union(INTERPRETER, *(KERNEL.get(name, {name}) for name in own))
 
 
 def profiled(profile: str) -> set[str]:
-    """The calls that an OCI profile allows. Rules about arguments can't be expressed here."""
+    """The calls that an OCI profile allows. Raises `ValueError` if it depends on arguments."""
     entries = json.loads(profile)["syscalls"]
     if any(entry["action"] != "SCMP_ACT_ALLOW" or entry.get("args") for entry in entries):
         raise ValueError("a profile that does more than allow calls by their names")
@@ -127,10 +127,10 @@ def profiled(profile: str) -> set[str]:
 
 
 def instructions(numbers: Collection[int]) -> list[tuple[int, int, int, int]]:
-    """The filter that lets the calls of these numbers through and kills at any other."""
+    """A filter that allows the calls with these numbers and kills at any other."""
     kill, allow = (_RETURN, 0, 0, _RET_KILL_PROCESS), (_RETURN, 0, 0, _RET_ALLOW)
-    # struct seccomp_data: the number at 0, the architecture at 4. The calls of x32 have numbers of
-    # their own, so they are none of these.
+    # struct seccomp_data: the number at 0, the architecture at 4. The calls of x32 have other
+    # numbers, so they are not allowed.
     made = [(_LOAD, 0, 0, 4), (_JUMP_IF_EQUAL, 1, 0, _AUDIT_ARCH_X86_64), kill, (_LOAD, 0, 0, 0)]
     for number in sorted(numbers):
         made += [(_JUMP_IF_EQUAL, 0, 1, number), allow]
@@ -138,9 +138,9 @@ def instructions(numbers: Collection[int]) -> list[tuple[int, int, int, int]]:
 
 
 def install(names: Collection[str]) -> None:
-    """From here on this process may make the calls of these names, and dies at any other.
+    """Allow this process only the calls with these names from now on; it dies at any other.
 
-    Names that x86-64 doesn't have are of other machines. Raises `OSError` where the kernel refuses.
+    Ignores names that x86-64 doesn't have. Raises `OSError` if the kernel refuses.
     """
     known = numbers()
     made = instructions([known[name] for name in names if name in known] + [_NO_CALL])
@@ -157,7 +157,7 @@ def install(names: Collection[str]) -> None:
 
 
 def prepared(path: str) -> Callable[[], object]:
-    """The work of a program whose imports are done."""
+    """A program, as a function that runs it once everything is imported."""
     if path == "echo":
         from danga_raw.__main__ import echo
 

@@ -1,9 +1,8 @@
-"""Runs a command under strace, and parses its text into typed records.
+"""Run a command under strace, and parse the output into typed records.
 
-`run_under_strace` gives every call strace printed, as `Call` records that keep their raw line.
-`own_calls` reduces them to the scenario's own: the calls on its own descriptors between its two
-marks, with descriptors named in the order of their appearance, so that two processes can be
-compared.
+`run_under_strace` returns every call that strace printed, as `Call` records with the raw line.
+`own_calls` reduces them to what a scenario did: the calls on its own descriptors between its two
+marks, with descriptors named in the order of their creation, so that two processes can be compared.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NOTES = 1000
-"""Writes to this descriptor, which is never open, are a scenario's notes."""
+"""A scenario's notes are writes to this descriptor, which is never open."""
 
 TRACED = (
     "epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait read write setsockopt close fcntl "
     "socketpair socket accept accept4 pipe pipe2 dup open openat"
 ).split()
-"""The calls a comparison needs: the loop's own, and those that give birth to descriptors."""
+"""The calls that a comparison needs: the loop's own, and those that create descriptors."""
 
 _COMPARED = frozenset("epoll_ctl epoll_wait read write setsockopt close".split())
 _BIRTHS = frozenset("socketpair socket accept accept4 pipe pipe2 dup".split())
 
 
 class StraceError(Exception):
-    """The trace isn't what it should be: a line that can't be read, a mark that is missing."""
+    """The trace is not as expected: a line can't be parsed, or a mark is missing."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ class Call:
     name: str
     args: tuple[str, ...]
     result: int | None
-    """The result; None where strace printed a question mark."""
+    """Its result; None if strace printed a question mark."""
     errno: str | None
     """The error's name, as "EAGAIN"."""
     injected: bool
     """True if strace itself made the call fail."""
     raw: str
-    """The line strace printed, without the process id."""
+    """The line that strace printed, without the process id."""
 
     @property
     def fd(self) -> int | None:
@@ -58,7 +57,7 @@ class Call:
 
     @property
     def events(self) -> list[tuple[str, int]]:
-        """The masks and descriptors of all events the call names, given or returned."""
+        """The masks and descriptors of all events in the call, passed or returned."""
         return [
             (mask, int(data, 0) & 0xFFFFFFFF)
             for arg in self.args
@@ -68,7 +67,7 @@ class Call:
 
     @property
     def descriptors(self) -> list[int]:
-        """The descriptors that a call which makes descriptors made."""
+        """The descriptors that the call created."""
         if self.result is None or self.result < 0:
             return []
         for arg in self.args:
@@ -82,7 +81,7 @@ _UNION = re.compile(r"\bdata=\{u32=\d+, u64=(\d+)\}")
 
 
 def in_newest_words(line: str) -> str:
-    """A line of an older strace as 7.2 prints it: up to 6.1 it has an event's data as a union."""
+    """A line of an older strace as 7.2 would print it: up to 6.1, an event's data is a union."""
     return _UNION.sub(lambda union: f"data={int(union[1]):#x}".replace("=0x0", "=0"), line)
 
 
@@ -121,7 +120,7 @@ def _end_of_args(line: str, start: int) -> tuple[list[str], int]:
 
 
 def parse_line(line: str) -> Call | None:
-    """One whole line; None for what isn't a call (a signal, an exit)."""
+    """The call of a complete line; None if it isn't a call (a signal, an exit)."""
     if line.startswith(("---", "+++")) or not line.strip():
         return None
     head = re.match(r"(\w+)\(", line)
@@ -143,7 +142,7 @@ def parse_line(line: str) -> Call | None:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Call]:
-    """All calls of a trace, with interrupted lines put together where they ended."""
+    """All calls of a trace, with interrupted lines joined where the calls ended."""
     open_lines: dict[str, str] = {}
     for text in lines:
         line = in_newest_words(text.rstrip("\n"))
@@ -177,15 +176,15 @@ def run_under_strace(
     env: Mapping[str, str] | None = None,
     timeout: float = 60,
 ) -> list[Call]:
-    """Run `argv` to its end under strace and return its calls.
+    """Run `argv` under strace until it ends, and return its calls.
 
     `inject` are strace's own expressions ("epoll_wait:error=EINTR:when=2"), `strings` is how many
-    bytes of a string are shown. A command that fails or doesn't end raises `StraceError`.
+    bytes of a string are shown. Raises `StraceError` if the command fails or doesn't end.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "trace")
         command = ["strace", "-qq", "-o", str(out), "-s", str(strings)]
-        # The question mark keeps calls that this architecture doesn't have from being an error.
+        # With the question mark, calls that this architecture lacks are not an error.
         command += ["-e", "trace=" + ",".join(f"?{name}" for name in trace)]
         for expression in inject:
             command += ["-e", f"inject={expression}"]
@@ -201,7 +200,7 @@ def run_under_strace(
 def run_group(
     command: Sequence[str], env: Mapping[str, str] | None, timeout: float
 ) -> tuple[str, int | None]:
-    """Run strace and what it runs: what they said, and the status, None if they had to be ended."""
+    """Run strace and its command: their output, and the status, or None if they were killed."""
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -216,7 +215,7 @@ def run_group(
             said, _ = process.communicate(timeout=timeout)
             return said, process.returncode
         except BaseException as error:
-            # The command is in strace's group: ended alone, strace would leave it running.
+            # Kill the process group: without the command in it, that would go on running.
             os.killpg(process.pid, signal.SIGKILL)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
@@ -224,7 +223,7 @@ def run_group(
 
 
 def between_marks(calls: Iterable[Call]) -> list[Call]:
-    """The calls between the notes "begin" and "end", which a trace has to have."""
+    """The calls between the notes "begin" and "end", which every trace must have."""
     stretch: list[Call] | None = None
     for call in calls:
         text = note(call)
@@ -245,17 +244,17 @@ def note(call: Call) -> str | None:
 
 
 def own_calls(calls: Iterable[Call]) -> list[str]:
-    """What the scenario and its event loop did, one call a line, free of numbers of the process.
+    """What the scenario and its event loop did, one call per line, without the process's numbers.
 
-    Kept are the calls that are compared, on descriptors that came to be between the marks.
-    A number stays its last owner's after a close, so that calls on a dead one show. Dropped is the
-    rest: what the interpreters read while they load things, how they make
-    sockets, and the options other than TCP_CORK that they set.
+    Keeps the calls that are compared, on descriptors created between the marks. After a close, a
+    number still means its last owner, so that calls on a dead one show. Drops the rest: what the
+    interpreters read to load things, how they make sockets, and the options that they set, other
+    than TCP_CORK.
     """
     names: dict[int, str] = {}
     lines: list[str] = []
     creating: dict[int, int] = {}
-    # Numbers in use for the interpreter's files; one of the story's dead may have had them before.
+    # Numbers of the interpreter's files, even if a closed descriptor of the story had them before.
     borrowed: set[int] = set()
     count = 0
 

@@ -1,5 +1,5 @@
-"""A program written for strict checkers, without a cast and without an ignore comment. mypy and
-pyright check it with the rest, and `test_types.py` runs it."""
+"""A program as a user of strict type checkers would write it, without a cast or an ignored error.
+mypy and pyright check it with the rest, and `test_types.py` runs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AnyHandle = TypeVar("AnyHandle", bound=Handle)
 
 
 class Reader(Socket[AnyHandle], ABC):
-    """Generic in its handle still, and abstract."""
+    """Still generic in its handle, and abstract."""
 
     def __init__(self, sock: AnyHandle, loop: Loop) -> None:
         super().__init__(sock, loop)
@@ -79,7 +79,7 @@ class Upper(Reader[socket.socket]):
 
 
 class Client(Socket):
-    """Without brackets: on a `socket.socket`."""
+    """Without type arguments: its handle is a `socket.socket`."""
 
     def __init__(self, sock: socket.socket, loop: Loop, *, greeting: Writable) -> None:
         super().__init__(sock, loop)
@@ -97,7 +97,7 @@ class Client(Socket):
 
 
 class Quiet(Loop):
-    """A subclass of the loop, which `with` gives as that type."""
+    """A subclass of `Loop`; `with` returns it with its own type."""
 
     patience = 60.0
 

@@ -1,7 +1,7 @@
-"""Records which calls the package made during the tests.
+"""The calls that the package made while the tests ran.
 
 Each name of the stub becomes a descriptor of the door's class, which records its first use by the
-package and then removes itself: from then on the door is as it was.
+package and then removes itself, so that the door is as it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ONLY_ASKING = ("backends", "system_platform", "_observe", "_leave_alone")
 """Functions of the package that check whether a call exists, and make none."""
 
 seen: set[str] = set()
-"""The calls that the package has fetched from the door to make them."""
+"""The calls that the package has looked up in the door to make them."""
 
 
 def stub() -> dict[str, ast.FunctionDef]:
@@ -30,7 +30,7 @@ def stub() -> dict[str, ast.FunctionDef]:
 
 
 class FirstUse:
-    """Stands before one attribute of the door."""
+    """Intercepts one attribute of the door."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -53,6 +53,6 @@ class FirstUse:
 
 
 def watch() -> None:
-    """Note from here on what is called."""
+    """Start recording which calls are made."""
     for name in stub():
         setattr(Door, name, FirstUse(name))

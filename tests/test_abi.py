@@ -1,4 +1,4 @@
-"""The committed table of ABIs against the package, and the package against this machine."""
+"""Compare the committed table of ABIs with the package, and the package with this machine."""
 
 import ctypes
 import os
@@ -47,7 +47,7 @@ def test_the_table_tells_about_each_target_or_why_not() -> None:
 def test_any_number_that_were_different_in_the_headers_is_reported(triple: str) -> None:
     target, answer = BY_TRIPLE[triple], ANSWERS[triple]
     declared = model.declared(target, answer.facts)
-    # Those of C types are what the layouts are worked out from, not what is compared.
+    # The facts about C types are the basis of the layouts, and are not compared themselves.
     compared = [name for name in declared if name in answer.facts and name != "sizeof(socklen_t)"]
     assert len(compared) > 30
     for name in compared:
@@ -84,7 +84,7 @@ def test_the_layouts_are_worked_out_as_a_compiler_does(
 
 
 def data_model() -> dict[str, int]:
-    """Sizes and alignments of the C types here, as ctypes has them from the compiler of Python."""
+    """Sizes and alignments of the C types here, which ctypes has from the compiler of Python."""
     facts: dict[str, int] = {"big-endian": int(sys.byteorder == "big")}
     for name in table.TYPES:
         if name in _structs.C_TYPES:
@@ -105,9 +105,9 @@ def layout_here(
 
 
 def targets_like_this() -> list[str]:
-    """The targets with this platform and data model: those of this machine, where there are any.
+    """The targets with this platform and data model: those of this machine, if there are any.
 
-    A 32-bit Python on a 64-bit kernel is told the kernel's machine, which its data model isn't.
+    For a 32-bit Python, uname may name the kernel's 64-bit machine, whose data model is another.
     """
     mine = data_model().items()
     ours = [t for t in ANSWERS if BY_TRIPLE[t].platform == HERE]
@@ -136,7 +136,7 @@ def test_epoll_event_is_laid_out_here_as_the_headers_say() -> None:
 
 @pytest.mark.skipif(HERE != "linux", reason="epoll is Linux's")
 def test_the_kernel_fills_epoll_events_where_the_package_reads_them() -> None:
-    # A stride or an offset that were wrong would be seen from the second event on.
+    # A wrong stride or offset would show from the second event on.
     pipes = [os.pipe() for _ in range(5)]
     poller = _epoll.Epoll()
     poller.open()

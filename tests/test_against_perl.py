@@ -1,9 +1,9 @@
-"""The package against the Perl original: the same stories must make the same system calls.
+"""Compare the package with the Perl original: the same stories must make the same system calls.
 
-Each pair in `scenarios/` has one story, in Perl on Danga::Socket and in Python on this package.
-Both run under strace, and their calls on the story's descriptors are compared call for call,
-arguments and results included, together with the notes that the stories print. Intended differences
-are listed in `DIFFERENCES`, line by line, and must appear exactly as listed.
+Each pair in `scenarios/` tells one story, in Perl on Danga::Socket and in Python on this package.
+Both run under strace, and their calls on the story's descriptors are compared call for call, with
+arguments and results, as are the notes that the stories make. `DIFFERENCES` lists what may differ,
+line by line, and it must differ in exactly that way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 NAMES = sorted(path.stem for path in SCENARIOS.glob("*.pl"))
 
 WHOLE = 1 << 16
-"""More than any string in a story, so that data are compared to the last byte."""
+"""Longer than any string in a story, so that data are compared to the last byte."""
 
 
 @dataclass(frozen=True)
@@ -213,10 +213,10 @@ DIFFERENCES: dict[str, list[Difference]] = {
         Difference("the same watch dropped", here=(_mod(""),)),
     ],
 }
-"""Scenario -> all that differs in it on purpose, in order."""
+"""Scenario -> its intended differences, in order."""
 
 REAL_CLOCK = {"timer_real_clock": (3_500_000, 3_600_001)}
-"""Scenario -> the waits, in milliseconds, that are one and the same: they hang on the machine's
+"""Scenario -> a range of waits, in milliseconds, that count as equal: they depend on the machine's
 speed."""
 
 
@@ -231,12 +231,12 @@ def differences(original: Sequence[str], here: Sequence[str]) -> list[tuple[list
 
 
 def pairs(declared: Sequence[Difference]) -> list[tuple[list[str], list[str]]]:
-    """The same of differences that are known."""
+    """The same for declared differences."""
     return [(list(one.original), list(one.here)) for one in declared]
 
 
 def alike(lines: Sequence[str], name: str) -> list[str]:
-    """The lines, with waits on the machine's own clock made one."""
+    """The lines, with all waits that depend on the machine's clock made equal."""
     if name not in REAL_CLOCK:
         return list(lines)
     low, high = REAL_CLOCK[name]
@@ -254,7 +254,7 @@ def told(name: str, side: str) -> list[str]:
     """The calls of one side of a scenario."""
     script = SCENARIOS / f"{name}.pl"
     inject = re.findall(r"^# inject (\S+)$", script.read_text(), re.MULTILINE)
-    # The C library may wait by epoll_pwait(2): musl does, and glibc where there is no other.
+    # The C library may use epoll_pwait(2): musl does, and glibc on machines that have only that.
     inject = [
         expression.replace("epoll_wait:", "?epoll_wait,epoll_pwait:") for expression in inject
     ]

@@ -1,4 +1,4 @@
-"""What is refused, with which message, and that it has changed nothing."""
+"""Bad input is refused with a message that names it, and changes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOT_CALLABLE: list[Any] = [5, "name", b"", object(), (print,)]
 
 
 def state(loop: Loop) -> tuple[object, ...]:
-    """All that a loop knows."""
+    """The whole state of a loop."""
     return (
         dict(loop.descriptor_map),
         dict(loop.other_fds),
@@ -50,7 +50,7 @@ def state(loop: Loop) -> tuple[object, ...]:
 
 
 def fields(obj: AnySocket) -> tuple[object, ...]:
-    """All that an object knows."""
+    """The whole state of an object."""
     return (
         obj.sock, obj.fd, obj.closed, obj.corked, obj.event_watch, obj.writer_func,
         list(obj.write_buf), obj.write_buf_offset, obj.write_buf_size, obj.write_set_watch,
@@ -60,7 +60,7 @@ def fields(obj: AnySocket) -> tuple[object, ...]:
 
 @contextmanager
 def unchanged(world: World, *objects: AnySocket, asking: bool = False) -> Iterator[None]:
-    """Inside, something is refused, and the loop, the objects and the poller are as before."""
+    """For a block in which something is refused: the loop, objects and poller must not change."""
     before = state(world.loop), [fields(obj) for obj in objects]
     with world.calls() as calls:
         yield
@@ -113,7 +113,7 @@ def test_read_wants_a_number_from_one_up(
 ) -> None:
     if pushed:
         obj.push_back_read(b"x")
-    # The kernel may be asked, and gives nothing.
+    # A read(2) may be made, but reads nothing.
     with unchanged(world, obj, asking=True), pytest.raises(ValueError, match="read.*1"):
         obj.read(count)
     assert obj.read(9) == (b"x" if pushed else b"there")
@@ -130,7 +130,7 @@ def test_read_wants_a_number(world: World, obj: Noted, count: Any) -> None:
 def test_read_of_a_fraction_is_refused_and_loses_nothing(
     world: World, obj: Noted, count: Any, pushed: bool
 ) -> None:
-    """It is refused at the door to the C library, in front of the call."""
+    """It is refused at the door to the C library, before the call."""
     if pushed:
         obj.push_back_read(b"pushed ")
     before = state(world.loop), fields(obj)
@@ -275,7 +275,7 @@ def test_a_dead_fd_is_refused(world: World, obj: Noted) -> None:
         check(caught.value, EBADF, fd, world)
         with pytest.raises(OSError):
             world.loop.other_fds = {fd: print}
-    # The number is as good as any once it is alive.
+    # Once the number is open again, it can be used like any other.
     other, another = world.socketpair()
     thing, peer = (other, another) if other.fileno() == fd else (another, other)
     assert thing.fileno() == fd
@@ -357,7 +357,7 @@ def test_a_regular_file_is_refused(world: World, obj: Noted) -> None:
 
 @real_only
 def test_a_file_that_can_be_polled_is_taken_by_every_backend(world: World) -> None:
-    """By its type a regular file as any, but the kernel tells by it of every mount."""
+    """Its type is that of a regular file, but it can be polled: the kernel reports every mount."""
     mounts = Descriptor(os.open("/proc/self/mounts", os.O_RDONLY))
     world.stack.callback(mounts.close)
     obj = Noted(mounts, world.loop)
@@ -382,7 +382,7 @@ def test_other_fds_are_numbers(world: World, key: Any) -> None:
 
 def test_an_other_fd_may_be_anything_that_is_a_whole_number(world: World) -> None:
     class Number:
-        """Equal to nothing but itself."""
+        """Equal only to itself."""
 
         def __init__(self, number: int) -> None:
             self.number = number
@@ -426,7 +426,7 @@ def test_what_is_no_handle_is_refused(world: World) -> None:
 
 
 class Odd:
-    """A handle whose fileno() is no number."""
+    """A handle whose fileno() is not a number."""
 
     def __init__(self, fd: object) -> None:
         self.fd = fd
@@ -440,7 +440,7 @@ class Odd:
 
 @pytest.mark.parametrize("fd", [None, "5", 5.0, [], MagicMock()], ids=lambda fd: type(fd).__name__)
 def test_a_handle_whose_fileno_is_no_number_is_refused(world: World, fd: object) -> None:
-    """Before it is anywhere: ctypes looks into a mock for ever, and a list is no key of a map."""
+    """Before anything else: ctypes would search a mock for ever, and a list can't be a key."""
     mock: Any = MagicMock(spec=socket.socket, fileno=lambda: fd)  # It says that it is a socket.
     for handle in (Odd(fd), mock):
         with unchanged(world), pytest.raises(TypeError, match=r"fileno\(\) is a number, not"):

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they claim to, so that the comparison is fair."""
+"""The measured programs do what they claim to do, so that the measurements are fair."""
 
 from __future__ import annotations
 

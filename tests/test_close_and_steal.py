@@ -1,4 +1,4 @@
-"""Closing and stealing: when a descriptor is really closed, and who gets its events until then."""
+"""Closing and stealing: when a descriptor is really closed, and which events arrive until then."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_an_object_closed_by_its_own_event_read_hears_no_more(world: World) -> N
     two.close()
     world.turn()
     world.turn()
-    # Where reading and writing are events of their own the write may come first.
+    # Where reading and writing are separate events, the write may come first.
     assert [event for event in obj.events if event != "write"] == ["read", "close in read"]
     assert obj.events[-1] == "close in read"
 
@@ -177,7 +177,7 @@ def test_a_close_in_a_post_loop_callback_waits_for_the_next_batch(world: World) 
 
 @pytest.mark.parametrize("where", ["before run", "in a timer", "in a post-loop callback"])
 def test_no_wait_blocks_while_a_close_is_due(world: World, where: str) -> None:
-    """The wait comes before the close, as in the original, but takes no time."""
+    """The wait comes before the close, as in the original, but doesn't block."""
     obj = Noted(world.socketpair()[0], world.loop)
     kicked, kick = world.socketpair()
     fd = obj.fd
@@ -330,7 +330,7 @@ def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
 def test_close_leaves_the_errno_of_a_call_that_failed_as_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal handler may call it, between a call and reading its errno."""
+    """A signal's handler may call it after a call has failed and before its errno is read."""
     obj = Noted(world.socketpair()[0], world.loop)
     poller = POLLERS[world.backend]
     unregister = getattr(poller, "unregister")  # noqa: B009
@@ -394,7 +394,7 @@ def test_a_close_that_fails_at_the_door_is_warned_about(
 
 
 class Handling:
-    """A handle that does something more when it is closed."""
+    """A handle that does something else when it is closed."""
 
     def __init__(self, thing: Thing, then: Callable[[], object]) -> None:
         self.thing = thing
@@ -461,7 +461,7 @@ def test_a_handle_whose_close_raises_leaves_the_loop_usable(world: World) -> Non
         world.turn()
     world.turn()
     assert not world.is_open(fd) and world.loop.watched_sockets == 0
-    # Not within a run any more: a stop is forgotten by a reset.
+    # Outside of a run, where a stop is forgotten by a reset.
     world.loop.stop()
     world.loop.reset()
     ran: list[int] = []
@@ -504,14 +504,14 @@ def test_a_class_of_sockets_that_does_more_than_close_is_closed_through_it(
     fd = own.fileno()
     Socket(own, world.loop).close()
     world.turn()
-    if method == "detach" and not called:  # The usual close doesn't need it.
+    if method == "detach" and not called:  # The standard close doesn't call it.
         own.detach()
     assert called == [method] and not world.is_open(fd)
 
 
 @real_only
 def test_a_tls_socket_lets_go_of_its_session_with_its_descriptor(world: World) -> None:
-    """Or the next that is given the number could be sent records of it."""
+    """Otherwise it could write to the next descriptor with the same number."""
     ssl = pytest.importorskip("ssl")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -585,7 +585,7 @@ ON_THE_CLOSED: dict[str, Callable[[Noted], object]] = {
 def test_nothing_becomes_of_what_is_done_with_a_closed_object(
     world: World, gone: bool, end: str, verb: str
 ) -> None:
-    """It keeps nothing: a function that refers back to it would have it live on."""
+    """It keeps nothing: a function that refers back to it would keep it alive."""
     obj = Noted(world.socketpair()[0], world.loop)
     getattr(obj, end)()
     if gone:
@@ -598,7 +598,7 @@ def test_nothing_becomes_of_what_is_done_with_a_closed_object(
 
 
 class Weak(Noted):
-    """Can be seen to be gone."""
+    """Can be referred to weakly, to see that it is gone."""
 
     __slots__ = ("__weakref__",)
 
@@ -613,7 +613,7 @@ counts_references = pytest.mark.skipif(
 def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(
     world: World, nested: bool
 ) -> None:
-    """Without the collector's help, which may be long in coming."""
+    """Without the garbage collector, which may run much later."""
 
     def read(obj: Noted) -> None:
         obj.take()
@@ -753,7 +753,7 @@ def accepts_and_raises(world: World) -> None:
 def test_a_connection_leaves_the_collector_nothing(
     world: World, life: Callable[[World], object]
 ) -> None:
-    """A cycle for each would have the collector stop the loop, the longer the more there are."""
+    """With a cycle for each, the collector would stop the loop, longer for many than for few."""
     for _ in range(2):
         gc.collect()
         gc.disable()
@@ -863,7 +863,7 @@ def test_an_object_is_made_anew_on_another_loop(world: World) -> None:
 def test_who_is_made_anew_may_hand_the_socket_on_that_was_stolen_from_it(
     world: World, where: str
 ) -> None:
-    """The newcomer has its former number; that object was taken for one whose descriptor was closed
+    """The newcomer has its former number. The object was taken for one whose descriptor was closed
     behind the loop's back."""
     one, two = world.socketpair()
     other, peer = world.socketpair()
@@ -984,7 +984,7 @@ def test_a_handle_with_only_fileno_and_close_will_do(world: World) -> None:
 
 @pytest.mark.parametrize("traced", [False, True], ids=["alone", "traced"])
 def test_a_timeout_that_a_signals_handler_raises_in_a_close_is_not_the_closes(traced: bool) -> None:
-    """It has no errno, so isn't a failure of close(2), and propagates; the socket is closed anyway."""
+    """It has no errno, unlike a failure of close(2), and is raised; the socket is closed anyway."""
     loop = Loop()
     one, two = socket.socketpair()
     one.setblocking(False)

@@ -1,4 +1,4 @@
-"""The command line: `python3 -m danga_raw` and `danga-raw`, apart from the work of its commands."""
+"""The command line: `python3 -m danga_raw` and `danga-raw`, without what its commands do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*argv: str, command: list[str] | None = None) -> Ended:
 
 
 def test_it_is_called_as_it_was_typed(tmp_path: Path) -> None:
-    # What an installation makes of the entry point in pyproject.toml.
+    # The script that an installation makes from the entry point in pyproject.toml.
     script = tmp_path / "danga-raw"
     script.write_text(
         f"import sys\nsys.path.append({str(ROOT)!r})\n"
@@ -138,7 +138,7 @@ def test_echo_listens_where_it_is_told_to(host: str, shown: list[str]) -> None:
 
 
 def link_local() -> Iterator[str]:
-    """The addresses of this machine that are good on one interface only, which they name."""
+    """This machine's link-local addresses, which include the name of their interface."""
     try:
         lines = Path("/proc/net/if_inet6").read_text().split("\n")
     except OSError:

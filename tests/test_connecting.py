@@ -1,4 +1,4 @@
-"""`Socket.connect`: the outcome is reported once, whatever it is and however soon it comes."""
+"""`Socket.connect`: the outcome is reported once, whatever it is and however early it is known."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
 
 
 class Client(Socket):
-    """Records all of its events."""
+    """Records its events."""
 
     def __init__(self, sock: socket.socket, loop: Loop, ends: bool = True) -> None:
         super().__init__(sock, loop)
@@ -63,7 +63,7 @@ def turn(loop: Loop) -> None:
 
 
 def full() -> tuple[socket.socket, list[socket.socket]]:
-    """A listener whose queue is full, so that a new connect waits, and the sockets that fill it."""
+    """A listener with a full queue, so that the next connect has to wait, and what fills it."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=0)
     fillers = []
     for _ in range(8):
@@ -159,7 +159,7 @@ def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
 def test_who_watches_for_writing_no_longer_is_told_the_outcome_all_the_same(
     loop: Loop, says: bool, way: str
 ) -> None:
-    """That watch reports it, and ends with it. Events that come meanwhile are reported after it."""
+    """Its watch is needed for the outcome, and ends with it. Other events come afterwards."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop, ends=not says)
         client.watch_read(True)
@@ -242,7 +242,7 @@ def test_other_families_of_addresses(loop: Loop, family: str, tmp_path: Path) ->
 
 @pytest.fixture
 def refused() -> Iterator[SocketAddress]:
-    """An address where nobody listens or can, because the port is taken."""
+    """An address where nobody listens, and nobody can start to, as the port is taken."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()
@@ -254,7 +254,7 @@ def test_a_failure_is_told_once_with_its_reason_and_closes(
 ) -> None:
     addresses: dict[str, tuple[SocketAddress, type[OSError], set[int]]] = {
         "refused": (refused, ConnectionRefusedError, {errno.ECONNREFUSED}),
-        # Broadcast is not for TCP, and the kernel says so at once.
+        # TCP can't broadcast, and the kernel says so at once.
         "unreachable": (("255.255.255.255", 9), OSError, {errno.EACCES, errno.ENETUNREACH}),
         "missing": (str(tmp_path / "none"), FileNotFoundError, {errno.ENOENT}),
     }
@@ -272,7 +272,7 @@ def test_a_failure_is_told_once_with_its_reason_and_closes(
 def test_a_failure_that_is_known_at_once_is_no_connection_in_the_wait_before_it_is_told(
     loop: Loop, tmp_path: Path
 ) -> None:
-    """Linux hangs up what was never connected, and has no error for it."""
+    """Linux reports a hang-up without an error for a socket that was never connected."""
     made: list[Client] = []
     loop.call_soon(lambda: made.append(Client.connect(str(tmp_path / "nobody"), loop)))
     loop.run()
@@ -461,7 +461,7 @@ def test_what_event_connect_raises_goes_the_way_of_a_handlers(loop: Loop) -> Non
         client = Broken.connect(address, loop)
         loop.run()
         assert seen == [(client, "on purpose")] and client.closed
-    client = Broken.connect(address, loop)  # refused by now, at once or a little later
+    client = Broken.connect(address, loop)  # refused at once, or a little later
     loop.run()
     assert len(seen) == 2 and client.closed
     turn(loop)

@@ -1,4 +1,4 @@
-"""A container that holds only what a server on this package has loaded (see `container.py`)."""
+"""A container with only the files that a server on this package loads (see `container.py`)."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def test_there_is_no_file_without_which_it_would_serve(root: Path, tmp_path: Pat
             pass
         finally:
             os.replace(beside, path)
-    # heapq.py serves without it, at a higher price.
+    # heapq.py works without it, but more slowly.
     assert needless <= {"_heapq"}

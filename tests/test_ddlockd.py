@@ -1,4 +1,4 @@
-"""examples/ddlockd.py, with the input of good and hostile clients over loopback."""
+"""examples/ddlockd.py, with good and hostile clients over loopback."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ class Client:
         return self.stream.readline()
 
     def locks(self, count: int) -> list[bytes]:
-        """The answer to "locks", which is to name `count` of them."""
+        """The answer to "locks", which must contain `count` of them."""
         assert self.ask(b"locks\r\n") == b"LOCKS:\n"
         return [self.stream.readline() for _ in range(count)]
 
@@ -87,7 +87,7 @@ def test_a_lock_dies_with_its_connection(server: Server, reset: bool) -> None:
             assert holder.ask(b"trylock lock=mortal\r\n") == OK
             if reset:
                 holder.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        # The kernel tells the server of the end when it likes.
+        # The kernel may tell the server of the end a little later.
         deadline = time.monotonic() + PATIENCE
         while (said := heir.ask(b"trylock lock=mortal\r\n")) != OK:
             assert said.startswith(TAKEN) and time.monotonic() < deadline
@@ -140,7 +140,7 @@ def test_locks_names_every_lock_and_its_holder() -> None:
         assert one.locks(0) == []
         assert one.ask(b"trylock lock=the+second\r\n") == OK
         assert other.ask(b"trylock lock=first\r\n") == OK
-        # A name can't look like a separate line, nor erase the text before it.
+        # A name can't pass for another line, nor overwrite what comes before it.
         assert other.ask(b"trylock lock=x%0D%0A++false+%3D+me%7F\r\n") == OK
         ports = [client.sock.getsockname()[1] for client in (one, other)]
         assert one.locks(3) == [
@@ -175,7 +175,7 @@ def test_all_lines_of_a_packet_are_answered_however_they_are_split(server: Serve
 def test_a_line_without_an_end_closes_the_connection(server: Server) -> None:
     with Client(server) as client:
         assert client.ask(b"trylock lock=" + b"a" * 60_000 + b"\r\n") == OK
-        # It may be gone, and say so, before everything is sent.
+        # It may close the connection before everything is sent.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             client.sock.sendall(b"trylock lock=" + b"a" * 70_000)
             assert read_to_end(client.sock) == b""
@@ -199,7 +199,7 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
 
 
 def hold_many(client: Client, count: int) -> None:
-    """Take this many locks, in an order that is not that of their names."""
+    """Take `count` locks, not in the order of their names."""
     for start in range(0, count, 1000):
         numbers = range(start, min(start + 1000, count))
         client.sock.sendall(
@@ -228,7 +228,7 @@ def test_a_long_table_is_sent_as_its_readers_take_it() -> None:
                     assert [int(line.split()[0]) for line in lines] == expected
                     assert other.ask(b"noop\n") == OK
                 assert client.stream.readline() == OK
-        # 5 clients asked for 10 times 1.6 MB.
+        # 5 clients have asked for 1.6 MB ten times each.
         assert server.peak_memory() - before < LITTLE_MEMORY
 
 
@@ -239,7 +239,7 @@ def turn() -> None:
 
 
 def test_what_takes_long_leaves_the_others_their_turns() -> None:
-    """In the process of the test, where turns can be counted."""
+    """In the test's own process, where turns can be counted."""
     ddlockd = runpy.run_path(str(EXAMPLES / "ddlockd.py"))
     count = 50_000
     try:
@@ -263,7 +263,7 @@ def test_what_takes_long_leaves_the_others_their_turns() -> None:
         assert 0 < got.count(b"\n") < count // 4
         asker.close()
 
-        # The locks of a client that has left are free at once, and are released a few per turn.
+        # The locks of a client that has left are free at once, and a few are released in each turn.
         holder.close()
         turn()
         assert count // 2 < len(holder.locks) < count
@@ -276,7 +276,7 @@ def test_what_takes_long_leaves_the_others_their_turns() -> None:
             "00000000",
             f"{count - 1:08}",
         ]
-        assert list(ddlockd["names"].behind("")) == ["00000000", f"{count - 1:08}"]
+        assert list(ddlockd["names"].after("")) == ["00000000", f"{count - 1:08}"]
     finally:
         Socket.Reset()
         for end in ends:
@@ -297,9 +297,9 @@ def test_names_are_in_order_whatever_comes_and_goes() -> None:
         else:
             model.add(name)
             names.add(name)
-        behind = str(chooser.randrange(200))
-        assert list(names.behind("")) == sorted(model)
-        assert list(names.behind(behind)) == [each for each in sorted(model) if each > behind]
+        start = str(chooser.randrange(200))
+        assert list(names.after("")) == sorted(model)
+        assert list(names.after(start)) == [each for each in sorted(model) if each > start]
         assert all(0 < len(run) <= 8 for run in names.runs)
 
 
@@ -343,7 +343,7 @@ def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -
                 with pytest.raises(BlockingIOError):
                     client.sock.recv(1)
                 client.sock.settimeout(PATIENCE)
-            # The last lock goes first, so that lock 0 is free for the last to ask only.
+            # The last lock is tried first, so that lock 0 is free only for the last client to ask.
             for leaves, comes in zip(reversed(inside), outside):
                 leaves.leave()
                 assert comes.stream.readline().startswith(TAKEN)
@@ -392,4 +392,4 @@ def test_what_it_cannot_serve_is_said_in_one_line() -> None:
             assert complaint.startswith("ddlockd.py: ") and reason in complaint
             assert complaint.count("\n") == 1
         code, complaint = failing("ddlockd.py", "7002", "7003")
-        assert (code, complaint) == (2, "ddlockd.py: one port, and not '7002 7003'\n")
+        assert (code, complaint) == (2, "ddlockd.py: it takes one port, not '7002 7003'\n")

@@ -1,4 +1,4 @@
-"""The pages: each block of code in them runs, each link leads somewhere, each name is explained."""
+"""The documents: every block of code runs, every link leads somewhere, every name is explained."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ WITH_CODE = [
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 PATIENCE = 60
-"""Seconds after which a conversation counts as stuck; none of them takes one."""
+"""Seconds after which a conversation counts as stuck; none takes even one."""
 
 
 class Block(NamedTuple):
-    """A fenced block of a page; the comment before it, `<!-- test: HOW -->`, says how to try it."""
+    """A fenced block of a page; the comment before it, `<!-- test: HOW -->`, tells how to test."""
 
     page: str
     line: int
@@ -99,7 +99,7 @@ def serving(command: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def receive(client: socket.socket, count: int) -> bytes:
-    """`count` bytes, or fewer where the other side closes before."""
+    """`count` bytes, or fewer if the peer closes before."""
     got = bytearray()
     while len(got) < count and (data := client.recv(count - len(got))):
         got += data
@@ -107,7 +107,7 @@ def receive(client: socket.socket, count: int) -> bytes:
 
 
 def talk_echo(address: tuple[str, int]) -> None:
-    """Two clients at once, more than the kernel's buffers hold, and the end."""
+    """Two clients at once, more data than the kernel's buffers hold, and the end."""
     with (
         socket.create_connection(address, PATIENCE) as one,
         socket.create_connection(address, PATIENCE) as two,
@@ -126,7 +126,7 @@ def talk_echo(address: tuple[str, int]) -> None:
 
 
 def talk_lines(address: tuple[str, int]) -> None:
-    """Lines in upper case, however they are cut, until one says quit."""
+    """Lines in upper case, however they are split, until one says quit."""
     with (
         socket.create_connection(address, PATIENCE) as one,
         socket.create_connection(address, PATIENCE) as two,
@@ -161,7 +161,7 @@ def test_every_block_says_how_it_is_tried() -> None:
     for block in BLOCKS:
         known = {"runs", "stops on SIGTERM", "calls of echo", "table", *CONVERSATIONS}
         assert block.language in ("python", "perl", "text"), where(block)
-        # tests/test_recipes.py tries the recipes.
+        # tests/test_recipes.py tests the recipes.
         assert block.how in known or block.how.startswith("recipe "), where(block)
 
 
@@ -169,7 +169,7 @@ def test_every_block_says_how_it_is_tried() -> None:
 def test_python_blocks_are_typed_throughout(tmp_path: Path) -> None:
     programs = []
     for block in blocks("python"):
-        if "import asynchat" not in block.text:  # which a type checker of today doesn't know
+        if "import asynchat" not in block.text:  # which today's type checkers don't know
             programs.append(tmp_path / f"{block.page.removesuffix('.md')}_{block.line}.py")
             programs[-1].write_text(block.text)
     options = ["--strict", "--config-file=", f"--cache-dir={tmp_path}"]
@@ -240,7 +240,7 @@ def test_the_servers_to_compare_are_both_there() -> None:
 
 
 def test_the_chat_of_the_porting_page_heeds_a_terminator_that_changes_in_what_has_come() -> None:
-    """As asynchat does: smtpd and medusa change it while later data may already be there."""
+    """As asynchat does: smtpd and medusa change it when the rest has already been received."""
     (block,) = (b for b in blocks("python", how="lines") if "class Chat" in b.text)
     names: dict[str, Any] = {}
     exec(block.text.partition("class Upper")[0], names)
@@ -328,7 +328,7 @@ def test_readme_shows_the_calls_of_its_server(tracer: str, tmp_path: Path) -> No
     _, made, *_ = re.finditer(
         r"^epoll_ctl\((\d+), EPOLL_CTL_ADD, (\d+), \{events=EPOLLERR", seen, re.M
     )
-    # The trace has a file open, and the program's descriptors come after it.
+    # The trace has its own file open, so the program's descriptors come after it.
     number = {"4": made[1], "5": made[2], "0x5": f"{int(made[2]):#x}"}
     expected = re.sub(r"\b(?:[45]|0x5)\b", lambda match: number[match[0]], calls.text)
     # The page shows the calls of glibc on x86-64.

@@ -32,7 +32,7 @@ LITTLE_MEMORY = 8 * 1024 * 1024
 
 @contextlib.contextmanager
 def echoing(backend: str, descriptors: int = 0, wrapper: tuple[str, ...] = ()) -> Iterator[Server]:
-    """The server as a separate process; it must not write to standard error."""
+    """The server in its own process; it must not write to standard error."""
 
     def limit() -> None:
         if descriptors:
@@ -82,7 +82,7 @@ def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -
             assert echoed(client, b"first")
         before = server.cpu_seconds()
         time.sleep(1)
-        # It looks five times a second whether there is room; a spin would take all of the time.
+        # It checks five times a second whether there is room; a spin would take all the time.
         assert server.cpu_seconds() - before < 0.5
         for client in clients[room:]:
             client.sendall(b"let me in")

@@ -1,5 +1,5 @@
-"""Every call of the package fails once, on the real kernel: a seeded sample of all the runs that
-`python -m tests.every_call_fails` makes."""
+"""Every call of the package fails once, on the real kernel: a seeded sample of the runs of
+`python -m tests.every_call_fails`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What keeps a loop busy must not keep it from the rest: a number that belongs to nobody any more,
-a connection that always has an event, and other objects, which must not slow it down."""
+"""What keeps a loop busy must not keep it from the rest: a number that nobody owns any more, a
+connection that always has data, and many unrelated objects."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from danga_raw import _epoll, _kqueue
 from tests.world import Noted, World, only, real_only
 
 TURNS = 100
-"""In these tests, a loop that turns this often turns for nothing."""
+"""A loop that takes this many turns in these tests is spinning."""
 
 
 def run_for(world: World, seconds: float) -> int:
-    """Run the loop until a timer stops it; how many turns that took, at most `TURNS`."""
+    """Run the loop until a timer stops it, for at most `TURNS` turns; how many it took."""
     turns = [0]
 
     def count(*_: object) -> bool:
@@ -72,7 +72,7 @@ def test_a_connection_that_always_has_something_lets_the_others_and_the_timers_h
                 return
 
     def take_everything(obj: Noted) -> None:
-        # A read a turn, and it is full again.
+        # One read in each turn, and it is full again.
         order.append("greedy")
         obj.read(1 << 30)
         more()
@@ -100,12 +100,12 @@ def test_a_connection_that_always_has_something_lets_the_others_and_the_timers_h
     world.loop.set_post_loop_callback(lambda *_: len(set(order)) < 5)
     world.loop.run()
     assert sorted(set(order)) == ["a", "b", "c", "greedy", "timer"]
-    # Nobody waits for more than a round of what is ready.
+    # Nobody waits for more than one round of what is ready.
     assert order.count("greedy") <= 4 and order.index("timer") == 0
 
 
 def test_one_read_takes_no_more_than_its_share(world: World) -> None:
-    # A read of all there is, on a socket with room for more than a mebibyte, is one of 1 MiB.
+    # To read everything from a socket with room for more than a mebibyte makes one read of 1 MiB.
     one, _ = world.socketpair()
     obj = Noted(one, world.loop)
     with world.calls() as calls:
@@ -114,7 +114,7 @@ def test_one_read_takes_no_more_than_its_share(world: World) -> None:
 
 
 def lines_run(action: Callable[[], object]) -> int:
-    """How many lines of the package an action runs."""
+    """How many lines of the package `action` runs."""
     lines = 0
 
     def count(frame: FrameType, event: str, argument: object) -> Any:
@@ -155,7 +155,7 @@ def wrapped_again(world: World, others: list[Noted]) -> Callable[[], object]:
 
 
 def reading_what_was_pushed_back(world: World, others: list[Noted]) -> Callable[[], object]:
-    """The others have some as well, and don't watch for reading."""
+    """The others have pushed-back data too, but don't watch for reading."""
     for each in others:
         each.push_back_read(b"x")
     one, _ = world.socketpair()
@@ -188,7 +188,7 @@ def test_what_one_does_costs_no_more_where_there_are_many_others(
     # Whatever numbers they get, the loop has room for them.
     high = fcntl(world.socketpair()[0], F_DUPFD, 512)
     Noted(socket.socket(fileno=high), world.loop).close()
-    for count in 50, 2, 50:  # The first comes by what is done once.
+    for count in 50, 2, 50:  # The first includes what is done only once.
         others = [Noted(world.socketpair()[0], world.loop) for _ in range(count)]
         costs.append(lines_run(act(world, others)))
         for each in list(world.loop.descriptor_map.values()):
@@ -207,7 +207,7 @@ def test_who_turns_reading_on_among_many_pushed_back_costs_as_much_as_among_few(
         obj.watch_read(True)
 
     costs: list[int] = []
-    for count in 20, 20, 40, 60:  # The first comes by what is done once.
+    for count in 20, 20, 40, 60:  # The first includes what is done only once.
         for _ in range(count):
             obj = Noted(world.socketpair()[0], world.loop, read=read)
             obj.watch_read(True)
@@ -217,5 +217,5 @@ def test_who_turns_reading_on_among_many_pushed_back_costs_as_much_as_among_few(
             assert isinstance(each, Noted) and each.got == b"x"
             each.close()
         world.turn()
-    # The table of poll grows now and then.
+    # poll's table grows now and then.
     assert 0 < costs[3] - costs[2] < 1.05 * (costs[2] - costs[1])

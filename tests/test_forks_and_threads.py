@@ -24,7 +24,7 @@ ROUNDS = 20
 
 
 class Echo(Socket):
-    """Sends back what comes."""
+    """Sends back what it receives."""
 
     __slots__ = ()
 
@@ -51,7 +51,7 @@ def echo_on(loop: Loop) -> tuple[Echo, socket.socket]:
 
 
 class Forker(Echo):
-    """Forks when data comes; the child serves its own connection on the loop."""
+    """Forks when it receives something; the child serves its own connection on the loop."""
 
     __slots__ = ("child",)
 
@@ -70,7 +70,7 @@ class Forker(Echo):
         self.write(data)
 
     def in_child(self) -> int:
-        """Forget the parent's, serve one connection, then end; 0 if it was served."""
+        """Reset the loop, serve one connection, and end; 0 if it was served."""
         loop = self.loop
         loop.reset()
         _, far = echo_on(loop)
@@ -97,7 +97,7 @@ def test_a_child_that_resets_the_loop_leaves_the_parents_registrations(backend: 
             assert forks.recv(100) == b"fork"
             _, status = os.waitpid(forker.child, 0)
             assert os.waitstatus_to_exitcode(status) == 0
-            # The child has reset its loop and exited; the parent still gets all of its events.
+            # The child has reset its loop and ended; the parent still gets all its events.
             far.sendall(b"x")
             loop.run()
             assert far.recv(100) == b"x"
@@ -107,7 +107,7 @@ def test_a_child_that_resets_the_loop_leaves_the_parents_registrations(backend: 
 
 
 def serve(backend: str, seed: int, done: list[str]) -> None:
-    """One thread: hundreds of connections on a loop, and rounds of bytes through each of them."""
+    """One thread: hundreds of connections on a loop, with rounds of bytes through each."""
     chooser = random.Random(seed)
     with Loop(backend) as loop:
         pairs = [echo_on(loop) for _ in range(CONNECTIONS)]
@@ -228,8 +228,8 @@ def test_a_trace_hands_over_each_threads_calls_in_that_thread_before_it_goes_on(
 def test_a_childs_reset_registers_and_changes_nothing_whatever_the_loop_was_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A listener that rests, a connect that is pending, closes that wait, other fds, signals: all of it
-    is in the poller that parent and child share."""
+    """A paused listener, a pending connect, pending closes, other fds, signals: all of this is in
+    the poller that parent and child share."""
     here, there = os.pipe()
     read: list[bytes] = []
 
@@ -276,7 +276,7 @@ def test_a_childs_reset_registers_and_changes_nothing_whatever_the_loop_was_at(
 def test_a_child_does_not_wait_for_a_thread_that_it_does_not_have(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """At the time of the fork another thread may be opening what all threads may open."""
+    """At the fork, another thread may be opening something that any thread may open."""
     opens, forked = threading.Event(), threading.Event()
     name = {"poller": "epoll_create1", "waker": "pipe2"}.get(way)
     real: object = getattr(libc, name) if name else Loop

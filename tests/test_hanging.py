@@ -1,4 +1,4 @@
-"""A test that hangs ends by itself, whatever it waits for, and the others are run."""
+"""A test that hangs ends by itself, whatever it waits for, and the other tests run."""
 
 from __future__ import annotations
 

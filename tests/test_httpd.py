@@ -44,7 +44,7 @@ LITTLE_MEMORY = 8 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to serve, beside a secret that mustn't be."""
+    """A folder to serve, next to a secret that must not be served."""
     outside = tmp_path_factory.mktemp("httpd")
     (outside / "secret.txt").write_text("SECRET\n")
     root = outside / "files"
@@ -137,7 +137,7 @@ def test_a_file_is_served(server: Server, path: str, kind: str, body: bytes) -> 
     ],
 )
 def test_a_folder_is_found_behind_its_slash(server: Server, path: str, location: str) -> None:
-    """As nginx does, except for the host's name; never "//", which would be followed by one."""
+    """As nginx does, but without a host; never "//", which would be followed by one."""
     redirected, after = ask(server, get(path), get("/hello.txt"))
     assert redirected.status == 301 and redirected.fields["location"] == location
     assert after.body == b"hello\n"
@@ -266,14 +266,14 @@ def test_a_bad_request_is_answered_and_ends_the_connection(
 
 
 def test_a_head_may_be_as_long_as_it_says(server: Server) -> None:
-    """16 KiB to the byte, however they come."""
+    """Exactly 16 KiB, however they arrive."""
     room = 16 * 1024 - len(GOOD + "Long: \r")
     fits, too_long = (f"{GOOD}Long: {'a' * n}\r\n\r\n".encode() for n in (room, room + 1))
     for request, status in ((fits, 200), (too_long, 431)):
         for cut in (1, 1000, len(fits) - 4, len(fits) - 3, len(fits) - 2, len(fits) - 1):
             with server.connect() as client:
                 client.sendall(request[:cut])
-                # While it answers others, it reads this; or else the kernel might join the pieces.
+                # It reads this while it answers others; else the kernel might join the pieces.
                 for _ in range(3):
                     ask(server, get("/empty.txt"))
                 client.sendall(request[cut:])
@@ -366,7 +366,7 @@ def test_what_is_not_a_file_is_not_opened(tree: Path, tmp_path: Path) -> None:
             assert [answer.status for answer in asked] == [404, 404, 200]
     calls = log.read_text().splitlines()
     assert any('"hello.txt"' in call for call in calls)
-    # As a folder it can't be opened, and the kernel says so before it has touched it.
+    # The kernel refuses to open it as a folder, before doing anything with it.
     for call in calls:
         if '"fifo"' in call or '"out.txt"' in call:
             assert "O_DIRECTORY" in call and call.endswith("ENOTDIR (Not a directory)")
@@ -417,7 +417,7 @@ def test_how_requests_are_split_makes_no_difference(server: Server) -> None:
 
 
 def test_a_client_that_pipelines_and_does_not_read_is_not_read_from(tree: Path) -> None:
-    """The server takes in little, and answers everything once it is read."""
+    """The server reads little, and answers everything once the client reads."""
     with serving("httpd.py", str(tree), "--port", "0") as server:
         assert ask(server, get("/middle.bin"))[0].status == 200
         before = server.peak_memory()
@@ -439,7 +439,7 @@ def test_a_slow_reader_of_a_big_file_costs_no_memory(server: Server) -> None:
     with server.connect(receive_buffer=8192) as client:
         client.sendall(get("/big.bin", "Connection: close"))
         assert read_answer(client, body=False).fields["content-length"] == str(BIG)
-        # Others are served meanwhile.
+        # Meanwhile, others are served.
         assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
         total = 0
         buffer = bytearray(1 << 20)
@@ -492,7 +492,7 @@ def test_a_head_without_an_end_costs_no_memory(server: Server, start: bytes) -> 
 
 
 def test_a_reader_that_takes_everything_leaves_the_others_their_turns(tree: Path) -> None:
-    """In the process of the test, with a kernel that takes whatever is written to one of them."""
+    """In the test's own process, with a kernel that accepts everything written to one of them."""
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
     with Loop() as loop, pytest.MonkeyPatch.context() as patch:
         server = httpd["Server"](loop, str(tree), "127.0.0.1", 0, 60)
@@ -559,7 +559,7 @@ def test_a_file_of_any_time_is_served(tree: Path, stamp: int) -> None:
 
 
 def test_a_name_that_becomes_a_folder_costs_no_descriptor(tree: Path, tmp_path: Path) -> None:
-    # As os.stat sees it the name is a file, and a folder when it is opened.
+    # os.stat sees a file, but what is opened is a folder.
     (tmp_path / "name").mkdir()
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
     before = os.listdir("/proc/self/fd")
@@ -606,8 +606,8 @@ def test_a_name_that_becomes_something_else_is_not_served(tmp_path: Path) -> Non
 @pytest.mark.parametrize("waits", [True, False], ids=["for a request", "for room to write"])
 @pytest.mark.parametrize("gone", [True, False], ids=["reset", "half"])
 def test_a_hang_up_is_told_by_reading_or_writing(tree: Path, waits: bool, gone: bool) -> None:
-    """All that FreeBSD's poll says of a reset is a hang-up, without an error or room to write; and
-    on kqueue it is what says that a client has shut down its half, who waits for his answer."""
+    """FreeBSD's poll reports a reset only as a hang-up, without an error or room to write; and on
+    kqueue, a hang-up may be a client that has shut down its half and waits for an answer."""
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
     with Loop("poll") as loop:
         server = httpd["Server"](loop, str(tree), "127.0.0.1", 0, 60)
@@ -708,7 +708,7 @@ def test_ab_sees_no_failed_request(server: Server) -> None:
 
 
 def garbled(chooser: random.Random) -> bytes:
-    """Requests with some of their bytes wrong, doubled or gone; or no request at all."""
+    """Requests with some bytes changed, doubled or removed; or no request at all."""
     if chooser.random() < 0.2:
         return chooser.randbytes(chooser.randrange(1, 3000))
     paths = ["/hello.txt", "/sub", "/../secret.txt", "/%2e%2e/secret.txt", "/out.txt", "/fifo", "/"]
@@ -745,7 +745,7 @@ def test_clients_that_vanish_do_no_harm(server: Server) -> None:
                 client.recv(chooser.randrange(1, 100_000))
             if chooser.random() < 0.5:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    # The kernel tells the server of the end when it likes; then nothing of theirs is left.
+    # The kernel may tell the server of the end a little later; then nothing of theirs is left.
     deadline = time.monotonic() + PATIENCE
     while server.descriptors() > descriptors:
         assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
@@ -756,7 +756,7 @@ def test_clients_that_vanish_do_no_harm(server: Server) -> None:
 
 
 def rests(server: Server) -> None:
-    """Fail if the server is busy while there is nothing that it could do."""
+    """Fail if the server is busy while it has nothing to do."""
     before = server.cpu_seconds()
     time.sleep(1)
     assert server.cpu_seconds() - before < 0.2
@@ -831,7 +831,7 @@ def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it(
 
 
 def test_a_file_that_finds_no_descriptor_is_unavailable_for_now(tree: Path) -> None:
-    # One client, and no descriptor for a file beside it.
+    # There are descriptors for one client, but not for a file.
     with serving("httpd.py", str(tree), "--port", "0", descriptors=FIRST + 4) as server:
         with server.connect() as client:
             for _ in range(2):

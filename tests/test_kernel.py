@@ -247,7 +247,7 @@ def test_calls_of_other_machines_are_printed_as_strace_prints_them(tmp_path: Pat
     subprocess.run([*command, *program], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     expected = [in_its_words(line) for line in theirs.read_text().splitlines()]
     lines = own.read_text().splitlines()
-    # What the interpreter asks about its own files is not in the other list.
+    # The other list doesn't have the interpreter's calls for its own files.
     unknown = re.compile(r"0x[0-9a-f.]{6,}|0x\.\.\.")
     kept = [re.sub(r" +=", " =", unknown.sub("ADDRESS", line)) for line in expected]
     for line in lines:
@@ -333,7 +333,7 @@ def test_a_c_library_that_tells_nothing_takes_no_command_down(how: str, tmp_path
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nlibc: unknown\n" in done.stdout
     done = run("-c", code, "info", "--syscalls")
-    assert "not known how it makes them" in done.stdout.splitlines()[0]
+    assert "its system calls are unknown" in done.stdout.splitlines()[0]
     program = tmp_path / "program.py"
     program.write_text(
         "import danga_raw, socket\n"
@@ -351,7 +351,7 @@ def test_info_prints_the_whole_list_for_where_it_runs() -> None:
     done = run("-m", "danga_raw", "info", "--syscalls")
     assert (done.returncode, done.stderr) == (0, "")
     head, title, *rows = done.stdout.splitlines()
-    assert head == f"# as {HERE} on {HERE.machine} makes them"
+    assert head == f"# the system calls of {HERE} on {HERE.machine}"
     assert title.split() == ["C", "function", "system", "call", "arguments", "when"]
     expected = list(surface(HERE, backends()))
     assert len(rows) == len(expected)

@@ -23,8 +23,8 @@ on_kqueue = pytest.mark.parametrize("world", _KINDS, indirect=True, ids=str)
 simulated = pytest.mark.parametrize(
     "world", [kind for kind in _KINDS if kind.platform], indirect=True, ids=str
 )
-"""For what a libkqueue on Linux doesn't do: it keeps the filters of a descriptor that is closed,
-and tells no end for one's own shutdown."""
+"""For what libkqueue on Linux doesn't do: it keeps the filters of a closed descriptor, and reports
+no end for a local shutdown."""
 
 SOCKET = POLLERR | POLLHUP | POLLNVAL
 """The mask with which a Socket is registered."""
@@ -41,8 +41,8 @@ def watched(world: World, one: Thing, read: Callable[[Noted], object] = Noted.ta
 
 
 def test_a_hang_up_in_the_batch_of_the_last_data_comes_behind_it(world: World) -> None:
-    # The write filter fires before anything has come, so that it stands in front of the read
-    # filter from then on.
+    # The write filter fires before anything has arrived, so it comes before the read filter from
+    # then on.
     one, two = world.socketpair()
     obj = watched(world, one)
     world.turn()
@@ -124,7 +124,7 @@ def test_a_batch_that_is_full_loses_no_data_to_a_hang_up(
     for number in range(5):
         one, two = world.socketpair()
         objects.append(watched(world, one))
-        # What is ready in front of its read filter.
+        # These are ready before its read filter.
         for _ in range(number):
             noise, _ = world.socketpair()
             Noted(noise, world.loop).watch_write(True)
@@ -136,7 +136,7 @@ def test_a_batch_that_is_full_loses_no_data_to_a_hang_up(
 
 
 class Told:
-    """A library whose waits tell what they are given, one batch after the other."""
+    """A library whose waits report the given batches, one after the other."""
 
     def __init__(self, platform: str, *batches: Sequence[tuple[int, ...]]) -> None:
         self.layout = LAYOUTS[platform]
@@ -163,8 +163,8 @@ def test_a_wait_tells_each_descriptor_once_and_holds_back_a_hang_up_for_data() -
     told = Told(
         "darwin",
         [(5, -2, EV_EOF, 0, 0), (6, -1, 0, 0, 3), (5, -1, EV_EOF, 0, 3), (6, -2, 0, 0, 9)],
-        # A write filter that speaks alone may have been looked at before the data came, and
-        # the read filter queued behind what one wait takes.
+        # A write filter alone may have been checked before the data arrived, and the read filter
+        # may be queued after the events that fit into one wait.
         [(5, -2, EV_EOF, 0, 0)],
         [(5, -2, EV_EOF, 0, 0)],
         [(5, -2, EV_EOF, ECONNRESET, 0), (5, -1, EV_EOF, ECONNRESET, 1)],
@@ -222,7 +222,7 @@ def test_a_reset_is_found_by_reading_where_poll_tells_no_error(world: World, unr
 
 
 def hung_up(obj: Noted) -> bool:
-    """Told so as epoll tells the write end of a pipe, or the read end."""
+    """True if it was told as epoll tells the write end of a pipe, or the read end."""
     return "err" in obj.events or "hup" in obj.events
 
 
@@ -243,7 +243,7 @@ def test_a_pipe_whose_other_end_is_gone_is_an_object_as_any(world: World, writes
     obj.watch_write(True)
     world.turn()
     assert hung_up(obj) and "read" not in obj.events
-    world.turn()  # It is reported again, as long as it is so.
+    world.turn()  # It is reported again, as long as it lasts.
     assert obj.events.count("hup") + obj.events.count("err") == 2
     obj.watch_write(False)
     if not writes:
@@ -320,7 +320,7 @@ def test_what_is_left_in_a_pipe_is_read_before_its_hang_up(world: World) -> None
 
 @on_kqueue
 def test_a_pipe_is_hung_up_also_where_it_is_registered_on_a_new_poller(world: World) -> None:
-    # With all that it is watched for, as by a loop that has opened another poller.
+    # With its whole mask, as by a loop that has opened another poller.
     reader, writer = world.pipe()
     reader.close()
     poller = world.new_loop()._registry.open()
@@ -449,7 +449,7 @@ def test_a_descriptor_that_is_found_gone_is_watched_no_longer(
 
 
 class OneFilter(Told):
-    """As libkqueue 2.3.1: the second filter of a descriptor can't be switched on."""
+    """Like libkqueue 2.3.1: the second filter of a descriptor can't be enabled."""
 
     def kevent(
         self, kq: int, changes: object, n: object, events: object, room: object, limit: object, /

@@ -25,12 +25,12 @@ pytestmark = pytest.mark.skipif(HERE.libc != GLIBC, reason="Debian's libkqueue i
 
 @pytest.fixture(scope="module")
 def library() -> str:
-    """The path of Debian's libkqueue, which is unpacked into the cache folder at its first use."""
+    """The path of Debian's libkqueue, which is unpacked into the cache folder when first needed."""
     root = debian.CACHE / PACKAGE
     try:
         if not root.exists():
             architecture = debian.run(["dpkg", "--print-architecture"]).strip()
-            # Without what it depends on, which experimental hasn't: it needs the C library alone.
+            # Without its dependencies, which experimental lacks: it needs only the C library.
             with debian.whole(root) as made, debian.apt_get("experimental", architecture) as apt:
                 debian.run([*apt, "download", PACKAGE], cwd=made)
                 debian.run(["dpkg-deb", "-x", str(next(made.glob("*.deb"))), str(made)])

@@ -230,7 +230,7 @@ def test_a_close_that_fails_is_no_fault_of_the_listener(
 def test_a_listener_keeps_no_timer_that_it_has_no_use_for(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server at its limit rests and begins again with every client that leaves."""
+    """A server at its limit pauses, and resumes whenever a client leaves."""
     room = True
 
     def accept(sock: socket.socket) -> tuple[socket.socket, object]:
@@ -254,7 +254,7 @@ def test_a_listener_keeps_no_timer_that_it_has_no_use_for(
             while len(got) < count:
                 turn(loop)  # ... and one is accepted.
         live = [timer for _, _, timer in loop._timers.heap if timer.callback is not None]
-        assert len(live) <= 2  # That of this test's, and the last pause's.
+        assert len(live) <= 2  # This test's timer, and the last pause's.
         listener.steal_socket()
     for each in clients + got:
         each.close()
@@ -284,7 +284,7 @@ def test_what_is_wrong_with_one_connection_is_passed_by(
 
 
 def refused_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """There is no descriptor for the first connection; empty once that was reported."""
+    """Let accept(2) fail once for lack of a descriptor; the result is empty once it has."""
     refusals = [errno.EMFILE]
 
     def accept(sock: socket.socket) -> tuple[socket.socket, object]:
@@ -322,7 +322,7 @@ def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
 
 
 def test_a_watch_for_writing_ends_no_rest(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has nothing to do with when the listener begins again."""
+    """It doesn't affect when the listener resumes."""
     got: list[socket.socket] = []
     refusals = refused_once(monkeypatch)
     monkeypatch.setattr("danga_raw.listener.PAUSE", 0)

@@ -47,7 +47,7 @@ QUIET: Mapping[str, Callable[[Noted], object]] = {
 
 
 def batch(world: World, *events: tuple[int, int]) -> pytest.MonkeyPatch:
-    """The next wait tells just these events, the later ones what they find."""
+    """The next wait reports exactly these events, later ones what they find."""
     patch = world.stack.enter_context(pytest.MonkeyPatch.context())
     poller = POLLERS[world.backend]
     wait: Callable[..., object] = getattr(poller, "wait_bare")  # noqa: B009
@@ -592,7 +592,7 @@ def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
         gc.collect()
     assert world.open_fds() == before
     never_run = Loop(world.backend)
-    never_run.call_soon_threadsafe(gc.collect)  # It has no poller, and what wakes it.
+    never_run.call_soon_threadsafe(gc.collect)  # It has a waker, but no poller.
     with pytest.warns(ResourceWarning, match="unclosed loop <Loop on"):
         del never_run
         gc.collect()
@@ -943,7 +943,7 @@ def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool
 
 
 def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World) -> None:
-    """Neither a handler, nor a `close` of its own, nor that of a handle, callbacks and writers."""
+    """Whether a handler raises, a `close`, a handle's close, a callback or a writer function."""
 
     class Unclosable(Noted):
         def close(self, reason: str | None = None) -> None:
@@ -1042,7 +1042,7 @@ def failing_wait(world: World, number: int) -> pytest.MonkeyPatch:
         ctypes.set_errno(number)
         return -1
 
-    # By the name of the function an older NetBSD is known.
+    # The function's name identifies an older NetBSD.
     fails.__name__ = getattr(call, "__name__", "")
     patch.setattr(libc, WAITS[world.backend], fails)
     return patch
@@ -1085,8 +1085,7 @@ def test_a_signals_handler_has_run_when_the_callbacks_do(world: World) -> None:
 
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        # The signal comes when the wait has begun, or before, and then to no harm: a callback
-        # has the next one sent.
+        # The signal arrives during the wait; or before it, which does no harm, as it is sent again.
         me = threading.get_ident()
         sender = Repeating(lambda: signal.pthread_kill(me, signal.SIGUSR1))
         with sender:
@@ -1098,8 +1097,8 @@ def test_a_signals_handler_has_run_when_the_callbacks_do(world: World) -> None:
 
 
 class Repeating:
-    """Does something again and again in a thread of its own until the block is over: a signal that
-    comes before the wait begins doesn't end it."""
+    """Repeats an action in another thread until the block ends: a signal that arrives before the
+    wait begins doesn't end it."""
 
     def __init__(self, action: Callable[[], object]) -> None:
         self._action = action
@@ -1256,7 +1255,7 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
     again.watch_read(True)
     world.turn()
     assert again.got == b"x"
-    # The old object knows nothing of it.
+    # The old object isn't told.
     assert obj.events == []
 
 

@@ -109,7 +109,7 @@ def test_the_package_hands_on_what_it_names() -> None:
 
 
 def test_no_class_method_is_hidden_by_an_alias_of_its_own_name() -> None:
-    # Inside the class body OtherFds would stand for the method, and be Any to a type checker.
+    # Inside the class body OtherFds would mean the method, and be Any to a type checker.
     for name in CLASS_METHODS:
         for method in CLASS_METHODS:
             if method == "SetPostLoopCallback":

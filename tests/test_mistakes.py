@@ -193,7 +193,7 @@ def test_repr_of_a_listener_says_where_it_listens_to_who_asks(loop: Loop) -> Non
 
 
 class Plain(Socket):
-    """One with a `__dict__`."""
+    """A subclass with a `__dict__`."""
 
 
 # --- common mistakes ------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_what_the_kernel_or_a_loop_knows_is_not_copied(
     what: str,
     how: Callable[[object], object],
 ) -> None:
-    """A copy of a loop that was dropped closed the poller of the loop; one of a socket, its handle."""
+    """When dropped, a copy of a loop closed the loop's poller, and one of a socket its handle."""
     obj = Socket(pair[0], loop)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         things: dict[str, object] = {
@@ -274,7 +274,7 @@ def test_a_number_is_no_socket_and_is_told_what_would_do(loop: Loop) -> None:
         TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"
     ) as caught:
         Socket(5, loop)  # type: ignore[type-var]  # what is asked here
-    # As it comes out of another process.
+    # As if it came from another process.
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     with pytest.raises(TypeError, match=r"what else has a fileno\(\), not <_io.BytesIO"):
         Socket(io.BytesIO(), loop)  # whose fileno() raises
@@ -377,7 +377,7 @@ def test_who_uses_an_object_before_it_is_made_is_told_so(
     assert loop.watched_sockets == 0
 
     @dataclass
-    class Generated(Socket):  # It gets its constructor when it is made already.
+    class Generated(Socket):  # Its constructor is added after the class is made.
         name: str = ""
 
     with pytest.raises(AttributeError, match=r"Generated.__init__ has not called super\(\)"):
@@ -399,7 +399,7 @@ def test_who_sets_the_attributes_instead_is_told_so(
 def test_a_constructor_that_has_another_call_super_init_is_as_good(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    """And what it lacks is said as Python does, also of a property that lacks something itself."""
+    """A missing attribute gives Python's usual error, even if it is missing inside a property."""
 
     class Indirect(Socket):
         def __init__(self, sock: socket.socket) -> None:
@@ -442,7 +442,7 @@ def test_who_calls_super_init_pays_for_no_look_at_what_is_missing() -> None:
 
     for kind in (Socket, Listener, Plain, Usual, Named):
         assert not hasattr(kind, "__getattr__")
-    assert getattr(Own(), "anything") == "anything"  # whose own stays
+    assert getattr(Own(), "anything") == "anything"  # its own is kept
 
 
 async def coroutine(*_: object) -> None: ...
@@ -549,7 +549,7 @@ def test_a_class_whose_handler_is_a_coroutine_function_cannot_be_made(name: str)
 def test_a_class_whose_handler_does_not_take_what_it_is_given_is_warned_of(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As `close(self)` in what was written for asyncore: it would fail when a write does."""
+    """Such as asyncore's `close(self)`, which would fail when a write does."""
     mixin = type("Mixin", (), {name: lambda self: None})
     for bases, names in ((Socket,), {name: lambda self: None}), ((mixin, Socket), {}):
         caplog.clear()
@@ -586,7 +586,7 @@ def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
 def test_who_changes_what_a_loop_knows_by_hand_is_refused(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    """A descriptor only removed from the dict still gets events, without an owner, and is closed."""
+    """If only removed from the dict, a descriptor gets events without an owner, and is closed."""
     obj = Socket(pair[0], loop)
     loop.enable_profiling()
     loop.add_other_fds({pair[1].fileno(): print})
@@ -693,7 +693,7 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
         "called and not awaited.*is a coroutine function or a generator",
     ),
 }
-"""A slip, and what is said of it."""
+"""A slip, and the message for it."""
 
 
 @pytest.mark.parametrize("slip", SLIPS)

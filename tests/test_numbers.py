@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 
 def taking(world: World, fd: int, tcp: bool = False) -> tuple[Thing, Thing]:
-    """A socket that is given the number `fd`, which is free, and its other end."""
+    """A new socket with the number `fd`, which must be free, and its other end."""
     one, two = world.socketpair(tcp)
-    if fd not in (one.fileno(), two.fileno()):  # The listener of real TCP has had the number.
+    if fd not in (one.fileno(), two.fileno()):  # With real TCP, the listener got the number.
         os.dup2(one.fileno(), fd, inheritable=False)
         one.close()
         one = cast(Thing, socket.socket(fileno=fd))
@@ -50,7 +50,7 @@ def taking(world: World, fd: int, tcp: bool = False) -> tuple[Thing, Thing]:
 
 
 def dup(world: World, thing: Thing) -> Thing:
-    """Another descriptor of the same file, as a forked child has one."""
+    """Another descriptor of the same file, such as a forked child's."""
     copy = thing.dup() if isinstance(thing, SimulatedHandle) else cast(socket.socket, thing).dup()
     world.stack.callback(copy.close)
     return cast(Thing, copy)
@@ -194,7 +194,7 @@ def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
     new = Noted(thing, world.loop)
     new.watch_read(True)
     new.tcp_cork(True)
-    corked = new.corked  # There is no such thing on NetBSD.
+    corked = new.corked  # NetBSD has no cork.
     new.push_back_read(b"of the new")
     with world.calls() as calls:
         old.push_back_read(b"more of the old")
@@ -221,7 +221,7 @@ def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
 def test_a_handle_whose_number_is_anothers_closes_it_neither_by_a_close_nor_when_it_is_dropped(
     world: World, closed: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The owner has closed it by its number, of which the handle knows nothing."""
+    """The owner has closed the number, without the handle's knowledge."""
     one, other = socket.socketpair()
     fd = one.fileno()
     old: Socket[socket.socket] = Socket(one, world.loop)
@@ -288,7 +288,7 @@ def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
 
 
 def another_handle(thing: Thing) -> Thing:
-    """One of the same descriptor."""
+    """Another handle of the same descriptor."""
     fd = thing.fileno()
     if isinstance(thing, SimulatedHandle):
         return cast(Thing, SimulatedHandle(thing.kernel, fd))
@@ -298,7 +298,7 @@ def another_handle(thing: Thing) -> Thing:
 def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Though the kernel knows the file as registered."""
+    """Although the file is still registered with the kernel."""
     one, two = world.socketpair()
     old = Noted(one, world.loop)
     old.watch_read(True)
@@ -315,7 +315,7 @@ def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
 
 
 class Closed:
-    """A handle that says what it likes once it is closed, as multiprocessing's connections do."""
+    """A handle whose fileno() raises once it is closed, like multiprocessing's connections."""
 
     def __init__(self, thing: Thing, says: Exception) -> None:
         self.thing, self.says = thing, says
@@ -642,7 +642,7 @@ def test_who_had_the_number_of_a_new_poller_does_not_close_it(world: World) -> N
 def test_who_was_refused_in_between_leaves_a_handle_to_who_has_it_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was to be closed, and is not, as somebody has wrapped its descriptor again."""
+    """It was to be closed, but is not, as its descriptor has been wrapped again."""
     one, _ = world.socketpair()
     again = another_handle(one)
     Noted(one, world.loop).close()
@@ -704,7 +704,7 @@ def test_a_number_that_came_back_while_no_poller_was_open_is_the_newcomers(world
     old = Noted(one, world.loop)
     old.watch_read(True)
     fd = fd_of(old)
-    world.loop._registry._drop_poller()  # As where another could not be opened.
+    world.loop._registry._drop_poller()  # As if another could not be opened.
     one.close()
     thing, far = taking(world, fd)
     obj = Noted(thing, world.loop)

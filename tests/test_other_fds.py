@@ -299,7 +299,7 @@ def test_on_exception_is_told_of_a_callback_which_stays(world: World) -> None:
 
 
 def test_a_listener_is_accepted_from(world: World) -> None:
-    # What servers do: the callback makes objects while the loop runs.
+    # Like servers do: the callback makes objects while the loop runs.
     one, two = world.socketpair()
     made: list[Noted] = []
     pairs = []

@@ -78,7 +78,7 @@ with danga_raw.Loop() as loop:
     loop.run()
 print(got)
 """
-    # -I: no environment, no site folder of the user; -S: no installed packages.
+    # -I: no environment, no user site folder; -S: no installed packages.
     result = subprocess.run(
         [sys.executable, "-I", "-S", "-W", "error", "-c", code, str(tmp_path)],
         capture_output=True,
@@ -114,7 +114,7 @@ def test_what_is_named_can_be_imported(name: str) -> None:
 
 
 OLD = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/[23].*"))
-"""The Pythons that pyenv has, of which the older ones are for the tests below."""
+"""pyenv's Pythons; the tests below use the older ones."""
 
 
 def too_old(python: Path) -> bool:

@@ -189,6 +189,15 @@ def test_a_file_that_has_no_end_is_refused(say: Said) -> None:
     assert answer == "ERROR: /dev/zero is longer than 10000000 characters"
 
 
+def test_a_file_that_would_make_a_running_server_wait_is_refused(say: Said, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    say.server.running = True
+    with no_hanging(2):
+        (answer,) = say("LOAD include", f"INCLUDE = {pipe}")[1:]
+    assert answer == f"ERROR: Error opening config file ({pipe}): Not a file"
+
+
 def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POOL_NAME", "from_outside")
     say("CREATE POOL $POOL_NAME")

@@ -1,5 +1,6 @@
 """examples/perlbal: what can be seen of its server only from within, or before it runs."""
 
+import errno
 import fcntl
 import gc
 import inspect
@@ -33,6 +34,7 @@ from examples.perlbal.management import ClientManage
 from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
+from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.server import Server, tell
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
@@ -204,6 +206,38 @@ def client_of(
     return client
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["has its answer", "has half of it"])
+def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
+    server: Server, begun: bool
+) -> None:
+    """It was told that it may, and its request is on its way when the server is told to end."""
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        server.services["p"].set("persist_client", "on")
+        client = client_of(server, stack, "/", "Connection: keep-alive")
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        asked = stack.enter_context(backend.accept()[0])
+        asked.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nha")
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        turn(server, lambda: taken.state == "xfer_res")
+        if begun:
+            server.shut_down_gracefully()
+        asked.sendall(b"lf")
+        turn(server, lambda: taken.exchange is None)
+        if not begun:
+            server.shut_down_gracefully()
+        client.sendall(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        stack.enter_context(backend.accept()[0]).sendall(
+            b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nmore"
+        )
+        turn(server, lambda: not server.clients)
+        client.settimeout(PATIENCE)
+        answers = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        assert answers.endswith(b"\r\nConnection: close\r\n\r\nmore")
+
+
 @pytest.mark.parametrize("end", [b"quit\n", b""])
 def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> None:
     carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m")
@@ -283,6 +317,21 @@ def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
         server.loop.set_post_loop_callback(None)
         server.loop.run()
         assert list(pool.used) == [f"127.0.0.1:{new}"]
+
+
+def test_a_nodefile_that_became_a_pipe_is_not_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", 0.01)
+    file = tmp_path / "nodes"
+    file.write_text("127.0.0.1:80\n")
+    carry_out(server, f"CREATE POOL a\nSET nodefile = {file}")
+    file.unlink()
+    os.mkfifo(file)
+    server.loop.add_timer(5 * pools.NODEFILE_CHECK_SECONDS, server.loop.stop)
+    with no_hanging(2):
+        server.loop.run()
+    assert list(server.pools["a"].used) == ["127.0.0.1:80"]
 
 
 def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
@@ -505,7 +554,7 @@ def test_a_kept_connection_that_is_at_its_next_request_is_not_idle(
         "\nSET listen = 127.0.0.1:0\nENABLE p",
     )
     service = server.services["p"]
-    service.docroot, service.enable_put = str(tmp_path), 1
+    service.docroot, service.enable_put = str(tmp_path), True
     service.default_service = server.services["w"]
     with ExitStack() as stack:
         client = client_of(server, stack, field="Connection: keep-alive")
@@ -748,6 +797,9 @@ class Failing(Plugin):
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         raise ValueError("a plugin's fault")
 
+    def select(self, exchange: SelectorExchange) -> bool:
+        raise ValueError("a plugin's fault")
+
 
 @pytest.mark.parametrize("ahead", ["0", "1"], ids=["that connects", "that is there"])
 def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_none_that_waits(
@@ -768,6 +820,40 @@ def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_non
         turn(server, lambda: not any(isinstance(each, Client) for each in server.sockets()))
         assert all(each.closed for each in first)
         assert not any(each.exchange for each in server.sockets() if isinstance(each, BackendHTTP))
+    assert "a plugin's fault" in caplog.text
+
+
+def test_a_plugin_that_fails_behind_the_latency_takes_its_client_along(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    carry_out(
+        server,
+        "CREATE SERVICE p\nSET role = selector\nSET latency = 1\nSET listen = 127.0.0.1:0\nENABLE p",
+    )
+    server.services["p"].plugins.append(Failing(server))
+    with ExitStack() as stack:
+        assert answer_to(server, client_of(server, stack)) == b""
+    assert "a plugin's fault" in caplog.text
+
+
+def test_a_plugin_that_fails_as_a_backend_is_asked_again_takes_its_client_along(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        service = server.services["p"]
+        service.set("enable_error_retries", "on")
+        service.set("error_retry_schedule", "0.01")
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        service.set("connect_ahead", "1")
+        turn(server, lambda: len(queues.bored) == 1)
+        service.plugins.append(Failing(server))
+        stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
+        assert answer_to(server, client) == b""
     assert "a plugin's fault" in caplog.text
 
 
@@ -833,6 +919,25 @@ def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Se
         client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 99\r\n\r\nsome")
         turn(server, lambda: taken.write_buf_size > 0)
         assert not taken.event_watch & select.POLLIN
+
+
+def reset(data: Block, count: int, offset: int) -> int:
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def test_no_backend_is_asked_for_who_is_gone_before_his_body_was_asked_for(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("buffer_backend_connect", "0")
+        client = client_of(server, stack, method="")
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        taken.set_writer_func(reset)
+        fields = b"Host: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        client.sendall(b"POST / HTTP/1.1\r\n" + fields)
+        turn(server, lambda: not server.clients)
+        assert not queues.waiting() and not used(server)
 
 
 def test_who_was_refused_before_the_next_try_is_not_tried_for(server: Server) -> None:

@@ -71,7 +71,7 @@ def test_that_is_known_to_fail():
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """pytest on the tests in a folder, with our hooks."""
+    """Run pytest on the tests in a folder, with our hooks."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     for theirs in "DANGA_RAW_REQUIRE_ORACLES", "PYTEST_ADDOPTS":
@@ -141,7 +141,7 @@ def test_a_process_that_dies_is_told_with_its_test(tmp_path: Path) -> None:
         "def test_deadly(): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     text, status = told(tmp_path, "--processes", "2")
-    assert status == 2  # as where it is interrupted: not all are run
+    assert status == 2  # as after an interruption: not all have run
     assert "a process of the tests ended in test_it.py::test_deadly" in text
 
 

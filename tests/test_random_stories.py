@@ -1,4 +1,4 @@
-"""Random stories: the same calls on the original and here, and proof that a difference is found."""
+"""Random stories: the original and the package make the same calls, and a difference is found."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_command_tells_what_differs_and_how_to_repeat_it(
 
 
 def acts_of(story: Story) -> list[Act]:
-    """All operations that may be played in a story."""
+    """All operations that may occur in a story."""
     batches = [batch for run in story["runs"] for batch in run["batches"]]
     return [story["before"], *story["acts"], *batches, *(run["after"] for run in story["runs"])]
 

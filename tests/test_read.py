@@ -287,7 +287,7 @@ def test_pushed_back_data_is_not_lost_by_an_exception(world: World) -> None:
     two.send(b"x")
     with pytest.raises(KeyError):
         world.loop.run()
-    # The next run must not wait for the network before it comes to this.
+    # The next run must get to this without waiting for the network.
     world.until(lambda: obj.got)
     assert obj.got == b"later"
 

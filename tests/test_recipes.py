@@ -59,8 +59,8 @@ class Running(NamedTuple):
 def running(
     text: str, *arguments: str, backend: str = "epoll", ends: int | None = None
 ) -> Iterator[Running]:
-    """A program as a process of its own, which must say nothing on standard error. With `ends` it
-    is to end by itself, with that status, once it was told SIGTERM."""
+    """Run a program in its own process; it must print nothing to standard error. With `ends`, it
+    must end by itself, with that status, after a SIGTERM."""
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", text, *arguments],
         env={**ENVIRONMENT, "DANGA_RAW_BACKEND": backend},
@@ -130,7 +130,7 @@ def test_processes_end_with_a_parent_that_is_killed(name: str) -> None:
         born = [int(child) for child in children.read_text().split()]
         who(server)
         server.process.kill()
-        # All of them have its standard output, so this is the end of the last.
+        # They all share its standard output, so this is the end of the last.
         assert server.process.stdout is not None and server.process.stdout.read() == ""
         assert len(born) == 4
 
@@ -157,7 +157,7 @@ def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_graceful_stop_resets_nobody(backend: str) -> None:
-    """Neither who has asked what the server has not read yet, nor who goes on asking."""
+    """Neither a client whose request is still unread, nor one that keeps sending requests."""
     with running(RECIPES["graceful"], backend=backend, ends=0) as server:
         with server.connect() as asking, server.connect() as idle:
             idle.sendall(b"heard?\n")
@@ -237,7 +237,7 @@ def test_a_proxy_passes_on_halves_ends_and_failures(backend: str) -> None:
         target.settimeout(PATIENCE)
         port = str(target.getsockname()[1])
         with running(RECIPES["proxy"], port, backend=backend) as proxy:
-            # Each side may be the first to end, and the other has the last word.
+            # Either side may end first, and the other still sends.
             for first in (0, 1):
                 ends = [proxy.connect(), target.accept()[0]]
                 ends[first].sendall(b"question")
@@ -311,7 +311,7 @@ def test_datagrams_are_answered_whatever_comes(backend: str) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     need("openssl")
-    pytest.importorskip("ssl")  # A Python may be built without, and its users import it.
+    pytest.importorskip("ssl")  # Python may be built without it
     folder = tmp_path_factory.mktemp("tls")
     made, key = str(folder / "certificate.pem"), str(folder / "key.pem")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
@@ -357,7 +357,7 @@ def test_tls_speaks_with_curl_and_openssl(
 def test_tls_takes_pieces_of_any_size_and_says_its_end(
     certificate: tuple[str, str], piece: int, backend: str
 ) -> None:
-    """A proxy of our own cuts the stream; where it wasn't ended by TLS, SSLEOFError is raised."""
+    """Our proxy cuts the stream; if TLS did not end it before, SSLEOFError is raised."""
     import ssl
 
     context = ssl.create_default_context(cafile=certificate[0])
@@ -511,7 +511,7 @@ def test_a_container_needs_no_more_than_its_profile(backend: str) -> None:
                     process.terminate()
                     assert process.wait(PATIENCE) == 0
                 else:
-                    # It may be gone before the connection is there.
+                    # It may be gone before the connection is established.
                     with contextlib.suppress(ConnectionError):
                         socket.create_connection(("127.0.0.1", port), PATIENCE).close()
                     assert process.wait(PATIENCE) == -signal.SIGSYS

@@ -159,6 +159,6 @@ def test_a_second_run_within_a_handler_leaves_no_event_for_what_it_closed(platfo
         doomed_object = Reader(doomed, loop, lambda: None)
         peer.send(b"x")
         doomed_peer.send(b"x")
-        # The kernel is strict: a call on a number that is closed would end the test.
+        # The kernel is strict: a call on a closed number would end the test.
         loop.run()
         assert doomed_object.told == ["read"]

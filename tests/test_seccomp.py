@@ -35,10 +35,10 @@ class Guard(NamedTuple):
     """One of the two filters that programs run under."""
 
     profile: Path | None = None
-    """An OCI profile that holds from the exec on; None for the list of `seccomp.py`."""
+    """An OCI profile that applies from the exec on; None for the list of `seccomp.py`."""
 
     def command(self, *arguments: str, without: str = "") -> list[str]:
-        """How to run a program under it, with one call less than it allows."""
+        """The command that runs a program under it, without the call `without`."""
         options = ["--without", without] if without else []
         if self.profile is not None:
             options += ["--profile", str(self.profile), sys.executable]
@@ -47,7 +47,7 @@ class Guard(NamedTuple):
         return [sys.executable, "-m", "tests.seccomp", *options, *arguments]
 
     def ended(self, backend: str, *arguments: str, without: str = "") -> int:
-        """The status of a program that ran under it."""
+        """Run a program under it, and return the status."""
         command = self.command(*arguments, without=without)
         done = subprocess.run(
             command, env=environment(backend), capture_output=True, timeout=PATIENCE, check=False
@@ -78,7 +78,7 @@ class Guard(NamedTuple):
                     yield server
                 finally:
                     assert process.poll() != -signal.SIGSYS
-                # What the interpreter does at its end is allowed too.
+                # The interpreter's exit is allowed too.
                 server.stop()
             finally:
                 process.kill()
@@ -159,7 +159,7 @@ def test_the_lock_server_makes_no_call_beside_the_list(guard: Guard, backend: st
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_echo_server_makes_no_call_beside_the_list(guard: Guard, backend: str) -> None:
-    data = bytes(range(256)) * 8192  # more than fits in between: the queue is used
+    data = bytes(range(256)) * 8192  # more than the buffers hold: the queue is used
     with guard.serving(backend, "echo") as server:
         for _ in range(5):
             with server.connect() as idle, server.connect(4096) as client:

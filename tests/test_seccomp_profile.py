@@ -45,13 +45,13 @@ def test_the_profile_has_the_form_that_docker_takes() -> None:
     seccomp = profile()
     assert seccomp["defaultAction"] == "SCMP_ACT_ERRNO"
     assert seccomp["defaultErrnoRet"] == ENOSYS == 38
-    # With both, Docker refuses it.
+    # Docker refuses a profile with both.
     assert "archMap" in seccomp and "architectures" not in seccomp
     for machine in _list(seccomp["archMap"]):
         assert isinstance(machine, Mapping)
         assert set(machine) == {"architecture", "subArchitectures"}
     for entry in entries():
-        assert set(entry) == {"names", "action", "comment"}  # By name alone, with any arguments.
+        assert set(entry) == {"names", "action", "comment"}  # Only by name, with any arguments.
         assert entry["action"] == "SCMP_ACT_ALLOW"
         assert entry["names"] == sorted(map(str, _list(entry["names"])))
 

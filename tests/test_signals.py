@@ -66,7 +66,7 @@ not_on_3_12 = pytest.mark.skipif(
 
 
 def places(count: int, most: int | None) -> Sequence[int]:
-    """Each of that many, or a sample."""
+    """All numbers below `count`, or a sample of `most`."""
     if most is None or most >= count:
         return range(count)
     seed = random.randrange(1 << 32)
@@ -77,8 +77,8 @@ def places(count: int, most: int | None) -> Sequence[int]:
 def harm(
     backend: str, most: int | None, anywhere: bool = False
 ) -> tuple[dict[str, list[str]], int]:
-    """By place: what was wrong after the story was interrupted there, at each of the places or at so
-    many of them; and how many places there are."""
+    """What was wrong after the story was interrupted, by place, at all places or a sample of
+    `most`; and how many places there are."""
     interrupted(-1, backend, anywhere)  # Some things are done only the first time.
     whole, wrong = interrupted(-1, backend, anywhere)
     assert wrong == []
@@ -87,8 +87,8 @@ def harm(
     chosen = places(whole.count, most)
     for at in chosen:
         interrupter, wrong = interrupted(at, backend, anywhere)
-        # Before its last instruction `read` has done all that it can: what it returns is its caller's,
-        # and no function can save what it returns from a trace function that raises just there.
+        # At its last instruction `read` has done everything: the result is the caller's, and no
+        # function can save its result from a trace function that raises just there.
         handed_over = interrupter.returning and function(interrupter.where or "") == "read"
         if wrong and not handed_over:
             found[interrupter.where or "nowhere"] = wrong
@@ -117,7 +117,7 @@ def test_an_exception_before_any_instruction_leaves_nothing_half_done(backend: s
     sys.version_info < (3, 11), reason="3.10 has no table of what a `try` holds for"
 )
 def test_no_jump_back_is_left_out_of_the_try_that_it_stands_in() -> None:
-    """CPython 3.13 and 3.14 do so, and a signal's handler may raise there."""
+    """CPython 3.13 and 3.14 leave some out, and a signal's handler may raise there."""
     codes = [compile(path.read_text(), str(path), "exec") for path in Path(PACKAGE).glob("*.py")]
     assert codes
     assert [place for code in codes for place in left_out_of_a_try(code)] == []
@@ -154,7 +154,7 @@ def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_not
 
 
 def soon(at: int) -> tuple[Interrupter, list[str]]:
-    """Three callbacks by `call_soon`, interrupted at the `at`th place; which of them were called."""
+    """Run three `call_soon` callbacks, interrupted at the `at`th place; which were called."""
     interrupter = Interrupter(at)
     called: list[str] = []
     with Loop("epoll") as loop:
@@ -261,7 +261,7 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
     hits = 0
     tries = 3000 if REQUIRED else 200
     for tried in range(20 * tries):
-        # How many of them hit the package depends on how fast the machine is just now.
+        # How many of them hit the package depends on the machine's current speed.
         if tried >= tries and hits > 20:
             break
         where, wrong = interrupted_by_signal(chooser.uniform(1e-5, 2e-3), backend)
@@ -272,7 +272,7 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
 
 
 def test_a_real_signal_leaves_the_lock_of_all_threads_free() -> None:
-    """CPython 3.14 runs a handler between the taking of a lock and the beginning of its `with`."""
+    """CPython 3.14 may run a handler after taking a lock and before its `with` begins."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         for _ in range(200):
@@ -303,7 +303,7 @@ AMOUNT = 4 << 20
 
 
 class Echo(Socket):
-    """Echoes what comes; reads no more while that is queued."""
+    """Echoes what it reads; reads no more while that is queued."""
 
     __slots__ = ()
 
@@ -360,7 +360,7 @@ def test_every_byte_arrives_under_a_thousand_signals_a_second(backend: str) -> N
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         try:
             loop.run()
-            # However fast it was: as many signals must have come as to make this a test.
+            # However fast the loop was, there must have been enough signals for a test.
             while alarms < 50:
                 signal.pause()
         finally:
@@ -408,7 +408,7 @@ def test_an_exception_of_a_handler_leaves_a_wait() -> None:
 def test_who_is_made_anew_and_leaves_again_in_the_batch_leaves_whole(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was left to be done for its second descriptor was done for its first, which it had not."""
+    """The remaining steps for its second descriptor were done for its first, which it had lost."""
     one, _ = world.socketpair()
     other, _ = world.socketpair()
     obj = Noted(one, world.loop)
@@ -439,7 +439,7 @@ def test_who_is_made_anew_and_leaves_again_in_the_batch_leaves_whole(
 def test_a_timeout_error_of_a_handler_is_no_failure_of_the_call(
     world: World, verb: str, behind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is an OSError by its class, but a handler's, which may come on either side of a call."""
+    """It is an OSError, but from a handler, which may run before or after the call."""
     one, two = world.socketpair()
     poller = POLLERS[world.backend]
     call = getattr(poller, verb)

@@ -32,10 +32,10 @@ PROGRAMS = 10_000 if REQUIRED else 1_000
 BATCHES = 10
 STEPS = 35
 SETTLE = 10.0
-"""Seconds that a packet may take on the real loopback, which delivers from a soft interrupt."""
+"""How many seconds a packet may take on the real loopback, which delivers from a soft interrupt."""
 
 Step = tuple[str, int, int]
-"""A call, the descriptor it is for (counted in the order of opening), and a number."""
+"""A call, its descriptor (counted in the order of opening), and a number."""
 Result = object
 """What a call returned, or the name of its errno."""
 Told = tuple[Step, Result, Result]
@@ -165,9 +165,9 @@ class Run:
         self.fds: list[int] = []
         self.kinds: list[str] = []
         self.peers: list[list[int]] = []
-        """For each descriptor, in order of opening, those of the other end."""
+        """For each descriptor, in the order of opening, those of the other end."""
         self.ends: list[list[int]] = []
-        """For each, those of its own end, dups among them; the same list for all of them."""
+        """For each, those of its own end, including dups, which all share the same list."""
         self.open: set[int] = set()
 
     def step(self, step: Step) -> Result:
@@ -177,7 +177,7 @@ class Run:
             if call in ("socketpair", "pipe", "tcp", "file"):
                 return self._opened(call)
             fd = self.fds[which % len(self.fds)]
-            # A number that was closed may be another's by now.
+            # A closed number may have been reused.
             which = next((w for w in self.open if self.fds[w] == fd), which % len(self.fds))
             return getattr(self, call)(which, fd, number)
         except OSError as error:
@@ -203,8 +203,8 @@ class Run:
         return f"{len(libc.read(fd, number))} bytes"
 
     def fill(self, which: int, fd: int, number: int) -> Result:
-        """Write until there is no more room, look, and empty it again: how much fits is each
-        kernel's own affair, and how ready a half-full buffer is."""
+        """Write until there is no more room, look at the mask, and empty it again: kernels differ
+        in how much fits, and in how ready a half-full buffer is."""
         readers = [reader for reader in self.peers[which] if reader in self.open]
         if self.kinds[which] not in ("socketpair", "pipe") or not readers or which not in self.open:
             return None
@@ -270,17 +270,17 @@ class Run:
         return count, [entry.revents for entry in table], unread
 
     def finish(self) -> None:
-        """Close what is open."""
+        """Close all open descriptors."""
         for fd in {self.fds[which] for which in self.open}:
             libc.close(fd)
         self.poller.close()
 
 
 def run(world: World, steps: list[Step], expected: list[Told] | None = None) -> list[Told]:
-    """What each step gave.
+    """The results of all steps.
 
-    Where the masks are not as `expected`, a packet may still be on its way: they are asked for
-    until they agree, or SETTLE is over.
+    If the masks are not as `expected`, a packet may still be on its way: they are polled until they
+    agree, for at most SETTLE.
     """
     told: list[Told] = []
     with world.installed():
@@ -303,7 +303,7 @@ def run(world: World, steps: list[Step], expected: list[Told] | None = None) -> 
 
 @contextmanager
 def no_holes() -> Iterator[int]:
-    """Inside, every new real descriptor has the next higher number; the first of them."""
+    """For a block in which each new real descriptor has the next number; yields the first."""
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     held = [os.open(os.devnull, os.O_RDONLY)]
     try:
@@ -316,7 +316,7 @@ def no_holes() -> Iterator[int]:
 
 
 def difference(seed: int) -> str | None:
-    """Run program `seed` on both kernels; what differs first, if anything."""
+    """Run program `seed` on both kernels; the first difference, if any."""
     steps = program(seed)
     with no_holes() as first_fd:
         simulated = run(Simulated(first_fd), steps)

@@ -93,7 +93,7 @@ def test_a_subclass_with_an_init_of_its_own_calls_up(world: World) -> None:
 
 
 def test_a_subclass_may_have_private_names_of_its_own(world: World) -> None:
-    """As `self._queue`, which what was refused once went to."""
+    """Such as `self._queue`, which once replaced a method of `Socket`."""
 
     class Chat(Noted):
         def __init__(self, sock: Thing) -> None:
@@ -206,7 +206,7 @@ def test_corking_a_pipe_is_no_fault(world: World, caplog: pytest.LogCaptureFixtu
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
-    """setsockopt fails with this errno, and notes the value that it was given."""
+    """Let setsockopt fail with this errno, and record the values that it is called with."""
     import ctypes
 
     values: list[int] = []
@@ -231,7 +231,7 @@ def test_a_kind_of_descriptor_that_cannot_be_corked_is_left_alone(
     obj.tcp_cork(True)
     obj.tcp_cork(True)
     assert not obj.closed and not obj.corked and caplog.text == ""
-    assert values in ([1, 1], [])  # no call where the platform has no such option
+    assert values in ([1, 1], [])  # no call if the platform has no such option
 
 
 GONE = [ECONNRESET, ECONNABORTED, ECONNREFUSED, ENOTCONN, EPIPE, ESHUTDOWN, ETIMEDOUT, ENETDOWN,
@@ -516,7 +516,7 @@ def test_a_failure_to_unregister_is_dumped_and_the_close_goes_on(
     world.turn()
     assert obj.closed and not world.is_open(fd)
     err = capsys.readouterr().err
-    # On a kqueue a filter that is gone already is as good as removed.
+    # On a kqueue, removing a filter that is already gone is no error.
     assert ("ERROR: " in err and "Noted(): closed" in err) == (world.backend != "kqueue")
 
 

@@ -56,7 +56,7 @@ class Nameless(Noted):
 
 @contextmanager
 def stderr(kind: str) -> Iterator[None]:
-    """A standard error that takes nothing."""
+    """A standard error that can't be written to."""
     stream: io.TextIOBase | None
     if kind == "none":
         stream = None
@@ -92,7 +92,7 @@ KINDS = ["none", "closed", "full", "broken"]
 def test_all_is_closed_though_nobody_can_be_told_that_it_failed(
     world: World, kind: str, logs: bool, unheard: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The poller refuses to let go of one, which `dump_error` tells, and close(2) fails for all."""
+    """The poller fails to unregister one, which `dump_error` prints, and close(2) fails for all."""
     if logs:
         unheard.addHandler(Raising())
     things = [world.socketpair() for _ in range(3)]
@@ -171,7 +171,7 @@ def test_a_fault_that_cannot_be_logged_is_the_end_of_its_own_connection_alone(
 def test_a_log_handler_that_writes_to_a_socket_is_not_told_of_that(
     world: World, unheard: logging.Logger
 ) -> None:
-    """Whose peer is gone, so that the write is logged as well: as a close."""
+    """Its peer is gone, so that the write itself leads to a log entry, for the close."""
     one, gone = world.socketpair()
     shipper = Noted(one, world.loop)
     others = [Noted(world.socketpair()[0], world.loop) for _ in range(2)]
@@ -213,7 +213,7 @@ def test_a_log_handler_may_close_the_next_and_run_the_loop(
 def test_what_a_log_handler_is_told_after_it_has_raised_is_all_there_is(
     world: World, unheard: logging.Logger
 ) -> None:
-    """One that raises does not silence the later ones."""
+    """A call that raises does not silence later ones."""
     heard: list[str] = []
 
     class Once(logging.Handler):
@@ -288,7 +288,7 @@ def test_a_close_while_another_thread_has_imported_half_of_logging() -> None:
 
 @pytest.mark.parametrize("backend", [name for name in backends() if name != "kqueue"])
 def test_all_is_closed_where_no_descriptor_is_left_to_tell_it_with(backend: str) -> None:
-    """Before logging is imported, or the sources of a traceback are read."""
+    """Logging can't be imported then, nor the sources of a traceback be read."""
     program = f"""
         import os, resource, socket, sys
         from danga_raw import Loop, Socket

@@ -41,7 +41,7 @@ class FakeTime:
         ms = ctypes.c_int(timeout).value
         self.waits.append(ms)
         if ms < 0:
-            # Nothing would ever happen: as a signal.
+            # Nothing would ever happen, so return as after a signal.
             ctypes.set_errno(EINTR)
             return -1
         self.now += ms / 1000
@@ -105,7 +105,7 @@ def test_the_wait_is_the_lesser_of_loop_timeout_and_next_timer(
     if timer is not None and timer > 0:
         loop.add_timer(timer, lambda: None)
     elif timer is not None:
-        # Added by a timer, so that it is due when the wait comes.
+        # Added by a timer, so that it is due at the wait.
         loop.add_timer(0, lambda: loop.add_timer(timer, lambda: None))
     loop.set_post_loop_callback(lambda *_: False)
     loop.run()
@@ -398,7 +398,7 @@ def test_adding_timers_takes_little_more_for_each_the_more_there_are(world: Worl
         patch.setattr(libc, "clock_gettime", lambda clock: Counted(1000.0))
         for _ in range(20_000):
             world.loop.add_timer(dice.random(), print)
-    # A list kept in order by search from the front would have compared 100 million times.
+    # A sorted list searched from the front would have compared 100 million times.
     assert Counted.compared < 20 * 20_000
 
 
@@ -559,11 +559,11 @@ def test_with_nothing_to_watch_the_loop_waits_for_its_timers_and_does_not_spin(
     loop.add_timer(0.02, loop.stop)
     with world.calls() as calls:
         loop.run()
-    assert len(calls) <= 4  # one a timer, and the machine may wake a wait a little early
+    assert len(calls) <= 4  # one per timer, and a wait may end a little early
 
 
 def test_a_timer_that_raises_in_a_later_turn_leaves_none_due_behind(world: World) -> None:
-    """All that is left is one timer that an exception cut short: the heap is empty."""
+    """Only a timer that an exception cut short is left: the heap is empty."""
     loop = world.loop
     order: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The audit as a library: what is recorded, and that nothing of it is left when it is off."""
+"""The audit as a library: what it records, and that it leaves nothing behind when it is off."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Taker(Socket):
-    """Reads what comes, and closes at the end."""
+    """Reads what arrives, and closes at the end."""
 
     __slots__ = ("got",)
 
@@ -129,7 +129,7 @@ def test_a_failing_call_has_its_error_and_the_caller_its_errno(pair: Pair, loop:
     assert (read.result, read.errno, read.error) == (-1, errno.EAGAIN, "EAGAIN")
     assert read.args[1] == Pointer(None)
     assert (add.result, add.error) == (-1, "EEXIST")
-    # A number with two names in Python.
+    # Python has two names for this number.
     assert cork.line().endswith(f"= -1 EOPNOTSUPP ({os.strerror(errno.EOPNOTSUPP)})")
     assert taker.fd is not None and not taker.corked
 
@@ -368,7 +368,7 @@ def test_a_sink_that_raises_takes_its_trace_off_and_leaves_the_loop_whole(
 
 
 def boom_at(name: str) -> Trace:
-    """A trace whose sink raises at the first call of that name."""
+    """A trace whose sink raises at the first call with that name."""
 
     def sink(call: Call) -> None:
         if call.name == name:
@@ -466,8 +466,8 @@ def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
 
 
 def test_what_a_call_has_begun_with_outlives_its_trace() -> None:
-    """Another thread may take a trace off while a loop waits. When the wait ends, ctypes calls what
-    was its errcheck at the beginning, and holds no reference to it."""
+    """Another thread may turn a trace off while a loop waits. When the wait ends, ctypes calls the
+    errcheck that was set when it began, without holding a reference to it."""
     with Trace():
         reference = weakref.ref(getattr(libc.poll, "errcheck"))
     gc.collect()
@@ -488,7 +488,7 @@ def test_a_child_forked_while_a_thread_switches_can_end_its_trace() -> None:
     thread.start()
     try:
         for _ in range(50):
-            with warnings.catch_warnings():  # of threads that the child doesn't have: it needs none
+            with warnings.catch_warnings():  # about threads, which the child doesn't need
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
             if pid == 0:
@@ -607,7 +607,7 @@ with Loop("epoll") as loop:
 def test_a_trace_that_is_off_costs_no_instruction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The start takes long: both are counted in one run, which getppid divides.
+    # Starting takes long, so both are counted in one run, which getppid divides.
     out = tmp_path / "counts"
     program = [*valgrind(str(out)), "--dump-before=getppid", sys.executable, "-c", COST]
     subprocess.run(program, env=environment(ROOT), check=True)
@@ -615,7 +615,7 @@ def test_a_trace_that_is_off_costs_no_instruction(
     each = {how: total(f"{out}.{part}") / 400 for how, part in parts.items()}
     with capsys.disabled():
         print(f"\ninstructions a turn, by whether a trace was on before: {each}")
-    # A free-threaded CPython doesn't do the same work twice.
+    # A free-threaded CPython doesn't do exactly the same work twice.
     within = 0.03 if sysconfig.get_config_var("Py_GIL_DISABLED") else 0.01
     assert each["was on"] == pytest.approx(each["never on"], rel=within)
 
@@ -689,7 +689,7 @@ def test_a_child_forked_in_a_sink_traces_on_behind_it_and_not_within(
 def test_a_child_does_not_take_its_threads_for_those_that_were_in_a_sink(
     pair: Pair, loop: Loop
 ) -> None:
-    """The number of a thread that is not there any more may be given to another."""
+    """The number of a thread that has ended may be reused."""
     near, _ = pair
     taker = Taker(near, loop)
     in_sink, go_on = threading.Event(), threading.Event()
@@ -727,5 +727,5 @@ def test_the_longest_timeout_is_told_as_it_is(pair: Pair, backend: str, timeout:
         loop.set_post_loop_callback(lambda *_: False)
         loop.run()
     [wait] = [str(call) for call in calls if call.name in WAITS]
-    if "tv_sec" not in wait:  # As where the C library makes ppoll(2) of a poll.
+    if "tv_sec" not in wait:  # Unless the C library makes a ppoll(2) for poll.
         assert f", {timeout}" in wait and "= 1" in wait

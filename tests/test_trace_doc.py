@@ -54,7 +54,7 @@ _IN_C = {kernels: in_c(function) for function, (kernels, _) in CALLS.items()}
 
 
 def written(call: Call) -> str:
-    """A call as a row of the page has it: without the numbers of descriptors."""
+    """A call in the form of a row of the page: without descriptor numbers."""
     args = call.args
     text = _IN_C.get(call.name, call.name)
     if call.name == "epoll_ctl":
@@ -125,15 +125,15 @@ class Ground:
         if backend == "kqueue":
             self.kernel = SimKernel(0, platform="freebsd", strict=False)
             stack.enter_context(self.kernel.installed())
-            # A simulated socket has to be let go as a real one is, by a close(2) through the door.
+            # A simulated socket has to be closed like a real one, by a close(2) through the door.
             patch.setattr(danga_raw._handle, "RawSocket", Handle)
             patch.setattr(danga_raw._handle, "_closes_as_usual", {Handle: True})
             patch.setattr(danga_raw._handle, "_detach", Handle.detach)
-            # The signals are real, and know no simulated descriptor.
+            # Signals are real, and can't write to a simulated descriptor.
             patch.setattr(signal, "set_wakeup_fd", lambda fd, **more: -1)
         self.stack = stack
-        # From the start: a kqueue keeps the kevent it was made with, and a simulated one is no C
-        # function, in whose place comes another.
+        # From the start: a kqueue keeps the kevent that it was made with, and a simulated one,
+        # which is not a C function, is replaced by a trace.
         self.calls = stack.enter_context(Trace())
         self.loop = Loop(backend)
         stack.callback(self.loop.close)
@@ -166,7 +166,7 @@ class Ground:
         return cast("socket.socket", made)
 
     def listen(self) -> tuple[Listener, list[socket.socket]]:
-        """A listener to which a client has connected, and what it will accept."""
+        """A listener to which a client has connected, and the list for what it accepts."""
         sock, accepted = self.listener(), list[socket.socket]()
         listener = Listener(sock, lambda connection, _: accepted.append(connection), self.loop)
         self.stack.callback(close_all, accepted)
@@ -189,7 +189,7 @@ class Ground:
         if self.kernel is not None:
             table, most = self.kernel.table, self.kernel.table.limit
             table.limit = table.free()
-            # The table counts from its first number on, and has no gaps here.
+            # The table's limit counts from its first number, and there are no gaps here.
             return lambda: setattr(table, "limit", most)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         with socket.socket() as next_one:
@@ -208,8 +208,8 @@ class Ground:
         return client
 
     def full(self) -> Client:
-        """A client that has something queued and can't write it."""
-        # Not TCP, whose bytes go on their way by themselves and make room again.
+        """A client with queued data that it can't write."""
+        # Not TCP, whose data moves on by itself and so makes room again.
         self.near, self.far = self.pair()
         client = self.client()
         while client.write(b"x" * 65536):
@@ -229,7 +229,7 @@ class Ground:
 
 Steps = Iterator[None]
 Row = Callable[[Ground], Steps]
-"""Prepares up to its `yield`; what it does from there on is what the row is about."""
+"""Prepares up to its `yield`; the row describes the calls after that."""
 
 ROWS: dict[str, Row] = {}
 """The first cell of each row."""
@@ -854,7 +854,7 @@ def _(g: Ground) -> Steps:
 
 
 def measured(title: str, backend: str) -> str:
-    """The cell that a row truly has."""
+    """The correct cell of a row."""
     with ExitStack() as stack:
         ground = Ground(backend, stack)
         steps = ROWS[title](ground)
@@ -865,7 +865,7 @@ def measured(title: str, backend: str) -> str:
 
 
 def table_rows() -> dict[str, list[str]]:
-    """The cells of the page by the first of their row."""
+    """The cells of the page, by the first cell of their row."""
     rows: dict[str, list[str]] = {}
     for line in PAGE.read_text().splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]

@@ -38,12 +38,12 @@ def wrote(text):
     obj.write(text)
 wrote(b"begin")
 """
-"""A program that makes three calls, to which a test adds how it ends."""
+"""A program that makes three calls; a test adds its end."""
 
 PID = r"^\[pid +\d+\] "
 """The prefix of a line if there is more than one thread."""
 WRITE = r'write\(\d+, "(.*)", \d+\) += \d+'
-"""A line of a write. What numbers a program's descriptors have is ctypes's: libffi may keep one."""
+"""A line of a write. Descriptor numbers vary, as ctypes's libffi may keep one open."""
 
 Ended = subprocess.CompletedProcess[str]
 
@@ -170,7 +170,7 @@ if sys.argv[-1] == "raises":
 elif sys.argv[-1] != "ends":
     sys.exit(sys.argv[-1])
 """
-"""A program that prints all that it can see of how it is run."""
+"""A program that prints everything that it can see of the way it is run."""
 
 WAYS = ["file.py", "./file.py", "../here/file.py", "link.py", "folder", "./folder/", "zip.pyz"]
 WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-", "/dev/stdin"]
@@ -179,7 +179,7 @@ IN_VAIN = ["nowhere", "empty", "-m nowhere", "-m package.nowhere", "-m empty", "
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the program in all the forms that python3 runs."""
+    """A folder with the program in all forms that python3 can run."""
     here = tmp_path_factory.mktemp("ways") / "here"
     for folder in ("elsewhere", "folder", "package", "empty"):
         (here / folder).mkdir(parents=True)
@@ -203,7 +203,7 @@ from danga_raw._tracecli import main
 sys.path.pop()
 main(sys.argv[1:], "danga-raw")
 """
-"""Our command line under -I, where no variable of the environment leads to the package."""
+"""Our command line under -I, where no environment variable leads to the package."""
 
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "": ([], ["-m", "danga_raw", "trace"]),
@@ -556,7 +556,7 @@ def amid(call):
     call()
     os.fstat = real
 """
-"""What a signal's handler may do while a line is printed: here it comes at the worst moment."""
+"""A signal's handler that runs at the worst moment: while a line is printed."""
 
 
 def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:

@@ -35,7 +35,7 @@ TRACED = ",".join(f"?{name}" for name, _ in CALLS.values() if name not in ("kque
 
 
 def compare(kind: str, theirs: str, own: str, ended: bool = False) -> list[str]:
-    """The lines of the package's calls, which are the same in both."""
+    """The lines of the package's calls, which must be the same in both."""
     found = held_against(kind, theirs, own, CALLS, ended=ended, words=HERE.libc != MUSL)
     assert found, f"{kind}: no line of the package's"
     return found
@@ -53,7 +53,7 @@ def command(folder: Path, argv: Sequence[str], inject: Sequence[str] = ()) -> li
 
 def environment(backend: str = "epoll") -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DANGA_RAW_")}
-    # Where the reads of the interpreter are counted, it must make the same in every run.
+    # Where the interpreter's reads are counted, they must be the same in every run.
     more = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
     return {**kept, **more, "DANGA_RAW_BACKEND": backend}
 
@@ -61,7 +61,7 @@ def environment(backend: str = "epoll") -> dict[str, str]:
 def both(
     folder: Path, *argv: str, inject: Sequence[str] = (), backend: str = "epoll"
 ) -> tuple[str, str]:
-    """strace's text and the package's of a program that ends by itself."""
+    """strace's text and the package's for a program that ends by itself."""
     done = subprocess.run(
         command(folder, argv, inject),
         env=environment(backend),
@@ -77,7 +77,7 @@ def both(
 
 @contextmanager
 def served(folder: Path, backend: str, *argv: str) -> Iterator[int]:
-    """The port of a server that runs under both, and is ended by SIGTERM."""
+    """Run a server under both, until a SIGTERM at the end; yields its port."""
     with subprocess.Popen(
         command(folder, argv),
         env=environment(backend),
@@ -233,7 +233,7 @@ def test_a_failing_call_of_a_listener_or_a_client_is_traced_as_by_strace(
     every = [line for line in calm.splitlines() if line.startswith(f"{kernels}(")]
     lines = [line for _, line in packages_lines(calm, CALLS)]
     if name == "setblocking":
-        # A listener that isn't made ends the program; what it has accepted is another matter.
+        # Not for a listener, as the program would end without it, but for an accepted socket.
         lines = lines[lines.index(next(line for line in lines if line.startswith("accept4("))) :]
     first = next(line for line in lines if line.startswith(f"{kernels}("))
     inject = f"{kernels}:error={error}:when={every.index(first) + 1}"

@@ -60,8 +60,8 @@ def for_checkers_only(node: ast.AST) -> bool:
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
-    """What of a module there is at run time, inside its functions too. Annotations may name what is
-    above, and type checkers see it imported."""
+    """The nodes of a module that exist at run time, including those in functions. Annotations may
+    name modules of higher floors, which are imported only for type checkers."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and for_checkers_only(child):
@@ -359,7 +359,7 @@ def look(socket: Socket, pipe: Socket[FileIO], listener: Listener, loop: Loop, t
 
 
 def test_nothing_is_any_where_the_stub_of_libc_is_not_installed(tmp_path: Path) -> None:
-    """As a user's checker sees the package: the stub is for this folder's."""
+    """A user's type checker doesn't see the stub, which is not installed."""
     api = pytest.importorskip("mypy.api")
     shutil.copytree(PACKAGE, tmp_path / "danga_raw")
     code = EVERYTHING
@@ -424,7 +424,7 @@ print(len(got))
 
 
 def test_type_hints_can_be_had_of_all_that_is_public() -> None:
-    """In a process of its own, in which nobody has imported `typing` before."""
+    """In a separate process, in which nothing has imported `typing` before."""
     command = [sys.executable, "-W", "error", "-c", HINTS]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,5 +1,5 @@
-"""What wakes a waiting loop: other threads, signals, and the loop itself; and that nobody else pays
-for it."""
+"""What wakes a waiting loop: other threads, signals, and the loop itself; and that a program that
+doesn't need this doesn't pay for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BACKENDS = ["epoll", "poll"]
 @pytest.fixture(params=BACKENDS)
 def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
     with Loop(request.param) as loop:
-        # A test that would hang ends, and fails by what it finds.
+        # A test that would hang ends instead, and fails.
         loop.add_timer(PATIENCE, loop.stop)
         yield loop
 
@@ -221,7 +221,7 @@ def test_stop_from_another_thread_ends_a_wait(backend: str, used: bool) -> None:
         loop.add_timer(5, loop.stop)
         if used:
             loop.call_soon_threadsafe(lambda: None)
-        # It waits by then, or not: either way it is to be heard.
+        # Whether it is waiting by then or not, it must be woken.
         thread = threading.Timer(0.05, loop.stop)
         with Trace() as calls:
             thread.start()
@@ -229,6 +229,26 @@ def test_stop_from_another_thread_ends_a_wait(backend: str, used: bool) -> None:
             thread.join()
     waits = [call for call in calls if call.name in ("epoll_wait", "poll")]
     assert all(call.result for call in waits), waits
+
+
+def test_stop_makes_nothing_for_a_loop_that_ends_meanwhile() -> None:
+    for _ in range(100):
+        loop, runs = Loop(), threading.Event()
+
+        def serve(loop: Loop = loop, runs: threading.Event = runs) -> None:
+            with loop:
+                loop.call_soon(runs.set)
+                loop.run()
+
+        server = threading.Thread(target=serve)
+        server.start()
+        runs.wait()
+        stoppers = [threading.Thread(target=loop.stop) for _ in range(2)]
+        for thread in stoppers:
+            thread.start()
+        for thread in (*stoppers, server):
+            thread.join()
+        assert loop._registry.waker is None
 
 
 def test_stop_on_the_loops_own_thread_makes_nothing_that_wakes_it(loop: Loop) -> None:
@@ -276,7 +296,7 @@ def test_a_signals_callback_runs_between_two_batches(loop: Loop) -> None:
 
 
 def test_a_signal_ends_the_wait_whenever_it_comes() -> None:
-    """Also between the last look and the wait, which no handler of Python's own would end."""
+    """Even between the last check and the wait, which a Python signal handler would not end."""
     code = """
 import os, signal, sys, threading
 from danga_raw import Loop
@@ -325,7 +345,7 @@ def test_a_signal_that_cannot_be_handled_is_refused(loop: Loop) -> None:
     for number, kind in ((signal.SIGKILL, OSError), (0, ValueError), (1000, ValueError)):
         with pytest.raises(kind):
             loop.add_signal_handler(number, loop.stop)
-    # What the C library keeps to itself it refuses without a call, which a trace would tell of.
+    # The C library refuses those that it uses itself, without a system call that a trace would see.
     kept = set(range(1, signal.NSIG)) - signal.valid_signals()
     for number in kept:
         with Trace() as calls, pytest.raises(ValueError, match=f"not {number}"):
@@ -728,7 +748,7 @@ def test_who_is_closed_keeps_neither_pipe_nor_call(loop: Loop, way: str) -> None
 
 
 def test_a_waker_makes_the_loop_neither_wait_for_nor_count_anything(loop: Loop) -> None:
-    """The class methods of the manual, too, know nothing of it."""
+    """Nor do the manual's class methods count it."""
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
     assert "0 sockets, 0 other fds" in repr(loop)
@@ -803,7 +823,7 @@ def test_a_loop_is_reset_before_or_after_another_thread_has_its_waker_watched(
 
     def late(epfd: int, op: int, fd: int, event: bytes) -> int:
         watches.set()
-        was_reset.wait(0.2)  # That ends only if it does not wait for this one.
+        was_reset.wait(0.2)  # It ends only if it does not wait for this thread.
         return control(epfd, op, fd, event)
 
     failures: list[threading.ExceptHookArgs] = []
@@ -865,8 +885,8 @@ def test_who_wakes_a_loop_that_is_reset_meanwhile_and_runs_on_is_heard(
 
 
 def test_a_waker_whose_number_was_another_objects_ends_the_wait_that_goes_on() -> None:
-    """That the poller may have an old entry under the number is for the loop's own thread to mend: it
-    waits on that poller."""
+    """The poller may have an old entry for the number, but only the loop's own thread, which waits
+    on that poller, may repair this."""
     near, far = socket.socketpair()
     near.setblocking(False)
     own = Loop("epoll")
@@ -874,7 +894,7 @@ def test_a_waker_whose_number_was_another_objects_ends_the_wait_that_goes_on() -
     kept: list[int] = []
 
     def wake() -> None:
-        time.sleep(0.1)  # Until the loop waits, in all likelihood.
+        time.sleep(0.1)  # By then the loop is most likely waiting.
         kept.append(os.dup(near.fileno()))  # So its entry stays.
         os.close(near.fileno())
         own.call_soon_threadsafe(lambda: said.append("heard"))
@@ -906,7 +926,7 @@ def test_who_is_closed_in_another_thread_leaves_signals_no_number_that_may_be_an
     thread = threading.Thread(target=loop.close)
     thread.start()
     thread.join()
-    here, there = socket.socketpair()  # of the lowest numbers that are free
+    here, there = socket.socketpair()  # with the lowest free numbers
     here.setblocking(False)
     with here, there:
         there.setblocking(False)

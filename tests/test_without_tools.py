@@ -59,7 +59,7 @@ def backends() -> list[str]:
 @pytest.mark.parametrize("backend", backends())
 def test_a_byte_is_echoed_where_no_program_can_be_run(backend: str, tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    if "LD_LIBRARY_PATH" in os.environ:  # for this Python itself, where it was built to need it
+    if "LD_LIBRARY_PATH" in os.environ:  # in case this Python itself needs it
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ECHO, backend],
@@ -74,7 +74,7 @@ def test_a_byte_is_echoed_where_no_program_can_be_run(backend: str, tmp_path: Pa
 
 def test_the_guard_of_this_test_sees_find_library(tmp_path: Path) -> None:
     guard = ECHO.partition("import danga_raw")[0]
-    # The program that find_library asks first on Linux and the one it falls back to both end here.
+    # On Linux, find_library runs one program and falls back to another; both end here.
     code = f"{guard}\nimport ctypes.util\nctypes.util.find_library('c')\n"
     environment = {"PATH": str(tmp_path)}
     done = subprocess.run(
@@ -128,7 +128,7 @@ print("done")
 
 @pytest.mark.parametrize("backend", backends())
 def test_a_program_that_gives_its_files_up_imports_nothing_more(backend: str) -> None:
-    """As the manual has it: a chroot(2), or a sandbox, leaves an import nothing to read."""
+    """As the manual says: after a chroot(2), or in a sandbox, an import finds no files."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_FILES, backend],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

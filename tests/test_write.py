@@ -20,11 +20,11 @@ from tests.test_bad_input import unchanged
 from tests.world import OUT, Noted, Thing, World, drain, fill, only
 
 BIG = bytes(range(256)) * 16384
-"""More than any socket's buffer takes."""
+"""More than fits into any socket's buffer."""
 
 
 class Blocking:
-    """A writer function that takes as much as it is told to, and then blocks."""
+    """A writer function that accepts as much as it has room for, and then blocks."""
 
     def __init__(self, room: int = 0) -> None:
         self.room = room
@@ -779,7 +779,7 @@ def test_queued_data_is_not_copied(world: World, kind: Callable[[bytes], Writabl
             obj.write(data)
         assert tracemalloc.get_traced_memory()[1] - before < len(BIG) // 8
         if not world.simulated:
-            # A write that goes on in the middle of a block copies nothing either.
+            # A write that continues in the middle of a block copies nothing either.
             drain(two)
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
@@ -811,7 +811,7 @@ def test_a_bytearray_is_free_again_once_it_is_out(world: World) -> None:
 
 
 class Model:
-    """What the manual and the original say of `write`, on a pipe with that much room."""
+    """`write` as the manual and the original describe it, on a pipe with limited room."""
 
     def __init__(self) -> None:
         self.room = 0

@@ -1,4 +1,4 @@
-"""What a poller watches, according to its own records or the kernel's."""
+"""What a poller watches, according to its own table or the kernel's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MASK = POLLIN | POLLOUT
 
 
 def by_poll(poller: Poll) -> dict[int, int]:
-    """The table of its next wait: fd -> what is asked for of reading and writing."""
+    """The table for its next wait: fd -> the mask, only for reading and writing."""
     if poller._changed:
         return {fd: events & MASK for fd, events in poller._events.items()}
     return {each.fd: each.events & MASK for each in poller._table[0][: len(poller._fds)]}

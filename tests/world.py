@@ -1,8 +1,8 @@
-"""The kernels that the behaviour tests run on: the machine's own, through each of its backends,
-and the simulated ones.
+"""The kernels that the behaviour tests run on: the machine's own, through each of its backends, and
+the simulated ones.
 
-A test takes the fixture `world` and uses it to make its loops, sockets and pipes. So the same test
-runs on real epoll and poll, on their simulation, and on the kqueue of every platform that has one.
+A test uses the fixture `world` to make its loops, sockets and pipes. So the same test runs on real
+epoll and poll, on their simulation, and on the kqueue of every platform that has one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.simkernel import SimKernel
 IN, OUT, ERR, HUP = 1, 4, 8, 16
 
 PATIENCE = float(os.environ.get("DANGA_RAW_PATIENCE", "60"))
-"""After this many seconds a test counts as hung. Nothing else in these tests reads a clock."""
+"""A test that takes more seconds is assumed to hang. Nothing else in these tests uses a clock."""
 
 POLLERS = {"epoll": Epoll, "poll": Poll, "kqueue": KQueue}
 
 
 class Thing(Protocol):
-    """A handle of any of the kernels."""
+    """A handle of any kernel."""
 
     def fileno(self) -> int: ...
     def close(self) -> object: ...
@@ -47,7 +47,7 @@ class Thing(Protocol):
 
 
 class Descriptor:
-    """A real descriptor that is no socket, with the verbs of one."""
+    """A real descriptor that is not a socket, with a socket's methods."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -103,16 +103,16 @@ SIMULATED = [
 WORLDS = REAL + SIMULATED
 
 real_only = pytest.mark.parametrize("world", REAL, indirect=True, ids=str)
-"""For tests of what no simulated kernel has: processes, signals, threads, address families."""
+"""For what simulated kernels lack: processes, signals, threads, address families."""
 
 readiness_only = pytest.mark.parametrize(
     "world", [kind for kind in WORLDS if kind.backend != "kqueue"], indirect=True, ids=str
 )
-"""For tests of what no kqueue does: tell a hang-up unasked, refuse a file, notice a dead number."""
+"""For what no kqueue does: report a hang-up unasked, refuse a file, notice a dead number."""
 
 
 class World:
-    """One kernel and what a test has made on it, all of which is closed when the test is over."""
+    """A kernel, and what a test has made on it, which is closed when the test ends."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -131,7 +131,7 @@ class World:
 
     @property
     def loop(self) -> Loop:
-        """A loop, the same at each use."""
+        """A loop, the same each time."""
         if self._loop is None:
             self._loop = self.new_loop()
         return self._loop
@@ -144,7 +144,7 @@ class World:
         return loop
 
     def turn(self, loop: Loop | None = None) -> None:
-        """One turn of the loop for what is ready now."""
+        """Run one turn of the loop, for what is ready now."""
         loop = loop or self.loop
         timeout, callback = loop._timers.timeout, loop._registry.post_loop_callbacks.get(LOOPS_OWN)
         loop.set_loop_timeout(0)
@@ -156,7 +156,7 @@ class World:
             loop.set_loop_timeout(timeout)
 
     def until(self, condition: Callable[[], object], loop: Loop | None = None) -> None:
-        """Turns of the loop until the condition holds, at once or after one of them."""
+        """Run turns of the loop, if necessary, until the condition holds."""
         loop = loop or self.loop
         if condition():
             return
@@ -169,11 +169,11 @@ class World:
     # --- descriptors ------------------------------------------------------------------------------
 
     def socketpair(self, tcp: bool = False) -> tuple[Thing, Thing]:
-        """Two connected sockets that don't block."""
+        """Two connected, non-blocking sockets."""
         raise NotImplementedError
 
     def pipe(self) -> tuple[Thing, Thing]:
-        """The read end and the write end of a pipe, which don't block."""
+        """The read end and the write end of a pipe, both non-blocking."""
         raise NotImplementedError
 
     def file(self) -> Thing:
@@ -181,24 +181,24 @@ class World:
         raise NotImplementedError
 
     def open_fds(self) -> set[int]:
-        """All descriptors that are open."""
+        """All open descriptors."""
         raise NotImplementedError
 
     def is_open(self, fd: int) -> bool:
         return fd in self.open_fds()
 
     def reset_by_peer(self) -> Thing:
-        """A TCP socket whose other side has given the connection up."""
+        """A TCP socket whose peer has reset the connection."""
         one, reset = self.reset_when_told()
         reset()
         return one
 
     def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
-        """A TCP socket, and what has its other side give the connection up."""
+        """A TCP socket, and a function that has its peer reset the connection."""
         raise NotImplementedError
 
     def lenient(self) -> None:
-        """Let the package use dead descriptors, and have it told EBADF."""
+        """Answer calls on dead descriptors with EBADF, instead of failing the test."""
 
     def _kept(self, *things: Thing) -> None:
         for thing in things:
@@ -208,8 +208,8 @@ class World:
 
     @contextmanager
     def calls(self) -> Iterator[list[Call]]:
-        """The calls of the package from here on: the poller's verbs, and read, write, close and
-        setsockopt at the door."""
+        """The package's calls from now on: the poller's methods, and the door's read, write, close
+        and setsockopt."""
         made: list[Call] = []
         with pytest.MonkeyPatch.context() as patch:
             poller = POLLERS[self.backend]
@@ -235,7 +235,7 @@ def _noting(
 
 
 def only(calls: list[Call], *names: str) -> list[Call]:
-    """The calls of these names."""
+    """The calls with these names."""
     return [call for call in calls if call[0] in names]
 
 
@@ -267,7 +267,7 @@ class RealWorld(World):
         return file
 
     def open_fds(self) -> set[int]:
-        # The listing includes its own descriptor, which is closed by then.
+        # The list includes the descriptor of the listing itself, which is closed by then.
         return {fd for fd in map(int, os.listdir("/dev/fd")) if self.is_open(fd)}
 
     def is_open(self, fd: int) -> bool:
@@ -327,24 +327,24 @@ class SimulatedWorld(World):
 
 @contextmanager
 def world_of(kind: Kind) -> Iterator[World]:
-    """The world of a kind. At the end everything made by it is closed, and nothing else is open
-    that wasn't before."""
+    """The world of a kind. At the end, everything that it made is closed, and the same descriptors
+    must be open as before."""
     world = SimulatedWorld(kind) if kind.platform else RealWorld(kind)
     before = world.open_fds()
     with world.stack:
         yield world
-    # A libkqueue closes what a kqueue had open when it pleases.
+    # libkqueue closes the descriptors of a kqueue some time later.
     if not (kind == Kind("kqueue") and "DANGA_RAW_LIBKQUEUE" in os.environ):
         assert world.open_fds() == before
 
 
 class Hangs(BaseException):
-    """A test would never end. No handler of exceptions takes it."""
+    """A test would never end. Not an `Exception`, so that no handler takes it."""
 
 
 @contextmanager
 def no_hanging(seconds: float = PATIENCE) -> Iterator[None]:
-    """Raise where a test would never end; once more where its cleaning up wouldn't."""
+    """Raise if a test would never end, and again if its cleanup wouldn't."""
 
     def give_up(number: int, frame: FrameType | None) -> None:
         raise Hangs(f"this goes on for more than {seconds} seconds")
@@ -359,7 +359,7 @@ def no_hanging(seconds: float = PATIENCE) -> Iterator[None]:
 
 
 def drain(thing: Thing) -> bytes:
-    """All that can be read from `thing` now."""
+    """Everything that can be read from `thing` now."""
     pieces = []
     try:
         while piece := thing.recv(1 << 20):
@@ -370,7 +370,7 @@ def drain(thing: Thing) -> bytes:
 
 
 def fill(thing: Thing) -> int:
-    """Write until not one byte more is taken; returns how much it was."""
+    """Write until not a single byte more is accepted; returns how many were written."""
     total = 0
     for size in (65536, 1):
         try:
@@ -382,10 +382,10 @@ def fill(thing: Thing) -> int:
 
 
 class Noted(Socket[Thing]):
-    """Notes its events in `events`, and what it has read in `got`.
+    """Records its events in `events`, and what it has read in `got`.
 
-    An event for which it was given an action (`read=`, `write=`, `err=`, `hup=`) does only that;
-    otherwise it reads what is there, writes what is queued, and closes at the end of all.
+    An event with an action (`read=`, `write=`, `err=`, `hup=`) does only that; otherwise it reads
+    what is there, writes what is queued, and closes at the end of the data.
     """
 
     __slots__ = ("events", "got", "on")

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
@@ -27,6 +28,9 @@ READ_SIZE: Final = 65_536
 SMALL_FILE: Final = 65_536
 """Up to here a file is read and goes out with its head."""
 LINGER_SECONDS: Final = 30.0
+ASK_AGAIN_SECONDS: Final = 0.25
+"""How long a kept client is waited for behind its answer, when the server ends: who asks again at
+once does so within a round trip."""
 MOST_SERVICES: Final = 10
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
@@ -75,6 +79,20 @@ class Exchange:
             request.drop("expect")
             if request.chunked or request.version != "1.0":
                 client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def later(self, seconds: float, step: Callable[[], None]) -> None:
+        """Take a step then, if this is still what the client waits for; as in its own handlers,
+        what goes wrong is its end."""
+
+        def take() -> None:
+            if self.client.exchange is self:
+                try:
+                    step()
+                except BaseException:
+                    self.client.close("exception")
+                    raise
+
+        self.client.loop.add_timer(seconds, take)
 
     def client_drained(self) -> None:
         """There was room to write to the client."""
@@ -306,11 +324,13 @@ class Client(Socket):
         self.service = self.base
         if exchange is not None:
             exchange.release()
-        if not self.keep_alive or self.overfed or self.server.stopping:
+        if not self.keep_alive or self.overfed:
             return self._end()
         self.state = "persist_wait"
         self.server.idle.look_at(self.alive + (self.base.persist_client_idle_timeout or math.inf))
         self.watch_read(True)
+        if self.server.stopping:
+            self.die_gracefully()
 
     def _end(self) -> None:
         """Close; but where there is more to be read, that would take the answer with it: so let the
@@ -366,11 +386,17 @@ class Client(Socket):
         return self.alive + seconds <= now
 
     def die_gracefully(self) -> None:
-        """Close if it has nothing to do, and had something before."""
-        if self.is_between_requests():
-            self.event_read()  # A request may be on its way in.
-            if self.is_between_requests() and not self.inbox:
-                self.close("graceful_shutdown")
+        """Close if it has nothing to do, and had something before; but not at once behind an answer
+        that let it ask again: that request may be on its way, and would be lost."""
+        if not self.is_between_requests():
+            return
+        left = self.alive + ASK_AGAIN_SECONDS - time.monotonic()
+        if left > 0:
+            self.loop.add_timer(left, self.die_gracefully)
+            return
+        self.event_read()  # One may have come just now.
+        if self.is_between_requests() and not self.inbox:
+            self.close("graceful_shutdown")
 
     def event_err(self) -> None:
         self.close("error")

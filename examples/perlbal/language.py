@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from string import ascii_lowercase, ascii_uppercase
@@ -88,6 +89,10 @@ class Language:
     def load_file(self, name: str, out: Out) -> None:
         """Carry out the commands of a file. Raises `LanguageError` at the first that fails."""
         try:
+            kind = stat.S_IFMT(os.stat(name).st_mode)
+            if self.server.running and kind in (stat.S_IFIFO, stat.S_IFCHR):
+                # Everybody would wait for who writes to it.
+                raise LanguageError(f"Error opening config file ({name}): Not a file")
             # A line ends with LF: CR is a space like others, and all else is a part of a name.
             with open(name, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
                 text = file.read(MAX_FILE + 1)

@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from examples.perlbal.files import open_file
 from examples.perlbal.parameters import NODE, LanguageError
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ class Pool:
 
     def _load(self, name: str) -> None:
         """Have the nodes of a file. Raises `OSError`, and then all stays as it was."""
-        with open(name, encoding="latin-1") as file:
-            version = _version(os.fstat(file.fileno()))
+        fd, info = open_file(os.fsencode(name))
+        with open(fd, encoding="latin-1") as file:
             lines = file.read(10_000_000).splitlines()
-        self.nodefile, self._read = name, version
+        self.nodefile, self._read = name, _version(info)
         found = [_NODE.search(line.partition("#")[0]) for line in lines]
         self.used.clear()
         self._have([Node(each[1].strip("[]"), int(each[2] or 80)) for each in found if each])

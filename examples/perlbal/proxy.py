@@ -352,7 +352,7 @@ class ProxyExchange(Exchange):
         self.let_go(backend, "500")
         self.client.state = "draining_res"
         if delay:
-            self.client.loop.add_timer(delay, self.request_backend)
+            self.later(delay, self.request_backend)
         else:
             self.request_backend()
         return True

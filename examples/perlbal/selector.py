@@ -18,16 +18,14 @@ class SelectorExchange(Exchange):
     def start(self) -> None:
         if self.service.latency:
             self.client.watch_read(False)
-            self.client.loop.add_timer(self.service.latency / 1000, self._select_late)
+            self.later(self.service.latency / 1000, self._select_late)
         else:
             self._select()
 
     def _select_late(self) -> None:
-        client = self.client
-        if client.exchange is self:
-            client.watch_read(True)
-            self._select()
-            client.go_on()
+        self.client.watch_read(True)
+        self._select()
+        self.client.go_on()
 
     def _select(self) -> None:
         if any(plugin.select(self) for plugin in self.service.plugins):

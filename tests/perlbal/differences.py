@@ -49,6 +49,7 @@ DIFFERENCES = {
     "an end of its own": "the original says of a file or a URL what was said of the answer before",
     "what is over is not asked": "in the original the request is lost on it, and the client waits",
     "a length said again is one": "the original passes on 3, 3",
+    "a body in the latency": "the original loses it, and the client waits",
     "no other protocol": "the original asks for h2c, and what is said behind the 101 is lost",
 }
 """Name -> why."""

@@ -239,6 +239,13 @@ row(
     differs="hosts in any form",
     ours=("GET /p HTTP/1.0", "Host: elsewhere"),
 )
+row(
+    PLAIN,
+    "a whole URL of a host and a query",
+    ask(get("http://elsewhere?p", "Host: here")),
+    differs="hosts in any form",
+    ours=("GET /?p HTTP/1.0", "Host: elsewhere\r\n"),
+)
 row(PLAIN, "a path of a star", ask(request("OPTIONS", "*")))
 row(PLAIN, "a path that is none", ask(get("nothing")))
 row(PLAIN, "an odd method", ask(request("BREW", "/pot")))
@@ -686,6 +693,17 @@ for title, answer in {
         ours=("HTTP/1.0 502 ", "<closed>"),
         alone=True,
     )
+row(
+    PLAIN,
+    "a backend that says no more than its code",
+    serve(raw(b"HTTP/1.1 200\r\nContent-Length: 1\r\n\r\nx")),
+    send(get()),
+    asked(),
+    hear_or_wait(),
+    differs="garbage is a 502",
+    ours=("HTTP/1.0 200 OK\r\n", "\r\n\r\nx"),
+    alone=True,
+)
 for title, answer in {
     "closes without a word": closing(raw(b"")),
     "resets": resetting(raw(b"")),

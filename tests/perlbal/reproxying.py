@@ -306,6 +306,23 @@ row(
     serve(to("http://@dead@/1 http://@b@/2")),
     ask(get("/")),
 )
+for title, answer, differs in (
+    ("has nothing to say", closing(raw(b"")), "a lost backend closes its client"),
+    ("talks nonsense", raw(b"what is this\r\n\r\n"), "garbage is a 502"),
+):
+    row(
+        PROXY,
+        f"the first URL's host {title}",
+        serve(answer, at="b"),
+        serve(good("from c"), at="c"),
+        serve(to("http://@b@/1 http://@c@/2")),
+        send(get("/")),
+        asked(at="b"),
+        hear_or_wait(),
+        alone=True,
+        differs=differs,
+        ours=("GET /2 HTTP/1.0", "from c"),
+    )
 row(
     PROXY,
     "the first URL is 404",

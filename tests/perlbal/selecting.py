@@ -318,6 +318,16 @@ row(
 row(SELECTORS.at("late"), "latency", send(host("any.test")), silence(), hear())
 row(
     VHOSTS,
+    "a body in the latency",
+    manage("SET vhosts.latency = 50"),
+    send(post("/", b"abc", "Host: far.example.com")),
+    hear_or_wait(),
+    alone=True,
+    differs="a body in the latency",
+    ours=("abc", "HTTP/1.0 200 OK"),
+)
+row(
+    VHOSTS,
     "SOCKS, of a connection that goes from service to service",
     ask(host("nobody.test", "/none", "Connection: keep-alive")),
     sockets,

@@ -78,6 +78,7 @@ refused("an empty line of LF behind CR LF", b"GET / HTTP/1.1\r\nHost: here\r\n\n
 refused("no CR LF before the empty line", b"GET / HTTP/1.1\r\nHost: here\n\r\n")
 refused("LF twice behind CR LF", b"GET / HTTP/1.1\r\nHost: here\n\n")
 for title, first in (
+    ("HTTP/0.9", b"GET / HTTP/0.9"),
     ("HTTP/1.10", b"GET / HTTP/1.10"),
     ("HTTP/2.0", b"GET / HTTP/2.0"),
     ("a NUL in the path", b"GET /\x00 HTTP/1.1"),

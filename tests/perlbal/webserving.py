@@ -316,6 +316,13 @@ for path in (
     "/??" + ",".join(["hello.txt"] * 101),
 ):
     row(KEPT, f"several: {path[:40]}, {len(path)} bytes", ask(get(path)))
+row(
+    KEPT,
+    "several: the folder above",
+    ask(get("/bare/??..")),
+    differs="no /.. at the end",
+    ours=("HTTP/1.0 403 ", "Bogus filenames"),
+)
 row(KEPT, "several, HEAD", ask(request("HEAD", "/??hello.txt,page.html")))
 row(KEPT, "several, not modified", ask(get("/??hello.txt,page.html", f"If-Modified-Since: {DATE}")))
 row(KEPT, "several, then another", ask(get("/??hello.txt,page.html")), ask(get("/digits.bin")))
