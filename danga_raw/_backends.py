@@ -30,8 +30,8 @@ def choose_backend(name: str | None) -> str:
 
 
 def new_poller(backend: str) -> Poller:
-    """A poller of that backend, not opened yet. Raises `OSError` if DANGA_RAW_LIBKQUEUE does not name
-    a usable library."""
+    """A poller of that backend, not opened yet. Raises `OSError` if DANGA_RAW_LIBKQUEUE does not
+    name a usable library."""
     if backend == "epoll":
         return Epoll()
     if backend == "poll":

@@ -34,8 +34,8 @@ _BITS: Final = (16, 20, 32)
 
 def family(address: SocketAddress) -> int:
     """The address family of an address. Raises `ValueError` for a host name, which is not looked up
-    because that could take any time, and for an impossible port or path; `TypeError` if it is not an
-    address."""
+    because that could take any time, and for an impossible port or path; `TypeError` if it is not
+    an address."""
     match address:
         case str() | bytes():
             path = os.fsencode(address)

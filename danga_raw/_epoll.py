@@ -58,8 +58,7 @@ _NO_EVENT: Final = EVENT.pack(0, 0)
 """For EPOLL_CTL_DEL, which ignores it; Linux before 2.6.9 requires one (epoll_ctl(2))."""
 
 _FOREVER: Final = 0xFFFFFFFF
-"""The C int -1 as an unsigned number: ctypes converts a negative one by raising and clearing an
-exception."""
+"""The C int -1, unsigned: ctypes raises and clears an exception to convert a negative number."""
 
 
 class Epoll(Poller):
@@ -73,8 +72,8 @@ class Epoll(Poller):
         super().__init__()
         self._buffer = bytearray(_STRIDE * MAX_EVENTS)
         self._events = byref((epoll_event * MAX_EVENTS).from_buffer(self._buffer))
-        # Events are decoded by column, without making an object per row. Every _STRIDE bytes there is
-        # the lowest byte of a mask, which has no higher bits, and the low half of `data`, an fd.
+        # Events are decoded by column, without making an object per row. Every _STRIDE bytes there
+        # is the lowest byte of a mask, which has no higher bits, and the low half of `data`, an fd.
         offset = epoll_event.data.offset // sizeof(c_uint32)
         low_half = 0 if sys.byteorder == "little" else 1
         words = memoryview(self._buffer).cast("I")

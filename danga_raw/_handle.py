@@ -40,9 +40,8 @@ def disown(sock: Handle, fd: int) -> None:
 
 
 def close_fds(fds: Iterable[int]) -> None:
-    """close(2) for each. Warns of failures, after which the descriptor is gone all the same
-    (close(2), "Dealing with error returns"). With an iterator, this can be repeated if
-    interrupted."""
+    """close(2) for each, with a warning if it fails: the descriptor is gone all the same (close(2),
+    "Dealing with error returns"). With an iterator, this can be repeated if interrupted."""
     for fd in fds:
         try:
             libc.close(fd)

@@ -12,18 +12,18 @@ The idioms:
   raised between a call and an assignment, the result would be lost.
 * `queue += (item,)` is one instruction. `queue.append(item)` is a call, after which a handler may
   raise: then the item is queued, but the caller does not know.
-* An iterator yields each item once, whatever is raised meanwhile: `for _ in map(close, descriptors)`
-  can be repeated and closes nothing twice.
+* An iterator yields each item once, whatever is raised meanwhile: `for _ in map(close,
+  descriptors)` can be repeated and closes nothing twice.
 * The intent is recorded before the step, and the step can be repeated: a descriptor is listed as
   leaving before it is unregistered, and if that is interrupted, `finish_leaving` completes it.
-* A loop in a `try` ends with a plain statement, and its head has no condition: CPython 3.13 and 3.14
-  leave a conditional backward jump out of the `try`, so that nothing catches what a handler raises
-  there.
-* `with alone():` acquires its lock where no handler can run before the `with` block is entered.
-  CPython 3.14 runs handlers after the call of a lock's own `__enter__`, and an exception there would
-  leave the lock acquired forever.
-* A condition and the code that depends on it (`if not self.closed: ...`) have no call in between, and
-  the code is reached without a jump: 3.10 runs handlers at every jump that is taken.
+* A loop in a `try` ends with a plain statement, and its head has no condition: CPython 3.13 and
+  3.14 leave a conditional backward jump out of the `try`, so that nothing catches what a handler
+  raises there.
+* `with alone:` acquires its lock where no handler can run before the `with` block is entered.
+  CPython 3.14 runs handlers after the call of a lock's own `__enter__`, and an exception there
+  would leave the lock acquired forever.
+* A condition and the code that depends on it (`if not self.closed: ...`) have no call in between,
+  and the code is reached without a jump: 3.10 runs handlers at every jump that is taken.
 
 When a call raises, there are two questions, which the functions below answer: did the call fail or
 did a handler raise, and is the result of the call known?
@@ -52,6 +52,10 @@ class _Lock:
     __slots__ = ("__exit__", "_acquire")
 
     def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Start with a lock that nobody holds."""
         lock = RLock()
         self._acquire = lock.acquire
         # A C function: a Python function would start by running signal handlers.
@@ -63,27 +67,17 @@ class _Lock:
         taken += map(self._acquire, (True,))
 
 
-_alone = _Lock()
+alone: Final = _Lock()
+"""The lock for opening, switching and closing what other threads can reach. It is reentrant, for
+signal handlers."""
 
-
-def alone() -> _Lock:
-    """The lock for opening, switching and closing what other threads can reach. It is reentrant, for
-    signal handlers. There is only one, so that a forked child can get a new one: the thread that held
-    it may not exist there."""
-    return _alone
-
-
-def _after_fork() -> None:
-    global _alone
-    _alone = _Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+# The thread that held it may not exist in a forked child.
+os.register_at_fork(after_in_child=alone.renew)
 
 
 def take_result(error: BaseException) -> object:
-    """The result of the call after which `error` was raised, if known: the sink of a trace may raise
-    after the call was made. None if a signal's handler raised."""
+    """The result of the call after which `error` was raised, if known: the sink of a trace may
+    raise after the call was made. None if a signal's handler raised."""
     result: object = vars(error).pop(RESULT, None)
     return result
 

@@ -113,13 +113,13 @@ class KQueue(Poller):
 
     A Socket has a read and a write filter, both added disabled and then enabled and disabled as
     needed. A kqueue reports nothing, not even a hang-up, while all filters of a descriptor are
-    disabled. A descriptor that is only watched for POLLIN, like an other fd, only has a read filter.
+    disabled. A descriptor only watched for POLLIN, like an other fd, only has a read filter.
     """
 
     def __init__(self, library: KQueueLibrary | None = None, platform: str | None = None) -> None:
-        """`library` is any object with `kqueue` and `kevent`, and `platform` the name of its layout;
-        by default, those of the C library. Raises `ValueError` for an unknown platform, and `OSError`
-        if there is no kqueue."""
+        """`library` is any object with `kqueue` and `kevent`, and `platform` the name of its
+        layout; by default, those of the C library. Raises `ValueError` for an unknown platform, and
+        `OSError` if there is no kqueue."""
         super().__init__()
         name = platform if platform is not None else system_platform()
         if name is None:
@@ -150,8 +150,8 @@ class KQueue(Poller):
             fcntl(self._fd, F_SETFD, FD_CLOEXEC)
 
     def register(self, fd: int, events: int) -> None:
-        """One kevent(2) that adds the filters and disables those that are not in the mask. EINVAL for
-        a descriptor that has no such filter. If it fails, the filters already added are removed."""
+        """One kevent(2) that adds the filters and disables those not in the mask. EINVAL if
+        there is no such filter. If it fails, the filters already added are removed."""
         check_fd(fd, "kevent")
         if fd in self._watched and self.holds(fd, self._watched[fd]):
             raise failure(f"kevent(EV_ADD, fd {fd})", EEXIST)
@@ -175,8 +175,8 @@ class KQueue(Poller):
         """`register` for a descriptor whose other end is gone: one call per change.
 
         macOS fails with EPIPE, but has added the filter and reports the event (mio, issue 582).
-        FreeBSD, OpenBSD and DragonFly (EPIPE) and NetBSD (EBADF) have not added the write filter of a
-        pipe. If the fd is not open, the read filter fails too.
+        FreeBSD, OpenBSD and DragonFly (EPIPE) and NetBSD (EBADF) have not added the write filter of
+        a pipe. If the fd is not open, the read filter fails too.
         """
         for filter, wanted in self._filters_for(events):
             self._apply([(fd, filter, EV_ADD)], EPIPE, EBADF if wanted == POLLOUT else EPIPE)
@@ -186,7 +186,7 @@ class KQueue(Poller):
         return self._filters[:1] if events == POLLIN else self._filters
 
     def holds(self, fd: int, events: int) -> bool:
-        """A kevent(2) that sets the read filter to its current state: closing removes the filters."""
+        """A kevent(2) that leaves the read filter as it is: closing removes the filters."""
         (read, _), _ = self._filters
         change = EV_ENABLE if events & POLLIN else EV_DISABLE
         return self._apply([(fd, read, change)], ENOENT, EBADF)
@@ -230,9 +230,10 @@ class KQueue(Poller):
     def wait_bare(self, timeout_ms: int) -> None:
         """kevent(2), for at most 1,000 events; a descriptor may have two.
 
-        A filter reports POLLIN or POLLOUT; EV_EOF adds POLLERR if it has an error, otherwise POLLHUP.
-        These are held back while a descriptor that is watched for reading has data. Raises `OSError`
-        also for an error reported about a fd; a fd that is gone is dropped with a warning.
+        A filter reports POLLIN or POLLOUT; EV_EOF adds POLLERR if it has an error, otherwise
+        POLLHUP. These are held back while a descriptor that is watched for reading has data. Raises
+        `OSError` also for an error reported about a fd; a fd that is gone is dropped with a
+        warning.
         """
         if self._dropped:
             timeout_ms = 0

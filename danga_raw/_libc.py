@@ -9,8 +9,8 @@ the program runs, and not by a ctypes converter for each argument, which would d
   truncates silently;
 * anything else (a pointer, a size_t) is passed as a ctypes object, never as a plain int.
 
-Callers fetch a function from the door each time they use it. So when an attribute is replaced, by the
-audit in `trace.py` or by another kernel in the tests, this takes effect at once and everywhere.
+Callers fetch a function from the door each time they use it. So when an attribute is replaced, by
+the audit in `trace.py` or by another kernel in the tests, this takes effect at once and everywhere.
 `libc.platform` says which platform's constants and layouts the calls take.
 """
 
@@ -68,12 +68,12 @@ def check_fd(fd: int, call: str) -> None:
 _NAMES = "epoll_create1 epoll_ctl epoll_wait kqueue kevent poll setsockopt fcntl pipe2 pipe"
 
 FOREIGN: Final[dict[str, tuple[str, ...]]] = {name: (name,) for name in _NAMES.split()}
-"""Each foreign function, and the symbols to look for, newest first."""
+"""Each foreign function, and the symbols to look for; the last one found is used."""
 
 if PLATFORM == "netbsd":
     # NetBSD renames a function when a struct in its arguments changes, and keeps the plain name for
     # old binaries: `kevent` is the version of 2009, with another layout.
-    FOREIGN["kevent"] = ("__kevent100", "__kevent50")
+    FOREIGN["kevent"] = ("__kevent50", "__kevent100")
 
 
 def _getrusage(who: int) -> struct_rusage:
@@ -111,8 +111,8 @@ def _function(library: ctypes.CDLL, symbol: str) -> object:
         function = getattr(library, symbol)
     setattr(function, "__name__", symbol)
     if symbol == "fcntl":
-        # Variadic functions have their own calling convention on some machines (arm64 macOS). ctypes
-        # uses it if it knows which arguments are named.
+        # Variadic functions have their own calling convention on some machines (arm64 macOS).
+        # ctypes uses it if it knows which arguments are named.
         setattr(function, "argtypes", (ctypes.c_int, ctypes.c_int))
     return function
 
@@ -126,11 +126,10 @@ class Door:
             for symbol in symbols:
                 try:
                     setattr(self, name, _function(library, symbol))
-                    break
                 except AttributeError:
-                    continue
-        # Python's wrappers of one call each. They cost half of a ctypes call, retry on EINTR, and let
-        # the handle decode its kind of address.
+                    pass
+        # Python's wrappers of one call each. They cost half of a ctypes call, retry on EINTR, and
+        # let the handle decode its kind of address.
         self.read = os.read
         self.write = os.write
         self.close = os.close

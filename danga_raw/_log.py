@@ -14,8 +14,8 @@ from danga_raw._interrupt import by_handler
 
 
 def warn(message: str, *args: object) -> None:
-    """Log a warning. `logging` is imported only now: it costs more than this whole package, and most
-    programs never need it."""
+    """Log a warning. `logging` is imported only now: it costs more than this whole package, and
+    most programs never need it."""
     if not _log("warning", message, args):
         print_error(f"{formatted(message, args)}\n")
 
@@ -36,16 +36,16 @@ def debug(message: str, *args: object) -> None:
 
 
 def log_exception(obj: object, error: Exception) -> None:
-    """Log an exception with the object whose handler raised it. For a loop's `on_exception`: an error
-    in a handler then only ends its connection."""
+    """Log an exception with the object whose handler raised it. For a loop's `on_exception`: an
+    error in a handler then only ends its connection."""
     info = (type(error), error, error.__traceback__)
     if not _log("error", "in a handler of %s", (described(obj),), exc_info=info):
         print_error(f"in a handler of {described(obj)}: {error!r}\n")
 
 
 def _log(level: str, message: str, args: tuple[object, ...], **more: object) -> bool:
-    """False if it could not be logged. Logs nothing if this thread is already in a log handler, which
-    is found by the stack, because an exception could leave a flag set."""
+    """False if it could not be logged. Logs nothing if this thread is already in a log handler,
+    which is found by the stack, because an exception could leave a flag set."""
     frame = sys._getframe(1).f_back  # pyright: ignore[reportPrivateUsage]  # documented
     while frame is not None and frame.f_code is not _log.__code__:
         frame = frame.f_back

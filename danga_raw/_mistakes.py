@@ -36,11 +36,11 @@ def check_callback(what: str, callback: object) -> None:
 
 
 def check_class(kind: type, base: type) -> None:
-    """Raises `TypeError` for a subclass whose handlers would do nothing when called, and warns of one
-    whose handlers lack a parameter: `close(self)`, as in asyncore, would fail when a write does. A
-    class whose constructor calls no `__init__` gets a `__getattr__` that explains this when an object
-    is used. Other classes don't get one, because it slows down every attribute on CPython 3.10 and
-    3.11."""
+    """Raises `TypeError` for a subclass whose handlers would do nothing when called, and warns of
+    one whose handlers lack a parameter: `close(self)`, as in asyncore, would fail when a write
+    does. A class whose constructor calls no `__init__` gets a `__getattr__` that explains this when
+    an object is used. Other classes don't get one, because it slows down every attribute on CPython
+    3.10 and 3.11."""
     for name, own in vars(base).items():
         if name.startswith(("event_", "on_", "close")):
             handler: object = getattr(kind, name, None)
@@ -91,7 +91,7 @@ def whole(what_is: str, given: SupportsIndex) -> int:
 
 
 class HandleError(TypeError, AttributeError):
-    """Something without a descriptor was to be watched. Also an AttributeError, for compatibility."""
+    """Something without a descriptor was to be watched. An AttributeError for compatibility."""
 
 
 def no_handle(given: object) -> HandleError:

@@ -39,8 +39,8 @@ class Poll(Poller):
     size.
 
     poll accepts any number as a fd. To fail like epoll does, `register` refuses a fd that is not
-    open, one that is already watched, and a file that can't be polled. A wait that finds a closed fd
-    drops it.
+    open, one that is already watched, and a file that can't be polled. A wait that finds a closed
+    fd drops it.
     """
 
     def __init__(self) -> None:
@@ -58,8 +58,8 @@ class Poll(Poller):
         """Makes no system call."""
 
     def register(self, fd: int, events: int) -> None:
-        """fstat(2). EEXIST if the descriptor is still the one registered under this number, EPERM for
-        a file that can't be polled."""
+        """fstat(2). EEXIST if the descriptor is still the one registered under this number, EPERM
+        for a file that can't be polled."""
         file = self._file(fd)
         if fd in self._events and self._files.get(fd) == file:
             raise failure(f"poll(fd {fd})", EEXIST)
@@ -68,8 +68,7 @@ class Poll(Poller):
         self._events[fd] = events
 
     def _file(self, fd: int) -> tuple[int, int]:
-        """The device and inode of an open descriptor: fstat(2). Raises `OSError` if it can't be
-        watched."""
+        """The device and inode of a descriptor: fstat(2). `OSError` if it can't be watched."""
         check_fd(fd, "poll")
         try:
             status = libc.fstat(fd)
@@ -139,8 +138,8 @@ class Poll(Poller):
     def _make_room(self, rows: int) -> None:
         table = (pollfd * rows)()
         room = memoryview(table).cast("B")
-        # Every fourth half-word is a `revents`. All three are set in one step: after an exception in
-        # between, poll(2) would write to one table and another would be read.
+        # Every fourth half-word is a `revents`. All three are set in one step: after an exception
+        # in between, poll(2) would write to one table and another would be read.
         self._table = table, room, room.cast("h")[3::4]
 
     def wait_bare(self, timeout_ms: int) -> None:

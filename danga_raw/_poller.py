@@ -32,7 +32,7 @@ class Poller(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Make the mechanism's descriptor, unless it exists. No method makes a system call before."""
+        """Make the mechanism's descriptor, unless it exists. No system call is made before."""
 
     @abstractmethod
     def register(self, fd: int, events: int) -> None:
@@ -72,8 +72,8 @@ class Poller(ABC):
             pass
 
     def _make(self, results: Iterator[int]) -> bool:
-        """Store the descriptor from `results`, a map over the one call that makes it, unless there is
-        one already. It is not lost, whatever is raised after that call. False if the call fails."""
+        """Store the descriptor from `results`, a map over the one call that makes it, unless there
+        is one. It is not lost, whatever is raised after the call. False if the call fails."""
         made = self._made
         if not made:
             try:

@@ -2,19 +2,19 @@
 
 A descriptor passes through three states, which the sections of `Registry` follow:
 
-* *registered*: the poller reports its events. `objects` or `other_fds` has the holder of its number,
-  who gets the events. A number has one holder.
+* *registered*: the poller reports its events. `objects` or `other_fds` has the holder of its
+  number, who gets the events. A number has one holder.
 * *leaving*: its holder has closed it, given it away or taken it off the loop, and gets no more
   events. The current batch, which is what the last wait returned, may still contain one. Until that
-  batch is done, close(2) is deferred and the entry in `objects` stays, so that the kernel can't give
-  the number to somebody else, who would get that event.
+  batch is done, close(2) is deferred and the entry in `objects` stays, so that the kernel can't
+  give the number to somebody else, who would get that event.
 * *gone*: the registry no longer knows the number.
 
 A number may get a new holder while the old one is still here: a program has closed a descriptor
 behind the loop's back and the kernel has reused the number, or a stolen socket is wrapped again in
-the same batch. Then the old holder is dropped, together with the rest of any batch that contains the
-number. No event is lost: events are level-triggered, and the next wait reports again what is still
-true.
+the same batch. Then the old holder is dropped, together with the rest of any batch that contains
+the number. No event is lost: events are level-triggered, and the next wait reports again what is
+still true.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     )
 
     Leaving: TypeAlias = tuple[AnySocket | None, list[Handle]]
-    """The object of a descriptor that is leaving, None for an other fd, and a list with the handle to
-    close. The list is empty if there is none to close, and once it has been closed."""
+    """The object of a descriptor that is leaving, None for an other fd, and a list with the handle
+    to close. The list is empty if there is none to close, and once it has been closed."""
 
 
 LOOPS_OWN: Final = -1
@@ -62,8 +62,8 @@ class Registry:
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self.entries_outlive_fds: Final = backend == "epoll"
-        """True for epoll, which watches the open file and not the number: an entry survives close(2)
-        while a dup or a forked child has the same file open."""
+        """True for epoll, which watches the open file and not the number: an entry survives
+        close(2) while a dup or a forked child has the same file open."""
         self.needs_waker: Final = backend == "poll"
         """True for poll, which reads its table when a wait begins: what another thread adds during
         the wait has no effect until something else ends it."""
@@ -77,21 +77,21 @@ class Registry:
         """Numbers under which the epoll may still have a file that was closed and could not be
         unregistered. The poller is renewed before such a number is registered again."""
         self.outer_batches: list[list[int]] = []
-        """A handler may run the loop again. For each active run, the batch that was being dispatched
-        when it began."""
+        """A handler may run the loop again. For each active run, the batch that was being
+        dispatched when it began."""
         self.objects: dict[int, AnySocket] = {}
         """The objects by fd, including those that are leaving."""
         self.receivers: list[AnySocket | None] = []
-        """The objects that are not leaving, indexed by fd. It duplicates `objects` because a list is
-        faster: looking an object up in a dict costs a fortieth of a whole request."""
+        """The objects that are not leaving, indexed by fd. It duplicates `objects` because a list
+        is faster: looking an object up in a dict costs a fortieth of a whole request."""
         self.other_fds: dict[int, OtherFdCallback] = {}
         """The callbacks of descriptors without an object, by fd."""
         self.leaving: dict[int, Leaving] = {}
         """What will be gone after the current batch, by fd, in the order in which it left."""
         self.something_due: bool = True
         """False if a turn only has to wait and dispatch: nothing is leaving, no pushed-back data is
-        waiting, no `call_soon` is pending, no timer was cut short, `stop` was not called, and neither
-        the poller nor profiling has changed. Testing this alone saves a turn 400 instructions."""
+        waiting, no `call_soon` is pending, no timer was cut short, `stop` was not called, and
+        neither the poller nor profiling has changed. This one test saves 400 instructions."""
         # What few objects have, by fd, so that the others need no attribute for it:
         self.pushed_back: dict[int, int] = {}  # has pushed-back data, in the order of these numbers
         self.pushes: int = 0  # the last of these numbers
@@ -104,8 +104,8 @@ class Registry:
     # --- registered -------------------------------------------------------------------------------
 
     def register(self, fd: int, events: int, obj: AnySocket | None = None) -> None:
-        """Watch a descriptor, for `obj` if it belongs to one. Raises `OSError` and changes nothing if
-        that fails; EEXIST if the holder of the number still has the descriptor open."""
+        """Watch a descriptor, for `obj` if it belongs to one. Raises `OSError` and changes nothing
+        if that fails; EEXIST if the holder of the number still has the descriptor open."""
         if renewed := fd in self.stale_entries:
             self.renew_poller()
         try:
@@ -122,8 +122,8 @@ class Registry:
             if fd in self.objects or fd in self.other_fds or fd in self.leaving:
                 lost = self._drop_holder(fd, obj)
                 if lost and self.entries_outlive_fds and not renewed:
-                    # The old file's entry may still be there, and its events would look like the new
-                    # one's.
+                    # The old file's entry may still be there, and its events would look like the
+                    # new one's.
                     self.renew_poller()
                     self.open().register(fd, events)
             if fd >= len(self.receivers):  # Mostly false, and the call costs 1,300 instructions.
@@ -137,8 +137,8 @@ class Registry:
             raise
 
     def _drop_holder(self, fd: int, new: AnySocket | None = None) -> bool:
-        """Drop the holder of `fd`, which is another descriptor now: that of the object `new`, or one
-        of the package's own. True if the old one was closed behind the loop's back."""
+        """Drop the holder of `fd`, which is another descriptor now: that of the object `new`, or
+        one of the package's own. True if the old one was closed behind the loop's back."""
         self._drop_events(fd)
         holder = self.objects.get(fd)
         left, handles = self.leaving.get(fd, (None, []))
@@ -187,30 +187,28 @@ class Registry:
     # --- leaving ----------------------------------------------------------------------------------
 
     def leave(self, obj: AnySocket, sock: Handle | None) -> bool:
-        """Let an object leave, and close `sock` after the current batch. False if it has already
-        left."""
+        """Let an object leave, and close `sock` after the batch. False if it has already left."""
         # Restored below: a signal's handler may close an object between a failing call and the
         # reading of its errno.
         number = get_errno()
         handles = [] if sock is None else [sock]
-        fd, receivers = obj.fd, self.receivers
-        listed = fd in self.objects
-        known = listed or fd in self.leaving
+        fd, receivers, objects = obj.fd, self.receivers, self.objects
+        own = fd in objects and receivers[fd] is obj
+        # An object that was refused must not take the place of the holder that is leaving.
+        listed = own or sock is not None or (fd not in objects and fd not in self.leaving)
         # No call and no taken jump until `closed` is set, or a signal's handler could also let the
         # object leave.
         if fd is not None and not obj.closed:
             # If a handler raises after this, `finish_leaving` does the rest.
             self.something_due = True
-            own = listed and receivers[fd] is obj
-            if own or handles or not known:  # Not in the place of a holder that refused it.
+            if listed:
                 self.leaving[fd] = obj, handles
             obj.closed = True
             if own:
                 receivers[fd] = None
             corked = obj.corked
             trouble = self._take_off(fd, obj)
-            # A successful epoll_ctl(2) does not change errno, and setting it costs a quarter of that
-            # call.
+            # A successful epoll_ctl(2) leaves errno alone, and setting it costs a quarter of that.
             if corked or trouble is not None or not self.entries_outlive_fds:
                 set_errno(number)
             if trouble is not None:
@@ -219,8 +217,8 @@ class Registry:
         return False
 
     def _take_off(self, fd: int, obj: AnySocket) -> str | None:
-        """Uncork and unregister an object that is leaving, and drop what it holds. Returns what went
-        wrong. May be repeated."""
+        """Uncork and unregister an object that is leaving, and drop what it holds. Returns what
+        went wrong. May be repeated."""
         trouble = None
         # After a reset the loop does not know this object, and the number may belong to another.
         if obj.corked and self.objects.get(fd, obj) is obj:
@@ -248,8 +246,7 @@ class Registry:
             pending.cancel()
 
     def unregister(self, fd: int, events: int) -> str | None:
-        """Stop watching a descriptor, unless an object has the number now. Returns what went
-        wrong."""
+        """Stop watching a number, unless an object has it now. Returns what went wrong."""
         obj = self.objects.get(fd)
         if obj is None or obj.closed:
             try:
@@ -260,8 +257,8 @@ class Registry:
 
     def _refused(self, fd: int, error: OSError) -> str:
         """Note that a descriptor could not be unregistered, and return the reason as text: an
-        exception kept by a caller would keep the caller alive through its traceback. Reraises what a
-        signal's handler raised."""
+        exception kept by a caller would keep the caller alive through its traceback. Reraises what
+        a signal's handler raised."""
         if by_handler(error):
             del error
             raise
@@ -276,9 +273,9 @@ class Registry:
     # --- gone -------------------------------------------------------------------------------------
 
     def finish_leaving(self, handled: Callable[[Exception], bool]) -> None:
-        """Close and forget everything that is leaving: close(2) for each handle. An exception from a
-        handle's `close` is passed to `handled`. The first one for which that returns false, or that a
-        signal's handler raised, is raised after all are closed."""
+        """Close and forget everything that is leaving: close(2) for each handle. An exception from
+        a handle's `close` is passed to `handled`. The first one for which that returns false, or
+        that a signal's handler raised, is raised after all are closed."""
         first: list[BaseException] = []
         leaving, objects = self.leaving, self.objects
         while leaving:
@@ -336,7 +333,7 @@ class Registry:
         ):
             known.clear()
         self.receivers[:] = [None] * len(self.receivers)
-        with alone():  # Another thread may be registering the waker.
+        with alone:  # Another thread may be registering the waker.
             self._drop_poller()
             if self.waker is not None:
                 self.waker.close()
@@ -357,8 +354,8 @@ class Registry:
                 heappush(turns, (self.pushed_back.get(fd, 0), fd))
             number, fd = heappop(turns)
             obj = self.objects.get(fd)
-            # Another one may have closed it, or a signal's handler may have come between a change of
-            # the object and its note here.
+            # Another one may have closed it, or a signal's handler may have come between a change
+            # of the object and its note here.
             if obj is None or obj.closed or not obj.read_push_back:
                 self.readable.discard(fd)
             elif told < number <= newest and fd in self.readable:
@@ -391,7 +388,7 @@ class Registry:
             self.register(fd, POLLIN)
 
     def replace_other_fds(self, fds: OtherFdMapping) -> None:
-        """Watch these other fds and no others. Raises `OSError` and changes nothing if that fails."""
+        """Watch these other fds and no others. Raises `OSError`, and then changes nothing."""
         try:
             self.add_other_fds(fds)
             self._drop_other_fds(fds)
@@ -415,7 +412,7 @@ class Registry:
         registers everything known. Raises `OSError` (EMFILE, ENFILE, ENOMEM)."""
         if self.poller is not None:
             return self.poller
-        with alone():
+        with alone:
             self._close_pollers()
             poller = new_poller(self.backend)
             try:
@@ -450,7 +447,7 @@ class Registry:
     def renew_poller(self) -> None:
         """Close the poller, together with the entries that can't be removed from it, and open a new
         one: in this order, because there may be no descriptor left for a second."""
-        with alone():
+        with alone:
             self._drop_poller()
             self.open()
 
@@ -476,11 +473,11 @@ class Registry:
     # --- the waker, and what waits for a timer ----------------------------------------------------
 
     def open_waker(self) -> Waker:
-        """The waker. On first use, from any thread, makes it by pipe2(2) and registers its read end.
-        Raises `OSError` (EMFILE, ENFILE)."""
+        """The waker. On first use, from any thread, makes it by pipe2(2) and registers its read
+        end. Raises `OSError` (EMFILE, ENFILE)."""
         from danga_raw._waker import Waker  # imports modules that most programs don't need
 
-        with alone():
+        with alone:
             if self.waker is not None:  # Another thread has just made it.
                 return self.waker
             waker = Waker()
@@ -508,8 +505,8 @@ class Registry:
 
     def woken(self, waker: Waker) -> None:
         """Handle an event of the waker: read(2) what was written. If the poller has to be renewed
-        because of the waker's number, that is done here and not in `open_waker`: another thread must
-        not close the poller that the loop is waiting on."""
+        because of the waker's number, that is done here and not in `open_waker`: another thread
+        must not close the poller that the loop is waiting on."""
         if waker.fileno() in self.stale_entries:
             self.renew_poller()
         waker.drain()

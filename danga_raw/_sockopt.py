@@ -23,7 +23,7 @@ CORK_OPTIONS: Final[Mapping[str, tuple[str, int]]] = {
 }
 """The option of each platform that has one, from its <netinet/tcp.h>. A number is never used on
 another platform: Linux's 3 is TCP_KEEPIDLE on NetBSD, and setting it would succeed. NetBSD has no
-such option: TCP_NOPUSH is in its header under `#ifdef notyet`, and its kernel rejects the number."""
+such option: its header has TCP_NOPUSH under `#ifdef notyet`, and its kernel rejects the number."""
 
 NO_SUCH_KIND: Final = {errno.EINVAL, errno.ENOPROTOOPT, errno.ENOTSOCK, errno.EOPNOTSUPP}
 """The errors of setsockopt(2) for descriptors that can't be corked: a datagram socket on FreeBSD

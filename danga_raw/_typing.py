@@ -1,5 +1,5 @@
-"""Stand-ins for the names of `typing` that are needed at run time: importing it would take as long as
-importing this whole package."""
+"""Stand-ins for the names of `typing` that are needed at run time: importing it would take as long
+as importing this whole package."""
 
 from __future__ import annotations
 

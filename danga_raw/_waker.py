@@ -1,7 +1,7 @@
 """Wakes a waiting loop: a pipe whose read end the loop watches, and to which others write.
 
-The same mechanism serves all platforms, other threads and signals, as in libev, libuv and asyncio. A
-program that never wakes a loop does not import this module.
+The same mechanism serves all platforms, other threads and signals, as in libev, libuv and asyncio.
+A program that never wakes a loop does not import this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 _on_signals: Final[list[Waker]] = []
-"""The wakers that handle signals, in the order in which they last added one. A signal wakes the last."""
+"""The wakers that handle signals, the one that last added a signal at the end: it is woken."""
 
 _theirs: Final = [-1]
 """The wakeup descriptor that was set before, if it is not one of ours."""
@@ -37,8 +37,7 @@ class Waker:
     def __init__(self) -> None:
         """Makes no system call; `open` does."""
         self._ends = (c_int * 2)(-1, -1)
-        """The read end and the write end. pipe(2) itself stores them here, so that none can be
-        lost."""
+        """The read end and the write end. pipe(2) itself stores them here: none can be lost."""
         self._closed = False
         self._closing = filter((0).__le__, self._ends)  # Yields what the ends will be by then.
         self._woken = False
@@ -65,8 +64,8 @@ class Waker:
         return self._ends[0]
 
     def wake(self) -> None:
-        """End the wait, from any thread or signal handler: write(2), unless that has been done since
-        the loop last looked."""
+        """End the wait, from any thread or signal handler: write(2), unless that has been done
+        since the loop last looked."""
         if self._woken:
             return
         self._writing += (None,)
@@ -99,8 +98,8 @@ class Waker:
         """Let a signal end the wait and call `handler`: rt_sigaction(2). From now on all signals of
         the process wake this loop and no other.
 
-        Raises `ValueError` for a number that is not a signal, and outside the main thread; `OSError`
-        (EINVAL) for a signal that can't be handled.
+        Raises `ValueError` for a number that is not a signal, and outside the main thread;
+        `OSError` (EINVAL) for a signal that can't be handled.
         """
         # The C library reserves some for its threads, and refuses them without a system call.
         if number not in tuple(valid_signals()):
@@ -123,8 +122,7 @@ class Waker:
         _on_signals[:] = [*(each for each in _on_signals if each is not self), self]
 
     def remove_signal(self, number: int) -> bool:
-        """Restore the default action of a signal (for SIGINT, Python's). False if it has no handler
-        here."""
+        """Restore the default action of a signal (for SIGINT, Python's). False if there is none."""
         if number not in self._handled:
             return False
         usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -147,21 +145,20 @@ class Waker:
             signal.set_wakeup_fd(now, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Stop handling signals, and close(2) both ends, once. If there are signals, this only works
-        in the main thread, and does nothing in others. Later calls of `wake` do nothing. A thread
-        that is about to write closes the ends afterwards: their numbers could otherwise be reused
-        before it.
+        """Stop handling signals, and close(2) both ends, once. If there are signals, this only
+        works in the main thread, and does nothing in others. Later calls of `wake` do nothing. A
+        thread that is about to write closes the ends afterwards: their numbers could otherwise be
+        reused before it.
         """
         for number in tuple(self._handled):
             try:
                 self.remove_signal(number)
             except ValueError:
                 return  # Not the main thread. Python continues to write signals to the pipe.
-        _on_signals[:] = [each for each in _on_signals if each is not self]
         self._closed = True
         self._close_ends()
 
     def _close_ends(self) -> None:
-        with alone():
+        with alone:
             if not self._writing:
                 close_fds(self._closing)

@@ -25,7 +25,7 @@ AT_ONCE: Final = 64
 """The most connections accepted in one batch, so that existing connections get their turn."""
 
 PAUSE: Final = 0.5
-"""Seconds after which a listener that ran out of descriptors tries again, if none is freed before."""
+"""Seconds after which a listener without a free descriptor tries again, if none closes before."""
 
 _PASSED_BY: Final = {
     *(errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EINTR),
@@ -42,21 +42,20 @@ _NO_ROOM: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Listener(Socket):
     """A listening socket that passes each new connection to a function.
 
-    The caller makes the socket (`socket.create_server`), with its backlog and options; any family of
-    stream sockets will do. If the system has no descriptor or memory for a connection, the listener
-    pauses, and resumes when one of the loop's sockets has closed, or after half a second.
+    The caller makes the socket (`socket.create_server`), with its backlog and options; any family
+    of stream sockets will do. If the system has no descriptor or memory for a connection, the
+    listener pauses, and resumes when one of the loop's sockets has closed, or after half a second.
     """
 
     __slots__ = {
         "_retry": "The timer that ends a pause.",
-        "accepted": "Called with each connection, which is non-blocking, and its peer's address from "
-        "accept(2).",
+        "accepted": "Called with each connection, non-blocking, and its address from accept(2).",
     }
 
     def __init__(self, sock: PythonSocket, accepted: Accepted, loop: Loop | None = None) -> None:
-        """Listen on `sock`, which is made non-blocking, and call `accepted(connection, address)`. If
-        that raises, the connection is closed, the exception is handled like that of an event handler,
-        and the listener continues.
+        """Listen on `sock`, which is made non-blocking, and call `accepted(connection, address)`.
+        If that raises, the connection is closed, the exception is handled like that of an event
+        handler, and the listener continues.
 
         Calls ioctl(FIONBIO) and the calls of `Socket`; then for each connection accept4(2),
         getsockname(2) (to make a Python socket) and ioctl(FIONBIO), and an accept4(2) that finds

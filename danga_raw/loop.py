@@ -58,18 +58,18 @@ class _Cost:
 class Loop:
     """An event loop with its own poller. A process may have several, each in its own thread.
 
-    A loop belongs to the thread that runs it. From other threads and signal handlers, only `stop` and
-    `call_soon_threadsafe` may be called."""
+    A loop belongs to the thread that runs it. From other threads and signal handlers, only `stop`
+    and `call_soon_threadsafe` may be called."""
 
     __getstate__ = no_copy
 
     def __init__(self, backend: str | None = None) -> None:
-        """A loop on `backend`: "kqueue", "epoll" or "poll". With None, the one that DANGA_RAW_BACKEND
-        names, or else the first of these that the system has. Makes no system call: the poller is
-        opened on first use. Raises `ValueError` for a backend that is not available."""
+        """A loop on `backend`: "kqueue", "epoll" or "poll". None means that of DANGA_RAW_BACKEND,
+        or else the first of these that the system has. Makes no system call: the poller is opened
+        on first use. Raises `ValueError` for a backend that is not available."""
         self._registry = registry = Registry(choose_backend(backend))
-        # Read-only: an object removed from it would still be watched, with nobody to get its events.
-        # The cast is because a mapping can't tell the type of each object's handle.
+        # Read-only: an object removed from it would still be watched, with nobody to get its
+        # events. The cast is because a mapping can't tell the type of each object's handle.
         objects = cast("DescriptorMapping", MappingProxyType(registry.objects))
         self._views = objects, MappingProxyType(registry.other_fds)
         self._timers = Timers()
@@ -99,14 +99,14 @@ class Loop:
 
         Each turn runs the timers that are due and the callbacks of `call_soon`; waits once for
         events, without blocking if a close is due; for each event calls the object's event_read,
-        event_write, event_err and event_hup, those that apply, unless the object has been closed, or
-        the callback of an other fd; calls event_read again while there is pushed-back data; does the
-        deferred closes, by close(2); and calls the post-loop callbacks.
+        event_write, event_err and event_hup, those that apply, unless the object has been closed,
+        or the callback of an other fd; calls event_read again while there is pushed-back data; does
+        the deferred closes, by close(2); and calls the post-loop callbacks.
 
-        An exception from a handler leaves `run` unless `on_exception` is set. Either way the deferred
-        closes are done, nothing else is lost, and the loop can be run again. A call of `stop` that
-        this run did not get to applies to the next. Raises `OSError` if the wait fails, except by a
-        signal, which counts as a wait without events.
+        An exception from a handler leaves `run` unless `on_exception` is set. Either way the
+        deferred closes are done, nothing else is lost, and the loop can be run again. A call of
+        `stop` that this run did not get to applies to the next. Raises `OSError` if the wait fails,
+        except by a signal, which counts as a wait without events.
         """
         registry = self._registry
         depth = len(registry.outer_batches)
@@ -174,7 +174,8 @@ class Loop:
                 else:
                     self._dispatch_profiled(zip(found, repeat(POLLIN)))
             elif found is None:
-                # Inline, as below: a function would cost each write that continues 500 instructions.
+                # Inline, as below: a function would cost each write that continues 500
+                # instructions.
                 for fd, state in poller.pairs:
                     try:
                         obj = receivers[fd]
@@ -232,7 +233,7 @@ class Loop:
                 return
 
     def _end_run(self, depth: int) -> None:
-        """End a run that began inside `depth` others. Has an effect only once, and makes no call."""
+        """End a run that began inside `depth` others. Acts only once, and makes no call."""
         registry = self._registry
         if own := registry.outer_batches[depth:]:
             if registry.poller is not None:
@@ -247,15 +248,15 @@ class Loop:
         `call_soon_threadsafe`, and raises what that does."""
         self._stopping = self._registry.something_due = True
         if self._thread != get_ident():
-            with alone():  # A run that ends meanwhile must not close the loop before.
+            with alone:  # A run that ends meanwhile must not close the loop before.
                 if self._registry.outer_batches:
                     self._open_waker()
         if (waker := self._registry.waker) is not None:
             waker.wake()
 
     def _run_soon(self) -> None:
-        """Run the callbacks of `call_soon`. Those added meanwhile wait for the next turn, so that one
-        that keeps adding itself does not block the loop."""
+        """Run the callbacks of `call_soon`. Those added meanwhile wait for the next turn, so that
+        one that keeps adding itself does not block the loop."""
         soon = self._soon
         for _ in range(len(soon)):
             try:
@@ -315,8 +316,8 @@ class Loop:
                         yield fd, event
 
     def _other_event(self, fd: int, state: int) -> None:
-        """Handle an event of a descriptor without an object. It may even be unknown: an epoll can be
-        shared with a forked child."""
+        """Handle an event of a descriptor without an object. It may even be unknown: an epoll can
+        be shared with a forked child."""
         registry = self._registry
         callback = registry.other_fds.get(fd)
         try:
@@ -331,9 +332,9 @@ class Loop:
                 raise
 
     def handle_exception(self, error: Exception, obj: AnySocket | None = None) -> bool:
-        """Pass an exception from a handler of `obj`, or from a callback, to `on_exception`, and close
-        the object, even if its own `close` raises. False without an `on_exception`: then the caller
-        has to reraise."""
+        """Pass an exception from a handler of `obj`, or from a callback, to `on_exception`, and
+        close the object, even if its own `close` raises. False without an `on_exception`: then the
+        caller has to reraise."""
         if self._on_exception is None:
             return False
         try:
@@ -348,8 +349,7 @@ class Loop:
         return True
 
     def _read_pushed_back(self) -> None:
-        """Call event_read of objects with pushed-back data that watch for reading, until none is
-        left."""
+        """Call event_read while objects that watch for reading have pushed-back data."""
         registry = self._registry
         while registry.readable:
             for obj in registry.who_reads_pushed_back():
@@ -360,7 +360,7 @@ class Loop:
                         raise
 
     def _run_callbacks(self) -> bool:
-        """Run the post-loop callbacks, those of objects first. False as soon as one returns false."""
+        """Run the post-loop callbacks, those of objects first. False once one returns false."""
         registry = self._registry
         callbacks = registry.post_loop_callbacks
         fds = list(callbacks)
@@ -381,16 +381,16 @@ class Loop:
     add_timer = add_timer  # from timers.py, where the reason is given
 
     def call_soon(self, callback: Callback) -> None:
-        """Call `callback()` once, in the next turn before it waits, in the order of these calls. For
-        the loop's own thread only. Raises `TypeError` if it can't be called. Makes no system call."""
+        """Call `callback()` once, in the next turn before it waits, in the order of these calls.
+        Only for the loop's own thread. Raises `TypeError` if it can't be called. No system call."""
         check_callback("a callback", callback)
         self._soon.append(callback)
         self._registry.something_due = True  # After it: the loop may be running in another thread.
 
     def call_soon_threadsafe(self, callback: Callback) -> None:
         """Like `call_soon`, but from any thread or signal handler; ends the current wait. Calls
-        write(2), unless that has been done since the loop last looked, and on first use pipe2(2) and
-        the calls that watch its read end. Raises `OSError` if there can be no pipe (EMFILE)."""
+        write(2), unless that has been done since the loop last looked, and on first use pipe2(2)
+        and the calls that watch its read end. Raises `OSError` if there can be no pipe (EMFILE)."""
         check_callback("a callback", callback)
         waker = self._open_waker()
         self.call_soon(callback)
@@ -399,21 +399,21 @@ class Loop:
             self._open_waker().wake()
 
     def add_signal_handler(self, number: int, callback: Callback) -> None:
-        """Call `callback()` in the next turn after each arrival of the signal, which ends the current
-        wait. For the main thread only. Lasts until the loop is reset or closed. If several loops have
-        signal handlers, only the one that added the latest is woken at once.
+        """Call `callback()` in the next turn after each arrival of the signal, which ends the
+        current wait. For the main thread only. Lasts until the loop is reset or closed. If several
+        loops have signal handlers, only the one that added the latest is woken at once.
 
         Calls rt_sigaction(2), and on first use those of `call_soon_threadsafe`. Raises `ValueError`
-        for a number that is not a signal, and in other threads; `OSError` (EINVAL) for a signal that
-        can't be handled; `TypeError` if `callback` can't be called.
+        for a number that is not a signal, and in other threads; `OSError` (EINVAL) for a signal
+        that can't be handled; `TypeError` if `callback` can't be called.
         """
         check_callback("a signal's callback", callback)
         waker = self._open_waker()
         waker.add_signal(number, lambda number, frame: self.call_soon_threadsafe(callback))
 
     def remove_signal_handler(self, number: int) -> bool:
-        """Restore the default action of the signal (for SIGINT, Python's), by rt_sigaction(2). False
-        if this loop has no handler for it."""
+        """Restore the default action of the signal (for SIGINT, Python's), by rt_sigaction(2).
+        False if this loop has no handler for it."""
         waker = self._registry.waker
         return waker is not None and waker.remove_signal(number)
 
@@ -483,9 +483,9 @@ class Loop:
     def add_other_fds(self, fds: OtherFdMapping) -> OtherFdMapping:
         """Watch descriptors without an object for reading, each with its callback; returns all of
         them. Calls epoll_ctl(EPOLL_CTL_ADD), kevent(EV_ADD) or, on poll, fstat(2); for a fd that is
-        already watched, EPOLL_CTL_MOD or EV_ENABLE, to check that it still is. Raises `TypeError` for
-        a callback that can't be called and `OSError` for a fd that can't be watched; then none of
-        `fds` is added."""
+        already watched, EPOLL_CTL_MOD or EV_ENABLE, to check that it still is. Raises `TypeError`
+        for a callback that can't be called and `OSError` for a fd that can't be watched; then none
+        of `fds` is added."""
         self._registry.add_other_fds(_checked(fds))
         return self._views[1]
 
@@ -508,8 +508,8 @@ class Loop:
 
     @property
     def profiling_data(self) -> ProfileMapping:
-        """The cost of the handlers so far, by class and event: "Client-read" etc. -> (seconds of user
-        time, seconds of system time, number of calls)."""
+        """The cost of the handlers so far, by class and event: "Client-read" etc. -> (seconds of
+        user time, seconds of system time, number of calls)."""
         sums: dict[str, tuple[float, float, int]] = {}
         for event, kind in _KINDS.items():
             for owner, cost in self._costs[event].items():
@@ -519,8 +519,8 @@ class Loop:
         return MappingProxyType(sums)
 
     def enable_profiling(self) -> bool:
-        """Record the cost of each handler, starting from zero: two getrusage(2) per handler. Returns
-        True. Raises `ImportError` if Python has no `resource`."""
+        """Record the cost of each handler, starting from zero: two getrusage(2) per handler.
+        Returns True. Raises `ImportError` if Python has no `resource`."""
         __import__("resource")  # Now, or every handler would fail.
         self._forget_costs()
         self._profiling = self._registry.something_due = True
@@ -538,18 +538,18 @@ class Loop:
     # --- ending -----------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Make the loop as good as new: forget objects, other fds, timers, callbacks, the timeout and
-        the profile. Closes the poller and whatever is waiting to be closed: close(2). The next use
-        opens a new poller. Unregisters nothing, so that in a forked child the parent's registrations
-        stay."""
+        """Make the loop as good as new: forget objects, other fds, timers, callbacks, the timeout
+        and the profile. Closes the poller and whatever is waiting to be closed: close(2). The next
+        use opens a new poller. Unregisters nothing, so that in a forked child the parent's
+        registrations stay."""
         first: list[BaseException] = []
         while True:
             try:
                 self._forget()
                 break
             except BaseException as error:
-                # A signal's handler raised, or the close() of a handle, which is done now. Half of a
-                # reset is of no use.
+                # A signal's handler raised, or the close() of a handle, which is done now. Half of
+                # a reset is of no use.
                 first = first or [error]
         if first:
             raise first.pop()
@@ -600,7 +600,7 @@ def registry_of(loop: object) -> Registry:
 
 
 def _checked(fds: OtherFdMapping) -> dict[int, OtherFdCallback]:
-    """A checked copy. Raises `TypeError` for a key that is no fd, and a value that is no callback."""
+    """A checked copy. Raises `TypeError` for a key that is no fd or a value that is no callback."""
     if not hasattr(fds, "items"):
         raise TypeError(f"other fds are given as {{fd: callback}}, not {fds!r}")
     checked: dict[int, OtherFdCallback] = {}

@@ -84,7 +84,7 @@ def default_loop() -> Loop:
     """The loop that the class methods of `Socket` act on. It is made when it is first asked for."""
     global _default_loop
     if _default_loop is None:
-        with alone():
+        with alone:
             made = Loop()
             # A signal's handler may have made one meanwhile. No call before the store.
             if _default_loop is None:

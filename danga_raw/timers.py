@@ -26,8 +26,8 @@ _FEW: Final = 16
 """The number of spent timers in the heap below which clearing them out is not considered."""
 
 _CLOCK: Final = (CLOCK_MONOTONIC,)
-"""The arguments of clock_gettime. Before Python 3.13 they are passed as a tuple, and making one each
-time costs as much as the call."""
+"""The arguments of clock_gettime. Before Python 3.13 they are passed as a tuple, and making one
+each time costs as much as the call."""
 
 
 class Timer:
@@ -58,8 +58,7 @@ class Timer:
 
 
 class Timers:
-    """The timers of one loop, by deadline; those with equal deadlines in the order they were
-    added."""
+    """The timers of one loop, by deadline, and then in the order in which they were added."""
 
     def __init__(self) -> None:
         self.set_timeout(-1)
@@ -83,9 +82,9 @@ class Timers:
     def run_due(self) -> int:
         """Fire what is due. Returns how long the next wait may take, in milliseconds (-1: forever).
 
-        Timers added during a pass wait for the next, so that one that keeps adding itself can't keep
-        others from firing. The time is rounded up to the millisecond after the deadline: a wait that
-        ends slightly early would be followed by many short ones.
+        Timers added during a pass wait for the next, so that one that keeps adding itself can't
+        keep others from firing. The time is rounded up to the millisecond after the deadline: a
+        wait that ends slightly early would be followed by many short ones.
         """
         now = libc.clock_gettime(*_CLOCK)
         heap = self.heap
@@ -123,15 +122,16 @@ class Timers:
                 callback()
         if self.spent > _FEW and self.spent * 2 >= len(heap):
             self.clear_out()
-        # No jump between the test and the pop, where a signal's handler could put another one first.
+        # No jump between the test and the pop, where a signal's handler could put another one
+        # first.
         while heap and heap[0][2].callback is None:
             heappop(heap)
             self.spent -= 1
         return heap[0] if heap else None
 
     def clear_out(self) -> None:
-        """Remove the spent timers from the heap. Once they are half of it, this costs less per timer
-        than a pop."""
+        """Remove the spent timers from the heap. Once they are half of it, this costs less per
+        timer than a pop."""
         added = self.added
         kept = [entry for entry in self.heap if entry[2].callback is not None]
         kept.sort()  # A sorted list is a heap, and sorting it again costs half of a heapify.
@@ -152,9 +152,9 @@ class Timers:
 
 def add_timer(self: Loop, seconds: float, callback: Callback) -> Timer:
     """Call `callback()` once, `seconds` from now on the monotonic clock, never early. A negative
-    number is due at once, before those due later. Raises `TypeError` if `callback` can't be called or
-    `seconds` is not a number, `ValueError` if it is not finite. No system call: clock_gettime needs
-    none."""
+    number is due at once, before those due later. Raises `TypeError` if `callback` can't be called
+    or `seconds` is not a number, `ValueError` if it is not finite. No system call: clock_gettime
+    needs none."""
     # This is a method of Loop: one that called a method of Timers would cost 500 instructions more,
     # of the 7,000 of a request that renews a timeout.
     timers = self._timers  # pyright: ignore[reportPrivateUsage]

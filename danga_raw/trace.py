@@ -125,7 +125,7 @@ _is_switching = False
 def _switch() -> None:
     """Make sure that the door is observed if and only if a trace is on."""
     global _is_switching
-    with alone():
+    with alone:
         # A signal's handler that starts or stops a trace may interrupt this. It leaves the rest to
         # the function that it interrupted, which checks again. No call between testing the flag and
         # setting it: a handler could run after it.

@@ -1,7 +1,7 @@
 """The types of the public surface, for annotations.
 
-Importing `typing` would double the import time of the package, so at run time its protocols and type
-variables are plain stand-ins. Only type checkers see the lower modules import this one. It is
+Importing `typing` would double the import time of the package, so at run time its protocols and
+type variables are plain stand-ins. Only type checkers see the lower modules import this one. It is
 imported last, and copies its names to them for `typing.get_type_hints`.
 """
 
@@ -30,7 +30,7 @@ else:
 
 
 class Handle(Protocol):
-    """An object with a descriptor: a `socket.socket`, a file, or anything with these two methods."""
+    """An object with a descriptor: a `socket.socket`, a file, or anything with these methods."""
 
     def fileno(self) -> int: ...
     def close(self) -> object: ...
@@ -77,8 +77,8 @@ Queued: TypeAlias = Block | Callback
 Writable: TypeAlias = bytes | bytearray | memoryview | Callback | None
 """What `write` takes."""
 WriterFunc: TypeAlias = Callable[[Block, int, int], int]
-"""Writes `data[offset:offset + count]`, called with (data, count, offset). Returns how many bytes it
-wrote; raises BlockingIOError if it would block, and any other OSError if it failed."""
+"""Writes `data[offset:offset + count]`, called with (data, count, offset). Returns how many bytes
+it wrote; raises BlockingIOError if it would block, and any other OSError if it failed."""
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 """An IPv4 or IPv6 address with its port, or the path of a UNIX socket."""
 

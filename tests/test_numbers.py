@@ -698,6 +698,30 @@ def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
     assert obj.closed
 
 
+def test_who_was_kept_from_leaving_whole_writes_nothing_to_who_has_its_number_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.lenient()
+    one, _ = world.socketpair()
+    old = Noted(one, world.loop)
+    fd = fd_of(old)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(POLLERS[world.backend], "unregister", interrupted)
+        old.close()
+    one.close()
+    thing, _ = taking(world, fd)
+    new = Noted(thing, world.loop)
+    with world.calls() as calls:
+        old.write(b"x")
+    assert only(calls, "write") == [] and old.fd is None
+    world.turn()
+    assert not new.closed and world.is_open(fd)
+
+
 def test_a_number_that_came_back_while_no_poller_was_open_is_the_newcomers(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()

@@ -279,7 +279,7 @@ def test_a_real_signal_leaves_the_lock_of_all_threads_free() -> None:
             with suppress(KeyboardInterrupt):
                 signal.setitimer(signal.ITIMER_REAL, 3e-5)
                 while True:
-                    with alone():
+                    with alone:
                         pass
             assert lock_left_taken() == []
     finally:
