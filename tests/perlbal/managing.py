@@ -252,7 +252,7 @@ row(
     ),
     manage("LOAD include", "INCLUDE = {folder}/conf/ends.conf"),
     alone=True,
-    differs="INCLUDE tells of errors",
+    differs="INCLUDE reports errors",
     ours=(
         "ERROR: Directory not found for service web\r\nERROR: <folder>/conf/ends.conf, line 3: ",
     ),
@@ -296,7 +296,7 @@ row(
     manage("PLUGINS", "LOAD Redirect", "SET web.plugins = Redirect", "SET web.plugins = vhosts"),
     manage("PLUGINS"),
     alone=True,
-    differs="a plugin is taken off",
+    differs="a plugin is removed",
     ours=("UNLOAD accesscontrol\nOK", "SET web.plugins = none\nOK", "web Redirect\r\n"),
 )
 NETMASKS = (
@@ -866,7 +866,7 @@ row(
     "INCLUDE of what is there already",
     manage("LOAD include", "INCLUDE = {folder}/conf/one.conf", "INCLUDE = {folder}/conf/one.conf"),
     alone=True,
-    differs="INCLUDE tells of errors",
+    differs="INCLUDE reports errors",
     ours=("ERROR: pool 'included' already exists",),
 )
 row(
@@ -875,7 +875,7 @@ row(
     file("conf/bad.conf", b"CREATE POOL first\nNONSENSE\nCREATE POOL second\n"),
     manage("LOAD include", "INCLUDE = {folder}/conf/bad.conf", "SHOW POOL"),
     alone=True,
-    differs="INCLUDE tells of errors",
+    differs="INCLUDE reports errors",
     ours=("ERROR: unknown command: nonsense", "first nodes 0"),
 )
 

@@ -221,7 +221,7 @@ row(
     PLAIN,
     "space around a value",
     ask(get("/", "X-Wide:  \t v  ")),
-    differs="space behind a value",
+    differs="space after a value",
     ours=("X-Wide: v\r\n",),
 )
 row(PLAIN, "bytes above ASCII in a value", ask(get("/", "X-Latin: caf\xe9")))
@@ -332,7 +332,7 @@ row(
     serve(good("abc", "Content-Length: 3")),
     send(get("/1")),
     hear_or_wait(1),
-    differs="a length said again is one",
+    differs="a repeated length is one",
     ours=("\r\nContent-Length: 3\r\n",),
 )
 row(PLAIN, "an own reason phrase", serve(good("x", status="200 Quite Fine")), ask(get()))
@@ -530,7 +530,7 @@ for title, behind in {"ends": b"", "has more to say": b"HTTP/1.0 200 OK\r\n"}.it
         dropped(),
         signalled(signal.SIGCONT),
         hear_or_wait(1),
-        differs="what is over is not asked",
+        differs="a dead connection is not used",
         ours=("#2 GET /2 ", "ok"),
     )
 row(
@@ -645,7 +645,7 @@ row(
     KEEP,
     "bytes behind a POST's body are not passed on",
     ask(post("/1", b"one") + get("/2")),
-    differs="nothing behind a POST",
+    differs="nothing after a POST",
     ours=("Connection: close", "ok<closed>"),
 )
 row(
@@ -669,7 +669,7 @@ row(
     settled(),
     opens("x"),
     hear(times=2),
-    differs="nothing behind a POST",
+    differs="nothing after a POST",
     ours=("one half and the other", "<closed>"),
 )
 
@@ -875,7 +875,7 @@ row(
     opens("y"),
     hear_or_wait(1, "two"),
     alone=True,
-    differs="what is over is not asked",
+    differs="a dead connection is not used",
     ours=("#2 GET /2 ",),
 )
 row(
@@ -987,7 +987,7 @@ row(
     send(get("/2")),
     silence(),
     alone=True,
-    differs="a removed node is not asked",
+    differs="a removed node is not used",
     ours=("<silent>",),
 )
 row(
@@ -1000,7 +1000,7 @@ row(
     hear_or_wait(),
     opens("x", at="c"),
     alone=True,
-    differs="a removed node is not asked",
+    differs="a removed node is not used",
     ours=("#1 GET /1 ", "HTTP/1.0 200 OK"),
 )
 row(
@@ -1013,7 +1013,7 @@ row(
     hear_or_wait(),
     opens("x", at="c"),
     alone=True,
-    differs="a removed node is not asked",
+    differs="a removed node is not used",
     ours=("GET /1 ", "HTTP/1.0 200 OK"),
 )
 row(

@@ -303,7 +303,7 @@ row(
     SELECTORS.at("fallback"),
     "a default service",
     ask(host("any.test")),
-    differs="default_service counts",
+    differs="default_service is used",
     ours=("alpha",),
 )
 row(
@@ -312,18 +312,18 @@ row(
     manage("SET bare.default_service = alpha"),
     ask(host("any.test")),
     alone=True,
-    differs="default_service counts",
+    differs="default_service is used",
     ours=("alpha",),
 )
 row(SELECTORS.at("late"), "latency", send(host("any.test")), silence(), hear())
 row(
     VHOSTS,
-    "a body in the latency",
+    "a body during the latency",
     manage("SET vhosts.latency = 50"),
     send(post("/", b"abc", "Host: far.example.com")),
     hear_or_wait(),
     alone=True,
-    differs="a body in the latency",
+    differs="a body during the latency",
     ours=("abc", "HTTP/1.0 200 OK"),
 )
 row(
@@ -421,7 +421,7 @@ row(
     MOVED,
     "POST",
     ask(post("/", b"x", "Host: old.example.com")),
-    differs="a body nobody reads closes",
+    differs="an unread body closes",
     ours=("HTTP/1.0 301 ", "Connection: close"),
 )
 row(MOVED, "close", ask(host("old.example.com", "/", "Connection: close")))
@@ -655,7 +655,7 @@ row(
     manage("SET all.plugins = vhosts, include", "SET all.plugins = nothing"),
     ask(host("any.test")),
     alone=True,
-    differs="no OK behind an ERROR",
+    differs="no OK after an ERROR",
     ours=("Plugin include not loaded; not registered for all.\r\n", "HTTP/1.0 500 "),
 )
 row(
