@@ -34,12 +34,12 @@ def main() -> int:
 
 
 def print_line(line: str) -> None:
-    """Where the commands of the file answer to."""
+    """Print an answer to a command in the file."""
     tell(line, 2 if line.startswith("ERROR") else 1)
 
 
 def run(server: Server, name: str) -> int:
-    """Carry out the configuration and serve; the exit status."""
+    """Run the configuration and serve. Returns the exit status."""
     server.heed_signals()
     try:
         server.language.load_file(name, print_line)

@@ -1,4 +1,4 @@
-"""Connections to backends: verified, used one request after another, and watched while idle."""
+"""Connections to backends: verified, used for one request after another, and watched while idle."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 READ_SIZE: Final = 61_440
 KERNEL_BUFFER: Final = 131_072
-"""How many bytes that aren't sent yet may wait in the kernel."""
+"""How many unsent bytes may wait in the kernel."""
 GIVE_UP_SECONDS: Final = 15
-"""How long a connection may be on its way, with its OPTIONS."""
+"""How long connecting may take, including the answer to OPTIONS."""
 NO_VERIFY_SECONDS: Final = 60
 MOST_NODES: Final = 10_000
 CODES_KEPT: Final = 500
@@ -31,15 +31,15 @@ _TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
 
 
 def tune(sock: socket.socket) -> None:
-    """Have what is written go out at once, and little of it wait in the kernel, where that can be
-    told: so room comes in small steps, and who takes little at a time isn't thought to be idle."""
+    """Send what is written at once, and limit the unsent data in the kernel if the system can. Then
+    the socket is writable more often, and a slow client isn't taken for an idle one."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(AttributeError, OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER)
 
 
 class Owner(Protocol):
-    """Whom a backend connection works for: a service's balancer, or a host of reproxied URLs."""
+    """The owner of a backend connection: a service's balancer, or a host of reproxied URLs."""
 
     server: Server
 
@@ -51,7 +51,7 @@ class Owner(Protocol):
 
 
 class NodeStats:
-    """What became of the connections to one node."""
+    """Statistics of the connections to one node."""
 
     attempts = connects = verifies = requests = 0
     lastattempt = lastconnect = lastresponse = 0
@@ -60,14 +60,14 @@ class NodeStats:
         self.codes: deque[int] = deque(maxlen=CODES_KEPT)
 
     def lines(self) -> list[str]:
-        """The answer to NODE: of what there was any."""
+        """The answer to NODE: the counts that aren't zero."""
         counts = [f"{key} {value}" for key, value in vars(self).items() if key != "codes"]
         codes = sorted(Counter(self.codes).items())
         return counts + [f"responsecodes {code} {count}" for code, count in codes]
 
 
 class Nodes(dict[str, NodeStats]):
-    """All nodes that were heard of lately, by "ip:port"."""
+    """The nodes used most recently, by "ip:port"."""
 
     def __missing__(self, name: str) -> NodeStats:
         if len(self) >= MOST_NODES:
@@ -80,22 +80,22 @@ class BackendHTTP(Socket):
     state = "connecting"
     exchange: ProxyExchange | None = None
     head: Response | None = None
-    """The response that is coming in, from when its head is there."""
+    """The head of the current response, once it has arrived."""
     inbox: bytes = b""
-    """What was read and isn't a whole head yet."""
+    """The beginning of an incomplete head."""
     left: int | None = None
-    """Bytes of the response's body that are to come; None if they end with the connection."""
+    """Bytes left of the response's body; None if it ends with the connection."""
     unreachable = False
-    """Whether it is closed because the connect failed."""
+    """Whether the connect failed."""
     has_attention = False
-    """Whether a process and not only the kernel is known to be behind it."""
+    """Whether a process, not only the kernel, is known to be at the other end."""
     stays = 0
-    """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
+    """For how many seconds it announced to wait for another request; 0 if it didn't say."""
     use_count = 0
     kept_alive = False
-    """Whether the present response leaves it open for another request."""
+    """Whether the connection stays open after the current response."""
     _verify_timer: Timer
-    """Ends it where there is no answer to OPTIONS in time."""
+    """Closes the connection if OPTIONS isn't answered in time."""
 
     def __init__(self, sock: socket.socket, owner: Owner, node: Node) -> None:
         tune(sock)
@@ -107,19 +107,19 @@ class BackendHTTP(Socket):
         self.stats = self.server.nodes[self.ipport]
         self.created: float = time.monotonic()
         self.idle_since = self.created
-        """When it last began to have nothing to do."""
+        """When it last became idle."""
         self.pool: Pool | None = self.service.pool if self.service is not None else None
 
     @classmethod
     def open(cls, owner: Owner, node: Node, timeout: float) -> BackendHTTP | None:
-        """Begin to connect; None if that fails at once."""
+        """Start connecting. None if that fails at once."""
         stats = owner.server.nodes[node.name]
         stats.attempts += 1
         stats.lastattempt = int(time.time())
         try:
             return cls.connect(node, owner, node, timeout=timeout)
         except (OSError, ValueError, OverflowError) as error:
-            # A node of a file may be no address, or its port none.
+            # A nodefile may contain an invalid address or port.
             owner.server.log(f"connecting to {node.name}: {error}")
             return None
 
@@ -127,12 +127,13 @@ class BackendHTTP(Socket):
         return int(time.monotonic() - self.created)
 
     def ends_soon(self, now: float) -> bool:
-        """Whether it will close about now, by what it said."""
+        """Whether the backend will close it about now, according to its Keep-Alive field."""
         return 0 < self.stays < now + 2 - self.idle_since
 
     def is_over(self) -> bool:
-        """Whether it can't be asked any more, and is closed: it has ended, or has said more than its
-        answer. The loop may tell that too late for a request that came in the same turn. read(2)."""
+        """Whether it can't be reused, because the backend has closed it or sent more than an
+        answer; then this closes it. The loop may report that too late for a request that arrived in
+        the same turn. read(2)."""
         if self.read(1) != b"":
             self.close("read_with_no_client")
         return self.closed
@@ -140,7 +141,7 @@ class BackendHTTP(Socket):
     # --- getting ready ----------------------------------------------------------------------------
 
     def event_connect(self, error: OSError | None) -> None:
-        # One that is refused counts as well, as in the original; one that has no answer doesn't.
+        # As in the original, a refused connect is counted, one without an answer isn't.
         if not isinstance(error, TimeoutError):
             self.stats.connects += 1
             self.stats.lastconnect = int(time.time())
@@ -171,7 +172,7 @@ class BackendHTTP(Socket):
             if found is None:
                 return
             head, data = found
-            # A length is taken at its word, although OPTIONS has seldom a body.
+            # If the head announces a body, wait for it, although OPTIONS seldom has one.
             self.left = head.length or 0
         assert self.left is not None
         self.left -= len(data)
@@ -186,10 +187,10 @@ class BackendHTTP(Socket):
     # --- requests ---------------------------------------------------------------------------------
 
     def assign(self, exchange: ProxyExchange) -> None:
-        """Send this backend a request, whose body follows by the exchange."""
+        """Send a request to this backend. The exchange sends the body."""
         if self.pool is not None:
             self.pool.used[self.ipport] += 1
-        # Theirs before a plugin may fail: it takes both along then, and neither is left to wait.
+        # Before a plugin can raise: then both are closed, and neither is left waiting.
         self.exchange, exchange.backend = exchange, self
         self.state = "sending_req"
         self.write(exchange.head_for_backend())
@@ -197,7 +198,7 @@ class BackendHTTP(Socket):
             exchange.backend_ready(self)
 
     def next_request(self, initial: bool = False) -> None:
-        """What it was doing is done: close, or wait for more. `initial`: it was the OPTIONS."""
+        """Called when a request is done: close, or become idle. `initial`: it was the OPTIONS."""
         if self.closed:
             return
         self.exchange = None
@@ -205,7 +206,7 @@ class BackendHTTP(Socket):
         if not initial:
             self.stats.requests += 1
             self.use_count += 1
-            # A body that nobody wants would be taken for the next response.
+            # The rest of an unwanted body would be taken for the next response.
             if self.left != 0 or not self.kept_alive or self.write_buf_size:
                 return self.close("next_request_no_persist")
         self.idle_since = time.monotonic()
@@ -217,9 +218,9 @@ class BackendHTTP(Socket):
     # --- responses --------------------------------------------------------------------------------
 
     def _read_head(self, data: bytes, head_only: bool) -> tuple[Response, bytes] | None:
-        """The response's head, once it is whole, and what follows it; what it says of the
-        connection is noted, before it is changed for the client. `head_only`: it has no body,
-        whatever its length. Raises `Refused`."""
+        """The response's head, once it is complete, and the data after it. This records what the
+        head says about the connection, before it is changed for the client. `head_only`: the
+        response has no body, whatever its length. Raises `Refused`."""
         data = self.inbox + data
         while (found := take_head(data)) is not None:
             head, data = parse_response(found[0]), found[1]
@@ -232,7 +233,7 @@ class BackendHTTP(Socket):
                 timeout = _TIMEOUT.search(head.values.get("keep-alive", ""))
                 self.stays = int(timeout[1]) if timeout else 0
                 return head, data
-            # A preliminary response: another follows.
+            # An interim response: another follows.
         self.inbox = data
         return None
 
@@ -241,7 +242,7 @@ class BackendHTTP(Socket):
         try:
             self._read(exchange)
         except BaseException:
-            # The loop closes this; but the client may be its no longer, and wait for ever.
+            # The loop closes the backend. The client may be detached, and would wait forever.
             if exchange is not None:
                 exchange.client.close("exception")
             raise
@@ -258,7 +259,7 @@ class BackendHTTP(Socket):
             else:
                 self._read_verification(data)
         elif exchange is None:
-            # An idle backend has nothing to say but that it ends.
+            # An idle backend has nothing to send.
             self.close("read_with_no_client")
         elif data is None:
             exchange.backend_ended(self)
@@ -278,8 +279,8 @@ class BackendHTTP(Socket):
             exchange.response_received(self, head, self._count(data))
 
     def _count(self, data: bytes) -> bytes:
-        """Count what has come of the body. More than was announced is cut, and the connection isn't
-        used again."""
+        """Count received bytes of the body. Those beyond the announced length are cut off, and the
+        connection isn't reused."""
         if self.left is not None:
             self.left -= len(data)
             if self.left < 0:
@@ -295,7 +296,7 @@ class BackendHTTP(Socket):
     # --- ending -----------------------------------------------------------------------------------
 
     def event_err(self) -> None:
-        # What came before the error is still there to be read.
+        # Data that arrived before the error can still be read.
         for _ in range(MOST_READS):
             if self.closed or self.exchange is None or self.exchange.backend_stalled:
                 break
@@ -303,7 +304,7 @@ class BackendHTTP(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        # What is still to be read is read first; its end tells the rest.
+        # First read the data that is left. The end of input is handled there.
         self.event_read()
         if not self.closed and self.exchange is None:
             self.close("after_hup")
@@ -312,8 +313,8 @@ class BackendHTTP(Socket):
         if self.closed:
             return
         if self.exchange is not None and reason in ("EPIPE", "ECONNRESET"):
-            # A write has failed. If that was of the body, it may have answered before. Closed in
-            # the next turn, as the exchange may ask another, of which that may be as true.
+            # A write has failed. If it was of the body, the backend may have answered before. Close
+            # in the next turn, as the exchange may ask another backend, whose write may fail too.
             broken = self.event_err if self.state != "sending_req" else self.close
             return self.loop.call_soon(broken)
         if self.state == "verifying_backend":

@@ -1,4 +1,4 @@
-"""What a reverse proxy has waiting: clients in three queues, and connections to backends."""
+"""The waiting requests of a reverse proxy, in three queues, and its connections to backends."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 MOST_NEW_CONNECTIONS: Final = 10
 QUICK_SECONDS: Final = 2
-"""After which time a connection that isn't there is no reason any more not to try another node: a
-lost SYN is sent again after one second (RFC 6298, 2.1)."""
+"""How long to wait for a connect before another node is tried as well. A lost SYN is sent again
+after one second (RFC 6298, 2.1)."""
 CONNECT_SECONDS: Final = 5
 RETRY_SECONDS: Final = 1
 MOST_UNUSED: Final = 10
-"""How many connections in a row a node may end unused, before it is left alone."""
+"""How many connections in a row a node may close unused before it is blocked."""
 UNVERIFIED_SECONDS: Final = 5
-"""How old a connection may be that was neither used nor verified."""
+"""The maximum age of a connection that was neither used nor verified."""
 
 
 class Balancer:
-    """Brings clients and backends of one service together."""
+    """Matches the requests and the backends of one service."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -39,13 +39,13 @@ class Balancer:
             priority: OrderedDict() for priority in ("highpri", "normal", "lowpri")
         }
         self.pending: dict[str, BackendHTTP] = {}
-        """The connections that aren't there yet, at most one for each node."""
+        """The connections not yet established, at most one for each node."""
         self.blocked: set[str] = set()
-        """The nodes that were not to be reached, and aren't tried for the moment."""
+        """The nodes that couldn't be reached, and aren't tried for the moment."""
         self.ended_unused: Counter[str] = Counter()
-        """How many connections in a row each node has ended before they were of any use."""
+        """How many connections in a row each node has closed before they were used."""
         self.bored: deque[BackendHTTP] = deque()
-        """The connections that have nothing to do, the best first."""
+        """The idle connections, the best first."""
         self._will_look_again = False
 
     def waiting(self) -> int:
@@ -54,7 +54,7 @@ class Balancer:
     # --- clients ----------------------------------------------------------------------------------
 
     def request_backend_connection(self, exchange: ProxyExchange) -> None:
-        """Give the exchange a backend, now or when it is its turn."""
+        """Give the exchange a backend, now or when its turn comes."""
         if self.service.high_priority_cookie:
             exchange.high_priority = self._is_high_priority(exchange)
         while self.bored:
@@ -74,8 +74,8 @@ class Balancer:
         self.spawn_backends()
 
     def _is_high_priority(self, exchange: ProxyExchange) -> bool:
-        # As the original reads them: the last of a name counts, and without contents to look for
-        # all are of high priority, whether they have the cookie or not.
+        # As in the original, the last cookie of a name is used, and if no contents are configured,
+        # every request has high priority, with or without the cookie.
         cookies: dict[str, str] = {}
         for each in re.split(r";[ \t]+", exchange.request.get("cookie") or ""):
             name, equals, value = each.rpartition("=")
@@ -97,12 +97,12 @@ class Balancer:
     # --- backends ---------------------------------------------------------------------------------
 
     def pool_changed(self) -> None:
-        """The service has another pool, or its pool other nodes: end what is idle at others or on
-        its way there, and see to those who wait."""
+        """Called when the service's pool or the pool's nodes have changed. Close connections to
+        removed nodes that are idle or not yet established, and serve the waiting requests."""
         for backend in (*self.bored, *self.pending.values()):
             if not self._in_pool(backend):
                 backend.close("invalid_generation")
-        # A selector may have sent some here although it doesn't listen.
+        # A selector may have sent requests here although the service doesn't listen.
         if self.service.enabled or self.waiting():
             self.spawn_backends()
 
@@ -111,7 +111,7 @@ class Balancer:
         return pool is not None and pool is backend.pool and backend.ipport in pool.used
 
     def spawn_backends(self) -> None:
-        """Begin as many connections as are wanted and aren't there or on their way."""
+        """Open the connections that are needed beyond those that are idle or pending."""
         pool = self.service.pool
         wanted = self.waiting() + self.service.connect_ahead - len(self.bored)
         if wanted <= 0 or pool is None:
@@ -145,7 +145,7 @@ class Balancer:
         while free and count:
             node = free.pop(random.randrange(len(free)))
             if node.name in taken:
-                continue  # It is twice in the pool.
+                continue  # The pool has it twice.
             taken.add(node.name)
             backend = BackendHTTP.open(self, node, GIVE_UP_SECONDS)
             if backend is None:
@@ -173,10 +173,10 @@ class Balancer:
         else:
             self.bored.append(backend)
         if not backend.use_count:
-            self.spawn_backends()  # Its node is free for another now.
+            self.spawn_backends()  # Its node may be connected to again now.
 
     def _block(self, name: str) -> None:
-        """Leave a node alone for a second."""
+        """Don't connect to a node for a second."""
 
         def unblock() -> None:
             self.blocked.discard(name)
@@ -187,7 +187,7 @@ class Balancer:
         self.server.loop.add_timer(RETRY_SECONDS, unblock)
 
     def note_backend_close(self, backend: BackendHTTP) -> None:
-        """A backend is closed, by whomsoever."""
+        """Called when a backend is closed, by either side."""
         name = backend.ipport
         was_free = backend in self.bored or self.pending.get(name) is backend
         self._no_longer_pending(backend)
@@ -198,7 +198,7 @@ class Balancer:
         elif backend.use_count:
             del self.ended_unused[name]
         elif was_free and backend.age() < RETRY_SECONDS and self._in_pool(backend):
-            # Some go with a process that restarts. To try again at once could go on for ever.
+            # A restart of the backend closes some, too. Retrying at once could go on forever.
             self.ended_unused[name] += 1
             if self.ended_unused[name] >= MOST_UNUSED:
                 self._block(name)

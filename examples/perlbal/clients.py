@@ -1,7 +1,7 @@
-"""Connections from HTTP clients, of every role but management.
+"""Connections from HTTP clients, for every role except management.
 
-A connection reads heads; each request gets an `Exchange`, of the kind that the service's role asks
-for, which is handed the body and sees to the answer. Between requests there is none, so that an
+A connection reads request heads. Each request gets an `Exchange` of the class for the service's
+role, which receives the body and produces the answer. Between requests there is none, so that an
 idle client costs little.
 """
 
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 READ_SIZE: Final = 65_536
 SMALL_FILE: Final = 65_536
-"""Up to here a file is read and goes out with its head."""
+"""A file up to this size is read and sent together with the head."""
 LINGER_SECONDS: Final = 30.0
 ASK_AGAIN_SECONDS: Final = 0.25
-"""How long a kept client is waited for behind its answer, when the server ends: who asks again at
-once does so within a round trip."""
+"""How long a persistent connection stays open after its last answer during a shutdown. If a client
+sends its next request at once, that takes one round trip."""
 MOST_SERVICES: Final = 10
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
 
 LOOKS_PER_SECOND: Final = 10
-"""How often idle clients are looked for at the most."""
+"""How often to look for idle clients, at most."""
 CLIENTS_PER_SECOND: Final = 20_000
-"""How many are looked at in a second, about, at the most."""
+"""About how many clients to look at per second, at most."""
 
 _CLASS_NAMES: Final = {"reverse_proxy": "ClientProxy", "web_server": "ClientHTTP"}
 
 
 class Exchange:
-    """A request and what is done about it, by the role of its service: see the subclasses."""
+    """A request and its handling. There is a subclass for each role."""
 
     takes_body = True
-    """Whether it can be handed what comes behind the head."""
+    """Whether it can receive the body."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         self.client = client
@@ -55,25 +55,26 @@ class Exchange:
         self.request = request
 
     def start(self) -> None:
-        """The head is there, and no plugin has seen to it."""
+        """Called when the head has arrived and no plugin has answered the request."""
         self.client.send_page(500, f"Can't map to service type {self.service.role}")
 
     def body(self, data: bytes) -> None:
-        """Some of the request's body; what nobody asked for is thrown away."""
+        """Called with a part of the request's body. This discards it."""
 
     def body_done(self) -> None:
-        """The request's body is whole."""
+        """Called when the request's body is complete."""
 
     def overflow(self) -> None:
-        """The client has sent more than this takes: perhaps the next request. It has to wait."""
+        """Called when the client has sent more than this request takes, perhaps its next request.
+        This makes it wait."""
         self.client.watch_read(False)
 
     def end_of_input(self) -> None:
-        """The client has ended its side, or is gone."""
+        """Called when the client has shut down its side, or has closed."""
         self.client.close("user_disconnected")
 
     def send_continue(self) -> None:
-        """Say that the body may come, if the client waits for that."""
+        """Send 100 Continue, if the client expects it."""
         client, request = self.client, self.request
         if client.body_left and "100-continue" in (request.get("expect") or "").lower():
             request.drop("expect")
@@ -81,8 +82,8 @@ class Exchange:
                 client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def later(self, seconds: float, step: Callable[[], None]) -> None:
-        """Take a step then, if this is still what the client waits for; as in its own handlers,
-        what goes wrong is its end."""
+        """Call `step` after this delay, if this is still the client's current request. As in the
+        client's handlers, an exception closes the client."""
 
         def take() -> None:
             if self.client.exchange is self:
@@ -95,44 +96,44 @@ class Exchange:
         self.client.loop.add_timer(seconds, take)
 
     def client_drained(self) -> None:
-        """There was room to write to the client."""
+        """Called after a write when the client's socket has become writable."""
 
     def release(self) -> None:
-        """Let go of all that it holds. May be called twice."""
+        """Release everything it holds. May be called twice."""
 
     def as_string(self) -> str:
-        """What SOCKS is to tell of it."""
+        """Its part of the client's line in SOCKS."""
         return ""
 
 
 class Client(Socket):
     state = "reading_headers"
     inbox = b""
-    """What was read and is not used yet."""
+    """Data that was read and not processed yet."""
     exchange: Exchange | None = None
-    """The present request, and what is done about it."""
+    """The current request; None between requests."""
     body_left = 0
-    """Bytes of the request's body that haven't come yet."""
+    """Bytes of the request's body that haven't arrived yet."""
     decoder: ChunkDecoder | None = None
     keep_alive = False
     overfed = False
-    """Whether there is more to come from it that nobody wants."""
+    """Whether it has sent, or is sending, data that nobody will process."""
     observed_ip: str | None = None
-    """The address that a trusted upstream says the request comes from."""
+    """The client's address according to a trusted upstream."""
     requests = 0
     adopted = 0
-    """How often the present request was handed on."""
+    """How often the current request was handed to another service."""
     file: SentFiles | None = None
     _linger: Timer | None = None
-    """Ends it where the client isn't the first to do so."""
+    """Closes the connection if the client doesn't do so first."""
 
     def __init__(self, service: Service, sock: socket.socket) -> None:
         self.server = service.server
         super().__init__(sock, self.server.loop)
         self.base = service
-        """The service that it came to, and comes back to after each request."""
+        """The service that accepted it, and to which it returns after each request."""
         self.service = service
-        """The service that has the present request."""
+        """The service that handles the current request."""
         self.created = self.alive = time.monotonic()
         self.server.clients += 1
         self.watch_read(True)
@@ -158,7 +159,7 @@ class Client(Socket):
             self.go_on()
 
     def go_on(self) -> None:
-        """Give what has come to whom it is for: the present request, or the next one."""
+        """Process the data in `inbox`: the body of the current request, or the next request."""
         while self.inbox:
             exchange = self.exchange
             if exchange is None:
@@ -170,7 +171,7 @@ class Client(Socket):
                 return exchange.overflow()
 
     def _next_request(self) -> bool:
-        # RFC 9112, 2.2: an empty line before a request is nothing; some browsers send it after POST.
+        # RFC 9112, 2.2: ignore an empty line before a request. Some browsers send it after POST.
         self.inbox = self.inbox.removeprefix(b"\r\n")
         try:
             found = take_head(self.inbox)
@@ -220,14 +221,14 @@ class Client(Socket):
         kind = self.server.exchanges.get(service.role, Exchange)
         exchange = self.exchange = kind(self, service, request)
         if service.role == "web_server":
-            self.requests += 1  # A proxy counts those that its plugins have not answered.
+            self.requests += 1  # A proxy counts only those that no plugin has answered.
         for plugin in service.plugins:
             if plugin.start_http_request(exchange):
                 return
         exchange.start()
 
     def is_trusted(self) -> bool:
-        """Whether what it says of others is believed."""
+        """Whether its forwarding headers are trusted."""
         return self.service.trusts(self.peer_ip_string() or "")
 
     def hand_on(self, service: Service, request: Request) -> None:
@@ -240,8 +241,8 @@ class Client(Socket):
     # --- answering --------------------------------------------------------------------------------
 
     def begin_answer(self, head: Response, state: str) -> bytes:
-        """Decide whether to go on after this answer, and say so in its head, which is returned as
-        it is sent."""
+        """Decide whether the connection persists after this answer, and set that in its head.
+        Returns the head's bytes."""
         self.state = state
         exchange = self.exchange
         self.keep_alive = bool(
@@ -262,14 +263,14 @@ class Client(Socket):
         return head.to_bytes()
 
     def send_last(self, data: bytes) -> None:
-        """Write the last of an answer; when it is out, the next request may come."""
+        """Write the last part of an answer. Once it is sent, the next request may begin."""
         if not self.write(data):
             self.write(self.finished)
         elif not self.closed:
             self.finished()
 
     def send_page(self, code: int, text: str = "") -> None:
-        """Answer with a page of our own."""
+        """Answer with a page of the server's own."""
         head = Response(code)
         body = b""
         if code not in BODILESS:
@@ -288,7 +289,7 @@ class Client(Socket):
         self.send_last(self.begin_answer(head, "xfer_resp") + body)
 
     def send_file(self, head: Response, part: Part) -> None:
-        """Answer with this head and a part of a file, which is closed when it is out."""
+        """Answer with this head and a part of a file, which is closed when that is sent."""
         fd, start, end = part
         if end - start > SMALL_FILE:
             return self.send_files(head, SentFiles(self, iter((part,))))
@@ -310,15 +311,15 @@ class Client(Socket):
             files.go_on()
 
     def refuse(self, refused: Refused) -> None:
-        """Answer what isn't taken, and end."""
+        """Answer a message that is not accepted, and close."""
         if not refused.status:
             return self.close("parse_header_failure")
         self.overfed = True
-        self.watch_read(False)  # Nobody knows of what it is a part.
+        self.watch_read(False)  # What follows can't be attributed to a request.
         self.send_page(refused.status, refused.text)
 
     def finished(self) -> None:
-        """The answer is out: wait for the next request, or end."""
+        """Called when the answer is sent: wait for the next request, or close."""
         self.alive = time.monotonic()
         exchange, self.exchange = self.exchange, None
         self.service = self.base
@@ -333,8 +334,8 @@ class Client(Socket):
             self.die_gracefully()
 
     def _end(self) -> None:
-        """Close; but where there is more to be read, that would take the answer with it: so let the
-        client be the first, as RFC 9112, 9.6 asks."""
+        """Close. With unread data, that would reset the connection and lose the answer; then let
+        the client close first (RFC 9112, 9.6)."""
         if not self.body_left and not self.overfed and not self.inbox.strip(b"\r\n"):
             if not self.read(READ_SIZE):
                 return self.close("no_keep_alive")
@@ -363,21 +364,22 @@ class Client(Socket):
     # --- ending -----------------------------------------------------------------------------------
 
     def is_between_requests(self) -> bool:
-        """Its state alone doesn't tell, which STATES shows: as in the original it stays the same
-        while a PUT or a body in chunks comes in."""
+        """Whether it has no request. `state`, which STATES shows, isn't enough: as in the original,
+        it doesn't change while a PUT or a chunked body arrives."""
         return self.state == "persist_wait" and self.exchange is None
 
     def idle_seconds(self) -> float:
-        """How long it may be silent."""
+        """Its idle timeout at present."""
         if self.is_between_requests():
             return self.service.persist_client_idle_timeout or math.inf
         return self.service.idle_timeout or math.inf
 
     def is_idle(self, seconds: float, now: float) -> bool:
-        """Whether it has sent and taken nothing for so long."""
+        """Whether it has neither sent nor taken anything for this long."""
         if self.alive + seconds <= now and (self.write_buf_size or self.file is not None):
-            # There is room for more when half of what waits in the kernel is taken. When the last of
-            # it went out is in struct tcp_info (linux/tcp.h), unless that was sent again.
+            # The socket is writable again only when half of the kernel's unsent data has gone. When
+            # the kernel last sent some is in struct tcp_info (linux/tcp.h), except while it
+            # retransmits.
             if self.sock is not None and sys.platform == "linux":
                 info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
                 milliseconds = int.from_bytes(info[44:48], sys.byteorder)  # tcpi_last_data_sent
@@ -386,15 +388,15 @@ class Client(Socket):
         return self.alive + seconds <= now
 
     def die_gracefully(self) -> None:
-        """Close if it has nothing to do, and had something before; but not at once behind an answer
-        that let it ask again: that request may be on its way, and would be lost."""
+        """Close if it is between requests, but not immediately after a keep-alive answer: the next
+        request may be on its way, and would be lost."""
         if not self.is_between_requests():
             return
         left = self.alive + ASK_AGAIN_SECONDS - time.monotonic()
         if left > 0:
             self.loop.add_timer(left, self.die_gracefully)
             return
-        self.event_read()  # One may have come just now.
+        self.event_read()  # A request may have arrived just now.
         if self.is_between_requests() and not self.inbox:
             self.close("graceful_shutdown")
 
@@ -403,7 +405,7 @@ class Client(Socket):
 
     def event_hup(self) -> None:
         if self.loop.have_kqueue:
-            self.event_read()  # There half a hang-up comes here as well.
+            self.event_read()  # There, a half-close is reported as a hang-up, too.
         else:
             self.close("hup")
 
@@ -442,10 +444,10 @@ class Client(Socket):
 
 
 class IdleClients:
-    """Closes clients that were silent too long, at most a tenth of a second late.
+    """Closes clients that have passed their idle timeout, at most a tenth of a second late.
 
-    A timer for each would cost more than it is worth: most clients are heard of long before their
-    time. So all are looked at when the first of them may be due.
+    A timer for each client would be wasteful, since most are active long before they time out. So
+    all clients are checked when the first of them may be due.
     """
 
     def __init__(self, server: Server) -> None:
@@ -454,13 +456,13 @@ class IdleClients:
         self._due = math.inf
 
     def look_at(self, due: float) -> None:
-        """Look at all then, as one of them may be due."""
+        """Check all clients at this time, since one of them may be due."""
         if due >= self._due:
             return
         self._due = due
         if self._timer is not None:
             self._timer.cancel()
-        # Fewer looks where there is much to be looked at.
+        # With more clients, check less often.
         pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
         wait = max(due - time.monotonic(), pause)
         self._timer = self._server.loop.add_timer(wait, self._look)

@@ -1,4 +1,4 @@
-"""The commands of the language, but for those of plugins."""
+"""The commands of the language, except those of plugins."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
 
 VERSION: Final = "1.80"
-"""The version of Perlbal whose language this is."""
+"""The version of Perlbal that defines this language."""
 
 COMMANDS: Final[dict[str, Command]] = {}
-"""The commands by their first words."""
+"""The commands by first word."""
 
 
 def command(
     words: str, pattern: str = "", usage: str = ""
 ) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
-    """Makes a function a command by these words."""
+    """Registers a function as the command for each of these words."""
 
     def add(run: Callable[..., Answer]) -> Callable[..., Answer]:
         COMMANDS.update(dict.fromkeys(words.split(), Command(run, pattern, usage)))
@@ -91,7 +91,7 @@ def _set_plugins(call: Call, service: Service, names: str) -> Answer:
 @command("default", r" (\w+) ?= ?(.+)", "usage: DEFAULT <param> = <value>")
 def default(call: Call, key: str, value: str) -> None:
     if key in PARAMETERS:
-        # What is wrong is told here, not by the next role.
+        # An invalid value is reported here, not by the next SET role.
         PARAMETERS[key].read(Service(call.server, ""), key, value)
     call.server.defaults[key] = value
 
@@ -165,7 +165,7 @@ def dumpconfig(call: Call) -> None:
     blocks = [[f"LOAD {plugin.name}" for plugin in server.plugins.values()]]
     blocks += [pool.dump() for pool in server.pools.values()]
     blocks += [service.dump() for service in server.services.values()]
-    # Behind all services, for it may be one of those that come later.
+    # After all services, since it may be one that was created later.
     blocks.append(
         [
             f"SET {service.name}.default_service = {service.default_service.name}"
@@ -235,7 +235,7 @@ def server_option(call: Call, key: str, value: str) -> None:
             raise LanguageError("Unable to set limit.") from None
     elif key == "nice_level":
         try:
-            os.nice(max(-40, min(_number(value), 40)))  # More would be as much.
+            os.nice(max(-40, min(_number(value), 40)))  # More has the same effect.
         except OSError as error:
             raise LanguageError(f"Unable to renice: {error.strerror}") from None
     elif key == "aio_mode":
@@ -326,7 +326,7 @@ def mime(call: Call, what: str, ending: str, kind: str) -> Answer:
     raise LanguageError("Usage: list, remove <ext>, set <ext> <mime>")
 
 
-# --- what is going on -----------------------------------------------------------------------------
+# --- status ---------------------------------------------------------------------------------------
 
 
 @command("nodes node", rf"(?:\s+{NODE})?")
@@ -388,7 +388,7 @@ def noverify(call: Call) -> Answer:
 
 @command("socks", r"(?: (\w+))?")
 def socks(call: Call, mode: str) -> Answer:
-    """All connections; or how many there are of each kind."""
+    """All connections, or their number by kind."""
     now = time.monotonic()
     if mode in ("", "all"):
         return [f"{'fd':>5} {'age':>6}"] + [

@@ -1,4 +1,4 @@
-"""Files: opened, sent to clients, and written by them."""
+"""Opening files, sending them to clients, and writing what clients PUT."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 PIECE: Final = 131_072
 """Bytes of a file that are sent at a time."""
 Part = tuple[int, int, int]
-"""A file's descriptor, the place of the first byte that is sent, and of that behind the last."""
+"""A file's descriptor, and the start and end of the part to send."""
 
 
 def open_file(path: bytes) -> tuple[int, os.stat_result]:
-    """The descriptor of what was found to be a regular file, and what it is: it may have been
-    replaced by another since. open(2), fstat(2); raises `OSError`."""
-    # Not waited for if it is a pipe by now, or somebody has a lease on it.
+    """Open a regular file, and return its descriptor and status. The status is that of the open
+    file, which may have replaced another. open(2), fstat(2); raises `OSError`."""
+    # O_NONBLOCK, in case it is a pipe by now or somebody has a lease on it.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     info = os.fstat(fd)
     if stat.S_ISREG(info.st_mode):
@@ -35,16 +35,16 @@ def open_file(path: bytes) -> tuple[int, os.stat_result]:
 
 
 def code_of(error: Exception) -> int:
-    """What a client is told where a file can't be had."""
+    """The status code for a file that can't be opened."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (EAGAIN, EMFILE, ENFILE, ENOMEM, ESTALE):
-        return 503  # It may be had later.
+        return 503  # It may work later.
     return 403 if number in (EACCES, EPERM) else 404
 
 
 def opened(files: list[tuple[bytes, os.stat_result]]) -> Iterator[Part]:
-    """Files that were found to be this, each opened when it is its turn. Raises `OSError`, also for
-    one that is another by then: its length is promised."""
+    """Open each file when it is its turn. Raises `OSError`, also if a file was replaced after the
+    stat, because its length has already been sent to the client."""
     for path, found in files:
         fd, info = open_file(path)
         if (info.st_size, info.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
@@ -54,18 +54,17 @@ def opened(files: list[tuple[bytes, os.stat_result]]) -> Iterator[Part]:
 
 
 class SentFiles:
-    """Files that are on their way to a client, one after another: sendfile(2), where the system
-    has it."""
+    """Sends files to a client, one after another, with sendfile(2) if the system has it."""
 
     def __init__(self, client: Client, parts: Iterator[Part]) -> None:
-        """`parts` opens one after another. Raises what that does for the first."""
+        """`parts` opens the files one by one. Raises what it raises for the first."""
         self._client = client
         self._parts = parts
         self._fd, self._offset, self._end = next(parts, (-1, 0, 0))
 
     def go_on(self) -> None:
-        """Send some more, as there is room, and not more than a piece, as others have their turn
-        between."""
+        """Send more while the socket is writable, but at most a piece, so that other connections
+        get their turn."""
         client = self._client
         left = PIECE
         try:
@@ -88,14 +87,14 @@ class SentFiles:
         except BlockingIOError:
             raise
         except (OSError, AttributeError):
-            # Not with this kind of file, or not on this system; or the client is gone, which
-            # writing will tell.
+            # sendfile(2) doesn't support this file, or the system doesn't have it, or the client
+            # has closed, which the write will report.
             data = os.pread(self._fd, count, self._offset)
             sent = len(data)
             client.write(data)
         self._offset += sent
         if not sent:
-            client.close("the file has shrunk")  # Its length is promised.
+            client.close("the file has shrunk")  # Its length has already been sent.
         return sent
 
     def _next(self) -> None:
@@ -122,21 +121,22 @@ def write_all(fd: int, data: bytes | bytearray) -> None:
 
 
 def _make_folders(folder: str) -> None:
-    """Make a folder and those that it is in. Raises `OSError`."""
-    # os.makedirs calls itself for those that it is in, and there may be more than on Python's stack.
+    """Create a directory and its parents. Raises `OSError`."""
+    # os.makedirs is recursive, and the path may be deeper than Python's stack.
     missing: list[str] = []
     while folder and not os.path.isdir(folder):
         missing.append(folder)
         folder = os.path.dirname(folder)
     while missing:
-        os.makedirs(missing.pop(), 0o755, exist_ok=True)  # Another process may have been faster.
+        os.makedirs(missing.pop(), 0o755, exist_ok=True)  # Another process may have created it.
 
 
 class NewFile:
-    """A file that PUT writes; one whose sum is to be checked has another name until it is."""
+    """A file that a PUT writes. If it has a checksum, it has a temporary name until that is
+    checked."""
 
     def __init__(self, path: str, md5: str) -> None:
-        """`md5`: the sum in base64, or empty. Makes folders that aren't there. Raises `OSError`."""
+        """`md5`: the base64 checksum, or empty. Creates missing directories. Raises `OSError`."""
         self._path = self._name = path
         self._expected = md5.strip().rstrip("=")
         self._sum = hashlib.md5(usedforsecurity=False)
@@ -152,13 +152,13 @@ class NewFile:
         self._file = FileIO(fd, "w")
 
     def write(self, data: bytes) -> None:
-        """Put `data` at its end. Raises `OSError`."""
+        """Append `data`. Raises `OSError`."""
         write_all(self._file.fileno(), data)
         if self._name != self._path:
             self._sum.update(data)
 
     def finish(self) -> tuple[int, str]:
-        """It is whole: the code and the text of the answer. Raises `OSError`."""
+        """Complete the file, and return the answer's code and text. Raises `OSError`."""
         self._file.close()
         if self._name == self._path:
             return 200, ""
@@ -174,7 +174,7 @@ class NewFile:
         return 201, ""
 
     def abandon(self) -> None:
-        """Close it if it is open, and take away what wasn't checked. Twice is no harm."""
+        """Close it if it is open, and delete it if it is unchecked. May be called twice."""
         self._file.close()
         if self._name != self._path:
             with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Heads of HTTP messages: the first line and the fields, read as strictly as RFC 9112 asks.
+"""Heads of HTTP messages: the first line and the fields, parsed as strictly as RFC 9112 asks.
 
-A field's name keeps the case in which it came, and its place among the others. What is doubled is
-joined with a comma, but for Set-Cookie.
+Fields keep their order and the case of their names. The values of a repeated field are joined with
+a comma, except those of Set-Cookie.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from http import HTTPStatus
 from typing import Final
 
 MAX_HEAD: Final = 102_400
-"""Bytes of a head; as in the original."""
+"""The longest head, in bytes; as in the original."""
 
 SERVER: Final = "Perlbal"
 BODILESS: Final = (204, 304)
-"""Codes of responses that have no body, whatever they say of one."""
+"""Codes of responses that have no body, whatever their fields say."""
 
 _AS_IN_RFC: Final = (200, 204, 206, 302, 304, 403, 404, 411, 500, 501, 502, 503)
 REASONS: Final = {
@@ -40,7 +40,7 @@ _KEEP_ALIVE: Final = re.compile(r"\bkeep-alive\b", re.ASCII)
 
 
 class Refused(Exception):
-    """A message that isn't taken. `status` is what its sender is told; 0: nothing at all."""
+    """A message is not accepted. `status` is the answer to its sender; 0 for no answer."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -49,14 +49,13 @@ class Refused(Exception):
 
 
 class _Keys(dict[str, str]):
-    """Names of fields that came before, and their keys: to check a name is dear, and most are few.
-    A client that makes up names shouldn't fill the memory."""
+    """A cache of the keys of field names. Checking a name is expensive, and few names are common.
+    It is bounded, so that a client that makes up names can't fill the memory."""
 
     def __missing__(self, name: str) -> str:
-        """The key of a name that is new. Raises `Refused` for what is none."""
+        """The key of a name that isn't in the cache. Raises `Refused` for an invalid name."""
         if not TOKEN.fullmatch(name):
-            # What another server might take for something else gets an answer, what is plain
-            # nonsense doesn't.
+            # A line that another server might read differently is answered, plain nonsense isn't.
             told = name[:1] in " \t" or not name.isascii() or TOKEN.fullmatch(name.rstrip(" \t"))
             raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
         key = name.lower()
@@ -71,20 +70,20 @@ _keys: Final = _Keys()
 
 
 class Head:
-    """The fields of a message. `values` has them by name in lower case, in their order."""
+    """The fields of a message, in order: `values` maps the name in lower case to the value."""
 
     __slots__ = ("names", "values")
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
-        """How a name is written, by its key; also of fields that were taken off."""
+        """The name of each field as written, by its key; removed fields included."""
         self.values: dict[str, str] = {}
 
     def get(self, key: str) -> str | None:
         return self.values.get(key)
 
     def set(self, name: str, value: str) -> None:
-        """Set a field, in the place and with the name it has already."""
+        """Set a field. If it is there, it keeps its place and its name as written."""
         key = name.lower()
         self.names.setdefault(key, name)
         self.values[key] = value
@@ -93,7 +92,7 @@ class Head:
         self.values.pop(key, None)
 
     def fill(self, lines: list[str], once: frozenset[str] = frozenset()) -> None:
-        """Take the fields of these lines; `once` are the keys that may not be doubled. Raises
+        """Add the fields of these lines. The keys in `once` may not be repeated. Raises
         `Refused`."""
         names, values = self.names, self.values
         for line in lines:
@@ -114,10 +113,10 @@ class Head:
 
 
 def _wish_to_go_on(values: dict[str, str]) -> bool | None:
-    """What Connection says of the connection: to keep it open, to close it, or nothing."""
+    """Whether the Connection field asks to keep the connection open; None if it doesn't say."""
     if "connection" in values:
         wishes = values["connection"].lower()
-        # Where a word isn't at all, which `in` tells soonest, nothing is searched.
+        # `in` is faster than the regular expression, which is needed only if the word occurs.
         if "close" in wishes and _CLOSE.search(wishes):
             return False
         if "keep-alive" in wishes and _KEEP_ALIVE.search(wishes):
@@ -140,7 +139,7 @@ class Request(Head):
     __slots__ = ("chunked", "keep_alive", "length", "low_priority", "method", "uri", "version")
 
     def __init__(self, text: str) -> None:
-        """Read `text`, with the empty line at its end. Raises `Refused`."""
+        """Parse `text`, which ends with the empty line. Raises `Refused`."""
         super().__init__()
         line = _REQUEST_LINE.match(text)
         if line is None:
@@ -153,17 +152,17 @@ class Request(Head):
         self.method, self.uri, minor = line.groups()
         self.version = "1." + minor
         self.low_priority = False
-        """Set by a plugin: this request is to wait behind all others."""
+        """Whether a plugin gave it low priority."""
         values = self.values
         self.fill(lines, _ONCE_IN_REQUEST)
         if self.uri[0] != "/" and "://" in self.uri:
             absolute = _ABSOLUTE.fullmatch(self.uri)
             if absolute is None:
-                # A backend would find another host in it than the one that is looked at here.
+                # A backend might see another host in it than the one seen here.
                 raise Refused(400, "Invalid URL")
             path = absolute[2] or "/"
             self.uri = path if path[0] == "/" else "/" + path
-            # As bytes: only letters of ASCII have a lower case.
+            # As bytes, to change only ASCII letters.
             self.set("Host", absolute[1].encode("latin-1").lower().decode("latin-1"))
         host = values.get("host")
         if host:
@@ -173,10 +172,10 @@ class Request(Head):
             raise Refused(0, "HTTP/1.1 without Host")
         wish = _wish_to_go_on(values)
         self.keep_alive: bool = minor != "0" if wish is None else wish
-        """Whether the client wants to go on after this request."""
+        """Whether the client wants a persistent connection."""
         self.chunked = False
         self.length = 0
-        """Bytes of the body; 0 also if it is chunked."""
+        """Bytes of the body; 0 if it is chunked."""
         if "transfer-encoding" in values:
             if "content-length" in values:
                 raise Refused(400, "Transfer-Encoding and Content-Length")
@@ -189,12 +188,12 @@ class Request(Head):
             self.length = _length(values["content-length"])
 
     def to_bytes(self, values: dict[str, str]) -> bytes:
-        """The request as it goes to a backend, with these fields."""
+        """The request to a backend, with these fields."""
         return _written(f"{self.method} {self.uri} HTTP/1.0", self.names, values)
 
     def range(self, size: int) -> tuple[int, int, int]:
-        """What is asked for of `size` bytes: 200 and all, 206 and a part, or 416; the place of its
-        first byte, and of that behind its last."""
+        """The status (200 for all, 206 for a part, or 416) and the start and end of the range that
+        is requested of `size` bytes."""
         asked = self.values.get("range")
         found = _RANGE.fullmatch(asked) if asked else None
         if found is None or not (found[1] or found[2]):
@@ -207,7 +206,7 @@ class Request(Head):
 
 
 def _clamped(digits: str) -> int:
-    """A number; one that is larger than any file is some other such number."""
+    """The number; one larger than any file is cut to another that is."""
     return int(digits.lstrip("0")[: _MAX_DIGITS + 1] or "0")
 
 
@@ -220,7 +219,7 @@ def _length(text: str) -> int:
 
 
 class Response(Head):
-    """The head of a response, of ours or of a backend's."""
+    """The head of a response: one of the server's own, or a backend's."""
 
     __slots__ = ("code", "length", "reason", "stays_open")
 
@@ -228,9 +227,9 @@ class Response(Head):
         super().__init__()
         self.set_code(code)
         self.stays_open = False
-        """Whether who sent it keeps the connection open unless he says otherwise."""
+        """Whether the sender's connection is persistent by default."""
         self.length: int | None = None
-        """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
+        """Bytes of the body of a backend's response; None if unknown, 0 if it can't have one."""
 
     def set_code(self, code: int) -> None:
         self.code = code
@@ -240,23 +239,23 @@ class Response(Head):
         return _written(f"HTTP/1.0 {self.code} {self.reason}", self.names, self.values)
 
     def kept_alive(self, head_only: bool) -> bool:
-        """Whether who sent this will keep the connection open; `head_only` for what had no body
-        whatever its length is said to be."""
+        """Whether the sender will keep the connection open. `head_only`: there was no body,
+        whatever the length says."""
         wish = _wish_to_go_on(self.values)
         if self.stays_open:
             return wish is not False
         return bool(wish) and self.tells_its_end(head_only)
 
     def tells_its_end(self, head_only: bool) -> bool:
-        """Whether it is known where it ends: by a length, or as it can't have a body."""
+        """Whether its end is known, because it has a length or can't have a body."""
         return head_only or "content-length" in self.values or self.code in BODILESS
 
 
 def parse_response(text: str) -> Response:
-    """A backend's response, with the empty line at its end. Raises `Refused`."""
+    """Parse a backend's response head, which ends with the empty line. Raises `Refused`."""
     if "\n " in text or "\n\t" in text:
         text = _FOLD.sub(" ", text)
-    # RFC 9112, 2.2: a line may end with LF alone. Perlbal's own tests have backends that mix the two.
+    # RFC 9112, 2.2: LF alone may end a line. Backends in Perlbal's own tests mix the two.
     text = text.replace("\r\n", "\n")
     if "\0" in text or "\r" in text:
         raise Refused(502, "A line of the backend's head ends oddly")
@@ -270,7 +269,7 @@ def parse_response(text: str) -> Response:
     response.fill(lines)
     values = response.values
     if "transfer-encoding" in values and "identity" not in values["transfer-encoding"].lower():
-        # RFC 9112, 6.3: the length is not to be believed.
+        # RFC 9112, 6.3: Transfer-Encoding overrides the length.
         values.pop("content-length", None)
     if "content-length" in values:
         text = values["content-length"]
@@ -283,18 +282,18 @@ def parse_response(text: str) -> Response:
 
 
 def wire(text: str) -> str:
-    """Text of the language, which is UTF-8, as it is written in a head, whose letters are bytes."""
+    """Convert the language's text, which is UTF-8, to a head's, whose characters are bytes."""
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def read_off(text: str) -> str:
-    """The same the other way."""
+    """The inverse of `wire`."""
     return text.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def take_head(data: bytes) -> tuple[str, bytes] | None:
-    """A head, with the empty line at its end, and what follows; None if the end isn't there yet.
-    Raises `Refused` for one that is too long."""
+    """Split `data` after the head's empty line. None if the head isn't complete; raises `Refused`
+    if it is too long."""
     end = data.find(b"\n\r\n")
     after = end + 3
     short = data.find(b"\n\n", 0, after if end >= 0 else len(data))
@@ -307,5 +306,5 @@ def take_head(data: bytes) -> tuple[str, bytes] | None:
 
 @lru_cache(1000)
 def http_date(seconds: int) -> str:
-    """A moment, in seconds since the epoch, as HTTP writes it, which has years of four digits."""
+    """Format a time in seconds since the epoch, limited to the years 1 to 9999, for HTTP."""
     return formatdate(min(max(-62_135_596_800, seconds), 253_402_300_799), usegmt=True)

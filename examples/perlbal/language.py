@@ -1,6 +1,6 @@
-"""The language of the configuration file and the management port, a line at a time.
+"""The language of the configuration file and the management port, processed line by line.
 
-Its commands are in commands.py, and those of plugins in plugins.py.
+Its commands are in commands.py, those of plugins in plugins.py.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     Out = Callable[[str], object]
 
 MAX_FILE: Final = 10_000_000
-"""Characters of a configuration file."""
+"""The longest configuration file, in characters."""
 
 Answer = list[str] | str | None
-"""What a command answers: a list, a line (or nothing, if it is empty), or OK."""
+"""A command's answer: a list, a line (nothing if it is empty), or None for OK."""
 
 _LOWER: Final = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 class Context:
-    """What commands leave to those behind them: one for each file and connection."""
+    """What a command leaves for the next ones. Each file and each connection has one."""
 
     def __init__(self, verbose: bool) -> None:
         self.verbose = verbose
-        """Whether success is told."""
+        """Whether success is answered with OK."""
         self.last_created = ""
-        """The service or pool that SET means when it names none."""
+        """The service or pool that SET applies to if it names none."""
 
 
 class Call(NamedTuple):
-    """One command that is being carried out."""
+    """A command that is being run."""
 
     server: Server
     word: str
@@ -63,12 +63,12 @@ class Call(NamedTuple):
 
 class Command(NamedTuple):
     run: Callable[..., Answer]
-    """Carries it out: with the call, and the groups of the pattern, "" for each that isn't there.
-    May raise `LanguageError`."""
+    """Runs it, with the call and the groups of the pattern, "" for each that didn't match. May
+    raise `LanguageError`."""
     pattern: str = ""
-    """Fits what stands behind its first word, which is in lower case up to the first "="."""
+    """Matches the text after the first word, which is in lower case up to the first "="."""
     usage: str = ""
-    """What is told where the pattern doesn't fit."""
+    """The error message if the pattern doesn't match."""
 
 
 LEFT_OUT: Final = {
@@ -79,7 +79,7 @@ LEFT_OUT: Final = {
     "crash": "it is not done on purpose",
     "state": "states aren't recorded",
 }
-"""Perlbal's commands that aren't here, and why."""
+"""Perlbal's commands that are not supported, and why."""
 
 
 class Language:
@@ -87,13 +87,13 @@ class Language:
         self.server = server
 
     def load_file(self, name: str, out: Out) -> None:
-        """Carry out the commands of a file. Raises `LanguageError` at the first that fails."""
+        """Run the commands in a file. Raises `LanguageError` at the first that fails."""
         try:
             kind = stat.S_IFMT(os.stat(name).st_mode)
             if self.server.running and kind in (stat.S_IFIFO, stat.S_IFCHR):
-                # Everybody would wait for who writes to it.
+                # Reading it would block the server until somebody writes to it.
                 raise LanguageError(f"Error opening config file ({name}): Not a file")
-            # A line ends with LF: CR is a space like others, and all else is a part of a name.
+            # Only LF ends a line. CR is a space, and anything else may be part of a name.
             with open(name, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
                 text = file.read(MAX_FILE + 1)
         except OSError as error:
@@ -106,12 +106,12 @@ class Language:
                 raise LanguageError(f"{name}, line {number}: {line.strip()}")
 
     def run(self, line: str, out: Out, context: Context) -> bool:
-        """Carry out one line, and answer by `out`. False if it failed."""
+        """Run one line, and pass the lines of the answer to `out`. False if it failed."""
         try:
             text = _plain(line)
             answer = self._carry_out(text, out, context) if text.strip(" ") else ""
         except (LanguageError, OSError, ValueError, RecursionError) as error:
-            # What the system, or Python, wouldn't do with a value is an answer like another.
+            # If the system or Python rejects a value, that is an answer, too.
             out(f"ERROR: {error}")
             return False
         if isinstance(answer, list):
@@ -142,8 +142,8 @@ class Language:
 
 
 def _plain(line: str) -> str:
-    """A line without its comment, with its variables replaced, and in lower case up to "="."""
-    # Spaces of Unicode are no spaces: a file's name may have them.
+    """The line without its comment, with variables expanded, in lower case up to "="."""
+    # Unicode spaces don't count as spaces: a file's name may contain them.
     text = re.sub(r"\s+", " ", line.partition("#")[0], flags=re.ASCII).strip(" ")
     text = re.sub(r"\$\{([^{}]+)\}", _variable, text)
     text = re.sub(r"\$(\w+)", lambda found: os.environ.get(found[1], ""), text, flags=re.ASCII)
@@ -163,7 +163,7 @@ def _variable(found: re.Match[str]) -> str:
 
 
 def _interface_address(name: str) -> str:
-    """The IPv4 address of a network interface, by ioctl(SIOCGIFADDR), which is Linux's."""
+    """The IPv4 address of a network interface, from ioctl(SIOCGIFADDR). Linux only."""
     try:
         from fcntl import ioctl
 

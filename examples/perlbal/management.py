@@ -1,4 +1,4 @@
-"""Management connections: the language, or pages for a browser."""
+"""Connections to the management port: commands of the language, or pages for a browser."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 MAX_LINE: Final = 65_536
 MAX_UNREAD: Final = 1_048_576
-"""How many bytes of answers may wait before no more commands are read."""
+"""No more commands are read while more bytes of answers than this are unsent."""
 READ_SIZE: Final = 512
-"""How much is read at a time: not so many commands that others would wait for their turn."""
+"""Bytes per read, few enough that a batch of commands doesn't delay other connections."""
 _HTTP: Final = (b"GET ", b"HEAD ", b"POST ")
 
 
@@ -47,7 +47,7 @@ class ClientManage(Socket):
     def _lines(self) -> None:
         while not self.closed and not self.server.ended:
             if self.write_buf_size > MAX_UNREAD:
-                # Nobody reads the answers.
+                # The peer doesn't read the answers.
                 return self.watch_read(False)
             line, newline, rest = self.inbox.partition(b"\n")
             if not newline:
@@ -66,7 +66,7 @@ class ClientManage(Socket):
                 self.write(lines.encode("utf-8", "surrogateescape"))
 
     def _end(self) -> None:
-        """Hear no more, and close behind the answers that wait."""
+        """Stop reading, and close once the queued answers are sent."""
         self.inbox = b""
         self.watch_read(False)
         self.write(self.close)

@@ -53,7 +53,7 @@ def _front(server: Server) -> str:
 
 
 def page(server: Server, uri: str) -> tuple[str, str]:
-    """The status and the page that a URI names."""
+    """The status and the page for a URI."""
     if uri == "/":
         body = _front(server)
     elif uri == "/socks":

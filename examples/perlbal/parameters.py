@@ -1,4 +1,4 @@
-"""The parameters of services: their names, types, defaults, and the roles they belong to."""
+"""The parameters of services: their names, types, defaults and roles."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 
 class LanguageError(Exception):
-    """A command that can't be carried out. The argument is what the administrator is told."""
+    """A command failed. The argument is the error message for the administrator."""
 
 
 def named(things: Mapping[str, T], name: str, complaint: str) -> T:
-    """What has this name. Raises `LanguageError` with the complaint."""
+    """The thing with this name. Raises `LanguageError` with the complaint if there is none."""
     if name not in things:
         raise LanguageError(complaint)
     return things[name]
 
 
 Reader = Callable[["Service", str, str], Value]
-"""Makes a value of a service, a parameter's key and the text; may raise `LanguageError`."""
+"""Returns a value, given a service, a parameter's key and a text. May raise `LanguageError`."""
 
 
 def _fitting(pattern: str, make: Callable[[re.Match[str]], Value], complaint: str) -> Reader:
-    """Reads what fits a pattern."""
+    """A reader of text that matches a pattern."""
 
     def read(service: Service, key: str, text: str) -> Value:
         if (found := re.fullmatch(pattern, text, re.ASCII)) is None:
@@ -71,9 +71,10 @@ request_path: Final = _fitting(
     "[!-~]+", lambda found: found[0], "'{text}' is no path that can be asked for"
 )
 words: Final = re.compile(r"[^\s,]+", re.ASCII).findall
-"""What stands in a list, with commas or spaces between."""
+"""Splits a list at commas and spaces."""
 file_names: Final = _fitting(".*", lambda found: tuple(words(found[0])), "")
-# Each character fits in one way: of a line that doesn't fit, others would be tried without end.
+# Each character can match in only one way; otherwise a line that doesn't match would make the
+# pattern backtrack almost without end.
 _SECONDS: Final = r"\s*(?:(?:\d{1,9}(?:\.\d{0,9})?|\.\d{0,9})\s*)?"
 schedule: Final = _fitting(
     rf"{_SECONDS}(?:,{_SECONDS})*",
@@ -92,7 +93,7 @@ def role_name(service: Service, key: str, text: str) -> str:
 
 _IP: Final = r"(\d{1,3}(?:\.\d{1,3}){3}|\[[\da-fA-F:.]+\])"
 NODE: Final = rf"{_IP}(?::(\d{{1,5}}))?"
-"""What fits "ip", "ip:port", "[ip]" and "[ip]:port"."""
+"""Matches "ip", "ip:port", "[ip]" and "[ip]:port"."""
 _ADDRESS: Final = re.compile(rf"(?:{_IP}:)?(\d{{1,5}})", re.ASCII)
 
 
@@ -113,7 +114,7 @@ def listen_address(service: Service, key: str, text: str) -> str:
 
 
 def _folder(complaint: str) -> Reader:
-    """Reads the name of a folder that is there."""
+    """A reader of the name of an existing directory."""
 
     def read(service: Service, key: str, text: str) -> str:
         if not os.path.isdir(text):
@@ -142,9 +143,9 @@ _MASKS: Final = {str(ipaddress.ip_network((0, bits)).netmask) for bits in range(
 
 
 def netmask(text: str) -> Netmask:
-    """The addresses that an address, "10.0.0.0/8", "10.0.0.0/255.0.0.0", "10.0.0.0:255.0.0.0",
-    "10.0.0.0-10.255.255.255", "any" or an IPv6 prefix means. Raises `ValueError`, of which the
-    text says what is wrong, as Net::Netmask does."""
+    """The network meant by an address, "10.0.0.0/8", "10.0.0.0/255.0.0.0", "10.0.0.0:255.0.0.0",
+    "10.0.0.0-10.255.255.255", "any" or an IPv6 prefix. Raises `ValueError` with the same message as
+    Net::Netmask."""
     if text in ("any", "default"):
         text = "0.0.0.0/0"
     if found := _RANGE.fullmatch(text):
@@ -159,7 +160,7 @@ def netmask(text: str) -> Netmask:
         network = f"{found[1]}/{mask}"
         if mask.isdigit() and int(mask) > 32:
             raise ValueError(f"illegal number of bits: {mask}")
-        # One of the host's part would be understood as well.
+        # `ip_network` would also accept a host mask.
         if "." in mask and mask not in _MASKS:
             raise ValueError(f"illegal netmask: {mask}")
     try:
@@ -188,12 +189,12 @@ LEFT_OUT: Final = frozenset(
     ("ssl_key_file", "ssl_cert_file", "ssl_cipher_list", "ssl_ca_path", "ssl_verify_mode")
     + ("ssl_honor_cipher_order", "upload_status_listeners", "server_process")
 )
-"""Perlbal's parameters that aren't here."""
+"""Perlbal's parameters that are not supported."""
 
 
 class Parameter(NamedTuple):
     role: str
-    """The role that has it; empty: all have."""
+    """The role that has it; empty if all have it."""
     read: Reader
 
     def is_for(self, role: str) -> bool:
@@ -264,8 +265,7 @@ class Selector:
 
 
 class Parameters(AllRoles, ReverseProxy, WebServer, Selector):
-    """All that can be set of a service, by the names that the language has for it, with their
-    defaults."""
+    """All parameters of a service, by their names in the language, with their defaults."""
 
 
 _BY_ROLE: Final = {
@@ -282,4 +282,4 @@ PARAMETERS: Final = {
     for role, names in _BY_ROLE.items()
     for key, hint in get_type_hints(names, _NAMES, include_extras=True).items()
 }
-"""How each is read."""
+"""The parameters by name."""

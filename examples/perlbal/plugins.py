@@ -1,7 +1,7 @@
-"""The plugins that are built in, and the class that others are made of.
+"""The built-in plugins, and the base class for others.
 
-A plugin of one's own is a subclass of `Plugin` that is put into `PLUGINS` before the configuration
-is read. LOAD brings a plugin's commands, and `SET service.plugins` its services.
+To add a plugin, subclass `Plugin` and add the class to `PLUGINS` before the configuration is read.
+LOAD makes a plugin's commands available, and `SET service.plugins` applies it to a service.
 """
 
 from __future__ import annotations
@@ -25,57 +25,57 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 MOST_LABELS: Final = 127
-"""Of a name (RFC 1035, 2.3.4); a request may have a hundred thousand of them."""
+"""The most labels that a name can have (RFC 1035, 2.3.4). A request may send 100,000."""
 _HOST_PATTERN: Final = re.compile(r"[\w\-.*;:\[\]]+", re.ASCII)
 _USE_OBSERVED_IP: Final = "accesscontrol.use_observed_ip"
 _USING: Final = re.compile(r"/__using/([\w.]+)/\w+(?:\?.*)?", re.ASCII)
 
 
 class Plugin:
-    """What can be done to the requests of a service, and commands of its own."""
+    """Handles requests of the services that use it, and may add commands and parameters."""
 
     name = ""
     settings: frozenset[str] = frozenset()
-    """What can be set of a service that uses it, as "plugin.key"."""
+    """Its settings for each service that uses it, as "plugin.key"."""
     parameters: ClassVar[dict[str, Parameter]] = {}
-    """Parameters of services that there are once it is loaded; each is 0 until it is set."""
+    """The parameters that services have once it is loaded. Each is 0 until it is set."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
 
     def commands(self) -> dict[str, Command]:
-        """Its commands, by their first word. They raise `LanguageError`."""
+        """Its commands, by first word. They may raise `LanguageError`."""
         return {}
 
     def check(self, service: Service) -> None:
-        """Raises `LanguageError` if the service can't use it."""
+        """Raise `LanguageError` if the service can't use it."""
 
     def register(self, service: Service) -> None:
-        """A service begins to use it."""
+        """Called when a service begins to use it."""
 
     def unregister(self, service: Service) -> None:
-        """A service uses it no longer, and what was set of it there is gone."""
+        """Called when a service stops using it. Removes its settings there."""
         for key in self.settings:
             service.extra.pop(key, None)
 
     def start_http_request(self, exchange: Exchange) -> bool:
-        """See a request first. True if it has been answered."""
+        """Handle a request before its service does. True if it has answered it."""
         return False
 
     def select(self, exchange: SelectorExchange) -> bool:
-        """Hand a request to a selector on to a service, or answer it. True if it did."""
+        """Hand a selector's request to a service, or answer it. True if it did either."""
         return False
 
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
-        """Change the fields that go to a backend."""
+        """Change the header fields that are sent to a backend."""
 
     def dump(self, service: Service) -> list[str]:
-        """The commands that make it what it is for a service."""
+        """The commands that recreate its settings for a service."""
         return []
 
 
 class HostMaps(Plugin):
-    """What is mapped to the names of hosts, for each service."""
+    """A map by host name for each service."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
@@ -83,13 +83,13 @@ class HostMaps(Plugin):
 
     @staticmethod
     def host(request: Request) -> str:
-        """The host that is asked for, without its port and the dot of the root; "" if none is."""
+        """The request's host, without the port and the root's dot; "" if it has none."""
         host = read_off(request.values.get("host") or "").lower()
         return re.sub(r":\d+$", "", host).removesuffix(".")
 
     def find(self, service: Service, host: str) -> list[str]:
-        """What is mapped to a host, the best first: to itself, to "*." and it or a domain that it
-        is in, to "*"."""
+        """The values that match a host, the most specific first: those for the host itself, for
+        "*." and the host or a domain above it, and for "*"."""
         maps = self.maps.get(service, {})
         labels = host.rsplit(".", MOST_LABELS)
         domains = [f"*.{'.'.join(labels[number:])}" for number in range(len(labels))]
@@ -97,7 +97,7 @@ class HostMaps(Plugin):
 
 
 class Vhosts(HostMaps):
-    """Services by the name of the host."""
+    """Chooses a service by host name."""
 
     name = "Vhosts"
 
@@ -151,7 +151,7 @@ class Vhosts(HostMaps):
 
 
 class Redirect(HostMaps):
-    """Other hosts for some."""
+    """Redirects requests from one host to another."""
 
     name = "Redirect"
 
@@ -181,7 +181,7 @@ class Redirect(HostMaps):
 
 
 class AccessControl(Plugin):
-    """Rules of who may come in."""
+    """Admits or refuses clients by their address."""
 
     name = "AccessControl"
     settings = frozenset((_USE_OBSERVED_IP,))
@@ -189,9 +189,9 @@ class AccessControl(Plugin):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.rules: dict[Service, list[tuple[str, str, str, Netmask]]] = {}
-        """Action, kind, how it is written, and the addresses that it means."""
+        """For each rule the action, the kind, the address as written, and the network it means."""
         self.denies: set[Service] = set()
-        """Where who isn't named by a rule stays outside."""
+        """The services that deny clients that no rule matches."""
 
     def commands(self) -> dict[str, Command]:
         pattern = r"\s+(policy|allow|deny|reset|queue_low)(?:\s+(\S+))?(?:\s+(\S+))?"
@@ -229,12 +229,12 @@ class AccessControl(Plugin):
         return action == "deny"
 
     def action(self, service: Service, ip: str) -> str:
-        """What is to be done to whoever comes from this address."""
+        """The action for a client at this address."""
         try:
             address = ipaddress.ip_address(ip)
         except ValueError:
-            # An upstream may say anything: a mask of all has that too, as in the original, unless
-            # it looks like an address with a port.
+            # An upstream may send anything. The mask that matches all IPv4 addresses matches that
+            # as well, as in the original, unless it looks like an address with a port.
             address = ipaddress.ip_address("::" if ":" in ip else "0.0.0.0")
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
@@ -252,7 +252,7 @@ class AccessControl(Plugin):
 
 
 class XFFExtras(Plugin):
-    """X-Forwarded-Port and X-Forwarded-Proto for backends."""
+    """Sends X-Forwarded-Port and X-Forwarded-Proto to backends."""
 
     name = "XFFExtras"
     parameters: ClassVar[dict[str, Parameter]] = {
@@ -272,7 +272,7 @@ class XFFExtras(Plugin):
 
 
 class Include(Plugin):
-    """Commands from other files."""
+    """Runs the commands in other files."""
 
     name = "Include"
     MOST_DEEP = 10

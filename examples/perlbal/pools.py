@@ -1,4 +1,4 @@
-"""Pools: the nodes among which a reverse proxy chooses."""
+"""Pools: the nodes from which a reverse proxy chooses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NODE: Final = re.compile(NODE, re.ASCII)
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
-    # The time alone may be the same after two changes at once.
+    # Two changes in quick succession may have the same time.
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
@@ -42,33 +42,33 @@ class Pool:
         self.users: list[Service] = []
         """The services that use it."""
         self.nodes: list[Node] = []
-        """In their order. One that is twice in a file is chosen twice as often."""
+        """In order. A node listed twice in a file is chosen twice as often."""
         self.used: dict[str, int] = {}
-        """How many requests each node was given, by its name."""
+        """The number of requests sent to each node, by its name."""
         self.nodefile: str | None = None
         self._read: tuple[int, ...] = ()
-        """By what it is known whether the file has changed since it was read."""
+        """The version of the file that was read last."""
         self._timer: Timer | None = None
 
     def add(self, ip: str, port: int) -> None:
-        """Put a node at the end; one that is there already moves."""
+        """Add a node at the end, or move it there."""
         node = Node(ip, port)
         self.used.pop(node.name, None)
         self._have([*(each for each in self.nodes if each != node), node])
 
     def remove(self, ip: str, port: int) -> None:
-        """Take a node out; nothing if it isn't there."""
+        """Remove a node, if it is in the pool."""
         self._have([each for each in self.nodes if each != Node(ip, port)])
 
     def _have(self, nodes: list[Node]) -> None:
-        """Have these nodes, and tell the services that use it."""
+        """Replace the nodes, and notify the services that use the pool."""
         self.nodes = nodes
         self.used = {node.name: self.used.get(node.name, 0) for node in nodes}
         for service in self.users:
             service.balancer.pool_changed()
 
     def set(self, key: str, value: str) -> None:
-        """Carry out `SET pool.key = value`."""
+        """Run `SET pool.key = value`. Raises `LanguageError`, or `OSError` from reading a file."""
         if key == "nodefile":
             if value in ("none", "undef", "null", '""', "''"):
                 self.nodefile = None
@@ -85,17 +85,17 @@ class Pool:
             raise LanguageError(f"Unknown pool parameter '{key}'")
 
     def _look(self) -> None:
-        """Read the nodefile again if it has changed, now and every three seconds."""
+        """Read the nodefile again if it has changed, and check again every three seconds."""
         self._timer = None
         if self.nodefile is None:
             return
-        with suppress(OSError):  # It may be there again the next time.
+        with suppress(OSError):  # It may be back at the next check.
             if _version(os.stat(self.nodefile)) != self._read:
                 self._load(self.nodefile)
         self._timer = self.loop.add_timer(NODEFILE_CHECK_SECONDS, self._look)
 
     def _load(self, name: str) -> None:
-        """Have the nodes of a file. Raises `OSError`, and then all stays as it was."""
+        """Read the nodes from a file. Raises `OSError`, and then nothing has changed."""
         fd, info = open_file(os.fsencode(name))
         with open(fd, encoding="latin-1") as file:
             lines = file.read(10_000_000).splitlines()
@@ -105,7 +105,7 @@ class Pool:
         self._have([Node(each[1].strip("[]"), int(each[2] or 80)) for each in found if each])
 
     def dump(self) -> list[str]:
-        """The commands that make it what it is."""
+        """The commands that recreate it."""
         first = f"CREATE POOL {self.name}"
         if self.nodefile is not None:
             return [first, f"  SET nodefile = {self.nodefile}"]

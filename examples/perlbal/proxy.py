@@ -1,4 +1,4 @@
-"""The reverse proxy: a request on its way to a backend, and the response on its way back."""
+"""The reverse proxy: sends a request to a backend, and the response back to the client."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
     from examples.perlbal.services import Service
 
 READ_AHEAD: Final = 32_768
-"""How many bytes of a body may wait for a backend before no more is read."""
+"""The client isn't read from while more bytes of its body than this wait for the backend."""
 DEADLOCK_SECONDS: Final = 5
-"""How long a client that has more to send may take nothing."""
+"""How long a client with more to send may take nothing of the answer."""
 _OTHER_BODIES: Final = ("x-reproxy-file", "x-reproxy-url", "x-reproxy-service")
 _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
 Queue = OrderedDict["ProxyExchange", None]
-"""Those who wait for a backend, in the order in which they are served."""
+"""The requests that wait for a backend, in the order in which they are served."""
 
 
 class ProxyExchange(Exchange):
     backend: BackendHTTP | None = None
     backend_stalled = False
-    """Whether the backend isn't read from, as the client is too slow."""
+    """Whether the backend isn't read from because the client is too slow."""
     high_priority = False
     requested = False
-    """Whether a backend was asked for."""
+    """Whether a backend was requested."""
     _queue: Queue | None = None
-    """Where it waits for one, or has waited."""
+    """The queue in which it waits, or has waited, for a backend."""
     _dropping = True
-    """Whether what still comes of the body is thrown away: so it is until this is started, which it
-    isn't if a plugin answers."""
+    """Whether the rest of the body is discarded. This is so until `start` is called, which it isn't
+    if a plugin answers."""
     _retries = 0
     _responded = False
-    """Whether there was room for more of the answer, after some of it had to wait."""
+    """Whether the client's socket has become writable after a part of the answer had to wait."""
     _body = Body()
-    """What has come of the request's body and has nowhere to go yet: of most, nothing ever."""
+    """The part of the request's body that waits for a backend. Most requests have none."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
@@ -87,7 +87,7 @@ class ProxyExchange(Exchange):
                 self.request.set("X-PERLBAL-BUFFERED-UPLOAD-REASON", reason)
 
     def _reason_to_buffer(self) -> str | None:
-        """Why the body should go to disk, by what has come of it so far; None if it shouldn't."""
+        """Why the body should go to disk, judging by what has arrived; None if it shouldn't."""
         service = self.service
         rate = self._body.size / ((time.monotonic() - self.since) or 1)
         limit = service.buffer_upload_threshold_time
@@ -123,8 +123,8 @@ class ProxyExchange(Exchange):
             self.client.send_page(500)
 
     def body_done(self) -> None:
-        # What comes behind it has its turn later. Nor is it asked whether the client is still
-        # there: as in the original, who has sent a body may shut his side behind it.
+        # The next request has to wait. This also keeps an end of input from being noticed: as in
+        # the original, a client may shut down its side after it has sent a body.
         self.client.watch_read(False)
         if self.requested or self._dropping:
             return
@@ -133,14 +133,13 @@ class ProxyExchange(Exchange):
         self.request_backend()
 
     def drop_body(self) -> None:
-        """From now on what comes of the body is read and thrown away."""
+        """Discard the body: what is stored, and what still arrives."""
         self._dropping = True
         self._body.purge()
         self._pace_client()
 
     def _pace_client(self) -> None:
-        """Read on from a client that has more of the body to send, or not, as there is room for
-        it."""
+        """Read more of the body from the client if there is room for it, otherwise pause."""
         client, backend = self.client, self.backend
         if not client.body_left:
             return
@@ -156,7 +155,7 @@ class ProxyExchange(Exchange):
         client = self.client
         had_body = self.request.length or self.request.chunked
         rest, client.inbox = client.inbox, b""
-        # Old browsers send a CRLF behind a body. Anything else is never passed on.
+        # Old browsers send a CRLF after a body. Anything else is never passed on.
         if had_body and rest in (b"\r", b"\r\n"):
             client.inbox = rest.removeprefix(b"\r\n")
             return
@@ -170,26 +169,26 @@ class ProxyExchange(Exchange):
     # --- the backend ------------------------------------------------------------------------------
 
     def request_backend(self) -> None:
-        # It may have left, or been refused, since this was put off.
+        # The client may have left, or been refused, if this was delayed.
         if self.client.exchange is self and not self._dropping:
             self.requested = True
             self.client.state = "wait_backend"
             self.service.balancer.request_backend_connection(self)
 
     def wait_in(self, queue: Queue) -> None:
-        """Wait until a backend is found, or the client has left."""
+        """Wait in a queue until there is a backend or the client leaves."""
         self._queue = queue
         queue[self] = None
 
     def head_for_backend(self) -> bytes:
-        """The request as the backend is to have it, with what has come of its body."""
+        """The request for the backend, with what is in memory of its body."""
         service, request = self.service, self.request
-        # By hand, as each request comes here: a call of Head.set is dear.
+        # Every request comes here, so this avoids the cost of calling Head.set.
         names, values = request.names, request.values.copy()
         names.setdefault("connection", "Connection")
         values["connection"] = "keep-alive" if service.persist_backend else "close"
-        # A backend that heeds it although Connection doesn't name it would answer 101, and a client
-        # that only offers it, as many do to all servers, would have no answer.
+        # A backend that obeys Upgrade although Connection doesn't name it would answer 101. A
+        # client that merely offers it, as many do to all servers, would get no answer.
         values.pop("upgrade", None)
         if service.enable_reproxy:
             names.setdefault("x-proxy-capabilities", "X-Proxy-Capabilities")
@@ -213,7 +212,7 @@ class ProxyExchange(Exchange):
         return data + body.read(body.left) if body.left and body.file is None else data
 
     def backend_ready(self, backend: BackendHTTP) -> None:
-        """The head is on its way."""
+        """Called when the head has been written to the backend."""
         self.client.state = backend.state = "wait_res"
         if self._body.left:
             backend.watch_write(True)
@@ -221,7 +220,7 @@ class ProxyExchange(Exchange):
             self._pace_client()
 
     def backend_drained(self, backend: BackendHTTP) -> None:
-        """The backend has taken all that was written to it."""
+        """Called when everything written to the backend has been sent."""
         client, body = self.client, self._body
         if body.left:
             try:
@@ -241,13 +240,13 @@ class ProxyExchange(Exchange):
             self._pace_client()
 
     def too_far_behind_backend(self) -> bool:
-        """Whether so much waits for the client that no more should come."""
+        """Whether so much waits for the client that the backend should pause."""
         return self.client.write_buf_size > self.service.buffer_size
 
     def stall_backend(self, backend: BackendHTTP) -> None:
-        """The client takes less than the backend gives: that has to wait. So has what is still to
-        come of the body: if the backend has closed behind its answer, it would be answered with a
-        reset, and what of the answer is on its way would be lost."""
+        """Pause the backend, because the client is slower. Its body has to wait as well: if the
+        backend has closed after its answer, more of the body would cause a reset, and the part of
+        the answer that is still in transit would be lost."""
         self.backend_stalled = True
         backend.watch_read(False)
         self._pace_client()
@@ -256,7 +255,7 @@ class ProxyExchange(Exchange):
             return
 
         def look() -> None:
-            # A client that doesn't read before all is sent would wait for ever.
+            # A client that reads only after it has sent everything would wait forever.
             if self.backend is backend and self.backend_stalled and client.alive == since:
                 self.drop_body()
 
@@ -270,13 +269,13 @@ class ProxyExchange(Exchange):
             self._pace_client()
 
     def backend_garbage(self, backend: BackendHTTP, what: str) -> None:
-        """What the backend says is no response."""
+        """Called when what the backend has sent isn't a response."""
         self.client.server.log(f"backend {backend.ipport}: {what}")
         self.let_go(backend, "garbage")
         self.no_answer()
 
     def no_answer(self) -> None:
-        """The backend has none that can be passed on, and was let go."""
+        """Called when the backend gave no answer that can be passed on, and has been closed."""
         self.drop_body()
         self.client.send_page(502)
 
@@ -291,12 +290,12 @@ class ProxyExchange(Exchange):
             backend.close("backend_disconnect")
 
     def backend_lost(self, backend: BackendHTTP) -> None:
-        """The backend is closed, and has not answered, or not all. It is not asked again."""
+        """Called when the backend is closed before the end of its answer. There is no retry."""
         self.backend = None
         self.client.close("backend_error")
 
     def let_go(self, backend: BackendHTTP, reason: str) -> None:
-        """Close a backend that this request needs no more."""
+        """Close a backend that this request no longer needs."""
         self.backend = None
         backend.exchange = None
         backend.close(reason)
@@ -304,11 +303,11 @@ class ProxyExchange(Exchange):
     # --- the response -----------------------------------------------------------------------------
 
     def response_received(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
-        """The head of a response is here, and `data` of its body."""
+        """Called with the head of a response and the part of its body that came with it."""
         early = self.client.body_left or self._body.left
         if early:
-            # It may want the rest of the body all the same, as one that sends back what it reads;
-            # but whether it reads that to the end isn't known.
+            # The backend may still want the rest of the body, for instance if it sends back what it
+            # reads. But whether it reads it to the end isn't known.
             backend.kept_alive = False
         if self.service.enable_reproxy and any(map(head.values.get, _OTHER_BODIES)):
             self.drop_body()
@@ -320,29 +319,29 @@ class ProxyExchange(Exchange):
             self.pass_on(backend, head, data)
 
     def pass_on(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
-        """Begin to answer with this head and this of the body."""
+        """Begin to answer with this head and this part of the body."""
         self.response_body(backend, self.client.begin_answer(head, "xfer_res") + data)
 
     def response_body(self, backend: BackendHTTP, data: bytes) -> None:
-        """Some of the response, in the form in which the client is to have it."""
+        """Called with a part of the response, as it is to be sent to the client."""
         client = self.client
         client.alive = time.monotonic()
         if backend.left is None or backend.left > 0:
             client.write(data)
             return
-        # Off the client first: whatever becomes of that is nothing to the backend any more.
+        # Detach the backend first, so that nothing that happens to the client affects it.
         self.backend = None
         self.drop_body()
         client.send_last(data)
         backend.next_request()
 
     def _retry(self, backend: BackendHTTP) -> bool:
-        """Ask another backend if that is wanted."""
+        """Ask another backend, if the service does so. Returns whether it did."""
         service, request = self.service, self.request
         if (
             not service.enable_error_retries
             or request.method not in ("GET", "HEAD")
-            or request.length  # The body is gone.
+            or request.length  # The body isn't kept.
             or request.chunked
             or self._retries >= len(service.error_retry_schedule)
         ):
@@ -367,7 +366,7 @@ class ProxyExchange(Exchange):
             text += f"; write_buf_size={self.client.write_buf_size}"
         text += "; highpri" if self.high_priority else ""
         text += "; lowpri" if self.request.low_priority else ""
-        # Said of an answer that is whole, or of which some had to wait for the client.
+        # For an answer that is complete, or of which a part had to wait for the client.
         text += "; responded" if self._responded or self.is_answered() else ""
         request = self.request
         if not request.chunked and (request.method == "HEAD" or "content-length" in request.values):
@@ -375,7 +374,7 @@ class ProxyExchange(Exchange):
         return text + ("; reproxying" if self.client.state == "backend_req_sent" else "")
 
     def is_answered(self) -> bool:
-        """Whether there is no more to come of the answer."""
+        """Whether the answer is complete."""
         return self._dropping and self.backend is None
 
     def release(self) -> None:

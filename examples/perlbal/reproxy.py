@@ -1,4 +1,4 @@
-"""Reproxying: a backend names a file, some URLs or a service in the place of its answer's body."""
+"""Reproxying: a backend names a file, URLs or a service to be sent instead of its answer's body."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _SECONDS: Final = re.compile(r"\s*(\d{1,18}(?:\.\d*)?)", re.ASCII)
 
 
 class Url(NamedTuple):
-    """Where a body is to be had."""
+    """Where to get a body."""
 
     node: Node
     path: str
 
 
 def parse_urls(text: str) -> list[Url]:
-    """The URLs of an X-REPROXY-URL header; what isn't one is left out."""
+    """The valid URLs of an X-REPROXY-URL header."""
     found = (_URL.fullmatch(each) for each in re.split("[ \t]+", text)[:MOST_URLS])
     nodes = ((Node(each[1].strip("[]"), int(each[2] or 80)), each[3]) for each in found if each)
     return [Url(node, path or "/") for node, path in nodes if 0 < node.port < 65536]
 
 
 def expected_size(head: Response) -> int | None:
-    """What X-REPROXY-EXPECTED-SIZE says; None if it says nothing, -1 if it is no number."""
+    """The value of X-REPROXY-EXPECTED-SIZE; None if there is none, -1 if it isn't a number."""
     text = (head.get("x-reproxy-expected-size") or "0").strip()
     if text.isascii() and text.isdigit():
         return int(text[:20]) or None
@@ -50,8 +50,8 @@ def expected_size(head: Response) -> int | None:
 
 def _open(path: bytes, expected: int | None) -> tuple[int, int]:
     """The descriptor and the size of a regular file. stat(2), open(2), fstat(2); raises `OSError`
-    or `ValueError`, also for one that is empty or not of the expected size."""
-    if stat.S_ISREG(os.stat(path).st_mode):  # What is no file isn't opened: that may do something.
+    or `ValueError`, also if it is empty or doesn't have the expected size."""
+    if stat.S_ISREG(os.stat(path).st_mode):  # Opening a device may have an effect.
         fd, info = open_file(path)
         if info.st_size and expected in (None, info.st_size):
             return fd, info.st_size
@@ -60,7 +60,7 @@ def _open(path: bytes, expected: int | None) -> tuple[int, int]:
 
 
 def send_file(exchange: ProxyExchange, path: bytes, head: Response) -> None:
-    """Answer with a file in the place of the body that this head has."""
+    """Answer with this head, and with a file instead of the body that came with it."""
     client, request = exchange.client, exchange.request
     client.state = "wait_stat"
     try:
@@ -80,13 +80,13 @@ def send_file(exchange: ProxyExchange, path: bytes, head: Response) -> None:
             head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set_code(206)
         head.drop("x-reproxy-file")
-        head.drop("transfer-encoding")  # Of the body that nobody gets.
+        head.drop("transfer-encoding")  # It described the body that is replaced.
     client.send_file(head, (fd, start, start if request.method == "HEAD" else end))
 
 
 class ReproxyExchange(ProxyExchange):
-    """Goes on where another has ended. It is never started, so what may still come of the request's
-    body is thrown away."""
+    """Continues a request after the first backend has answered. It is never started, so the rest of
+    the request's body is discarded."""
 
     def __init__(self, before: ProxyExchange) -> None:
         super().__init__(before.client, before.service, before.request)
@@ -95,8 +95,7 @@ class ReproxyExchange(ProxyExchange):
 
 
 class ServiceExchange(ReproxyExchange):
-    """A request that another service is to have, when all of its body is here, which is none of that
-    one's."""
+    """A request that is handed to another service, without its body, once the body has arrived."""
 
     def __init__(self, before: ProxyExchange, service: Service) -> None:
         super().__init__(before)
@@ -116,14 +115,14 @@ class ServiceExchange(ReproxyExchange):
 
 
 class UrlExchange(ReproxyExchange):
-    """A request whose answer has the body of the first of some URLs that gives what is expected."""
+    """A request that is answered with the body of the first URL whose response is as expected."""
 
     def __init__(self, before: ProxyExchange, urls: str, primary: Response) -> None:
         """`primary`: the head of the response that named the URLs."""
         super().__init__(before)
         self._primary = primary
         self.urls = parse_urls(urls)
-        """Those that may still be tried, the present one first."""
+        """The URLs that are left to try, the current one first."""
         self._expected_size = expected_size(primary)
 
     def ask(self) -> None:
@@ -156,7 +155,7 @@ class UrlExchange(ReproxyExchange):
             return super().backend_lost(backend)
         self.backend = None
         if backend.use_count:
-            self.ask()  # It was kept too long: that says nothing of its host.
+            self.ask()  # A persistent connection has ended; the host may still be up.
         else:
             self.no_answer()
 
@@ -168,8 +167,8 @@ class UrlExchange(ReproxyExchange):
             self.no_answer()
 
     def _fits(self, head: Response) -> bool:
-        """Whether this is what is expected: then the first backend's head is made to fit the body
-        that comes with it."""
+        """Whether this response is as expected. If so, this adapts the first backend's head to its
+        body."""
         if head.code != 416 and not 200 <= head.code <= 299:
             return False
         if self._expected_size not in (None, head.length):
@@ -200,7 +199,7 @@ class UrlExchange(ReproxyExchange):
 
 
 class Cached(NamedTuple):
-    """What is known of a response whose body is elsewhere."""
+    """A cached response with X-REPROXY-URL."""
 
     until: float
     headers: list[tuple[str, str]]
@@ -212,8 +211,8 @@ def _cache_key(request: Request) -> str:
 
 
 class Reproxying:
-    """What a service answers by X-REPROXY headers, and those that may be used again, by host and
-    path; the one that was used least lately goes first."""
+    """Obeys the X-REPROXY headers of a service's backends, and caches them by host and path. The
+    least recently used entry is evicted first."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -222,7 +221,7 @@ class Reproxying:
         self._requests = 0
 
     def answer(self, exchange: ProxyExchange, head: Response) -> None:
-        """Do what the head of a backend's response asks for."""
+        """Obey the X-REPROXY headers in the head of a backend's response."""
         values, client = head.values, exchange.client
         if path := values.get("x-reproxy-file"):
             send_file(exchange, path.encode("latin-1"), head)
@@ -239,7 +238,7 @@ class Reproxying:
             client.send_page(404, "Vhost twiddling not configured for requested pair.")
 
     def _keep(self, key: str, cache_for: str, urls: str, head: Response) -> None:
-        """Keep an answer as "seconds; Header Header" says."""
+        """Cache an answer as `cache_for` says, which is "seconds; Header Header"."""
         seconds, _, names = cache_for.partition(";")
         found = _SECONDS.match(seconds)
         if found is None:
@@ -267,7 +266,7 @@ class Reproxying:
         return found
 
     def answer_from_cache(self, exchange: ProxyExchange) -> bool:
-        """Answer without asking a backend, if it is known where the body is."""
+        """Answer without asking a backend, if the URLs are cached. Returns whether they were."""
         request = exchange.request
         found = self._look_up(_cache_key(request))
         if found is None:

@@ -1,4 +1,4 @@
-"""Connections to the hosts of X-REPROXY-URL, for all services together."""
+"""Connections to the hosts of X-REPROXY-URL, shared by all services."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONNECT_SECONDS: Final = 5.0
 
 
 class ReproxyHost:
-    """The connections to one host of X-REPROXY-URL, and who waits for them."""
+    """The connections to one host of X-REPROXY-URL, and the requests that wait for them."""
 
     service = None
 
@@ -31,20 +31,20 @@ class ReproxyHost:
         self.queue: Queue = OrderedDict()
         self.connecting: BackendHTTP | None = None
         self.bored: list[BackendHTTP] = []
-        """Those that have nothing to do, the one used last at the end."""
+        """The idle connections, the most recently used last."""
         self.was_bored = False
-        """Whether there ever was one of them."""
+        """Whether a connection has ever been idle."""
         self.connected: set[BackendHTTP] = set()
         self.refused = False
-        """Whether it has just refused one connection more."""
+        """Whether it has just refused an additional connection."""
 
     def serve(self) -> None:
-        """Close what was idle too long, and see that a connection comes for who waits, or that he
-        tries his next URL."""
+        """Close connections that were idle too long. Give the waiting requests a connection, or
+        make them try their next URL."""
         now = time.monotonic()
         limit = now - KEPT_SECONDS
         old = {each for each in self.bored if each.idle_since < limit or each.ends_soon(now)}
-        # First all, as each that is closed comes here again.
+        # Remove all before closing any, because each close calls this function again.
         self.bored = [each for each in self.bored if each not in old]
         for each in old:
             each.close("too_close_disconnect")
@@ -55,8 +55,7 @@ class ReproxyHost:
         if not self.queue or self.connecting or self.connected and enough:
             return
         with suppress(OSError, ValueError, OverflowError):
-            # As in the original, a host that isn't an address is looked up here and now, and an
-            # IPv4 address is preferred.
+            # As in the original, a host name is looked up synchronously, and IPv4 is preferred.
             found = socket.getaddrinfo(*self.node, type=socket.SOCK_STREAM)
             found.sort(key=lambda info: info[0] != socket.AF_INET)
             node = Node(str(found[0][4][0]), self.node.port)
@@ -65,8 +64,8 @@ class ReproxyHost:
             self._give_up()
 
     def _give_up(self) -> None:
-        """It is down: have all that wait for it try their next URL, unless it was only one
-        connection more. That is tried again when it is cleaned, not in each turn."""
+        """A connect has failed. If there is no other connection, make all waiting requests try
+        their next URL. Otherwise try again at the next `clean`, not in every turn."""
         self.refused = bool(self.connected)
         if not self.connected:
             waiting = list(self.queue)
@@ -100,20 +99,20 @@ class ReproxyHost:
         self.serve()
 
     def clean(self) -> bool:
-        """Close what was idle too long. True if nothing is left."""
+        """Close connections that were idle too long. True if the host is no longer used."""
         self.refused = False
         self.serve()
         return not (self.queue or self.connecting or self.connected)
 
 
 class ReproxyHosts(dict[Node, ReproxyHost]):
-    """The hosts that are made use of, for all services together."""
+    """The hosts in use, shared by all services."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
         self.server = server
         self.most = {"": 0}
-        """How many connections to each host, and under "" to those that aren't named; 0: any."""
+        """The most connections to each host, with "" for all other hosts; 0 for no limit."""
 
     def __missing__(self, node: Node) -> ReproxyHost:
         if not self:

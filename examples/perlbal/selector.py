@@ -1,4 +1,4 @@
-"""The selector: requests that are for other services to answer."""
+"""The selector: requests that are handed to other services."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class SelectorExchange(Exchange):
-    """A request to a selector, which looks for the service that is to have it."""
+    """A request to a selector, which finds the service to answer it."""
 
-    takes_body = False  # Which is the service's that is found.
+    takes_body = False  # The body goes to that service.
 
     def start(self) -> None:
         if self.service.latency:

@@ -1,4 +1,4 @@
-"""What a running server has: services, pools, plugins, counts, and how it ends."""
+"""The state of a running server (services, pools, plugins, counts), and its shutdown."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 def tell(text: str, fd: int = 2) -> None:
-    """Write to standard error, or another descriptor; it serves as well where nobody reads that,
-    be it closed, or a pipe that is full: there what would wait for a reader is lost.
-    A print() that failed would be tried again at the end, and be the exit status."""
+    """Write a line to standard error or another descriptor, and never wait: if it is closed or is a
+    full pipe, the rest is lost. If print() failed, Python would try again at exit, and that would
+    set the exit status."""
     data = os.fsencode(f"{text}\n")
     with suppress(OSError):
         while data and select.select((), (fd,), (), 0)[1]:
@@ -44,9 +44,9 @@ class Server:
         self.services: dict[str, Service] = {}
         self.pools: dict[str, Pool] = {}
         self.pools_by_command = False
-        """Whether a pool was created by command: then none is made by itself any more."""
+        """Whether a command has created a pool. Then none is created implicitly any more."""
         self.defaults: dict[str, str] = {}
-        """What DEFAULT has set, as it is written."""
+        """The values set by DEFAULT, as text."""
         self.plugins: dict[str, Plugin] = {}
         self.exchanges: dict[str, type[Exchange]] = {
             "reverse_proxy": ProxyExchange,
@@ -58,38 +58,38 @@ class Server:
         self.idle = IdleClients(self)
         self.nodes = Nodes()
         self.no_verify: dict[str, float] = {}
-        """Until when a node isn't verified, as it was found not to know how."""
+        """Nodes that don't support OPTIONS, and until when they are used unverified."""
         self.verified_directories: set[str] = set()
         self.requests = 0
         self.usage: tuple[float, float, int] = (0.0, 0.0, 0)
-        """User and system time, and requests, when PROC last told them."""
+        """User time, system time and requests at the last PROC."""
         self.clients = 0
-        """The connections of HTTP clients that are open."""
+        """The number of open connections from HTTP clients."""
         self.started = int(time.time())
         self.pidfile: str | None = None
         self.running = False
         self.ended = False
-        """Whether it has been told to end at once."""
+        """Whether it was told to end at once."""
         self.stopping = False
-        """Whether a graceful shutdown is going on."""
+        """Whether a graceful shutdown is in progress."""
 
     def log(self, message: str) -> None:
         tell(message)
 
-    # --- what there is ----------------------------------------------------------------------------
+    # --- services, pools, commands ----------------------------------------------------------------
 
     @property
     def commands(self) -> Mapping[str, Command]:
-        """The commands by their first words, with those of the loaded plugins."""
+        """The commands by first word, including those of the loaded plugins."""
         return ChainMap(COMMANDS, *(plugin.commands() for plugin in self.plugins.values()))
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
-        """The parameters of services, with those of the loaded plugins."""
+        """The parameters of services, including those of the loaded plugins."""
         return ChainMap(*(plugin.parameters for plugin in self.plugins.values()), PARAMETERS)
 
     def create(self, kind: str, name: str) -> None:
-        """Make a "service" or a "pool" of this name. Raises `LanguageError` if there is one."""
+        """Create a "service" or a "pool". Raises `LanguageError` if the name is taken."""
         if name in self.services:
             raise LanguageError(f"service '{name}' already exists")
         if name in self.pools:
@@ -100,7 +100,7 @@ class Server:
             self.pools[name] = Pool(name, self.loop)
 
     def sockets(self) -> Iterator[Socket]:
-        """All that are open, by number."""
+        """The open sockets, in the order of their descriptors."""
         for _, each in sorted(self.loop.descriptor_map.items()):
             if not each.closed:
                 yield each
@@ -108,8 +108,8 @@ class Server:
     # --- running and ending -----------------------------------------------------------------------
 
     def heed_signals(self) -> None:
-        """From now on, and before the first service listens: what they ask for is done when the
-        loop runs."""
+        """Install the signal handlers, which run in the loop. Called before the first service
+        listens, so that no signal is lost."""
         self.loop.add_signal_handler(signal.SIGTERM, self.shut_down_gracefully)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
@@ -130,7 +130,7 @@ class Server:
                 try:
                     self.loop.run()
                     break
-                except OSError as error:  # Waiting failed, for want of memory maybe.
+                except OSError as error:  # The wait failed, perhaps for lack of memory.
                     self.log(str(error))
                     time.sleep(1)
         finally:
@@ -150,8 +150,8 @@ class Server:
         self.loop.stop()
 
     def shut_down_gracefully(self, seconds: int = 0) -> None:
-        """Take nobody in any more, let those finish who are at something, and end; after so many
-        seconds at the latest, if that isn't 0."""
+        """Stop listening, let the requests in progress finish, and end; after `seconds` at the
+        latest, unless that is 0."""
         if seconds:
             self.loop.add_timer(seconds, self.stop)
         self.stopping = True

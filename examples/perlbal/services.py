@@ -1,4 +1,4 @@
-"""Services: what the parameters of one are, and its listener."""
+"""Services: their parameters and their listeners."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 BACKLOG: Final = 1024
 NOT_DUMPED: Final = ("persist_client_timeout", "default_service")
-"""The first is the two that it sets, the other may be a service that comes later."""
+"""The first only sets two others; the second may name a service that is created later."""
 
 
 def written(value: object) -> str:
-    """A parameter's value, as it is written in the language."""
+    """A parameter's value in the language."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
@@ -46,7 +46,7 @@ class TCPListener(Listener):
         self.service = service
         self.created = time.monotonic()
         self.entered = 0
-        """How many connections it has taken in."""
+        """How many connections it has accepted."""
 
     def enter(self, connection: socket.socket, address: object) -> None:
         self.entered += 1
@@ -60,14 +60,14 @@ class TCPListener(Listener):
         Client(service, connection)
 
     def stop(self, reason: str) -> None:
-        """Take in those who are in the queue of the kernel, who would be lost, and close."""
+        """Accept the connections in the kernel's queue, which would be lost, and close."""
         for _ in range(2 * BACKLOG):
             before = self.entered
             self.event_read()
             if self.entered == before:
                 break
         if self.sock is not None:
-            # Its address is free at once then, while close(2) waits for the end of the batch.
+            # This frees the address at once; close(2) waits for the end of the batch.
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
         self.close(reason)
@@ -87,20 +87,20 @@ class Service(Parameters):
         self.listener: TCPListener | None = None
         self.plugins: list[Plugin] = []
         self.extra: dict[str, str] = {}
-        """What plugins are told by `SET service.plugin.key` and `SET service.extra.key`."""
+        """The settings of plugins: `SET service.plugin.key` and `SET service.extra.key`."""
         self.removed_headers: list[str] = []
         self.inserted_headers: list[tuple[str, str]] = []
         self.balancer = Balancer(self)
         self.reproxying = Reproxying(self)
         self.trusts = lru_cache(1000)(self._trusts)
-        """Whether what a client of an address says of others is believed."""
-        for key in PARAMETERS:  # What is asked of each request is found sooner at the object.
+        """Whether the forwarding headers of a client at this address are trusted."""
+        for key in PARAMETERS:  # Every request reads some; instance attributes are found faster.
             setattr(self, key, getattr(self, key))
 
     # --- setting ----------------------------------------------------------------------------------
 
     def set(self, key: str, text: str) -> None:
-        """Carry out `SET service.key = text`. Raises `LanguageError`."""
+        """Run `SET service.key = text`. Raises `LanguageError`."""
         if key in ("nodefile", "balance_method"):
             return self._own_pool(key).set(key, text)
         if key in LEFT_OUT:
@@ -135,11 +135,11 @@ class Service(Parameters):
                 if key in self.server.defaults:
                     self.set(key, self.server.defaults[key])
                 elif (value := getattr(Service, key, 0)) not in (None, "", ()):
-                    setattr(self, key, value)  # A pool or a folder stays.
+                    setattr(self, key, value)  # A pool or a directory is kept.
 
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
-            # The new one first: if it can't be had, all stays as it was.
+            # Open the new one first: if that fails, nothing has changed.
             listener = self._open(listen)
             if self.listener is not None:
                 self.listener.stop("listens elsewhere")
@@ -158,8 +158,8 @@ class Service(Parameters):
         self.reproxying.trim_cache(maxsize)
 
     def _own_pool(self, key: str) -> Pool:
-        """The pool, of which `key` is set; an old habit makes one of its own, as long as none was
-        made by command."""
+        """The pool whose `key` is being set. A service without a pool gets its own, unless a
+        command has created one."""
         if self.pool is None:
             if self.server.pools_by_command:
                 raise LanguageError(
@@ -175,7 +175,7 @@ class Service(Parameters):
     # --- listening --------------------------------------------------------------------------------
 
     def enable(self) -> None:
-        """Listen, if it has an address to listen on. Raises `LanguageError`."""
+        """Start listening, if it has an address. Raises `LanguageError`."""
         if self.enabled:
             raise LanguageError(f"service {self.name} is already enabled")
         if self.listen is not None:
@@ -187,7 +187,7 @@ class Service(Parameters):
     def _open(self, listen: str) -> TCPListener:
         host, port = address(listen)
         if not host:
-            # Whoever may speak to the management port may do all that this process may.
+            # Anyone who can connect to the management port can do what this process can.
             host = "127.0.0.1" if self.role == "management" else "0.0.0.0"
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -197,11 +197,11 @@ class Service(Parameters):
                 f"Can't start service '{self.name}' on {listen}: Error creating listening socket:"
                 f" {os.strerror(error.errno or 0)}"
             ) from None
-        tune(sock)  # The accepted ones inherit it.
+        tune(sock)  # Accepted sockets inherit the options.
         return TCPListener(self, sock)
 
     def disable(self) -> None:
-        """Listen no longer; connections that are there go on. Raises `LanguageError`."""
+        """Stop listening; open connections continue. Raises `LanguageError`."""
         if not self.enabled:
             raise LanguageError(f"service {self.name} is already disabled")
         if self.role == "management":
@@ -211,7 +211,7 @@ class Service(Parameters):
             self.listener.stop("disabled")
             self.listener = None
 
-    # --- what requests ask it ---------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     def _trusts(self, ip: str) -> bool:
         if self.always_trusted or not self.trusted_upstream_proxies:
@@ -223,13 +223,13 @@ class Service(Parameters):
         return any(address in each for each in self.trusted_upstream_proxies)
 
     def munge_headers(self, head: Head) -> None:
-        """Carry out the HEADER commands."""
+        """Apply the HEADER commands to a head."""
         for name in self.removed_headers:
             head.drop(name)
         for name, value in self.inserted_headers:
             head.set(name, wire(value))
 
-    # --- telling ----------------------------------------------------------------------------------
+    # --- reports ----------------------------------------------------------------------------------
 
     def report(self) -> list[str]:
         """The answer to `SHOW SERVICE name`."""
@@ -258,7 +258,7 @@ class Service(Parameters):
         return lines
 
     def dump(self) -> list[str]:
-        """The commands that make it what it is."""
+        """The commands that recreate it."""
         lines: list[str] = []
         for key, parameter in self.server.parameters.items():
             default: object = getattr(Service, key, 0)
@@ -273,6 +273,6 @@ class Service(Parameters):
         lines += [f"HEADER {self.name} REMOVE {name}" for name in self.removed_headers]
         for name, value in self.inserted_headers:
             lines.append(f"HEADER {self.name} INSERT {name}: {value}")
-        # A new service isn't enabled: to disable it would be an error.
+        # A new service isn't enabled, so DISABLE would be an error.
         last = f"ENABLE {self.name}" if self.enabled else f"# DISABLE {self.name}"
         return [f"CREATE SERVICE {self.name}", *(f"  {line}" for line in lines), last]

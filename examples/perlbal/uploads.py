@@ -1,4 +1,4 @@
-"""Bodies of requests: chunks taken apart, and what is kept on disk until it is whole."""
+"""Bodies of requests: decoding chunks, and storing bodies until a backend takes them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from examples.perlbal.files import write_all
 from examples.perlbal.heads import Refused
 
 _MAX_LINE: Final = 1024
-"""Bytes of a chunk's size and its extensions."""
+"""The longest line of a chunk's size and extensions, in bytes."""
 _MAX_TRAILER: Final = 16_384
 _SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\0-\x08\n-\x1f\x7f]*)?\r")
 
 
 class ChunkDecoder:
-    """Takes a chunked body apart, as strictly as RFC 9112, 7.1 has it. Extensions and trailers are
-    thrown away."""
+    """Decodes a chunked body, as strictly as RFC 9112, 7.1 defines it. Extensions and trailers are
+    discarded."""
 
     def __init__(self) -> None:
         self.done = False
         self.size = 0
         """Bytes of the body so far."""
         self._before: bytes = b""
-        """What isn't a whole line yet."""
+        """The beginning of an incomplete line."""
         self._left: int = 0
-        """Bytes of the present chunk that are to come, and the CRLF behind it; 0: a size is next."""
+        """Bytes left of the current chunk and the CRLF after it; 0 if a size line is next."""
         self._trailer = -1
         """Bytes of the trailer so far; -1 before it begins."""
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """What of `data` is body; and, when the body is done, what is behind it. Raises
-        `Refused`."""
+        """The part of `data` that belongs to the body, and what follows the body once that is done.
+        Raises `Refused`."""
         data, self._before = self._before + data, b""
         pieces: list[bytes] = []
         at = 0
@@ -60,7 +60,7 @@ class ChunkDecoder:
         return b"".join(pieces), data[at:]
 
     def _line(self, line: bytes) -> None:
-        """Take a line of a size or of the trailer, of which the empty one is the last."""
+        """Process a line with a size, or a line of the trailer, which ends with an empty one."""
         if len(line) > _MAX_LINE or line[-1:] != b"\r":
             raise Refused(400, "A chunk's line ends oddly")
         if self._trailer >= 0:
@@ -79,21 +79,21 @@ class ChunkDecoder:
 
 
 class Body:
-    """What has come of a body and has nowhere to go yet: in memory, or in a file, which is made
-    when there is something to put in it."""
+    """The part of a body that waits for a backend, in memory or in a file. The file is created with
+    the first write."""
 
     def __init__(self) -> None:
         self.size = 0
-        """Bytes that have come."""
+        """Bytes written."""
         self.left = 0
-        """Bytes of them that weren't read yet."""
+        """Bytes not read yet."""
         self.file: str | None = None
-        """The file's name; None: it is in memory."""
+        """The file's name; None if it is in memory."""
         self._fd = -1
         self._memory = bytearray()
 
     def write(self, data: bytes) -> None:
-        """Put `data` at the end. In a file: open(2) the first time, write(2). Raises `OSError`."""
+        """Append `data`. For a file: open(2) the first time, write(2). Raises `OSError`."""
         self.size += len(data)
         self.left += len(data)
         self._memory += data
@@ -105,8 +105,7 @@ class Body:
             self._memory.clear()
 
     def read(self, count: int) -> bytes:
-        """The next bytes; of a file, none if it has become shorter. pread(2), which raises
-        `OSError`."""
+        """The next bytes; none if the file has shrunk. For a file: pread(2). Raises `OSError`."""
         if self.file is not None:
             data = os.pread(self._fd, count, self.size - self.left)
         else:
@@ -116,7 +115,7 @@ class Body:
         return data
 
     def purge(self) -> None:
-        """Have nothing of it any more, and take the file away. Doing it twice is no harm."""
+        """Discard it, and delete the file. May be called twice."""
         self.left = 0
         self._memory.clear()
         fd, self._fd = self._fd, -1

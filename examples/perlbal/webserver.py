@@ -1,4 +1,4 @@
-"""The web server: files of a folder, read and written."""
+"""The web server: reads and writes the files of a directory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MIME_TYPES: Final = {
     "txt": "text/plain",
     "zip": "application/zip",
 }
-"""The types by ending, as the MIME command shows and changes them."""
+"""The media types by file extension. The MIME command shows and changes them."""
 
 
 def mime_type(path: bytes) -> str | None:
@@ -50,9 +50,9 @@ def mime_type(path: bytes) -> str | None:
 
 class WebExchange(Exchange):
     _file: NewFile | None = None
-    """What a PUT is writing."""
+    """The file that a PUT is writing."""
     _size = 0
-    """Bytes of it that have come."""
+    """Bytes of the body that have arrived."""
 
     def start(self) -> None:
         service = self.service
@@ -70,7 +70,7 @@ class WebExchange(Exchange):
         if self.client.body_left:
             self.client.close("remote_closure")
         else:
-            # It may still listen.
+            # It may still be reading.
             self.client.watch_read(False)
 
     # --- GET and HEAD -----------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class WebExchange(Exchange):
                 fd, info = open_file(path)
         except (OSError, ValueError) as error:
             return client.send_page(code_of(error))
-        # Not st_mtime, a float: one just before a second would be that second.
+        # Not st_mtime, a float, which may round up to the next second.
         size, modified = info.st_size, http_date(info[stat.ST_MTIME])
         if stat.S_ISDIR(info.st_mode):
             return self._get_directory(docroot, uri, modified)
@@ -130,7 +130,7 @@ class WebExchange(Exchange):
         head.set("Last-Modified", modified)
 
     def _known(self, modified: str, size: int | None) -> bool:
-        """Whether the client says that it has just this already."""
+        """Whether If-Modified-Since says that the client already has this version."""
         asked = self.request.values.get("if-modified-since")
         if not asked:
             return False
@@ -169,7 +169,7 @@ class WebExchange(Exchange):
         client.send_answer(head, body)
 
     def _get_many(self, docroot: bytes, uri: bytes) -> None:
-        """Several files as one: /folder/??one,two?anything."""
+        """Several files in one answer: /folder/??one,two?anything."""
         client, service = self.client, self.service
         found = _MANY.fullmatch(uri)
         base, names = (found[1], found[2].rstrip(b",")) if found else (b"", b"")
@@ -236,7 +236,7 @@ class WebExchange(Exchange):
             self.body_done()
 
     def _is_too_long(self, length: int) -> bool:
-        """Whether so many bytes are more than the service takes: then that is answered."""
+        """Whether `length` exceeds max_put_size. If so, this answers the request."""
         too_long = 0 < self.service.max_put_size < length
         if too_long:
             self.release()
@@ -244,7 +244,7 @@ class WebExchange(Exchange):
         return too_long
 
     def _verified(self, folder: str) -> bool:
-        """Whether a folder is there, or was."""
+        """Whether a directory exists, or has existed when it was checked before."""
         known = self.client.server.verified_directories
         if folder not in known and os.path.isdir(folder):
             if len(known) >= MOST_DIRECTORIES:
@@ -260,7 +260,7 @@ class WebExchange(Exchange):
     def body(self, data: bytes) -> None:
         if self._file is None:
             return
-        self._size += len(data)  # Of a chunked body nobody has told it before.
+        self._size += len(data)  # The size of a chunked body wasn't known before.
         if not self._is_too_long(self._size):
             try:
                 self._file.write(data)
