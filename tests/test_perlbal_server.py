@@ -25,7 +25,7 @@ from danga_raw import Listener, Loop, log_exception
 from danga_raw.types import Block
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
-from examples.perlbal.balancer import MOST_UNUSED, RETRY_SECONDS, Balancer
+from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, Balancer
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import NewFile
 from examples.perlbal.heads import Head
@@ -35,7 +35,7 @@ from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
 from examples.perlbal.selector import SelectorExchange
-from examples.perlbal.server import Server, tell
+from examples.perlbal.server import Server, write_line
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
 
@@ -103,9 +103,9 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     began = time.monotonic()
     server.services["p"].set("connect_ahead", "1")
     (stats,) = server.nodes.values()
-    turn(server, lambda: stats.attempts > MOST_UNUSED)
+    turn(server, lambda: stats.attempts > MAX_UNUSED)
     assert (time.monotonic() - began) / RETRY_SECONDS > 1
-    assert stats.attempts == MOST_UNUSED + 1
+    assert stats.attempts == MAX_UNUSED + 1
 
 
 def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
@@ -114,7 +114,7 @@ def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
     """As where a process restarts: its other connections end before they are verified. The node
     was left alone for a second then, each time."""
     monkeypatch.setattr("examples.perlbal.balancer.RETRY_SECONDS", 3600)
-    rounds, before_one_is_used = 3, MOST_UNUSED - 1
+    rounds, before_one_is_used = 3, MAX_UNUSED - 1
     with ExitStack() as stack:
         backend = socket.create_server(("127.0.0.1", 0))
         balancer(server, backend.getsockname()[1])
@@ -254,7 +254,7 @@ def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> 
         def clients() -> list[ClientManage]:
             return [each for each in server.sockets() if isinstance(each, ClientManage)]
 
-        turn(server, lambda: listener.entered == 1)
+        turn(server, lambda: listener.accepted_count == 1)
         turn(server, lambda: not any(each.event_watch & select.POLLIN for each in clients()))
         client.settimeout(PATIENCE)
         heard = bytearray()
@@ -275,16 +275,16 @@ def test_telling_waits_for_nobody_who_reads_it() -> None:
     """Standard error may be a pipe; once that was full, no client was served any more."""
     read, write = os.pipe()
     try:
-        tell("ab" * select.PIPE_BUF, write)
+        write_line("ab" * select.PIPE_BUF, write)
         assert os.read(read, 3 * select.PIPE_BUF) == b"ab" * select.PIPE_BUF + b"\n"
         with no_hanging():
             for _ in range(200):
-                tell("x" * 1000, write)
+                write_line("x" * 1000, write)
     finally:
         os.close(read)
-    tell("closed", write)
+    write_line("closed", write)
     os.close(write)
-    tell("not there", write)
+    write_line("not there", write)
 
 
 def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
@@ -507,10 +507,10 @@ def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_i
     """Also where that is too little for the kernel to say that there is room for more."""
     with ExitStack() as stack:
         _, client = reads_nothing(server, stack, tmp_path)
-        client.alive -= 2000
+        client.last_active -= 2000
         assert not client.is_idle(1000, time.monotonic())
         server.services["p"].idle_timeout = 1
-        server.idle.look_at(0)
+        server.idle.check_at(0)
         turn(server, lambda: client.closed)
 
 

@@ -12,7 +12,7 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__
 from danga_raw import Loop
 from examples.perlbal.commands import VERSION
 from examples.perlbal.parameters import LanguageError
-from examples.perlbal.server import Server, tell
+from examples.perlbal.server import Server, write_line
 
 
 def main() -> int:
@@ -35,19 +35,19 @@ def main() -> int:
 
 def print_line(line: str) -> None:
     """Print an answer to a command in the file."""
-    tell(line, 2 if line.startswith("ERROR") else 1)
+    write_line(line, 2 if line.startswith("ERROR") else 1)
 
 
 def run(server: Server, name: str) -> int:
     """Run the configuration and serve. Returns the exit status."""
-    server.heed_signals()
+    server.install_signal_handlers()
     try:
         server.language.load_file(name, print_line)
     except LanguageError as error:
-        tell(f"{error}\nError starting up.")
+        write_line(f"{error}\nError starting up.")
         return 1
     if not any(service.listener for service in server.services.values()):
-        tell("No service listens.  Nothing to do.  Stopping.")
+        write_line("No service listens.  Nothing to do.  Stopping.")
         return 1
     print_line("Running.")
     server.run()

@@ -24,9 +24,9 @@ KERNEL_BUFFER: Final = 131_072
 GIVE_UP_SECONDS: Final = 15
 """How long connecting may take, including the answer to OPTIONS."""
 NO_VERIFY_SECONDS: Final = 60
-MOST_NODES: Final = 10_000
+MAX_NODES: Final = 10_000
 CODES_KEPT: Final = 500
-MOST_READS: Final = 64
+MAX_READS: Final = 64
 _TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
 
 
@@ -70,7 +70,7 @@ class Nodes(dict[str, NodeStats]):
     """The nodes used most recently, by "ip:port"."""
 
     def __missing__(self, name: str) -> NodeStats:
-        if len(self) >= MOST_NODES:
+        if len(self) >= MAX_NODES:
             del self[next(iter(self))]
         stats = self[name] = NodeStats()
         return stats
@@ -89,7 +89,7 @@ class BackendHTTP(Socket):
     """Whether the connect failed."""
     has_attention = False
     """Whether a process, not only the kernel, is known to be at the other end."""
-    stays = 0
+    keep_alive_seconds = 0
     """For how many seconds it announced to wait for another request; 0 if it didn't say."""
     use_count = 0
     kept_alive = False
@@ -128,9 +128,9 @@ class BackendHTTP(Socket):
 
     def ends_soon(self, now: float) -> bool:
         """Whether the backend will close it about now, according to its Keep-Alive field."""
-        return 0 < self.stays < now + 2 - self.idle_since
+        return 0 < self.keep_alive_seconds < now + 2 - self.idle_since
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether it can't be reused, because the backend has closed it or sent more than an
         answer; then this closes it. The loop may report that too late for a request that arrived in
         the same turn. read(2)."""
@@ -231,7 +231,7 @@ class BackendHTTP(Socket):
                 self.left = 0 if head_only else head.length
                 self.kept_alive = head.kept_alive(head_only)
                 timeout = _TIMEOUT.search(head.values.get("keep-alive", ""))
-                self.stays = int(timeout[1]) if timeout else 0
+                self.keep_alive_seconds = int(timeout[1]) if timeout else 0
                 return head, data
             # An interim response: another follows.
         self.inbox = data
@@ -297,7 +297,7 @@ class BackendHTTP(Socket):
 
     def event_err(self) -> None:
         # Data that arrived before the error can still be read.
-        for _ in range(MOST_READS):
+        for _ in range(MAX_READS):
             if self.closed or self.exchange is None or self.exchange.backend_stalled:
                 break
             self.event_read()

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from examples.perlbal.proxy import ProxyExchange, Queue
     from examples.perlbal.services import Service
 
-MOST_NEW_CONNECTIONS: Final = 10
+MAX_NEW_CONNECTIONS: Final = 10
 QUICK_SECONDS: Final = 2
 """How long to wait for a connect before another node is tried as well. A lost SYN is sent again
 after one second (RFC 6298, 2.1)."""
 CONNECT_SECONDS: Final = 5
 RETRY_SECONDS: Final = 1
-MOST_UNUSED: Final = 10
+MAX_UNUSED: Final = 10
 """How many connections in a row a node may close unused before it is blocked."""
 UNVERIFIED_SECONDS: Final = 5
 """The maximum age of a connection that was neither used nor verified."""
@@ -46,7 +46,7 @@ class Balancer:
         """How many connections in a row each node has closed before they were used."""
         self.bored: deque[BackendHTTP] = deque()
         """The idle connections, the best first."""
-        self._will_look_again = False
+        self._will_check_again = False
 
     def waiting(self) -> int:
         return sum(map(len, self.queues.values()))
@@ -64,7 +64,7 @@ class Balancer:
                 backend.close("too_old_bored")
             elif backend.ends_soon(now):
                 backend.close("too_close_disconnect")
-            elif not backend.is_over():
+            elif not backend.has_ended():
                 backend.assign(exchange)
                 return self.spawn_backends()
         priority = "lowpri" if exchange.request.low_priority else "normal"
@@ -128,15 +128,15 @@ class Balancer:
             del self.pending[each.ipport]
         lacking = wanted - sum(each.created > now - QUICK_SECONDS for each in pending)
         if lacking > 0:
-            self._connect(pool, min(lacking, MOST_NEW_CONNECTIONS))
+            self._connect(pool, min(lacking, MAX_NEW_CONNECTIONS))
         for each in overdue:
             each.close("connect_timeout")
-        if self.pending and not self._will_look_again:
-            self._will_look_again = True
-            self.server.loop.add_timer(RETRY_SECONDS, self._look_again)
+        if self.pending and not self._will_check_again:
+            self._will_check_again = True
+            self.server.loop.add_timer(RETRY_SECONDS, self._check_again)
 
-    def _look_again(self) -> None:
-        self._will_look_again = False
+    def _check_again(self) -> None:
+        self._will_check_again = False
         self.spawn_backends()
 
     def _connect(self, pool: Pool, count: int) -> None:
@@ -160,7 +160,7 @@ class Balancer:
             return backend.close("invalid_generation")
         if 0 < self.service.max_backend_uses < backend.use_count:
             return backend.close("pool_requested_closure")
-        if backend.use_count and self.waiting() and backend.is_over():
+        if backend.use_count and self.waiting() and backend.has_ended():
             return
         if (exchange := self._next_client()) is not None:
             backend.assign(exchange)
@@ -200,7 +200,7 @@ class Balancer:
         elif was_free and backend.age() < RETRY_SECONDS and self._in_pool(backend):
             # A restart of the backend closes some, too. Retrying at once could go on forever.
             self.ended_unused[name] += 1
-            if self.ended_unused[name] >= MOST_UNUSED:
+            if self.ended_unused[name] >= MAX_UNUSED:
                 self._block(name)
         self.spawn_backends()
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
-from examples.perlbal.files import Part, SentFiles
-from examples.perlbal.heads import BODILESS, SERVER, Refused, Request, Response, read_off, take_head
+from examples.perlbal.files import FileSender, Part
+from examples.perlbal.heads import BODILESS, SERVER, Refused, Request, Response, take_head, unwire
 from examples.perlbal.uploads import ChunkDecoder
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ READ_SIZE: Final = 65_536
 SMALL_FILE: Final = 65_536
 """A file up to this size is read and sent together with the head."""
 LINGER_SECONDS: Final = 30.0
-ASK_AGAIN_SECONDS: Final = 0.25
+NEXT_REQUEST_SECONDS: Final = 0.25
 """How long a persistent connection stays open after its last answer during a shutdown. If a client
 sends its next request at once, that takes one round trip."""
-MOST_SERVICES: Final = 10
+MAX_SERVICES: Final = 10
 UNKNOWN: Final = 1 << 62
 """The length of a chunked body."""
 
-LOOKS_PER_SECOND: Final = 10
+CHECKS_PER_SECOND: Final = 10
 """How often to look for idle clients, at most."""
 CLIENTS_PER_SECOND: Final = 20_000
 """About how many clients to look at per second, at most."""
@@ -116,14 +116,14 @@ class Client(Socket):
     """Bytes of the request's body that haven't arrived yet."""
     decoder: ChunkDecoder | None = None
     keep_alive = False
-    overfed = False
+    has_surplus = False
     """Whether it has sent, or is sending, data that nobody will process."""
     observed_ip: str | None = None
     """The client's address according to a trusted upstream."""
     requests = 0
     adopted = 0
     """How often the current request was handed to another service."""
-    file: SentFiles | None = None
+    file: FileSender | None = None
     _linger: Timer | None = None
     """Closes the connection if the client doesn't do so first."""
 
@@ -134,15 +134,15 @@ class Client(Socket):
         """The service that accepted it, and to which it returns after each request."""
         self.service = service
         """The service that handles the current request."""
-        self.created = self.alive = time.monotonic()
+        self.created = self.last_active = time.monotonic()
         self.server.clients += 1
         self.watch_read(True)
-        self.server.idle.look_at(self.alive + self.idle_seconds())
+        self.server.idle.check_at(self.last_active + self.idle_seconds())
 
     # --- reading ----------------------------------------------------------------------------------
 
     def event_read(self) -> None:
-        self.alive = time.monotonic()
+        self.last_active = time.monotonic()
         data = self.read(READ_SIZE)
         if data is None:
             if self.exchange is not None:
@@ -231,9 +231,9 @@ class Client(Socket):
         """Whether its forwarding headers are trusted."""
         return self.service.trusts(self.peer_ip_string() or "")
 
-    def hand_on(self, service: Service, request: Request) -> None:
+    def hand_over(self, service: Service, request: Request) -> None:
         self.adopted += 1
-        if self.adopted > MOST_SERVICES:
+        if self.adopted > MAX_SERVICES:
             self.send_page(500, "Services lead in a circle")
         else:
             self.serve(service, request)
@@ -250,9 +250,9 @@ class Client(Socket):
             and exchange is not None
             and exchange.request.keep_alive
             and not self.body_left
-            and not self.overfed
+            and not self.has_surplus
             and not self.server.stopping
-            and head.tells_its_end(exchange.request.method == "HEAD")
+            and head.end_is_known(exchange.request.method == "HEAD")
         )
         head.set("Connection", "keep-alive" if self.keep_alive else "close")
         timeout = self.service.persist_client_idle_timeout
@@ -292,7 +292,7 @@ class Client(Socket):
         """Answer with this head and a part of a file, which is closed when that is sent."""
         fd, start, end = part
         if end - start > SMALL_FILE:
-            return self.send_files(head, SentFiles(self, iter((part,))))
+            return self.send_files(head, FileSender(self, iter((part,))))
         try:
             data = os.pread(fd, end - start, start)
         except OSError:
@@ -303,7 +303,7 @@ class Client(Socket):
         else:
             self.send_last(self.begin_answer(head, "xfer_disk") + data)
 
-    def send_files(self, head: Response, files: SentFiles) -> None:
+    def send_files(self, head: Response, files: FileSender) -> None:
         self.file = files
         self.watch_read(False)
         self.watch_write(True)
@@ -314,21 +314,23 @@ class Client(Socket):
         """Answer a message that is not accepted, and close."""
         if not refused.status:
             return self.close("parse_header_failure")
-        self.overfed = True
+        self.has_surplus = True
         self.watch_read(False)  # What follows can't be attributed to a request.
         self.send_page(refused.status, refused.text)
 
     def finished(self) -> None:
         """Called when the answer is sent: wait for the next request, or close."""
-        self.alive = time.monotonic()
+        self.last_active = time.monotonic()
         exchange, self.exchange = self.exchange, None
         self.service = self.base
         if exchange is not None:
             exchange.release()
-        if not self.keep_alive or self.overfed:
+        if not self.keep_alive or self.has_surplus:
             return self._end()
         self.state = "persist_wait"
-        self.server.idle.look_at(self.alive + (self.base.persist_client_idle_timeout or math.inf))
+        self.server.idle.check_at(
+            self.last_active + (self.base.persist_client_idle_timeout or math.inf)
+        )
         self.watch_read(True)
         if self.server.stopping:
             self.die_gracefully()
@@ -336,7 +338,7 @@ class Client(Socket):
     def _end(self) -> None:
         """Close. With unread data, that would reset the connection and lose the answer; then let
         the client close first (RFC 9112, 9.6)."""
-        if not self.body_left and not self.overfed and not self.inbox.strip(b"\r\n"):
+        if not self.body_left and not self.has_surplus and not self.inbox.strip(b"\r\n"):
             if not self.read(READ_SIZE):
                 return self.close("no_keep_alive")
         self.state = "draining_res"
@@ -351,7 +353,7 @@ class Client(Socket):
         self._linger = self.loop.add_timer(seconds, lambda: self.close("no_keep_alive"))
 
     def event_write(self) -> None:
-        self.alive = time.monotonic()
+        self.last_active = time.monotonic()
         if self.file is None or self.write_buf_size:
             super().event_write()
         if self.file is not None:
@@ -376,7 +378,7 @@ class Client(Socket):
 
     def is_idle(self, seconds: float, now: float) -> bool:
         """Whether it has neither sent nor taken anything for this long."""
-        if self.alive + seconds <= now and (self.write_buf_size or self.file is not None):
+        if self.last_active + seconds <= now and (self.write_buf_size or self.file is not None):
             # The socket is writable again only when half of the kernel's unsent data has gone. When
             # the kernel last sent some is in struct tcp_info (linux/tcp.h), except while it
             # retransmits.
@@ -384,15 +386,15 @@ class Client(Socket):
                 info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
                 milliseconds = int.from_bytes(info[44:48], sys.byteorder)  # tcpi_last_data_sent
                 if not info[2]:  # tcpi_retransmits
-                    self.alive = max(self.alive, now - milliseconds / 1000)
-        return self.alive + seconds <= now
+                    self.last_active = max(self.last_active, now - milliseconds / 1000)
+        return self.last_active + seconds <= now
 
     def die_gracefully(self) -> None:
         """Close if it is between requests, but not immediately after a keep-alive answer: the next
         request may be on its way, and would be lost."""
         if not self.is_between_requests():
             return
-        left = self.alive + ASK_AGAIN_SECONDS - time.monotonic()
+        left = self.last_active + NEXT_REQUEST_SECONDS - time.monotonic()
         if left > 0:
             self.loop.add_timer(left, self.die_gracefully)
             return
@@ -434,11 +436,11 @@ class Client(Socket):
         if self.local_port is not None:
             text += f": localport={self.local_port}"
         if self.observed_ip is not None:
-            text += f"; observed_ip={read_off(self.observed_ip)}"
+            text += f"; observed_ip={unwire(self.observed_ip)}"
         text += f"; reqs={self.requests}; {self.state}"
         if self.exchange is not None:
             request = self.exchange.request
-            text += f"; http://{read_off((request.get('host') or 'unknown') + request.uri)}"
+            text += f"; http://{unwire((request.get('host') or 'unknown') + request.uri)}"
             text += self.exchange.as_string()
         return text
 
@@ -455,7 +457,7 @@ class IdleClients:
         self._timer: Timer | None = None
         self._due = math.inf
 
-    def look_at(self, due: float) -> None:
+    def check_at(self, due: float) -> None:
         """Check all clients at this time, since one of them may be due."""
         if due >= self._due:
             return
@@ -463,11 +465,11 @@ class IdleClients:
         if self._timer is not None:
             self._timer.cancel()
         # With more clients, check less often.
-        pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
+        pause = max(1 / CHECKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
         wait = max(due - time.monotonic(), pause)
-        self._timer = self._server.loop.add_timer(wait, self._look)
+        self._timer = self._server.loop.add_timer(wait, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._due = due = math.inf
         now = time.monotonic()
         for each in list(self._server.loop.descriptor_map.values()):
@@ -476,5 +478,5 @@ class IdleClients:
                 if each.is_idle(seconds, now):
                     each.close("perlbal_timeout")
                 else:
-                    due = min(due, each.alive + seconds)
-        self.look_at(due)
+                    due = min(due, each.last_active + seconds)
+        self.check_at(due)

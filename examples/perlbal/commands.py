@@ -224,7 +224,7 @@ def plugins(call: Call) -> Answer:
 def server_option(call: Call, key: str, value: str) -> None:
     server = call.server
     if found := re.fullmatch(r"max_reproxy_connections(?:\((.+)\))?", key):
-        server.reproxy_hosts.most[found[1] or ""] = max(0, _number(value))
+        server.reproxy_hosts.limits[found[1] or ""] = max(0, _number(value))
     elif key == "max_connections":
         number = _number(value)
         try:

@@ -34,7 +34,7 @@ def open_file(path: bytes) -> tuple[int, os.stat_result]:
     raise FileNotFoundError
 
 
-def code_of(error: Exception) -> int:
+def status_for(error: Exception) -> int:
     """The status code for a file that can't be opened."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (EAGAIN, EMFILE, ENFILE, ENOMEM, ESTALE):
@@ -42,7 +42,7 @@ def code_of(error: Exception) -> int:
     return 403 if number in (EACCES, EPERM) else 404
 
 
-def opened(files: list[tuple[bytes, os.stat_result]]) -> Iterator[Part]:
+def open_in_turn(files: list[tuple[bytes, os.stat_result]]) -> Iterator[Part]:
     """Open each file when it is its turn. Raises `OSError`, also if a file was replaced after the
     stat, because its length has already been sent to the client."""
     for path, found in files:
@@ -53,7 +53,7 @@ def opened(files: list[tuple[bytes, os.stat_result]]) -> Iterator[Part]:
         yield fd, 0, info.st_size
 
 
-class SentFiles:
+class FileSender:
     """Sends files to a client, one after another, with sendfile(2) if the system has it."""
 
     def __init__(self, client: Client, parts: Iterator[Part]) -> None:

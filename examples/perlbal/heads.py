@@ -56,8 +56,8 @@ class _Keys(dict[str, str]):
         """The key of a name that isn't in the cache. Raises `Refused` for an invalid name."""
         if not TOKEN.fullmatch(name):
             # A line that another server might read differently is answered, plain nonsense isn't.
-            told = name[:1] in " \t" or not name.isascii() or TOKEN.fullmatch(name.rstrip(" \t"))
-            raise Refused(400 if told else 0, f"Invalid field name {name!r:.40}")
+            reply = name[:1] in " \t" or not name.isascii() or TOKEN.fullmatch(name.rstrip(" \t"))
+            raise Refused(400 if reply else 0, f"Invalid field name {name!r:.40}")
         key = name.lower()
         if len(name) <= 100:
             if len(self) >= 2000:
@@ -112,7 +112,7 @@ class Head:
                 values[key] += ", " + value
 
 
-def _wish_to_go_on(values: dict[str, str]) -> bool | None:
+def _wants_persistence(values: dict[str, str]) -> bool | None:
     """Whether the Connection field asks to keep the connection open; None if it doesn't say."""
     if "connection" in values:
         wishes = values["connection"].lower()
@@ -170,7 +170,7 @@ class Request(Head):
                 raise Refused(400, "Invalid Host")
         elif minor != "0":
             raise Refused(0, "HTTP/1.1 without Host")
-        wish = _wish_to_go_on(values)
+        wish = _wants_persistence(values)
         self.keep_alive: bool = minor != "0" if wish is None else wish
         """Whether the client wants a persistent connection."""
         self.chunked = False
@@ -241,12 +241,12 @@ class Response(Head):
     def kept_alive(self, head_only: bool) -> bool:
         """Whether the sender will keep the connection open. `head_only`: there was no body,
         whatever the length says."""
-        wish = _wish_to_go_on(self.values)
+        wish = _wants_persistence(self.values)
         if self.stays_open:
             return wish is not False
-        return bool(wish) and self.tells_its_end(head_only)
+        return bool(wish) and self.end_is_known(head_only)
 
-    def tells_its_end(self, head_only: bool) -> bool:
+    def end_is_known(self, head_only: bool) -> bool:
         """Whether its end is known, because it has a length or can't have a body."""
         return head_only or "content-length" in self.values or self.code in BODILESS
 
@@ -286,7 +286,7 @@ def wire(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-def read_off(text: str) -> str:
+def unwire(text: str) -> str:
     """The inverse of `wire`."""
     return text.encode("latin-1").decode("utf-8", "surrogateescape")
 

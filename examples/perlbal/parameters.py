@@ -35,7 +35,7 @@ Reader = Callable[["Service", str, str], Value]
 """Returns a value, given a service, a parameter's key and a text. May raise `LanguageError`."""
 
 
-def _fitting(pattern: str, make: Callable[[re.Match[str]], Value], complaint: str) -> Reader:
+def _matching(pattern: str, make: Callable[[re.Match[str]], Value], complaint: str) -> Reader:
     """A reader of text that matches a pattern."""
 
     def read(service: Service, key: str, text: str) -> Value:
@@ -48,35 +48,34 @@ def _fitting(pattern: str, make: Callable[[re.Match[str]], Value], complaint: st
 
 _UNITS: Final = {"": 1, "b": 1, "k": 1024, "m": 1024 * 1024}
 
-boolean: Final = _fitting(
+boolean: Final = _matching(
     "(?i)(1|true|on|yes)|0|false|off|no",
     lambda found: found[1] is not None,
     "Expecting boolean value for parameter '{key}'",
 )
-integer: Final = _fitting(
+integer: Final = _matching(
     r"\d{1,18}", lambda found: int(found[0]), "Expecting integer value for parameter '{key}'"
 )
-size: Final = _fitting(
+size: Final = _matching(
     r"(?i)(\d{1,18})([bkm]?)",
     lambda found: int(found[1]) * _UNITS[found[2].lower()],
     "Expecting size unit value for parameter '{key}' in bytes, or suffixed with 'K' or 'M'",
 )
-percent: Final = _fitting(
+percent: Final = _matching(
     r"0*(100|\d{1,2})",
     lambda found: int(found[1]),
     "Expecting integer value between 0 and 100, inclusive.",
 )
-string: Final = _fitting(".*", lambda found: found[0], "")
-request_path: Final = _fitting(
+string: Final = _matching(".*", lambda found: found[0], "")
+request_path: Final = _matching(
     "[!-~]+", lambda found: found[0], "'{text}' is no path that can be asked for"
 )
 words: Final = re.compile(r"[^\s,]+", re.ASCII).findall
 """Splits a list at commas and spaces."""
-file_names: Final = _fitting(".*", lambda found: tuple(words(found[0])), "")
-# Each character can match in only one way; otherwise a line that doesn't match would make the
-# pattern backtrack almost without end.
+file_names: Final = _matching(".*", lambda found: tuple(words(found[0])), "")
+# Each character matches in one way only: backtracking on a wrong line could take nearly forever.
 _SECONDS: Final = r"\s*(?:(?:\d{1,9}(?:\.\d{0,9})?|\.\d{0,9})\s*)?"
-schedule: Final = _fitting(
+schedule: Final = _matching(
     rf"{_SECONDS}(?:,{_SECONDS})*",
     lambda found: tuple(float(f"0{each.strip()}") for each in found[0].split(",")),
     "Expecting seconds, with commas between, for parameter '{key}'",

@@ -13,7 +13,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from examples.perlbal.heads import Head, Request, Response, read_off, wire
+from examples.perlbal.heads import Head, Request, Response, unwire, wire
 from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
 
-MOST_LABELS: Final = 127
+MAX_LABELS: Final = 127
 """The most labels that a name can have (RFC 1035, 2.3.4). A request may send 100,000."""
 _HOST_PATTERN: Final = re.compile(r"[\w\-.*;:\[\]]+", re.ASCII)
 _USE_OBSERVED_IP: Final = "accesscontrol.use_observed_ip"
@@ -84,14 +84,14 @@ class HostMaps(Plugin):
     @staticmethod
     def host(request: Request) -> str:
         """The request's host, without the port and the root's dot; "" if it has none."""
-        host = read_off(request.values.get("host") or "").lower()
+        host = unwire(request.values.get("host") or "").lower()
         return re.sub(r":\d+$", "", host).removesuffix(".")
 
     def find(self, service: Service, host: str) -> list[str]:
         """The values that match a host, the most specific first: those for the host itself, for
         "*." and the host or a domain above it, and for "*"."""
         maps = self.maps.get(service, {})
-        labels = host.rsplit(".", MOST_LABELS)
+        labels = host.rsplit(".", MAX_LABELS)
         domains = [f"*.{'.'.join(labels[number:])}" for number in range(len(labels))]
         return [maps[each] for each in (host, *domains, "*") if each in maps]
 
@@ -132,14 +132,14 @@ class Vhosts(HostMaps):
             name = self.maps.get(service, {}).get(f"{host};using:{using[1]}", "")
             if name in services:
                 request.set("Host", using[1])
-                exchange.hand_on(services[name])
+                exchange.hand_over(services[name])
             else:
                 text = "Vhost twiddling not configured for requested pair."
                 exchange.client.send_page(404, text)
             return True
         for name in self.find(service, host):
             if name in services:
-                exchange.hand_on(services[name])
+                exchange.hand_over(services[name])
                 return True
         if service.default_service is not None:
             return False
@@ -275,7 +275,7 @@ class Include(Plugin):
     """Runs the commands in other files."""
 
     name = "Include"
-    MOST_DEEP = 10
+    MAX_DEPTH = 10
     _depth = 0
 
     def commands(self) -> dict[str, Command]:
@@ -283,8 +283,8 @@ class Include(Plugin):
         return {"include": Command(self._include, r"\s+=\s+(.+)", usage)}
 
     def _include(self, call: Call, patterns: str) -> None:
-        if self._depth >= self.MOST_DEEP:
-            raise LanguageError(f"INCLUDE within INCLUDE, {self.MOST_DEEP} deep: {patterns}")
+        if self._depth >= self.MAX_DEPTH:
+            raise LanguageError(f"INCLUDE within INCLUDE, {self.MAX_DEPTH} deep: {patterns}")
         self._depth += 1
         try:
             for pattern in map(os.path.expanduser, shlex.split(patterns)):

@@ -54,13 +54,13 @@ class Pool:
         """Add a node at the end, or move it there."""
         node = Node(ip, port)
         self.used.pop(node.name, None)
-        self._have([*(each for each in self.nodes if each != node), node])
+        self._set_nodes([*(each for each in self.nodes if each != node), node])
 
     def remove(self, ip: str, port: int) -> None:
         """Remove a node, if it is in the pool."""
-        self._have([each for each in self.nodes if each != Node(ip, port)])
+        self._set_nodes([each for each in self.nodes if each != Node(ip, port)])
 
-    def _have(self, nodes: list[Node]) -> None:
+    def _set_nodes(self, nodes: list[Node]) -> None:
         """Replace the nodes, and notify the services that use the pool."""
         self.nodes = nodes
         self.used = {node.name: self.used.get(node.name, 0) for node in nodes}
@@ -75,7 +75,7 @@ class Pool:
             elif os.path.isfile(value):
                 self._load(value)
                 if self._timer is None:
-                    self._look()
+                    self._check()
             else:
                 raise LanguageError("File not found")
         elif key == "balance_method":
@@ -84,7 +84,7 @@ class Pool:
         else:
             raise LanguageError(f"Unknown pool parameter '{key}'")
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """Read the nodefile again if it has changed, and check again every three seconds."""
         self._timer = None
         if self.nodefile is None:
@@ -92,7 +92,7 @@ class Pool:
         with suppress(OSError):  # It may be back at the next check.
             if _version(os.stat(self.nodefile)) != self._read:
                 self._load(self.nodefile)
-        self._timer = self.loop.add_timer(NODEFILE_CHECK_SECONDS, self._look)
+        self._timer = self.loop.add_timer(NODEFILE_CHECK_SECONDS, self._check)
 
     def _load(self, name: str) -> None:
         """Read the nodes from a file. Raises `OSError`, and then nothing has changed."""
@@ -102,7 +102,7 @@ class Pool:
         self.nodefile, self._read = name, _version(info)
         found = [_NODE.search(line.partition("#")[0]) for line in lines]
         self.used.clear()
-        self._have([Node(each[1].strip("[]"), int(each[2] or 80)) for each in found if each])
+        self._set_nodes([Node(each[1].strip("[]"), int(each[2] or 80)) for each in found if each])
 
     def dump(self) -> list[str]:
         """The commands that recreate it."""

@@ -159,7 +159,7 @@ class ProxyExchange(Exchange):
         if had_body and rest in (b"\r", b"\r\n"):
             client.inbox = rest.removeprefix(b"\r\n")
             return
-        client.overfed = True
+        client.has_surplus = True
         client.watch_read(False)
         if not had_body and not self._dropping:
             self.release()
@@ -230,7 +230,7 @@ class ProxyExchange(Exchange):
                 data = b""
             if not data:
                 return client.close("buffered upload is gone")
-            client.alive = time.monotonic()
+            client.last_active = time.monotonic()
             backend.write(data)
             if body.left or backend.closed:
                 return
@@ -250,16 +250,16 @@ class ProxyExchange(Exchange):
         self.backend_stalled = True
         backend.watch_read(False)
         self._pace_client()
-        client, since = self.client, self.client.alive
+        client, since = self.client, self.client.last_active
         if self._dropping or not client.body_left:
             return
 
-        def look() -> None:
+        def check() -> None:
             # A client that reads only after it has sent everything would wait forever.
-            if self.backend is backend and self.backend_stalled and client.alive == since:
+            if self.backend is backend and self.backend_stalled and client.last_active == since:
                 self.drop_body()
 
-        client.loop.add_timer(DEADLOCK_SECONDS, look)
+        client.loop.add_timer(DEADLOCK_SECONDS, check)
 
     def client_drained(self) -> None:
         self._responded = True
@@ -271,7 +271,7 @@ class ProxyExchange(Exchange):
     def backend_garbage(self, backend: BackendHTTP, what: str) -> None:
         """Called when what the backend has sent isn't a response."""
         self.client.server.log(f"backend {backend.ipport}: {what}")
-        self.let_go(backend, "garbage")
+        self.close_backend(backend, "garbage")
         self.no_answer()
 
     def no_answer(self) -> None:
@@ -283,7 +283,7 @@ class ProxyExchange(Exchange):
         if backend.head is None and backend.inbox:
             self.backend_garbage(backend, "it closed in the midst of a head")
         elif backend.head is not None and backend.left is None:
-            self.let_go(backend, "backend_disconnect")
+            self.close_backend(backend, "backend_disconnect")
             self.drop_body()
             self.client.send_last(b"")
         else:
@@ -294,7 +294,7 @@ class ProxyExchange(Exchange):
         self.backend = None
         self.client.close("backend_error")
 
-    def let_go(self, backend: BackendHTTP, reason: str) -> None:
+    def close_backend(self, backend: BackendHTTP, reason: str) -> None:
         """Close a backend that this request no longer needs."""
         self.backend = None
         backend.exchange = None
@@ -325,7 +325,7 @@ class ProxyExchange(Exchange):
     def response_body(self, backend: BackendHTTP, data: bytes) -> None:
         """Called with a part of the response, as it is to be sent to the client."""
         client = self.client
-        client.alive = time.monotonic()
+        client.last_active = time.monotonic()
         if backend.left is None or backend.left > 0:
             client.write(data)
             return
@@ -348,7 +348,7 @@ class ProxyExchange(Exchange):
             return False
         delay = service.error_retry_schedule[self._retries]
         self._retries += 1
-        self.let_go(backend, "500")
+        self.close_backend(backend, "500")
         self.client.state = "draining_res"
         if delay:
             self.later(delay, self.request_backend)
@@ -379,7 +379,7 @@ class ProxyExchange(Exchange):
 
     def release(self) -> None:
         if self.backend is not None:
-            self.let_go(self.backend, "proxied_from_client_close")
+            self.close_backend(self.backend, "proxied_from_client_close")
         elif self._queue is not None:
             self._queue.pop(self, None)
         self._body.purge()

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from examples.perlbal.files import code_of, open_file
+from examples.perlbal.files import open_file, status_for
 from examples.perlbal.heads import BODILESS, Request, Response, http_date
 from examples.perlbal.pools import Node
 from examples.perlbal.proxy import ProxyExchange
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from examples.perlbal.backends import BackendHTTP
     from examples.perlbal.services import Service
 
-MOST_URLS: Final = 50
+MAX_URLS: Final = 50
 _HEADERS: Final = ("file", "url", "expected-size", "cache-for")
 _URL: Final = re.compile(
     r"http://([^/:\[\]]+|\[[\da-f:.]+\])(?::(\d{1,5}))?(/.*)?", re.IGNORECASE | re.ASCII
@@ -35,7 +35,7 @@ class Url(NamedTuple):
 
 def parse_urls(text: str) -> list[Url]:
     """The valid URLs of an X-REPROXY-URL header."""
-    found = (_URL.fullmatch(each) for each in re.split("[ \t]+", text)[:MOST_URLS])
+    found = (_URL.fullmatch(each) for each in re.split("[ \t]+", text)[:MAX_URLS])
     nodes = ((Node(each[1].strip("[]"), int(each[2] or 80)), each[3]) for each in found if each)
     return [Url(node, path or "/") for node, path in nodes if 0 < node.port < 65536]
 
@@ -66,7 +66,7 @@ def send_file(exchange: ProxyExchange, path: bytes, head: Response) -> None:
     try:
         fd, size = _open(path, expected_size(head))
     except (OSError, ValueError) as error:
-        return client.send_page(code_of(error))
+        return client.send_page(status_for(error))
     status, start, end = request.range(size)
     if status == 416:
         head = Response(416)
@@ -103,15 +103,15 @@ class ServiceExchange(ReproxyExchange):
 
     def body_done(self) -> None:
         super().body_done()
-        self.hand_on()
+        self.hand_over()
 
-    def hand_on(self) -> None:
+    def hand_over(self) -> None:
         if self.client.inbox:
             self.overflow()
         if self.request.length or self.request.chunked:
             self.request.set("Content-Length", "0")
             self.request.length, self.request.chunked = 0, False
-        self.client.hand_on(self._next_service, self.request)
+        self.client.hand_over(self._next_service, self.request)
 
 
 class UrlExchange(ReproxyExchange):
@@ -160,13 +160,13 @@ class UrlExchange(ReproxyExchange):
             self.no_answer()
 
     def response_received(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
-        if self._fits(head):
+        if self._is_expected(head):
             self.pass_on(backend, self._primary, data)
         else:
-            self.let_go(backend, "non_200_reproxy")
+            self.close_backend(backend, "non_200_reproxy")
             self.no_answer()
 
-    def _fits(self, head: Response) -> bool:
+    def _is_expected(self, head: Response) -> bool:
         """Whether this response is as expected. If so, this adapts the first backend's head to its
         body."""
         if head.code != 416 and not 200 <= head.code <= 299:
@@ -233,7 +233,7 @@ class Reproxying:
         elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
             other = ServiceExchange(exchange, service)
             if not client.body_left:
-                other.hand_on()
+                other.hand_over()
         else:
             client.send_page(404, "Vhost twiddling not configured for requested pair.")
 

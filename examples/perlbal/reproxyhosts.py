@@ -50,7 +50,7 @@ class ReproxyHost:
             each.close("too_close_disconnect")
         while self.queue and self.bored:
             self.register_boredom(self.bored.pop())
-        most = self.hosts.most.get(self.node.name) or self.hosts.most[""]
+        most = self.hosts.limits.get(self.node.name) or self.hosts.limits[""]
         enough = self.refused or most and len(self.connected) >= most
         if not self.queue or self.connecting or self.connected and enough:
             return
@@ -111,7 +111,7 @@ class ReproxyHosts(dict[Node, ReproxyHost]):
     def __init__(self, server: Server) -> None:
         super().__init__()
         self.server = server
-        self.most = {"": 0}
+        self.limits = {"": 0}
         """The most connections to each host, with "" for all other hosts; 0 for no limit."""
 
     def __missing__(self, node: Node) -> ReproxyHost:
@@ -136,6 +136,6 @@ class ReproxyHosts(dict[Node, ReproxyHost]):
         for name, host in hosts:
             lines.append(f"backends {name} {len(host.connected)}")
             lines += [f"... {backend.as_string()}" for backend in host.connected]
-        (_, rest), *named = self.most.items()
+        (_, rest), *named = self.limits.items()
         lines += [f"SERVER max_reproxy_connections({name}) = {most}" for name, most in named]
         return [*lines, f"SERVER max_reproxy_connections = {rest}"]

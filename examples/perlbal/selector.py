@@ -31,10 +31,10 @@ class SelectorExchange(Exchange):
         if any(plugin.select(self) for plugin in self.service.plugins):
             return
         if self.service.default_service is not None:
-            self.hand_on(self.service.default_service)
+            self.hand_over(self.service.default_service)
         else:
             self.client.send_page(500, "No service selector configured.")
 
-    def hand_on(self, service: Service) -> None:
+    def hand_over(self, service: Service) -> None:
         self.service.munge_headers(self.request)
-        self.client.hand_on(service, self.request)
+        self.client.hand_over(service, self.request)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from examples.perlbal.plugins import Plugin
 
 
-def tell(text: str, fd: int = 2) -> None:
+def write_line(text: str, fd: int = 2) -> None:
     """Write a line to standard error or another descriptor, and never wait: if it is closed or is a
     full pipe, the rest is lost. If print() failed, Python would try again at exit, and that would
     set the exit status."""
@@ -74,7 +74,7 @@ class Server:
         """Whether a graceful shutdown is in progress."""
 
     def log(self, message: str) -> None:
-        tell(message)
+        write_line(message)
 
     # --- services, pools, commands ----------------------------------------------------------------
 
@@ -107,13 +107,13 @@ class Server:
 
     # --- running and ending -----------------------------------------------------------------------
 
-    def heed_signals(self) -> None:
+    def install_signal_handlers(self) -> None:
         """Install the signal handlers, which run in the loop. Called before the first service
         listens, so that no signal is lost."""
         self.loop.add_signal_handler(signal.SIGTERM, self.shut_down_gracefully)
         self.loop.add_signal_handler(signal.SIGINT, self.stop)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: None)
-        self.loop.add_signal_handler(signal.SIGUSR1, self._log_what_goes_on)
+        self.loop.add_signal_handler(signal.SIGUSR1, self._log_status)
 
     def run(self) -> None:
         self.running = True
@@ -140,7 +140,7 @@ class Server:
             for each in list(self.sockets()):
                 each.close("shutdown")
 
-    def _log_what_goes_on(self) -> None:
+    def _log_status(self) -> None:
         commands = [f"show service {name}" for name in sorted(self.services)]
         for command in (*commands, "states", "queues"):
             self.language.run(command, self.log, Context(verbose=False))

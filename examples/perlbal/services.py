@@ -42,14 +42,14 @@ def written(value: object) -> str:
 
 class TCPListener(Listener):
     def __init__(self, service: Service, sock: socket.socket) -> None:
-        super().__init__(sock, self.enter, service.server.loop)
+        super().__init__(sock, self.accept_client, service.server.loop)
         self.service = service
         self.created = time.monotonic()
-        self.entered = 0
+        self.accepted_count = 0
         """How many connections it has accepted."""
 
-    def enter(self, connection: socket.socket, address: object) -> None:
-        self.entered += 1
+    def accept_client(self, connection: socket.socket, address: object) -> None:
+        self.accepted_count += 1
         service = self.service
         if service.role == "management":
             ClientManage(service.server, connection)
@@ -62,9 +62,9 @@ class TCPListener(Listener):
     def stop(self, reason: str) -> None:
         """Accept the connections in the kernel's queue, which would be lost, and close."""
         for _ in range(2 * BACKLOG):
-            before = self.entered
+            before = self.accepted_count
             self.event_read()
-            if self.entered == before:
+            if self.accepted_count == before:
                 break
         if self.sock is not None:
             # This frees the address at once; close(2) waits for the end of the batch.
@@ -121,7 +121,7 @@ class Service(Parameters):
             change(value)
         setattr(self, key, value)
         self.trusts.cache_clear()
-        self.server.idle.look_at(0)
+        self.server.idle.check_at(0)
         self.balancer.pool_changed()
 
     def _set_role(self, role: str) -> None:

@@ -24,7 +24,7 @@ class ChunkDecoder:
         self.done = False
         self.size = 0
         """Bytes of the body so far."""
-        self._before: bytes = b""
+        self._partial: bytes = b""
         """The beginning of an incomplete line."""
         self._left: int = 0
         """Bytes left of the current chunk and the CRLF after it; 0 if a size line is next."""
@@ -34,7 +34,7 @@ class ChunkDecoder:
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """The part of `data` that belongs to the body, and what follows the body once that is done.
         Raises `Refused`."""
-        data, self._before = self._before + data, b""
+        data, self._partial = self._partial + data, b""
         pieces: list[bytes] = []
         at = 0
         while at < len(data) and not self.done:
@@ -54,8 +54,8 @@ class ChunkDecoder:
                 self._line(data[at:newline])
                 at = newline + 1
             else:
-                self._before, at = data[at:], len(data)
-                if len(self._before) > _MAX_LINE:
+                self._partial, at = data[at:], len(data)
+                if len(self._partial) > _MAX_LINE:
                     raise Refused(400, "A chunk's size takes too much room")
         return b"".join(pieces), data[at:]
 

@@ -11,11 +11,11 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from examples.perlbal.clients import Exchange
-from examples.perlbal.files import NewFile, SentFiles, code_of, open_file, opened
+from examples.perlbal.files import FileSender, NewFile, open_file, open_in_turn, status_for
 from examples.perlbal.heads import SERVER, Response, http_date, wire
 
-MOST_CONCATENATED: Final = 100
-MOST_DIRECTORIES: Final = 10_000
+MAX_CONCATENATED: Final = 100
+MAX_DIRECTORIES: Final = 10_000
 _PUT_NAME: Final = re.compile(r"((?:/[\w.-]+)*)/[\w.-]+", re.ASCII)
 _DELETE_NAME: Final = re.compile(r"(?:/[\w.-]+)+", re.ASCII)
 _EXTENSION: Final = re.compile(rb"\.(\w+)$", re.ASCII)
@@ -98,20 +98,20 @@ class WebExchange(Exchange):
             if request.method == "GET" and stat.S_ISREG(info.st_mode):
                 fd, info = open_file(path)
         except (OSError, ValueError) as error:
-            return client.send_page(code_of(error))
+            return client.send_page(status_for(error))
         # Not st_mtime, a float, which may round up to the next second.
         size, modified = info.st_size, http_date(info[stat.ST_MTIME])
         if stat.S_ISDIR(info.st_mode):
             return self._get_directory(docroot, uri, modified)
         if not stat.S_ISREG(info.st_mode):
             return client.send_page(404)
-        known = self._known(modified, size)
+        known = self._not_modified(modified, size)
         status, start, end = (304, 0, 0) if known else request.range(size)
         head = Response(status)
         if status == 416:
             head.set("Content-Range", f"bytes */{size}" if size else "*")
             head.set("Content-Length", "0")
-        self._say_what_it_is(head, modified)
+        self._set_common_fields(head, modified)
         head.set("Accept-Ranges", "bytes")
         if status in (200, 206):
             head.set("Content-Type", wire(mime_type(path) or "text/plain"))
@@ -123,13 +123,13 @@ class WebExchange(Exchange):
         else:
             client.send_answer(head)
 
-    def _say_what_it_is(self, head: Response, modified: str) -> None:
+    def _set_common_fields(self, head: Response, modified: str) -> None:
         head.set("Date", http_date(int(time.time())))
         if self.service.server_tokens:
             head.set("Server", SERVER)
         head.set("Last-Modified", modified)
 
-    def _known(self, modified: str, size: int | None) -> bool:
+    def _not_modified(self, modified: str, size: int | None) -> bool:
         """Whether If-Modified-Since says that the client already has this version."""
         asked = self.request.values.get("if-modified-since")
         if not asked:
@@ -152,7 +152,7 @@ class WebExchange(Exchange):
         try:
             names = sorted([*os.listdir(docroot + uri), b".", b".."])
         except OSError as error:
-            return client.send_page(code_of(error))
+            return client.send_page(status_for(error))
         lines: list[str] = []
         for each in names:
             text = html.escape(each.decode("latin-1"))
@@ -163,7 +163,7 @@ class WebExchange(Exchange):
                 lines.append(f"<a href='{link}'>{text}</a><br />\n")
         body = f"<html><body>{''.join(lines)}</body></html>".encode("latin-1")
         head = Response(200)
-        self._say_what_it_is(head, modified)
+        self._set_common_fields(head, modified)
         head.set("Content-Type", "text/html")
         head.set("Content-Length", str(len(body)))
         client.send_answer(head, body)
@@ -178,7 +178,7 @@ class WebExchange(Exchange):
             client.send_page(500, "Base directory (before ??) must end in slash.")
         elif not service.enable_concatenate_get:
             client.send_page(403, "Multiple file serving isn't enabled")
-        elif len(files) > MOST_CONCATENATED:
+        elif len(files) > MAX_CONCATENATED:
             client.send_page(403, "Too many files requested")
         elif any(b".." in name.split(b"/") for name in files):
             client.send_page(403, "Bogus filenames")
@@ -196,19 +196,19 @@ class WebExchange(Exchange):
         except (OSError, ValueError):
             return client.send_page(404, "One or more file does not exist")
         modified = http_date(max([0, *(info[stat.ST_MTIME] for _, info in found)]))
-        known = self._known(modified, None)
+        known = self._not_modified(modified, None)
         head = Response(304 if known else 200)
         if not known:
             head.set("Content-Length", str(sum(info.st_size for _, info in found)))
-        self._say_what_it_is(head, modified)
+        self._set_common_fields(head, modified)
         kinds = filter(None, map(mime_type, paths))
         head.set("Content-Type", wire(next(kinds, "text/plain")))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
         try:
-            files = SentFiles(client, opened(found))
+            files = FileSender(client, open_in_turn(found))
         except OSError as error:
-            return client.send_page(code_of(error))
+            return client.send_page(status_for(error))
         client.send_files(head, files)
 
     # --- PUT --------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class WebExchange(Exchange):
         """Whether a directory exists, or has existed when it was checked before."""
         known = self.client.server.verified_directories
         if folder not in known and os.path.isdir(folder):
-            if len(known) >= MOST_DIRECTORIES:
+            if len(known) >= MAX_DIRECTORIES:
                 known.clear()
             known.add(folder)
         return folder in known
