@@ -67,7 +67,7 @@ class NodeStats:
 
 
 class Nodes(dict[str, NodeStats]):
-    """The nodes used most recently, by "ip:port"."""
+    """The nodes by "ip:port". Beyond `MAX_NODES`, the one added first is dropped."""
 
     def __missing__(self, name: str) -> NodeStats:
         if len(self) >= MAX_NODES:
@@ -90,7 +90,7 @@ class BackendHTTP(Socket):
     has_attention = False
     """Whether a process, not only the kernel, is known to be at the other end."""
     keep_alive_seconds = 0
-    """For how many seconds it announced to wait for another request; 0 if it didn't say."""
+    """How many seconds it said it would wait for another request; 0 if it didn't say."""
     use_count = 0
     kept_alive = False
     """Whether the connection stays open after the current response."""

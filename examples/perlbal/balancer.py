@@ -41,7 +41,7 @@ class Balancer:
         self.pending: dict[str, BackendHTTP] = {}
         """The connections not yet established, at most one for each node."""
         self.blocked: set[str] = set()
-        """The nodes that couldn't be reached, and aren't tried for the moment."""
+        """The nodes that aren't tried for the moment."""
         self.ended_unused: Counter[str] = Counter()
         """How many connections in a row each node has closed before they were used."""
         self.bored: deque[BackendHTTP] = deque()
@@ -173,7 +173,7 @@ class Balancer:
         else:
             self.bored.append(backend)
         if not backend.use_count:
-            self.spawn_backends()  # Its node may be connected to again now.
+            self.spawn_backends()  # Its node may get another connection now.
 
     def _block(self, name: str) -> None:
         """Don't connect to a node for a second."""

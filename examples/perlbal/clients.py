@@ -366,8 +366,8 @@ class Client(Socket):
     # --- ending -----------------------------------------------------------------------------------
 
     def is_between_requests(self) -> bool:
-        """Whether it has no request. `state`, which STATES shows, isn't enough: as in the original,
-        it doesn't change while a PUT or a chunked body arrives."""
+        """Whether it waits for another request. `state`, which STATES shows, isn't enough: as in
+        the original, it doesn't change while a PUT or a chunked body arrives."""
         return self.state == "persist_wait" and self.exchange is None
 
     def idle_seconds(self) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PIECE: Final = 131_072
 """Bytes of a file that are sent at a time."""
 Part = tuple[int, int, int]
-"""A file's descriptor, and the start and end of the part to send."""
+"""A file's descriptor, and the start and end (exclusive) of the part to send."""
 
 
 def open_file(path: bytes) -> tuple[int, os.stat_result]:

@@ -49,8 +49,8 @@ class Refused(Exception):
 
 
 class _Keys(dict[str, str]):
-    """A cache of the keys of field names. Checking a name is expensive, and few names are common.
-    It is bounded, so that a client that makes up names can't fill the memory."""
+    """A cache of the keys of field names, because checking a name is expensive and most are common
+    ones. It is bounded, so that a client that makes up names can't fill the memory."""
 
     def __missing__(self, name: str) -> str:
         """The key of a name that isn't in the cache. Raises `Refused` for an invalid name."""
@@ -192,8 +192,8 @@ class Request(Head):
         return _written(f"{self.method} {self.uri} HTTP/1.0", self.names, values)
 
     def range(self, size: int) -> tuple[int, int, int]:
-        """The status (200 for all, 206 for a part, or 416) and the start and end of the range that
-        is requested of `size` bytes."""
+        """The status (200 for all, 206 for a part, or 416), and the start and the end (exclusive) of
+        the range that is requested of `size` bytes."""
         asked = self.values.get("range")
         found = _RANGE.fullmatch(asked) if asked else None
         if found is None or not (found[1] or found[2]):

@@ -73,7 +73,7 @@ request_path: Final = _matching(
 words: Final = re.compile(r"[^\s,]+", re.ASCII).findall
 """Splits a list at commas and spaces."""
 file_names: Final = _matching(".*", lambda found: tuple(words(found[0])), "")
-# Each character matches in one way only: backtracking on a wrong line could take nearly forever.
+# Each character can match in only one way; otherwise backtracking could take forever.
 _SECONDS: Final = r"\s*(?:(?:\d{1,9}(?:\.\d{0,9})?|\.\d{0,9})\s*)?"
 schedule: Final = _matching(
     rf"{_SECONDS}(?:,{_SECONDS})*",

@@ -244,7 +244,7 @@ class ProxyExchange(Exchange):
         return self.client.write_buf_size > self.service.buffer_size
 
     def stall_backend(self, backend: BackendHTTP) -> None:
-        """Pause the backend, because the client is slower. Its body has to wait as well: if the
+        """Pause the backend, because the client is slower. The body has to wait as well: if the
         backend has closed after its answer, more of the body would cause a reset, and the part of
         the answer that is still in transit would be lost."""
         self.backend_stalled = True
