@@ -192,7 +192,7 @@ class Request(Head):
         return _written(f"{self.method} {self.uri} HTTP/1.0", self.names, values)
 
     def range(self, size: int) -> tuple[int, int, int]:
-        """The status (200 for all, 206 for a part, or 416), and the start and the end (exclusive) of
+        """The status (200 for all, 206 for a part, or 416), and the start and end (exclusive) of
         the range that is requested of `size` bytes."""
         asked = self.values.get("range")
         found = _RANGE.fullmatch(asked) if asked else None
