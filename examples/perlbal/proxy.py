@@ -23,6 +23,8 @@ READ_AHEAD: Final = 32_768
 DEADLOCK_SECONDS: Final = 5
 """How long a client with more to send may take nothing of the answer."""
 _OTHER_BODIES: Final = ("x-reproxy-file", "x-reproxy-url", "x-reproxy-service")
+_NO_BODY: Final = Body()
+"""That of all requests without a body, which never write to it."""
 _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
@@ -45,8 +47,8 @@ class ProxyExchange(Exchange):
     _retries = 0
     _responded = False
     """Whether the client's socket has become writable after a part of the answer had to wait."""
-    _body = Body()
-    """The part of the request's body that waits for a backend. Most requests have none."""
+    _body: Body = _NO_BODY
+    """The part of the request's body that waits for a backend."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
