@@ -1,8 +1,8 @@
 """Where ours is meant to differ from Debian's Perlbal.
 
-docs/perlbal.md has a table of the same names, in the same order, under "What differs". A
-conversation that differs names its row; a row that no conversation shows is as much a fault as a
-difference without a row.
+docs/perlbal.md has a table with the same names, in the same order, under "What differs". A
+conversation that differs names its row. Both a difference without a row and a row that no
+conversation shows are faults.
 """
 
 from __future__ import annotations
@@ -52,4 +52,4 @@ DIFFERENCES = {
     "a body in the latency": "the original loses it, and the client waits",
     "no other protocol": "the original asks for h2c, and what is said behind the 101 is lost",
 }
-"""Name -> why."""
+"""Name -> reason."""
