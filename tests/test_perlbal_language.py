@@ -156,8 +156,22 @@ def test_a_list_may_be_empty_and_is_dumped_as_one(say: Said) -> None:
 
 def test_a_plugins_parameters_are_there_for_services_of_before_and_later(say: Said) -> None:
     say("CREATE SERVICE before", "LOAD xffextras", "CREATE SERVICE later")
-    for service in say.server.services.values():
-        assert vars(service)["send_backend_port"] == 0
+    for name in say.server.services:
+        say(f"SET {name}.role = reverse_proxy", f"SET {name}.send_backend_proto = off")
+        assert say(f"SET {name}.send_backend_port = on") == ["OK"]
+    dumped = [line for line in say("DUMPCONFIG") if "send_backend" in line]
+    assert dumped == 2 * ["  SET send_backend_port = on"]
+
+
+def test_another_role_has_its_defaults_and_what_has_none_stays(say: Said, tmp_path: Path) -> None:
+    say("DEFAULT idle_timeout = 7", "CREATE SERVICE a", "SET listen = 127.0.0.1:1")
+    say("SET idle_timeout = 5", "SET role = web_server", f"SET docroot = {tmp_path}")
+    say("SET persist_client = on", "SET dirindexing = on", "SET role = reverse_proxy")
+    service = say.server.services["a"]
+    assert (service.idle_timeout, service.persist_client) == (7, 0)
+    say("SET role = web_server")
+    assert (service.dirindexing, service.docroot) == (0, str(tmp_path))
+    assert service.listen == "127.0.0.1:1"
 
 
 def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -> None:

@@ -329,3 +329,20 @@ def test_the_rest_of_a_body_that_was_answered_is_sent_to_nobody_else(
     assert heard["client"][0].startswith("HTTP/1.0 200 OK\r\n")
     assert "there" in heard["client"][0]
     assert not any("of-the-body" in each for who in heard for each in heard[who])
+
+
+def test_a_urls_connection_is_kept_also_where_a_body_that_it_never_had_is_to_come(
+    tmp_path: Path,
+) -> None:
+    steps = [
+        serve(early(to("http://@b@/there")), to("http://@b@/again")),
+        serve(good("there"), good("again"), at="b"),
+        send(UPLOAD),
+        hear(),
+        ask(get("/"), by="other"),
+    ]
+    with house(REPROXIES, OURS, tmp_path / "ours") as opened:
+        heard = opened.hold(steps, "proxy")
+    assert "lost" not in heard
+    asked_for = [each.partition(" HTTP")[0] for each in heard["backend b"]]
+    assert asked_for == ["#1 GET /there", "#1 GET /again"]

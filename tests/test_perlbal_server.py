@@ -33,7 +33,7 @@ from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
 from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
-from examples.perlbal.reproxy import KEPT_SECONDS, ReproxyHost
+from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
 from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.server import Server, tell
 from tests.perlbal.servers import OURS
@@ -127,7 +127,7 @@ def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
                 return connection.close()
             connection.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n")
 
-        stats = server.node_stats(f"127.0.0.1:{backend.getsockname()[1]}")
+        stats = server.nodes[f"127.0.0.1:{backend.getsockname()[1]}"]
         Listener(backend, enter, server.loop)
         for count in range(1, rounds + 1):
             client = client_of(server, stack)
@@ -405,7 +405,7 @@ def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
 
 def ask_for_url(server: Server, stack: ExitStack, first: socket.socket, port: int) -> None:
     """Have a client send a request, and its backend name a URL at this port."""
-    asked = server.node_stats(f"127.0.0.1:{first.getsockname()[1]}")
+    asked = server.nodes[f"127.0.0.1:{first.getsockname()[1]}"]
     before = asked.connects
     client_of(server, stack)
     turn(server, lambda: asked.connects > before)
@@ -421,7 +421,7 @@ def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)
         )
         port = host.getsockname()[1]
-        stats = server.node_stats(f"127.0.0.1:{port}")
+        stats = server.nodes[f"127.0.0.1:{port}"]
         balancer(server, first.getsockname()[1])
         server.services["p"].set("enable_reproxy", "on")
         ask_for_url(server, stack, first, port)
@@ -447,12 +447,12 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
         node = pools.Node("127.0.0.1", listener.getsockname()[1])
         balancer(server, first.getsockname()[1])
         server.services["p"].set("enable_reproxy", "on")
-        host = server.reproxy_manager.hosts[node.name] = ReproxyHost(server.reproxy_manager, node)
+        host = server.reproxy_hosts[node] = ReproxyHost(server.reproxy_hosts, node)
         for _ in range(many):
             host.connecting = BackendHTTP.open(host, node, PATIENCE)
             turn(server, lambda: host.connecting is None)
         for each in host.bored:
-            each.alive -= 2 * KEPT_SECONDS
+            each.idle_since -= 2 * KEPT_SECONDS
         deepest = sys.getrecursionlimit()
         stack.callback(sys.setrecursionlimit, deepest)
         sys.setrecursionlimit(len(inspect.stack()) + 2 * many)
@@ -509,7 +509,7 @@ def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_i
         client.alive -= 2000
         assert not client.is_idle(1000, time.monotonic())
         server.services["p"].idle_timeout = 1
-        server.idle.look_soon()
+        server.idle.look_at(0)
         turn(server, lambda: client.closed)
 
 
@@ -553,7 +553,7 @@ def test_a_kept_connection_that_is_at_its_next_request_is_not_idle(
         "\nSET listen = 127.0.0.1:0\nENABLE p",
     )
     service = server.services["p"]
-    service.docroot, service.enable_put = str(tmp_path), 1
+    service.docroot, service.enable_put = str(tmp_path), True
     service.default_service = server.services["w"]
     with ExitStack() as stack:
         client = client_of(server, stack, field="Connection: keep-alive")
@@ -738,7 +738,7 @@ def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
     with ExitStack() as stack:
         if path == "reproxied":
             first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            asked = server.node_stats(f"127.0.0.1:{first.getsockname()[1]}")
+            asked = server.nodes[f"127.0.0.1:{first.getsockname()[1]}"]
             balancer(server, first.getsockname()[1])
             server.services["p"].set("enable_reproxy", "on")
             client = client_of(server, stack)

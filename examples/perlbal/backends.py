@@ -66,7 +66,37 @@ class NodeStats:
         return counts + [f"responsecodes {code} {count}" for code, count in codes]
 
 
+class Nodes(dict[str, NodeStats]):
+    """All nodes that were heard of lately, by "ip:port"."""
+
+    def __missing__(self, name: str) -> NodeStats:
+        if len(self) >= MOST_NODES:
+            del self[next(iter(self))]
+        stats = self[name] = NodeStats()
+        return stats
+
+
 class BackendHTTP(Socket):
+    state = "connecting"
+    exchange: ProxyExchange | None = None
+    head: Response | None = None
+    """The response that is coming in, from when its head is there."""
+    inbox: bytes = b""
+    """What was read and isn't a whole head yet."""
+    left: int | None = None
+    """Bytes of the response's body that are to come; None if they end with the connection."""
+    unreachable = False
+    """Whether it is closed because the connect failed."""
+    has_attention = False
+    """Whether a process and not only the kernel is known to be behind it."""
+    stays = 0
+    """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
+    use_count = 0
+    kept_alive = False
+    """Whether the present response leaves it open for another request."""
+    _verify_timer: Timer
+    """Ends it where there is no answer to OPTIONS in time."""
+
     def __init__(self, sock: socket.socket, owner: Owner, node: Node) -> None:
         tune(sock)
         super().__init__(sock, owner.server.loop)
@@ -74,37 +104,16 @@ class BackendHTTP(Socket):
         self.server = owner.server
         self.service = owner.service
         self.ipport = node.name
-        self.stats = self.server.node_stats(self.ipport)
+        self.stats = self.server.nodes[self.ipport]
         self.created: float = time.monotonic()
-        self.alive = self.created
-        """When it last had nothing to do; the reproxy hosts' to keep."""
-        self.state = "connecting"
+        self.idle_since = self.created
+        """When it last began to have nothing to do."""
         self.pool: Pool | None = self.service.pool if self.service is not None else None
-        self.exchange: ProxyExchange | None = None
-        self.head: Response | None = None
-        """The response that is coming in, from when its head is there."""
-        self.inbox: bytes = b""
-        """What was read and isn't a whole head yet."""
-        self.left: int | None = None
-        """Bytes of the response's body that are to come; None if they end with the connection."""
-        self.unreachable = False
-        """Whether it is closed because the connect failed."""
-        self._verify_timer: Timer
-        """Ends it where there is no answer to OPTIONS in time."""
-        self.has_attention = False
-        """Whether a process and not only the kernel is known to be behind it."""
-        self.stays = 0
-        """Seconds for which it said that it would wait for another request; 0 if it didn't say."""
-        self.disconnect_at = 0.0
-        """When they are over; 0: never."""
-        self.use_count = 0
-        self.kept_alive = False
-        """Whether the present response leaves it open for another request."""
 
     @classmethod
     def open(cls, owner: Owner, node: Node, timeout: float) -> BackendHTTP | None:
         """Begin to connect; None if that fails at once."""
-        stats = owner.server.node_stats(node.name)
+        stats = owner.server.nodes[node.name]
         stats.attempts += 1
         stats.lastattempt = int(time.time())
         try:
@@ -119,7 +128,7 @@ class BackendHTTP(Socket):
 
     def ends_soon(self, now: float) -> bool:
         """Whether it will close about now, by what it said."""
-        return 0 < self.disconnect_at < now + 2
+        return 0 < self.stays < now + 2 - self.idle_since
 
     def is_over(self) -> bool:
         """Whether it can't be asked any more, and is closed: it has ended, or has said more than its
@@ -161,14 +170,12 @@ class BackendHTTP(Socket):
                 return self._verify_failed()
             if found is None:
                 return
-            if not self.kept_alive:
-                return self._verify_failed()
             head, data = found
             # A length is taken at its word, although OPTIONS has seldom a body.
             self.left = head.length or 0
         assert self.left is not None
         self.left -= len(data)
-        if self.left < 0:
+        if self.left < 0 or not self.kept_alive:
             self._verify_failed()
         elif self.left == 0:
             self._verify_timer.cancel()
@@ -201,7 +208,7 @@ class BackendHTTP(Socket):
             # A body that nobody wants would be taken for the next response.
             if self.left != 0 or not self.kept_alive or self.write_buf_size:
                 return self.close("next_request_no_persist")
-        self.disconnect_at = time.monotonic() + self.stays if self.stays else 0.0
+        self.idle_since = time.monotonic()
         self.state = "bored"
         self.head = None
         self.left = None

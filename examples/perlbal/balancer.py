@@ -14,7 +14,7 @@ from examples.perlbal.heads import wire
 
 if TYPE_CHECKING:
     from examples.perlbal.pools import Pool
-    from examples.perlbal.proxy import ProxyExchange
+    from examples.perlbal.proxy import ProxyExchange, Queue
     from examples.perlbal.services import Service
 
 MOST_NEW_CONNECTIONS: Final = 10
@@ -28,8 +28,6 @@ MOST_UNUSED: Final = 10
 UNVERIFIED_SECONDS: Final = 5
 """How old a connection may be that was neither used nor verified."""
 
-Queue = OrderedDict["ProxyExchange", None]
-
 
 class Balancer:
     """Brings clients and backends of one service together."""
@@ -40,7 +38,6 @@ class Balancer:
         self.queues: dict[str, Queue] = {
             priority: OrderedDict() for priority in ("highpri", "normal", "lowpri")
         }
-        """Who waits for a backend, in the order in which they are served."""
         self.pending: dict[str, BackendHTTP] = {}
         """The connections that aren't there yet, at most one for each node."""
         self.blocked: set[str] = set()
@@ -73,12 +70,8 @@ class Balancer:
         priority = "lowpri" if exchange.request.low_priority else "normal"
         if exchange.high_priority:
             priority = "highpri"
-        self.queues[priority][exchange] = None
+        exchange.wait_in(self.queues[priority])
         self.spawn_backends()
-
-    def forget(self, exchange: ProxyExchange) -> None:
-        for queue in self.queues.values():
-            queue.pop(exchange, None)
 
     def _is_high_priority(self, exchange: ProxyExchange) -> bool:
         # As the original reads them: the last of a name counts, and without contents to look for

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
@@ -106,6 +106,23 @@ class Exchange:
 
 
 class Client(Socket):
+    state = "reading_headers"
+    inbox = b""
+    """What was read and is not used yet."""
+    exchange: Exchange | None = None
+    """The present request, and what is done about it."""
+    body_left = 0
+    """Bytes of the request's body that haven't come yet."""
+    decoder: ChunkDecoder | None = None
+    keep_alive = False
+    overfed = False
+    """Whether there is more to come from it that nobody wants."""
+    observed_ip: str | None = None
+    """The address that a trusted upstream says the request comes from."""
+    requests = 0
+    adopted = 0
+    """How often the present request was handed on."""
+    file: SentFiles | None = None
     _linger: Timer | None = None
     """Ends it where the client isn't the first to do so."""
 
@@ -117,26 +134,9 @@ class Client(Socket):
         self.service = service
         """The service that has the present request."""
         self.created = self.alive = time.monotonic()
-        self.state = "reading_headers"
-        self.inbox = b""
-        """What was read and is not used yet."""
-        self.exchange: Exchange | None = None
-        """The present request, and what is done about it."""
-        self.body_left = 0
-        """Bytes of the request's body that haven't come yet."""
-        self.decoder: ChunkDecoder | None = None
-        self.keep_alive = False
-        self.overfed = False
-        """Whether there is more to come from it that nobody wants."""
-        self.observed_ip: str | None = None
-        """The address that a trusted upstream says the request comes from."""
-        self.requests = 0
-        self.adopted = 0
-        """How often the present request was handed on."""
-        self.file: SentFiles | None = None
         self.server.clients += 1
         self.watch_read(True)
-        self.server.idle.note(service.idle_timeout)
+        self.server.idle.look_at(self.alive + self.idle_seconds())
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class Client(Socket):
         """Answer with this head and a part of a file, which is closed when it is out."""
         fd, start, end = part
         if end - start > SMALL_FILE:
-            return self.send_files(head, part, iter(()))
+            return self.send_files(head, SentFiles(self, iter((part,))))
         try:
             data = os.pread(fd, end - start, start)
         except OSError:
@@ -302,13 +302,12 @@ class Client(Socket):
         else:
             self.send_last(self.begin_answer(head, "xfer_disk") + data)
 
-    def send_files(self, head: Response, first: Part, more: Iterator[Part]) -> None:
-        """The same with several, which `more` opens one after another."""
-        file = self.file = SentFiles(self, first, more)
+    def send_files(self, head: Response, files: SentFiles) -> None:
+        self.file = files
         self.watch_read(False)
         self.watch_write(True)
         if self.write(self.begin_answer(head, "xfer_disk")):
-            file.go_on()
+            files.go_on()
 
     def refuse(self, refused: Refused) -> None:
         """Answer what isn't taken, and end."""
@@ -328,7 +327,7 @@ class Client(Socket):
         if not self.keep_alive or self.overfed:
             return self._end()
         self.state = "persist_wait"
-        self.server.idle.note(self.base.persist_client_idle_timeout)
+        self.server.idle.look_at(self.alive + (self.base.persist_client_idle_timeout or math.inf))
         self.watch_read(True)
         if self.server.stopping:
             self.die_gracefully()
@@ -368,13 +367,13 @@ class Client(Socket):
         while a PUT or a body in chunks comes in."""
         return self.state == "persist_wait" and self.exchange is None
 
-    def idle_seconds(self) -> int:
-        """How long it may be silent; 0: for ever."""
+    def idle_seconds(self) -> float:
+        """How long it may be silent."""
         if self.is_between_requests():
-            return self.service.persist_client_idle_timeout
-        return self.service.idle_timeout
+            return self.service.persist_client_idle_timeout or math.inf
+        return self.service.idle_timeout or math.inf
 
-    def is_idle(self, seconds: int, now: float) -> bool:
+    def is_idle(self, seconds: float, now: float) -> bool:
         """Whether it has sent and taken nothing for so long."""
         if self.alive + seconds <= now and (self.write_buf_size or self.file is not None):
             # There is room for more when half of what waits in the kernel is taken. When the last of
@@ -454,32 +453,26 @@ class IdleClients:
         self._timer: Timer | None = None
         self._due = math.inf
 
-    def note(self, seconds: int) -> None:
-        """A client may be due that many seconds from now; 0: never."""
-        if seconds and (due := time.monotonic() + seconds) < self._due:
-            self._look_at(due)
-
-    def look_soon(self) -> None:
-        """The seconds have changed."""
-        self._look_at(0)
-
-    def _look_at(self, due: float) -> None:
+    def look_at(self, due: float) -> None:
+        """Look at all then, as one of them may be due."""
+        if due >= self._due:
+            return
+        self._due = due
         if self._timer is not None:
             self._timer.cancel()
-        self._due = due
         # Fewer looks where there is much to be looked at.
         pause = max(1 / LOOKS_PER_SECOND, self._server.clients / CLIENTS_PER_SECOND)
         wait = max(due - time.monotonic(), pause)
         self._timer = self._server.loop.add_timer(wait, self._look)
 
     def _look(self) -> None:
-        self._due = math.inf
+        self._due = due = math.inf
         now = time.monotonic()
         for each in list(self._server.loop.descriptor_map.values()):
-            if isinstance(each, Client) and (seconds := each.idle_seconds()):
+            if isinstance(each, Client):
+                seconds = each.idle_seconds()
                 if each.is_idle(seconds, now):
                     each.close("perlbal_timeout")
-                elif each.alive + seconds < self._due:
-                    self._due = each.alive + seconds
-        if self._due < math.inf:
-            self._look_at(self._due)
+                else:
+                    due = min(due, each.alive + seconds)
+        self.look_at(due)

@@ -9,19 +9,36 @@ import re
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import TOKEN
-from examples.perlbal.language import COMMANDS, Answer, Call, command
+from examples.perlbal.language import Answer, Call, Command
 from examples.perlbal.parameters import NODE, PARAMETERS, LanguageError, named, words
 from examples.perlbal.plugins import PLUGINS
+from examples.perlbal.pools import Pool
 from examples.perlbal.services import Service
 from examples.perlbal.webserver import MIME_TYPES
 
 VERSION: Final = "1.80"
 """The version of Perlbal whose language this is."""
+
+COMMANDS: Final[dict[str, Command]] = {}
+"""The commands by their first words."""
+
+
+def command(
+    words: str, pattern: str = "", usage: str = ""
+) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+    """Makes a function a command by these words."""
+
+    def add(run: Callable[..., Answer]) -> Callable[..., Answer]:
+        COMMANDS.update(dict.fromkeys(words.split(), Command(run, pattern, usage)))
+        return run
+
+    return add
 
 
 # --- services and pools ---------------------------------------------------------------------------
@@ -47,14 +64,10 @@ def set_parameter(call: Call, name: str, key: str, value: str) -> Answer:
     name = name or call.context.last_created
     if not name:
         raise LanguageError("omitted service/pool name not implied from context")
-    if name in server.services:
-        if key == "plugins":
-            return _set_plugins(call, server.services[name], value)
-        server.services[name].set(key, value)
-    elif name in server.pools:
-        server.pools[name].set(key, value)
-    else:
-        raise LanguageError(f"service/pool '{name}' does not exist")
+    if key == "plugins" and name in server.services:
+        return _set_plugins(call, server.services[name], value)
+    things: dict[str, Service | Pool] = {**server.services, **server.pools}
+    named(things, name, f"service/pool '{name}' does not exist").set(key, value)
     return None
 
 
@@ -153,13 +166,13 @@ def dumpconfig(call: Call) -> None:
     blocks += [pool.dump() for pool in server.pools.values()]
     blocks += [service.dump() for service in server.services.values()]
     # Behind all services, for it may be one of those that come later.
-    blocks += [
+    blocks.append(
         [
             f"SET {service.name}.default_service = {service.default_service.name}"
             for service in server.services.values()
             if service.default_service is not None
         ]
-    ]
+    )
     for block in filter(None, blocks):
         for line in (*block, ""):
             call.out(line)
@@ -174,9 +187,7 @@ def load(call: Call, name: str) -> None:
     there = ", ".join(sorted(PLUGINS))
     kind = named(PLUGINS, name, f"Plugin {name} is not supported here; there are {there}")
     if name not in server.plugins:
-        plugin = server.plugins[name] = kind(server)
-        for service in server.services.values():
-            service.set_defaults(plugin.parameters)
+        server.plugins[name] = kind(server)
 
 
 @command("unload", r" (\w+)")
@@ -213,7 +224,7 @@ def plugins(call: Call) -> Answer:
 def server_option(call: Call, key: str, value: str) -> None:
     server = call.server
     if found := re.fullmatch(r"max_reproxy_connections(?:\((.+)\))?", key):
-        server.reproxy_manager.most[found[1] or ""] = max(0, _number(value))
+        server.reproxy_hosts.most[found[1] or ""] = max(0, _number(value))
     elif key == "max_connections":
         number = _number(value)
         try:
@@ -399,7 +410,7 @@ def socks(call: Call, mode: str) -> Answer:
 
 @command("reproxy_state", ".*")
 def reproxy_state(call: Call) -> Answer:
-    return call.server.reproxy_manager.report()
+    return call.server.reproxy_hosts.report()
 
 
 @command("aio")

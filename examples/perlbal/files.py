@@ -20,7 +20,6 @@ PIECE: Final = 131_072
 """Bytes of a file that are sent at a time."""
 Part = tuple[int, int, int]
 """A file's descriptor, the place of the first byte that is sent, and of that behind the last."""
-NOTHING: Final = (-1, 0, 0)
 
 
 def open_file(path: bytes) -> tuple[int, os.stat_result]:
@@ -58,10 +57,11 @@ class SentFiles:
     """Files that are on their way to a client, one after another: sendfile(2), where the system
     has it."""
 
-    def __init__(self, client: Client, first: Part, more: Iterator[Part]) -> None:
+    def __init__(self, client: Client, parts: Iterator[Part]) -> None:
+        """`parts` opens one after another. Raises what that does for the first."""
         self._client = client
-        self._fd, self._offset, self._end = first
-        self._more = more
+        self._parts = parts
+        self._fd, self._offset, self._end = next(parts, (-1, 0, 0))
 
     def go_on(self) -> None:
         """Send some more, as there is room, and not more than a piece, as others have their turn
@@ -100,7 +100,7 @@ class SentFiles:
 
     def _next(self) -> None:
         self.close()
-        part = next(self._more, None)
+        part = next(self._parts, None)
         if part is not None:
             self._fd, self._offset, self._end = part
             return

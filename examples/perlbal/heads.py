@@ -222,13 +222,13 @@ def _length(text: str) -> int:
 class Response(Head):
     """The head of a response, of ours or of a backend's."""
 
-    __slots__ = ("code", "length", "reason", "version")
+    __slots__ = ("code", "length", "reason", "stays_open")
 
-    def __init__(self, code: int, reason: str | None = None) -> None:
+    def __init__(self, code: int) -> None:
         super().__init__()
-        self.code = code
-        self.reason: str = REASONS.get(code, "") if reason is None else reason
-        self.version = "1.0"
+        self.set_code(code)
+        self.stays_open = False
+        """Whether who sent it keeps the connection open unless he says otherwise."""
         self.length: int | None = None
         """Bytes of the body of a backend's; None if they aren't told, 0 where no body can be."""
 
@@ -243,7 +243,7 @@ class Response(Head):
         """Whether who sent this will keep the connection open; `head_only` for what had no body
         whatever its length is said to be."""
         wish = _wish_to_go_on(self.values)
-        if self.version != "1.0":
+        if self.stays_open:
             return wish is not False
         return bool(wish) and self.tells_its_end(head_only)
 
@@ -264,9 +264,9 @@ def parse_response(text: str) -> Response:
     line = _STATUS_LINE.fullmatch(first)
     if line is None:
         raise Refused(502, "No status line")
-    response = Response(int(line[3]), line[4] or None)
-    if line[1] != "0":
-        response.version = f"{line[1]}.{line[2]}"
+    response = Response(int(line[3]))
+    response.reason = line[4] or response.reason
+    response.stays_open = line[1] != "0" and (line[1], line[2]) != ("1", "0")
     response.fill(lines)
     values = response.values
     if "transfer-encoding" in values and "identity" not in values["transfer-encoding"].lower():

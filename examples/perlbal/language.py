@@ -71,9 +71,6 @@ class Command(NamedTuple):
     """What is told where the pattern doesn't fit."""
 
 
-COMMANDS: Final[dict[str, Command]] = {}
-"""The commands by their first words."""
-
 LEFT_OUT: Final = {
     **dict.fromkeys(
         ("xs", "leaks", "gladiator", "varsize", "obj", "track"), "there is no Perl here"
@@ -83,18 +80,6 @@ LEFT_OUT: Final = {
     "state": "states aren't recorded",
 }
 """Perlbal's commands that aren't here, and why."""
-
-
-def command(
-    words: str, pattern: str = "", usage: str = ""
-) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
-    """Makes a function a command by these words."""
-
-    def add(run: Callable[..., Answer]) -> Callable[..., Answer]:
-        COMMANDS.update(dict.fromkeys(words.split(), Command(run, pattern, usage)))
-        return run
-
-    return add
 
 
 class Language:

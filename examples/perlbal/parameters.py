@@ -50,7 +50,7 @@ _UNITS: Final = {"": 1, "b": 1, "k": 1024, "m": 1024 * 1024}
 
 boolean: Final = _fitting(
     "(?i)(1|true|on|yes)|0|false|off|no",
-    lambda found: int(found[1] is not None),
+    lambda found: found[1] is not None,
     "Expecting boolean value for parameter '{key}'",
 )
 integer: Final = _fitting(
@@ -178,10 +178,10 @@ def netmasks(service: Service, key: str, text: str) -> tuple[Netmask, ...]:
         raise LanguageError(f"Error defining trusted upstream proxies: {error}") from None
 
 
-def no_ssl(service: Service, key: str, text: str) -> int:
+def no_ssl(service: Service, key: str, text: str) -> bool:
     if boolean(service, key, text):
         raise LanguageError("SSL is not supported here: put a server that has it in front")
-    return 0
+    return False
 
 
 LEFT_OUT: Final = frozenset(
@@ -192,85 +192,94 @@ LEFT_OUT: Final = frozenset(
 
 
 class Parameter(NamedTuple):
-    """How a parameter is read."""
-
     role: str
-    """The role that has it, or "*"."""
+    """The role that has it; empty: all have."""
     read: Reader
-    default: str | None = None
-    """As it is written in the language; None: it has none."""
-    dumped: bool = True
-    """Whether DUMPCONFIG has it with its service."""
+
+    def is_for(self, role: str) -> bool:
+        return self.role in ("", role)
 
 
-ALL: Final = "*"
-PROXY: Final = "reverse_proxy"
-WEB: Final = "web_server"
-SELECTOR: Final = "selector"
+Size = Annotated[int, size]
+Text = Annotated[str, string]
 
 
-class Parameters:
-    """All that can be set of a service, by the names that the language has for it."""
-
-    role: Annotated[str, Parameter(ALL, role_name)] = ""
-    listen: Annotated[str | None, Parameter(ALL, listen_address)] = None
-    persist_client: Annotated[int, Parameter(ALL, boolean, "0")]
-    persist_client_idle_timeout: Annotated[int, Parameter(ALL, integer, "30")]
-    idle_timeout: Annotated[int, Parameter(ALL, integer, "30")]
-    persist_client_timeout: Annotated[int, Parameter(ALL, integer, dumped=False)]
-    always_trusted: Annotated[int, Parameter(ALL, boolean, "0")]
-    trusted_upstream_proxies: Annotated[tuple[Netmask, ...], Parameter(ALL, netmasks)] = ()
-    max_chunked_request_size: Annotated[int, Parameter(ALL, size, "200m")]
-    client_sndbuf_size: Annotated[int, Parameter(ALL, size, "0")]
-    server_tokens: Annotated[int, Parameter(ALL, boolean, "1")]
-    enable_ssl: Annotated[int, Parameter(ALL, no_ssl, "0")]
-
-    pool: Annotated["Pool | None", Parameter(PROXY, existing_pool)] = None
-    persist_backend: Annotated[int, Parameter(PROXY, boolean, "0")]
-    backend_persist_cache: Annotated[int, Parameter(PROXY, integer, "2")]
-    connect_ahead: Annotated[int, Parameter(PROXY, integer, "0")]
-    max_backend_uses: Annotated[int, Parameter(PROXY, integer, "0")]
-    verify_backend: Annotated[int, Parameter(PROXY, boolean, "0")]
-    verify_backend_path: Annotated[str, Parameter(PROXY, request_path, "*")]
-    buffer_size: Annotated[int, Parameter(PROXY, size, "256k")]
-    buffer_size_reproxy_url: Annotated[int, Parameter(PROXY, size, "50k")]
-    buffer_backend_connect: Annotated[int, Parameter(PROXY, size, "100k")]
-    buffer_uploads: Annotated[int, Parameter(PROXY, boolean, "0")]
-    buffer_uploads_path: Annotated[str | None, Parameter(PROXY, uploads_folder)] = None
-    buffer_upload_threshold_time: Annotated[int, Parameter(PROXY, integer, "5")]
-    buffer_upload_threshold_size: Annotated[int, Parameter(PROXY, size, "250k")]
-    buffer_upload_threshold_rate: Annotated[int, Parameter(PROXY, integer, "0")]
-    queue_relief_size: Annotated[int, Parameter(PROXY, integer, "0")]
-    queue_relief_chance: Annotated[int, Parameter(PROXY, percent, "0")]
-    high_priority_cookie: Annotated[str, Parameter(PROXY, string)] = ""
-    high_priority_cookie_contents: Annotated[str, Parameter(PROXY, string)] = ""
-    blind_proxy: Annotated[int, Parameter(PROXY, boolean, "0")]
-    enable_reproxy: Annotated[int, Parameter(PROXY, boolean, "0")]
-    reproxy_cache_maxsize: Annotated[int, Parameter(PROXY, integer, "0")]
-    enable_error_retries: Annotated[int, Parameter(PROXY, boolean, "0")]
-    error_retry_schedule: Annotated[
-        tuple[float, ...], Parameter(PROXY, schedule, "0,.25,.50,1,1,1,1,1")
-    ]
-
-    docroot: Annotated[str | None, Parameter(WEB, docroot_folder)] = None
-    index_files: Annotated[tuple[str, ...], Parameter(WEB, file_names, "index.html")]
-    dirindexing: Annotated[int, Parameter(WEB, boolean, "0")]
-    enable_put: Annotated[int, Parameter(WEB, boolean, "0")]
-    enable_delete: Annotated[int, Parameter(WEB, boolean, "0")]
-    enable_md5: Annotated[int, Parameter(WEB, boolean, "1")]
-    max_put_size: Annotated[int, Parameter(WEB, size, "0")]
-    min_put_directory: Annotated[int, Parameter(WEB, integer, "0")]
-    enable_concatenate_get: Annotated[int, Parameter(WEB, boolean, "0")]
-
-    default_service: Annotated[
-        "Service | None", Parameter(SELECTOR, existing_service, dumped=False)
-    ] = None
-    latency: Annotated[int, Parameter(SELECTOR, integer, "0")]
+class AllRoles:
+    role: Annotated[str, role_name] = ""
+    listen: Annotated[str | None, listen_address] = None
+    persist_client: bool = False
+    persist_client_idle_timeout: int = 30
+    idle_timeout: int = 30
+    persist_client_timeout: int = 0
+    always_trusted: bool = False
+    trusted_upstream_proxies: Annotated[tuple[Netmask, ...], netmasks] = ()
+    max_chunked_request_size: Size = 200 * 1024 * 1024
+    client_sndbuf_size: Size = 0
+    server_tokens: bool = True
+    enable_ssl: Annotated[bool, no_ssl] = False
 
 
-PARAMETERS: Final[dict[str, Parameter]] = {
-    key: hint.__metadata__[0]
-    for key, hint in get_type_hints(
-        Parameters, {**globals(), "Pool": object, "Service": object}, include_extras=True
-    ).items()
+class ReverseProxy:
+    pool: Annotated["Pool | None", existing_pool] = None
+    persist_backend: bool = False
+    backend_persist_cache: int = 2
+    connect_ahead: int = 0
+    max_backend_uses: int = 0
+    verify_backend: bool = False
+    verify_backend_path: Annotated[str, request_path] = "*"
+    buffer_size: Size = 256 * 1024
+    buffer_size_reproxy_url: Size = 50 * 1024
+    buffer_backend_connect: Size = 100 * 1024
+    buffer_uploads: bool = False
+    buffer_uploads_path: Annotated[str | None, uploads_folder] = None
+    buffer_upload_threshold_time: int = 5
+    buffer_upload_threshold_size: Size = 250 * 1024
+    buffer_upload_threshold_rate: int = 0
+    queue_relief_size: int = 0
+    queue_relief_chance: Annotated[int, percent] = 0
+    high_priority_cookie: Text = ""
+    high_priority_cookie_contents: Text = ""
+    blind_proxy: bool = False
+    enable_reproxy: bool = False
+    reproxy_cache_maxsize: int = 0
+    enable_error_retries: bool = False
+    error_retry_schedule: Annotated[tuple[float, ...], schedule] = (0, 0.25, 0.5, 1, 1, 1, 1, 1)
+
+
+class WebServer:
+    docroot: Annotated[str | None, docroot_folder] = None
+    index_files: Annotated[tuple[str, ...], file_names] = ("index.html",)
+    dirindexing: bool = False
+    enable_put: bool = False
+    enable_delete: bool = False
+    enable_md5: bool = True
+    max_put_size: Size = 0
+    min_put_directory: int = 0
+    enable_concatenate_get: bool = False
+
+
+class Selector:
+    default_service: Annotated["Service | None", existing_service] = None
+    latency: int = 0
+
+
+class Parameters(AllRoles, ReverseProxy, WebServer, Selector):
+    """All that can be set of a service, by the names that the language has for it, with their
+    defaults."""
+
+
+_BY_ROLE: Final = {
+    "": AllRoles,
+    "reverse_proxy": ReverseProxy,
+    "web_server": WebServer,
+    "selector": Selector,
 }
+_NAMES: Final = {**globals(), "Pool": object, "Service": object}
+_READERS: Final[dict[object, Reader]] = {bool: boolean, int: integer}
+
+PARAMETERS: Final = {
+    key: Parameter(role, _READERS[hint] if hint in _READERS else hint.__metadata__[0])
+    for role, names in _BY_ROLE.items()
+    for key, hint in get_type_hints(names, _NAMES, include_extras=True).items()
+}
+"""How each is read."""

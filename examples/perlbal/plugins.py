@@ -38,7 +38,7 @@ class Plugin:
     settings: frozenset[str] = frozenset()
     """What can be set of a service that uses it, as "plugin.key"."""
     parameters: ClassVar[dict[str, Parameter]] = {}
-    """Parameters of services that there are once it is loaded."""
+    """Parameters of services that there are once it is loaded; each is 0 until it is set."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -256,8 +256,8 @@ class XFFExtras(Plugin):
 
     name = "XFFExtras"
     parameters: ClassVar[dict[str, Parameter]] = {
-        "send_backend_port": Parameter("reverse_proxy", boolean, "0"),
-        "send_backend_proto": Parameter("reverse_proxy", boolean, "0"),
+        "send_backend_port": Parameter("reverse_proxy", boolean),
+        "send_backend_proto": Parameter("reverse_proxy", boolean),
     }
 
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
@@ -276,10 +276,7 @@ class Include(Plugin):
 
     name = "Include"
     MOST_DEEP = 10
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
-        self._depth = 0
+    _depth = 0
 
     def commands(self) -> dict[str, Command]:
         usage = "usage: INCLUDE = <config files>"

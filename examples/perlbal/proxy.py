@@ -6,12 +6,12 @@ import os
 import random
 import re
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import PIECE
-from examples.perlbal.heads import Head, Request, Response, http_date
-from examples.perlbal.reproxy import OtherBody, send_file
+from examples.perlbal.heads import Head, Request, Response
 from examples.perlbal.uploads import Body
 
 if TYPE_CHECKING:
@@ -26,29 +26,31 @@ _OTHER_BODIES: Final = ("x-reproxy-file", "x-reproxy-url", "x-reproxy-service")
 _DEBUG_UPLOADS: Final = bool(os.environ.get("PERLBAL_DEBUG_BUFFERED_UPLOADS"))
 
 
+Queue = OrderedDict["ProxyExchange", None]
+"""Those who wait for a backend, in the order in which they are served."""
+
+
 class ProxyExchange(Exchange):
+    backend: BackendHTTP | None = None
+    backend_stalled = False
+    """Whether the backend isn't read from, as the client is too slow."""
+    high_priority = False
+    requested = False
+    """Whether a backend was asked for."""
+    _queue: Queue | None = None
+    """Where it waits for one, or has waited."""
+    _dropping = True
+    """Whether what still comes of the body is thrown away: so it is until this is started, which it
+    isn't if a plugin answers."""
+    _retries = 0
     _responded = False
     """Whether there was room for more of the answer, after some of it had to wait."""
     _body = Body()
     """What has come of the request's body and has nowhere to go yet: of most, nothing ever."""
-    _next_service: Service | None = None
-    """The one that is to have it when all of the body, which is none of that one's, is here."""
 
     def __init__(self, client: Client, service: Service, request: Request) -> None:
         super().__init__(client, service, request)
         self.since = time.monotonic()
-        self.backend: BackendHTTP | None = None
-        self.backend_stalled = False
-        """Whether the backend isn't read from, as the client is too slow."""
-        self.high_priority = False
-        self.requested = False
-        """Whether a backend was asked for."""
-        self._dropping = True
-        """Whether what still comes of the body is thrown away: so it is until this is started, which
-        it isn't if a plugin answers."""
-        self._retries = 0
-        self.reproxying: OtherBody | None = None
-        """The body in the place of the backend's, while it is asked for."""
 
     # --- the request ------------------------------------------------------------------------------
 
@@ -59,7 +61,7 @@ class ProxyExchange(Exchange):
             return client.send_page(411, "A chunked body needs buffer_uploads")
         self._dropping = False
         if not client.body_left:
-            if not service.reproxy_cache_maxsize or not self._from_cache():
+            if not service.reproxy_cache_maxsize or not service.reproxying.answer_from_cache(self):
                 self.request_backend()
             return
         self._body = Body()
@@ -117,22 +119,20 @@ class ProxyExchange(Exchange):
             self._body.write(data)
         except OSError as error:
             self.client.server.log(f"buffered upload {self._body.file}: {error}")
-            self._drop_body()
+            self.drop_body()
             self.client.send_page(500)
 
     def body_done(self) -> None:
         # What comes behind it has its turn later. Nor is it asked whether the client is still
         # there: as in the original, who has sent a body may shut his side behind it.
         self.client.watch_read(False)
-        if self._next_service is not None:
-            return self._hand_on(self._next_service)
         if self.requested or self._dropping:
             return
         if self.request.chunked:
             self.request.set("Content-Length", str(self._body.size))
         self.request_backend()
 
-    def _drop_body(self) -> None:
+    def drop_body(self) -> None:
         """From now on what comes of the body is read and thrown away."""
         self._dropping = True
         self._body.purge()
@@ -176,11 +176,14 @@ class ProxyExchange(Exchange):
             self.client.state = "wait_backend"
             self.service.balancer.request_backend_connection(self)
 
+    def wait_in(self, queue: Queue) -> None:
+        """Wait until a backend is found, or the client has left."""
+        self._queue = queue
+        queue[self] = None
+
     def head_for_backend(self) -> bytes:
         """The request as the backend is to have it, with what has come of its body."""
         service, request = self.service, self.request
-        if self.reproxying is not None:
-            return self.reproxying.head_for_backend(request)
         # By hand, as each request comes here: a call of Head.set is dear.
         names, values = request.names, request.values.copy()
         names.setdefault("connection", "Connection")
@@ -211,9 +214,6 @@ class ProxyExchange(Exchange):
 
     def backend_ready(self, backend: BackendHTTP) -> None:
         """The head is on its way."""
-        if self.reproxying is not None:
-            self.client.state = "backend_req_sent"
-            return
         self.client.state = backend.state = "wait_res"
         if self._body.left:
             backend.watch_write(True)
@@ -242,9 +242,7 @@ class ProxyExchange(Exchange):
 
     def too_far_behind_backend(self) -> bool:
         """Whether so much waits for the client that no more should come."""
-        service = self.service
-        most = service.buffer_size if self.reproxying is None else service.buffer_size_reproxy_url
-        return self.client.write_buf_size > most
+        return self.client.write_buf_size > self.service.buffer_size
 
     def stall_backend(self, backend: BackendHTTP) -> None:
         """The client takes less than the backend gives: that has to wait. So has what is still to
@@ -260,7 +258,7 @@ class ProxyExchange(Exchange):
         def look() -> None:
             # A client that doesn't read before all is sent would wait for ever.
             if self.backend is backend and self.backend_stalled and client.alive == since:
-                self._drop_body()
+                self.drop_body()
 
         client.loop.add_timer(DEADLOCK_SECONDS, look)
 
@@ -274,19 +272,20 @@ class ProxyExchange(Exchange):
     def backend_garbage(self, backend: BackendHTTP, what: str) -> None:
         """What the backend says is no response."""
         self.client.server.log(f"backend {backend.ipport}: {what}")
-        self._let_go(backend, "garbage")
-        if self.reproxying is not None:
-            self.try_next_url()
-        else:
-            self._drop_body()
-            self.client.send_page(502)
+        self.let_go(backend, "garbage")
+        self.no_answer()
+
+    def no_answer(self) -> None:
+        """The backend has none that can be passed on, and was let go."""
+        self.drop_body()
+        self.client.send_page(502)
 
     def backend_ended(self, backend: BackendHTTP) -> None:
         if backend.head is None and backend.inbox:
             self.backend_garbage(backend, "it closed in the midst of a head")
         elif backend.head is not None and backend.left is None:
-            self._let_go(backend, "backend_disconnect")
-            self._drop_body()
+            self.let_go(backend, "backend_disconnect")
+            self.drop_body()
             self.client.send_last(b"")
         else:
             backend.close("backend_disconnect")
@@ -294,15 +293,9 @@ class ProxyExchange(Exchange):
     def backend_lost(self, backend: BackendHTTP) -> None:
         """The backend is closed, and has not answered, or not all. It is not asked again."""
         self.backend = None
-        if self.reproxying is not None and backend.head is None:
-            if backend.use_count:
-                self._ask_for_url()  # It was kept too long: that says nothing of its host.
-            else:
-                self.try_next_url()
-        else:
-            self.client.close("backend_error")
+        self.client.close("backend_error")
 
-    def _let_go(self, backend: BackendHTTP, reason: str) -> None:
+    def let_go(self, backend: BackendHTTP, reason: str) -> None:
         """Close a backend that this request needs no more."""
         self.backend = None
         backend.exchange = None
@@ -312,24 +305,23 @@ class ProxyExchange(Exchange):
 
     def response_received(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
         """The head of a response is here, and `data` of its body."""
-        client, service = self.client, self.service
-        early = client.body_left or self._body.left
+        early = self.client.body_left or self._body.left
         if early:
             # It may want the rest of the body all the same, as one that sends back what it reads;
             # but whether it reads that to the end isn't known.
             backend.kept_alive = False
-        if self.reproxying is not None:
-            found = self.reproxying.answer(head)
-            if found is None:
-                self._let_go(backend, "non_200_reproxy")
-                return self.try_next_url()
-            head = found
-        elif service.enable_reproxy and any(map(head.values.get, _OTHER_BODIES)):
-            return self._reproxy(backend, head)
-        elif head.code == 500 and self._retry(backend):
-            return
-        self._dropping |= not early
-        self.response_body(backend, client.begin_answer(head, "xfer_res") + data)
+        if self.service.enable_reproxy and any(map(head.values.get, _OTHER_BODIES)):
+            self.drop_body()
+            self.backend = None
+            backend.next_request()
+            self.service.reproxying.answer(self, head)
+        elif head.code != 500 or not self._retry(backend):
+            self._dropping |= not early
+            self.pass_on(backend, head, data)
+
+    def pass_on(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
+        """Begin to answer with this head and this of the body."""
+        self.response_body(backend, self.client.begin_answer(head, "xfer_res") + data)
 
     def response_body(self, backend: BackendHTTP, data: bytes) -> None:
         """Some of the response, in the form in which the client is to have it."""
@@ -340,7 +332,7 @@ class ProxyExchange(Exchange):
             return
         # Off the client first: whatever becomes of that is nothing to the backend any more.
         self.backend = None
-        self._drop_body()
+        self.drop_body()
         client.send_last(data)
         backend.next_request()
 
@@ -357,85 +349,12 @@ class ProxyExchange(Exchange):
             return False
         delay = service.error_retry_schedule[self._retries]
         self._retries += 1
-        self._let_go(backend, "500")
+        self.let_go(backend, "500")
         self.client.state = "draining_res"
         if delay:
             self.later(delay, self.request_backend)
         else:
             self.request_backend()
-        return True
-
-    # --- reproxying -------------------------------------------------------------------------------
-
-    def _reproxy(self, backend: BackendHTTP, head: Response) -> None:
-        values, client = head.values, self.client
-        self._drop_body()
-        self.backend = None
-        backend.next_request()
-        if path := values.get("x-reproxy-file"):
-            client.state = "wait_stat"
-            send_file(client, self.request, path.encode("latin-1"), head)
-        elif urls := values.get("x-reproxy-url"):
-            cache_for = values.get("x-reproxy-cache-for")
-            if cache_for and self.service.reproxy_cache_maxsize:
-                self.service.reproxy_cache.add(self._cache_key(), cache_for, urls, head)
-            self._start_reproxy(urls, head)
-        elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
-            self._next_service = service
-            if not client.body_left:
-                self._hand_on(service)
-        else:
-            client.send_page(404, "Vhost twiddling not configured for requested pair.")
-
-    def _hand_on(self, service: Service) -> None:
-        """Have another service see to it, without the body: that is used up."""
-        if self.client.inbox:
-            self.overflow()
-        if self.request.length or self.request.chunked:
-            self.request.set("Content-Length", "0")
-            self.request.length, self.request.chunked = 0, False
-        self.release()
-        self.client.hand_on(service, self.request)
-
-    def _start_reproxy(self, urls: str, primary: Response) -> None:
-        self.reproxying = OtherBody(urls, primary)
-        self._ask_for_url()
-
-    def _ask_for_url(self) -> None:
-        assert self.reproxying is not None
-        if self.reproxying.urls:
-            self.client.state = "wait_backend"
-            self.client.server.reproxy_manager.request(self, self.reproxying.urls[0])
-        else:
-            self.reproxying = None
-            self.client.send_page(503)
-
-    def try_next_url(self) -> None:
-        """The present URL is not to be had."""
-        assert self.reproxying is not None
-        del self.reproxying.urls[0]
-        self._ask_for_url()
-
-    def _cache_key(self) -> str:
-        return f"{self.request.get('host') or ''}|{self.request.uri}"
-
-    def _from_cache(self) -> bool:
-        """Answer without asking a backend, if it is known where the body is."""
-        found = self.service.reproxy_cache.look_up(self._cache_key())
-        if found is None:
-            return False
-        self._dropping = True
-        head = Response(200)
-        head.set("Date", http_date(int(time.time())))
-        for name, value in found.headers:
-            head.set(name, value)
-        known = self.request.get("if-modified-since")
-        if known is not None and known.partition("; length=")[0] == head.get("last-modified"):
-            head = Response(304)
-            head.set("Content-Length", "0")
-            self.client.send_answer(head)
-        else:
-            self._start_reproxy(found.urls, head)
         return True
 
     # --- ending -----------------------------------------------------------------------------------
@@ -449,18 +368,19 @@ class ProxyExchange(Exchange):
         text += "; highpri" if self.high_priority else ""
         text += "; lowpri" if self.request.low_priority else ""
         # Said of an answer that is whole, or of which some had to wait for the client.
-        whole = self._dropping and self.backend is None and self.reproxying is None
-        text += "; responded" if self._responded or whole else ""
+        text += "; responded" if self._responded or self.is_answered() else ""
         request = self.request
         if not request.chunked and (request.method == "HEAD" or "content-length" in request.values):
             text += f"; waiting_for={self.client.body_left}"
         return text + ("; reproxying" if self.client.state == "backend_req_sent" else "")
 
+    def is_answered(self) -> bool:
+        """Whether there is no more to come of the answer."""
+        return self._dropping and self.backend is None
+
     def release(self) -> None:
         if self.backend is not None:
-            self._let_go(self.backend, "proxied_from_client_close")
-        elif self.reproxying is not None:
-            self.client.server.reproxy_manager.forget(self, self.reproxying.urls[0])
-        elif self.requested:
-            self.service.balancer.forget(self)
+            self.let_go(self.backend, "proxied_from_client_close")
+        elif self._queue is not None:
+            self._queue.pop(self, None)
         self._body.purge()

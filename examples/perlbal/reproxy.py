@@ -1,35 +1,25 @@
-"""Reproxying: a backend names a file, or some URLs, in the place of its answer's body."""
+"""Reproxying: a backend names a file, some URLs or a service in the place of its answer's body."""
 
 from __future__ import annotations
 
 import os
 import re
-import socket
 import stat
 import time
 from collections import OrderedDict
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from examples.perlbal.backends import BackendHTTP
 from examples.perlbal.files import code_of, open_file
-from examples.perlbal.heads import BODILESS, Request, Response
+from examples.perlbal.heads import BODILESS, Request, Response, http_date
 from examples.perlbal.pools import Node
+from examples.perlbal.proxy import ProxyExchange
 
 if TYPE_CHECKING:
-    from examples.perlbal.clients import Client
-    from examples.perlbal.proxy import ProxyExchange
-    from examples.perlbal.server import Server
+    from examples.perlbal.backends import BackendHTTP
+    from examples.perlbal.services import Service
 
-KEPT_SECONDS: Final = 5
-CONNECT_SECONDS: Final = 5.0
 MOST_URLS: Final = 50
-_HEADERS: Final = (
-    "x-reproxy-file",
-    "x-reproxy-url",
-    "x-reproxy-expected-size",
-    "x-reproxy-cache-for",
-)
+_HEADERS: Final = ("file", "url", "expected-size", "cache-for")
 _URL: Final = re.compile(
     r"http://([^/:\[\]]+|\[[\da-f:.]+\])(?::(\d{1,5}))?(/.*)?", re.IGNORECASE | re.ASCII
 )
@@ -69,8 +59,10 @@ def _open(path: bytes, expected: int | None) -> tuple[int, int]:
     raise FileNotFoundError
 
 
-def send_file(client: Client, request: Request, path: bytes, head: Response) -> None:
+def send_file(exchange: ProxyExchange, path: bytes, head: Response) -> None:
     """Answer with a file in the place of the body that this head has."""
+    client, request = exchange.client, exchange.request
+    client.state = "wait_stat"
     try:
         fd, size = _open(path, expected_size(head))
     except (OSError, ValueError) as error:
@@ -89,25 +81,66 @@ def send_file(client: Client, request: Request, path: bytes, head: Response) -> 
             head.set_code(206)
         head.drop("x-reproxy-file")
         head.drop("transfer-encoding")  # Of the body that nobody gets.
-    if status == 416 or request.method == "HEAD":
-        os.close(fd)
-        client.send_answer(head)
-    else:
-        client.send_file(head, (fd, start, end))
+    client.send_file(head, (fd, start, start if request.method == "HEAD" else end))
 
 
-class OtherBody:
-    """What is sent in the place of a response's body: that of the first of some URLs that gives
-    what is expected."""
+class ReproxyExchange(ProxyExchange):
+    """Goes on where another has ended. It is never started, so what may still come of the request's
+    body is thrown away."""
 
-    def __init__(self, urls: str, primary: Response) -> None:
+    def __init__(self, before: ProxyExchange) -> None:
+        super().__init__(before.client, before.service, before.request)
+        self.client.exchange = self
+        self.high_priority = before.high_priority
+
+
+class ServiceExchange(ReproxyExchange):
+    """A request that another service is to have, when all of its body is here, which is none of that
+    one's."""
+
+    def __init__(self, before: ProxyExchange, service: Service) -> None:
+        super().__init__(before)
+        self._next_service = service
+
+    def body_done(self) -> None:
+        super().body_done()
+        self.hand_on()
+
+    def hand_on(self) -> None:
+        if self.client.inbox:
+            self.overflow()
+        if self.request.length or self.request.chunked:
+            self.request.set("Content-Length", "0")
+            self.request.length, self.request.chunked = 0, False
+        self.client.hand_on(self._next_service, self.request)
+
+
+class UrlExchange(ReproxyExchange):
+    """A request whose answer has the body of the first of some URLs that gives what is expected."""
+
+    def __init__(self, before: ProxyExchange, urls: str, primary: Response) -> None:
         """`primary`: the head of the response that named the URLs."""
+        super().__init__(before)
         self._primary = primary
         self.urls = parse_urls(urls)
         """Those that may still be tried, the present one first."""
         self._expected_size = expected_size(primary)
 
-    def head_for_backend(self, request: Request) -> bytes:
+    def ask(self) -> None:
+        if self.urls:
+            self.client.state = "wait_backend"
+            host = self.client.server.reproxy_hosts[self.urls[0].node]
+            self.wait_in(host.queue)
+            host.serve()
+        else:
+            self.client.send_page(503)
+
+    def no_answer(self) -> None:
+        del self.urls[0]
+        self.ask()
+
+    def head_for_backend(self) -> bytes:
+        request = self.request
         method = "HEAD" if request.method == "HEAD" else "GET"
         lines = [f"{method} {self.urls[0].path} HTTP/1.0", "Connection: keep-alive"]
         for name in ("Range", "Host"):
@@ -115,16 +148,35 @@ class OtherBody:
                 lines.append(f"{name}: {value}")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
-    def answer(self, head: Response) -> Response | None:
-        """The first backend's head, made to fit the body that comes with this one; None if that
-        isn't what is expected."""
+    def backend_ready(self, backend: BackendHTTP) -> None:
+        self.client.state = "backend_req_sent"
+
+    def backend_lost(self, backend: BackendHTTP) -> None:
+        if backend.head is not None:
+            return super().backend_lost(backend)
+        self.backend = None
+        if backend.use_count:
+            self.ask()  # It was kept too long: that says nothing of its host.
+        else:
+            self.no_answer()
+
+    def response_received(self, backend: BackendHTTP, head: Response, data: bytes) -> None:
+        if self._fits(head):
+            self.pass_on(backend, self._primary, data)
+        else:
+            self.let_go(backend, "non_200_reproxy")
+            self.no_answer()
+
+    def _fits(self, head: Response) -> bool:
+        """Whether this is what is expected: then the first backend's head is made to fit the body
+        that comes with it."""
         if head.code != 416 and not 200 <= head.code <= 299:
-            return None
+            return False
         if self._expected_size not in (None, head.length):
-            return None
+            return False
         primary = self._primary
         for key in _HEADERS:
-            primary.drop(key)
+            primary.drop(f"x-reproxy-{key}")
         for name in ("Content-Length", "Transfer-Encoding"):
             value = head.get(name.lower()) if head.code != 204 else None
             if value is not None:
@@ -138,7 +190,13 @@ class OtherBody:
                     primary.set(name, value)
         if primary.code in BODILESS:
             primary.set_code(200)
-        return primary
+        return True
+
+    def too_far_behind_backend(self) -> bool:
+        return self.client.write_buf_size > self.service.buffer_size_reproxy_url
+
+    def is_answered(self) -> bool:
+        return not self.urls
 
 
 class Cached(NamedTuple):
@@ -149,22 +207,38 @@ class Cached(NamedTuple):
     urls: str
 
 
-class ReproxyCache:
-    """The X-REPROXY-URL answers that may be given again, by host and path; the one that was used
-    least lately goes first."""
+def _cache_key(request: Request) -> str:
+    return f"{request.get('host') or ''}|{request.uri}"
 
-    def __init__(self) -> None:
-        self._entries: OrderedDict[str, Cached] = OrderedDict()
-        self._maxsize = 0
+
+class Reproxying:
+    """What a service answers by X-REPROXY headers, and those that may be used again, by host and
+    path; the one that was used least lately goes first."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._cache: OrderedDict[str, Cached] = OrderedDict()
         self._hits = 0
         self._requests = 0
 
-    def set_maxsize(self, maxsize: int) -> None:
-        self._maxsize = maxsize
-        while len(self._entries) > maxsize:
-            self._entries.popitem(last=False)
+    def answer(self, exchange: ProxyExchange, head: Response) -> None:
+        """Do what the head of a backend's response asks for."""
+        values, client = head.values, exchange.client
+        if path := values.get("x-reproxy-file"):
+            send_file(exchange, path.encode("latin-1"), head)
+        elif urls := values.get("x-reproxy-url"):
+            cache_for = values.get("x-reproxy-cache-for")
+            if cache_for and self._service.reproxy_cache_maxsize:
+                self._keep(_cache_key(exchange.request), cache_for, urls, head)
+            UrlExchange(exchange, urls, head).ask()
+        elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
+            other = ServiceExchange(exchange, service)
+            if not client.body_left:
+                other.hand_on()
+        else:
+            client.send_page(404, "Vhost twiddling not configured for requested pair.")
 
-    def add(self, key: str, cache_for: str, urls: str, head: Response) -> None:
+    def _keep(self, key: str, cache_for: str, urls: str, head: Response) -> None:
         """Keep an answer as "seconds; Header Header" says."""
         seconds, _, names = cache_for.partition(";")
         found = _SECONDS.match(seconds)
@@ -173,157 +247,51 @@ class ReproxyCache:
         headers = [
             (name, value) for name in names.split() if (value := head.get(name.lower())) is not None
         ]
-        self._entries[key] = Cached(time.monotonic() + float(found[1]), headers, urls)
-        self._entries.move_to_end(key)
-        self.set_maxsize(self._maxsize)
+        self._cache[key] = Cached(time.monotonic() + float(found[1]), headers, urls)
+        self._cache.move_to_end(key)
+        self.trim_cache(self._service.reproxy_cache_maxsize)
 
-    def look_up(self, key: str) -> Cached | None:
+    def trim_cache(self, most: int) -> None:
+        while len(self._cache) > most:
+            self._cache.popitem(last=False)
+
+    def _look_up(self, key: str) -> Cached | None:
         self._requests += 1
-        found = self._entries.get(key)
+        found = self._cache.get(key)
         if found is None:
             return None
-        self._entries.move_to_end(key)
+        self._cache.move_to_end(key)
         if time.monotonic() > found.until:
             return None
         self._hits += 1
         return found
 
+    def answer_from_cache(self, exchange: ProxyExchange) -> bool:
+        """Answer without asking a backend, if it is known where the body is."""
+        request = exchange.request
+        found = self._look_up(_cache_key(request))
+        if found is None:
+            return False
+        exchange.drop_body()
+        head = Response(200)
+        head.set("Date", http_date(int(time.time())))
+        for name, value in found.headers:
+            head.set(name, value)
+        known = request.get("if-modified-since")
+        if known is not None and known.partition("; length=")[0] == head.get("last-modified"):
+            head = Response(304)
+            head.set("Content-Length", "0")
+            exchange.client.send_answer(head)
+        else:
+            UrlExchange(exchange, found.urls, head).ask()
+        return True
+
     def report(self) -> list[str]:
-        used = len(self._entries) / self._maxsize * 100
+        most = self._service.reproxy_cache_maxsize
+        used = len(self._cache) / most * 100
         rate = self._hits / self._requests * 100 if self._requests else 0
         return [
-            f"    cache size: {len(self._entries)}/{self._maxsize} ({used:.2f}%)",
+            f"    cache size: {len(self._cache)}/{most} ({used:.2f}%)",
             f"    cache hits: {self._hits}",
             f"cache hit rate: {rate:.2f}%",
         ]
-
-
-class ReproxyHost:
-    """The connections to one host of X-REPROXY-URL, and who waits for them."""
-
-    service = None
-
-    def __init__(self, manager: ReproxyManager, node: Node) -> None:
-        self.manager = manager
-        self.server = manager.server
-        self.node = node
-        self.queue: OrderedDict[ProxyExchange, None] = OrderedDict()
-        self.connecting: BackendHTTP | None = None
-        self.bored: list[BackendHTTP] = []
-        """Those that have nothing to do, the one used last at the end."""
-        self.was_bored = False
-        """Whether there ever was one of them."""
-        self.connected: set[BackendHTTP] = set()
-        self.refused = False
-        """Whether it has just refused one connection more."""
-
-    def serve(self) -> None:
-        """Close what was idle too long, and see that somebody comes for who waits."""
-        now = time.monotonic()
-        limit = now - KEPT_SECONDS
-        old = {each for each in self.bored if each.alive < limit or each.ends_soon(now)}
-        # First all, as each that is closed comes here again.
-        self.bored = [each for each in self.bored if each not in old]
-        for each in old:
-            each.close("too_close_disconnect")
-        while self.queue and self.bored:
-            self.register_boredom(self.bored.pop())
-        most = self.manager.most.get(self.node.name) or self.manager.most[""]
-        enough = self.refused or most and len(self.connected) >= most
-        if not self.queue or self.connecting or self.connected and enough:
-            return
-        with suppress(OSError, ValueError, OverflowError):
-            # As in the original, a host that isn't an address is looked up here and now, and an
-            # IPv4 address is preferred.
-            found = socket.getaddrinfo(*self.node, type=socket.SOCK_STREAM)
-            found.sort(key=lambda info: info[0] != socket.AF_INET)
-            node = Node(str(found[0][4][0]), self.node.port)
-            self.connecting = BackendHTTP.open(self, node, CONNECT_SECONDS)
-        if self.connecting is None:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        """It is down: have all that wait for it try their next URL, unless it was only one
-        connection more. That is tried again when it is cleaned, not in each turn."""
-        self.refused = bool(self.connected)
-        if not self.connected:
-            waiting, self.queue = self.queue, OrderedDict()
-            for exchange in waiting:
-                if not exchange.client.closed:
-                    exchange.try_next_url()
-
-    def register_boredom(self, backend: BackendHTTP) -> None:
-        if backend is self.connecting:
-            self.connecting = None
-            self.connected.add(backend)
-        if self.queue:
-            backend.assign(self.queue.popitem(last=False)[0])
-            self.serve()
-        elif self.server.stopping:
-            backend.close("graceful_death")
-        else:
-            backend.alive = time.monotonic()
-            self.bored.append(backend)
-            self.was_bored = True
-
-    def note_backend_close(self, backend: BackendHTTP) -> None:
-        if backend is self.connecting:
-            self.connecting = None
-        self.connected.discard(backend)
-        if backend in self.bored:
-            self.bored.remove(backend)
-        if backend.unreachable:
-            self._give_up()
-        self.serve()
-
-    def clean(self) -> bool:
-        """Close what was idle too long. True if nothing is left."""
-        self.refused = False
-        self.serve()
-        return not (self.queue or self.connecting or self.connected)
-
-
-class ReproxyManager:
-    """The hosts of X-REPROXY-URL, for all services together."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.hosts: dict[str, ReproxyHost] = {}
-        """By "host:port"."""
-        self.most = {"": 0}
-        """How many connections to each host, and under "" to those that aren't named; 0: any."""
-
-    def request(self, exchange: ProxyExchange, url: Url) -> None:
-        """Give the exchange a connection to where the URL is, now or later; or have it try the
-        next one."""
-        if not self.hosts:
-            self.server.loop.add_timer(1, self._clean)
-        host = self.hosts.get(url.node.name)
-        if host is None:
-            host = self.hosts[url.node.name] = ReproxyHost(self, url.node)
-        host.queue[exchange] = None
-        host.serve()
-
-    def forget(self, exchange: ProxyExchange, url: Url) -> None:
-        if url.node.name in self.hosts:
-            self.hosts[url.node.name].queue.pop(exchange, None)
-
-    def _clean(self) -> None:
-        for name, host in list(self.hosts.items()):
-            if host.clean():
-                del self.hosts[name]
-        if self.hosts:
-            self.server.loop.add_timer(1, self._clean)
-
-    def report(self) -> list[str]:
-        """The answer to `REPROXY_STATE`."""
-        hosts = self.hosts.items()
-        lines = [f"connecting {name} 1" for name, host in hosts if host.connecting]
-        lines += [f"bored {name} {len(host.bored)}" for name, host in hosts if host.was_bored]
-        lines += [f"clients_queued {name} {len(host.queue)}" for name, host in hosts]
-        for name, host in hosts:
-            lines.append(f"backends {name} {len(host.connected)}")
-            lines += [f"... {backend.as_string()}" for backend in host.connected]
-        (_, rest), *named = self.most.items()
-        lines += [f"SERVER max_reproxy_connections({name}) = {most}" for name, most in named]
-        return [*lines, f"SERVER max_reproxy_connections = {rest}"]

@@ -12,14 +12,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from danga_raw import Loop, Socket, log_exception
-from examples.perlbal import commands as commands  # which are known by being imported
-from examples.perlbal.backends import MOST_NODES, BackendHTTP, NodeStats
+from examples.perlbal.backends import BackendHTTP, Nodes
 from examples.perlbal.clients import Client, Exchange, IdleClients
-from examples.perlbal.language import COMMANDS, Command, Context, Language
+from examples.perlbal.commands import COMMANDS
+from examples.perlbal.language import Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
-from examples.perlbal.reproxy import ReproxyManager
+from examples.perlbal.reproxyhosts import ReproxyHosts
 from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
@@ -54,9 +54,9 @@ class Server:
             "selector": SelectorExchange,
         }
         self.language = Language(self)
-        self.reproxy_manager = ReproxyManager(self)
+        self.reproxy_hosts = ReproxyHosts(self)
         self.idle = IdleClients(self)
-        self.nodes: dict[str, NodeStats] = {}
+        self.nodes = Nodes()
         self.no_verify: dict[str, float] = {}
         """Until when a node isn't verified, as it was found not to know how."""
         self.verified_directories: set[str] = set()
@@ -98,14 +98,6 @@ class Server:
             self.services[name] = Service(self, name)
         else:
             self.pools[name] = Pool(name, self.loop)
-
-    def node_stats(self, name: str) -> NodeStats:
-        stats = self.nodes.get(name)
-        if stats is None:
-            if len(self.nodes) >= MOST_NODES:
-                del self.nodes[next(iter(self.nodes))]
-            stats = self.nodes[name] = NodeStats()
-        return stats
 
     def sockets(self) -> Iterator[Socket]:
         """All that are open, by number."""

@@ -6,7 +6,6 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, cast
@@ -17,16 +16,8 @@ from examples.perlbal.balancer import Balancer
 from examples.perlbal.clients import Client
 from examples.perlbal.heads import Head, wire
 from examples.perlbal.management import ClientManage
-from examples.perlbal.parameters import (
-    ALL,
-    LEFT_OUT,
-    LanguageError,
-    Parameter,
-    Parameters,
-    address,
-    boolean,
-)
-from examples.perlbal.reproxy import ReproxyCache
+from examples.perlbal.parameters import LEFT_OUT, PARAMETERS, LanguageError, Parameters, address
+from examples.perlbal.reproxy import Reproxying
 
 if TYPE_CHECKING:
     from examples.perlbal.plugins import Plugin
@@ -34,10 +25,14 @@ if TYPE_CHECKING:
     from examples.perlbal.server import Server
 
 BACKLOG: Final = 1024
+NOT_DUMPED: Final = ("persist_client_timeout", "default_service")
+"""The first is the two that it sets, the other may be a service that comes later."""
 
 
 def written(value: object) -> str:
     """A parameter's value, as it is written in the language."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple):
         return ",".join(map(written, cast("tuple[object, ...]", value))) or ","
     if isinstance(value, float):
@@ -96,17 +91,13 @@ class Service(Parameters):
         self.removed_headers: list[str] = []
         self.inserted_headers: list[tuple[str, str]] = []
         self.balancer = Balancer(self)
-        self.reproxy_cache = ReproxyCache()
+        self.reproxying = Reproxying(self)
         self.trusts = lru_cache(1000)(self._trusts)
         """Whether what a client of an address says of others is believed."""
-        self.set_defaults(server.parameters)
+        for key in PARAMETERS:  # What is asked of each request is found sooner at the object.
+            setattr(self, key, getattr(self, key))
 
     # --- setting ----------------------------------------------------------------------------------
-
-    def set_defaults(self, parameters: Mapping[str, Parameter]) -> None:
-        for key, parameter in parameters.items():
-            if parameter.default is not None:
-                setattr(self, key, parameter.read(self, key, parameter.default))
 
     def set(self, key: str, text: str) -> None:
         """Carry out `SET service.key = text`. Raises `LanguageError`."""
@@ -120,7 +111,7 @@ class Service(Parameters):
                 raise LanguageError(f"Unknown service parameter '{key}'")
             self.extra[key] = text
             return
-        if parameter.role not in (ALL, self.role):
+        if not parameter.is_for(self.role):
             raise LanguageError(
                 f"The '{key}' option can only be set on a '{parameter.role}' service"
             )
@@ -130,7 +121,7 @@ class Service(Parameters):
             change(value)
         setattr(self, key, value)
         self.trusts.cache_clear()
-        self.server.idle.look_soon()
+        self.server.idle.look_at(0)
         self.balancer.pool_changed()
 
     def _set_role(self, role: str) -> None:
@@ -140,9 +131,11 @@ class Service(Parameters):
             )
         self.role = role
         for key, parameter in self.server.parameters.items():
-            text = self.server.defaults.get(key, parameter.default)
-            if text is not None and parameter.role in (ALL, role) and key != "role":
-                self.set(key, text)
+            if parameter.is_for(role) and key != "role":
+                if key in self.server.defaults:
+                    self.set(key, self.server.defaults[key])
+                elif (value := getattr(Service, key, 0)) not in (None, "", ()):
+                    setattr(self, key, value)  # A pool or a folder stays.
 
     def _set_listen(self, listen: str) -> None:
         if self.enabled and listen != self.listen:
@@ -162,7 +155,7 @@ class Service(Parameters):
         pool.users.append(self)
 
     def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
-        self.reproxy_cache.set_maxsize(maxsize)
+        self.reproxying.trim_cache(maxsize)
 
     def _own_pool(self, key: str) -> Pool:
         """The pool, of which `key` is set; an old habit makes one of its own, as long as none was
@@ -222,7 +215,7 @@ class Service(Parameters):
 
     def _trusts(self, ip: str) -> bool:
         if self.always_trusted or not self.trusted_upstream_proxies:
-            return bool(self.always_trusted)
+            return self.always_trusted
         try:
             address = ipaddress.ip_address(ip)
         except ValueError:
@@ -256,7 +249,7 @@ class Service(Parameters):
         if self.role != "reverse_proxy":
             return lines
         if self.reproxy_cache_maxsize:
-            lines += self.reproxy_cache.report()
+            lines += self.reproxying.report()
         lines.append(f" connect-ahead: {len(balancer.bored)}/{self.connect_ahead}")
         if self.pool is not None:
             lines += [f"          pool: {self.pool.name}", "         nodes:"]
@@ -268,13 +261,10 @@ class Service(Parameters):
         """The commands that make it what it is."""
         lines: list[str] = []
         for key, parameter in self.server.parameters.items():
-            default: object = getattr(Service, key, None)
-            if parameter.default is not None:
-                default = parameter.read(self, key, parameter.default)
+            default: object = getattr(Service, key, 0)
             value = getattr(self, key, default)
-            if parameter.dumped and parameter.role in (ALL, self.role) and value != default:
-                text = ("off", "on")[bool(value)] if parameter.read is boolean else written(value)
-                lines.append(f"SET {key} = {text}")
+            if parameter.is_for(self.role) and value != default and key not in NOT_DUMPED:
+                lines.append(f"SET {key} = {written(value)}")
         if self.plugins:
             lines.append(f"SET plugins = {', '.join(plugin.name for plugin in self.plugins)}")
         lines += [f"SET {self.name}.{key} = {text}" for key, text in self.extra.items()]

@@ -13,7 +13,7 @@ from examples.perlbal.heads import Refused
 _MAX_LINE: Final = 1024
 """Bytes of a chunk's size and its extensions."""
 _MAX_TRAILER: Final = 16_384
-_SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\0-\x08\n-\x1f\x7f]*)?")
+_SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\0-\x08\n-\x1f\x7f]*)?\r")
 
 
 class ChunkDecoder:
@@ -34,57 +34,48 @@ class ChunkDecoder:
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """What of `data` is body; and, when the body is done, what is behind it. Raises
         `Refused`."""
-        if self._before:
-            data = self._before + data
-            self._before = b""
+        data, self._before = self._before + data, b""
         pieces: list[bytes] = []
         at = 0
-        while at < len(data):
+        while at < len(data) and not self.done:
             if self._left > 2:
                 piece = data[at : at + self._left - 2]
                 pieces.append(piece)
                 self.size += len(piece)
-                at += len(piece)
                 self._left -= len(piece)
-                continue
-            if self._left:
+                at += len(piece)
+            elif self._left:
                 end = data[at : at + self._left]
                 if not b"\r\n"[2 - self._left :].startswith(end):
                     raise Refused(400, "A chunk is longer than it says")
-                at += len(end)
                 self._left -= len(end)
-                continue
-            newline = data.find(b"\n", at)
-            if newline < 0:
-                if len(data) - at > _MAX_LINE:
+                at += len(end)
+            elif (newline := data.find(b"\n", at)) >= 0:
+                self._line(data[at:newline])
+                at = newline + 1
+            else:
+                self._before, at = data[at:], len(data)
+                if len(self._before) > _MAX_LINE:
                     raise Refused(400, "A chunk's size takes too much room")
-                self._before = data[at:]
-                break
-            line = data[at:newline]
-            at = newline + 1
-            if len(line) > _MAX_LINE or line[-1:] != b"\r":
-                raise Refused(400, "A chunk's line ends oddly")
-            if self._line(line[:-1]):
-                self.done = True
-                return b"".join(pieces), data[at:]
-        return b"".join(pieces), b""
+        return b"".join(pieces), data[at:]
 
-    def _line(self, line: bytes) -> bool:
-        """Take a line of a size or of the trailer; True if it is the last one."""
+    def _line(self, line: bytes) -> None:
+        """Take a line of a size or of the trailer, of which the empty one is the last."""
+        if len(line) > _MAX_LINE or line[-1:] != b"\r":
+            raise Refused(400, "A chunk's line ends oddly")
         if self._trailer >= 0:
-            self._trailer += len(line)
+            self._trailer += len(line) - 1
             if self._trailer > _MAX_TRAILER:
                 raise Refused(400, "The trailer is too long")
-            return not line
+            self.done = line == b"\r"
+            return
         found = _SIZE_LINE.fullmatch(line)
         if found is None:
             raise Refused(400, "Invalid chunk size")
-        size = int(found[1], 16)
-        if size:
+        if size := int(found[1], 16):
             self._left = size + 2
         else:
             self._trailer = 0
-        return False
 
 
 class Body:

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 from examples.perlbal.clients import Exchange
-from examples.perlbal.files import NOTHING, NewFile, code_of, open_file, opened
+from examples.perlbal.files import NewFile, SentFiles, code_of, open_file, opened
 from examples.perlbal.heads import SERVER, Response, http_date, wire
 
 MOST_CONCATENATED: Final = 100
@@ -105,9 +105,8 @@ class WebExchange(Exchange):
             return self._get_directory(docroot, uri, modified)
         if not stat.S_ISREG(info.st_mode):
             return client.send_page(404)
-        status, start, end = request.range(size)
-        if self._known(modified, size):
-            status = 304
+        known = self._known(modified, size)
+        status, start, end = (304, 0, 0) if known else request.range(size)
         head = Response(status)
         if status == 416:
             head.set("Content-Range", f"bytes */{size}" if size else "*")
@@ -119,11 +118,10 @@ class WebExchange(Exchange):
             if status == 206:
                 head.set("Content-Range", f"bytes {start}-{end - 1}/{size}")
             head.set("Content-Length", str(end - start))
-        if fd >= 0 and status in (200, 206):
-            return client.send_file(head, (fd, start, end))
         if fd >= 0:
-            os.close(fd)
-        client.send_answer(head)
+            client.send_file(head, (fd, start, end))
+        else:
+            client.send_answer(head)
 
     def _say_what_it_is(self, head: Response, modified: str) -> None:
         head.set("Date", http_date(int(time.time())))
@@ -207,12 +205,11 @@ class WebExchange(Exchange):
         head.set("Content-Type", wire(next(kinds, "text/plain")))
         if known or self.request.method == "HEAD":
             return client.send_answer(head)
-        parts = opened(found)
         try:
-            first = next(parts, NOTHING)
+            files = SentFiles(client, opened(found))
         except OSError as error:
             return client.send_page(code_of(error))
-        client.send_files(head, first, parts)
+        client.send_files(head, files)
 
     # --- PUT --------------------------------------------------------------------------------------
 
