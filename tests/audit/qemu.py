@@ -131,7 +131,7 @@ def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iter
             again=told.error == errno.EINTR,
             adds=target if name == "epoll_ctl" and operation == 1 and target is not None else -1,
             corks=(operation, target) == (6, 3),
-            # An fstat of anything but an opened file: the interpreter makes no other.
+            # `looks`: the interpreter calls fstat only on files that were opened.
             own=name in ("accept4", "socket", "connect")
             or name == "ioctl"
             and _FIONBIO.search(line) is not None
