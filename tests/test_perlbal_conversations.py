@@ -1,4 +1,4 @@
-"""The same conversations with Debian's Perlbal and ours: the same bytes, or a named difference."""
+"""The same conversations with Debian's Perlbal and ours: equal bytes, or a named difference."""
 
 from __future__ import annotations
 

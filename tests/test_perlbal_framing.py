@@ -1,8 +1,8 @@
-"""examples/perlbal: the end of an answer is marked correctly, whatever the answer that it replaces
+"""examples/perlbal: an answer that replaces another marks its own end correctly, whatever the other
 said.
 
-A client on a persistent connection finds the next answer where this one ends; an attacker who can
-put something else there would find it too.
+A client on a persistent connection expects the next answer where this one ends. If that is the
+wrong place, an attacker could put a forged answer there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 def framed(method: str, code: str, frame: str, body: bytes, *fields: str) -> Answer:
-    """An answer whose length is given in this way; without a body, where there can't be one."""
+    """An answer whose length is given in this way, without a body if it can't have one."""
     if frame == "length":
         fields += (f"Content-Length: {len(body)}",)
     elif frame == "chunks":

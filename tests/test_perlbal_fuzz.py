@@ -1,4 +1,4 @@
-"""Bad input to our Perlbal, from all four sides; and proof that these tests can fail."""
+"""Bad input to our Perlbal, from all four sides, and proof that these tests can fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.simkernel.world import BACKENDS, Backend
 
 WORLDS = 8
 HERE = BACKENDS if sys.maxsize > 2**32 else BACKENDS[:2]
-"""The simulated kqueue has the layouts of 64-bit machines."""
+"""The simulated kqueue has the structure layouts of 64-bit machines."""
 CASES = {"clients": 300, "backends": 200, "managers": 300, "files": 15}
 
 
@@ -100,6 +100,6 @@ def never_connect(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fault_of_the_server_is_found(
     spoil: Callable[[pytest.MonkeyPatch], None], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Which world is the first to show it, and by what, is luck.
+    # Chance decides which world first shows the fault, and how.
     spoil(monkeypatch)
     assert any(complaint in complaint_about(seed) for seed in range(WORLDS))

@@ -1,4 +1,4 @@
-"""examples/perlbal: heads, ranges, chunks and dates, by themselves."""
+"""examples/perlbal: heads, ranges, chunks and dates, without a server."""
 
 import random
 import tracemalloc

@@ -21,7 +21,7 @@ LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
 
 
 class Said:
-    """A server, and what it answers."""
+    """A server, and its answers."""
 
     def __init__(self, loop: Loop) -> None:
         self.server = Server(loop)
@@ -240,7 +240,7 @@ def test_a_pattern_that_is_too_deep_is_an_error(say: Said) -> None:
 @pytest.mark.parametrize("items", ["1," * 50 + "x", ", " * 50 + "x", "1 , " * 50 + "x"])
 def test_a_schedule_that_nearly_fits_is_refused(say: Said, items: str) -> None:
     say("CREATE SERVICE p", "SET role = reverse_proxy")
-    with no_hanging(30):  # What tries each character in two ways would be here for years.
+    with no_hanging(30):  # Exponential backtracking would take years.
         (answer,) = say(f"SET p.error_retry_schedule = {items}")
     assert answer.startswith("ERROR: Expecting seconds")
 

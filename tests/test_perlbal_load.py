@@ -27,7 +27,7 @@ from tests.perlbal.steps import get, good, request
 PIECE = 1 << 20
 BIG = 200 * PIECE
 FLAT = 6 * PIECE
-"""How much memory may grow, whatever the traffic: the buffers, and data held in them twice."""
+"""How much the memory may grow with any traffic: the buffers, with data held twice."""
 
 PROXY = """
 CREATE POOL far
@@ -207,7 +207,7 @@ def test_a_backend_that_does_not_read_costs_no_more_than_the_buffers(tmp_path: P
 
 
 def ask(client: socket.socket, path: str) -> None:
-    """A request, and its answer to the end: 1,024 times an x."""
+    """Send a request, and read its whole answer: 1,024 times an x."""
     client.sendall(get(path))
     heard = b""
     while not heard.endswith(b"x" * 1024):
@@ -224,10 +224,10 @@ def ask_anew(server: Perlbal) -> None:
 
 @contextlib.contextmanager
 def served(answer: Callable[[socket.socket, int], None]) -> Iterator[int]:
-    """A port where a thread answers each request, of which it is told the length of the body."""
+    """A port where a thread answers each request. `answer` gets the length of the body."""
 
     def serve() -> None:
-        with contextlib.suppress(OSError):  # The listener is shut.
+        with contextlib.suppress(OSError):  # The listener has been shut down.
             while True:
                 connection, _ = listener.accept()
                 with connection, contextlib.suppress(OSError):
@@ -244,13 +244,13 @@ def served(answer: Callable[[socket.socket, int], None]) -> Iterator[int]:
         try:
             yield listener.getsockname()[1]
         finally:
-            listener.shutdown(socket.SHUT_RDWR)  # A close alone leaves the accept waiting.
+            listener.shutdown(socket.SHUT_RDWR)  # A close alone doesn't wake the accept.
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
 def uploaded(server: Perlbal, body: bytes) -> bytes:
-    """All that comes back, while the body is sent by another thread."""
+    """Send the body in another thread, and return everything that the server sends back."""
     with server.connect("proxy") as client:
         head = request("POST", "/", f"Content-Length: {len(body)}", version="1.0")
 
@@ -305,17 +305,17 @@ def test_1000_idle_clients_cost_little_and_hinder_nobody(server: Perlbal) -> Non
         for number in range(1000):
             client = idle.enter_context(server.connect("proxy" if number % 2 else "web"))
             if number % 100 == 99:
-                ask(client, "/small.txt")  # it and all before it are in
+                ask(client, "/small.txt")  # the server has accepted it and all before it
         assert server.memory("RssAnon") - before < 1000 * 3 * 1024
         ask_anew(server)
     limit = time.monotonic() + 20
     while server.descriptors() > descriptors + 2 and time.monotonic() < limit:
-        time.sleep(0.05)  # a kept backend connection or two may have come
+        time.sleep(0.05)  # one or two kept backend connections may be new
     assert server.descriptors() <= descriptors + 2
     ask_anew(server)
 
 
-# --- backends that are not as they should be ------------------------------------------------------
+# --- faulty backends ------------------------------------------------------------------------------
 
 TWO = Setting(
     "two",
@@ -382,12 +382,12 @@ def test_a_slow_backend_hinders_nobody_and_is_heard_to_the_end(two: House) -> No
 
 
 def test_a_backend_that_dies_in_the_midst_takes_only_its_own_clients_along(two: House) -> None:
-    """Two backends; one dies while requests are with it, and nobody is at its address any more."""
+    """One of two backends dies while it has requests, and its address then refuses connections."""
     bad = two.backends["bad"]
     answer = good(b"x" * 1024)
     half = Answer(answer.data[:500], gate="never", rest=b"never")
     bad.script.answers.extend([half] * 1000)
-    # Were it to answer at once, one kept connection to it might serve slow threads all by itself.
+    # If it answered at once, a single connection to it might serve all of the slow threads.
     good_ones = two.backends["good"]
     good_ones.script.answers.extend([Answer(b"", gate="both asked", rest=answer.data)] * 1000)
     ends: list[bool] = []
@@ -410,8 +410,8 @@ def test_a_backend_that_dies_in_the_midst_takes_only_its_own_clients_along(two: 
     for thread in threads:
         thread.join()
     assert len(ends) == 40
-    # How many were with the one that died nobody knows: the kernel had taken some for it. But each
-    # that the other was asked for is answered, and none is asked for twice.
+    # How many requests the dead one had is unknown, because the kernel had accepted some for it.
+    # But each request to the other one is answered, and none is sent twice.
     assert ends.count(True) == len(good_ones.script.got) > 0
     assert asked > 3
     for _ in range(40):

@@ -1,8 +1,8 @@
-"""examples/perlbal: nobody gets another client's data, whoever leaves in the middle of whatever.
+"""examples/perlbal: no client gets another's data, even if a peer leaves in the middle of anything.
 
 Each request has a number, and its body and its answer consist of that number. Clients and backends
-break off, answer early, send too much, or redirect to a URL, and all their connections are kept
-where that is allowed.
+break off, answer early, send too much, or redirect to a URL, and keep their connections open where
+that is allowed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def body_of(number: int, size: int, of: bytes) -> bytes:
 
 
 def take(connection: socket.socket, data: bytes, size: int) -> tuple[bytes, bytes]:
-    """This many bytes, and the data after them."""
+    """Read this many bytes; return them and the data after them."""
     while len(data) < size:
         data += receive(connection)
     return data[:size], data[size:]
@@ -92,7 +92,7 @@ def take_head(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
 
 
 class Backends:
-    """Two that answer, and note what isn't a request or has another's body."""
+    """Two backends, which note anything that isn't a request or has another request's body."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -170,13 +170,13 @@ class Backends:
         if kind < 0.4:
             return head_of("204 No Content", KEPT)
         answer = head_of("200 OK", length, KEPT) + body
-        if kind < 0.5 and size < 10_000:  # It comes in one piece then, before there is a next one.
+        if kind < 0.5 and size < 10_000:  # Then it arrives whole before the next one.
             return answer + head_of("200 OK", "Content-Length: 6", KEPT) + b"poison"
         return head_of("100 Continue") + answer if kind < 0.6 else answer
 
 
 class Clients:
-    """Several that ask, and note what isn't the answer to that."""
+    """Several clients, which note anything that isn't the answer to their request."""
 
     def __init__(self, server: Perlbal) -> None:
         self.server = server
@@ -184,7 +184,7 @@ class Clients:
         self.outcomes: Counter[str] = Counter()
 
     def ask(self, first: int, count: int) -> None:
-        """So many requests, each other number from the first on."""
+        """Send `count` requests, with every other number from `first` on."""
         chance = random.Random(first)
         connections: dict[str, socket.socket] = {}
         for number in range(first, first + 2 * count, 2):
@@ -204,7 +204,7 @@ class Clients:
     def _ask(
         self, connection: socket.socket, chance: random.Random, service: str, number: int
     ) -> bool:
-        """Whether the connection can be asked again."""
+        """Send one request. True if the connection can be used for another."""
         method = chance.choice(("GET", "GET", "HEAD", "POST", "POST"))
         size = chance.choice(SIZES) if method == "POST" else 0
         wanted = chance.choice(SIZES)
@@ -266,7 +266,7 @@ def test_each_answer_and_each_body_is_of_the_request_that_it_is_for(
 
 
 GATHERED = b"x" * 110_000
-"""More than is gathered before a backend is asked."""
+"""More than the server buffers before it asks a backend."""
 REST = b"GET /of-the-body HTTP/1.0\r\n\r\n"
 UPLOAD = request("POST", "/", f"Content-Length: {len(GATHERED + REST)}") + GATHERED
 

@@ -1,4 +1,4 @@
-"""examples/perlbal: what can be seen of its server only from within, or before it runs."""
+"""examples/perlbal: what can be seen of its server only from inside, or before it runs."""
 
 import errno
 import fcntl
@@ -47,14 +47,14 @@ def server() -> Iterator[Server]:
     with Loop() as loop:
         server = Server(loop)
         yield server
-        server.stopping = True  # Or what is closed is made again.
+        server.stopping = True  # Otherwise it would reopen what is closed.
         while left := list(server.sockets()):
             for each in left:
                 each.close()
 
 
 def balancer(server: Server, port: int) -> Balancer:
-    """The balancer of a proxy to the port, which has nothing to do yet."""
+    """The balancer of a proxy to this port, before its first request."""
     carry_out(
         server,
         f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p\nSET role = reverse_proxy"
@@ -75,8 +75,8 @@ def nothing() -> None:
 
 
 def turn(server: Server, until: Callable[[], bool]) -> None:
-    """Let the loop run until it is so, for a round at least."""
-    server.loop.call_soon(nothing)  # Nobody else may have anything for it to do.
+    """Run the loop until the condition holds, for at least one turn."""
+    server.loop.call_soon(nothing)  # There may be nothing else to wake it.
     limit = server.loop.add_timer(PATIENCE, server.loop.stop)
     server.loop.set_post_loop_callback(lambda *_: not until())
     server.loop.run()
@@ -111,8 +111,8 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
 def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a process restarts: its other connections end before they are verified. The node
-    was left alone for a second then, each time."""
+    """A restarting process does this: its other connections end before they are verified. The
+    node used to be left alone for a second each time."""
     monkeypatch.setattr("examples.perlbal.balancer.RETRY_SECONDS", 3600)
     rounds, before_one_is_used = 3, MAX_UNUSED - 1
     with ExitStack() as stack:
@@ -149,8 +149,8 @@ def used(server: Server) -> list[BackendHTTP]:
 def test_who_waits_for_a_node_that_is_silent_is_served_by_another(
     server: Server, monkeypatch: pytest.MonkeyPatch, verify: str
 ) -> None:
-    """It was waited for until it was given up, after 15 seconds, while another had nothing to
-    do: a process that is stopped, or a machine that is gone."""
+    """The silent node is a stopped process or a dead machine. The request used to wait for it until
+    the timeout of 15 seconds, while another node was idle."""
     for seconds in ("QUICK_SECONDS", "RETRY_SECONDS"):
         monkeypatch.setattr(f"examples.perlbal.balancer.{seconds}", 0.01)
     with ExitStack() as stack:
@@ -158,7 +158,7 @@ def test_who_waits_for_a_node_that_is_silent_is_served_by_another(
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
         if verify == "off":
-            # A full queue: no connect is answered.
+            # Fill the queue, so that no connect is answered.
             for _ in range(2):
                 filling = stack.enter_context(socket.socket())
                 filling.setblocking(False)
@@ -181,9 +181,9 @@ def test_who_waits_for_a_node_that_is_silent_is_served_by_another(
 
 
 def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server) -> None:
-    """As in the original, which counts at the first event, whatever it is."""
+    """As in the original, which counts at the first event of any kind."""
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # and doesn't listen
         balancer(server, taken.getsockname()[1])
         server.services["p"].set("connect_ahead", "1")
         (stats,) = server.nodes.values()
@@ -194,8 +194,7 @@ def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server)
 def client_of(
     server: Server, stack: ExitStack, path: str = "/", field: str = "A: b", method: str = "GET"
 ) -> socket.socket:
-    """A client of the service, that has little room, and has asked for something, if by a
-    method."""
+    """A client with small buffers. It has sent a request, unless `method` is empty."""
     listener = server.services["p"].listener
     assert listener is not None and listener.sock is not None
     client = stack.enter_context(socket.socket())
@@ -210,7 +209,7 @@ def client_of(
 def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
     server: Server, begun: bool
 ) -> None:
-    """It was told that it may, and its request is on its way when the server is told to end."""
+    """It was told "keep-alive", and its request is on its way when the server starts to end."""
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         balancer(server, backend.getsockname()[1])
@@ -272,7 +271,7 @@ def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> 
 
 
 def test_telling_waits_for_nobody_who_reads_it() -> None:
-    """Standard error may be a pipe; once that was full, no client was served any more."""
+    """Standard error may be a pipe. Once it was full, no client was served any more."""
     read, write = os.pipe()
     try:
         write_line("ab" * select.PIPE_BUF, write)
@@ -405,7 +404,7 @@ def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
 
 
 def ask_for_url(server: Server, stack: ExitStack, first: socket.socket, port: int) -> None:
-    """A client of the service has asked, and its backend named a URL at this port."""
+    """Have a client send a request, and its backend name a URL at this port."""
     asked = server.nodes[f"127.0.0.1:{first.getsockname()[1]}"]
     before = asked.connects
     client_of(server, stack)
@@ -463,8 +462,8 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
 
 
 def reads_nothing(server: Server, stack: ExitStack, folder: Path) -> tuple[socket.socket, Client]:
-    """A client that has asked for a big file and reads nothing of it, until there is no more room for
-    it in the kernel; and the server's end of it."""
+    """A client that has asked for a big file and reads nothing of it, and the server's end of the
+    connection. Returns when the kernel's buffers are full."""
     with open(folder / "file", "wb") as file:
         file.truncate(100 * KERNEL_BUFFER)
     carry_out(
@@ -488,11 +487,11 @@ def reads_nothing(server: Server, stack: ExitStack, folder: Path) -> tuple[socke
 def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
     server: Server, tmp_path: Path
 ) -> None:
-    """Otherwise there is room for more so rarely that it counts as idle."""
+    """Otherwise the socket becomes writable so rarely that the client counts as idle."""
     with ExitStack() as stack:
         reader, client = reads_nothing(server, stack, tmp_path)
         assert client.sock is not None
-        client.sock.shutdown(socket.SHUT_WR)  # The data in the kernel arrives, and its end.
+        client.sock.shutdown(socket.SHUT_WR)  # The kernel still delivers its data and the end.
         reader.settimeout(PATIENCE)
         came = 0
         while data := reader.recv(1 << 16):
@@ -504,7 +503,7 @@ def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
 def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_is(
     server: Server, tmp_path: Path
 ) -> None:
-    """Also where that is too little for the kernel to say that there is room for more."""
+    """Even if it reads too little for the kernel to report the socket as writable."""
     with ExitStack() as stack:
         _, client = reads_nothing(server, stack, tmp_path)
         client.last_active -= 2000
@@ -530,7 +529,7 @@ def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bo
         os.close(writer)
         end = -1
         while end < 0 and server.poll() is None:
-            with suppress(OSError):  # That there is nobody who reads it, yet.
+            with suppress(OSError):  # No reader yet.
                 end = os.open(slow, os.O_WRONLY | os.O_NONBLOCK)
             time.sleep(0.01)
         server.send_signal(signal.SIGTERM)
@@ -599,7 +598,7 @@ def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> No
         assert os.stat(f"{folder}/x").st_size == 4
     finally:
         os.unlink(f"{folder}/x")
-        os.removedirs(folder)  # The clean-up after tests makes calls too.
+        os.removedirs(folder)  # The cleanup after the test makes calls too.
 
 
 def web(server: Server, docroot: Path) -> None:
@@ -684,7 +683,7 @@ def replace_once_looked_at(
 def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    """The head had the old file's length: the new one was cut, or broken off."""
+    """The head used to have the old file's length, so the new one was cut, or broken off."""
     file = tmp_path / "file"
     file.write_text("the file")
     web(server, tmp_path)
@@ -720,7 +719,7 @@ def test_a_pipe_that_has_taken_the_place_of_a_file_is_not_waited_for(
 def test_a_file_of_several_in_one_that_is_replaced_is_not_cut_to_the_old_ones_length(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The length of all is promised when the first one is sent."""
+    """The length of all files is promised when the first one is sent."""
     (tmp_path / "one").write_text("one")
     two = tmp_path / "two"
     two.write_text("two")
@@ -781,7 +780,7 @@ def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(
 
 
 def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path: Path) -> None:
-    """As a float, the last moments of a second round to the next one."""
+    """As a float, the last moments of a second are rounded to the next one."""
     file = tmp_path / "file"
     file.touch()
     last = 1_700_000_000 * 10**9 - 1
@@ -883,7 +882,7 @@ class Refusing(Plugin):
 def test_the_body_of_a_request_that_was_refused_goes_nowhere(
     server: Server, settings: str, pieces: list[bytes], tmp_path: Path
 ) -> None:
-    """While the client takes no answer, there still is a request that could be handed it."""
+    """While the client reads no answer, its request still exists, and could be given the body."""
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         balancer(server, backend.getsockname()[1])
@@ -908,8 +907,7 @@ def test_the_body_of_a_request_that_was_refused_goes_nowhere(
 
 
 def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Server) -> None:
-    """What it sends was kept, all of it: that is for the service that is found, and there is
-    none."""
+    """Everything that it sent used to be kept for the service to be found, and there is none."""
     carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET listen = 127.0.0.1:0\nENABLE p")
     with ExitStack() as stack:
         client = client_of(server, stack, method="")

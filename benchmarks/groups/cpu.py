@@ -11,8 +11,9 @@ from benchmarks.processes import environment, running
 from benchmarks.table import Bench, Figures, Group, Row, Step
 
 SECONDS = 5
-"""Of a round. The kernel tells user time from its own by what is running at each of its ticks, some
-250 per second: of five seconds 250 ticks are user time, so ten rounds are accurate to some 2 %."""
+"""The length of a round. The kernel tells user time from system time by what is running at each of
+its ticks, some 250 per second. Of five seconds 250 ticks are user time, so ten rounds are accurate
+to some 2 %."""
 
 REQUESTS = re.compile(r"(\d+) requests in ")
 

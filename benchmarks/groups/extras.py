@@ -9,7 +9,7 @@ PARKED = 1000
 
 
 def group(name: str, what: str, connections: int, server: tuple[str, ...], row: Row) -> Group:
-    """A group of one row: a request to this server beside one to the plain server."""
+    """A group of one row: a request to this server, compared with one to the plain server."""
 
     def plan(bench: Bench) -> list[Step]:
         command = [*python(server[0])(bench.scratch), *server[1:]]

@@ -1,4 +1,4 @@
-"""Instructions per keep-alive request, over the two loops written by hand."""
+"""Instructions per keep-alive request, divided by those of the two hand-written loops."""
 
 from benchmarks.groups import requests
 from benchmarks.peers import PEERS
@@ -6,7 +6,7 @@ from benchmarks.table import Bench, Group, Step
 
 
 def steps(bench: Bench, *names: str) -> list[Step]:
-    """The steps of these peers alone."""
+    """The steps of only these peers."""
     return [
         requests.step(bench, PEERS[name], connections) for connections in (32, 1) for name in names
     ]

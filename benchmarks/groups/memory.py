@@ -1,4 +1,4 @@
-"""Memory for a connection that does nothing."""
+"""Memory per idle connection."""
 
 from dataclasses import replace
 
@@ -16,12 +16,12 @@ FIELD = replace(
 
 
 def a_connection(bench: Bench, peer: Peer) -> float:
-    """Bytes of anonymous resident memory per connection, between two numbers of them.
+    """Bytes of anonymous resident memory per connection, from two numbers of connections.
 
-    The resident set is what the kernel charges and the one measure that Perl, C and Python have
-    in common. The counts lie far enough apart for pages (4 KiB) not to matter.
+    The resident set is what the kernel charges, and the only measure that Perl, C and Python have
+    in common. The two numbers are far enough apart for pages (4 KiB) not to matter.
     """
-    # asyncore checks every connection for each new one: far more of them would take it minutes.
+    # asyncore checks every connection for each new one, so many more would take minutes.
     fewer, more = 1000, bench.count(4000, 2000)
     with running(peer.command(bench.scratch), environment(bench.package)) as server:
         with Client(server.port) as client:

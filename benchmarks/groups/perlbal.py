@@ -1,4 +1,4 @@
-"""examples/perlbal beside Perlbal and nginx: as a proxy, as a web server, and when idle."""
+"""examples/perlbal compared with Perlbal and nginx: as a proxy, as a web server, and when idle."""
 
 import re
 import shutil
@@ -76,7 +76,7 @@ def present() -> list[Peer]:
 
 @dataclass
 class House:
-    """A running one, with a port for each of its services."""
+    """A running peer, with a port for each of its services."""
 
     pid: int
     ports: Mapping[str, int]
@@ -86,7 +86,7 @@ class House:
 def proxying(
     bench: Bench, peer: Peer, wrapper: tuple[str, ...] = (), pinned: bool = False
 ) -> Iterator[House]:
-    """Start one in a folder of its own with a backend, both on our processor if `pinned`."""
+    """Start a peer in its own folder with a backend, both on our processor if `pinned`."""
     env = environment(bench.package)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=bench.scratch)))
@@ -133,7 +133,7 @@ def wait_for(process: subprocess.Popen[bytes], port: int, title: str) -> None:
 
 
 def finish(process: subprocess.Popen[bytes], peer: Peer, port: int) -> None:
-    """End it in a way that lets valgrind write what it has counted."""
+    """End it in a way that lets valgrind write its counts."""
     if process.poll() is None and peer.configuration == "perlbal.conf":
         with socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS) as manager:
             manager.sendall(b"shutdown\r\n")
@@ -141,7 +141,7 @@ def finish(process: subprocess.Popen[bytes], peer: Peer, port: int) -> None:
         process.wait(ANSWER_SECONDS)
         return
     # nginx in one process misses a signal that arrives between its check for signals and its wait,
-    # which under valgrind is often: it then waits for minutes, or for the next signal.
+    # as often happens under valgrind: it then waits for minutes, or for the next signal.
     for _ in range(ANSWER_SECONDS):
         process.terminate()
         try:
@@ -153,7 +153,7 @@ def finish(process: subprocess.Popen[bytes], peer: Peer, port: int) -> None:
 
 
 class Client:
-    """A kept connection to a service."""
+    """A persistent connection to a service."""
 
     def __init__(self, port: int, path: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS)
@@ -191,10 +191,10 @@ def path_of(service: str) -> str:
 
 
 def a_request(bench: Bench, peer: Peer, service: str) -> float:
-    """User-mode instructions per request, on one kept connection and one to the backend."""
+    """User-mode instructions per request, on one persistent connection and one to the backend."""
 
     with proxying(bench, peer):
-        pass  # a first run may compile what it imports
+        pass  # a first run may compile its imports
 
     def served(requests: int) -> int:
         with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
@@ -222,7 +222,7 @@ def under_wrk(bench: Bench, peer: Peer, service: str) -> float:
 
 
 def an_idle_client(bench: Bench, peer: Peer) -> float:
-    """Bytes of anonymous resident memory per client that has asked nothing yet."""
+    """Bytes of anonymous resident memory per client that has sent no request yet."""
     fewer, more = 500, bench.count(2500, 1500)
     with proxying(bench, peer) as house, ExitStack() as clients:
 
@@ -230,7 +230,7 @@ def an_idle_client(bench: Bench, peer: Peer) -> float:
             for number in range(1, count + 1):
                 client = clients.enter_context(Client(house.ports["proxy"], "/"))
                 if number % 250 == 0:
-                    client.ask()  # it and all before it are in
+                    client.ask()  # the server has accepted it and all before it
 
         connect(fewer)
         before = memory(house.pid, "RssAnon")
@@ -276,7 +276,7 @@ def plan(bench: Bench) -> list[Step]:
 
 
 def over(service: str, kind: str, what: str, must: float, aim: float | None) -> tuple[Row, Row]:
-    """Ours over the original, with a limit, and over nginx, without one."""
+    """Our figure divided by the original's, with a limit, and by nginx's, without one."""
     title = f"examples/perlbal {SERVICES[service]}, {what}"
     ours = f"perlbal{kind}.{service}.ours"
     return (

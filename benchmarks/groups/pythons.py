@@ -22,7 +22,7 @@ LIMITS = {
     ("3.14", 32): 1.52,
     ("3.14", 1): 2.44,
 }
-"""Over the bare loop: what danga_raw 1.0 cost (on 3.14 as Debian builds it)."""
+"""The cost of danga_raw 1.0 divided by the bare loop's (on 3.14 as Debian builds it)."""
 AIMS = {32: 1.15, 1: 1.60}
 
 
@@ -31,7 +31,7 @@ def pyenv_versions() -> Path:
 
 
 def interpreter(version: str) -> str:
-    """The CPython of this version, of pyenv or on the path; empty if there is none."""
+    """The CPython of this version, from pyenv or on the path; empty if there is none."""
     found = sorted(pyenv_versions().glob(f"{version}.*[0-9]/bin/python{version}"))
     return str(found[-1]) if found else shutil.which(f"python{version}") or ""
 

@@ -1,4 +1,4 @@
-"""Instructions per keep-alive request, of every peer."""
+"""Instructions per keep-alive request, for every peer."""
 
 from benchmarks import instructions
 from benchmarks.peers import PEERS, Peer, present

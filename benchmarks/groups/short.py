@@ -1,8 +1,8 @@
-"""Short connections: each is accepted, asks once, and is closed.
+"""Short connections: each is accepted, sends one request, and is closed.
 
-A server that accepts all pending connections learns that there are no more from an accept(2) that
-fails. So a server that accepts one per turn is compared with a loop that does the same, and a
-Listener with one that also goes on to that failure.
+A server that accepts all pending connections learns from a failing accept(2) that there are no
+more. So a server that accepts one per turn is compared with a loop that does the same, and a
+Listener with a loop that also accepts until that failure.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from benchmarks.peers import PEERS, python
 from benchmarks.processes import Server
 from benchmarks.table import Bench, Group, Row, Step
 
-AT_ONCE = 64  # as a Listener has it
+AT_ONCE = 64  # as in a Listener
 
 
 def a_connection(bench: Bench, command: list[str], env: Mapping[str, str]) -> float:
@@ -23,7 +23,7 @@ def a_connection(bench: Bench, command: list[str], env: Mapping[str, str]) -> fl
         def load(server: Server) -> None:
             for _ in range(count):
                 with Client(server.port) as client:
-                    client.connect(1)  # which asks once
+                    client.connect(1)  # which sends one request
 
         return instructions.of_server(command, env, load)
 

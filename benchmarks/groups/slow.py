@@ -14,7 +14,7 @@ SERVERS = {"danga_raw": "danga_raw_blocks.py", "fair": "select_epoll_fair_blocks
 
 
 def read_answers(port: int, count: int) -> int:
-    """Ask that many times for the MiB; return in how many parts it came, one for each write."""
+    """Request the MiB `count` times; return the number of parts that arrived, one per write."""
     parts = 0
     with socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS) as connection:
         for _ in range(count):
@@ -30,7 +30,7 @@ def read_answers(port: int, count: int) -> int:
 
 
 def a_part(command: list[str], env: Mapping[str, str], quick: bool) -> float:
-    """Instructions for each write of an answer."""
+    """Instructions per write of an answer."""
     parts: dict[int, int] = {}
 
     def served(answers: int) -> int:

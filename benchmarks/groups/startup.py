@@ -1,4 +1,4 @@
-"""What the package costs a program before its first connection."""
+"""The cost of the package to a program before its first connection."""
 
 import statistics
 import subprocess
@@ -32,7 +32,7 @@ def plan(bench: Bench) -> list[Step]:
 
     def importing(figures: Figures) -> None:
         command = [PYTHON, "-c", IMPORT]
-        subprocess.run(command, env=env, capture_output=True, check=True)  # compiles what is new
+        subprocess.run(command, env=env, capture_output=True, check=True)  # compiles new modules
         seconds = [
             float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
             for _ in range(bench.count(60, 10))

@@ -22,7 +22,7 @@ def plan(bench: Bench) -> list[Step]:
 
     def step(number: int) -> Step:
         def measure(figures: Figures) -> None:
-            # In turns, so that neither always runs second.
+            # Alternating, so that neither always runs second.
             for how, taken in sorted(
                 {"package": packages, "blocking": blockings}.items(), reverse=bool(number % 2)
             ):

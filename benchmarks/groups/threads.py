@@ -1,4 +1,4 @@
-"""Two loops in two threads, where Python lets them run at the same time."""
+"""Two loops in two threads, on a Python that lets them run at the same time."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ VERSIONS = ("3.13", "3.14")
 
 
 def interpreter() -> str:
-    """A free-threaded CPython, of pyenv or on the path; empty if there is none."""
+    """A free-threaded CPython, from pyenv or on the path; empty if there is none."""
     for version in reversed(VERSIONS):
         found = sorted(pyenv_versions().glob(f"{version}.*t/bin/python{version}t"))
         there = str(found[-1]) if found else shutil.which(f"python{version}t")

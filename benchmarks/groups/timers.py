@@ -1,4 +1,4 @@
-"""Timers: a cost that hardly grows with the number pending, and memory that is given back."""
+"""Timers: a cost that hardly grows with the number pending, and memory that is released."""
 
 import subprocess
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""`python -m tests.abi`: asks the headers and writes docs/abi.md; with `--check`, compares only."""
+"""`python -m tests.abi` asks the headers and writes docs/abi.md; `--check` only compares."""
 
 import argparse
 import difflib

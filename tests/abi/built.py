@@ -1,6 +1,6 @@
 """Pythons that Debian doesn't have, built from its source packages into the user's cache folder.
 
-A build takes some ten minutes of one core. It is kept until its folder is deleted.
+A build takes some ten minutes on one core. It is kept until its folder is deleted.
 """
 
 import os
@@ -21,9 +21,9 @@ class Build(NamedTuple):
 
     compiler: str
     needs: str
-    """The Debian packages that bring the compiler."""
+    """The Debian packages with the compiler."""
     options: tuple[str, ...]
-    """Options for Python's own configure."""
+    """Options for Python's configure."""
 
 
 BUILDS = {
@@ -33,7 +33,7 @@ BUILDS = {
 
 
 def python(name: str) -> Path:
-    """The interpreter of that build, which is made if it isn't there."""
+    """The interpreter of that build, after building it if it isn't there."""
     compiler, needs, options = BUILDS[name]
     prefix = debian.CACHE / f"{PYTHON}-{name}"
     if not prefix.exists():
@@ -44,8 +44,8 @@ def python(name: str) -> Path:
         with tempfile.TemporaryDirectory() as scratch, debian.whole(prefix) as stage:
             if compiler == "musl-gcc":
                 compiler = str(_musl_gcc(Path(scratch)))
-            # musl's compiler knows none of the system's libraries, so ctypes needs a libffi of its
-            # own; the other build takes the same.
+            # musl's compiler doesn't find the system's libraries, so ctypes needs its own libffi;
+            # the other build uses the same.
             ffi = debian.source("libffi", Path(scratch, "libffi"), suite=SUITE)
             debian.run(["autoreconf", "-i"], cwd=ffi)
             lean = ["--disable-static", "--disable-docs", "--disable-multi-os-directory"]
@@ -58,7 +58,7 @@ def python(name: str) -> Path:
                 "LIBFFI_LIBS": f"-L{lib} -lffi",
                 "LDFLAGS": f"-Wl,-rpath,{prefix}/lib -Wl,--strip-all",
                 "OPT": "-DNDEBUG -O2",
-                # Each module is loaded once when it is built, to see whether it can be.
+                # The build loads each module once as a check.
                 "LD_LIBRARY_PATH": lib,
             }
             source = debian.source(PYTHON, Path(scratch, PYTHON), suite=SUITE)
@@ -72,7 +72,8 @@ def python(name: str) -> Path:
 
 def _musl_gcc(folder: Path) -> Path:
     """A musl-gcc that finds the kernel's headers, which are the same for every C library, and that
-    says it is for musl: it hands the question to gcc, and Python's configure wants one answer."""
+    reports musl as its target: the real one lets gcc answer, which Python's configure rejects as a
+    contradiction."""
     headers = folder / "kernel"
     headers.mkdir()
     for name in ("linux", "asm-generic"):
@@ -92,7 +93,7 @@ def _musl_gcc(folder: Path) -> Path:
 def _install(
     source: Path, options: Sequence[str], variables: Mapping[str, str], prefix: Path, stage: Path
 ) -> None:
-    """Build `source` as what will live in `prefix`, and install it there, seen from `stage`."""
+    """Build `source` for `prefix`, and install it there with `stage` as the root."""
     nice = ["nice", "env", *(f"{name}={value}" for name, value in variables.items())]
     jobs = os.environ.get("MAKEFLAGS") or f"-j{os.cpu_count() or 1}"
     debian.run([*nice, "./configure", "-q", f"--prefix={prefix}", *options], cwd=source)

@@ -1,8 +1,7 @@
 """Debian's packages of any suite and machine, each unpacked into its own folder.
 
-Nothing is installed in the system, which needs no foreign architecture and no other suite for it.
-This needs apt and dpkg-deb, and the network once: unpacked packages stay in the user's cache
-folder.
+Nothing is installed in the system, and it needs no foreign architecture and no other suite. This
+needs apt and dpkg-deb, and the network once: unpacked packages stay in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "danga_raw")
-"""Where things stay that take time to get; whatever is missing there is got anew."""
+"""The cache of what takes long to download or build; anything missing is made again."""
 
 STABLE = "bookworm"
-"""The suite to take things from that need no newer one."""
+"""The suite used unless a newer one is needed."""
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def run(command: Sequence[str], cwd: Path | None = None) -> str:
-    """The standard output of `command`. Raises `OSError` with the last it said where it fails."""
+    """The standard output of `command`. If it fails, raises `OSError` with its last output."""
     if shutil.which(command[0]) is None:
         raise OSError(f"there is no {command[0]} here")
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
@@ -36,7 +35,7 @@ def run(command: Sequence[str], cwd: Path | None = None) -> str:
 
 
 def archive() -> str:
-    """The address of Debian's archive that apt here takes its packages from."""
+    """The address of the Debian archive that this machine's apt uses."""
     form = "$(ORIGIN)/$(LABEL)/$(COMPONENT) $(REPO_URI)"
     for line in run(["apt-get", "indextargets", "--format", form]).splitlines():
         what, _, address = line.partition(" ")
@@ -47,16 +46,16 @@ def archive() -> str:
 
 @contextmanager
 def apt_get(suite: str, architecture: str) -> Iterator[list[str]]:
-    """The beginning of an apt-get command that knows one suite for one machine and nothing else.
+    """The start of an apt-get command that knows only one suite for one machine.
 
-    No package is installed there, so that all that a package needs comes with it.
+    To this apt-get no package is installed, so it fetches a package with all its dependencies.
     """
     with tempfile.TemporaryDirectory() as folder:
         apt = Path(folder)
         for each in ("state/lists/partial", "cache/archives/partial", "etc"):
             (apt / each).mkdir(parents=True)
         (apt / "status").touch()
-        # Only Debian's own main section: the system may have other sources, without these machines.
+        # Only Debian's own main section: the system's other sources may lack these machines.
         where = f"[signed-by={KEYRING}] {archive()} {suite} main"
         (apt / "etc/sources.list").write_text(f"deb {where}\ndeb-src {where}\n")
         options = {
@@ -80,9 +79,9 @@ def apt_get(suite: str, architecture: str) -> Iterator[list[str]]:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A folder to make things in, which becomes `folder` once all of them are there.
+    """A temporary folder, which becomes `folder` once it is complete.
 
-    Two processes may make the same at one time; what the second has made is dropped.
+    Two processes may make the same folder at the same time; the second one's is dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = folder.with_name(f".{folder.name}-{os.getpid()}")
@@ -100,9 +99,9 @@ def whole(folder: Path) -> Iterator[Path]:
 
 
 def unpack(packages: Sequence[str], root: Path, *, suite: str, architecture: str) -> Path:
-    """`root`, with `packages` and all that they depend on unpacked in it, if they aren't yet.
+    """Unpack `packages` and their dependencies in `root`, unless that is done; returns `root`.
 
-    Raises `OSError` where they can't be had.
+    Raises `OSError` if they can't be downloaded.
     """
     if root.exists():
         return root
@@ -115,11 +114,11 @@ def unpack(packages: Sequence[str], root: Path, *, suite: str, architecture: str
             run(["dpkg-deb", "-x", str(package), str(made)])
         shutil.rmtree(store)
         for name in ("bin", "lib", "lib64", "sbin"):
-            # Since trixie these are links that no package has but the one that sets a system up.
+            # Since trixie these are links, which only the package that sets up a system contains.
             if (made / "usr" / name).exists() and not (made / name).exists():
                 (made / name).symlink_to(f"usr/{name}")
         for path in made.rglob("*"):
-            # An absolute link would lead out of the unpacked root: ppc64el's loader is one.
+            # An absolute link, such as ppc64el's loader, would lead out of the unpacked root.
             if path.is_symlink() and os.readlink(path).startswith("/"):
                 inside = os.path.relpath(f"{made}{os.readlink(path)}", path.parent)
                 path.unlink()
@@ -128,9 +127,9 @@ def unpack(packages: Sequence[str], root: Path, *, suite: str, architecture: str
 
 
 def source(package: str, folder: Path, *, suite: str) -> Path:
-    """The folder under `folder` with the source of `package`, as its authors made it.
+    """The folder under `folder` with the upstream source of `package`.
 
-    Debian's changes, which are for Debian's own layout, stay out.
+    It is without Debian's changes, which are for Debian's own layout.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with apt_get(suite, "amd64") as command:

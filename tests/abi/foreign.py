@@ -2,10 +2,10 @@
 
 Debian's python3 for each machine is unpacked into the cache folder (`debian.py`) and runs under
 qemu's user mode, which converts the guest's structs by its own knowledge of the guest's ABI; i386
-runs directly on the kernel where that is possible. pytest is that of the Python that runs this. It
+runs directly on the kernel if possible. The tests use the pytest of the Python that runs this. It
 needs apt and the Debian package qemu-user-static.
 
-Tests marked `needs` are left out: perl, strace and the like belong to this machine, not the other.
+Tests marked `needs` are left out, because perl, strace and the like are for this machine.
 """
 
 import argparse
@@ -25,28 +25,28 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("python3-minimal", "libpython3-stdlib")
 
 PYTEST = ("_pytest", "iniconfig", "packaging", "pluggy", "py", "pygments", "pytest")
-"""pytest and what it needs, pure Python that runs there as it does here."""
+"""pytest and its dependencies, pure Python that runs on any machine."""
 
 WRAPPER = "foreign-python3"
 
 HUNG = 300
-"""Seconds after which the smoke test, which takes one or two, is given up."""
+"""The time limit of the smoke test, which takes one or two seconds."""
 
 HUNG_TESTS = 3600
-"""Seconds after which the tests, which take some minutes under qemu, are given up."""
+"""The time limit of the tests in seconds; they take some minutes under qemu."""
 
 SUITES = "not kqueue-sim"
-"""The suites that run on this machine's kernel: the simulated kqueues run on no other machine's."""
+"""Leaves out the simulated kqueues, which don't run on other machines' Pythons."""
 
 
 class Machine(NamedTuple):
-    """A Debian architecture, and what runs its programs."""
+    """A Debian architecture, and the qemu that runs its programs."""
 
     qemu: str
     triplet: str
     """The folder of its libraries."""
     suite: str = debian.STABLE
-    """Where its Python is taken from."""
+    """The suite of its Python."""
     newest_qemu: bool = False
     """True if the stable qemu is too old for it."""
 
@@ -57,13 +57,13 @@ MACHINES = {
     "armhf": Machine("arm", "arm-linux-gnueabihf"),
     "s390x": Machine("s390x", "s390x-linux-gnu"),
     "ppc64el": Machine("ppc64le", "powerpc64le-linux-gnu"),
-    # Debian has this one since trixie.
+    # Debian has had this one since trixie.
     "riscv64": Machine("riscv64", "riscv64-linux-gnu", "trixie"),
     "loong64": Machine("loongarch64", "loongarch64-linux-gnu", "sid", newest_qemu=True),
 }
 
 USUAL = [name for name, machine in MACHINES.items() if not machine.newest_qemu]
-"""The default: half a gigabyte of a newer qemu isn't downloaded unasked."""
+"""The default, without those for which half a gigabyte of a newer qemu would be downloaded."""
 
 SMOKE = """
 import os, platform, socket, sys
@@ -103,14 +103,14 @@ print(f"Python {platform.python_version()}, {os.uname().machine}, {sys.byteorder
 
 
 def fetch(architecture: str, scratch: Path) -> Path:
-    """Unpack Python for `architecture` under `scratch`, if it isn't there; its root folder."""
+    """Unpack Python for `architecture` under `scratch`, if needed; returns its root folder."""
     suite = MACHINES[architecture].suite
     root = scratch / f"python3-{suite}-{architecture}"
     return debian.unpack(PACKAGES, root, suite=suite, architecture=architecture)
 
 
 def lend_pytest(scratch: Path) -> Path:
-    """A folder with this Python's pytest in it, and nothing else of its packages."""
+    """A folder with only pytest of this Python's packages."""
     folder = scratch / "pytest"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -119,14 +119,14 @@ def lend_pytest(scratch: Path) -> Path:
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)
             source = origin.parent if spec.submodule_search_locations else origin
-            metadata = source.parent.glob(f"{name}-*.dist-info")  # pytest asks for pluggy's
+            metadata = source.parent.glob(f"{name}-*.dist-info")  # pytest looks up pluggy's
             for path in (source, *metadata):
                 (folder / path.name).symlink_to(path)
     return folder
 
 
 def ways(architecture: str, root: Path) -> list[tuple[str, list[str]]]:
-    """What may run the programs unpacked in `root`, the best first: its name, and the words to put
+    """The ways to run the programs unpacked in `root`, the best first: a name, and the words to put
     before a program."""
     machine = MACHINES[architecture]
     folders = [root / stem / machine.triplet for stem in ("lib", "usr/lib")]
@@ -141,7 +141,7 @@ def ways(architecture: str, root: Path) -> list[tuple[str, list[str]]]:
 
 
 def emulator(machine: Machine) -> str | None:
-    """The qemu that runs its programs, if there is one."""
+    """The path of the qemu that runs its programs, if there is one."""
     if not machine.newest_qemu:
         return shutil.which(f"qemu-{machine.qemu}-static")
     newest = debian.CACHE / "qemu-user-sid"
@@ -150,13 +150,13 @@ def emulator(machine: Machine) -> str | None:
 
 
 NAMED = {"the kernel itself": "--argv0"}
-"""How each of them is given the program's argv[0], if not by -0."""
+"""The option that sets the program's argv[0], if it isn't -0."""
 
 
 def wrap(architecture: str, root: Path) -> tuple[Path, str]:
-    """A command that runs the unpacked Python and calls itself `sys.executable`; and what runs it.
+    """A command that runs the unpacked Python with itself as `sys.executable`, and the way it runs.
 
-    Tests start further Pythons by `sys.executable`, which must come here too.
+    Tests start more Pythons by `sys.executable`, and these must run in the same way.
     """
     (python,) = root.glob("usr/bin/python3.??")
     wrapper = python.with_name(WRAPPER)
@@ -170,7 +170,7 @@ def wrap(architecture: str, root: Path) -> tuple[Path, str]:
 
 
 def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
-    """The smoke test and `tests` on `architecture`: whether all is well, and a line about it."""
+    """Run the smoke test and `tests` on `architecture`; returns success, and a line about it."""
     begin = time.monotonic()
     try:
         python, by = wrap(architecture, fetch(architecture, scratch))
@@ -178,7 +178,7 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
         return False, f"{architecture}: {error}"
     empty = scratch / "empty"
     empty.mkdir(exist_ok=True)
-    # With nothing in PATH, a test that asks for a tool inside itself skips it by name.
+    # With nothing in PATH, a test that itself looks for a tool is skipped with the tool's name.
     environment = {
         "PATH": str(empty),
         "HOME": str(empty),
@@ -191,7 +191,7 @@ def run(architecture: str, scratch: Path, tests: list[str]) -> tuple[bool, str]:
             [python, "-c", SMOKE], env=environment, capture_output=True, text=True, timeout=HUNG
         )
     except subprocess.TimeoutExpired:
-        # Events read from the wrong offset belong to no object, and the loop waits for ever.
+        # Events read from the wrong offset belong to no object, and the loop waits forever.
         return False, f"{architecture}: the loop never saw the end of its connection"
     if smoke.returncode:
         return False, f"{architecture}: an echo on each backend: {smoke.stderr.strip()}"

@@ -1,4 +1,4 @@
-"""What the package declares, computed for another machine's data model."""
+"""The package's declarations, computed for another machine's data model."""
 
 import ctypes
 import importlib.util
@@ -19,19 +19,20 @@ KQUEUE_NAMES = "EV_ADD EV_DELETE EV_ENABLE EV_DISABLE EV_ONESHOT EV_EOF EV_ERROR
 
 
 def room_on(name: str, platform: str) -> ModuleType:
-    """The package's module `name`, made anew as though this were `platform`."""
+    """The package's module `name`, loaded again as if this were `platform`."""
     spec = importlib.util.find_spec(f"danga_raw.{name}")
     if spec is None or spec.loader is None:
         raise ImportError(name)
     module = importlib.util.module_from_spec(spec)
-    # The door asks `sys`, the modules above it ask the door.
+    # The door reads `sys.platform`; the modules above it read the door's copy.
     with patch.object(sys, "platform", platform), patch.object(_libc, "PLATFORM", platform):
         spec.loader.exec_module(module)
     return module
 
 
 def layout(struct: str, fields: Fields, pack: int, types: Facts) -> Facts:
-    """Where C puts the fields of a struct: the rules of every ABI here, on the sizes in `types`."""
+    """The layout that C gives a struct, by the rules common to all ABIs here and the sizes in
+    `types`."""
     facts: dict[str, int] = {}
     end, widest = 0, 1
     for name, c_type in fields:
@@ -53,7 +54,7 @@ def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
     poll = room_on("_poll", target.platform)
     yield from layout("pollfd", _poll.POLLFD, 0, types).items()
     yield from ((name, getattr(_poll, name)) for name in POLL_NAMES)
-    # Where int and long are the same, ctypes has one type for both: nothing tells them apart.
+    # If int and long have the same size, ctypes has one type for both: nothing tells them apart.
     if ctypes.sizeof(ctypes.c_uint) != ctypes.sizeof(ctypes.c_ulong):
         nfds_t = {"c_uint": "unsigned int", "c_ulong": "unsigned long"}[poll.nfds_t.__name__]
         yield f"nfds_t is {nfds_t}", 1
@@ -62,14 +63,14 @@ def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
         option, number = _sockopt.CORK_OPTIONS[target.platform]
         yield option, number
     yield "IPPROTO_TCP", _sockopt.IPPROTO_TCP
-    # setsockopt(2) gets its optlen as a C int.
+    # The package passes setsockopt(2) its optlen as a C int.
     yield "sizeof(socklen_t)", types["sizeof(int)"]
 
     if target.platform == "linux":
         packed = _epoll.packed(target.machine)
         yield from layout("epoll_event", _epoll.EPOLL_EVENT, packed, types).items()
         yield from ((name, getattr(_epoll, name)) for name in EPOLL_NAMES)
-        # It is taken from Python, which has it from the same headers.
+        # The package uses Python's value, which comes from the same headers.
         yield "EPOLL_CLOEXEC", types["O_CLOEXEC"]
     else:
         abi = _kqueue.abi(target.platform)
@@ -83,12 +84,12 @@ def _declared(target: Target, types: Facts) -> Iterator[tuple[str, int]]:
 
 
 def declared(target: Target, types: Facts) -> Facts:
-    """Every number that the package would use on `target`, whose C types are as `types` says."""
+    """Every number that the package would use on `target`, with C types as in `types`."""
     return dict(_declared(target, types))
 
 
 def differences(target: Target, answer: Answer) -> list[str]:
-    """Where the package and the headers of `target` disagree, a line each."""
+    """A line for each disagreement between the package and the headers of `target`."""
     # The second field of struct epoll_event is a union, which has no sign; the package uses u64.
     unsigned = {"signed(epoll_event.data)": 0}
     facts = {**unsigned, **answer.facts}

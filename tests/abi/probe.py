@@ -1,8 +1,8 @@
-"""Asks a C compiler for numbers without running what it compiles.
+"""Gets numbers from a C compiler without running what it compiles.
 
 The probe is one constant array. Each answer in it is nine bytes: whether there is an answer, and
-its value as eight bytes, the highest first. So they read the same in an object file of any format
-and byte order.
+its value as eight bytes, the highest first. So it can be read from an object file of any format and
+byte order.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tests.abi.targets import Target
 
 Facts = Mapping[str, int]
-"""C expression -> its value; what the headers don't define is absent."""
+"""C expression -> its value. Expressions that the headers don't define are absent."""
 
 START, END = b"<danga_raw abi", b"danga_raw abi>"
 
@@ -62,12 +62,12 @@ STRUCTS: Mapping[str, tuple[str, ...]] = {
 }
 
 WHERE = {"epoll_event": "defined(__linux__)", "kevent": "!defined(__linux__)"}
-"""In C's preprocessor, the platforms that have a struct, where not all do."""
+"""For structs that only some platforms have: a preprocessor condition for these platforms."""
 
 ABSENT_FIELDS: Mapping[str, str] = {
     "ext": "defined(__FreeBSD__) || defined(__NetBSD__)",
 }
-"""The preprocessor can't test for a field: where those that only some platforms have are."""
+"""The same for fields that only some platforms have, since the preprocessor can't test for one."""
 
 POINTERS = ("udata",)
 AGGREGATES = ("epoll_event.data", "kevent.ext")
@@ -86,13 +86,13 @@ NFDS = {
 
 
 class Answer(NamedTuple):
-    """What the headers of one target say."""
+    """The answers of one target's headers."""
 
     facts: Facts
     symbol: str = ""
-    """The name under which the linker looks for `kevent`."""
+    """The linker's name of `kevent`."""
     missing: str = ""
-    """Why there is no answer: zig's first complaint."""
+    """zig's first error message, if there is no answer."""
 
 
 def questions(types: Iterable[str]) -> tuple[str, list[tuple[str, str, str]]]:
@@ -126,7 +126,7 @@ def questions(types: Iterable[str]) -> tuple[str, list[tuple[str, str, str]]]:
 
 
 def source(types: Iterable[str]) -> str:
-    """The probe in C; `types` are those whose size and alignment are asked."""
+    """The probe in C, which asks for the size and alignment of `types`."""
     declarations, asked = questions(types)
     lines = [HEADERS, declarations]
     lines.append("extern const unsigned char danga_raw_abi[];")
@@ -135,7 +135,7 @@ def source(types: Iterable[str]) -> str:
     for condition, _, expression in asked:
         lines += [f"#if {condition}", f"ANSWER({expression})", "#else", "NO_ANSWER", "#endif"]
     lines.append(", ".join(str(byte) for byte in END) + "};")
-    # Taking its address leaves the name that the header gives to the function in the symbol table.
+    # Taking the function's address puts the name that the header gives it into the symbol table.
     lines += [
         "#ifndef __linux__",
         "extern const void *const danga_raw_pointer;",
@@ -164,7 +164,7 @@ def read(image: bytes, types: Iterable[str]) -> Answer:
 
 
 def zig_version() -> str:
-    """The version of the zig that `run` uses; OSError if there is none."""
+    """The version of the zig that `run` uses. Raises `OSError` if there is none."""
     command = [sys.executable, "-m", "ziglang", "version"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -178,7 +178,7 @@ def run(target: Target, types: Iterable[str], scratch: Path) -> Answer:
     code, image = scratch / f"{target.triple}.c", scratch / f"{target.triple}.o"
     code.write_text(source(types))
     zig = [sys.executable, "-m", "ziglang", "cc", "-target", target.triple]
-    # -w, because whether an unsigned -1 is below 1 is asked on purpose.
+    # -w, because the probe compares an unsigned -1 with 1 on purpose.
     flags = ["-g0", "-w", "-std=gnu11", "-c", str(code), "-o", str(image)]
     cache = {"ZIG_GLOBAL_CACHE_DIR": str(scratch / "cache")}
     done = subprocess.run(
@@ -189,6 +189,6 @@ def run(target: Target, types: Iterable[str], scratch: Path) -> Answer:
         return Answer({}, missing=complaint[1] if complaint else done.stderr[:80])
     answer = read(image.read_bytes(), types)
     if target.platform == "darwin":
-        # There the linker's name of every C function has an underscore before it.
+        # There the linker's name of every C function begins with an underscore.
         return answer._replace(symbol=answer.symbol.removeprefix("_"))
     return answer

@@ -1,8 +1,9 @@
 """Runs the tests on Pythons that this system doesn't have: `python -m tests.abi.pythons 3.14 musl`.
 
 The newest ones and PyPy come from Debian's unstable suite, together with the C library they need;
-others are built from source (see `built.py`). Nothing is installed in the system. pytest is that of
-the Python that runs this. It needs apt-get and the Debian package patchelf, or what a build needs.
+others are built from source (see `built.py`). Nothing is installed in the system. The tests use the
+pytest of the Python that runs this. It needs apt-get and the Debian package patchelf, or what a
+build needs.
 """
 
 import argparse
@@ -23,7 +24,7 @@ SUITE = "sid"
 
 
 class Package(NamedTuple):
-    """A Python of Debian's."""
+    """One of Debian's Pythons."""
 
     name: str
     program: str
@@ -44,22 +45,22 @@ PYPY = [
     ),
     *("-k", "not sim"),
 ]
-"""The tests for PyPy: the simulated kernel takes pointers as CPython's ctypes makes them."""
+"""The tests for PyPy. Those on the simulated kernel need pointers made by CPython's ctypes."""
 
 WARNINGS = "error,ignore::ResourceWarning"
-"""For every Python that a test starts too. pytest takes no resource warning either; but a program
-may end with its sockets open, as servers do that are ended by a signal."""
+"""Also for every Python that a test starts. ResourceWarnings are ignored because a program may end
+with open sockets, as a server ended by a signal does; in pytest itself they are still errors."""
 
 
 def unpacked(name: str) -> Path:
-    """Debian's interpreter of that name, unpacked into the cache if it isn't there."""
+    """Debian's interpreter of that name, after unpacking it into the cache if needed."""
     package = PACKAGES[name]
     root = debian.CACHE / f"{package.name}-{SUITE}"
     machine = debian.run(["dpkg", "--print-architecture"]).strip()
     debian.unpack([package.name], root, suite=SUITE, architecture=machine)
     program = root / "usr/bin" / package.program
-    # With the loader and the libraries of the root in its own header it is a program like others:
-    # what starts it by `sys.executable` starts it so, and strace sees it and no wrapper.
+    # With the root's loader and libraries in its header, it needs no wrapper: it can be started by
+    # `sys.executable`, and strace sees it alone.
     (loader,) = root.glob("usr/lib/*/ld-linux-*.so.*")
     if debian.run(["patchelf", "--print-interpreter", str(program)]).strip() != str(loader):
         path = f"{loader.parent}:{root / 'usr/lib'}"
@@ -69,7 +70,7 @@ def unpacked(name: str) -> Path:
 
 
 def interpreter(name: str) -> Path:
-    """The interpreter of that name, which is made if it isn't there, or that path.
+    """The interpreter of that name, after making it if needed, or at that path.
 
     Raises `OSError`.
     """
@@ -79,8 +80,8 @@ def interpreter(name: str) -> Path:
 
 
 def venv(python: Path, folder: Path) -> Path:
-    """The interpreter of a virtual environment under `folder`, which has this project as if it
-    were installed, and the pytest of the Python that runs this."""
+    """The interpreter of a virtual environment under `folder`, with this project as if installed,
+    and the pytest of the Python that runs this."""
     debian.run([str(python), "-m", "venv", "--without-pip", str(folder / "venv")])
     (packages,) = folder.glob("venv/lib/*/site-packages")
     (packages / "lent.pth").write_text(f"{ROOT}\n{lend_pytest(folder)}\n")
@@ -88,7 +89,7 @@ def venv(python: Path, folder: Path) -> Path:
 
 
 def run(name: str, arguments: Sequence[str]) -> tuple[bool, str]:
-    """The tests on one Python: whether all is well, and a line about it."""
+    """Run the tests on one Python; returns success, and a line about it."""
     begin = time.monotonic()
     try:
         python = interpreter(name)

@@ -8,7 +8,7 @@ from tests.abi.probe import STRUCTS, Answer
 from tests.abi.targets import TARGETS
 
 Answers = Mapping[str, Answer]
-"""Target triple -> what its headers say."""
+"""Target triple -> its headers' answers."""
 
 TYPES = (
     "short",
@@ -28,13 +28,13 @@ TYPES = (
     "nfds_t",
     "socklen_t",
 )
-"""The C types of which the package's declarations are made, whose size and alignment are asked."""
+"""The C types in the package's declarations. The probe asks for their size and alignment."""
 
 ABSENT = "–"
 
 
 class Column(NamedTuple):
-    """One column of a table: one fact, or a few that belong together."""
+    """A column of a table: one fact, or a few related ones."""
 
     heading: str
     write: Callable[[Answer], str]
@@ -187,7 +187,7 @@ def _headers(answer: Answer, triple: str) -> str:
 
 
 def _grid(heading: str, columns: list[str], rows: Iterable[tuple[str, tuple[str, ...]]]) -> str:
-    """A Markdown table whose rows are the groups of targets with the same cells."""
+    """A Markdown table with one row for each group of targets that have the same cells."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for triple, cells in rows:
         groups.setdefault(cells, []).append(triple)
@@ -223,7 +223,7 @@ def render(answers: Answers, zig: str) -> str:
 
 
 def parse(page: str) -> Answers:
-    """The answers that `page` tells, without those that only name the headers' version."""
+    """The answers in `page`, without those that only name the headers' version."""
     facts: dict[str, dict[str, int]] = {}
     symbols: dict[str, str] = {}
     sections = dict(re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", page, re.MULTILINE))

@@ -7,15 +7,15 @@ class Target(NamedTuple):
     """One platform to compile for."""
 
     triple: str
-    """What zig calls it."""
+    """zig's name for it."""
     platform: str
     """`sys.platform` there, without a version number."""
     machine: str
     """`os.uname().machine` there."""
 
 
-# A second name for the same machine stands apart where both occur: on i386 `uname` tells the
-# processor's generation, and a 32-bit Python on a 64-bit kernel is told the kernel's machine.
+# `uname` may report other names too: on i386 it reports the processor's generation, and to a 32-bit
+# Python on a 64-bit kernel the kernel's machine.
 TARGETS: tuple[Target, ...] = (
     Target("x86_64-linux-gnu", "linux", "x86_64"),
     Target("x86_64-linux-gnux32", "linux", "x86_64"),

@@ -1,9 +1,9 @@
-"""`python -m tests.audit`: the audit's lines against strace's and qemu's, on other machines, on
-other C libraries, and with other versions of strace.
+"""`python -m tests.audit` compares the audit's lines with strace's and qemu's, on other machines,
+other C libraries, and other versions of strace.
 
     python -m tests.audit                     a sample of the programs, with all tracers
     python -m tests.audit --all               every program, and on a newer glibc too
-    python -m tests.audit arm64 strace-sid    only with these
+    python -m tests.audit arm64 strace-sid    only these
     python -m tests.audit --python musl       one of tests.abi.pythons or a path; newest strace
 
 Prints how many lines were compared, and each program whose calls were reported differently.
@@ -25,7 +25,7 @@ from tests.audit.subjects import NEWER, SUBJECTS, Subject, by_strace
 
 
 def run(subject: Subject, chosen: list[Program]) -> tuple[int, list[str]]:
-    """How many lines were the same, and what was not."""
+    """The number of equal lines, and the differences."""
     lines, wrong = 0, []
     for program in filter(subject.can_run, chosen):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,10 @@
 """The profile of `info --seccomp` in a real container: `python -m tests.audit.container [--strace]`.
 
-runc, which Docker and containerd use to start containers, runs Debian's Python with this package in
-a root of nothing else, under the profile as Docker passes it on. The echo server and both examples
-serve a client there and end by SIGTERM; with one call less in the profile the server doesn't start.
-`--strace` prints the calls that runc itself makes under the filter before the program begins.
+runc, which Docker and containerd use to start containers, runs Debian's Python with this package,
+and nothing else in the root, under the profile as Docker passes it on. The echo server and both
+examples serve a client there and end by SIGTERM; with one call removed from the profile the server
+doesn't start. `--strace` prints the calls that runc itself makes under the filter before the
+program begins.
 
 It needs root, and cgroups; runc is Debian's, unpacked into the cache folder.
 """
@@ -38,7 +39,7 @@ def runc() -> str:
 
 
 def as_docker_hands_it_on(seccomp: Mapping[str, object]) -> Mapping[str, object]:
-    """The OCI form of a profile: of the map of machines the native one's entry (moby's
+    """The OCI form of a profile: of the map of machines, only the entry of the native one (moby's
     profiles/seccomp)."""
     kept = {name: value for name, value in seccomp.items() if name != "archMap"}
     machines = seccomp["archMap"]
@@ -54,7 +55,7 @@ def as_docker_hands_it_on(seccomp: Mapping[str, object]) -> Mapping[str, object]
 
 
 def without(name: str) -> Mapping[str, object]:
-    """The profile with one call taken off."""
+    """The profile with one call removed."""
     text = json.dumps(profile())
     seccomp: Mapping[str, object] = json.loads(text)
     entries = seccomp["syscalls"]
@@ -65,7 +66,7 @@ def without(name: str) -> Mapping[str, object]:
 
 
 def bundle(folder: Path, argv: Sequence[str], seccomp: Mapping[str, object]) -> None:
-    """Write what runc is to run. The network is this machine's, so that a client can come."""
+    """Write the bundle for runc. It uses this machine's network, so that a client can connect."""
     subprocess.run([runc(), "spec"], cwd=folder, check=True)
     config = json.loads((folder / "config.json").read_text())
     root = foreign.PACKAGES
@@ -77,13 +78,13 @@ def bundle(folder: Path, argv: Sequence[str], seccomp: Mapping[str, object]) -> 
     process["args"] = ["/usr/bin/python3", *argv]
     process["cwd"] = "/app"
     process["env"] = ["PATH=/usr/bin", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"]
-    process["noNewPrivileges"] = False  # As Docker has it; then the filter is on earlier.
+    process["noNewPrivileges"] = False  # As in Docker; the filter is then applied earlier.
     config["root"] = {"path": str(system), "readonly": True}
     config["mounts"].append(
         {"destination": "/app", "type": "bind", "source": str(ROOT), "options": ["rbind", "ro"]}
     )
     spaces = config["linux"]["namespaces"]
-    # Nor one of process ids: the first of those isn't ended by SIGTERM without a handler.
+    # Nor a pid namespace: SIGTERM without a handler doesn't end its first process.
     kept = [space for space in spaces if space["type"] not in ("network", "cgroup", "pid")]
     config["linux"]["namespaces"] = kept
     config["linux"]["seccomp"] = as_docker_hands_it_on(seccomp)
@@ -96,7 +97,7 @@ def serves(
     seccomp: Mapping[str, object],
     watch: Sequence[str] = (),
 ) -> str:
-    """Run a server in a container and talk to it: what was wrong, "" for nothing."""
+    """Run a server in a container and talk to it. Returns what was wrong, or ""."""
     name = f"danga_raw-{os.getpid()}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -140,7 +141,7 @@ def asks_for_a_file(port: int) -> None:
 
 
 def of_runc() -> set[str]:
-    """What runc calls between the filter and the program."""
+    """The calls that runc makes between applying the filter and starting the program."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "calls")
         watch = ["strace", "-f", "-qq", "-o", str(out)]
@@ -152,7 +153,7 @@ def of_runc() -> set[str]:
         if re.search(r"PR_SET_SECCOMP, |SECCOMP_SET_MODE_FILTER, .*\{len=", line)
     )
     (end,) = (at for at, line in enumerate(lines) if 'execve("/usr/bin/python3"' in line)
-    # The threads that the filter holds for: those of the process that put it on.
+    # The filter applies to the threads of the process that installed it.
     own = {lines[begin].split()[0]}
     for line in lines[:end]:
         made = re.match(r"(\d+) +.*CLONE_THREAD.* = (\d+)$", line)

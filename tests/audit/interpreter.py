@@ -1,11 +1,11 @@
 """The system calls of the interpreter itself: `python -m tests.audit.interpreter [PYTHON ...]`.
 
-Runs what every program of this package does besides its own calls (start, import, allocate, handle
-signals, take locks, serve a client, log, exit) under strace, and prints the names of all system
-calls seen and of those missing in `danga_raw/_seccomp.py`, which keeps them as data.
+Runs under strace what every program with this package does apart from the package's own calls
+(start, import, allocate, handle signals, take locks, serve a client, log, exit). Prints the names
+of all system calls seen, and of those missing in `danga_raw/_seccomp.py`, which keeps them as data.
 
 A PYTHON is a command; the default is pyenv's Pythons from 3.10 on, and this one. `--machines` adds
-Debian's Pythons of other machines, under qemu.
+Debian's Pythons for other machines, under qemu.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ print(sys.version, flush=True)
 if sys.argv[1:] == ["interrupted"]:
     signal.raise_signal(signal.SIGINT)
 """
-"""The life of a program, without its sockets."""
+"""What a program does besides using sockets."""
 
 
 HUNG = 60
-"""Seconds after which a life, which takes one or, under qemu, some, is given up."""
+"""The time limit of one program, which takes a second, or some seconds under qemu."""
 
 
 def _names(text: str) -> set[str]:
-    """The calls in a trace, of one thread or several. qemu has those that went through socketcall(2)
-    in capitals."""
+    """The names of the calls in a trace of one or more threads. qemu prints those made through
+    socketcall(2) in capitals."""
     found = set(re.findall(r"^(?:\[pid +\d+\] |\d+ +)?([a-zA-Z]\w+)\(", text, re.MULTILINE))
     return {"socketcall" if name.isupper() else name for name in found}
 
@@ -87,8 +87,8 @@ def _environment() -> dict[str, str]:
 
 
 class Watcher:
-    """Runs an interpreter under something that prints its system calls: strace, or the qemu that
-    runs it anyway."""
+    """Runs an interpreter under strace, or under the qemu that it needs anyway, which also prints
+    its system calls."""
 
     def __init__(self, python: Sequence[str], folder: Path) -> None:
         self.out = folder / "calls"
@@ -114,11 +114,11 @@ class Watcher:
             assert done.returncode == ended, (command, done.returncode, done.stderr.decode())
         except subprocess.TimeoutExpired:
             if not self.by_qemu:
-                raise  # One of qemu's threads may wait for ever for another; it has made its calls.
+                raise  # One of qemu's threads may wait forever for another; all calls were made.
         return _names(self.out.read_text(errors="replace"))
 
     def serves(self, *argv: str) -> set[str]:
-        """The calls of a server that has a client and is ended by SIGTERM or SIGINT."""
+        """The calls of a server that serves a client and is ended by SIGTERM or SIGINT."""
         command = [*self.command, *argv]
         with subprocess.Popen(
             command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -142,11 +142,11 @@ class Watcher:
 
 
 def measure(python: Sequence[str]) -> Mapping[str, set[str]]:
-    """By what it was doing: the calls that an interpreter was seen to make."""
+    """The calls that an interpreter was seen to make, by what it was doing."""
     with tempfile.TemporaryDirectory() as folder:
         watched = Watcher(python, Path(folder))
         life = watched.lives("-c", LIFE)
-        # Ended by SIGINT the interpreter restores its default action and sends it to itself.
+        # After SIGINT, the interpreter restores the default action and sends itself the signal.
         interrupted = -signal.SIGINT
         life |= watched.lives("-c", LIFE, "interrupted", ended=interrupted)
         served: set[str] = set()
@@ -160,7 +160,7 @@ def measure(python: Sequence[str]) -> Mapping[str, set[str]]:
 
 
 def pythons() -> list[list[str]]:
-    """pyenv's from 3.10 on, and this one."""
+    """pyenv's Pythons from 3.10 on, and this one."""
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
     found = [path for path in root.glob("3.1[0-9].*/bin/python3")]
     here = Path(sys.executable)
@@ -177,7 +177,7 @@ def main() -> int:
     chosen = [shlex.split(word) for word in arguments.pythons] or pythons()
     if arguments.machines:
         known = {**SUBJECTS, **NEWER}
-        # i386 by the kernel itself, whose threads never hang.
+        # i386 runs on the kernel itself, without qemu's hanging threads.
         foreign = [name for name in known if not name.startswith(("strace-", "i386"))]
         chosen += [known[name]().python for name in ["i386-native", *foreign]]
     seen: set[str] = set()

@@ -1,10 +1,10 @@
-"""Which of the lines that strace prints are the package's, and how the two are compared.
+"""Which of strace's lines are the package's, and how these are compared with the package's own.
 
-Four rules drop from strace's text what the package did not make, without looking at the other text:
-calls made before the trace was on; calls that the program announced as its own (`announced.py`);
-calls on descriptors that no loop watches; and calls that Python itself makes so that a signal wakes
-a wait (`signal.set_wakeup_fd`). The rest must be the package's lines. Where strace's wording
-differs, `in_its_words` translates it into the package's.
+Four rules drop from strace's text the calls that the package didn't make, without looking at the
+other text: calls before the trace was on; calls that the program announced as its own
+(`announced.py`); calls on descriptors that no loop watches; and calls that Python itself makes so
+that a signal wakes a wait (`signal.set_wakeup_fd`). The rest must be the package's lines. Where
+strace's wording differs, `in_its_words` translates it into the package's.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tests.announced import ANNOUNCEMENTS, PACKAGES
 from tests.strace import in_newest_words
 
 Calls = Mapping[str, tuple[str, Taking]]
-"""The names that strace has for the functions of the door, as `danga_raw._strace.calls` gives."""
+"""strace's names for the functions of the door, from `danga_raw._strace.calls`."""
 
 
 class Line(NamedTuple):
-    """What the rules need to know of a call that a tracer reported."""
+    """A call that a tracer reported, as far as the rules need it."""
 
     at: int
-    """Where it stands in the watcher's text."""
+    """Its position in the tracer's text."""
     text: str
     name: str
-    """The kernel's name, as strace has it."""
+    """The kernel's name, as strace prints it."""
     fd: int
-    """The first argument, -1 if it is no descriptor."""
+    """The first argument, -1 if it isn't a descriptor."""
     result: int
     bad: bool = False
     """True if it failed with EBADF."""
@@ -39,24 +39,24 @@ class Line(NamedTuple):
     adds: int = -1
     """The descriptor that an epoll_ctl tries to add."""
     corks: bool = False
-    """True of a setsockopt of TCP_CORK."""
+    """True for a setsockopt of TCP_CORK."""
     looks: bool = False
-    """True of a fstat of what is no regular file."""
+    """True for an fstat of anything but a regular file."""
     own: bool = False
-    """True of a call that only the package makes without an announcement."""
+    """True for a call that only the package makes without an announcement."""
     ends: tuple[int, ...] = ()
-    """The two ends of a pipe that was made."""
+    """The two ends of a new pipe."""
     wakes: bool = False
-    """True of what Python itself does to the descriptor that signals are to wake a wait by: it looks
-    whether that blocks, and writes a signal's number."""
+    """True for Python's own calls on the descriptor by which signals wake a wait: it checks whether
+    that blocks, and writes the signal's number."""
 
 
 def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
-    """The package's among `lines`, which begin where the trace is on."""
+    """The package's lines among `lines`, which begin when the trace is on."""
     names = {kernels: function for function, (kernels, _) in calls.items()}
-    pollers: dict[int, int | None] = {}  # by number: where its creation stands, until it is used
+    pollers: dict[int, int | None] = {}  # by number: the index of its creation, until it is used
     watched: set[int] = set()
-    dead: set[int] = set()  # closed by the program, of which a loop need not know
+    dead: set[int] = set()  # closed by the program, perhaps unknown to the loop
     kept: list[Line] = []
     wakers: set[int] = set()  # the write ends of the package's pipes
     accepted = -1
@@ -64,7 +64,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
         name, fd = line.name, line.fd
         function = names.get(name, name)
         if name == "getsockname" and fd == accepted:
-            kept.append(line)  # Python sees to it that what it has accepted is a socket.
+            kept.append(line)  # Python checks that what it has accepted is a socket.
             accepted = -1
         elif name == "write" and fd == PACKAGES:
             kept.append(next(lines, line))
@@ -95,7 +95,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
             if line.adds >= 0 and line.result == 0:
                 watched.add(line.adds)
         elif function == "fstat":
-            # The poll backend checks that what it is to watch is no regular file.
+            # The poll backend checks that a descriptor to watch isn't a regular file.
             if line.looks:
                 kept.append(line)
                 watched.add(fd)
@@ -109,7 +109,7 @@ def packages(lines: Iterator[Line], calls: Calls) -> list[Line]:
             if created is None:
                 kept.append(line)
             else:
-                del kept[created]  # Lib/selectors.py makes one at its import, to see if it can.
+                del kept[created]  # Lib/selectors.py tries to make one when it is imported.
         elif fd in watched or fd in dead and line.bad:
             # os.read and os.write silently repeat a call that was interrupted (PEP 475).
             if not (line.again and name in ("read", "write")):
@@ -137,7 +137,7 @@ _TRACE_IS_ON = re.compile(r"fcntl(?:64)?\(\d+, F_DUPFD_CLOEXEC, \d+\)")
 
 
 def straces_lines(text: str) -> Iterator[Line]:
-    """The calls of a trace of strace's from where the trace has its descriptor, and goes on."""
+    """The calls in strace's text, from the point where the package's trace has its descriptor."""
     lines = enumerate(text.splitlines())
     for _, line in lines:
         if _TRACE_IS_ON.match(line):
@@ -145,7 +145,7 @@ def straces_lines(text: str) -> Iterator[Line]:
     for at, line in lines:
         match = _CALL.match(line)
         if match is None or line.endswith("= ?"):
-            continue  # A signal, an end, or a call that the end cut off.
+            continue  # A signal, the exit, or a call that the exit cut off.
         line = in_its_words(line)
         outcome, added = _RESULT.match(line), _ADDED.match(line)
         yield Line(
@@ -166,19 +166,20 @@ def straces_lines(text: str) -> Iterator[Line]:
 
 
 def packages_lines(text: str, calls: Calls) -> list[tuple[int, str]]:
-    """The package's calls in a trace of strace's: where they stand, and their lines."""
+    """The package's calls in strace's text: their positions and lines."""
     return [(line.at, line.text) for line in packages(straces_lines(text), calls)]
 
 
 def in_its_words(line: str) -> str:
-    """strace says who failed a call, what poll(2) answers inside when it is interrupted, how much of
-    its time was left, and which fields statx(2) filled; the program sees an error, EINTR, and no
-    more. And an older strace has other words than the newest."""
+    """Translate strace's wording. strace reports which calls it made fail, the kernel's internal
+    error of an interrupted poll(2), how much of its timeout was left, and which fields statx(2)
+    filled; the program sees an error, EINTR, and no more. And an older strace uses other words than
+    the newest."""
     line = in_newest_words(line.removesuffix(" (INJECTED)"))
     for told, known in _UNTOLD:
         line = told.sub(known, line)
     if line.startswith(_SHORTER):
-        line = re.sub(r" +=", " =", line)  # The column is that of the whole text.
+        line = re.sub(r" +=", " =", line)  # The column depends on the whole text.
     return line
 
 
@@ -216,25 +217,26 @@ _SAID = re.compile(r"( = -1 E[A-Z0-9]+) \([^)]*\)$")
 
 
 def addressless(line: str) -> str:
-    """An address in a buffer that Python made: all that may differ, and the column behind it."""
+    """Remove an address of a Python buffer, the only thing that may differ, and the column after
+    it."""
     if _UNKNOWN.match(line) or line.startswith(_SHORTER):
         line = re.sub(r" +=", " =", _UNKNOWN.sub(r"\1ADDRESS", line))
     return line
 
 
 def wordless(line: str) -> str:
-    """Without the text of an error, which is the C library's: strace's and the program's may not be
-    the same one."""
+    """Remove the text of an error, which is the C library's: strace may use another one than the
+    program."""
     return _SAID.sub(r"\1", addressless(line))
 
 
 def compare(
     kind: str, theirs: str, own: str, calls: Calls, *, ended: bool = False, words: bool = True
 ) -> list[str]:
-    """Fail at the first line in which the two differ; the package's lines. A program that was `ended`
-    may have been so between a call and its line; if it wasn't, the interpreter closes the sockets
-    that are open when the package has made its last call. Without `words` the texts of errors
-    aren't compared."""
+    """Return the package's lines, or fail at the first one that differs. A program that was `ended`
+    may have been ended between a call and its line; otherwise the interpreter closes the sockets
+    that are still open after the package's last call. Without `words` the texts of errors aren't
+    compared."""
     plain = addressless if words else wordless
     expected = [plain(line) for _, line in packages_lines(theirs, calls)]
     found = [plain(line) for line in own.splitlines()]

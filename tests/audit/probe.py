@@ -2,8 +2,8 @@
 
 A C program that calls every function of the surface is compiled by zig for each machine, and run by
 qemu on several versions of Debian's C libraries: glibc from 2.31 on, musl from 1.2.3 on. So the
-table is also checked with libraries for which no Python is at hand. Prints what qemu saw and the
-table doesn't say, and how many functions agreed. It needs the extra `abi` and qemu-user-static.
+table is also checked with libraries for which no Python is available. Prints where qemu's calls
+differ from the table, and how many functions agreed. It needs the extra `abi` and qemu-user-static.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ CALLS = {
     "clock_gettime": "clock_gettime(CLOCK_MONOTONIC, &now)",
     "close": "close(fd)",
 }
-"""Each function of the door that Linux has, in use."""
+"""A use of each function of the door that Linux has."""
 
 DEAD = ("fstat", "fstat(fd, &st)")
-"""The same for a closed descriptor, after all the others."""
+"""The same on a closed descriptor, after all the others."""
 
 MARK = 1000
-"""A write to this descriptor and those above says which function comes next."""
+"""A write to this descriptor or a higher one marks which function comes next."""
 
 SOURCE = """
 #define _GNU_SOURCE
@@ -83,14 +83,14 @@ int main(void) {
 
 
 class Machine(NamedTuple):
-    """By what names it goes."""
+    """The names of a machine."""
 
     debian: str
     qemu: str
     zig: str
-    """The first word of its targets."""
+    """The first part of its zig targets."""
     abi: str = ""
-    """The end of the last one."""
+    """The suffix of their last part."""
 
 
 MACHINES = {
@@ -105,17 +105,17 @@ MACHINES = {
 }
 
 SUITES = ("bullseye", "bookworm", "trixie", "sid")
-"""Debian's, from the oldest: whose C libraries are tried. Not each has each machine."""
+"""The Debian suites whose C libraries are tried, oldest first. Not every one has every machine."""
 
 VERSIONS = {
     GLIBC: ("libc6", "libc.so.6", re.compile(rb"GNU C Library .* version (\d+\.\d+)")),
     MUSL: ("musl", "libc.so", re.compile(rb"(?<![\w.])(\d+\.\d+\.\d+)\0")),
 }
-"""Of each library: its package, its file, and how its version stands in there."""
+"""For each library: its package, its file, and a pattern for its version in the file."""
 
 
 class Build(NamedTuple):
-    """For what the program is compiled."""
+    """What the program is compiled for."""
 
     libc: str
     since: str = ""
@@ -154,7 +154,7 @@ def compiled(machine: Machine, build: Build, folder: Path) -> Path:
 
 
 def seen(machine: Machine, program: Path, root: Path) -> list[list[str]]:
-    """What qemu saw behind each mark, of the program on the libraries in `root`."""
+    """The calls that qemu saw after each mark, with the libraries in `root`."""
     log = program.with_suffix(".log")
     known = foreign.MACHINES.get(machine.debian)
     qemu = foreign.emulator(known) if known else shutil.which(f"qemu-{machine.qemu}-static")
@@ -184,7 +184,7 @@ def differences(place: Where, stretches: list[list[str]]) -> list[str]:
         through = f"socketcall {in_c(function)}"
         names = [call.name.replace(through, "socketcall") for call in calls]
         if function == "clock_gettime" and not names:
-            continue  # By the vdso.
+            continue  # Done in the vDSO.
         if names != [call.name for call in expected]:
             wrong.append(f"{place} on {place.machine}: {function}: {names}, {expected}")
         for call, known in zip(calls, expected):
@@ -195,7 +195,7 @@ def differences(place: Where, stretches: list[list[str]]) -> list[str]:
                 given = call.args[2:3]
             else:
                 continue
-            # A newer qemu leaves the size of a mask out.
+            # A newer qemu omits the size of a mask.
             if given != constants[: len(given)]:
                 wrong.append(f"{place} on {place.machine}: {function}: {lines}, {known}")
     return wrong

@@ -62,7 +62,7 @@ with Loop() as loop:
         obj.close()
 os._exit(0)
 """
-"""Echoes what comes over 20 pairs of sockets; the rounds are the one argument."""
+"""Echoes data over 20 pairs of sockets; the only argument is the number of rounds."""
 
 FORMS = """
 import ctypes, os, resource, select, socket, sys, tempfile
@@ -180,7 +180,7 @@ libc.close(near.detach())
 libc.close(epfd)
 os._exit(0)
 """
-"""Every flag, byte and kind of address, by the door's own functions."""
+"""Every flag, byte and kind of address, with the door's own functions."""
 
 PARTS = """
 import os, resource, signal, socket, sys
@@ -303,11 +303,11 @@ loop.run()
 loop.close()
 os._exit(0)
 """
-"""Accepts and connects on every family, well, refused and without room; is woken, and sends itself
-the signals that are the arguments."""
+"""Accepts and connects on every family, with success, refused and without room; is woken, and sends
+itself the signals given as arguments."""
 
 SIGNALS = ("10", "15", "37")
-"""SIGUSR1, SIGTERM, and one of the real-time ones."""
+"""SIGUSR1, SIGTERM, and a real-time signal."""
 
 READY = """
 import os, socket
@@ -322,29 +322,29 @@ for n in range(34):
     assert len(list(poll.wait(-1))) == n + 1
 os._exit(0)
 """
-"""Many descriptors that are ready at once."""
+"""Many descriptors that become ready at once."""
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class Program(NamedTuple):
-    """Something to run under two watchers."""
+    """A program to run under both tracers."""
 
     name: str
     backend: str
     argv: tuple[str, ...]
-    """A file and its arguments; DIR stands for a folder of its own."""
+    """A file and its arguments; DIR stands for the program's own folder."""
     source: str = ""
-    """The text of the file DIR/program.py, if there is to be one."""
+    """The text of DIR/program.py, if the program is made from one."""
     client: Callable[[int], None] | None = None
     """The client for it, if it is a server on a port; None if it ends by itself."""
     inject: str = ""
-    """What strace is to let the wait do, behind "inject=NAME:"."""
+    """What strace injects into the wait, as written after "inject=NAME:"."""
 
 
 def ask_for_locks(port: int) -> None:
-    """Ten connections to ddlockd, each with twenty requests, some of them no words of its."""
+    """Ten connections to ddlockd, each with twenty requests, some of them unknown commands."""
     for turn in range(10):
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
             for number in range(5):
@@ -356,7 +356,7 @@ def ask_for_locks(port: int) -> None:
 
 
 def ask_for_files(port: int) -> None:
-    """Eight kept connections to httpd at a time, and some that aren't kept."""
+    """Eight persistent connections to httpd at a time, and some that aren't persistent."""
     kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE) for _ in range(8)]
     for turn in range(20):
         for number, connection in enumerate(kept):
@@ -376,7 +376,7 @@ def ask_for_files(port: int) -> None:
 
 
 def programs(rounds: int, scenarios: int = 1) -> list[Program]:
-    """All of them: with so many rounds of the pump, and each n-th of the scenarios."""
+    """All programs, with `rounds` of the pump, and every `scenarios`-th scenario."""
     file = "DIR/program.py"
     found = [Program("forms", "epoll", (file,), FORMS)]
     for backend in ("epoll", "poll"):

@@ -1,9 +1,9 @@
 """The package's calls as qemu's user mode reports them, `qemu-MACHINE -strace`.
 
-qemu's text has its own form: pointers where strace prints what they point to, numbers where that
-prints names, no address of a socket and no mode of a file. So for each call the comparison covers
-its name, its result or error, and each argument that both print as a number or as names of bits.
-A call that went through socketcall(2) is printed in capitals.
+qemu's text has its own form: pointers where strace prints what they point to, numbers where strace
+prints names, no socket addresses and no file modes. So for each call the comparison covers its
+name, its result or error, and each argument that both print as a number or as names of bits. A call
+made through socketcall(2) is printed in capitals.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LINE = re.compile(r"(?:\d+ )?([A-Za-z_]\w*)\((.*)\) = (-?\d+|0x[0-9a-f]+)(?: er
 _TRACE_IS_ON = re.compile(r"(?:\d+ )?fcntl(?:64)?\(\d+,F_DUPFD_CLOEXEC,\d+\) = (\d+)")
 
 _FIONBIO = re.compile(r",(?:FIONBIO|0x8004667e),")
-"""The latter is that of powerpc, of which qemu has no name."""
+"""The number is powerpc's, for which qemu has no name."""
 
 _ACCEPT4 = "18,"
-"""SYS_ACCEPT4, the one call of socketcall(2) into which qemu doesn't look (linux/net.h)."""
+"""SYS_ACCEPT4 (linux/net.h), the only call of socketcall(2) that qemu doesn't decode."""
 
 _NAMES = {
     "NULL": 0,
@@ -47,23 +47,23 @@ _NAMES = {
     "SOL_SOCKET": 1,
     "SO_ERROR": 4,
 }
-"""What either of them prints a name for."""
+"""The values for which one of the two prints a name."""
 
 
 class Told(NamedTuple):
-    """A call, as far as both tell it."""
+    """A call, as far as both report it."""
 
     name: str
-    """The kernel's; "socketcall" in front where it came that way."""
+    """The kernel's name, after "socketcall" if it was made that way."""
     args: tuple[int | None, ...]
-    """None for what isn't told by both."""
+    """None for an argument that one of the two doesn't report."""
     result: int
     error: int
-    """The number of the error, 0 where there was none."""
+    """The errno, 0 if there was no error."""
 
 
 INTERRUPTED = (512, 514, 516)
-"""ERESTARTSYS and its kind, by which the kernel says inside that a signal has come."""
+"""ERESTARTSYS and the like, the kernel's internal errors for a call interrupted by a signal."""
 
 
 def _number(text: str) -> int | None:
@@ -93,12 +93,13 @@ def as_told(line: str) -> Told | None:
 
 
 NON_BLOCKING = 0o2004000
-"""O_CLOEXEC|O_NONBLOCK, by which the package's pipe2 is known."""
+"""O_CLOEXEC|O_NONBLOCK, which identifies the package's pipe2."""
 
 
 def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iterator[Line]:
-    """The calls of those names in a trace of qemu's, from where the trace has its descriptor, and
-    goes on. The ends of a pipe are in `pipes`, the package's own lines, since qemu tells none."""
+    """The calls of these names in qemu's text, from the point where the package's trace has its
+    descriptor. The ends of a pipe come from `pipes`, the package's own lines, since qemu doesn't
+    report them."""
     lines = enumerate(whole_lines(text))
     own = -1
     for _, line in lines:
@@ -109,7 +110,7 @@ def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iter
     for at, line in lines:
         told = as_told(line)
         if told is None:
-            continue  # A signal, or the end.
+            continue  # A signal, or the exit.
         name = told.name.removeprefix("socketcall ")
         fd = told.args[0] if told.args and told.args[0] is not None else -1
         if name in ("openat", "open") and told.result >= 0 and '"/dev/' not in line:
@@ -130,7 +131,7 @@ def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iter
             again=told.error == errno.EINTR,
             adds=target if name == "epoll_ctl" and operation == 1 and target is not None else -1,
             corks=(operation, target) == (6, 3),
-            # Of what isn't a file that was opened; the interpreter looks at nothing else.
+            # `looks`: the interpreter calls fstat only on files that were opened.
             own=name in ("accept4", "socket", "connect")
             or name == "ioctl"
             and _FIONBIO.search(line) is not None
@@ -143,20 +144,20 @@ def qemus_lines(text: str, names: Collection[str], pipes: Iterator[str]) -> Iter
 
 
 def whole_lines(text: str) -> Iterator[str]:
-    """The lines of qemu's text; one that a signal was told in the midst of is put together."""
+    """The lines of qemu's text, joining a line that the report of a signal has split."""
     begun = ""
     for line in text.splitlines():
         if line.startswith("---"):
             continue
         if match := re.match(r"(.*\))(?: )?---", line):
-            begun = match[1]  # The call that the signal interrupted, which ends behind.
+            begun = match[1]  # The call that the signal interrupted; its rest follows.
             continue
         yield begun + line if begun and line.startswith(" = ") else line
         begun = ""
 
 
 def compare(theirs: str, own: str, place: Where, *, ended: bool = False) -> int:
-    """Fail at the first call that the two tell differently; how many were the same."""
+    """The number of equal calls. Fails at the first that the two report differently."""
     kernels = calls(place)
     functions = {name: function for function, (name, _) in kernels.items()}
     functions |= {"fcntl": "fcntl"}

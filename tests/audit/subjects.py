@@ -1,4 +1,4 @@
-"""What the audit is tried on: an interpreter, and a tracer for it."""
+"""The subjects of the audit's comparison: each is an interpreter and a tracer for it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ ROOT = Path(__file__).parents[2]
 
 def environment(backend: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DANGA_RAW_")}
-    # Where the reads of the interpreter are counted, it must make the same in every run.
+    # When the interpreter's reads are counted, it must make the same ones in every run.
     more = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
     return {**kept, **more, "DANGA_RAW_BACKEND": backend}
 
 
 class Subject:
-    """A Python, and what watches it."""
+    """A Python, and a tracer."""
 
     def __init__(self, name: str, python: Sequence[str], watcher: Sequence[str]) -> None:
         self.name = name
         self.python = [*python]
         self.watcher = [*watcher]
-        """A strace's command; empty if the interpreter is run by a qemu."""
+        """The command of a strace; empty if a qemu runs the interpreter."""
 
     @cached_property
     def place(self) -> Where:
-        """The C library and the machine that the interpreter says it has."""
+        """The C library and the machine that the interpreter reports."""
         ask = "from danga_raw._kernel import HERE; print(tuple(HERE))"
         told = subprocess.run(
             [*self.python, "-c", ask],
@@ -50,13 +50,13 @@ class Subject:
         return Where(*eval(told.stdout, {}))
 
     def can_run(self, program: Program) -> bool:
-        """False where qemu would have to let a call fail, and where Python itself writes into the
-        package's pipe, since qemu doesn't tell what is written."""
+        """False if qemu would have to make a call fail, or if Python itself writes into the
+        package's pipe, since qemu doesn't report the data written."""
         return bool(self.watcher) or not (program.inject or "signals" in program.name)
 
     def compare(self, program: Program, folder: Path) -> int:
-        """Run a program in both ways at once; how many lines were the same. Raises `AssertionError`
-        at the first that isn't."""
+        """Run a program under both tracers at once; returns the number of equal lines. Raises
+        `AssertionError` at the first that differs."""
         theirs, own = folder / "theirs", folder / "own"
         served = folder / "served"
         served.mkdir()
@@ -98,7 +98,7 @@ class Subject:
 
 
 def serve(command: Sequence[str], backend: str, client: Callable[[int], None]) -> None:
-    """Run a server under its watchers, talk to it, and end it by SIGTERM."""
+    """Run a server under its tracers, talk to it, and end it by SIGTERM."""
     with subprocess.Popen(
         command,
         env=environment(backend),
@@ -120,14 +120,14 @@ def serve(command: Sequence[str], backend: str, client: Callable[[int], None]) -
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-# --- which there are ------------------------------------------------------------------------------
+# --- the subjects ---------------------------------------------------------------------------------
 
 STRACES = ("bookworm", "trixie", "sid")
-"""The suites of Debian whose strace is asked: 6.1, 6.13, and the newest."""
+"""The Debian suites whose strace is used: 6.1, 6.13, and the newest."""
 
 
 def strace_of(suite: str) -> list[str]:
-    """The command of that suite's strace, on the libraries of that suite."""
+    """The command of that suite's strace, with that suite's libraries."""
     folder = debian.CACHE / f"strace-{suite}"
     root = debian.unpack(["strace"], folder, suite=suite, architecture="amd64")
     libraries = root / "lib/x86_64-linux-gnu", root / "usr/lib/x86_64-linux-gnu"
@@ -143,7 +143,7 @@ def by_strace(suite: str, python: str) -> Subject:
 
 
 def by_qemu(architecture: str, suite: str = "") -> Subject:
-    """Debian's Python of another machine."""
+    """Debian's Python for another machine, under qemu."""
     suite = suite or foreign.MACHINES[architecture].suite
     root = debian.unpack(
         foreign.PACKAGES,
@@ -157,7 +157,7 @@ def by_qemu(architecture: str, suite: str = "") -> Subject:
 
 
 def by_the_kernel(architecture: str) -> Subject:
-    """The same of a machine whose programs this kernel runs, by the newest strace."""
+    """The same for a machine whose programs this kernel runs, under the newest strace."""
     root = foreign.fetch(architecture, debian.CACHE)
     name, way = foreign.ways(architecture, root)[0]
     (python,) = root.glob("usr/bin/python3.??")
@@ -169,10 +169,10 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "i386-native": partial(by_the_kernel, "i386"),
     **{name: partial(by_qemu, name) for name in foreign.USUAL},
 }
-"""By name: what makes it, which may have to get it first."""
+"""Name -> a function that makes the subject, perhaps after downloading it."""
 
 NEWER: dict[str, Callable[[], Subject]] = {
     **{f"{name}-trixie": partial(by_qemu, name, "trixie") for name in ("i386", "arm64", "armhf")},
     "loong64": partial(by_qemu, "loong64"),
 }
-"""The same machines on a newer glibc, and one that takes a newer qemu."""
+"""The same machines with a newer glibc, and one that needs a newer qemu."""

@@ -2,8 +2,8 @@
 
     python -m tests.perlbal [--original] [--ours] [WORD ...]
 
-Runs those whose names have all the words in them. Without --original or --ours it runs both, and
-prints those in which ours doesn't answer as it should.
+Runs the conversations whose names contain all the words. Without --original or --ours it runs both
+servers, and prints the conversations in which ours answers wrongly.
 """
 
 from __future__ import annotations

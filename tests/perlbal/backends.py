@@ -20,18 +20,18 @@ LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a backend does when it is asked."""
+    """What a backend does with a request."""
 
     data: bytes
     then: Literal["stay", "close", "reset"] = "stay"
     gate: str = ""
-    """It waits until the conversation opens the gate of this name."""
+    """The name of a gate; the backend waits until the conversation opens it."""
     rest: bytes | None = None
-    """What is sent after `data` once the gate is open (`data` itself is then sent at once)."""
+    """Sent after `data` once the gate is open (`data` itself is then sent at once)."""
     pieces: tuple[bytes, ...] = ()
-    """`data` as it is sent, if not in one go."""
+    """`data` in pieces, if it isn't sent in one go."""
     early: bool = False
-    """It does not wait for the body of the request."""
+    """Answers without waiting for the body of the request."""
 
 
 OK = Answer(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok")
@@ -39,7 +39,7 @@ OK = Answer(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r
 
 @dataclass
 class Script:
-    """One conversation's part of a backend."""
+    """A backend's part in one conversation."""
 
     answers: deque[Answer] = field(default_factory=deque)
     verifications: deque[Answer] = field(default_factory=deque)
@@ -48,19 +48,19 @@ class Script:
     connections: list[socket.socket] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     begun: int = 0
-    """How many answers have been given in part."""
+    """How many answers have been sent in part."""
     given: int = 0
-    """How many answers have been given."""
+    """How many answers have been sent."""
     ended: int = 0
     """How many connections the server has closed."""
     gates: dict[str, threading.Event] = field(default_factory=dict)
     over: bool = False
 
     def told(self) -> list[str]:
-        """What each connection was asked: those that were asked nothing are not counted.
+        """The requests on each connection, leaving out connections without any.
 
-        They are told in the order in which they were made, not that of the requests: which of two
-        threads is first to say that it was asked is a matter of chance.
+        They are in the order in which the connections were made, not in that of the requests: it
+        is a matter of chance which of two threads first reports its request.
         """
         asked = [each for each in self.connections if any(each is one for one, _ in self.got)]
         return [
@@ -102,12 +102,12 @@ class Backend:
                 self.changed.notify_all()
 
     def begin(self) -> None:
-        """A new conversation."""
+        """Begin a new conversation."""
         with self.changed:
             self.script = Script()
 
     def end(self) -> None:
-        """Close all that the conversation left open."""
+        """Close everything that the conversation left open."""
         with self.changed:
             script = self.script
             script.over = True
@@ -122,10 +122,10 @@ class Backend:
             thread.join(PATIENCE)
 
     def close(self) -> None:
-        """Nobody listens any more; again: nothing."""
+        """Stop listening. Calling it again does nothing."""
         if self.listener.fileno() < 0:
             return
-        # accept(2) in another thread does not hear of a close.
+        # A close doesn't wake accept(2) in another thread.
         self.listener.shutdown(socket.SHUT_RDWR)
         self.end()
         self.acceptor.join(PATIENCE)
@@ -136,7 +136,7 @@ class Backend:
             return self.script.gates.setdefault(name, threading.Event())
 
     def wait(self, until: Callable[[Script], bool]) -> bool:
-        """Whether it became so in time."""
+        """True if the condition was met in time."""
         with self.changed:
             return self.changed.wait_for(lambda: until(self.script), PATIENCE)
 
@@ -216,7 +216,7 @@ def receive(connection: socket.socket) -> bytes:
 
 
 def shorter(data: bytes) -> bytes:
-    """A long body told by its length and a sum over it."""
+    """Replace a long body with its length and the sum of its bytes."""
     if len(data) <= 2000:
         return data
     return f"<{len(data)} bytes, sum {sum(data)}>".encode()

@@ -1,4 +1,4 @@
-"""The same conversation with the original and with ours."""
+"""Hold the same conversation with the original and with ours, and compare."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ ATTEMPTS = 5
 
 COMMANDS = {"original": ORIGINAL, "ours": OURS}
 FOLDERS = {"original": "orig", "ours": "ours"}
-"""Names of one length: answers that name a file would differ in theirs."""
+"""Names of equal length, because otherwise answers that name a file would differ in length."""
 
 
 class Town:
-    """The servers that are running: one for each setting and command, kept until the end."""
+    """The running servers: one for each setting and command, kept until the end."""
 
     def __init__(self, folder: Path, commands: tuple[str, ...] = ("original", "ours")) -> None:
         self.folder = folder
@@ -62,11 +62,11 @@ class Town:
 
     def _place(self, command: str) -> Path:
         self.count += 1
-        # One length for all, see FOLDERS.
+        # All have the same length, see FOLDERS.
         return self.folder / f"{self.count // len(self.commands):04}" / FOLDERS[command]
 
     def hold(self, conversation: Conversation) -> dict[str, Transcript]:
-        """With each of the commands at the same time."""
+        """Hold a conversation with the servers of all commands at the same time."""
         places = {command: self._place(command) for command in self.commands}
         futures = {
             command: self.pool.submit(self._hold, conversation, command, places[command])
@@ -75,8 +75,8 @@ class Town:
         return {command: future.result() for command, future in futures.items()}
 
     def fault(self, conversation: Conversation) -> str:
-        """What is wrong with ours in a conversation; empty if nothing is, or nothing when it
-        is held again: where two ends do something at once, the original is not always the same."""
+        """What is wrong with ours in a conversation. Empty if one of several attempts shows no
+        fault: when two ends act at once, the original doesn't always answer the same."""
         found = ""
         for _ in range(ATTEMPTS):
             found = fault(conversation, self.hold(conversation))
@@ -102,7 +102,7 @@ class Town:
 
 
 def ordered(text: str) -> str:
-    """With the fields of a head in the order of their names."""
+    """Sort the fields of a head by name."""
     head, end, body = text.partition("\r\n\r\n")
     first, *fields = head.split("\r\n")
     return "\r\n".join([first, *sorted(fields)]) + end + body
@@ -134,11 +134,11 @@ def fault(conversation: Conversation, found: dict[str, Transcript]) -> str:
 
 
 def told(transcript: Transcript) -> str:
-    """A transcript to be read: two that are not the same are not told the same."""
+    """A transcript as readable text. Different transcripts give different texts."""
     lines = []
     for who, got in transcript.items():
         for each in got:
-            # A line ends with CR LF; where one ends otherwise, that is to be seen.
+            # Lines end with CR LF; any other line ending must be visible.
             ends = [line.replace("\r", "\\r").replace("\n", "\\n") for line in each.split("\r\n")]
             lines.append(f"{who}:\n    " + "\n    ".join(ends))
     return "\n".join(lines)

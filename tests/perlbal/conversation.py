@@ -1,6 +1,6 @@
 """A conversation: steps taken by clients, backends and a manager, and what each of them received.
 
-It is run with two servers of the same configuration, and the received bytes are compared exactly,
+It runs against two servers with the same configuration, and the received bytes must be equal,
 except for ports, folders and today's date.
 """
 
@@ -23,11 +23,12 @@ Transcript = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a server is started with."""
+    """The configuration of a server, and what it needs around it."""
 
     name: str
     configuration: str
-    """Names in braces are addresses: of services, backends and dead ends. {folder} is a folder."""
+    """Names in braces stand for addresses of services, backends and dead ends; {folder} for the
+    folder."""
     services: tuple[str, ...]
     backends: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
@@ -41,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Place:
-    """A setting, and the service that clients talk to where nothing is said."""
+    """A setting, and the service that clients talk to by default."""
 
     setting: Setting
     service: str
@@ -52,7 +53,7 @@ class Lost(Exception):
 
 
 class Talk:
-    """One conversation with one server, while it is held."""
+    """One conversation with one server, while it runs."""
 
     def __init__(self, house: House, service: str) -> None:
         self.house = house
@@ -66,7 +67,7 @@ class Talk:
         self.transcript.setdefault(who, []).append(what)
 
     def client(self, name: str) -> Client:
-        """The client of this name; a new one if it isn't there, or has gone."""
+        """The client of this name; a new one if there is none, or if it has left."""
         if name not in self.clients:
             self.clients[name] = Client(self, name)
         return self.clients[name]
@@ -80,7 +81,7 @@ class Talk:
         return self._management
 
     def barrier(self) -> None:
-        """On return the server has dealt with all that lay before it, or has ended."""
+        """Wait until the server has handled everything sent so far, or has ended."""
         try:
             for _ in range(2):
                 self.management().ask("proc")
@@ -128,12 +129,12 @@ class Client:
 
     def send(self, data: bytes) -> None:
         self.asked_head = data.startswith(b"HEAD ")
-        # The server may have gone before it has heard all.
+        # The server may be gone before it has read everything.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
 
     def receive(self) -> bytes:
-        """What comes next; empty at the end."""
+        """The next data; empty at the end."""
         if self.closed:
             return b""
         try:
@@ -146,7 +147,8 @@ class Client:
         return data
 
     def hear(self) -> None:
-        """One answer; to the end of the connection where that is announced, or is the end of it."""
+        """Read one answer, and on to the end of the connection if the answer announces that or is
+        ended by it."""
         while b"\r\n\r\n" not in self.rest:
             piece = self.receive()
             self.rest += piece
@@ -176,7 +178,7 @@ class Client:
         self.note(head.decode("latin-1") + shorter(body).decode("latin-1") + closed)
 
     def end(self) -> None:
-        """Leave; note the unread data and whether the connection is still open."""
+        """Close; note the unread data and whether the connection was still open."""
         if self.socket.fileno() < 0:
             return
         if self.talk.server.process.poll() is None:
@@ -202,7 +204,7 @@ class House:
         self.folder = folder
 
     def hold(self, steps: Sequence[Step], service: str) -> Transcript:
-        """Hold a conversation; what each of its sides got."""
+        """Run a conversation, and return what each participant received."""
         for backend in self.backends.values():
             backend.begin()
         talk = Talk(self, service)
@@ -219,7 +221,7 @@ class House:
         }
 
     def plain(self, text: str) -> str:
-        """Without what can't be the same twice."""
+        """Replace what differs from run to run."""
         for name, port in self.server.ports.items():
             text = re.sub(rf"(?<!\d){port}(?!\d)", f"<{name}>", text)
         text = text.replace(str(self.folder), "<folder>")
@@ -230,7 +232,8 @@ class House:
 def house(
     setting: Setting, command: Sequence[str], folder: Path, wrapper: Sequence[str] = ()
 ) -> Iterator[House]:
-    """Start backends and a server of this setting; it must have no traceback to tell at the end."""
+    """Start the backends and the server of a setting. The server must have printed no traceback at
+    the end."""
     folder.mkdir(parents=True)
     for name, content in setting.files.items():
         write(folder / name, content)
@@ -242,7 +245,7 @@ def house(
             stack.callback(backend.close)
         ports = {name: backend.port for name, backend in backends.items()}
         for name in setting.dead:
-            # Bound, so that no other program gets the port, and refusing, since it does not listen.
+            # Bound, so that no other program gets the port; it refuses, because it doesn't listen.
             dead = stack.enter_context(socket.socket())
             dead.bind(("127.0.0.1", 0))
             ports[name] = dead.getsockname()[1]
@@ -262,7 +265,7 @@ def house(
 
 
 MODIFIED = 1_000_000_000
-"""When all files of a setting were modified."""
+"""The modification time of all files of a setting."""
 
 
 def write(file: Path, content: bytes) -> None:

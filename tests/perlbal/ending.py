@@ -96,7 +96,7 @@ def row(name: str, *steps: Step, differs: str = "", ours: tuple[str, ...] = ()) 
 
 
 def asking(request: bytes, to: str, by: str = "client") -> tuple[Step, ...]:
-    """A client that has sent this to a service, and waits."""
+    """A client sends this to a service, and waits."""
     return connect(by, to), send(request, by=by), settled()
 
 
@@ -201,7 +201,7 @@ row(
 row(
     "graceful: a queue is served to its end",
     verify(held("x", good("", "Connection: keep-alive")), at="b"),
-    # Each ends its connection, or it would be a matter of chance which of two has the last request.
+    # Each ends its connection; otherwise chance would decide which of two has the last request.
     serve(*[good("x", "Connection: close")] * 3, at="b"),
     *(step for by in "123" for step in asking(get(f"/{by}"), "verify", by)),
     GRACEFUL,

@@ -2,10 +2,10 @@
 
     python -m tests.perlbal.fuzz [--seed N] [--count N] [--kind KIND]
 
-Each case is determined by the seed, the kind and its number. Meanwhile a witness, on its own
-connection to a service with its own backend, must get every answer intact; at the end the
-server must be running, with no more descriptors than before and little more memory, and without a
-traceback. The first case that breaks something is named, with the command that repeats it.
+The seed, the kind and its number determine each case. Meanwhile a witness, on its own connection to
+a service with its own backend, must get every answer intact. At the end the server must still be
+running, with no more descriptors than before, little more memory and no traceback. The first case
+that breaks something is printed, with the command that repeats it.
 """
 
 from __future__ import annotations
@@ -154,10 +154,10 @@ COMMANDS = [
     b"$PATH ${ip:lo} # comment\r\n",
 ]
 HARMFUL = (b"max_connections", b"nice", b"pidfile")
-"""What no file or manager may contain: it would affect things outside the server."""
+"""Words that no file or manager may send, because they would affect things outside the server."""
 UNFAIR = (*HARMFUL, b"shutdown", b"bystander", b"apart", b"docroot", b"uploads_path")
-"""And what a manager isn't: it would end the server, take the witness's means away, or have the
-requests of other cases write to folders that aren't ours."""
+"""Words that no manager may send, because they would end the server, break the witness, or let the
+requests of other cases write to folders outside the test."""
 
 FRAGMENTS = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b"=", b"%", b"%00", b"/../", b"??", b",", b";",
@@ -168,11 +168,11 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 ROOM = 24 * 1024 * 1024
-"""Bytes that the memory may have grown by at the end: its buffers, and what Python keeps."""
+"""How many bytes the memory may have grown by at the end: buffers, and what Python keeps."""
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:
-    """A few bytes of it changed, doubled, moved, cut, or put in."""
+    """Change, repeat, move, cut or insert a few bytes."""
     found = bytearray(data)
     for _ in range(dice.choice((0, 1, 1, 2, 3, 8))):
         at, to = sorted((dice.randrange(len(found) + 1), dice.randrange(len(found) + 1)))
@@ -193,14 +193,14 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 
 def input_of(corpus: list[bytes], dice: random.Random) -> bytes:
-    """One input: now and then nothing but random bytes, else one or two of the corpus, mutated."""
+    """One input: sometimes only random bytes, otherwise one or two of the corpus, mutated."""
     if dice.random() < 0.15:
         return dice.randbytes(dice.choice((1, 10, 100, 5000)))
     return b"".join(mutated(dice.choice(corpus), dice) for _ in range(dice.choice((1, 1, 1, 2))))
 
 
 def pieces(data: bytes, dice: random.Random) -> Iterator[bytes]:
-    """It, split at random points: mostly few, now and then at each byte."""
+    """Split the data at random: usually at few points, sometimes at every byte."""
     cuts = dice.choice((0, 0, 1, 2, 5, 30))
     points = sorted(dice.randrange(len(data) + 1) for _ in range(cuts))
     for start, end in zip([0, *points], [*points, len(data)], strict=True):
@@ -213,7 +213,7 @@ ENDS: tuple[Literal["stay", "close", "reset"], ...] = ("stay", "close", "reset")
 
 
 class Fuzz:
-    """A server under fire."""
+    """A server that gets the input."""
 
     def __init__(self, place: House, seed: int) -> None:
         self.house = place
@@ -222,7 +222,7 @@ class Fuzz:
         self.witness = self.server.connect("bystander")
         self.testify()
         self.management = Management(self.server)
-        self.management.ask("proc")  # it has been let in
+        self.management.ask("proc")  # the server has accepted the connection
         self.fresh = 0
         self.before = self.server.descriptors()
         self.memory = self.server.memory()
@@ -232,7 +232,7 @@ class Fuzz:
         self.management.socket.close()
 
     def testify(self) -> None:
-        """A request on the connection that was there from the beginning, and its answer."""
+        """Check a request and its answer on the witness's first connection."""
         self.witness.sendall(get("/witness"))
         heard = b""
         while not heard.endswith(b"\r\n\r\nok"):
@@ -242,7 +242,7 @@ class Fuzz:
         assert heard.startswith(b"HTTP/1.0 200 OK\r\n"), heard
 
     def talk(self, service: str, data: bytes, dice: random.Random) -> None:
-        """Send it, read for a moment, and leave in some way."""
+        """Send the data, read for a moment, and leave in one of several ways."""
         with self.server.connect(service) as client:
             client.settimeout(0.02)
             with contextlib.suppress(OSError):
@@ -285,7 +285,7 @@ class Fuzz:
             self.talk("management", data, dice)
 
     def files(self, dice: random.Random) -> None:
-        """A separate configuration: it starts, or prints one line and exits."""
+        """A server with a random configuration starts, or prints one line and exits."""
         with reserved_ports(SETTING.services + SETTING.backends) as ports:
             self._file(dice, {name: f"127.0.0.1:{port}" for name, port in ports.items()})
 
@@ -323,7 +323,7 @@ class Fuzz:
     def run(
         self, kind: str, numbers: range, told: Callable[[int], None] = lambda number: None
     ) -> None:
-        """These cases of a kind; AssertionError or OSError at the first that breaks something."""
+        """Run these cases. The first that breaks something raises AssertionError or OSError."""
         act = getattr(self, kind)
         for number in numbers:
             told(number)
@@ -333,9 +333,9 @@ class Fuzz:
         self.testify()
 
     def settled(self) -> list[str]:
-        """What is wrong at the end, once all others have gone; empty if nothing is."""
+        """What is wrong at the end, once all clients are gone; empty if nothing is."""
         self.house.backends["odd"].end()
-        limit = time.monotonic() + 20  # idle ones are looked for every few seconds
+        limit = time.monotonic() + 20  # idle connections are closed every few seconds
         while self.server.descriptors() > self.before and time.monotonic() < limit:
             time.sleep(0.1)
         wrong = []

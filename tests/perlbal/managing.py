@@ -83,7 +83,7 @@ WEB = MANAGED.at("web")
 TABLE = Table()
 row = TABLE.row
 
-# --- what is refused, word for word; the state stays as it is -------------------------------------
+# --- refused commands: the same error text, and the state is unchanged ----------------------------
 
 row(
     PROXY,
@@ -764,7 +764,7 @@ for name, half in (
 
 
 def urls(talk: Talk) -> None:
-    """Of what the manager got, only the URLs."""
+    """Keep only the URLs of what the manager received."""
     talk.transcript["manager"] = re.findall(r"http://[^;\r]*", talk.transcript["manager"][-1])
 
 
@@ -782,11 +782,11 @@ row(
 )
 row(PROXY, "HELP names the commands", manage("HELP", blur=r"(?s).*"))
 
-# --- how it is spoken -----------------------------------------------------------------------------
+# --- the protocol ---------------------------------------------------------------------------------
 
 
 def said(*pieces: bytes) -> tuple[Callable[[Talk], None], ...]:
-    """What the port says to these bytes, to the end."""
+    """Send these bytes to the port, and read its answer to the end."""
     return (connect("raw", "management"), send(*pieces, by="raw"), hear("raw"))
 
 
@@ -883,7 +883,7 @@ row(
 
 
 def status(talk: Talk) -> None:
-    """Only the first line of a page must be the same: the rest is for people."""
+    """Compare only the first line of a page: the rest is for people."""
     heard = talk.transcript["page"]
     talk.transcript["page"] = [heard[0].partition("\r\n")[0], *heard[1:]]
 

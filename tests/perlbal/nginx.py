@@ -36,7 +36,7 @@ http {{
 }}
 """
 FILES = "root {tree}; location /put/ {{ dav_methods PUT; }}"
-"""A server of files, which takes them below /put/ too."""
+"""A file server that also accepts PUT below /put/."""
 
 
 class Nginx:
@@ -47,7 +47,7 @@ class Nginx:
 
 @contextlib.contextmanager
 def nginx(folder: Path, server: str, more: str = "") -> Iterator[Nginx]:
-    """Run it in the foreground as one process, with this in its server block."""
+    """Run nginx in the foreground as one process, with this text in its server block."""
     folder.mkdir()
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     with reserved_ports(["port"]) as ports:

@@ -1,4 +1,4 @@
-"""reverse_proxy: what goes to the backend, what comes back, which connections stay."""
+"""reverse_proxy: requests to the backend, answers to the client, and which connections persist."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ row(
 )
 row(HEADERS, "a field is put in", ask(get("/", "x-replaced: theirs")))
 
-# --- who forwards for whom ------------------------------------------------------------------------
+# --- X-Forwarded-For and the like -----------------------------------------------------------------
 
 FORWARDED = ("X-Forwarded-For: 10.1.1.1, 10.2.2.2", "X-Host: xh", "X-Forwarded-Host: xfh")
 row(PLAIN, "an unknown client's forwarding fields are dropped", ask(get("/", *FORWARDED)))
@@ -411,7 +411,7 @@ row(
     ask(get()),
 )
 
-# --- which connections stay -----------------------------------------------------------------------
+# --- which connections persist --------------------------------------------------------------------
 
 row(KEEP, "two requests of 1.1 on one connection", ask(get("/1")), ask(get("/2")))
 row(
@@ -805,10 +805,10 @@ def ask_later(request: bytes, by: str) -> Step:
 
 
 def queued(*requests: str | tuple[str, str], gone: tuple[str, ...] = ()) -> list[Step]:
-    """Requests that come while all wait for the backend to be verified.
+    """Requests that arrive while all of them wait for the backend to be verified.
 
-    It closes behind each answer: that the connections are made in the order in which the clients
-    are taken is certain, whether one is free again in time is not.
+    The backend closes after each answer: connections are certain to be made in the order in which
+    clients are served, but not to be free again in time.
     """
     asks = [(each, ()) if isinstance(each, str) else (each[0], each[1:]) for each in requests]
     steps: list[Step] = [

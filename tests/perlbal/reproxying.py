@@ -1,4 +1,4 @@
-"""reverse_proxy: the backend says that a file, a URL or another service has the answer."""
+"""reverse_proxy: the backend names a file, a URL or another service that has the answer."""
 
 from __future__ import annotations
 

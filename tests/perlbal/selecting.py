@@ -1,4 +1,4 @@
-"""selector and the plugins: where a request goes, who is let in, and what is added on the way."""
+"""selector and the plugins: where requests go, which are refused, and what is added to them."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ ORIGINAL = ("perlbal", "--config")
 OURS = (sys.executable, str(EXAMPLES / "perlbal"))
 
 START = 15.0
-"""Seconds in which the management port must be open."""
+"""Seconds until the management port must be open."""
 
 PATIENCE = 10.0
-"""Seconds after which an answer that should have come is taken for lost."""
+"""Seconds after which a missing answer counts as lost."""
 
 MANAGEMENT = """
 CREATE SERVICE management
@@ -32,7 +32,7 @@ ENABLE management
 
 
 class Gone(Exception):
-    """A server that ended where it should have started. The argument is what it wrote."""
+    """A server ended instead of starting. The argument is its output."""
 
 
 class Perlbal:
@@ -46,7 +46,7 @@ class Perlbal:
         self.output = output
 
     def connect(self, service: str, source: str = "127.0.0.1", buffer: int = 0) -> socket.socket:
-        """A connection to one of its services, from an address of the loopback."""
+        """Connect to one of its services, from a loopback address."""
         client = socket.socket()
         try:
             client.settimeout(PATIENCE)
@@ -62,7 +62,7 @@ class Perlbal:
         return client
 
     def manage(self, *lines: str) -> list[str]:
-        """What the management port answers to each line, over a connection of its own."""
+        """The management port's answers to these lines, on a new connection."""
         with Management(self) as management:
             return [management.ask(line) for line in lines]
 
@@ -80,7 +80,7 @@ class Perlbal:
         return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
     def said(self) -> str:
-        """What it has written to standard output and standard error."""
+        """Its standard output and standard error so far."""
         return self.output.read_text("latin-1")
 
 
@@ -88,7 +88,7 @@ class Management:
     """A connection to the management port."""
 
     MARK = "thatisall"
-    """An unknown command: what is answered before the error that names it is all of an answer."""
+    """An unknown command: everything before the error that names it is one whole answer."""
 
     def __init__(self, server: Perlbal) -> None:
         self.socket = server.connect("management")
@@ -114,8 +114,8 @@ class Management:
 
 
 def quick_recv(connection: socket.socket) -> bytes:
-    """What comes next, acknowledged at once: a server that writes line by line without TCP_NODELAY
-    waits for that, and it would come 40 ms late each time."""
+    """The next data, acknowledged at once: a server that writes line by line without TCP_NODELAY
+    waits for the acknowledgement, which would be 40 ms late each time."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     return connection.recv(1 << 16)
 
@@ -124,8 +124,8 @@ def quick_recv(connection: socket.socket) -> bytes:
 def reserved_ports(names: Sequence[str]) -> Iterator[dict[str, int]]:
     """A free port for each name.
 
-    They stay bound here, so that the kernel gives none of them to somebody's connection before the
-    server has it; that can listen all the same, since both have SO_REUSEADDR and we don't listen.
+    They stay bound here, so that the kernel gives none of them to another connection before the
+    server has them. The server can still listen, since both have SO_REUSEADDR and we don't listen.
     """
     with ExitStack() as held:
         ports = {}
@@ -157,8 +157,8 @@ def serving(
 ) -> Iterator[Perlbal]:
     """Start a server and wait for its management port, which is added to the configuration.
 
-    `services` get ports of their own; `ports` are those of others. In the configuration, {name} is
-    127.0.0.1 and the port of that name, {folder} the folder.
+    Each of `services` gets a port; `ports` are those of backends and dead ends. In the
+    configuration, {name} stands for 127.0.0.1 and the port of that name, {folder} for the folder.
     """
     with reserved_ports([*services, "management"]) as own:
         known = {**ports, **own}
@@ -187,7 +187,7 @@ def serving(
 
 
 def wait_for(server: Perlbal) -> bool:
-    """Whether it answers on its management port."""
+    """True if it answers on its management port."""
     limit = time.monotonic() + START
     while time.monotonic() < limit:
         try:

@@ -1,12 +1,12 @@
-"""Our Perlbal on the simulated kernel: the same bad input, and a kernel that disturbs and fails.
+"""Our Perlbal on the simulated kernel: the same bad input, on a kernel that disturbs and fails.
 
     python -m tests.perlbal.simulated [--seed N] [--worlds N] [--backend NAME]
 
 The server runs in this process, on any of the four mechanisms. Clients, backends and managers send
-random and mutated bytes, split at random points, and leave at random; the kernel cuts transfers
-short, delays them, reports spurious events, and in half of the worlds fails calls and resets
-connections. A witness sends requests through its own backend. Nothing may leave the loop or be
-logged with a traceback, nothing may be left over when all have gone, and if the kernel only
+random and mutated bytes, split at random points, and leave at random times. The kernel cuts
+transfers short, delays them, reports spurious events, and in half of the worlds fails calls and
+resets connections. A witness sends requests to its own backend. No exception may leave the loop or
+be logged with a traceback, nothing may be left over when all peers are gone, and if the kernel only
 disturbs, the witness must have received every answer.
 """
 
@@ -83,7 +83,7 @@ ENABLE management
 """
 SERVICES = ("proxy", "choice", "management")
 TEXTS = [answer for answer in ANSWERS if b"REPROXY" not in answer]
-"""What asks for files or look-ups is not for a kernel that has none."""
+"""Without the answers that ask for files or look-ups, which the simulated kernel doesn't have."""
 LINES = [line for line in COMMANDS if not any(word in line for word in (b"INCLUDE", b"${"))]
 BARRED = (*UNFAIR, b"include", b"${", b"nodefile", b"listen", b"reproxy", b"server ")
 
@@ -93,7 +93,7 @@ class Broken(AssertionError):
 
 
 class Talker:
-    """One side of a connection, which sends its pieces one by one and reads what comes."""
+    """One side of a connection, which sends its pieces one by one and reads what arrives."""
 
     def __init__(self, world: World, handle: Handle, dice: Random) -> None:
         self.world = world
@@ -143,10 +143,10 @@ class Talker:
         self.next_turn()
 
     def act(self) -> None:
-        """After each turn."""
+        """Called after each turn."""
 
     def ended(self) -> None:
-        """The other side has gone."""
+        """Called when the other side has closed."""
         self.leave()
 
     def leave(self, reset: bool = False) -> None:
@@ -184,7 +184,7 @@ class BadClient(Talker):
 
 
 class BadBackend(Talker):
-    """Answers each head with something."""
+    """Answers each head with random input or a good answer, and may leave at any time."""
 
     def act(self) -> None:
         if b"\r\n\r\n" in self.heard:
@@ -203,7 +203,7 @@ class GoodBackend(Talker):
 
 
 class Witness(Talker):
-    """Asks again and again, on one connection."""
+    """Sends one request after another, on one connection."""
 
     def __init__(self, world: World, dice: Random) -> None:
         super().__init__(world, world.connect("bystander"), dice)
@@ -252,13 +252,13 @@ class World:
         self.wrong: list[str] = []
 
     def connect(self, service: str) -> Handle:
-        """A client's side of a new connection, whatever luck would have."""
+        """A client's side of a new connection, which doesn't fail."""
         with self.spared():
             return self.kernel.connect(self.listeners[service])
 
     @contextmanager
     def spared(self) -> Iterator[None]:
-        """The test's own calls do not fail."""
+        """Let the test's own calls not fail."""
         luck = self.kernel.luck
         noise, harm = luck.noise, luck.harm
         luck.noise = luck.harm = 0.0
@@ -267,14 +267,14 @@ class World:
         finally:
             luck.noise, luck.harm = noise, harm
 
-    # --- what stands in for the system calls that the kernel has not ------------------------------
+    # --- replacements for system calls that the simulated kernel doesn't have ---------------------
 
     def _listen(self, service: Service, listen: str) -> TCPListener:
         handle = self.listeners[service.name] = self.kernel.listener()
-        return TCPListener(service, handle)  # type: ignore[arg-type]  # it has the verbs of a socket
+        return TCPListener(service, handle)  # type: ignore[arg-type]  # it has a socket's methods
 
     def _open(self, owner: Owner, node: Node, timeout: float = 0.0) -> BackendHTTP | None:
-        """A connection to a backend, which may fail at once, later, or not."""
+        """A connection to a backend, which may fail at once, later, or never."""
         port = node.port
         luck = self.dice.random() if port == 2 else 1.0
         if luck < 0.1:
@@ -297,20 +297,20 @@ class World:
         return made
 
     def _raised(self, obj: AnySocket | None, error: Exception) -> None:
-        """A handler's exception: an injected fault is allowed, anything else is a bug."""
+        """Check a handler's exception: an injected fault is allowed, anything else is a bug."""
         if not (self.harm and isinstance(error, OSError)):
             self.wrong += traceback.format_exception(error)
 
     # --- a run ------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Let everything happen; how many faults were dealt out. Raises `Broken` or `SimError`."""
+        """Run the world; return the number of faults injected. Raises `Broken` or `SimError`."""
         kernel = self.kernel
         with ExitStack() as stack:
             stack.enter_context(kernel.installed())
             enter = stack.enter_context
             enter(patch.object(time, "monotonic", lambda: kernel.clock.now_ns / 1e9))
-            # The package would make a pipe for other threads to wake it by; the kernel has none.
+            # The package would make a pipe for other threads to wake it, which the kernel lacks.
             enter(patch.object(loop_room, "count_other_threads", lambda: 0))
             enter(patch.object(Service, "_open", lambda *given: self._listen(*given)))
             enter(patch.object(BackendHTTP, "open", self._open))
@@ -357,7 +357,7 @@ class World:
             pass
         for each in self.talkers:
             each.leave()
-        # The server must release what it still has, now that the other ends are gone.
+        # The server must release what it still has, now that all peers are gone.
         with self.spared():
             loop.add_timer(60, loop.stop)
             loop.run()
@@ -377,7 +377,7 @@ class World:
 
 
 def loop_ended(loop: Loop) -> bool:
-    """Run it; a call that failed for the kernel's sake is not its end."""
+    """Run the loop. False if an injected fault ended it."""
     try:
         loop.run()
     except OSError:

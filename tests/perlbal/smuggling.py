@@ -1,7 +1,7 @@
 """reverse_proxy: requests and answers that two readers could interpret differently.
 
-RFC 9112 says which must be refused. The original is lax; ours refuses all of them, and whatever it
-does pass on has only one interpretation.
+RFC 9112 says which must be refused. The original is lax; ours refuses all of them, and what it
+passes on has only one interpretation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POST = b"POST /%d HTTP/1.1\r\nHost: here\r\n"
 
 
 def refused(title: str, data: bytes, status: str = "400") -> None:
-    """A request that is answered with this, and no backend is asked."""
+    """A request that gets this status and reaches no backend."""
     row(
         KEEP,
         f"refused: {title}",

@@ -2,12 +2,12 @@
 
     python -m tests.perlbal.soak [--requests 2000000] [--samples 10]
 
-In every share of the requests one backend is added, and the oldest goes: it closes its listener and
-all of its connections, and only later does the pool hear of it. A request that is on its way to it
-then is lost, and its client is disconnected; these are counted. After each share, with no client
-connected, the server's memory and descriptors are recorded. The run fails when they have grown
-between the first sample and the last, when more requests were lost than can have been under way, or
-when the number of answers that clients received differs from the number that backends sent.
+In each share of the requests one backend is added and the oldest ends: it closes its listener and
+all its connections, and is removed from the pool only later. A request on its way to it is lost,
+and its client is disconnected; these are counted. After each share, with no client connected, the
+server's memory and descriptors are recorded. The run fails if they have grown from the first sample
+to the last, if more requests were lost than can have been under way, or if the number of answers
+that clients received differs from the number that backends sent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OF_THEIR_OWN = 20
 """One in this many requests asks for its connection to be closed."""
 
 MEMORY_TOLERANCE = 1024 * 1024
-"""Bytes that the resident memory may grow by: the allocator's to and fro."""
+"""How many bytes the resident memory may grow by, since the allocator's use varies."""
 
 KEPT = 8
 """Idle connections to backends that the server keeps."""
@@ -55,7 +55,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n
 END = b"\r\n\r\nHello, world!"
 
 
-# --- a backend, in a process of its own -----------------------------------------------------------
+# --- a backend, in its own process ----------------------------------------------------------------
 
 
 class Served(Socket):
@@ -87,7 +87,7 @@ class Served(Socket):
 
 
 def serve() -> None:
-    """Print the port, answer until SIGTERM, close everything, and print how often it was asked."""
+    """Print the port, answer until SIGTERM, close everything, and print the number of requests."""
     loop = Loop()
     sock = socket.create_server(("127.0.0.1", 0), backlog=128)
     Listener(sock, lambda connection, _: Served(connection, loop), loop)
@@ -113,7 +113,7 @@ class Backend:
         self.address = f"127.0.0.1:{int(self.process.stdout.readline())}"
 
     def end(self) -> int:
-        """Have it close everything; how many requests it has answered."""
+        """Make it close everything; return the number of requests it has answered."""
         self.process.terminate()
         told, _ = self.process.communicate(timeout=PATIENCE)
         return int(told)
@@ -123,7 +123,7 @@ class Backend:
 
 
 class Clients:
-    """Connections that each ask, wait for the answer, and ask again."""
+    """Connections that each send a request, wait for the answer, and repeat."""
 
     def __init__(self, server: Perlbal) -> None:
         self.server = server
@@ -140,10 +140,10 @@ class Clients:
         try:
             client.sendall(get("/", "Connection: close") if last else get("/"))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it will be heard of
+            pass  # the loop will report it
 
     def run(self, count: int) -> None:
-        """So many requests, answered or lost."""
+        """Send this many requests, until each is answered or lost."""
         until = self.asked + count
         for _ in range(min(CLIENTS, count)):
             self.ask()
@@ -205,7 +205,7 @@ def sample(server: Perlbal, clients: Clients, since: float, idle: int) -> Sample
 
 
 def soak(requests: int, samples: int, progress: Progress) -> list[str]:
-    """Send them in equal shares; return what is wrong, in words."""
+    """Send the requests in equal shares; return what is wrong, in words."""
     found: list[Sample] = []
     given = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -215,7 +215,7 @@ def soak(requests: int, samples: int, progress: Progress) -> list[str]:
             clients = Clients(server)
             backends = deque(Backend() for _ in range(2))
             server.manage(*(f"POOL far ADD {backend.address}" for backend in backends))
-            # The kept ones, and one of each address that was made for somebody who has gone.
+            # The idle ones, and one per address that was opened for a client that has left.
             idle = server.descriptors() + KEPT + 3
             since = time.monotonic()
             progress.begin(samples)

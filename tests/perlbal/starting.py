@@ -63,7 +63,7 @@ REFUSALS = [
 
 
 def refused(command: Sequence[str], configuration: str, folder: Path) -> tuple[bool, list[str]]:
-    """Whether the server ended at once and not with 0, and what it said of it."""
+    """Whether the server exited at once with a status other than 0, and what it printed."""
     folder.mkdir()
     file = folder / "perlbal.conf"
     file.write_text(configuration)

@@ -17,7 +17,7 @@ from tests.perlbal.servers import PATIENCE, ended
 
 
 def request(method: str, path: str, *fields: str, version: str = "1.1", body: bytes = b"") -> bytes:
-    """A request; Host is put in front where 1.1 asks for one and none is given."""
+    """A request; for HTTP/1.1 a missing Host field is added in front."""
     lines = [f"{method} {path} HTTP/{version}"]
     if version == "1.1" and not any(each.lower().startswith("host:") for each in fields):
         lines.append("Host: here")
@@ -38,7 +38,7 @@ def put(path: str, body: bytes, *fields: str) -> bytes:
 
 
 def reply(status: str, *fields: str, body: bytes = b"", version: str = "1.1") -> Answer:
-    """A backend's answer, verbatim: no length unless it is among the fields."""
+    """A backend's answer, verbatim: it has a length only if the fields do."""
     return Answer(
         "\r\n".join([f"HTTP/{version} {status}", *fields, "", ""]).encode("latin-1") + body
     )
@@ -53,7 +53,7 @@ def good(
 
 
 def raw(data: bytes) -> Answer:
-    """Bytes that need not be an answer at all."""
+    """Any bytes in place of an answer."""
     return Answer(data)
 
 
@@ -66,17 +66,17 @@ def resetting(answer: Answer) -> Answer:
 
 
 def early(answer: Answer) -> Answer:
-    """Given before the body of the request is there."""
+    """Sent before the body of the request has arrived."""
     return replace(answer, early=True)
 
 
 def held(gate: str, answer: Answer) -> Answer:
-    """Given when the gate is opened."""
+    """Sent when the gate is opened."""
     return replace(answer, gate=gate)
 
 
 def in_two(gate: str, answer: Answer, at: int) -> Answer:
-    """The first bytes at once, the others when the gate is opened."""
+    """The first bytes are sent at once, the others when the gate is opened."""
     return replace(answer, gate=gate, data=answer.data[:at], rest=answer.data[at:])
 
 
@@ -84,7 +84,7 @@ def in_two(gate: str, answer: Answer, at: int) -> Answer:
 
 
 def connect(by: str = "client", to: str = "", source: str = "127.0.0.1", buffer: int = 0) -> Step:
-    """A new connection under this name; it is not needed for the first service's."""
+    """Open a connection under this name. The default service doesn't need it."""
 
     def step(talk: Talk) -> None:
         if by in talk.clients:
@@ -95,7 +95,7 @@ def connect(by: str = "client", to: str = "", source: str = "127.0.0.1", buffer:
 
 
 def send(*pieces: bytes, by: str = "client") -> Step:
-    """Send, each piece by itself: the server has had the one before when the next comes."""
+    """Send each piece by itself, after the server has received the one before."""
 
     def step(talk: Talk) -> None:
         for number, piece in enumerate(pieces):
@@ -115,7 +115,7 @@ def hear(by: str = "client", times: int = 1) -> Step:
 
 
 def hear_or_wait(seconds: float = 0.3, by: str = "client") -> Step:
-    """One answer if it comes at once; else it is noted that there was none."""
+    """Read one answer if it comes in time; otherwise note that there was none."""
 
     def step(talk: Talk) -> None:
         client = talk.client(by)
@@ -142,7 +142,7 @@ def ask(*pieces: bytes, by: str = "client", to: str = "") -> Step:
 
 
 def silence(by: str = "client") -> Step:
-    """Nothing has come, once the server has dealt with all before."""
+    """Note whether anything has arrived, once the server has handled everything before."""
 
     def step(talk: Talk) -> None:
         talk.barrier()
@@ -175,7 +175,7 @@ def reset(by: str = "client") -> Step:
 
 
 def shut(by: str = "client") -> Step:
-    """Nothing more will be sent."""
+    """Half-close: send nothing more."""
     return lambda talk: talk.client(by).socket.shutdown(socket.SHUT_WR)
 
 
@@ -183,9 +183,9 @@ def shut(by: str = "client") -> Step:
 
 
 def serve(*answers: Answer, at: str = "a") -> Step:
-    """The answers to the next requests; what comes behind them is answered with OK.
+    """Set the answers to the next requests; later requests are answered with OK.
 
-    In them @name@ is an address, and @folder@ the folder."""
+    In an answer, @name@ stands for an address, and @folder@ for the folder."""
 
     def step(talk: Talk) -> None:
         for answer in answers:
@@ -198,7 +198,7 @@ def serve(*answers: Answer, at: str = "a") -> Step:
 
 
 def verify(*answers: Answer, at: str = "a") -> Step:
-    """The answers to the next OPTIONS."""
+    """Set the answers to the next OPTIONS requests."""
     return lambda talk: talk.backend(at).script.verifications.extend(answers)
 
 
@@ -207,7 +207,7 @@ def opens(gate: str, at: str = "a") -> Step:
 
 
 def asked(times: int = 1, at: str = "a") -> Step:
-    """The backend has received this many requests in all."""
+    """Wait until the backend has received this many requests in all."""
 
     def step(talk: Talk) -> None:
         if not talk.backend(at).wait(lambda script: len(script.got) >= times):
@@ -217,7 +217,8 @@ def asked(times: int = 1, at: str = "a") -> Step:
 
 
 def not_asked(times: int, at: str = "a") -> Step:
-    """The backend has not been asked more often, once the server has dealt with all before."""
+    """Note how many requests the backend has received, once the server has handled everything
+    before. `times` is the expected number, for the reader."""
 
     def step(talk: Talk) -> None:
         talk.barrier()
@@ -227,7 +228,7 @@ def not_asked(times: int, at: str = "a") -> Step:
 
 
 def connections(count: int, at: str = "a") -> Step:
-    """So many connections have been made to the backend in all."""
+    """Wait until the backend has had this many connections in all."""
 
     def step(talk: Talk) -> None:
         talk.backend(at).wait(lambda script: len(script.connections) >= count)
@@ -238,7 +239,7 @@ def connections(count: int, at: str = "a") -> Step:
 
 
 def dropped(count: int = 1, at: str = "a") -> Step:
-    """So many of the backend's connections have ended."""
+    """Wait until this many of the backend's connections have ended."""
 
     def step(talk: Talk) -> None:
         if not talk.backend(at).wait(lambda script: script.ended >= count):
@@ -248,7 +249,8 @@ def dropped(count: int = 1, at: str = "a") -> Step:
 
 
 def begun(times: int = 1, at: str = "a") -> Step:
-    """The backend has sent the first parts of this many answers, and the server has them."""
+    """Wait until the backend has sent the first parts of this many answers, and the server has
+    received them."""
 
     def step(talk: Talk) -> None:
         talk.backend(at).wait(lambda script: script.begun >= times)
@@ -258,7 +260,7 @@ def begun(times: int = 1, at: str = "a") -> Step:
 
 
 def answered(times: int, at: str = "a") -> Step:
-    """The backend has sent this many answers, and stays."""
+    """Wait until the backend has sent this many answers."""
 
     def step(talk: Talk) -> None:
         talk.backend(at).wait(lambda script: script.given >= times)
@@ -271,8 +273,8 @@ def answered(times: int, at: str = "a") -> Step:
 
 
 def manage(*lines: str, order: Literal["kept", "any"] = "kept", blur: str = "") -> Step:
-    """Lines to the management port. `order`: where the original's is a hash's. `blur`: what is
-    different each time, as a regular expression."""
+    """Send lines to the management port. `order` is "any" if the original's order is that of a
+    hash. `blur` is a regular expression for what differs each time."""
 
     def step(talk: Talk) -> None:
         for line in lines:
@@ -281,7 +283,7 @@ def manage(*lines: str, order: Literal["kept", "any"] = "kept", blur: str = "") 
                 **{name: f"127.0.0.1:{port}" for name, port in talk.server.ports.items()},
             )
             answer = talk.management().ask(line)
-            # Before it is compared in any order, since ports differ.
+            # Before the lines are sorted, because ports differ.
             answer = talk.house.plain(answer)
             if order == "any":
                 answer = "\r\n".join(sorted(answer.split("\r\n")))
@@ -293,7 +295,7 @@ def manage(*lines: str, order: Literal["kept", "any"] = "kept", blur: str = "") 
 
 
 def sockets(talk: Talk) -> None:
-    """The list of connections, without what is different each time."""
+    """Note the list of connections, without what differs each time."""
     answer = talk.house.plain(talk.management().ask("SOCKS"))
     each_time = r"^ *\d+ +\d+s |\([RW]*\)|(?<=localport=)\d+|(?<=client=)\d+|(?<=\d:)\d+"
     rows = (re.sub(each_time, "~", line) for line in answer.split("\r\n"))
@@ -301,7 +303,7 @@ def sockets(talk: Talk) -> None:
 
 
 def quietly(*lines: str) -> Step:
-    """Lines to the management port whose answers are not what this is about."""
+    """Send lines to the management port, and leave their answers out of the transcript."""
 
     def step(talk: Talk) -> None:
         for line in lines:
@@ -311,7 +313,7 @@ def quietly(*lines: str) -> Step:
 
 
 def shows(name: str) -> Step:
-    """What is in a file of the folder."""
+    """Note the content of a file in the folder."""
 
     def step(talk: Talk) -> None:
         file = talk.house.folder / name
@@ -329,7 +331,7 @@ def file(name: str, content: bytes) -> Step:
 
 
 def pause(seconds: float) -> Step:
-    """Let time pass, where nothing but time will do it."""
+    """Wait, where only time can bring about the next state."""
     return lambda talk: time.sleep(seconds)
 
 
@@ -338,7 +340,7 @@ def settled() -> Step:
 
 
 def exits(within: float = PATIENCE) -> Step:
-    """The server's process ends by itself; its status."""
+    """Wait until the server's process ends by itself, and note its status."""
 
     def step(talk: Talk) -> None:
         if ended(talk.server.process, within):

@@ -15,13 +15,13 @@ class Conversation:
     name: str
     steps: tuple[Step, ...]
     alone: bool = False
-    """It changes what the setting is, or ends the server: nothing is held with that one again."""
+    """It changes the configuration or ends the server, so the server isn't used again."""
     differs: str = ""
     """The row of `differences` that says why ours is not the same."""
     ours: tuple[str, ...] = ()
-    """What ours must have said, where it differs: each somewhere among all that was got."""
+    """If ours differs, each of these must be somewhere in what was received from it."""
     any_order: bool = False
-    """The original has fields of a head in the order of a hash."""
+    """The original sends the fields of a head in the order of a hash."""
 
 
 class Table:

@@ -90,7 +90,7 @@ row = TABLE.row
 
 
 def spool(talk: Talk) -> None:
-    """The files on disk just now, by name without the parts that vary."""
+    """Note the files on disk, by name, without the parts that vary."""
     talk.barrier()
     names = [each.name for each in (talk.house.folder / "spool").iterdir() if each.name != ".keep"]
     talk.note("spool", f"{len(names)} files: {[name.partition('-')[0] for name in names]}")
@@ -219,7 +219,7 @@ row(
     SIZE,
     "Chunked in capitals",
     ask(request("POST", "/c", "Transfer-Encoding: Chunked", body=chunks(b"abc"))),
-    # The original, having refused it, doesn't answer the next request in chunks.
+    # After refusing it, the original doesn't answer the next chunked request.
     alone=True,
     differs="strict chunks",
     ours=("Content-Length: 3\r\n", "abc", "HTTP/1.0 200 "),

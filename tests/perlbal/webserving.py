@@ -189,7 +189,7 @@ row(KEPT, "a request byte by byte", send(*[bytes([b]) for b in get("/hello.txt")
 row(KEPT, "the client leaves in the midst of a file", send(get("/big.txt")), leave(), settled())
 row(KEPT, "the client shuts its side", send(get("/hello.txt")), shut(), hear(), alone=True)
 
-# --- since when, and which part -------------------------------------------------------------------
+# --- conditional requests and ranges --------------------------------------------------------------
 
 DATE = formatdate(MODIFIED, usegmt=True)
 OTHER = formatdate(MODIFIED + 1, usegmt=True)
@@ -282,7 +282,7 @@ row(KEPT, "a listing stays", ask(get("/bare/")), ask(get("/hello.txt")))
 
 # --- several files in one -------------------------------------------------------------------------
 
-# The original checks an errno that may be an older call's, and then answers 404 now and then.
+# The original checks an errno that may be from an older call, and so sometimes answers 404.
 
 for path in (
     "/??hello.txt,page.html",

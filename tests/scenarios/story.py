@@ -1,4 +1,4 @@
-"""What the Python sides of the scenarios share; Story.pm is the same in Perl."""
+"""Shared by the Python sides of the scenarios; Story.pm is the same in Perl."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ NOTES = 1000
 Handler = Callable[["Teller"], object]
 
 kept: list[object] = []
-"""Objects that would close themselves when unreferenced, which is part of no story."""
+"""Objects kept alive, because they would close themselves when garbage-collected."""
 
 _now = 1000.0
 
 
 def note(*words: object) -> None:
-    """A line in the trace: a write(2) that fails."""
+    """Put a line into the trace, by a write(2) that fails."""
     with suppress(OSError):
         os.write(NOTES, " ".join(map(str, words)).encode())
 
 
 def story(tell: Callable[[], None]) -> None:
-    """Run the story between the two marks that the trace is cut at."""
+    """Run the story between the two marks that delimit its trace."""
     note("begin")
     tell()
     note("end")
@@ -36,7 +36,7 @@ def story(tell: Callable[[], None]) -> None:
 
 
 def batches(steps: Iterator[None]) -> None:
-    """Go on with the steps up to their next `yield` after each batch; the loop ends with them."""
+    """After each batch, run the steps up to their next `yield`; the loop ends with the last one."""
     done = 0
 
     def step(*_: object) -> bool:
@@ -49,7 +49,7 @@ def batches(steps: Iterator[None]) -> None:
 
 
 def clock(milliseconds: float) -> None:
-    """Move the clock, which stands still otherwise."""
+    """Advance the clock, which stands still otherwise."""
     global _now
     _now += milliseconds / 1000
     libc.clock_gettime = lambda clock: _now
@@ -74,7 +74,7 @@ def datagram_pair(size: int) -> tuple[socket.socket, socket.socket]:
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """The same of TCP on loopback."""
+    """The same, with TCP on loopback."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
@@ -89,7 +89,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class PipeEnd:
-    """A descriptor with the verbs of a handle."""
+    """A descriptor with the methods of a handle."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -113,7 +113,7 @@ def reset_peer(handle: socket.socket) -> None:
 
 
 def close_behind(handle: socket.socket) -> None:
-    """Close a descriptor without the knowledge of whoever holds it."""
+    """Close a descriptor behind its owner's back."""
     os.close(handle.fileno())
 
 
@@ -127,12 +127,12 @@ def peer_read(handle: socket.socket | PipeEnd, count: int) -> None:
 
 
 def fill(length: int) -> bytes:
-    """A byte string of a given length whose places can be told apart."""
+    """A byte string of this length in which every place can be told from the others."""
     return b"".join(b"%07d " % (place * 8) for place in range(length // 8 + 1))[:length]
 
 
 class Teller(Socket):
-    """A socket that notes each call of its handlers; what else they do is given by the story."""
+    """A socket that notes each call of its handlers; the story decides what else they do."""
 
     __slots__ = ("name", "read_", "write_", "err_", "hup_")
 
@@ -179,17 +179,17 @@ class Teller(Socket):
         super().close(reason)
 
     def take(self, count: int) -> bytes | None:
-        """Read once, and note what came."""
+        """Read once, and note the result."""
         got = self.read(count)
         self.said("read", "end" if got is None else f"{len(got)} [{got[:20].decode()}]")
         return got
 
     def put(self, data: bytes | Callable[[], object] | None) -> None:
-        """Write, and note what write() said."""
+        """Write, and note the result of write()."""
         self.said("write", int(self.write(data)))
 
     def state(self) -> None:
-        """Note the fields that tell how far the writing is."""
+        """Note the fields that show how far the writing is."""
         self.said(
             "state", f"queued={len(self.write_buf)}", f"watch={self.event_watch}",
             f"closed={int(self.closed)}", f"corked={int(self.corked)}",

@@ -1,4 +1,4 @@
-"""`python -m tests.simkernel`: random servers on the simulated kernel, as many as wanted."""
+"""`python -m tests.simkernel`: any number of random servers on the simulated kernel."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BAR = 40
 
 
 class Failure(NamedTuple):
-    """A world in which something did not hold."""
+    """A world in which an invariant was violated."""
 
     seed: int
     connections: int
-    """The fewest connections of this world with which it still fails."""
+    """The smallest number of this world's connections with which it still fails."""
     steps: int
-    """How many calls of the kernel that takes."""
+    """How many system calls that takes."""
     trace: str
 
 
@@ -37,7 +37,7 @@ def attempt(seed: int, backend: Backend, connections: int) -> Report | Failure:
 
 
 def shortest(seed: int, backend: Backend, failure: Failure) -> Failure:
-    """The failure with the fewest of the world's connections, the first ones."""
+    """Reduce the failure to as few of the world's first connections as possible."""
     for connections in range(failure.connections):
         shorter = attempt(seed, backend, connections)
         if isinstance(shorter, Failure):
@@ -46,7 +46,7 @@ def shortest(seed: int, backend: Backend, failure: Failure) -> Failure:
 
 
 class Progress:
-    """A bar on a terminal, and a line every tenth elsewhere; both on standard error."""
+    """A bar on a terminal, elsewhere a line after every tenth of the work; on standard error."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class Progress:
         self.shown = -1
 
     def show(self, done: int, steps: int, faults: int) -> None:
-        """`done` of the total are done."""
+        """Show that `done` of the total are done."""
         parts = BAR if self.tty else 10
         part = parts * done // max(self.total, 1)
         if part == self.shown:
@@ -72,8 +72,8 @@ class Progress:
 
 
 def run_all(backends: Sequence[Backend], seed: int, connections: int) -> tuple[str, bool]:
-    """Run worlds from `seed` on until there were enough connections, the same on each backend; what
-    there is to tell, and whether all went well."""
+    """Run worlds from `seed` on until there were enough connections, the same ones on each backend.
+    Returns the text to print, and True if nothing failed."""
     lines = []
     calm: dict[int, bytes] = {}
     for backend in backends:
@@ -124,7 +124,7 @@ def _tell_failure(backend: Backend, failure: Failure) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.simkernel", description=__doc__)
     parser.add_argument("--seed", type=int, help="the first world's (a fresh one)")
     parser.add_argument("--connections", type=int, default=1000, help="on each backend (1000)")

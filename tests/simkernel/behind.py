@@ -1,4 +1,4 @@
-"""Descriptors closed by their owners behind the package's back, and the numbers' next owners."""
+"""Descriptors that their owners close behind the package's back, and the reuse of their numbers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 HEARD: Final = 50 * MS
 HEARD_OF_TWO: Final = 3000 * MS
-"""The same if another loop runs meanwhile."""
+"""The same, if another loop runs meanwhile."""
 
 
 VAIN: Final = 40
-"""This many events in a row without data are not chance."""
+"""This many events without data in a row can't be chance."""
 
 
 class Heard(Socket[Handle]):
@@ -34,15 +34,15 @@ class Heard(Socket[Handle]):
         self.handle = handle
         self.far = far
         self.gone = False
-        """Its owner has closed the descriptor."""
+        """True once its owner has closed the descriptor."""
         self.said = self.got = self.vain = 0
         self.since: int | None = None
-        """Since when an event is pending."""
+        """When the pending event arrived; None if none is pending."""
         super().__init__(handle, loop)
         self.watch_read(True)
 
     def say(self) -> None:
-        """Something comes for it."""
+        """Send it something."""
         if self.far.fileno() < 0 or self.closed:
             return
         try:
@@ -70,7 +70,7 @@ class Heard(Socket[Handle]):
             self.since = None
 
     def is_mine(self) -> None:
-        """An event arrives, which must be its own."""
+        """Called for each event, which must be its own."""
         self.world.in_handler(self.loop)
         self.world.require(not self.closed, "an event for who has lost the number")
         holder: object = self.loop.descriptor_map.get(-1 if self.fd is None else self.fd)
@@ -84,10 +84,10 @@ class Heard(Socket[Handle]):
     event_err = event_hup
 
     def dump_error(self, message: str) -> None:
-        """Its owner knows."""
+        """Silent, because its owner closed it on purpose."""
 
     def check(self) -> None:
-        """After a turn of its loop, while it is open."""
+        """Called after each turn of its loop while it is open."""
         holder: object = self.loop.descriptor_map.get(-1 if self.fd is None else self.fd)
         self.world.require(holder is self, "who has lost the number takes it for its own")
         if self.gone:
@@ -113,12 +113,12 @@ class Owner:
         self.present: Heard | None = None
         self.objects: list[Heard] = []
         self.kept: list[Handle] = []
-        """What somebody else has open of what was closed."""
+        """Dups of closed descriptors that are still open elsewhere."""
         self.over = False
         self.later(self.begin)
 
     def later(self, action: Callable[[], object]) -> None:
-        """Do it soon: from a handler of a loop, or while one waits."""
+        """Do `action` soon: from a loop's handler, or while a loop waits."""
         delay = self.dice.randrange(10 * MS)
         if self.dice.random() < 0.5:
             TimerModel(self.world, self.dice.choice(self.world.loops), delay / 1e9, action)
@@ -126,11 +126,11 @@ class Owner:
             self.world.kernel.clock.after(delay, lambda: self.world.errands.append(action))
 
     def begin(self) -> None:
-        """A descriptor, at any number."""
+        """Begin with a descriptor of any number."""
         self.wrap(None, self.dice.choice(self.world.loops))
 
     def wrap(self, number: int | None, loop: Loop) -> None:
-        """A new pair, one end of it at this number, watched by a loop."""
+        """Make a new pair, and have a loop watch one end of it, at this number."""
         kernel = self.world.kernel
         try:
             near, far = kernel.socketpair(tcp=self.dice.random() < 0.5)
@@ -156,7 +156,7 @@ class Owner:
         self.later(self.go)
 
     def move(self, near: Handle, number: int) -> Handle:
-        """dup2(2), where the number is free."""
+        """dup2(2) to a free number."""
         kernel = self.world.kernel
         if number in kernel.table.files:
             return near
@@ -165,7 +165,7 @@ class Owner:
         return Handle(kernel, number)
 
     def go(self) -> None:
-        """Close it behind the package's back, and reuse the number or not."""
+        """Close it behind the package's back, and perhaps reuse the number."""
         heard = self.present
         if heard is None or heard.closed or heard.handle.fileno() < 0:
             self.end()
@@ -190,12 +190,12 @@ class Owner:
             self.wrap(number, loop)
 
     def end(self) -> None:
-        """Nothing more comes of this one."""
+        """Stop: close everything that is still open."""
         self.over = True
         for heard in self.objects:
             heard.far.close()
             if not heard.closed:
-                # The number's next owner must not be removed because of it.
+                # This must not remove the number's next owner.
                 heard.close("at the end")
         for handle in self.kept:
             handle.close()

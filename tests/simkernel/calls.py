@@ -1,4 +1,4 @@
-"""The calls with which a program itself makes sockets and pipes, with the interface of the door."""
+"""The calls with which the program itself makes sockets and pipes, with the door's interface."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 AT_ONCE = (EADDRNOTAVAIL, ENETUNREACH)
 AT_ONCE_UNIX = (EAGAIN, ECONNREFUSED)
-"""How connect(2) fails at once."""
+"""The errors with which connect(2) may fail at once."""
 LATER = (ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ETIMEDOUT)
 """The possible errors of a connect in progress."""
 SILENCE_NS = 600_000_000
-"""How long an unanswered connect is in progress."""
+"""How long an unanswered connect stays in progress."""
 
 
 class Calls:
-    """Those of one kernel; each socket is a `Handle`."""
+    """The calls of one kernel; each socket is a `Handle`."""
 
     def __init__(self, kernel: SimKernel) -> None:
         self.kernel = kernel
 
     def all(self) -> dict[str, Callable[..., object]]:
-        """By the door's name. macOS has no pipe2(2)."""
+        """The calls by the door's names. macOS has no pipe2(2)."""
         calls: dict[str, Callable[..., object]] = {
             name: getattr(self, name)
             for name in "accept setblocking socket connect getsockopt pipe signal".split()
@@ -93,8 +93,8 @@ class Calls:
             raise error(number)
 
     def connect(self, sock: Handle, address: Address, /) -> None:
-        """connect(2). A UNIX socket is connected or isn't. One of TCP that doesn't block is told that
-        it goes on, and hears from a later wait what came of it."""
+        """connect(2). A UNIX socket connects or fails at once. A non-blocking TCP socket gets
+        EINPROGRESS, and a later wait reports the outcome."""
         near = sock.file
         assert isinstance(near, StreamSocket)
         try:
@@ -156,11 +156,11 @@ class Calls:
         return None
 
     def pipe(self, pipefd: Array[c_int], /) -> int:
-        """pipe(2), which answers as C does."""
+        """pipe(2), which returns as in C."""
         return self.kernel.into(pipefd, False)
 
     def pipe2(self, pipefd: Array[c_int], flags: int, /) -> int:
-        """pipe2(2), which answers as C does."""
+        """pipe2(2), which returns as in C."""
         if flags & ~(O_CLOEXEC | O_NONBLOCK):
             raise SimError(f"pipe2: flags {flags:#x}")
         return self.kernel.into(pipefd, bool(flags & O_NONBLOCK))

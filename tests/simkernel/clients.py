@@ -1,4 +1,4 @@
-"""The other side of a random world: clients, and pipes that somebody writes to."""
+"""The clients of a random world, and pipes that are written to from outside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.simkernel.world import World
 
 _PATIENCE: Final = 20_000 * MS
-"""How long a client waits for a sign of life. Nothing takes longer, unless it is lost."""
+"""How long a client waits for activity. Nothing takes longer, unless it is lost."""
 
 
 class Client:
@@ -29,7 +29,7 @@ class Client:
         script = conn.script
         start = script.randrange(1 << 14)
         self.sent = BYTES[start : start + script.randint(0, 600)]
-        """All that it is going to send."""
+        """Everything that it will send."""
         self.done = 0
         self.received = bytearray()
         self.handle: Handle | None = None
@@ -38,7 +38,7 @@ class Client:
         self.deadline = 0
 
     def connect(self) -> None:
-        """Open the connection: by a listener, or as a pair."""
+        """Open the connection, to a listener or as a socket pair."""
         world = self.conn.world
         kernel = world.kernel
         self.lives()
@@ -55,7 +55,7 @@ class Client:
             else:
                 self.handle, far = kernel.socketpair(tcp=kind == 1)
                 if world.owners:
-                    # In the midst of a wait no number may take another's place in the poller.
+                    # During a wait, no number in the poller may be reused.
                     world.errands.append(partial(self.conn.open, far))
                 else:
                     self.conn.open(far)
@@ -67,7 +67,7 @@ class Client:
         self.next_tick()
 
     def await_server(self) -> None:
-        """Have the server connect to this one, or to nobody."""
+        """Have the server connect to this client, or to an address without one."""
         world = self.conn.world
         dice = self.conn.dice
         address: Address = world.kernel.port() if dice.random() < 0.6 else f"/c{self.conn.number}"
@@ -97,18 +97,18 @@ class Client:
         self.next_tick()
 
     def missed(self) -> None:
-        """The server has given up, perhaps before it was connected."""
+        """Called when the server has given up, perhaps before it was connected."""
         self.over = self.over or self.handle is None
 
     def lives(self) -> None:
-        """Something has come or gone."""
+        """Called when something was received or sent."""
         self.deadline = self.conn.world.kernel.clock.now_ns + _PATIENCE
 
     def next_tick(self) -> None:
         self.conn.world.kernel.clock.after(self.conn.dice.randrange(50_000, 3 * MS), self.tick)
 
     def tick(self) -> None:
-        """Send a little, read a little, and sometimes go."""
+        """Send a little, read a little, and sometimes close."""
         world = self.conn.world
         assert self.handle is not None
         dice = self.conn.dice
@@ -148,7 +148,7 @@ class Client:
         self.next_tick()
 
     def send_last(self, count: int) -> None:
-        """So that the server finds data and the end at once."""
+        """Send and close, so that the server finds data and the end at once."""
         assert self.handle is not None
         try:
             self.done += self.handle.send(self.sent[self.done : self.done + count])
@@ -209,7 +209,7 @@ class Tap:
         self.world.kernel.clock.after(self.dice.randrange(MS), self.tick)
 
     def event(self, state: int) -> None:
-        """What the loop calls."""
+        """The loop's callback."""
         self.world.require(self.watched, "an other fd that was taken off got an event")
         self.world.in_handler(self.loop)
         try:

@@ -1,7 +1,7 @@
 """The clock of the simulated world, and its pending events.
 
-Time stands still while a program computes; only a wait advances it. So a run takes the same course
-on every machine, and an hour of simulated time costs nothing.
+Time stands still while a program computes; only a wait advances it. So a run is the same on every
+machine, and an hour of simulated time costs nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tests.simkernel.errors import SimError
 T = TypeVar("T")
 
 CALL_NS = 1_000
-"""The duration of a wait that finds something at once: a program that polls in a loop must see the
-world go on."""
+"""The duration of a wait that finds something at once: time must pass for a program that polls in a
+loop."""
 
 
 class Clock:
-    """Monotonic nanoseconds, and a heap of the actions that are due at some of them."""
+    """Monotonic nanoseconds, and a heap of the actions due at certain times."""
 
     def __init__(self, start_ns: int = 1_000_000_000_000) -> None:
         self.now_ns = start_ns
@@ -28,11 +28,11 @@ class Clock:
         self._added = 0
 
     def after(self, delay_ns: int, action: Callable[[], object]) -> int:
-        """Run `action` in `delay_ns` from now, during a wait; returns when that is."""
+        """Run `action` during a wait, `delay_ns` from now; returns the time at which it is due."""
         return self.at(self.now_ns + delay_ns, action)
 
     def at(self, when_ns: int, action: Callable[[], object]) -> int:
-        """Run `action` at `when_ns`; those of one moment run in the order of adding."""
+        """Run `action` at `when_ns`. Actions due at the same time run in the order of adding."""
         self._added += 1
         heapq.heappush(self._heap, (when_ns, self._added, action))
         return when_ns
@@ -43,9 +43,9 @@ class Clock:
             heapq.heappop(self._heap)[2]()
 
     def wait(self, ready: Callable[[], T], timeout_ns: int | None, what: str) -> T:
-        """Let time pass until `ready()` is true or the timeout is over; returns its last answer.
+        """Let time pass until `ready()` is true or the timeout is over; returns its last result.
 
-        A wait for ever while nothing is going to happen is a failure: the program has hung.
+        Waiting forever with nothing pending is a failure: the program has hung.
         """
         self.now_ns += CALL_NS
         deadline = None if timeout_ns is None else self.now_ns + timeout_ns

@@ -23,7 +23,7 @@ KQUEUE = ("kqueue", "kevent")
 
 
 class EntryPoints:
-    """The kqueue calls of a kernel, as a C library hands them out."""
+    """The kqueue calls of a kernel, as a C library exports them."""
 
     def __init__(self, kernel: SimKernel) -> None:
         self.kqueue = kernel.kqueue
@@ -34,7 +34,8 @@ class EntryPoints:
 
 @contextmanager
 def replaced(kernel: SimKernel) -> Iterator[None]:
-    """The door's attributes are the kernel's calls; what this kind of kernel lacks is absent."""
+    """Replace the door's attributes with the kernel's calls, and remove those that this kind of
+    kernel lacks."""
     door: dict[str, Any] = vars(libc)
     before = dict(door)
     present = COMMON + (EPOLL if kernel.form == "linux" else KQUEUE)
@@ -71,13 +72,13 @@ def replaced(kernel: SimKernel) -> Iterator[None]:
         door.clear()
         door.update(before)
         for registry in made:
-            # What a loop that nobody closed gives back when it is dropped would be closed in the
-            # real kernel, where the number is somebody else's.
+            # A loop that was not closed would otherwise, when it is garbage-collected, close these
+            # numbers in the real kernel, where they belong to others.
             registry.poller = registry.waker = None
 
 
 def _named(name: str, kernel: SimKernel) -> object:
-    """`kevent` under the symbol by which the package tells the older layout from the newer."""
+    """`kevent`, under the symbol that tells the package whether the layout is old or new."""
 
     def kevent(*arguments: Any) -> int:
         return kernel.kevent(*arguments)

@@ -1,4 +1,4 @@
-"""epoll(7), level-triggered, with the struct of each machine read and written byte by byte."""
+"""epoll(7), level-triggered. The struct of each machine is read and written byte by byte."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 ADD, DEL, MOD = 1, 2, 3
 KNOWN = POLLIN | POLLOUT | POLLERR | POLLHUP | POLLNVAL
-"""The kernel takes EPOLLNVAL too, and never reports it."""
+"""The kernel accepts EPOLLNVAL too, but never reports it."""
 
 
 class Layout(NamedTuple):
-    """struct epoll_event: its size, and where `data` begins; `events` stands at 0."""
+    """struct epoll_event: its size, and the offset of `data`; `events` is at 0."""
 
     size: int
     data: int
@@ -50,8 +50,8 @@ class Entry:
 
 
 class Epoll(OpenFile):
-    """An epoll instance. An entry belongs to an open file under a number, and lives with the file:
-    closing the number leaves it, as long as a dup is open."""
+    """An epoll instance. An entry belongs to an open file and a number, and lives as long as the
+    file: it survives a close of the number while a dup is open."""
 
     mode = 0o600
 
@@ -102,11 +102,11 @@ class Epoll(OpenFile):
             entry.data = data
 
     def forget(self, fd: int, file: OpenFile) -> None:
-        """The open file is gone, and its entry with it."""
+        """Drop the entry of an open file that is gone."""
         del self.entries[(fd, file)]
 
     def ready(self) -> list[tuple[int, int]]:
-        """(data, mask) of each entry that has something to tell."""
+        """(data, mask) of each entry that has an event."""
         found = []
         for entry in self.entries.values():
             if mask := entry.file.poll() & (entry.events | POLLERR | POLLHUP):
@@ -125,8 +125,8 @@ class Epoll(OpenFile):
             new = entry and entry.data not in told and entry.file.fickle()
             if entry and new and entry.events & (POLLIN | POLLOUT):
                 found.append((entry.data, entry.events & (POLLIN | POLLOUT)))
-        # Nothing is passed over: what there is no room for stands in front of the next batch, and
-        # what was told behind the rest.
+        # Nothing is starved: events without room come first in the next batch, and reported ones
+        # after all others.
         found = self.kernel.luck.shuffled(found[:most])
         told = {data for data, _ in found}
         for key, entry in list(self.entries.items()):

@@ -1,4 +1,4 @@
-"""What the simulated kernel says when a program misuses it."""
+"""The error for a program that misuses the simulated kernel."""
 
 
 class SimError(AssertionError):

@@ -1,4 +1,4 @@
-"""Descriptors and open files: numbers in a table, and what they stand for."""
+"""Descriptors and open files: the numbers in a table, and the files that they refer to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def error(number: int) -> OSError:
 
 
 class Filter(NamedTuple):
-    """What a kqueue filter sees of a file: `EVFILT_READ` or `EVFILT_WRITE`."""
+    """The state of a file as the kqueue filter `EVFILT_READ` or `EVFILT_WRITE` sees it."""
 
     fires: bool
     data: int = 0
@@ -36,11 +36,11 @@ class Filter(NamedTuple):
 
 
 class OpenFile:
-    """An open file description: what `dup` shares, and what lives until the last of them closes."""
+    """An open file description, which dups share, and which lives until the last of them closes."""
 
     mode = stat.S_IFREG | 0o600
     pollable = True
-    """False for what epoll refuses with EPERM."""
+    """False if epoll refuses the file with EPERM."""
 
     def __init__(self, kernel: SimKernel) -> None:
         self.kernel = kernel
@@ -50,27 +50,27 @@ class OpenFile:
         self.watchers: set[tuple[Epoll, int]] = set()
         """The epolls, and the numbers under which they watch this file."""
         self.filters: list[Note] = []
-        """The kqueue filters on this file, of any descriptor."""
+        """The kqueue filters on this file, through any descriptor."""
 
     def poll(self) -> int:
-        """The poll(2) mask of the moment."""
+        """The current poll(2) mask."""
         raise NotImplementedError
 
     def fickle(self) -> bool:
-        """Whether an event may come of it without cause."""
+        """True if it may report a spurious event."""
         return True
 
     def filter(self, write: bool) -> Filter:
-        """What the kqueue filter sees at the moment."""
+        """The current state for the kqueue filter."""
         raise NotImplementedError
 
     def refused_filter(self, write: bool) -> int:
-        """The errno with which adding this kqueue filter fails now, and 0 where it doesn't."""
+        """The errno with which adding this kqueue filter fails now, 0 if it doesn't fail."""
         return 0
 
     def stirred(self) -> None:
-        """Something has happened to the file: the filters that fire now are queued in this order,
-        behind those that fired before."""
+        """Called when the file has changed: the filters that fire now are queued in this order,
+        after those that fired before."""
         for note in self.filters:
             note.kqueue.activate(note)
 
@@ -83,10 +83,10 @@ class OpenFile:
         raise error(EINVAL)
 
     def released(self) -> None:
-        """The last descriptor is closed."""
+        """Called when the last descriptor is closed."""
 
     def block(self, event: int) -> None:
-        """Wait for `event`, or raise EAGAIN where the file is non-blocking."""
+        """Wait for `event`, or raise EAGAIN if the file is non-blocking."""
         if self.nonblocking:
             raise error(EAGAIN)
         self.kernel.clock.wait(
@@ -113,17 +113,17 @@ class RegularFile(OpenFile):
 
 
 class Table:
-    """The descriptor table of the process: the lowest free number is the next one."""
+    """The descriptor table of the process: the lowest free number is used next."""
 
     def __init__(self, first: int, limit: int) -> None:
         self.first = first
         self.limit = limit
         self.files: dict[int, OpenFile] = {}
         self.closed: set[int] = set()
-        """Numbers that were once open and are free now."""
+        """Numbers that have been open and are free now."""
 
     def free(self, count: int = 1) -> int:
-        """The number that the next file gets. Raises `OSError` (EMFILE) unless `count` are free."""
+        """The next file's number. Raises `OSError` (EMFILE) unless `count` numbers are free."""
         fd = self.first
         while fd in self.files:
             fd += 1
@@ -132,19 +132,19 @@ class Table:
         return fd
 
     def add(self, file: OpenFile) -> int:
-        """A descriptor for `file`."""
+        """Make a descriptor for `file`."""
         fd = self.free()
         self.put(fd, file)
         return fd
 
     def put(self, fd: int, file: OpenFile) -> None:
-        """A descriptor for `file`, with a number that is free."""
+        """Make a descriptor for `file`, with a given free number."""
         self.files[fd] = file
         self.closed.discard(fd)
         file.descriptors += 1
 
     def get(self, fd: int, strict: bool, call: str) -> OpenFile:
-        """The file of `fd`. A closed number is EBADF, and where the kernel is strict a failure."""
+        """The file of `fd`. A closed number raises EBADF, or fails the test if `strict`."""
         file = self.files.get(fd)
         if file is None:
             if strict:
@@ -154,7 +154,7 @@ class Table:
         return file
 
     def remove(self, fd: int) -> OpenFile:
-        """Take `fd` out of the table."""
+        """Remove `fd` from the table."""
         file = self.files.pop(fd)
         self.closed.add(fd)
         file.descriptors -= 1

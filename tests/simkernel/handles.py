@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """A descriptor of a socket, a pipe end or a file; each verb is one call, made undisturbed."""
+    """A descriptor of a socket, a pipe end or a file. Each method makes one call, undisturbed."""
 
     def __init__(self, kernel: SimKernel, fd: int) -> None:
         self.kernel = kernel
         self._fd = fd
         self._file = kernel.table.files[fd]
         self.closes = 0
-        """How often close(2) was called for it."""
+        """How often close(2) has been called on it."""
 
     def __repr__(self) -> str:
         return f"<Handle fd={self._fd} of {self._file}>"
@@ -40,22 +40,22 @@ class Handle:
 
     @property
     def file(self) -> OpenFile:
-        """The open file behind the descriptor, for a look at the kernel's side of it."""
+        """The descriptor's open file, to inspect the kernel's side."""
         return self._file
 
     def fileno(self) -> int:
-        """The descriptor; -1 once closed, as of a Python socket."""
+        """The descriptor; -1 once closed, as in a Python socket."""
         return self._fd
 
     def close(self) -> None:
-        """close(2), once; a second call does nothing, as of a Python socket."""
+        """close(2), once; a second call does nothing, as in a Python socket."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self.closes += 1
             self.kernel.release(fd)
 
     def detach(self) -> int:
-        """The descriptor, which isn't this handle's any more."""
+        """The descriptor, which no longer belongs to this handle."""
         fd, self._fd = self._fd, -1
         return fd
 
@@ -79,7 +79,7 @@ class Handle:
         self._open().nonblocking = not blocking
 
     def getblocking(self) -> bool:
-        """Whether calls on it wait."""
+        """True if calls on it wait."""
         return not self._open().nonblocking
 
     def recv(self, count: int) -> bytes:
@@ -91,7 +91,7 @@ class Handle:
         return self._open().write(memoryview(data).cast("B"))
 
     def sendall(self, data: Buffer) -> None:
-        """send(2) until all is out."""
+        """send(2) until everything is sent."""
         rest = memoryview(data).cast("B")
         while len(rest):
             rest = rest[self.send(rest) :]
@@ -112,7 +112,7 @@ class Handle:
         file = self._open()
         if not isinstance(file, Listener):
             raise error(EINVAL if isinstance(file, StreamSocket) else ENOTSOCK)
-        self.kernel.table.free()  # a full table is noticed before the connection is taken
+        self.kernel.table.free()  # a full table fails before the connection is taken
         socket = file.accept()
         assert socket.peer_name is not None or socket.error
         return self.kernel.handle(self.kernel, self.kernel.open(socket)), socket.peer_name or ""

@@ -1,4 +1,4 @@
-"""The simulated kernel: its objects put together, and the calls by which a program reaches them."""
+"""The simulated kernel: its objects put together, and the system calls that it offers."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ CORK_OPTION = {"linux": 3, "freebsd": 4, "darwin": 4, "dragonfly": 4, "openbsd":
 
 
 class SimKernel:
-    """A kernel for one process, on which everything is decided by `seed`.
+    """A kernel for one process, in which `seed` decides everything.
 
-    `form` says whose rules hold: "linux" has epoll and poll, "freebsd" and "netbsd" have kqueue and
+    `form` selects the rules: "linux" has epoll and poll, "freebsd" and "netbsd" have kqueue and
     poll. `platform` names the layout of struct kevent (the form's own, or that of another platform
     with the same rules). `noise` and `harm` are the probabilities of `Luck`; at 0 the kernel does
-    all at once, in order, and never fails. A `strict` kernel fails the test where a closed
-    descriptor is used; otherwise that is EBADF, as a test of just that needs it.
+    everything at once, in order, and never fails. A `strict` kernel fails the test if a closed
+    descriptor is used; otherwise the call fails with EBADF, for tests of exactly that.
     """
 
     NO_MEMORY = (ENOMEM,)
@@ -90,7 +90,7 @@ class SimKernel:
         self.form: Form = form
         self.platform = platform or form
         self.rules: Form = "linux" if self.platform == "libkqueue" else form
-        """The system whose sockets, pipes and poll(2) these are: libkqueue runs on Linux."""
+        """The system whose sockets, pipes and poll(2) are simulated: libkqueue runs on Linux."""
         if form != "linux" and self.platform not in LAYOUTS:
             raise ValueError(f"no layout for {platform!r}; known are {', '.join(sorted(LAYOUTS))}")
         self.luck = Luck(seed, noise, harm)
@@ -105,19 +105,19 @@ class SimKernel:
         self.changes: list[list[Change]] = []
         """The change list of each kevent call that had one."""
         self.epipe_at_registration = False
-        """True to answer as macOS may when the other end of what is registered is gone."""
+        """True to return what macOS may return when the peer of a registered descriptor is gone."""
         self.entry_points = door.EntryPoints(self)
         """`kqueue`, `kevent`, `fcntl` and `close`, for `KQueue(library, platform)`."""
         self.signals = Signals(self, seed)
         self.elsewhere: dict[Address, Callable[[StreamSocket], object] | None] = {}
-        """Who is there to connect to beside the listeners of this process, and takes the other side of
-        a connection; None where nobody answers."""
+        """Other addresses to connect to than the listeners of this process, and the function that
+        takes the other side of a connection; None if nothing answers at the address."""
         self.handle: Callable[[SimKernel, int], handles.Handle] = handles.Handle
         """The class of sockets that the program makes or accepts."""
         self.waits = 0
         """How many waits have begun."""
         self.found = False
-        """Whether the last wait found something."""
+        """True if the last wait found something."""
         self._ports = 40000
 
     @contextmanager
@@ -133,7 +133,7 @@ class SimKernel:
         return self.table.add(file)
 
     def socketpair(self, tcp: bool = False) -> tuple[handles.Handle, handles.Handle]:
-        """Two connected blocking sockets, as socketpair(2) makes them, or with TCP's manners."""
+        """Two connected blocking sockets, as socketpair(2) makes them, or with TCP's behaviour."""
         self.table.free(2)
         names = self._addresses() if tcp else ("", "")
         one, two = self._connection(*names, tcp)
@@ -186,8 +186,8 @@ class SimKernel:
         return handles.Handle(self, self.open(near))
 
     def connecting(self) -> tuple[handles.Handle, Callable[[int], handles.Handle | None]]:
-        """A non-blocking TCP socket that connects, and what ends that: called with 0 it gives the
-        other side, with an errno the connection fails."""
+        """A non-blocking TCP socket that is connecting, and a function that ends that: with 0 it
+        returns the other side, with an errno it makes the connect fail."""
         self.table.free()
         near, far = self._connection(*self._addresses())
         near.nonblocking = near.connecting = True
@@ -216,7 +216,7 @@ class SimKernel:
         return ("127.0.0.1", self._ports)
 
     def into(self, pipefd: Array[ctypes.c_int], nonblocking: bool) -> int:
-        """A pipe whose descriptors are put into `pipefd`. Answers as C does."""
+        """Make a pipe and put its descriptors into `pipefd`. Returns as in C."""
 
         def body() -> int:
             if number := self.luck.failure("pipe", EMFILE, ENFILE):
@@ -239,7 +239,7 @@ class SimKernel:
     # --- waiting ----------------------------------------------------------------------------------
 
     def wait(self, ready: Callable[[], T], timeout_ms: int, what: str) -> T:
-        """Block until `ready()` is true, `timeout_ms` as of poll(2). Raises `OSError`."""
+        """Block until `ready()` is true; `timeout_ms` is as in poll(2). Raises `OSError`."""
         return self.wait_ns(ready, None if timeout_ms < 0 else timeout_ms * 1_000_000, what)
 
     def wait_ns(self, ready: Callable[[], T], timeout_ns: int | None, what: str) -> T:
@@ -251,7 +251,7 @@ class SimKernel:
         if self.luck.noisy(f"EINTR from {what}"):
             raise error(EINTR)
         if timeout_ns and self.rules == "netbsd":
-            # Whole ticks of its clock, and one more for the one that has begun.
+            # Whole ticks of its clock, and one more for the current one.
             timeout_ns = (-(-timeout_ns // TICK_NS) + 1) * TICK_NS - self.clock.now_ns % TICK_NS
         if not self.signals.handlers:
             answer = self.clock.wait(ready, timeout_ns, what)
@@ -291,7 +291,7 @@ class SimKernel:
 
     def _disturb(self, file: OpenFile, call: str, size: int, *numbers: int) -> None:
         if not isinstance(file, StreamSocket):
-            # A pipe takes a page for what is written (pipe_write).
+            # A pipe allocates a page for the data written (pipe_write).
             if call == "write" and (number := self.luck.failure("write to a pipe", ENOMEM)):
                 raise error(number)
             return
@@ -304,7 +304,7 @@ class SimKernel:
             raise error(EAGAIN)
 
     def close(self, fd: int, /) -> None:
-        """close(2), as `os.close`. The number is free, whatever the answer."""
+        """close(2), as `os.close`. The number is free afterwards, even if the call fails."""
         self.release(fd)
         if number := self.luck.failure("close", EIO):
             raise error(number)
@@ -323,8 +323,8 @@ class SimKernel:
             file.released()
 
     def fstat(self, fd: int, /) -> os.stat_result:
-        """fstat(2), as `os.fstat`; only the mode and the inode mean anything. The BSDs have none for
-        a TCP socket (soo_stat), and NetBSD and OpenBSD none for a pipe (pipe_stat)."""
+        """fstat(2), as `os.fstat`; only the mode and the inode mean anything. The BSDs have no
+        inode for a TCP socket (soo_stat), and NetBSD and OpenBSD none for a pipe (pipe_stat)."""
         self.steps += 1
         file = self.get(fd, "fstat")
         return os.stat_result((file.mode, file.inode if self.rules == "linux" else 0, *[0] * 8))
@@ -336,13 +336,13 @@ class SimKernel:
         return self.clock.now_ns / 1e9
 
     def getrusage(self, who: int, /) -> struct_rusage:
-        """getrusage(2), as `resource.getrusage`: a user's microsecond for each call made."""
+        """getrusage(2), as `resource.getrusage`: a microsecond of user time for each call made."""
         return struct_rusage((self.steps / 1e6, *[0.0], *[0] * 14))
 
-    # --- the calls that answer as C does ----------------------------------------------------------
+    # --- the calls that return as in C ------------------------------------------------------------
 
     def _c(self, body: Callable[[], int]) -> int:
-        """The answer of `body`, or -1 with errno set."""
+        """The result of `body`, or -1 with errno set if it raises."""
         self.steps += 1
         try:
             return body()
@@ -419,7 +419,7 @@ class SimKernel:
         )
 
     def note_changes(self, kq: KQueue, changes: list[Change]) -> None:
-        """Remember a change list for tests that assert the calls."""
+        """Record a change list for tests that check the calls."""
         if changes:
             self.changes.append(changes)
 

@@ -1,4 +1,4 @@
-"""kqueue(2) in its FreeBSD and its NetBSD form, with the structs of each platform read and written
+"""kqueue(2) in its FreeBSD and its NetBSD form. The structs of each platform are read and written
 byte by byte."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _POINTER_BITS = 8 * struct.calcsize("P")
 
 
 class Note:
-    """A filter on a descriptor, as one EV_ADD has made it."""
+    """A filter on a descriptor, made by one EV_ADD."""
 
     def __init__(
         self, kqueue: KQueue, key: tuple[int, int], file: OpenFile, flags: int, udata: int
@@ -68,8 +68,8 @@ class Note:
 
 
 class KQueue(OpenFile):
-    """A kqueue. A note belongs to a descriptor, and goes when that is closed, a dup
-    notwithstanding."""
+    """A kqueue. A note belongs to a descriptor, and is dropped when that is closed, even if a dup
+    is still open."""
 
     mode = 0o600
 
@@ -81,7 +81,7 @@ class KQueue(OpenFile):
         self.netbsd = kernel.form == "netbsd"
         self.notes: dict[tuple[int, int], Note] = {}
         self.active: dict[Note, None] = {}
-        """The fired filters, in order; those that a wait has reported come after the others."""
+        """The fired filters, in order; filters that a wait has reported come after the others."""
 
     def __str__(self) -> str:
         return "a kqueue"
@@ -119,7 +119,7 @@ class KQueue(OpenFile):
                 told.append((change[0], change[1], EV_ERROR, change[3], number, change[5]))
         if not told and room:
             told = self.kernel.wait_ns(self.ready, timeout_ns, "kevent")
-            # Nothing is passed over: what has no room now is the first of the next batch.
+            # Nothing is starved: events without room come first in the next batch.
             told = told[:room] if len(told) >= room else self._with_spurious(told)
             told = self.kernel.luck.shuffled(told)
             self._requeue(told)
@@ -152,7 +152,7 @@ class KQueue(OpenFile):
         if not count:
             return []
         if not self._check_size(changelist, "changelist"):
-            # FreeBSD's own kernel took a foreign layout for changes that mean nothing.
+            # The real FreeBSD kernel took a foreign layout for meaningless changes.
             if self.netbsd:
                 raise error(EINVAL)
             return []
@@ -219,7 +219,7 @@ class KQueue(OpenFile):
         return 0
 
     def _says_epipe(self, note: Note) -> bool:
-        # macOS adds the filter and complains all the same (mio, issue 582).
+        # macOS adds the filter and still reports an error (mio, issue 582).
         return (
             self.kernel.platform == "darwin"
             and self.kernel.epipe_at_registration
@@ -227,7 +227,7 @@ class KQueue(OpenFile):
         )
 
     def forget(self, fd: int) -> None:
-        """The descriptor is closed."""
+        """Drop the notes of a closed descriptor."""
         for filter in (self.layout.read, self.layout.write):
             if note := self.notes.get((fd, filter)):
                 self._drop(note)
@@ -245,7 +245,7 @@ class KQueue(OpenFile):
             self.active[note] = None
 
     def ready(self) -> list[Fields]:
-        """An event for each enabled filter that fires, in the order in which they began to."""
+        """An event for each enabled filter that fires, in the order in which they began to fire."""
         for note in self.notes.values():
             self.activate(note)
         found: list[Fields] = []
@@ -259,7 +259,7 @@ class KQueue(OpenFile):
         return found
 
     def _requeue(self, told: list[Fields]) -> None:
-        """Reported filters go after those without room, or are dropped if they fire only once."""
+        """Queue reported filters after those without room, or drop them if they fire only once."""
         for ident, filter, *_ in told:
             note = self.notes[(ident, filter)]
             if note.once:
@@ -269,7 +269,7 @@ class KQueue(OpenFile):
                 self.active[note] = None
 
     def _flags(self, note: Note) -> int:
-        # NetBSD keeps what the first EV_ADD said, FreeBSD takes the verbs out.
+        # NetBSD keeps the flags of the first EV_ADD, FreeBSD removes the action flags.
         return (note.first_flags if self.netbsd else 0) | (EV_ONESHOT if note.once else 0)
 
     def _with_spurious(self, told: list[Fields]) -> list[Fields]:

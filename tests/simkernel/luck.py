@@ -1,4 +1,4 @@
-"""The random decisions of one run: all of them come from one seeded generator."""
+"""The random decisions of one run, all from one seeded generator."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Luck:
-    """Throws the dice, and counts the faults that were dealt out.
+    """Makes the random decisions, and counts the faults injected.
 
-    `noise` is how often the kernel does what it may do at any time and a program must not notice: a
-    transfer cut short, EAGAIN, EINTR, an event without cause, events in another order, a delay.
-    `harm` is how often it fails: a reset, no memory, no descriptor. Both are probabilities.
+    `noise` is how often the kernel does something that it may do at any time and a program must
+    tolerate: a transfer cut short, EAGAIN, EINTR, a spurious event, events in another order, a
+    delay. `harm` is how often it fails: a reset, no memory, no descriptor. Both are probabilities.
     """
 
     def __init__(self, seed: int, noise: float = 0.0, harm: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class Luck:
         return False
 
     def failure(self, call: str, *numbers: int) -> int:
-        """The errno with which `call` fails now, one of `numbers`; mostly 0, for not at all."""
+        """The errno with which `call` fails now, one of `numbers`; usually 0, for success."""
         if self.harm and self.random.random() < self.harm:
             number = self.random.choice(numbers)
             self.dealt[f"{call} {errno.errorcode[number]}"] += 1
@@ -40,17 +40,17 @@ class Luck:
         return 0
 
     def cut(self, most: int, what: str) -> int:
-        """How much of a transfer of `most` bytes is done: all, or noisily less, at least 1."""
+        """How much of a transfer of `most` bytes is done: all, or with noise less, at least 1."""
         if most > 1 and self.noisy(what):
             return self.random.randrange(1, most)
         return most
 
     def delay_ns(self) -> int:
-        """How long a packet travels: mostly no time at all."""
+        """How long a packet travels: usually no time at all."""
         return self.random.randrange(1, 5_000_000) if self.noisy("delay") else 0
 
     def shuffled(self, items: list[T]) -> list[T]:
-        """`items` in an order of the kernel's own choice."""
+        """`items` in an order that the kernel chooses."""
         if self.noise and len(items) > 1:
             self.random.shuffle(items)
         return items

@@ -28,7 +28,7 @@ def memory(pointer: object, need: int, what: str) -> memoryview:
 
 
 def item_size(pointer: object, what: str) -> int:
-    """sizeof of what a pointer points to, of one element if that is an array."""
+    """The size of the object that a pointer points to, of one element if that is an array."""
     target = _target(pointer, what)
     kind = type(target)._type_ if isinstance(target, ctypes.Array) else type(target)
     return ctypes.sizeof(cast("type[ctypes.Structure]", kind))

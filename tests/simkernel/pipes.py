@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.simkernel.kernel import SimKernel
 
 PIPE_BUF = 4096
-"""A write of at most this size is done whole or not at all; pipe(7)."""
+"""A write of at most this size is atomic; pipe(7)."""
 
 WRITE_FILTER_REFUSED = {
     "freebsd": EPIPE,
@@ -21,8 +21,8 @@ WRITE_FILTER_REFUSED = {
     "netbsd": EBADF,
     "netbsd9": EBADF,
 }
-"""What adding a write filter to a pipe is answered when the other end is gone: pipe_kqfilter() in
-each kernel's sys_pipe.c. The filter is not there then."""
+"""The error of adding a write filter to a pipe whose other end is gone: pipe_kqfilter() in each
+kernel's sys_pipe.c. The filter is then not added."""
 
 
 class PipeEnd(OpenFile):
@@ -46,14 +46,14 @@ class PipeEnd(OpenFile):
 
     def poll(self) -> int:
         if self.writes:
-            # A write of PIPE_BUF bytes must not block once poll has said that there is room.
+            # A write of PIPE_BUF bytes must not block once poll has reported room.
             room = POLLOUT if self.space >= PIPE_BUF else 0
             return room if self.other else room | POLLERR
         return (POLLIN if self.buffer else 0) | (0 if self.other else POLLHUP)
 
     def filter(self, write: bool) -> Filter:
-        # The pipes of the BSDs have a buffer each way inside, so that each end takes both filters;
-        # NetBSD's that leads backwards has no room.
+        # The pipes of the BSDs have a buffer in each direction, so each end accepts both filters;
+        # in NetBSD the backward buffer has no room.
         if self.other is None:
             return Filter(True, 0 if self.writes or write else len(self.buffer), eof=True)
         if write:
@@ -101,6 +101,6 @@ class PipeEnd(OpenFile):
         if self.other:
             self.other.other = None
             for note in self.other.filters:
-                # FreeBSD hangs a write filter on the other end, and clears its list (knlist_clear).
+                # FreeBSD puts a write filter on the other end, and clears its list (knlist_clear).
                 note.once = note.write and self.kernel.platform == "freebsd"
             self.other.stirred()

@@ -1,4 +1,4 @@
-"""What the random servers' programs and their worlds share: failures, and objects that check
+"""Shared by the programs of the random servers and their worlds: failures, and objects that check
 themselves."""
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MS: Final = 1_000_000
 MASK: Final = POLLIN | POLLOUT
 LATE: Final = 3 * MS
 LATE_BY_TICKS: Final = 23 * MS
-"""The same where the kernel waits in whole ticks."""
+"""The same, on a kernel that waits in whole ticks."""
 BYTES: Final = Random("bytes").randbytes(1 << 16)
-"""The data that everybody sends pieces of."""
+"""All data sent is a piece of this."""
 
 
 class Broken(AssertionError):
@@ -34,7 +34,7 @@ class Boom(Exception):
 
 
 def close_anyhow(handle: Handle) -> None:
-    """close(2), which frees the descriptor even where it fails."""
+    """close(2), which frees the descriptor even if it fails."""
     try:
         handle.close()
     except OSError:
@@ -58,7 +58,7 @@ class TimerModel:
         world.timers.add(self)
 
     def fire(self) -> None:
-        """What the loop calls."""
+        """The loop's callback."""
         now = self.world.kernel.clock_gettime(1)
         late = self.world.kernel.clock.now_ns - self.deadline * 1e9
         self.world.require(not self.fired, "a timer fired twice")
@@ -82,7 +82,7 @@ class TimerModel:
 
 
 class ServerHandle(Handle):
-    """The server's side of a connection; sees when the loop closes it."""
+    """The server's side of a connection, which checks when the loop closes it."""
 
     world: World
     loop: Loop | None = None

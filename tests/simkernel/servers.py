@@ -1,8 +1,8 @@
 """The server side of a random world: objects that split their input into frames, and do something
 at the end of each.
 
-What they do is determined by the seed and the number of the connection, so that the first
-connections of a world do the same whatever the number of the others.
+The seed and the number of the connection determine what they do, so that the first connections of a
+world do the same whether or not others follow.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """The state of one connection, whatever objects are wrapped around it in turn."""
+    """The state of one connection, which outlives the objects that are wrapped around it."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -60,19 +60,20 @@ class Connection:
         self.out = bytearray()
         """Every byte that was accepted for writing."""
         self.callables = 0
-        """How many callables wait in the queue."""
+        """How many callables are queued."""
         self.want_write = False
         self.boom = False
         self.callable_raised = False
-        """From then on it may be watched for what was queued behind, till the next event."""
+        """True if a queued callable has raised. Until the next event, the object may then watch for
+        writability because of what was queued after it."""
         self.ended = False
         self.dial: Dial | None = None
-        """How it was connected, if the server did so."""
+        """The connect that made it, if the server connected."""
 
     # --- the server's side ------------------------------------------------------------------------
 
     def open(self, handle: Handle) -> None:
-        """The server's side is there."""
+        """Called when the server's side exists."""
         handle.setblocking(False)
         self.handle = self.world.server_handle(self.world.kernel, handle.detach())
         self.wrap()
@@ -85,23 +86,23 @@ class Connection:
 
     @property
     def hung_up(self) -> bool:
-        """Whether the client has shut its side at least."""
+        """True if the client has closed, or has shut down its write side."""
         assert self.handle is not None and isinstance(self.handle.file, StreamSocket)
         return self.handle.file.shut_read
 
     @property
     def unread(self) -> int:
-        """How many bytes the kernel has for the server."""
+        """How many bytes the server can read from the kernel."""
         assert self.handle is not None and isinstance(self.handle.file, StreamSocket)
         return self.handle.file.arrived
 
     def wrap(self) -> None:
-        """A new object for the handle, on any loop."""
+        """Make a new object for the handle, on any loop."""
         assert self.handle is not None
         del self.out[self.taken :]
         self.callables = 0
         self.want_write = False
-        # The close that waited in the queue of the object before went with it.
+        # A close in the queue of the previous object was lost with it.
         self.ended = False
         loop = self.dice.choice(self.world.loops)
         try:
@@ -117,7 +118,7 @@ class Connection:
         self.obj.watch_read(True)
 
     def feed(self, obj: Peer, data: bytes) -> None:
-        """The object has read `data`: push some of it back, and act at the end of each frame."""
+        """Handle `data` that the object has read: push some back; act at the end of each frame."""
         keep = len(data)
         if keep > 1 and not obj.read_push_back and self.dice.random() < 0.2:
             keep = self.dice.randrange(1, keep)
@@ -138,8 +139,8 @@ class Connection:
             getattr(self, name)(self.obj, number)
 
     def end(self, obj: Peer) -> None:
-        """The client has closed, or there was an error: go once everything is out."""
-        if self.dice.random() < 0.3:  # As who still wants to answer.
+        """The client has closed, or there was an error: close once everything is written."""
+        if self.dice.random() < 0.3:  # As a server that still wants to answer.
             obj.tcp_cork(not obj.corked)
         if self.world.wild and self.dice.random() < 0.5:
             obj.close("end")
@@ -176,11 +177,11 @@ class Connection:
         obj.write(run)
 
     def connect(self, address: Address) -> None:
-        """The server connects to its client."""
+        """Have the server connect to its client."""
         self.dial = Dial(self, address)
         self.dial.begin()
 
-    # --- what it does at the end of a frame: the same whenever it happens -------------------------
+    # --- what it does at the end of a frame: the same at any time ---------------------------------
 
     def act_bytes(self, obj: Peer, number: int) -> None:
         self._write(obj, self._bytes(number))
@@ -212,7 +213,7 @@ class Connection:
             self._read_again(obj, number % 9 / 1000)
 
     def _read_again(self, obj: Peer, seconds: float) -> None:
-        """After a pause; where there is no memory for a new poller, after another."""
+        """Read again after a pause; after another one if there is no memory for a new poller."""
 
         def read() -> None:
             try:
@@ -224,7 +225,7 @@ class Connection:
         TimerModel(self.world, obj.loop, seconds, read)
 
     def act_watch_write(self, obj: Peer, number: int) -> None:
-        # A program that disables the watch while something is queued gets what it asked for.
+        # Not stopped while something is queued: the package would obey, and not write the rest.
         if number % 2 or obj.write_buf:
             self.want_write = True
             obj.watch_write(True)
@@ -267,7 +268,7 @@ class Connection:
         self.handle.loop = None
         self.obj = None
         if lost:
-            # What was pushed back is gone with the object.
+            # Pushed-back data is lost with the object.
             close_anyhow(self.handle)
             self.client.missed()
         else:
@@ -315,7 +316,7 @@ class Connection:
         self._write_callable(obj, boom)
 
     def act_run(self, obj: Peer, number: int) -> None:
-        # A handler may run a loop, its own among them.
+        # A handler may run a loop, including its own.
         if number % 4 == 0:
             self.world.run_within(self.world.loops[number % len(self.world.loops)])
 
@@ -356,8 +357,8 @@ _WILD_ACTS: Final = (
 
 
 class Dial:
-    """A connect that goes on, and what must come of it: the outcome, once, or nothing where its object
-    was closed before."""
+    """A connect in progress. Its outcome must be reported once, or not at all if the object is
+    closed first."""
 
     def __init__(self, conn: Connection, address: Address) -> None:
         self.conn = conn
@@ -399,12 +400,12 @@ class Dial:
             TimerModel(self.world, self.loop, conn.dice.randrange(50) / 10_000, self.disturb)
 
     def times_out(self, loop: Loop) -> bool:
-        """Whether it goes on, on this loop, for so long only; where it has failed at once, it doesn't."""
+        """True if it is in progress on this loop and has a timeout. False if it failed at once."""
         on = self.file is not None and not self.file.unconnected and self.conn.obj is not None
         return self.pending and self.timeout is not None and on and self.loop is loop
 
     def make(self, obj: Peer, handle: ServerHandle) -> None:
-        """The constructor, once the object is registered."""
+        """Called by the constructor once the object is registered."""
         conn = self.conn
         conn.handle = handle
         conn.obj = obj
@@ -422,7 +423,7 @@ class Dial:
             raise Boom
 
     def disturb(self) -> None:
-        """In the midst of it somebody does something to the object."""
+        """Disturb the object while the connect is in progress."""
         obj = self.conn.obj
         if obj is None or not self.pending:
             return
@@ -432,17 +433,17 @@ class Dial:
         )
         if act == "act_steal":
             if self.file is None or self.file.unconnected:
-                return  # It has failed at once, and nobody will tell who steals it.
+                return  # It failed at once, which is not reported after a steal.
             self.pending = False
         getattr(self.conn, act)(obj, number)
 
     def give_up(self) -> None:
-        """Nothing is to be told any more."""
+        """From now on nothing must be reported."""
         self.pending = False
         self.conn.client.missed()
 
     def told(self, error: OSError | None) -> None:
-        """The outcome is reported."""
+        """Called with the outcome."""
         world = self.world
         assert self.file is not None
         world.require(self.pending, "the outcome of a connect was told twice")
@@ -462,12 +463,12 @@ class Dial:
         world.require(late >= 0, "a connect timed out early")
 
     def check(self) -> None:
-        """After a turn of its loop, in which the object was not closed."""
+        """Called after a turn of its loop in which the object was not closed."""
         self.world.require(not self.failed, "a connect has failed, and its object is open")
         if not self.pending or self.file is None:
             return
         now = self.world.kernel.clock.now_ns
-        # Another loop may have its turns meanwhile.
+        # Another loop may run meanwhile.
         slack = 500 * MS if len(self.world.loops) == 1 else 3000 * MS
         if self.timeout is not None:
             late = now - self.began - self.timeout * 1e9
@@ -479,7 +480,7 @@ class Dial:
 
 
 def wild_whim(dial: Dial) -> bool:
-    """Whether something will happen while it is in progress."""
+    """True if something will disturb the connect while it is in progress."""
     return dial.world.wild and dial.conn.dice.random() < 0.5
 
 
@@ -540,8 +541,8 @@ class Peer(Socket[Handle]):
         self.close("err")
 
     def not_too_early(self) -> None:
-        """The end comes behind what came before it, as far as the kernel can tell it so: epoll
-        tells both at once, and a loop within a handler brings more data."""
+        """The end must come after the data, as far as the kernel separates them: epoll reports both
+        at once, and a loop inside a handler brings more data."""
         world = self.conn.world
         if world.backend == "kqueue" and not world.within and self.event_watch & POLLIN:
             world.require(not self.conn.unread, "the end was told before the data")
@@ -550,12 +551,12 @@ class Peer(Socket[Handle]):
         self.conn.world.entered(self)
         self.conn.world.require(self.conn.hung_up, "a hang-up of another")
         self.not_too_early()
-        # kqueue calls the end of what the client sends a hang-up. Only a wild client hangs up.
+        # kqueue reports the end of the client's data as a hang-up. Only a wild client hangs up.
         if self.conn.world.wild:
             self.close("hup")
 
     def close(self, reason: str | None = None) -> None:
-        """As `Socket.close`, and noted by the world."""
+        """`Socket.close`, and tell the world."""
         if not self.closed:
             self.conn.world.will_close(self)
             if self.conn.dial is not None:
@@ -564,8 +565,8 @@ class Peer(Socket[Handle]):
 
 
 class PipeUser(Socket[Handle]):
-    """An object on an end of a pipe whose other end is gone, or goes at some time. It watches and
-    doesn't, until it has heard of that often enough."""
+    """An object on one end of a pipe whose other end is closed, or will be. It turns its watch on
+    and off until the end has been reported often enough."""
 
     __slots__ = ("dice", "ignored", "other", "turns", "world")
 
@@ -592,22 +593,22 @@ class PipeUser(Socket[Handle]):
         self.ignored = 0
         """The number of timers since the end of the pipe was reported and ignored, from 1 on."""
         self.turns = 0
-        """How often it has turned over since the other end has gone."""
+        """How often it has changed its watch since the other end was closed."""
         self.turn_over()
 
     @property
     def hung_up(self) -> bool:
-        """The other end is gone."""
+        """True if the other end is closed."""
         return self.other.fileno() < 0
 
     @property
     def reads(self) -> bool:
-        """This is the end to read from."""
+        """True if this is the read end."""
         assert isinstance(self.sock, Handle) and isinstance(self.sock.file, PipeEnd)
         return not self.sock.file.writes
 
     def turn_over(self) -> None:
-        """Watch for something else, and again soon."""
+        """Change the watch now, and again soon."""
         if self.closed:
             return
         self.turns += self.hung_up
@@ -615,7 +616,7 @@ class PipeUser(Socket[Handle]):
         self.world.require(self.turns < 200, "a pipe has no end")
         if self.ignored:
             self.ignored += 1
-            # A wait may be interrupted, or its batch be full of others, several times in a row.
+            # Several waits in a row may be interrupted, or return a batch full of other events.
             self.world.require(self.ignored < 25, "the end of a pipe was told but once")
         else:
             self.watch_read(self.reads and self.dice.random() < 0.5)
@@ -642,7 +643,7 @@ class PipeUser(Socket[Handle]):
         if self.world.backend == "kqueue" and self.reads and self.event_watch & POLLIN:
             assert isinstance(self.sock, Handle) and isinstance(self.sock.file, PipeEnd)
             self.world.require(not self.sock.file.buffer, "a pipe's end was told before the data")
-        # epoll tells it without end.
+        # epoll reports it again and again.
         if self.world.backend != "kqueue" or self.dice.random() < 0.3:
             self.close("hup")
 
@@ -650,7 +651,7 @@ class PipeUser(Socket[Handle]):
 
 
 class Door(Handle):
-    """The handle of a listener; counts how often there was no room in a row."""
+    """The handle of a listener, which counts how often in a row there was no room."""
 
     refusals = 0
     refused_at = 0
@@ -671,7 +672,7 @@ class Door(Handle):
 
 
 class Acceptor(Listener):
-    """A listener; who has connected to it is known by the other side's open file."""
+    """A listener, which recognizes its clients by the open file of the other side."""
 
     __slots__ = ("handle", "rests_since", "unwatched", "world")
 
@@ -687,7 +688,7 @@ class Acceptor(Listener):
             raise
 
     def take(self, connection: object, address: object) -> None:
-        """What it calls with each connection."""
+        """Called with each connection."""
         world = self.world
         world.in_handler(self.loop)
         assert isinstance(connection, ServerHandle)
@@ -705,16 +706,16 @@ class Acceptor(Listener):
 
     @property
     def queue(self) -> Container[OpenFile]:
-        """The clients that have connected and were not accepted."""
+        """The clients that have connected and have not been accepted."""
         assert isinstance(self.handle.file, KernelListener)
         return self.handle.file.waiting
 
     def check(self, closed: bool) -> None:
-        """After a turn of its loop, in which something was closed or was not."""
+        """Called after a turn of its loop; `closed` is true if something was closed in it."""
         world = self.world
         refused, self.unwatched = self.unwatched, world.kernel.luck.dealt["epoll_ctl MOD ENOMEM"]
-        # Its own watch may be refused as well, and who leaves without a close has it try again:
-        # several times in a row.
+        # Its own watch may be refused too, and each descriptor that leaves without a close makes it
+        # try again, several times in a row.
         world.require(self.handle.refusals < 40, "a listener without room does not rest")
         if closed:
             self.handle.refusals = 0

@@ -1,4 +1,4 @@
-"""Signals, which arrive when a world says so: in a wait, or after any other call."""
+"""Signals, which arrive when a world decides it: in a wait, or after any other call."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Signals:
         self.wakeup_fd = -1
         self.pending: deque[int] = deque()
         self.about_to: Callable[[int], object] = int
-        """Told of each that is going to be handled."""
+        """Called with each signal before it is handled."""
 
     def signal(self, number: int, handler: Handler | int) -> object:
         """signal.signal"""
@@ -64,7 +64,7 @@ class Signals:
         return before
 
     def come(self, number: int) -> None:
-        """A signal arrives. One without a handler would end the process: it isn't sent."""
+        """Deliver a signal, unless it has no handler and would end the process."""
         if number not in self.handlers:
             return
         if self.wakeup_fd >= 0:
@@ -76,7 +76,8 @@ class Signals:
         self.pending.append(number)
 
     def handle(self) -> None:
-        """Call the handlers of those that have arrived, as the interpreter does when it goes on."""
+        """Call the handlers of the signals that have arrived, as the interpreter does between two
+        instructions."""
         while self.pending:
             number = self.pending.popleft()
             if (handler := self.handlers.get(number)) is not None:
@@ -84,7 +85,7 @@ class Signals:
                 handler(number, None)
 
     def behind(self, call: Callable[P, R]) -> Callable[P, R]:
-        """`call`, after which a signal may arrive."""
+        """Wrap a call so that a signal may arrive after it."""
 
         @wraps(call)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,8 +1,8 @@
 """Stream sockets, UNIX and TCP, and listeners.
 
-Each socket has an inbox. The peer's data is put there at once, so that the room is bounded from
-end to end, but it can be read only when it has travelled. Packets of one direction never overtake
-each other, and a reset is a packet too.
+Each socket has an inbox. The peer's data is put there at once, so that the buffer space is bounded
+from end to end, but it can be read only after it has travelled. Packets in one direction never
+overtake each other, and a reset is a packet too.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ if TYPE_CHECKING:
 
 SHUT_RD, SHUT_WR, SHUT_RDWR = 0, 1, 2
 UNIX_BUFFER, UNIX_LOW_WATER = 4096, 2048
-"""Of NetBSD's UNIX sockets: with less room than the low-water mark the write filter is silent."""
+"""Of NetBSD's UNIX sockets: the write filter is silent if there is less room than the low-water
+mark."""
 
 EARLY_WRITE_REFUSED = ("darwin", "netbsd", "netbsd9", "openbsd")
-"""Where a write to a socket that still connects is ENOTCONN: sosend() in each uipc_socket.c, but for
-a protocol with PR_IMPLOPCL, as TCP is on FreeBSD and DragonFly."""
+"""Where a write to a connecting socket fails with ENOTCONN: sosend() in each uipc_socket.c, except
+for a protocol with PR_IMPLOPCL, as TCP has on FreeBSD and DragonFly."""
 
 CORK_NS = 200_000_000
-"""How long a corked socket holds back a partial segment at most; tcp(7)."""
+"""The longest time for which a corked socket holds back a partial segment; tcp(7)."""
 SEGMENT = 1448
 
 GONE = (ECONNABORTED, EPERM, EPROTO)
 """The errors of accept(2) for a connection that is gone, or that a firewall forbids."""
 NO_ROOM = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
-"""Its errors after which the connection stays pending."""
+"""The errors of accept(2) after which the connection stays pending."""
 
 Address = tuple[str, int] | str
 
@@ -77,12 +78,12 @@ class StreamSocket(OpenFile):
         self.unconnected = False
         self.outcome: int | None = None  # of its connect(2): an errno, or 0
         self.failure = 0  # the last errno of the connection
-        self.taken = 0  # how many bytes writes have been accepted for, ever
+        self.taken = 0  # how many bytes writes have accepted in all
         self.error = 0  # SO_ERROR
         self.shut_read = False
         self.shut_write = False
         self.got_fin = False
-        self.deaf = False  # what comes is dropped, on the BSDs once the read side is shut
+        self.deaf = False  # incoming data is dropped; on the BSDs, once the read side is shut
         self.dead = False  # the last descriptor is closed
         self.corked = False
         self._last_packet_ns = 0
@@ -102,12 +103,12 @@ class StreamSocket(OpenFile):
 
     def poll(self) -> int:
         if self.connecting:
-            # Linux hangs up what has never been connected (tcp_poll, unix_poll).
+            # Linux reports a hang-up for a socket that was never connected (tcp_poll, unix_poll).
             return POLLOUT | POLLHUP if self.unconnected and not self.bsd else 0
         if self.bsd:
             return self._bsd_poll()
         mask = POLLIN if self.arrived or self.shut_read else 0
-        # The write side of TCP is ready once it is shut, that of UNIX only by its buffer.
+        # A shut write side counts as ready in TCP; in a UNIX socket only buffer space does.
         if self._has_room() or (self.tcp and self.shut_write):
             mask |= POLLOUT
         if self.error:
@@ -117,7 +118,7 @@ class StreamSocket(OpenFile):
         return mask
 
     def fickle(self) -> bool:
-        """No kernel denies that a connect is in progress."""
+        """True unless a connect is in progress, when no kernel reports a spurious event."""
         return not self.connecting
 
     def _bsd_poll(self) -> int:
@@ -141,13 +142,13 @@ class StreamSocket(OpenFile):
     # --- the calls --------------------------------------------------------------------------------
 
     def take_error(self) -> int:
-        """SO_ERROR, which is reported once."""
+        """Return SO_ERROR and clear it."""
         number, self.error = self.error, 0
         return number
 
     def refused_option(self) -> int:
-        """The errno with which setsockopt(TCP_NOPUSH) fails now, and 0 where it doesn't. A BSD's
-        connection that is gone has no control block any more (tcp_ctloutput), and macOS looks
+        """The errno with which setsockopt(TCP_NOPUSH) fails now, 0 if it doesn't fail. On a BSD, a
+        connection that is gone has no control block any more (tcp_ctloutput), and macOS checks
         whether both directions are shut (sosetoptlock)."""
         if self.kernel.platform == "darwin":
             return EINVAL if self.shut_read and self.shut_write else 0
@@ -192,7 +193,7 @@ class StreamSocket(OpenFile):
         peer = self.peer
         peer.inbox += data[:count]
         self.taken += count
-        # A segment is no larger than half of what the other side has room for.
+        # A segment is at most half of the other side's buffer.
         held = self.corked and len(peer.inbox) - peer.arrived < min(SEGMENT, peer.capacity // 2)
         if self.corked and not held:
             self._flush()
@@ -201,7 +202,7 @@ class StreamSocket(OpenFile):
         return count
 
     def set_cork(self, on: bool) -> None:
-        """TCP_CORK: hold back what is written, for a while; off sends it."""
+        """TCP_CORK: hold written data back for a while; turning it off sends the data."""
         self.corked = on
         if not on:
             self._flush()
@@ -258,7 +259,7 @@ class StreamSocket(OpenFile):
             self._send_fin()
         self.shut_write = self.shut_read = True
 
-    # --- what the network brings ------------------------------------------------------------------
+    # --- what arrives from the network ------------------------------------------------------------
 
     def _send(self, packet: Callable[[], None], held_ns: int = 0) -> None:
         clock = self.kernel.clock
@@ -271,15 +272,15 @@ class StreamSocket(OpenFile):
             self._last_packet_ns = clock.at(when, packet)
 
     def send_reset(self) -> None:
-        """Give the connection up."""
+        """Abort the connection."""
         if peer := self.peer:
             self.peer = None
             self._send(peer.on_reset)
 
     def on_data(self, count: int) -> None:
-        """`count` more bytes of the inbox have travelled."""
+        """Called when `count` more bytes of the inbox have travelled."""
         if self.dead:
-            # An orphan answers data with a reset.
+            # A socket without a descriptor answers data with a reset.
             self.inbox.clear()
             self.send_reset()
         else:
@@ -289,21 +290,21 @@ class StreamSocket(OpenFile):
             self.stirred()
 
     def on_fin(self) -> None:
-        """The peer will send no more."""
+        """Called when the peer will send no more."""
         if not self.dead:
             self.arrived = len(self.inbox)
             self.shut_read = self.got_fin = True
             self.stirred()
 
     def on_reset(self) -> None:
-        """The peer has given the connection up."""
+        """Called when the peer has aborted the connection."""
         if not self.dead and not (self.shut_read and self.shut_write and self.got_fin):
-            # To a socket that has seen the FIN the reset says that nobody reads its data any more,
-            # which Linux tells by an error of its own.
+            # After the FIN, a reset means that the peer no longer reads, for which Linux has
+            # another error.
             self.fail(EPIPE if self.got_fin and not self.bsd else ECONNRESET)
 
     def fail(self, number: int) -> None:
-        """The connection is gone, and SO_ERROR says why; what has arrived can still be read."""
+        """End the connection, with the reason in SO_ERROR; data that has arrived stays readable."""
         self.error = self.failure = number
         self.shut_read = self.shut_write = True
         del self.inbox[self.arrived :]
@@ -348,14 +349,15 @@ class Listener(OpenFile):
         raise error(EPIPE if self.kernel.rules == "linux" else ENOTCONN)
 
     def connected(self, socket: StreamSocket) -> None:
-        """A client has connected; `socket` is this side of it. Raises `OSError` (ECONNREFUSED)."""
+        """Queue a client's connection, whose side here is `socket`. Raises `OSError`
+        (ECONNREFUSED)."""
         if self.dead:
             raise error(ECONNREFUSED)
         self.waiting.append(socket)
         self.stirred()
 
     def accept(self) -> StreamSocket:
-        """The oldest connection that waits. Raises `OSError`."""
+        """The oldest pending connection. Raises `OSError`."""
         if self.dead:
             raise error(EINVAL)
         while not self.waiting:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 1 * MS
 AT_ONCE_OF_TWO: Final = 3000 * MS
-"""The same where another loop has its turns meanwhile."""
+"""The same, if another loop runs meanwhile."""
 
 
 def nothing() -> None:
@@ -25,7 +25,7 @@ def nothing() -> None:
 
 
 class Soon:
-    """A callback that is to run once, in the next turn of its loop, and in its order."""
+    """A callback that must run once, in the next turn of its loop, in order."""
 
     def __init__(self, world: World, loop: Loop, action: Callable[[], object]) -> None:
         self.world = world
@@ -33,20 +33,20 @@ class Soon:
         self.action = action
         self.since = world.kernel.clock.now_ns
         self.turn = world.in_callback and (world.turns, world.kernel.waits, world.within)
-        """Where it was given, if that was in another callback."""
+        """The turn in which it was added, if another callback added it."""
         self.prompt = True
-        """False where the wake-up itself has failed."""
+        """False if the wake-up itself has failed."""
         world.soon[loop].append(self)
 
     def check(self) -> None:
-        """Fail if it is late."""
+        """Fail if the callback is late."""
         late = self.world.kernel.clock.now_ns - self.since
         alone = len(self.world.loops) == 1 and self.prompt
         most = AT_ONCE if alone else AT_ONCE_OF_TWO
         self.world.require(late < most, f"a callback is {late / MS} ms late")
 
     def run(self) -> None:
-        """What the loop calls."""
+        """The loop's callback."""
         world = self.world
         world.in_handler(self.loop)
         world.require(
@@ -70,7 +70,7 @@ def soon(world: World, loop: Loop, action: Callable[[], object] = nothing) -> No
 
 
 def wake(world: World, loop: Loop, action: Callable[[], object] = nothing) -> None:
-    """`call_soon_threadsafe`. Raises `OSError` where there is nothing to wake the loop by."""
+    """`call_soon_threadsafe`. Raises `OSError` if there is nothing to wake the loop with."""
     given = Soon(world, loop, action)
     failed = world.wakes_failed
     try:
@@ -82,7 +82,7 @@ def wake(world: World, loop: Loop, action: Callable[[], object] = nothing) -> No
 
 
 class Outsider:
-    """Another thread, which calls from time to time: whenever a loop waits."""
+    """Another thread, which calls a loop from time to time, always during a wait."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -91,7 +91,7 @@ class Outsider:
         self.again()
 
     def again(self) -> None:
-        """Call later."""
+        """Schedule the next call."""
         self.world.kernel.clock.after(self.dice.randrange(10 * MS), self.call)
 
     def call(self) -> None:
@@ -107,7 +107,7 @@ class Outsider:
             self.again()
 
     def action(self, loop: Loop) -> Callable[[], object]:
-        """What the loop is to do then."""
+        """The callback for the loop."""
         other = self.dice.choice(self.world.loops)
         return self.dice.choice(
             (
@@ -120,7 +120,7 @@ class Outsider:
         )
 
     def pass_on(self, loop: Loop) -> None:
-        """Have another loop do something."""
+        """Give another loop something to do."""
         try:
             wake(self.world, loop)
         except OSError as error:
@@ -132,7 +132,7 @@ class Outsider:
 
 
 class Listening:
-    """A loop that handles a signal, and sometimes no more."""
+    """A loop that handles a signal, and sometimes stops handling it."""
 
     def __init__(self, world: World, loop: Loop, number: int) -> None:
         self.world = world
@@ -145,7 +145,7 @@ class Listening:
         self.switch()
 
     def switch(self) -> None:
-        """Begin, or end, or do so again; several times."""
+        """Begin to handle the signal, stop, or set the handler again; several times."""
         if self.on and self.dice.random() < 0.5:
             removed = self.loop.remove_signal_handler(self.number)
             self.world.require(removed, "a signal's handler was lost")
@@ -164,11 +164,11 @@ class Listening:
         self.world.kernel.clock.after(self.dice.randrange(5 * MS), self.come)
 
     def come(self) -> None:
-        """The signal comes, in a wait."""
+        """Send the signal, during a wait."""
         self.world.kernel.signals.come(self.number)
 
     def heard(self) -> None:
-        """What the loop calls for each."""
+        """The loop's callback for each signal."""
         first = self.world.soon[self.loop][0] if self.world.soon[self.loop] else None
         self.world.require(
             first is not None and first.action == self.come_to, "a signal that did not come"
@@ -177,14 +177,14 @@ class Listening:
         first.run()
 
     def come_to(self) -> None:
-        """It was heard."""
+        """Note that the signal was handled."""
 
 
 SIGNALS: Final = (SIGUSR1, SIGUSR2)
 
 
 def unread(world: World, loop: Loop) -> int:
-    """How many bytes wait in the pipe by which a loop is woken."""
+    """How many bytes are in the pipe that wakes a loop."""
     waker = loop._registry.waker
     if waker is None:
         return 0

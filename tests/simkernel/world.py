@@ -3,7 +3,7 @@
 One seed makes one world: a kernel, one or two loops, listeners, pipes, and some connections, each
 with a client that sends, reads and leaves, and a server object.
 
-There are two kinds of worlds. In a calm one the kernel only disturbs, and each connection's bytes
+There are two kinds of world. In a calm one the kernel only disturbs, and each connection's bytes
 are the same on every backend. In a wild one calls fail, connections are reset, and objects raise,
 close each other and write at random.
 """
@@ -49,10 +49,10 @@ PLATFORMS: Final = {
 WORLD_SIZE: Final = 16
 """How many connections a world has."""
 LISTENERS_PAUSE: Final = 0.02
-"""Half a second would be most of what a world does."""
+"""Half a second would be most of a world's time."""
 MOST_IN_VAIN: Final = 50
 MOST_TURNS: Final = 50_000
-"""A world takes some hundreds, and some thousands where the kernel waits in short ticks."""
+"""A world takes some hundred turns, or some thousand if the kernel waits in short ticks."""
 _NO_ROOM: Final = (EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC)
 
 T = TypeVar("T")
@@ -62,14 +62,14 @@ class Report(NamedTuple):
     """The result of a world."""
 
     received: list[bytes]
-    """What each client got, in order of the connections."""
+    """What each client received, in the order of the connections."""
     steps: int
     faults: int
     calm: bool
 
 
 class Warnings(logging.Handler):
-    """Sees what the package warns of, which is nothing in a calm world."""
+    """Sees the package's warnings. In a calm world there must be none."""
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.WARNING)
@@ -102,19 +102,19 @@ class World:
         self.kernel.epipe_at_registration = True
         self.backend = backend.partition("-")[0]
         self.loops_wanted = dice.choice((1, 1, 2))
-        # One loop has to let go for the other to run.
+        # One loop must return for the other to run.
         self.turns_of_run = dice.choice((1, 5, 1000 if self.loops_wanted == 1 else 20))
         self.taps_wanted = dice.randrange(3)
         self.pipes_wanted = dice.randrange(4)
         self.room = dice.choice((1000, 1000, 1000, 5, 2))
-        """How many events a wait takes at most: with 1,000 no world ever fills a batch."""
+        """The most events that a wait returns: with 1,000 no world ever fills a batch."""
         self.wakes = dice.random() < 0.6
-        """Whether somebody wakes the loops, so that they have something to be woken by."""
+        """True if the loops are woken from outside, and so have a waker."""
         self.outsiders_wanted = dice.randrange(4)
         self.signals_wanted = dice.choice((0, 0, 1, 2))
         self.accepted_at_once = dice.choice((64, 64, 2, 1))
         self.owners_wanted = dice.choice((0, 0, 0, 0, 1, 3)) if self.wild else 0
-        # The package isn't told of such a close, uses the descriptor, and gets EBADF.
+        # The package doesn't know of such a close, uses the descriptor, and gets EBADF.
         self.kernel.strict = not self.owners_wanted
         if self.wakes:
             self.kernel.table.limit += 2 * self.loops_wanted
@@ -129,29 +129,29 @@ class World:
         self.pipes: list[PipeUser] = []
         self.owners: list[Owner] = []
         self.handled = False
-        """Whether a handler ran in this turn."""
+        """True if a handler ran in this turn."""
         self.vain: Counter[Loop] = Counter()
-        """How many waits in a row have found something, and nothing came of it."""
+        """How many waits in a row have found something but run no handler."""
         self.within = 0
-        """How many loops run within handlers."""
+        """How many loops run inside handlers."""
         self.timers: set[TimerModel] = set()
         self.timers_made = 0
         self.last_timer: dict[Loop, tuple[float, int]] = {}
         self.to_close: dict[Loop, list[Handle]] = {}
         self.closes_began: set[Loop] = set()
         self.soon: dict[Loop, list[Soon]] = {}
-        """The callbacks that `call_soon` was given and that have not run, in order."""
+        """The callbacks given to `call_soon` that have not run, in order."""
         self.dials: list[Dial] = []
-        """The connects that go on."""
+        """The connects in progress."""
         self.in_callback = False
         self.ran_within = False
-        """Whether a handler has run a loop in this turn, which has taken over what was to be called."""
+        """True if a handler ran a loop in this turn, which then took over the pending callbacks."""
         self.turns = 0
         self.errands: list[Callable[[], object]] = []
-        """What is to be done after the next turn."""
+        """Actions for after the next turn."""
         self.listening: list[Listening] = []
         self.to_accept: dict[OpenFile, Connection] = {}
-        """Clients that have connected to a listener and were not handed over yet."""
+        """Clients that have connected to a listener and have not been handed over yet."""
         self.turns_left = 0
 
     def require(self, holds: bool, what: str) -> None:
@@ -160,18 +160,18 @@ class World:
             raise Broken(what)
 
     def tolerate(self, error: OSError) -> None:
-        """An injected fault, which only a wild world has."""
+        """Accept an injected fault, which only a wild world has."""
         self.require(self.wild and error.errno in _NO_ROOM, f"unexpected: {error!r}")
 
     def server_handle(self, kernel: SimKernel, fd: int) -> ServerHandle:
-        """A handle that tells this world of its end."""
+        """A handle that tells this world when it is closed."""
         handle = ServerHandle(kernel, fd)
         handle.world = self
         return handle
 
     @property
     def wakes_failed(self) -> int:
-        """How many wake-ups there was no memory for."""
+        """How many wake-ups have failed for lack of memory."""
         return self.kernel.luck.dealt["write to a pipe ENOMEM"]
 
     def _signal_comes(self, number: int) -> None:
@@ -182,7 +182,7 @@ class World:
     # --- a run ------------------------------------------------------------------------------------
 
     def run(self) -> Report:
-        """Let everything happen. Raises `Broken` or `SimError`."""
+        """Run the world. Raises `Broken` or `SimError`."""
         with self.kernel.installed(), self._warnings_seen(), self._little_room():
             self._set_up()
             while not self._finished():
@@ -201,7 +201,7 @@ class World:
         return Report(received, self.kernel.steps, faults, not self.wild)
 
     def run_within(self, loop: Loop) -> None:
-        """One turn of a loop, from within a handler of one."""
+        """Run one turn of a loop, from inside a handler."""
         before, self.turns_left = self.turns_left, 1
         in_callback, self.in_callback = self.in_callback, False
         self.within += 1
@@ -257,7 +257,7 @@ class World:
                 self._insist(lambda: Acceptor(self, self.kernel.listener(), loop))
             )
             if self.wakes:
-                # Before the first wait: on poll none has an end that another thread adds later.
+                # Before the first wait: on poll, a waker added later by a thread can't end it.
                 self._insist(partial(wake, self, loop))
         if self.wakes:
             for number in range(self.outsiders_wanted):
@@ -284,7 +284,7 @@ class World:
         raise Broken("a call failed a hundred times")
 
     def spawn(self) -> None:
-        """One more connection, soon."""
+        """Add a connection, soon."""
         if len(self.connections) < self.wanted + 4:
             conn = Connection(self, len(self.connections))
             self.connections.append(conn)
@@ -352,16 +352,16 @@ class World:
         if not isinstance(error, (Boom, OSError)):
             raise error
 
-    # --- what the objects tell --------------------------------------------------------------------
+    # --- what the objects report ------------------------------------------------------------------
 
     def in_handler(self, loop: Loop) -> None:
-        """A handler begins."""
+        """Called when a handler begins."""
         self.handled = True
         if loop in self.closes_began:
             raise Broken("a handler ran after the closes of its batch")
 
     def entered(self, obj: Peer, outcome: bool = False) -> None:
-        """A handler of `obj` begins, which tells the outcome of a connect or does not."""
+        """Called when a handler of `obj` begins; `outcome` is true if it reports a connect."""
         if not outcome and obj.conn.dial is not None and obj.conn.dial.pending:
             raise Broken("an event before the outcome of a connect")
         if obj.closed:
@@ -371,17 +371,17 @@ class World:
         self.in_handler(obj.loop)
 
     def left(self, obj: Peer) -> None:
-        """A handler of `obj` is done."""
+        """Called when a handler of `obj` ends."""
         self.check_object(obj)
 
     def will_close(self, obj: Peer) -> None:
-        """`obj` is being closed."""
+        """Called when `obj` is being closed."""
         assert obj.conn.handle is not None
         self.to_close[obj.loop].append(obj.conn.handle)
         obj.conn.obj = None
 
     def closing(self, loop: Loop, handle: Handle) -> None:
-        """The loop calls close(2) for `handle`."""
+        """Called when the loop closes `handle`."""
         self.closes_began.add(loop)
         self.require(bool(self.to_close[loop]), "a handle was closed that nobody had closed")
         self.require(self.to_close[loop].pop(0) is handle, "handles were closed out of order")
@@ -401,7 +401,7 @@ class World:
         if obj.write_buf_size != queued:
             raise Broken(f"write_buf_size is {obj.write_buf_size}, and {queued} are queued")
         if conn.dial is not None and conn.dial.pending:
-            return  # It is watched for another reason, if the connect hasn't failed at once.
+            return  # Unless the connect failed at once, it is watched for another reason.
         if not obj.event_watch & POLLOUT:
             if obj.write_buf:
                 raise Broken("an object with a queue isn't watched")
@@ -430,7 +430,7 @@ class World:
                 assert acceptor.fd is not None
                 asked[acceptor.fd] = acceptor.event_watch & MASK
         shadows = set()
-        """Numbers whose owner has closed them, and that the loop has no way to know of."""
+        """Numbers that their owner has closed, which the loop can't know."""
         for owner in self.owners:
             for heard in owner.objects:
                 if heard.loop is loop and heard.fd is not None:
@@ -466,7 +466,7 @@ class World:
                 raise Broken("several wake-ups have cost more than one")
         watched = self.watched(loop)
         if self.backend == "kqueue":
-            # A pipe without another end may have lost its write filter.
+            # A pipe without its other end may have lost its write filter.
             for fd in gone:
                 asked[fd] &= POLLIN
                 watched[fd] &= POLLIN
@@ -475,7 +475,7 @@ class World:
             del asked[fd]
         if watched != asked:
             raise Broken(f"the kernel watches {watched}, and asked for is {asked}")
-        # An exception may have left some for the next pass, one of them perhaps still in the heap.
+        # An exception may have left timers for the next pass, one perhaps still in the heap.
         timers = dict.fromkeys([*(entry[2] for entry in loop._timers.heap), *loop._timers.due])
         whose = [getattr(timer.callback, "__self__", None) for timer in timers]
         heaped = sum(isinstance(each, TimerModel) for each in whose)
@@ -491,7 +491,7 @@ class World:
             raise Broken(f"{heaped} timers wait, {asked_for} asked for")
 
     def watched(self, loop: Loop) -> dict[int, int]:
-        """What the kernel watches for `loop`, whose poller may have to be opened."""
+        """What the kernel watches for `loop`, after opening its poller if needed."""
         poller = self._insist(loop._registry.open)
         if isinstance(poller, PollPoller):
             return by_poll(poller)
@@ -499,7 +499,7 @@ class World:
         if isinstance(poller, EpollPoller):
             entries = as_epoll(file).entries
             table = self.kernel.table.files
-            # One whose number is another's by now stays as long as somebody has its file open.
+            # An entry whose number has been reused stays as long as its file is open somewhere.
             return {
                 fd: e.events & MASK for (fd, file), e in entries.items() if table.get(fd) is file
             }
