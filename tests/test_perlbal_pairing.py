@@ -22,8 +22,8 @@ from tests.perlbal.conversation import Step, house
 from tests.perlbal.reproxying import REPROXIES, to
 from tests.perlbal.servers import OURS, PATIENCE, Perlbal, serving
 from tests.perlbal.steps import (
+    answered,
     ask,
-    asked,
     begun,
     early,
     get,
@@ -297,8 +297,7 @@ UPLOAD = request("POST", "/", f"Content-Length: {len(GATHERED + REST)}") + GATHE
         [
             serve(early(good("", "X-REPROXY-SERVICE: other")), good("there")),
             send(UPLOAD),
-            asked(),
-            settled(),
+            answered(1),
             send(REST),
             hear(),
             ask(get("/next")),
@@ -306,8 +305,7 @@ UPLOAD = request("POST", "/", f"Content-Length: {len(GATHERED + REST)}") + GATHE
         [
             serve(early(good("", "X-REPROXY-SERVICE: other")), good("there")),
             send(UPLOAD),
-            asked(),
-            settled(),
+            answered(1),
             send(REST + b"\r\n"),
             hear(),
             ask(get("/next")),

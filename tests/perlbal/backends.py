@@ -176,8 +176,9 @@ class Backend:
             self.changed.notify_all()
         if answer.early:
             missing = length - len(body)
-            while missing > 0:
-                missing -= len(receive(connection))
+            while len(rest) < missing:
+                rest += receive(connection)
+            rest = rest[missing:]
         return rest
 
     def _give(self, connection: socket.socket, script: Script, answer: Answer) -> None:
