@@ -171,6 +171,8 @@ def test_a_graceful_stop_resets_nobody(backend: str) -> None:
                 assert read_to_end(idle) == b""  # It has come after the other.
                 asking.sendall(b"too late\n")
                 assert read_to_end(new) == read_to_end(asking) == b"done\n"
+        # A second SIGTERM would find Python's exit, and no handler any more.
+        server.process.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
