@@ -61,7 +61,7 @@ else:
 MAX_READ: Final = 1_048_576
 """The most bytes that one read(2) asks for, as in the original."""
 
-# Most objects never queue anything, and a deque of its own would cost each of them 600 bytes: all
+# Most objects never queue anything, and a deque of its own would cost each of them 760 bytes: all
 # share an empty one that takes nothing, until they have something to queue.
 _NO_QUEUE: Final[deque[Queued]] = deque(maxlen=0)
 _NO_PIECES: Final[deque[Block]] = deque(maxlen=0)
