@@ -135,6 +135,22 @@ def test_processes_end_with_a_parent_that_is_killed(name: str) -> None:
         assert len(born) == 4
 
 
+@pytest.mark.parametrize("name", ["forked", "reuseport"])
+def test_a_process_that_fails_says_why(name: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RECIPES[name].replace("loop.add_other_fds", "loop.nothing")],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert "AttributeError" in process.communicate(timeout=PATIENCE)[1]
+        assert process.returncode == 0
+
+
 # --- stopping, idling, copying --------------------------------------------------------------------
 
 
