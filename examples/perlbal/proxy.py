@@ -80,9 +80,8 @@ class ProxyExchange(Exchange):
 
     def _buffer_to_disk(self, reason: str) -> None:
         service, client = self.service, self.client
-        name = f"{service.name}-{service.listen or ''}-client-{client.fd}"
-        number = random.randrange(0xFFFFFFFF)
-        self._body.file = f"{service.buffer_uploads_path or ''}/{name}-{number}"
+        name = f"{service.name}-{service.listen}-client-{client.fd}-{random.randrange(0xFFFFFFFF)}"
+        self._body.file = f"{service.buffer_uploads_path or ''}/{name}"
         if reason != "chunked":
             client.state = "buffering_upload"
             if _DEBUG_UPLOADS:
@@ -105,10 +104,9 @@ class ProxyExchange(Exchange):
             backend.write(data)
             return self._pace_client()
         self._keep(data)
-        enough = not client.body_left or self._body.size >= service.buffer_backend_connect
         if self.requested:
             self._pace_client()
-        elif self._body.file is not None or not enough:
+        elif self._body.file is not None or self._body.size < service.buffer_backend_connect:
             return
         elif service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
             self._buffer_to_disk(reason)
@@ -128,11 +126,10 @@ class ProxyExchange(Exchange):
         # The next request has to wait. This also keeps an end of input from being noticed: as in
         # the original, a client may shut down its side after it has sent a body.
         self.client.watch_read(False)
-        if self.requested or self._dropping:
-            return
         if self.request.chunked:
             self.request.set("Content-Length", str(self._body.size))
-        self.request_backend()
+        if not self.requested:
+            self.request_backend()
 
     def drop_body(self) -> None:
         """Discard the body: what is stored, and what still arrives."""
@@ -343,19 +340,14 @@ class ProxyExchange(Exchange):
         if (
             not service.enable_error_retries
             or request.method not in ("GET", "HEAD")
-            or request.length  # The body isn't kept.
-            or request.chunked
+            or self._body is not _NO_BODY  # It isn't kept.
             or self._retries >= len(service.error_retry_schedule)
         ):
             return False
-        delay = service.error_retry_schedule[self._retries]
+        self.later(service.error_retry_schedule[self._retries], self.request_backend)
         self._retries += 1
         self.close_backend(backend, "500")
         self.client.state = "draining_res"
-        if delay:
-            self.later(delay, self.request_backend)
-        else:
-            self.request_backend()
         return True
 
     # --- ending -----------------------------------------------------------------------------------
