@@ -7,16 +7,16 @@ import socket
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from danga_raw import Socket, Timer
 from examples.perlbal.heads import Refused, Response, parse_response, take_head
 from examples.perlbal.pools import Node, Pool
 
 if TYPE_CHECKING:
+    from examples.perlbal.balancer import Balancer
     from examples.perlbal.proxy import ProxyExchange
-    from examples.perlbal.server import Server
-    from examples.perlbal.services import Service
+    from examples.perlbal.reproxyhosts import ReproxyHost
 
 READ_SIZE: Final = 61_440
 KERNEL_BUFFER: Final = 131_072
@@ -27,6 +27,7 @@ NO_VERIFY_SECONDS: Final = 60
 MAX_NODES: Final = 10_000
 CODES_KEPT: Final = 500
 MAX_READS: Final = 64
+Owner: TypeAlias = "Balancer | ReproxyHost"
 _TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
 
 
@@ -36,18 +37,6 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(AttributeError, OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER)
-
-
-class Owner(Protocol):
-    """The owner of a backend connection: a service's balancer, or a host of reproxied URLs."""
-
-    server: Server
-
-    @property
-    def service(self) -> Service | None: ...
-
-    def register_boredom(self, backend: BackendHTTP) -> None: ...
-    def note_backend_close(self, backend: BackendHTTP) -> None: ...
 
 
 class NodeStats:

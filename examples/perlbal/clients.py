@@ -179,11 +179,10 @@ class Client(Socket):
                 self.exchange.end_of_input()
             else:
                 self.close("remote_closure")
-        elif self.exchange is None and self.state == "draining_res":
-            if self.decoder is None and self.body_left:
-                self.body_left -= len(data)
-                if self.body_left <= 0:
-                    self.close("no_keep_alive")
+        elif self._linger is not None:
+            if 0 < self.body_left <= len(data):
+                self.close("no_keep_alive")
+            self.body_left -= len(data)
         elif data:
             self.inbox += data
             self.go_on()

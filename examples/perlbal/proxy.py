@@ -97,7 +97,7 @@ class ProxyExchange(Exchange):
         return "rate" if rate < service.buffer_upload_threshold_rate else None
 
     def body(self, data: bytes) -> None:
-        client, service, backend = self.client, self.service, self.backend
+        service, backend = self.service, self.backend
         if self._dropping:
             return
         if backend is not None:
