@@ -332,6 +332,48 @@ def test_a_nodefile_that_became_a_pipe_is_not_waited_for(
     assert list(server.pools["a"].used) == ["127.0.0.1:80"]
 
 
+@pytest.mark.parametrize("node", ["127.0.0.1:99999", "999.0.0.1:80"])
+def test_a_node_of_a_nodefile_that_can_not_be_connected_to_harms_no_other(
+    server: Server, tmp_path: Path, node: str
+) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        good = f"127.0.0.1:{backend.getsockname()[1]}"
+        (tmp_path / "nodes").write_text(f"{node}\n{good}\n{good}\n")
+        queues = balancer(server, backend.getsockname()[1])
+        server.pools["a"].set("nodefile", str(tmp_path / "nodes"))
+        server.services["p"].set("connect_ahead", "3")
+        assert (list(queues.pending), queues.blocked) == ([good], {node})
+        assert server.nodes[good].attempts == 1
+
+
+def test_services_that_lead_in_a_circle_are_told(server: Server) -> None:
+    carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET default_service = p")
+    carry_out(server, "USE p\nSET listen = 127.0.0.1:0\nENABLE p")
+    with ExitStack() as stack:
+        answer = answer_to(server, client_of(server, stack))
+    assert answer.startswith(b"HTTP/1.0 500 ") and answer.endswith(b"Services lead in a circle")
+
+
+def test_a_signal_has_the_status_logged(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    balancer(server, 1)
+    server.install_signal_handlers()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    server.loop.add_timer(0, server.stop)
+    server.loop.run()
+    logged = capfd.readouterr().err
+    assert "SERVICE p\n" in logged and "\np-normal.count 0\n" in logged
+
+
+def test_a_pidfile_that_can_not_be_written_is_logged(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.pidfile = pidfile = str(tmp_path / "no" / "pid")
+    server.loop.call_soon(server.stop)
+    server.run()
+    assert capfd.readouterr().err.startswith(f"couldn't create pidfile '{pidfile}': ")
+
+
 def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
     with ExitStack() as stack:
         slow, quick = (

@@ -249,16 +249,15 @@ class ProxyExchange(Exchange):
         self.backend_stalled = True
         backend.watch_read(False)
         self._pace_client()
-        client, since = self.client, self.client.last_active
-        if self._dropping or not client.body_left:
-            return
+        since = self.client.last_active
 
         def check() -> None:
             # A client that reads only after it has sent everything would wait forever.
-            if self.backend is backend and self.backend_stalled and client.last_active == since:
+            if self.client.last_active == since:
                 self.drop_body()
 
-        client.loop.add_timer(DEADLOCK_SECONDS, check)
+        if self.client.body_left:
+            self.later(DEADLOCK_SECONDS, check)
 
     def client_drained(self) -> None:
         self._responded = True
