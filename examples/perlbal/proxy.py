@@ -44,6 +44,8 @@ class ProxyExchange(Exchange):
     _dropping = True
     """Whether the rest of the body is discarded. This is so until `start` is called, which it isn't
     if a plugin answers."""
+    _next_service: Service | None = None
+    """The service that gets the request once its body has arrived."""
     _retries = 0
     _responded = False
     """Whether the client's socket has become writable after a part of the answer had to wait."""
@@ -126,10 +128,25 @@ class ProxyExchange(Exchange):
         # The next request has to wait. This also keeps an end of input from being noticed: as in
         # the original, a client may shut down its side after it has sent a body.
         self.client.watch_read(False)
+        if self._next_service is not None:
+            return self.hand_over(self._next_service)
         if self.request.chunked:
             self.request.set("Content-Length", str(self._body.size))
         if not self.requested:
             self.request_backend()
+
+    def hand_over(self, service: Service) -> None:
+        """Hand the request to another service, without its body, once that has arrived."""
+        client, request = self.client, self.request
+        self._next_service = service
+        if client.body_left:
+            return
+        if client.inbox:
+            self.overflow()
+        if request.length or request.chunked:
+            request.set("Content-Length", "0")
+            request.length, request.chunked = 0, False
+        client.hand_over(service, request)
 
     def drop_body(self) -> None:
         """Discard the body: what is stored, and what still arrives."""
