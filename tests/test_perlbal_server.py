@@ -408,6 +408,49 @@ def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) 
         assert ended() is None
 
 
+@pytest.mark.parametrize(
+    ("pieces", "verified"),
+    [
+        (["HTTP/1.0 200 OK\r\nConn", "ection: keep-alive\r\n\r\n"], True),
+        (["HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n", "ok"], True),
+        (["HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nmore"], False),
+        (["HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"], False),
+        (["nonsense\r\n\r\n"], False),
+    ],
+    ids=["in pieces", "with a body", "too much", "closing", "nonsense"],
+)
+def test_a_backend_is_verified_by_a_whole_answer_after_which_it_stays(
+    server: Server, pieces: list[str], verified: bool
+) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        name = "127.0.0.1:%d" % backend.getsockname()[1]
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("verify_backend", "on")
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: any(each.write_buf_size == 0 for each in queues.pending.values()))
+        server.services["p"].connect_ahead = 0
+        accepted = stack.enter_context(backend.accept()[0])
+        for piece in pieces:
+            assert list(queues.pending) == [name] and not server.no_verify
+            accepted.sendall(piece.encode())
+            turn(server, lambda: True)
+        turn(server, lambda: not queues.pending)
+        assert [each.has_attention for each in queues.bored] == [True] * verified
+        assert list(server.no_verify) == [name] * (not verified)
+
+
+def test_a_backend_that_changes_the_protocol_unasked_is_garbage(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\nwhatever"
+        stack.enter_context(backend.accept()[0]).sendall(answer)
+        assert answer_to(server, client).startswith(b"HTTP/1.0 502 ")
+
+
 def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -893,6 +936,24 @@ def test_a_plugin_that_fails_as_a_backend_is_asked_again_takes_its_client_along(
         turn(server, lambda: len(queues.bored) == 1)
         service.plugins.append(Failing(server))
         stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
+        assert answer_to(server, client) == b""
+    assert "a plugin's fault" in caplog.text
+
+
+def test_a_plugin_that_fails_behind_a_backend_takes_its_client_along(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+        carry_out(server, "CREATE SERVICE s\nSET role = selector")
+        server.services["s"].plugins.append(Failing(server))
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        answer = b"HTTP/1.0 200 OK\r\nX-REPROXY-SERVICE: s\r\n\r\n"
+        stack.enter_context(backend.accept()[0]).sendall(answer)
         assert answer_to(server, client) == b""
     assert "a plugin's fault" in caplog.text
 
