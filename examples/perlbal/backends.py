@@ -188,8 +188,6 @@ class BackendHTTP(Socket):
 
     def next_request(self, initial: bool = False) -> None:
         """Called when a request is done: close, or become idle. `initial`: it was the OPTIONS."""
-        if self.closed:
-            return
         self.exchange = None
         self.stats.lastresponse = int(time.time())
         if not initial:
@@ -279,7 +277,7 @@ class BackendHTTP(Socket):
     def event_write(self) -> None:
         super().event_write()
         exchange = self.exchange
-        if exchange is not None and not self.closed and not self.write_buf_size:
+        if exchange is not None and not self.write_buf_size:
             exchange.backend_drained(self)
 
     # --- ending -----------------------------------------------------------------------------------
@@ -293,10 +291,7 @@ class BackendHTTP(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        # First read the data that is left. The end of input is handled there.
-        self.event_read()
-        if not self.closed and self.exchange is None:
-            self.close("after_hup")
+        self.event_read()  # There may be data left. The end of input is handled there.
 
     def close(self, reason: str | None = None) -> None:
         if self.closed:
@@ -306,8 +301,6 @@ class BackendHTTP(Socket):
             # in the next turn, as the exchange may ask another backend, whose write may fail too.
             broken = self.event_err if self.state != "sending_req" else self.close
             return self.loop.call_soon(broken)
-        if self.state == "verifying_backend":
-            self._verify_timer.cancel()
         self.state = "closed"
         super().close(reason)
         exchange, self.exchange = self.exchange, None
@@ -327,7 +320,7 @@ class BackendHTTP(Socket):
         self.local_addr_string()
         if self.local_port is not None:
             text += f": localport={self.local_port}"
-        if self.exchange is not None and not self.exchange.client.closed:
+        if self.exchange is not None:
             text += f"; client={self.exchange.client.fd}"
         text += f"; uses={self.use_count}; {self.state}"
         if self.service is not None and self.service.verify_backend:
