@@ -25,7 +25,7 @@ from danga_raw import Listener, Loop, log_exception
 from danga_raw.types import Block
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
-from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, Balancer
+from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, UNVERIFIED_SECONDS, Balancer
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
 from examples.perlbal.files import NewFile
 from examples.perlbal.heads import Head
@@ -436,8 +436,26 @@ def test_a_backend_is_verified_by_a_whole_answer_after_which_it_stays(
             accepted.sendall(piece.encode())
             turn(server, lambda: True)
         turn(server, lambda: not queues.pending)
-        assert [each.has_attention for each in queues.bored] == [True] * verified
+        told = [each.as_string().partition("; ")[2] for each in queues.bored]
+        assert told == ["uses=0; bored; has_attention=yes"] * verified
         assert list(server.no_verify) == [name] * (not verified)
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_connection_that_was_not_used_for_long_is_used_only_if_it_was_verified(
+    server: Server, verified: bool
+) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: len(queues.bored) == 1)
+        (first,) = queues.bored
+        first.has_attention = verified
+        client_of(server, stack)
+        first.created -= UNVERIFIED_SECONDS
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        assert (first.exchange is not None) is verified and first.closed is not verified
 
 
 def test_a_backend_that_changes_the_protocol_unasked_is_garbage(server: Server) -> None:
@@ -938,6 +956,36 @@ def test_a_plugin_that_fails_as_a_backend_is_asked_again_takes_its_client_along(
         stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
         assert answer_to(server, client) == b""
     assert "a plugin's fault" in caplog.text
+
+
+def test_idle_backends_are_closed_as_the_end_begins_and_others_are_not(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: len(queues.bored) == 1)
+        server.shut_down_gracefully()
+        assert [each.state for each in used(server)] == ["wait_res"] and not queues.bored
+
+
+def test_a_url_of_a_host_that_is_unknown_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        answer = b"HTTP/1.0 200 OK\r\nX-REPROXY-URL: http://no.such/\r\n\r\n"
+        stack.enter_context(backend.accept()[0]).sendall(answer)
+        assert answer_to(server, client).startswith(b"HTTP/1.0 503 ")
 
 
 def test_a_plugin_that_fails_behind_a_backend_takes_its_client_along(

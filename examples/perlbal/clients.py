@@ -387,9 +387,9 @@ class Client(Socket):
             super().event_write()
         if self.file is not None:
             self.file.go_on()
-        if self.exchange is not None and not self.closed:
+        if self.exchange is not None:
             self.exchange.client_drained()
-        if self.exchange is None:
+        else:
             self.go_on()
 
     # --- ending -----------------------------------------------------------------------------------
