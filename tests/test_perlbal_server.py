@@ -1056,6 +1056,32 @@ def test_the_body_of_a_request_that_was_refused_goes_nowhere(
         assert re.fullmatch(rb"GET / HTTP/1.0\r\n([^\r\n]+\r\n)+\r\n", asked.recv(1 << 16))
 
 
+@pytest.mark.parametrize("when", ["before it is there", "as it is sent"])
+def test_a_body_that_the_disk_loses_is_told(server: Server, tmp_path: Path, when: str) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        folder = tmp_path / "uploads"
+        folder.mkdir()
+        carry_out(server, f"USE p\nSET buffer_uploads_path = {folder}\nSET buffer_uploads = on")
+        server.services["p"].set("buffer_upload_threshold_size", "1")
+        if when == "before it is there":
+            folder.rmdir()
+        client = client_of(server, stack, field="Content-Length: 3", method="POST")
+        client.sendall(b"ab")
+        if when == "before it is there":
+            assert answer_to(server, client).startswith(b"HTTP/1.0 500 ")
+        else:
+            turn(server, lambda: any(folder.iterdir()))
+            os.truncate(next(folder.iterdir()), 0)
+            client.sendall(b"c")
+            turn(server, lambda: any(each.exchange for each in used(server)))
+            os.truncate(next(folder.iterdir()), 0)
+            assert answer_to(server, client) == b""
+            assert not any(folder.iterdir())
+        assert not queues.waiting()
+
+
 def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Server) -> None:
     """Everything that it sent used to be kept for the service to be found, and there is none."""
     carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET listen = 127.0.0.1:0\nENABLE p")

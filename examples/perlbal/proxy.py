@@ -239,11 +239,7 @@ class ProxyExchange(Exchange):
         """Called when everything written to the backend has been sent."""
         client, body = self.client, self._body
         if body.left:
-            try:
-                data = body.read(PIECE)
-            except OSError as error:
-                client.server.log(f"buffered upload {body.file}: {error}")
-                data = b""
+            data = body.read(PIECE)
             if not data:
                 return client.close("buffered upload is gone")
             client.last_active = time.monotonic()
@@ -295,7 +291,7 @@ class ProxyExchange(Exchange):
         self.client.send_page(502)
 
     def backend_ended(self, backend: BackendHTTP) -> None:
-        if backend.head is None and backend.inbox:
+        if backend.inbox:
             self.backend_garbage(backend, "it closed in the midst of a head")
         elif backend.head is not None and backend.left is None:
             self.close_backend(backend, "backend_disconnect")
