@@ -956,3 +956,23 @@ def test_who_was_refused_before_the_next_try_is_not_tried_for(server: Server) ->
         server.loop.add_timer(0.6, server.loop.stop)
         server.loop.run()
         assert not queues.waiting() and not used(server)
+
+
+def test_a_client_whose_body_the_disk_has_no_room_for_is_told_so(
+    server: Server, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        balancer(server, 1)
+        carry_out(
+            server,
+            f"USE p\nSET buffer_uploads = on\nSET buffer_uploads_path = {tmp_path}"
+            "\nSET buffer_upload_threshold_size = 1",
+        )
+        client = client_of(server, stack, method="")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 30000\r\n\r\n" + bytes(30_000))
+        answer = answer_to(server, client)
+    assert answer.startswith(b"HTTP/1.0 500 ")
+    assert not list(tmp_path.iterdir())

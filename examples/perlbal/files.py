@@ -115,9 +115,10 @@ class FileSender:
 
 def write_all(fd: int, data: bytes | bytearray) -> None:
     """write(2) until all is written. Raises `OSError`."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+    done = 0
+    with memoryview(data) as view:  # An error's traceback would hold it, and so `data` at its size.
+        while done < len(data):
+            done += os.write(fd, view[done:])
 
 
 def _make_folders(folder: str) -> None:
