@@ -27,7 +27,7 @@ from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, UNVERIFIED_SECONDS, Balancer
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.files import NewFile
+from examples.perlbal.files import NewFile, open_file
 from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
@@ -35,6 +35,7 @@ from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
 from examples.perlbal.server import Server, write_line
+from examples.perlbal.uploads import Body
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
 
@@ -1152,3 +1153,57 @@ def test_a_client_whose_body_the_disk_has_no_room_for_is_told_so(
         answer = answer_to(server, client)
     assert answer.startswith(b"HTTP/1.0 500 ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["/small", "/large", "/??small,large"])
+def test_an_answer_is_whole_though_closing_its_file_reports_a_failure(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A file system may report what became of another write, as those do that are served over a
+    network."""
+    (tmp_path / "small").write_bytes(b"s")
+    (tmp_path / "large").write_bytes(b"l" * 100_000)
+    web(server, tmp_path)
+    server.services["p"].set("enable_concatenate_get", "on")
+    close = os.close
+
+    def report(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with ExitStack() as stack:
+        client = client_of(server, stack, path)
+        monkeypatch.setattr(os, "close", report)
+        answer = answer_to(server, client)
+    length = re.search(rb"Content-Length: (\d+)\r", answer)
+    assert length is not None and len(answer.partition(b"\r\n\r\n")[2]) == int(length[1])
+
+
+def test_a_file_is_discarded_though_closing_it_reports_a_failure(tmp_path: Path) -> None:
+    unchecked = NewFile(str(tmp_path / "file"), "md5")
+    os.close(unchecked._file.fileno())
+    unchecked.abandon()
+    body = Body()
+    body.file = str(tmp_path / "body")
+    body.write(b"some")
+    os.close(body._fd)
+    body.purge()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(fd: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    path = tmp_path / "file"
+    path.touch()
+    free = os.dup(2)
+    os.close(free)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(os, "fstat", stale)
+        open_file(os.fsencode(path))
+    again = os.dup(2)
+    os.close(again)
+    assert again == free
