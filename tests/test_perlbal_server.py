@@ -27,7 +27,7 @@ from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, UNVERIFIED_SECONDS, Balancer
 from examples.perlbal.clients import Client, Exchange, SelectorExchange
-from examples.perlbal.files import NewFile
+from examples.perlbal.files import NewFile, open_file
 from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
 from examples.perlbal.management import ClientManage
@@ -35,6 +35,7 @@ from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
 from examples.perlbal.server import Server, write_line
+from examples.perlbal.uploads import Body
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
 
@@ -1132,3 +1133,77 @@ def test_who_was_refused_before_the_next_try_is_not_tried_for(server: Server) ->
         server.loop.add_timer(0.6, server.loop.stop)
         server.loop.run()
         assert not queues.waiting() and not used(server)
+
+
+def test_a_client_whose_body_the_disk_has_no_room_for_is_told_so(
+    server: Server, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        balancer(server, 1)
+        carry_out(
+            server,
+            f"USE p\nSET buffer_uploads = on\nSET buffer_uploads_path = {tmp_path}"
+            "\nSET buffer_upload_threshold_size = 1",
+        )
+        client = client_of(server, stack, method="")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 30000\r\n\r\n" + bytes(30_000))
+        answer = answer_to(server, client)
+    assert answer.startswith(b"HTTP/1.0 500 ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["/small", "/large", "/??small,large"])
+def test_an_answer_is_whole_though_closing_its_file_reports_a_failure(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A file system may report what became of another write, as those do that are served over a
+    network."""
+    (tmp_path / "small").write_bytes(b"s")
+    (tmp_path / "large").write_bytes(b"l" * 100_000)
+    web(server, tmp_path)
+    server.services["p"].set("enable_concatenate_get", "on")
+    close = os.close
+
+    def report(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with ExitStack() as stack:
+        client = client_of(server, stack, path)
+        monkeypatch.setattr(os, "close", report)
+        answer = answer_to(server, client)
+    length = re.search(rb"Content-Length: (\d+)\r", answer)
+    assert length is not None and len(answer.partition(b"\r\n\r\n")[2]) == int(length[1])
+
+
+def test_a_file_is_discarded_though_closing_it_reports_a_failure(tmp_path: Path) -> None:
+    unchecked = NewFile(str(tmp_path / "file"), "md5")
+    os.close(unchecked._file.fileno())
+    unchecked.abandon()
+    body = Body()
+    body.file = str(tmp_path / "body")
+    body.write(b"some")
+    os.close(body._fd)
+    body.purge()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(fd: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    path = tmp_path / "file"
+    path.touch()
+    free = os.dup(2)
+    os.close(free)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(os, "fstat", stale)
+        open_file(os.fsencode(path))
+    again = os.dup(2)
+    os.close(again)
+    assert again == free

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from danga_raw import Socket, Timer
-from examples.perlbal.files import FileSender, Part
+from examples.perlbal.files import FileSender, Part, close_file
 from examples.perlbal.heads import BODILESS, SERVER, Refused, Request, Response, take_head, unwire
 from examples.perlbal.uploads import ChunkDecoder
 
@@ -324,9 +324,10 @@ class Client(Socket):
             return self.send_files(head, FileSender(self, iter((part,))))
         try:
             data = os.pread(fd, end - start, start)
-        except OSError:
+        except OSError as error:
+            self.server.log(f"reading a file: {error}")
             data = b""
-        os.close(fd)
+        close_file(fd)
         if len(data) < end - start:
             self.close("the file has shrunk")
         else:

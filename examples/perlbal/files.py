@@ -22,15 +22,23 @@ Part = tuple[int, int, int]
 """A file's descriptor, and the start and end (exclusive) of the part to send."""
 
 
+def close_file(fd: int) -> None:
+    """close(2), for a file that isn't needed any more. Some file systems report only then that an
+    earlier write has failed."""
+    with suppress(OSError):
+        os.close(fd)
+
+
 def open_file(path: bytes) -> tuple[int, os.stat_result]:
     """Open a regular file, and return its descriptor and status. The status is that of the open
     file, which may have replaced another. open(2), fstat(2); raises `OSError`."""
     # O_NONBLOCK, in case it is a pipe by now or somebody has a lease on it.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    info = os.fstat(fd)
-    if stat.S_ISREG(info.st_mode):
-        return fd, info
-    os.close(fd)
+    with suppress(OSError):
+        info = os.fstat(fd)
+        if stat.S_ISREG(info.st_mode):
+            return fd, info
+    close_file(fd)
     raise FileNotFoundError
 
 
@@ -110,14 +118,15 @@ class FileSender:
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            close_file(fd)
 
 
 def write_all(fd: int, data: bytes | bytearray) -> None:
     """write(2) until all is written. Raises `OSError`."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+    done = 0
+    with memoryview(data) as view:  # An error's traceback would hold it, and so `data` at its size.
+        while done < len(data):
+            done += os.write(fd, view[done:])
 
 
 def _make_folders(folder: str) -> None:
@@ -175,7 +184,8 @@ class NewFile:
 
     def abandon(self) -> None:
         """Close it if it is open, and delete it if it is unchecked. May be called twice."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
         if self._name != self._path:
             with suppress(OSError):
                 os.unlink(self._name)

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from typing import Final
 
-from examples.perlbal.files import write_all
+from examples.perlbal.files import close_file, write_all
 from examples.perlbal.heads import Refused
 
 _MAX_LINE: Final = 1024
@@ -120,6 +120,6 @@ class Body:
         self._memory.clear()
         fd, self._fd = self._fd, -1
         if fd >= 0 and self.file is not None:
-            os.close(fd)
+            close_file(fd)
             with suppress(OSError):
                 os.unlink(self.file)
