@@ -12,6 +12,7 @@ import pytest
 
 from danga_raw import Loop, Socket
 from danga_raw._libc import libc
+from danga_raw._poll import POLLOUT
 from danga_raw.trace import Trace
 from danga_raw.types import SocketAddress
 from tests.clients import PATIENCE, read_to_end
@@ -280,6 +281,36 @@ def test_a_failure_that_is_known_at_once_is_no_connection_in_the_wait_before_it_
     assert made[0].told == [(FileNotFoundError, errno.ENOENT)] and made[0].closed
 
 
+def test_a_failure_that_is_known_at_once_is_not_waited_for(loop: Loop, tmp_path: Path) -> None:
+    """Not every kernel reports an event for a socket that was never connected."""
+    client = Client.connect(str(tmp_path / "nobody"), loop, timeout=PATIENCE)
+    assert not client.event_watch & POLLOUT and waiting_timers(loop) == 1  # that of the fixture
+    turn(loop)
+    assert client.told == [(FileNotFoundError, errno.ENOENT)]
+
+
+@pytest.mark.parametrize("way", ["refused", "missing"])
+def test_who_is_told_of_a_failure_may_write_and_run_the_loop_before_it_is_closed(
+    loop: Loop, way: str, refused: SocketAddress, tmp_path: Path
+) -> None:
+    reasons: list[str | None] = []
+
+    class Falls(Client):
+        def event_connect(self, error: OSError | None) -> None:
+            super().event_connect(error)
+            self.write(b"x")
+            turn(self.loop)
+
+        def close(self, reason: str | None = None) -> None:
+            reasons.append(reason)
+            super().close(reason)
+
+    client = Falls.connect(refused if way == "refused" else str(tmp_path / "none"), loop, False)
+    while not client.closed:
+        turn(loop)
+    assert len(client.told) == 1 and reasons == ["not connected"]
+
+
 def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
     listener, fillers = full()
     client = Client.connect(listener.getsockname(), loop, timeout=0.05)
@@ -287,6 +318,10 @@ def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
     assert client.told == [(TimeoutError, errno.ETIMEDOUT)] and client.closed
     for each in (listener, *fillers):
         each.close()
+
+
+def waiting_timers(loop: Loop) -> int:
+    return sum(timer.callback is not None for _, _, timer in loop._timers.heap)
 
 
 def test_a_timeout_that_is_not_needed_is_not_kept(
@@ -302,6 +337,7 @@ def test_a_timeout_that_is_not_needed_is_not_kept(
         loop.add_timer(0, loop.stop)
         loop.run()
         assert client.told == [None] and not client.closed
+        assert waiting_timers(loop) == 1  # that of the fixture
         client.close()
 
 
@@ -309,6 +345,7 @@ def test_who_is_closed_meanwhile_is_told_nothing(loop: Loop) -> None:
     listener, fillers = full()
     client = Client.connect(listener.getsockname(), loop, timeout=0.02)
     client.close("changed my mind")
+    assert waiting_timers(loop) == 1  # that of the fixture
     loop.add_timer(0.06, loop.stop)
     loop.run()
     assert client.told == []

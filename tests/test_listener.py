@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import subprocess
@@ -255,6 +256,34 @@ def test_a_listener_keeps_no_timer_that_it_has_no_use_for(
                 turn(loop)  # ... and one is accepted.
         live = [timer for _, _, timer in loop._timers.heap if timer.callback is not None]
         assert len(live) <= 2  # This test's timer, and the last pause's.
+        listener.steal_socket()
+    for each in clients + got:
+        each.close()
+
+
+def test_a_listener_tells_once_how_long_ever_there_is_no_room(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals: list[int] = []
+
+    def accept(sock: socket.socket) -> tuple[socket.socket, object]:
+        if refusals:
+            raise OSError(refusals.pop(), "no room")
+        return sock.accept()
+
+    monkeypatch.setattr(libc, "accept", accept)
+    monkeypatch.setattr("danga_raw.listener.PAUSE", 0)
+    caplog.set_level(logging.DEBUG, "danga_raw")
+    got: list[socket.socket] = []
+    clients: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = Listener(sock, lambda connection, _: got.append(connection), loop)
+        for count in (1, 2):
+            refusals += [errno.EMFILE] * 3
+            clients.append(connected(sock))
+            while len(got) < count:
+                turn(loop)
+            assert caplog.text.count("no room") == count
         listener.steal_socket()
     for each in clients + got:
         each.close()
@@ -550,8 +579,13 @@ def test_on_exception_is_told_of_the_object_that_was_made(loop: Loop) -> None:
         listener.steal_socket()
 
 
-def test_an_interrupt_in_accepted_leaves_no_connection_open(loop: Loop) -> None:
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_an_interrupt_in_accepted_leaves_no_connection_open(loop: Loop, wrapped: bool) -> None:
+    made: list[Socket] = []
+
     def accepted(connection: socket.socket, address: object) -> None:
+        if wrapped:
+            made.append(Socket(connection, loop))
         raise KeyboardInterrupt
 
     loop.on_exception = lambda obj, error: None
@@ -560,6 +594,7 @@ def test_an_interrupt_in_accepted_leaves_no_connection_open(loop: Loop) -> None:
         with pytest.raises(KeyboardInterrupt):
             turn(loop)
         assert client.recv(1) == b"" and not listener.closed
+        assert all(each.closed for each in made) and loop.watched_sockets == 1
         listener.steal_socket()
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 import pytest
 
 from danga_raw import Loop, Socket, _backends, _registry
+from danga_raw.types import Poller
 from tests.simkernel.handles import Handle as SimulatedHandle
 from tests.test_fairness import run_for
 from tests.test_loop import batch, fd_of
@@ -606,6 +607,37 @@ def test_many_entries_that_dups_keep_cost_one_new_poller_together(
     assert len(caplog.records) <= 1 and len(pollers) <= 2
 
 
+def test_who_is_stolen_and_wrapped_again_in_the_batch_costs_no_new_poller(
+    world: World, pollers: list[object]
+) -> None:
+    """Its entry has been removed, so nothing is left of it."""
+    one, two = world.socketpair()
+    Noted(one, world.loop).steal_socket()
+    new = Noted(one, world.loop)
+    new.watch_read(True)
+    two.send(b"x")
+    world.until(lambda: new.got)
+    assert len(pollers) == 1
+
+
+def test_a_new_poller_does_without_what_was_closed_behind_the_back(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.lenient()
+    gap, _ = world.socketpair()
+    one, _ = world.socketpair()
+    world.loop.add_other_fds({one.fileno(): lambda state: None})
+    three, four = world.socketpair()
+    obj = Noted(three, world.loop)
+    obj.watch_read(True)
+    world.loop._registry._drop_poller()
+    gap.close()  # The new poller is to have this number, and not that of the other fd.
+    one.close()
+    four.send(b"x")
+    world.until(lambda: obj.got)
+    assert os.strerror(errno.EBADF) in caplog.text
+
+
 def test_two_loops_may_watch_one_number_after_a_reset(world: World) -> None:
     one, two = world.socketpair()
     loop: Loop = world.new_loop()
@@ -726,6 +758,76 @@ def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
         else:
             Noted(thing, world.loop).steal_socket()
     assert obj.closed
+
+
+def test_a_newcomer_that_there_is_no_memory_to_watch_is_told_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that the lost holder's entry, which left with its descriptor, isn't there."""
+    world.lenient()
+    one, _ = world.socketpair()
+    fd = fd_of(Noted(one, world.loop))
+    one.close()
+    thing, _ = taking(world, fd)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no memory"):
+        patch.setattr(POLLERS[world.backend], "register", refuse)
+        Noted(thing, world.loop)
+
+
+@pytest.mark.parametrize(
+    ("holder", "newcomer"),
+    [("an object", "an object"), ("an object", "an other fd"), ("an other fd", "an object")],
+)
+def test_a_registration_that_was_interrupted_before_it_began_takes_nothing_from_the_holder(
+    world: World, holder: str, newcomer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = world.socketpair()
+    fd = one.fileno()
+    heard: list[object] = []
+    if holder == "an object":
+        Noted(one, world.loop, read=lambda obj: hear(heard, "read", one)).watch_read(True)
+    else:
+        world.loop.add_other_fds({fd: lambda state: hear(heard, state, one)})
+    again = another_handle(one)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(POLLERS[world.backend], "register", interrupted)
+        if newcomer == "an object":
+            Noted(again, world.loop)
+        else:
+            world.loop.add_other_fds({fd: lambda state: None})
+    again.detach()
+    two.send(b"x")
+    world.until(lambda: heard)
+    assert len(heard) == 1
+
+
+def test_an_other_fd_whose_adding_was_interrupted_is_not_watched_under_who_has_just_left(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = world.socketpair()
+    Noted(one, world.loop).steal_socket()
+    poller = POLLERS[world.backend]
+    register = poller.register
+
+    def interrupted(self: Poller, fd: int, events: int) -> None:
+        register(self, fd, events)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(poller, "register", interrupted)
+        world.loop.add_other_fds({one.fileno(): lambda state: None})
+    two.send(b"x")
+    for _ in range(2):
+        world.turn()
+    assert world.is_open(one.fileno()) and caplog.text == ""
 
 
 def test_who_was_kept_from_leaving_whole_writes_nothing_to_who_has_its_number_next(

@@ -537,6 +537,31 @@ def test_sigint_is_pythons_again_when_its_handler_is_taken_off(loop: Loop) -> No
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("end", ["remove", "reset"])
+@pytest.mark.parametrize("set_since", ["a program's own", "another loop's"])
+def test_a_handler_that_was_set_since_outlives_the_loop(
+    loop: Loop, usual_usr1: None, set_since: str, end: str
+) -> None:
+    """A forked child that sets its signals, and then calls `reset`, has them."""
+    said: list[str] = []
+    with Loop() as other:
+        loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("old"))
+        if set_since == "another loop's":
+            other.add_signal_handler(signal.SIGUSR1, lambda: said.append("new"))
+        else:
+            signal.signal(signal.SIGUSR1, lambda *_: said.append("new"))
+        newest = signal.getsignal(signal.SIGUSR1)
+        if end == "remove":
+            assert loop.remove_signal_handler(signal.SIGUSR1) is True
+            assert loop.remove_signal_handler(signal.SIGUSR1) is False
+        else:
+            loop.reset()
+        assert signal.getsignal(signal.SIGUSR1) == newest
+        signal.raise_signal(signal.SIGUSR1)
+        turn(other)
+        assert said == ["new"]
+
+
 @pytest.mark.parametrize("way", ["remove", "reset", "close"])
 def test_the_descriptor_that_signals_wrote_to_before_has_them_back(loop: Loop, way: str) -> None:
     theirs, written = os.pipe()
@@ -593,6 +618,10 @@ def test_loops_with_signals_may_end_in_any_order(loop: Loop, first: int, theirs:
             for each, number in zip(loops, numbers):
                 each.add_signal_handler(number, partial(said.append, number))
             loops[first].close()
+            woken = loops[1 - first]._registry.waker
+            written = signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+            assert woken is not None and written == woken._ends[1]
             signal.raise_signal(numbers[1 - first])
             turn(loops[1 - first])
             assert said == [numbers[1 - first]]
@@ -656,6 +685,60 @@ def test_the_pipe_of_a_waker_is_closed_once_also_where_that_fails(
         loop.close()
     assert len(closed) == len(set(closed)) and descriptors() == before
     assert caplog.text.count("close(") == len(closed)
+
+
+def test_a_handler_refused_in_another_thread_leaves_the_one_there_is_to_end_with_the_loop(
+    loop: Loop, usual_usr1: None
+) -> None:
+    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+    refused: list[bool] = []
+
+    def elsewhere() -> None:
+        with pytest.raises(ValueError):
+            loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+        refused.append(True)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    loop.close()
+    assert refused and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_who_wakes_a_loop_whose_pipe_signals_have_filled_is_heard(loop: Loop) -> None:
+    loop.call_soon_threadsafe(lambda: None)
+    turn(loop)
+    waker = loop._registry.waker
+    assert waker is not None
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(waker._ends[1], bytes(4096))
+    said: list[int] = []
+    loop.call_soon_threadsafe(lambda: said.append(1))
+    turn(loop)
+    assert said == [1]
+
+
+def test_a_run_within_a_handler_may_be_the_first_to_look_what_has_woken_the_loop(
+    loop: Loop,
+) -> None:
+    class Nested(Socket):
+        def event_read(self) -> None:
+            self.read(10)
+            turn(loop)
+
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    obj = Nested(near, loop)
+    obj.watch_read(True)
+    far.sendall(b"x")
+    said: list[int] = []
+    loop.call_soon_threadsafe(lambda: said.append(1))
+    poller = loop._registry.poller
+    turn(loop)
+    assert said == [1] and loop._registry.poller is poller
+    obj.close()
+    far.close()
 
 
 def test_a_handler_that_is_given_anew_takes_the_place_of_the_old(loop: Loop) -> None:
@@ -901,7 +984,7 @@ def test_a_waker_whose_number_was_another_objects_ends_the_wait_that_goes_on() -
         own.call_soon_threadsafe(own.stop)
 
     with own, far:
-        Socket(near, own)
+        Socket(near, own).watch_read(True)
         turn(own)
         timer = own.add_timer(PATIENCE, own.stop)
         thread = threading.Thread(target=wake)

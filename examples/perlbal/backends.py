@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import time
@@ -78,8 +79,8 @@ class BackendHTTP(Socket):
     """Whether the connect failed."""
     has_attention = False
     """Whether a process, not only the kernel, is known to be at the other end."""
-    keep_alive_seconds = 0
-    """How many seconds it said it would wait for another request; 0 if it didn't say."""
+    keep_alive_seconds = math.inf
+    """How many seconds it said it would wait for another request; infinite if it didn't say."""
     use_count = 0
     kept_alive = False
     """Whether the connection stays open after the current response."""
@@ -117,7 +118,7 @@ class BackendHTTP(Socket):
 
     def ends_soon(self, now: float) -> bool:
         """Whether the backend will close it about now, according to its Keep-Alive field."""
-        return 0 < self.keep_alive_seconds < now + 2 - self.idle_since
+        return self.keep_alive_seconds < now + 2 - self.idle_since
 
     def has_ended(self) -> bool:
         """Whether it can't be reused, because the backend has closed it or sent more than an
@@ -218,7 +219,7 @@ class BackendHTTP(Socket):
                 self.left = 0 if head_only else head.length
                 self.kept_alive = head.kept_alive(head_only)
                 timeout = _TIMEOUT.search(head.values.get("keep-alive", ""))
-                self.keep_alive_seconds = int(timeout[1]) if timeout else 0
+                self.keep_alive_seconds = int(timeout[1]) if timeout else math.inf
                 return head, data
             # An interim response: another follows.
         self.inbox = data

@@ -149,9 +149,9 @@ class UrlExchange(ProxyExchange):
         primary = self._primary
         for key in _HEADERS:
             primary.drop(f"x-reproxy-{key}")
+        lengths = head.values if head.code != 204 else {"content-length": "0"}
         for name in ("Content-Length", "Transfer-Encoding"):
-            value = head.get(name.lower()) if head.code != 204 else None
-            if value is not None:
+            if (value := lengths.get(name.lower())) is not None:
                 primary.set(name, value)
             else:
                 primary.drop(name.lower())
