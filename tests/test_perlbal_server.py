@@ -894,6 +894,20 @@ def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path:
         assert b"\r\nLast-Modified: Tue, 14 Nov 2023 22:13:19 GMT\r\n" in answer
 
 
+def test_a_client_that_sends_no_more_gets_the_whole_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 60_000)
+    web(server, tmp_path)
+    server.services["p"].set("client_sndbuf_size", "4k")
+    with ExitStack() as stack:
+        client = client_of(server, stack, "/file")
+        client.shutdown(socket.SHUT_WR)
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        turn(server, lambda: not taken.event_watch & select.POLLIN)
+        assert taken.write_buf_size
+        assert answer_to(server, client).endswith(b"x" * 60_000)
+
+
 class Failing(Plugin):
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         raise ValueError("a plugin's fault")
