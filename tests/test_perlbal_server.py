@@ -802,6 +802,37 @@ def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
     assert body.decode() == content
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_pipe_is_no_file(server: Server, tmp_path: Path, method: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    web(server, tmp_path)
+    with ExitStack() as stack, no_hanging():
+        answer = answer_to(server, client_of(server, stack, "/pipe", method=method))
+    assert answer.startswith(b"HTTP/1.0 404 ")
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_put_that_the_disk_has_no_room_for_is_told(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, checked: bool
+) -> None:
+    def no_room(fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    web(server, tmp_path)
+    server.services["p"].set("enable_put", "on")
+    monkeypatch.setattr("examples.perlbal.files.write_all", no_room)
+    field = "Content-Length: 4" + "\r\nContent-MD5: x" * checked
+    with ExitStack() as stack:
+        client = client_of(server, stack, "/file", field, "PUT")
+        for number in range(pieces):
+            client.sendall(b"data"[number::pieces])
+            turn(server, lambda: True)
+        answer = answer_to(server, client)
+    assert answer.startswith(b"HTTP/1.0 500 ") and answer.endswith(b"Error saving file")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"] * (not checked)
+
+
 @pytest.mark.parametrize("path", ["/file", "/??file"])
 @pytest.mark.parametrize("kind", ["pipe", "nothing"])
 def test_a_pipe_that_has_taken_the_place_of_a_file_is_not_waited_for(
