@@ -178,8 +178,7 @@ class Service(Parameters):
         if self.listen is not None:
             self.listener = self._open(self.listen)
         self.enabled = True
-        if self.role == "reverse_proxy":
-            self.balancer.spawn_backends()
+        self.balancer.spawn_backends()
 
     def _open(self, listen: str) -> TCPListener:
         host, port = address(listen)
