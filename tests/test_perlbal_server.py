@@ -803,6 +803,37 @@ def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
     assert body.decode() == content
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_pipe_is_no_file(server: Server, tmp_path: Path, method: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    web(server, tmp_path)
+    with ExitStack() as stack, no_hanging():
+        answer = answer_to(server, client_of(server, stack, "/pipe", method=method))
+    assert answer.startswith(b"HTTP/1.0 404 ")
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_put_that_the_disk_has_no_room_for_is_told(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, checked: bool
+) -> None:
+    def no_room(fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    web(server, tmp_path)
+    server.services["p"].set("enable_put", "on")
+    monkeypatch.setattr("examples.perlbal.files.write_all", no_room)
+    field = "Content-Length: 4" + "\r\nContent-MD5: x" * checked
+    with ExitStack() as stack:
+        client = client_of(server, stack, "/file", field, "PUT")
+        for number in range(pieces):
+            client.sendall(b"data"[number::pieces])
+            turn(server, lambda: True)
+        answer = answer_to(server, client)
+    assert answer.startswith(b"HTTP/1.0 500 ") and answer.endswith(b"Error saving file")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"] * (not checked)
+
+
 @pytest.mark.parametrize("path", ["/file", "/??file"])
 @pytest.mark.parametrize("kind", ["pipe", "nothing"])
 def test_a_pipe_that_has_taken_the_place_of_a_file_is_not_waited_for(
@@ -893,6 +924,20 @@ def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path:
         with ExitStack() as stack:
             answer = answer_to(server, client_of(server, stack, path))
         assert b"\r\nLast-Modified: Tue, 14 Nov 2023 22:13:19 GMT\r\n" in answer
+
+
+def test_a_client_that_sends_no_more_gets_the_whole_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 60_000)
+    web(server, tmp_path)
+    server.services["p"].set("client_sndbuf_size", "4k")
+    with ExitStack() as stack:
+        client = client_of(server, stack, "/file")
+        client.shutdown(socket.SHUT_WR)
+        turn(server, lambda: server.clients == 1)
+        (taken,) = (each for each in server.sockets() if isinstance(each, Client))
+        turn(server, lambda: not taken.event_watch & select.POLLIN)
+        assert taken.write_buf_size
+        assert answer_to(server, client).endswith(b"x" * 60_000)
 
 
 class Failing(Plugin):

@@ -195,7 +195,7 @@ class Balancer:
             self._block(name)
         elif backend.use_count:
             del self.ended_unused[name]
-        elif was_free and backend.age() < RETRY_SECONDS and self._in_pool(backend):
+        elif was_free and backend.age() < RETRY_SECONDS:
             # A restart of the backend closes some, too. Retrying at once could go on forever.
             self.ended_unused[name] += 1
             if self.ended_unused[name] >= MAX_UNUSED:

@@ -82,8 +82,9 @@ class ProxyExchange(Exchange):
 
     def _buffer_to_disk(self, reason: str) -> None:
         service, client = self.service, self.client
-        name = f"{service.name}-{service.listen}-client-{client.fd}-{random.randrange(0xFFFFFFFF)}"
-        self._body.file = f"{service.buffer_uploads_path or ''}/{name}"
+        name = f"{service.name}-{service.listen or ''}-client-{client.fd}"
+        number = random.randrange(0xFFFFFFFF)
+        self._body.file = f"{service.buffer_uploads_path or ''}/{name}-{number}"
         if reason != "chunked":
             client.state = "buffering_upload"
             if _DEBUG_UPLOADS:

@@ -219,10 +219,7 @@ class Reproxying:
         ]
         self._cache[key] = Cached(time.monotonic() + float(found[1]), headers, urls)
         self._cache.move_to_end(key)
-        self.trim_cache(self._service.reproxy_cache_maxsize)
-
-    def trim_cache(self, most: int) -> None:
-        while len(self._cache) > most:
+        while len(self._cache) > self._service.reproxy_cache_maxsize:
             self._cache.popitem(last=False)
 
     def answer_from_cache(self, exchange: ProxyExchange) -> bool:

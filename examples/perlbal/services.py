@@ -154,9 +154,6 @@ class Service(Parameters):
             self.pool.users.remove(self)
         pool.users.append(self)
 
-    def _set_reproxy_cache_maxsize(self, maxsize: int) -> None:
-        self.reproxying.trim_cache(maxsize)
-
     def _own_pool(self, key: str) -> Pool:
         """The pool whose `key` is being set. A service without a pool gets its own, unless a
         command has created one."""
@@ -181,8 +178,7 @@ class Service(Parameters):
         if self.listen is not None:
             self.listener = self._open(self.listen)
         self.enabled = True
-        if self.role == "reverse_proxy":
-            self.balancer.spawn_backends()
+        self.balancer.spawn_backends()
 
     def _open(self, listen: str) -> TCPListener:
         host, port = address(listen)

@@ -455,6 +455,14 @@ row(
     "port and protocol in another's place",
     ask(get("/", "X-Forwarded-Port: 1", "X-Forwarded-Proto: gopher", "X-Forwarded-For: 10.1.1.1")),
 )
+for trusted in "127.0.0.1", "10.0.0.0/8":
+    row(
+        SELECTORS.at("extras"),
+        f"port and protocol of a blind proxy that trusts {trusted}",
+        manage("SET extras.blind_proxy = on", f"SET extras.trusted_upstream_proxies = {trusted}"),
+        ask(get("/", "X-Forwarded-Port: 1")),
+        alone=True,
+    )
 row(
     SELECTORS.at("extras"),
     "switched off",

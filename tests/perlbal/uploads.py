@@ -74,6 +74,7 @@ UPLOADS = Setting(
       SET pool   = one
       SET persist_client = on
       SET buffer_backend_connect = 50k
+      SET buffer_upload_threshold_rate = 1000000000
     ENABLE memory
     """,
     services=("size", "rate", "time", "memory"),
@@ -211,6 +212,13 @@ row(
     spool,
 )
 row(UPLOADS.at("time"), "a body that will take no time", ask(post("/", SMALL)), spool)
+row(
+    UPLOADS.at("time"),
+    "a body that will take days",
+    send(request("POST", "/", f"Content-Length: {10**15}", body=b"0123456789" * 2)),
+    spool,
+    alone=True,
+)
 
 # --- in chunks ------------------------------------------------------------------------------------
 

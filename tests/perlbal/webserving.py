@@ -450,6 +450,9 @@ row(
     ours=("HTTP/1.0 400 ", "Content-length of 1028 is invalid.", "docs/c6 is not there"),
 )
 row(STORE, "DELETE", file("docs/gone", b"x"), ask(request("DELETE", "/gone")), shows("docs/gone"))
+row(
+    STORE, "PURGE, where DELETE is on", ask(request("PURGE", "/hello.txt")), shows("docs/hello.txt")
+)
 row(STORE, "DELETE of nothing", ask(request("DELETE", "/never")))
 row(STORE, "DELETE of a folder", ask(request("DELETE", "/bare")), shows("docs/bare"))
 row(STORE, "DELETE, and on", ask(request("DELETE", "/never")), ask(get("/hello.txt")))
