@@ -52,6 +52,10 @@ class Signals:
             self.handlers[number] = handler
         return before
 
+    def getsignal(self, number: int) -> object:
+        """signal.getsignal"""
+        return self.handlers.get(number, signal.SIG_DFL)
+
     def set_wakeup_fd(self, fd: int, *, warn_on_full_buffer: bool = True) -> int:
         """signal.set_wakeup_fd. Raises `OSError` (EBADF)."""
         if fd >= 0:
