@@ -28,11 +28,10 @@ from danga_raw._interrupt import alone, by_handler
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN
 from danga_raw._sockopt import set_cork
-from danga_raw.timers import heappop, heappush
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Final, TypeAlias
 
     from danga_raw._connecting import Connecting
@@ -94,10 +93,7 @@ class Registry:
         waiting, no `call_soon` is pending, no timer was cut short, `stop` was not called, and
         neither the poller nor profiling has changed. This one test saves 400 instructions."""
         # What few objects have, by fd, so that the others need no attribute for it:
-        self.pushed_back: dict[int, int] = {}  # has pushed-back data, in the order of these numbers
-        self.pushes: int = 0  # the last of these numbers
-        self.readable: set[int] = set()  # has pushed-back data and watches for reading
-        self.turned_on: set[int] = set()  # has pushed-back data, and has changed its event mask
+        self.readable: dict[int, None] = {}  # has pushed-back data and watches for reading
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}
         self.paused: dict[int, Listener] = {}  # could not get a descriptor for a connection
@@ -236,14 +232,13 @@ class Registry:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)
             except OSError as error:
                 trouble = self._refused(fd, error)
-            if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
+            if self.readable or self.post_loop_callbacks or self.paused or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
         return trouble
 
     def _forget_callbacks(self, fd: int) -> None:
-        self.readable.discard(fd)
-        self.pushed_back.pop(fd, None)
+        self.readable.pop(fd, None)
         self.post_loop_callbacks.pop(fd, None)
         self.paused.pop(fd, None)
         if (pending := self.connecting.pop(fd, None)) is not None:
@@ -333,7 +328,7 @@ class Registry:
     def forget(self) -> None:
         """Forget everything, and close the poller and the waker: close(2) for each descriptor."""
         for known in (
-            *(self.objects, self.other_fds, self.pushed_back, self.readable),
+            *(self.objects, self.other_fds, self.readable),
             *(self.post_loop_callbacks, self.connecting, self.paused),
         ):
             known.clear()
@@ -343,29 +338,6 @@ class Registry:
             if self.waker is not None:
                 self.waker.close()
                 self.waker = None
-
-    # --- pushed-back data -------------------------------------------------------------------------
-
-    def who_reads_pushed_back(self) -> Iterator[AnySocket]:
-        """The objects with pushed-back data that watch for reading, in the order in which the data
-        was first pushed back. As in the original, one that starts watching during the round still
-        gets its turn in it, and one that gets pushed-back data during the round does not."""
-        told, newest = -1, self.pushes
-        turns: list[tuple[int, int]] = []
-        self.turned_on = {*self.readable}  # A copy: a signal's handler may close one of them.
-        while turns or self.turned_on:
-            new, self.turned_on = self.turned_on, set()
-            for fd in new:
-                heappush(turns, (self.pushed_back.get(fd, 0), fd))
-            number, fd = heappop(turns)
-            obj = self.objects.get(fd)
-            # Another one may have closed it, or a signal's handler may have come between a change
-            # of the object and its note here.
-            if obj is None or obj.closed or not obj.read_push_back:
-                self.readable.discard(fd)
-            elif told < number <= newest and fd in self.readable:
-                told = number
-                yield obj
 
     # --- other fds --------------------------------------------------------------------------------
 

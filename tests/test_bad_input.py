@@ -43,7 +43,7 @@ def state(loop: Loop) -> tuple[object, ...]:
         len(loop._timers.heap),
         loop._timers.timeout,
         dict(loop._registry.post_loop_callbacks),
-        dict(loop._registry.pushed_back),
+        list(loop._registry.readable),
         loop.on_exception,
         loop._stopping,
     )

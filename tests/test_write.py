@@ -662,6 +662,26 @@ def test_a_writer_function_that_writes_to_its_object_is_told_so(world: World, qu
     assert obj.write_buf_size == sum(map(len, [] if queued else [b"nested"])) and not obj.closed
 
 
+def test_a_writer_function_that_goes_on_with_the_block_it_is_to_write_is_told_so(
+    world: World,
+) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+    given: list[int] = []
+
+    def writes(data: bytes | memoryview, count: int, offset: int) -> int:
+        given.append(offset)
+        if len(given) == 1:
+            obj.write(None)
+        return 1
+
+    obj.set_writer_func(Blocking())
+    obj.write(b"abcd")
+    obj.set_writer_func(writes)
+    with pytest.raises(RuntimeError, match="a writer function must not write to its own object"):
+        obj.write(None)
+    assert given == [0, 0] and (obj.write_buf_offset, obj.write_buf_size) == (1, 3)
+
+
 @pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
 @pytest.mark.parametrize("base", [bytes, bytearray])
 def test_bytes_that_can_be_called_are_bytes(
