@@ -355,6 +355,20 @@ def test_a_regular_file_is_refused(world: World, obj: Noted) -> None:
     assert world.is_open(file.fileno())
 
 
+def test_why_nobody_can_be_asked_whether_a_file_can_be_polled_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(flags: int) -> int:
+        ctypes.set_errno(EMFILE)
+        return -1
+
+    monkeypatch.setattr(libc, "epoll_create1", refuse, raising=False)
+    with Loop("poll") as loop, open(__file__) as file:
+        with pytest.raises(OSError) as caught:
+            loop.add_other_fds({file.fileno(): print})
+        assert caught.value.errno == EMFILE and loop.other_fds == {}
+
+
 @real_only
 def test_a_file_that_can_be_polled_is_taken_by_every_backend(world: World) -> None:
     """Its type is that of a regular file, but it can be polled: the kernel reports every mount."""
