@@ -74,8 +74,8 @@ class Registry:
         self.waker: Waker | None = None
         """Wakes the loop; made when first needed."""
         self.stale_entries: set[int] = set()
-        """Numbers under which the epoll may still have a file that was closed and could not be
-        unregistered. The poller is renewed before such a number is registered again."""
+        """Numbers under which the poller may still have a file that was closed and could not be
+        unregistered. It is renewed before such a number is registered again."""
         self.outer_batches: list[list[int]] = []
         """A handler may run the loop again. For each active run, the batch that was being
         dispatched when it began."""
@@ -150,16 +150,15 @@ class Registry:
             left.let_go()
         # An object that left and was initialized again has another descriptor, or is `new` itself.
         if holder is not None and holder is not new and self.receivers[fd] is holder:
-            sock, holder.closed = holder.sock, True
+            holder.closed = True
             self.receivers[fd] = None
-            if sock is not None:
-                disown(sock, fd)
+            disown(holder.sock, fd)
             holder.let_go()
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
             lost = True
-        self.leaving.pop(fd, None)
         self.objects.pop(fd, None)
+        self.leaving.pop(fd, None)  # Behind it: if interrupted, `finish_leaving` does the rest.
         return self.other_fds.pop(fd, None) is not None or lost
 
     def _drop_events(self, fd: int) -> None:
@@ -261,8 +260,7 @@ class Registry:
         if by_handler(error):
             del error
             raise
-        if self.entries_outlive_fds:
-            self.stale_entries.add(fd)
+        self.stale_entries.add(fd)
         return str(error)
 
     def to_close(self) -> list[Handle]:
@@ -315,7 +313,7 @@ class Registry:
         """Handle an event for a descriptor without a holder, which every wait would report again.
         Unregisters and closes the descriptor, as the original does. If it can't be unregistered,
         because the number is free or belongs to another file now, renews the poller."""
-        if fd in self.leaving or fd in self.objects:
+        if fd in self.leaving:
             return
         what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
         if (trouble := self.unregister(fd, state)) is not None:
@@ -465,7 +463,7 @@ class Registry:
                 lost = self._drop_holder(waker.fileno())
                 self._make_room(waker.fileno())
                 if self.poller is not None:
-                    if lost and self.entries_outlive_fds:
+                    if lost:
                         self.stale_entries.add(waker.fileno())
                     self.poller.register(waker.fileno(), POLLIN)
                 # Unless a signal's handler has just made one.
