@@ -234,7 +234,7 @@ class Socket(Generic[HandleT]):
 
     def _withdraw(self) -> None:
         """Leave the loop, if the constructor got as far as joining it."""
-        if hasattr(self, "read_push_back") and self.__registered() is not None:
+        if hasattr(self, "read_push_back"):
             self.__registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
@@ -321,7 +321,7 @@ class Socket(Generic[HandleT]):
         piece = (_piece(buf),)
         pieces = self.read_push_back or deque()
         # No call from here on: a signal's handler could close the object after it.
-        if self.fd is not None and not self.closed:
+        if not self.closed:
             self.__direct = None
             pieces += piece
             self.read_push_back = pieces
@@ -756,12 +756,10 @@ class Socket(Generic[HandleT]):
         """The peer's address (0) or the local one (1)."""
         if self.sock is None:
             return NOWHERE
-        peer, local = self.__addresses
-        if side == 0 and peer is NOWHERE:
-            peer = ask(libc.getpeername, self.sock)
-        elif side == 1 and local is NOWHERE:
-            local = ask(libc.getsockname, self.sock)
-        self.__addresses = both = peer, local
+        both = self.__addresses
+        if both[side] is NOWHERE:
+            answer = ask(libc.getsockname if side else libc.getpeername, self.sock)
+            self.__addresses = both = (both[0], answer) if side else (answer, both[1])
         return both[side]
 
     # --- describing -------------------------------------------------------------------------------
