@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from errno import EINTR, EINVAL
@@ -526,6 +527,33 @@ def test_run_goes_on_with_what_was_added_behind_a_reset(
     Noted(one, world.loop, read=forget).watch_read(True)
     world.loop.run()
     assert heard == [new]
+
+
+@real_only
+def test_run_goes_on_with_a_signal_handler_that_was_added_behind_a_reset(world: World) -> None:
+    one, two = world.socketpair()
+    two.send(b"x")
+    heard: list[str] = []
+
+    def heed() -> None:
+        heard.append("signal")
+        world.loop.stop()
+
+    def send() -> None:
+        time.sleep(0.05)  # By then the loop is most likely waiting.
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=send)
+
+    def forget(obj: Noted) -> None:
+        world.loop.reset()
+        world.loop.add_signal_handler(signal.SIGUSR1, heed)
+        thread.start()
+
+    Noted(one, world.loop, read=forget).watch_read(True)
+    world.loop.run()
+    thread.join()
+    assert heard == ["signal"]
 
 
 def test_on_exception_is_told_of_what_the_close_of_a_handle_raises(world: World) -> None:
