@@ -322,6 +322,27 @@ def test_who_writes_what_is_queued_before_the_outcome_is_told_it_all_the_same(
     assert client.told == [(ConnectionRefusedError, errno.ECONNREFUSED)]
 
 
+def test_the_outcome_is_told_also_while_handlers_are_profiled(loop: Loop) -> None:
+    loop.enable_profiling()
+    listener, fillers = full()
+    pending = Client.connect(listener.getsockname(), loop, False)
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    other = Client(near, loop, False)
+    other.watch_read(True)
+    far.sendall(b"x")
+    turn(loop)
+    assert other.told == ["read"] and pending.told == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = Client.connect(server.getsockname(), loop)
+        loop.run()
+        assert client.told == [None] and "Client-write" not in loop.profiling_data
+    for each in (pending, other, client):
+        each.close()
+    for end in (far, listener, *fillers):
+        end.close()
+
+
 def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
     listener, fillers = full()
     client = Client.connect(listener.getsockname(), loop, timeout=0.05)

@@ -97,6 +97,20 @@ def test_a_callback_that_raises_loses_none_behind_it(loop: Loop) -> None:
     assert said == ["behind", "on purpose", "behind"]
 
 
+def test_a_callback_may_run_the_loop_which_runs_the_others(loop: Loop) -> None:
+    said: list[str] = []
+
+    def first() -> None:
+        loop.run()
+        said.append("first")
+
+    loop.call_soon(first)
+    loop.call_soon(lambda: said.append("second"))
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    assert said == ["second", "first"]
+
+
 @pytest.mark.parametrize("callback", [None, 5, "name"])
 def test_what_cannot_be_called_is_refused_where_it_is_given(loop: Loop, callback: object) -> None:
     for give in (
@@ -330,6 +344,7 @@ print("done")
 
 def test_signals_end_with_the_loop_and_are_as_they_were(loop: Loop) -> None:
     before = signal.getsignal(signal.SIGUSR1)
+    assert loop.remove_signal_handler(signal.SIGUSR1) is False
     loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     assert signal.getsignal(signal.SIGUSR1) != before
     assert loop.remove_signal_handler(signal.SIGUSR1) is True
