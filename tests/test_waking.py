@@ -3,6 +3,7 @@ doesn't need this doesn't pay for it."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -445,6 +446,35 @@ def test_no_descriptor_for_a_waker_is_told_and_tried_again(
     loop.call_soon_threadsafe(lambda: said.append(1))
     turn(loop)
     assert said == [1]
+
+
+@pytest.mark.parametrize("name", ["pipe2", "pipe"])
+def test_a_pipe_that_the_kernel_refuses_is_told_as_the_kernel_says(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.ENFILE)
+        return -1
+
+    with monkeypatch.context() as patch:
+        if name == "pipe":
+            patch.delattr(libc, "pipe2")
+        patch.setattr(libc, name, refuse)
+        with pytest.raises(OSError, match=rf"{name}\(\)") as caught:
+            loop.call_soon_threadsafe(loop.stop)
+    assert caught.value.errno == errno.ENFILE and loop._registry.waker is None
+
+
+def test_where_there_is_no_pipe2_a_waker_neither_blocks_nor_outlives_an_exec(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(libc, "pipe2")
+    loop.call_soon_threadsafe(loop.stop)
+    waker = loop._registry.waker
+    assert waker is not None
+    for fd in waker._ends:
+        assert not os.get_inheritable(fd) and not os.get_blocking(fd)
+    loop.run()
 
 
 # --- never in the midst of a batch ----------------------------------------------------------------
