@@ -18,9 +18,10 @@ from danga_raw._libc import failure, libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import FrameType
     from typing import Final
+
+    from danga_raw.types import Callback
 
 _on_signals: Final[list[Waker]] = []
 """The wakers that handle signals, the one that last added a signal at the end: it is woken."""
@@ -44,7 +45,7 @@ class Waker:
         self._writing: list[None] = []
         """One for each thread that is about to write. The ends stay open until the last of them,
         which then closes them."""
-        self._handled: set[int] = set()
+        self._handled: dict[int, Callback] = {}
 
     def open(self) -> None:
         """Make the pipe: pipe2(2), or pipe(2) and fcntl(2) on macOS, which has no pipe2. Raises
@@ -93,9 +94,9 @@ class Waker:
             # Behind the read, which takes what other threads have written before it, too.
             self._woken = False
 
-    def add_signal(self, number: int, handler: Callable[[int, FrameType | None], object]) -> None:
-        """Let a signal end the wait and call `handler`: rt_sigaction(2). From now on all signals of
-        the process wake this loop and no other.
+    def add_signal(self, number: int, callback: Callback) -> None:
+        """Let a signal end the wait and call `callback`: rt_sigaction(2). From now on all signals
+        of the process wake this loop and no other.
 
         Raises `ValueError` for a number that is not a signal, and outside the main thread;
         `OSError` (EINVAL) for a signal that can't be handled.
@@ -103,32 +104,39 @@ class Waker:
         # The C library reserves some for its threads, and refuses them without a system call.
         if number not in tuple(valid_signals()):
             raise ValueError(f"a signal is a number, as signal.SIGTERM is, not {number!r}")
-        new = number not in self._handled
+        former = self._handled.get(number)
         # Before the handler is set: after an exception in between, nobody would remove it.
-        self._handled |= {number}
+        self._handled |= {number: callback}
         try:
-            libc.signal(number, handler)
+            libc.signal(number, self._caught)
         except (OSError, TypeError, ValueError) as error:
             if isinstance(error, OSError) and by_handler(error):
                 raise
-            if new:
-                self._handled.discard(number)
+            if former is None:
+                del self._handled[number]
+            else:
+                self._handled[number] = former
             named = isinstance(error, OSError) and failure(f"rt_sigaction({number})", error.errno)
             raise named or error from None
-        former = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
-        if former not in [each._ends[1] for each in (self, *_on_signals)]:
-            _theirs[0] = former
+        wakeup = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+        if wakeup not in [each._ends[1] for each in (self, *_on_signals)]:
+            _theirs[0] = wakeup
         _on_signals[:] = [*(each for each in _on_signals if each is not self), self]
 
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self._handled[number]()
+
     def remove_signal(self, number: int) -> bool:
-        """Restore the default action of a signal (for SIGINT, Python's). False if there is none."""
+        """Restore the default action of a signal (for SIGINT, Python's), unless somebody else has
+        set a handler since. False if there is none."""
         if number not in self._handled:
             return False
-        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        libc.signal(number, usual)
-        if self._handled == {number}:
+        if signal.getsignal(number) == self._caught:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            libc.signal(number, usual)
+        if [*self._handled] == [number]:
             self._leave_signals()
-        self._handled.discard(number)  # Last: if interrupted, all this can be done again.
+        self._handled.pop(number, None)  # Last: if interrupted, all this can be done again.
         return True
 
     def _leave_signals(self) -> None:

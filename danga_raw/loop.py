@@ -415,11 +415,11 @@ class Loop:
         """
         check_callback("a signal's callback", callback)
         waker = self._open_waker()
-        waker.add_signal(number, lambda number, frame: self.call_soon_threadsafe(callback))
+        waker.add_signal(number, lambda: self.call_soon_threadsafe(callback))
 
     def remove_signal_handler(self, number: int) -> bool:
-        """Restore the default action of the signal (for SIGINT, Python's), by rt_sigaction(2).
-        False if this loop has no handler for it."""
+        """Restore the default action of the signal (for SIGINT, Python's), by rt_sigaction(2),
+        unless another handler was set since. False if this loop has no handler for it."""
         waker = self._registry.waker
         return waker is not None and waker.remove_signal(number)
 

@@ -60,11 +60,12 @@ def test_a_length_counts_whatever_the_method(method: str) -> None:
     assert Request(f"{method} / HTTP/1.0\r\nContent-Length: 4{END}").length == 4
 
 
-def test_long_names_that_a_client_makes_up_are_not_remembered() -> None:
+@pytest.mark.parametrize(("count", "length"), [(200, 50_000), (20_000, 100)])
+def test_names_that_a_client_makes_up_are_not_all_remembered(count: int, length: int) -> None:
     tracemalloc.start()
     try:
-        for number in range(200):
-            Request(f"{FIRST}\r\nX{number}{'-' * 50_000}: 1{END}")
+        for number in range(count):
+            Request(f"{FIRST}\r\n{number:-<{length}}: 1{END}")
         assert tracemalloc.get_traced_memory()[0] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -106,6 +107,7 @@ def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str
         (400, "GET https://b/ HTTP/1.1\r\nHost: a"),
         (0, "GET / HTTP/1.1"),
         (0, f"{FIRST}\r\nno field"),
+        (0, f"{FIRST}\r\nnone"),
         (0, f"{FIRST}\r\n(a): b"),
         (400, f"{FIRST}\r\nHost: a"),
         (400, "GET / HTTP/1.1\r\nHost: a,b"),
@@ -162,6 +164,11 @@ def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_a
     assert Request(f"GET / HTTP/{version}\r\nHost: a{field}{END}").keep_alive is keep_alive
 
 
+def test_a_connection_is_not_kept_after_chunks_of_1_0() -> None:
+    fields = "Connection: keep-alive\r\nTransfer-Encoding: chunked"
+    assert not Request(f"POST / HTTP/1.0\r\n{fields}{END}").keep_alive
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
@@ -215,6 +222,12 @@ def test_a_length_beside_a_transfer_encoding_is_not_believed() -> None:
 def test_a_backends_length_that_is_said_again_is_one(text: str) -> None:
     response = parse_response(f"HTTP/1.1 200 OK\r\n{text}{END}")
     assert (response.length, response.get("content-length")) == (3, "3")
+
+
+@pytest.mark.parametrize("fold", ["\r\n ", "\n\t \t"])
+def test_a_backends_folded_line_is_one_line(fold: str) -> None:
+    response = parse_response(f"HTTP/1.1 200 OK\r\nA: b{fold}c: d{END}")
+    assert response.values == {"a": "b c: d"}
 
 
 @pytest.mark.parametrize("text", ["", "200 OK", "HTTP/1.0 OK", "HTTP/1.0 200 OK\r\nA: b\rc"])

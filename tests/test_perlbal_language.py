@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,13 @@ def refused_by_stat(path: str) -> str:
         ("SERVER nope = 7", "unknown server option '7'"),
         ("NOPE", "unknown command: nope"),
         ("XS", "xs is not supported here: there is no Perl here"),
+        ("SET p.role = upload_tracker", "The role upload_tracker is not supported here"),
+        ("SET p.server_process = /x", "The 'server_process' option is not supported here"),
+        ("RELOAD vhosts", "Plugin Perlbal::Plugin::Vhosts doesn't support reloading"),
+        ("RELOAD nope", "Unknown/unloaded plugin 'nope'"),
+        ("USE ${ip:a b}", "Bogus-looking iface name"),
+        ("USE ${ip:no_such}", "Can't find IP of interface 'no_such'"),
+        ("SET a.nodefile = /no/such", "File not found"),
         ("SET p.enable_ssl = 1", "SSL is not supported here: put a server that has it in front"),
         (
             "LOAD throttle",
@@ -129,6 +137,8 @@ def test_a_node_that_is_added_again_moves_to_the_end(say: Said) -> None:
 
 def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras", "LOAD redirect")
+    (tmp_path / "nodes").touch()
+    say("CREATE POOL f", f"SET nodefile = {tmp_path / 'nodes'}")
     say("CREATE POOL a", "POOL a ADD 1.1.1.1")
     say("CREATE SERVICE p", "SET role = reverse_proxy", "SET pool = a", "SET buffer_size = 10k")
     say("SET plugins = accesscontrol xffextras", "SET send_backend_port = on")
@@ -210,6 +220,19 @@ def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.M
     say("CREATE POOL $POOL_NAME")
     assert list(say.server.pools) == ["from_outside"]
     assert say("CREATE POOL ${nope:x}") == ["ERROR: Unknown config variable type: nope"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address is that of Linux's ioctl")
+def test_an_interface_stands_for_its_address(say: Said) -> None:
+    assert say("CREATE SERVICE p", "SET listen = ${ip:lo}:80") == ["OK", "OK"]
+    assert say.server.services["p"].listen == "127.0.0.1:80"
+
+
+def test_a_file_that_includes_itself_is_an_error(say: Said, tmp_path: Path) -> None:
+    file = tmp_path / "round.conf"
+    file.write_text(f"INCLUDE = {file}\n")
+    answers = say("LOAD include", f"INCLUDE = {file}")
+    assert answers[1] == f"ERROR: INCLUDE within INCLUDE, 10 deep: {file}"
 
 
 def test_the_closest_pattern_counts(say: Said) -> None:

@@ -25,8 +25,8 @@ from danga_raw import Listener, Loop, log_exception
 from danga_raw.types import Block
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
-from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, Balancer
-from examples.perlbal.clients import Client, Exchange
+from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, UNVERIFIED_SECONDS, Balancer
+from examples.perlbal.clients import Client, Exchange, SelectorExchange
 from examples.perlbal.files import NewFile
 from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
@@ -34,7 +34,6 @@ from examples.perlbal.management import ClientManage
 from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
-from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.server import Server, write_line
 from tests.perlbal.servers import OURS
 from tests.world import no_hanging
@@ -333,6 +332,48 @@ def test_a_nodefile_that_became_a_pipe_is_not_waited_for(
     assert list(server.pools["a"].used) == ["127.0.0.1:80"]
 
 
+@pytest.mark.parametrize("node", ["127.0.0.1:99999", "999.0.0.1:80"])
+def test_a_node_of_a_nodefile_that_can_not_be_connected_to_harms_no_other(
+    server: Server, tmp_path: Path, node: str
+) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        good = f"127.0.0.1:{backend.getsockname()[1]}"
+        (tmp_path / "nodes").write_text(f"{node}\n{good}\n{good}\n")
+        queues = balancer(server, backend.getsockname()[1])
+        server.pools["a"].set("nodefile", str(tmp_path / "nodes"))
+        server.services["p"].set("connect_ahead", "3")
+        assert (list(queues.pending), queues.blocked) == ([good], {node})
+        assert server.nodes[good].attempts == 1
+
+
+def test_services_that_lead_in_a_circle_are_told(server: Server) -> None:
+    carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET default_service = p")
+    carry_out(server, "USE p\nSET listen = 127.0.0.1:0\nENABLE p")
+    with ExitStack() as stack:
+        answer = answer_to(server, client_of(server, stack))
+    assert answer.startswith(b"HTTP/1.0 500 ") and answer.endswith(b"Services lead in a circle")
+
+
+def test_a_signal_has_the_status_logged(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    balancer(server, 1)
+    server.install_signal_handlers()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    server.loop.add_timer(0, server.stop)
+    server.loop.run()
+    logged = capfd.readouterr().err
+    assert "SERVICE p\n" in logged and "\np-normal.count 0\n" in logged
+
+
+def test_a_pidfile_that_can_not_be_written_is_logged(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.pidfile = pidfile = str(tmp_path / "no" / "pid")
+    server.loop.call_soon(server.stop)
+    server.run()
+    assert capfd.readouterr().err.startswith(f"couldn't create pidfile '{pidfile}': ")
+
+
 def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
     with ExitStack() as stack:
         slow, quick = (
@@ -365,6 +406,67 @@ def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) 
         turn(server, lambda: True)  # It is removed from the loop at the end of the batch.
         gc.collect()
         assert ended() is None
+
+
+@pytest.mark.parametrize(
+    ("pieces", "verified"),
+    [
+        (["HTTP/1.0 200 OK\r\nConn", "ection: keep-alive\r\n\r\n"], True),
+        (["HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n", "ok"], True),
+        (["HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nmore"], False),
+        (["HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"], False),
+        (["nonsense\r\n\r\n"], False),
+    ],
+    ids=["in pieces", "with a body", "too much", "closing", "nonsense"],
+)
+def test_a_backend_is_verified_by_a_whole_answer_after_which_it_stays(
+    server: Server, pieces: list[str], verified: bool
+) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        name = "127.0.0.1:%d" % backend.getsockname()[1]
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("verify_backend", "on")
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: any(each.write_buf_size == 0 for each in queues.pending.values()))
+        server.services["p"].connect_ahead = 0
+        accepted = stack.enter_context(backend.accept()[0])
+        for piece in pieces:
+            assert list(queues.pending) == [name] and not server.no_verify
+            accepted.sendall(piece.encode())
+            turn(server, lambda: True)
+        turn(server, lambda: not queues.pending)
+        told = [each.as_string().partition("; ")[2] for each in queues.bored]
+        assert told == ["uses=0; bored; has_attention=yes"] * verified
+        assert list(server.no_verify) == [name] * (not verified)
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_connection_that_was_not_used_for_long_is_used_only_if_it_was_verified(
+    server: Server, verified: bool
+) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: len(queues.bored) == 1)
+        (first,) = queues.bored
+        first.has_attention = verified
+        client_of(server, stack)
+        first.created -= UNVERIFIED_SECONDS
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        assert (first.exchange is not None) is verified and first.closed is not verified
+
+
+def test_a_backend_that_changes_the_protocol_unasked_is_garbage(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\nwhatever"
+        stack.enter_context(backend.accept()[0]).sendall(answer)
+        assert answer_to(server, client).startswith(b"HTTP/1.0 502 ")
 
 
 def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
@@ -856,6 +958,54 @@ def test_a_plugin_that_fails_as_a_backend_is_asked_again_takes_its_client_along(
     assert "a plugin's fault" in caplog.text
 
 
+def test_idle_backends_are_closed_as_the_end_begins_and_others_are_not(server: Server) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        server.services["p"].set("connect_ahead", "1")
+        turn(server, lambda: len(queues.bored) == 1)
+        server.shut_down_gracefully()
+        assert [each.state for each in used(server)] == ["wait_res"] and not queues.bored
+
+
+def test_a_url_of_a_host_that_is_unknown_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        answer = b"HTTP/1.0 200 OK\r\nX-REPROXY-URL: http://no.such/\r\n\r\n"
+        stack.enter_context(backend.accept()[0]).sendall(answer)
+        assert answer_to(server, client).startswith(b"HTTP/1.0 503 ")
+
+
+def test_a_plugin_that_fails_behind_a_backend_takes_its_client_along(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.loop.on_exception = log_exception
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        balancer(server, backend.getsockname()[1])
+        server.services["p"].set("enable_reproxy", "on")
+        carry_out(server, "CREATE SERVICE s\nSET role = selector")
+        server.services["s"].plugins.append(Failing(server))
+        client = client_of(server, stack)
+        turn(server, lambda: any(each.exchange for each in used(server)))
+        answer = b"HTTP/1.0 200 OK\r\nX-REPROXY-SERVICE: s\r\n\r\n"
+        stack.enter_context(backend.accept()[0]).sendall(answer)
+        assert answer_to(server, client) == b""
+    assert "a plugin's fault" in caplog.text
+
+
 def full(data: Block, count: int, offset: int) -> int:
     raise BlockingIOError
 
@@ -904,6 +1054,32 @@ def test_the_body_of_a_request_that_was_refused_goes_nowhere(
         asked = stack.enter_context(backend.accept()[0])
         asked.settimeout(PATIENCE)
         assert re.fullmatch(rb"GET / HTTP/1.0\r\n([^\r\n]+\r\n)+\r\n", asked.recv(1 << 16))
+
+
+@pytest.mark.parametrize("when", ["before it is there", "as it is sent"])
+def test_a_body_that_the_disk_loses_is_told(server: Server, tmp_path: Path, when: str) -> None:
+    with ExitStack() as stack:
+        backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        queues = balancer(server, backend.getsockname()[1])
+        folder = tmp_path / "uploads"
+        folder.mkdir()
+        carry_out(server, f"USE p\nSET buffer_uploads_path = {folder}\nSET buffer_uploads = on")
+        server.services["p"].set("buffer_upload_threshold_size", "1")
+        if when == "before it is there":
+            folder.rmdir()
+        client = client_of(server, stack, field="Content-Length: 3", method="POST")
+        client.sendall(b"ab")
+        if when == "before it is there":
+            assert answer_to(server, client).startswith(b"HTTP/1.0 500 ")
+        else:
+            turn(server, lambda: any(folder.iterdir()))
+            os.truncate(next(folder.iterdir()), 0)
+            client.sendall(b"c")
+            turn(server, lambda: any(each.exchange for each in used(server)))
+            os.truncate(next(folder.iterdir()), 0)
+            assert answer_to(server, client) == b""
+            assert not any(folder.iterdir())
+        assert not queues.waiting()
 
 
 def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Server) -> None:

@@ -135,6 +135,22 @@ def test_processes_end_with_a_parent_that_is_killed(name: str) -> None:
         assert len(born) == 4
 
 
+@pytest.mark.parametrize("name", ["forked", "reuseport"])
+def test_a_process_that_fails_says_why(name: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RECIPES[name].replace("loop.add_other_fds", "loop.nothing")],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert "AttributeError" in process.communicate(timeout=PATIENCE)[1]
+        assert process.returncode == 0
+
+
 # --- stopping, idling, copying --------------------------------------------------------------------
 
 
@@ -173,6 +189,87 @@ def test_a_graceful_stop_resets_nobody(backend: str) -> None:
                 assert read_to_end(new) == read_to_end(asking) == b"done\n"
         # A second SIGTERM would find Python's exit, and no handler any more.
         server.process.wait(PATIENCE)
+
+
+def told(server: Running) -> bytes:
+    """The text of the worker that answers a new connection."""
+    with server.connect() as client:
+        client.sendall(b"?\n")
+        client.shutdown(socket.SHUT_WR)
+        return read_to_end(client)
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(child) for child in children.read_text().split()]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_reload_loses_nobody(backend: str, tmp_path: Path) -> None:
+    """Neither who keeps a connection, nor who has not asked yet, nor who comes meanwhile."""
+    text = tmp_path / "text"
+    text.write_text("one\n")
+    answers: list[bytes] = []
+    done = threading.Event()
+    with running(RECIPES["reload"], str(text), backend=backend, ends=0) as server:
+
+        def keep_coming() -> None:
+            while not done.is_set():
+                answers.append(told(server))
+
+        thread = threading.Thread(target=keep_coming)
+        with server.connect() as silent, server.connect() as kept:
+            kept.sendall(b"?\n?\n")
+            assert receive(kept, 8) == b"one\n" * 2
+            text.write_text("two\n")
+            thread.start()
+            try:
+                server.process.send_signal(signal.SIGHUP)
+                assert read_to_end(kept) == b""
+                assert told(server) == b"two\n"
+                silent.sendall(b"?\n")
+                assert read_to_end(silent) == b"one\n"
+            finally:
+                done.set()
+                thread.join()
+    assert answers and set(answers) <= {b"one\n", b"two\n"}
+
+
+def test_a_reload_that_fails_changes_nothing_and_who_dies_is_replaced(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("one\n")
+    with running(RECIPES["reload"], str(text), ends=0) as server:
+        assert told(server) == b"one\n"
+        (first,) = children_of(server.process)
+        text.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.stderr is not None
+        while "FileNotFoundError" not in server.process.stderr.readline():
+            pass
+        assert told(server) == b"one\n"
+        text.write_text("two\n")
+        os.kill(first, signal.SIGKILL)
+        assert told(server) == b"two\n"
+
+
+def test_workers_end_with_a_parent_that_is_killed_and_a_parent_without_one_ends(
+    tmp_path: Path,
+) -> None:
+    text = tmp_path / "text"
+    run = subprocess.run(
+        [sys.executable, "-c", RECIPES["reload"], str(text)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert run.returncode == 1 and "FileNotFoundError" in run.stderr
+    text.write_text("one\n")
+    with running(RECIPES["reload"], str(text), ends=-signal.SIGKILL) as server:
+        assert told(server) == b"one\n"
+        server.process.kill()
+        assert server.process.stdout is not None and server.process.stdout.read() == ""
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -29,7 +29,7 @@ from danga_raw import Loop, Socket
 from danga_raw._interrupt import alone
 from danga_raw._registry import Registry
 from danga_raw._waker import Waker
-from danga_raw.types import Poller
+from danga_raw.types import Callback, Poller
 from tests.interrupted import (
     PACKAGE,
     Interrupter,
@@ -205,11 +205,11 @@ def take_callbacks_off_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 def note_signals_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Waker.add_signal
 
-    def add_signal(self: Waker, number: int, handler: Callable[..., object]) -> None:
+    def add_signal(self: Waker, number: int, callback: Callback) -> None:
         try:
-            original(self, number, handler)
+            original(self, number, callback)
         except BaseException:
-            self._handled.discard(number)
+            self._handled.pop(number, None)
             raise
 
     monkeypatch.setattr(Waker, "add_signal", add_signal)

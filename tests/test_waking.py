@@ -582,6 +582,31 @@ def test_sigint_is_pythons_again_when_its_handler_is_taken_off(loop: Loop) -> No
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("end", ["remove", "reset"])
+@pytest.mark.parametrize("set_since", ["a program's own", "another loop's"])
+def test_a_handler_that_was_set_since_outlives_the_loop(
+    loop: Loop, usual_usr1: None, set_since: str, end: str
+) -> None:
+    """A forked child that sets its signals, and then calls `reset`, has them."""
+    said: list[str] = []
+    with Loop() as other:
+        loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("old"))
+        if set_since == "another loop's":
+            other.add_signal_handler(signal.SIGUSR1, lambda: said.append("new"))
+        else:
+            signal.signal(signal.SIGUSR1, lambda *_: said.append("new"))
+        newest = signal.getsignal(signal.SIGUSR1)
+        if end == "remove":
+            assert loop.remove_signal_handler(signal.SIGUSR1) is True
+            assert loop.remove_signal_handler(signal.SIGUSR1) is False
+        else:
+            loop.reset()
+        assert signal.getsignal(signal.SIGUSR1) == newest
+        signal.raise_signal(signal.SIGUSR1)
+        turn(other)
+        assert said == ["new"]
+
+
 @pytest.mark.parametrize("way", ["remove", "reset", "close"])
 def test_the_descriptor_that_signals_wrote_to_before_has_them_back(loop: Loop, way: str) -> None:
     theirs, written = os.pipe()

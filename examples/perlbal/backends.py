@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from danga_raw import Socket, Timer
 from examples.perlbal.heads import Refused, Response, parse_response, take_head
 from examples.perlbal.pools import Node, Pool
 
 if TYPE_CHECKING:
+    from examples.perlbal.balancer import Balancer
     from examples.perlbal.proxy import ProxyExchange
-    from examples.perlbal.server import Server
-    from examples.perlbal.services import Service
+    from examples.perlbal.reproxyhosts import ReproxyHost
 
 READ_SIZE: Final = 61_440
 KERNEL_BUFFER: Final = 131_072
@@ -27,6 +28,7 @@ NO_VERIFY_SECONDS: Final = 60
 MAX_NODES: Final = 10_000
 CODES_KEPT: Final = 500
 MAX_READS: Final = 64
+Owner: TypeAlias = "Balancer | ReproxyHost"
 _TIMEOUT: Final = re.compile(r"\btimeout=(\d{1,9})", re.IGNORECASE | re.ASCII)
 
 
@@ -36,18 +38,6 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with suppress(AttributeError, OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BUFFER)
-
-
-class Owner(Protocol):
-    """The owner of a backend connection: a service's balancer, or a host of reproxied URLs."""
-
-    server: Server
-
-    @property
-    def service(self) -> Service | None: ...
-
-    def register_boredom(self, backend: BackendHTTP) -> None: ...
-    def note_backend_close(self, backend: BackendHTTP) -> None: ...
 
 
 class NodeStats:
@@ -89,8 +79,8 @@ class BackendHTTP(Socket):
     """Whether the connect failed."""
     has_attention = False
     """Whether a process, not only the kernel, is known to be at the other end."""
-    keep_alive_seconds = 0
-    """How many seconds it said it would wait for another request; 0 if it didn't say."""
+    keep_alive_seconds = math.inf
+    """How many seconds it said it would wait for another request; infinite if it didn't say."""
     use_count = 0
     kept_alive = False
     """Whether the connection stays open after the current response."""
@@ -128,7 +118,7 @@ class BackendHTTP(Socket):
 
     def ends_soon(self, now: float) -> bool:
         """Whether the backend will close it about now, according to its Keep-Alive field."""
-        return 0 < self.keep_alive_seconds < now + 2 - self.idle_since
+        return self.keep_alive_seconds < now + 2 - self.idle_since
 
     def has_ended(self) -> bool:
         """Whether it can't be reused, because the backend has closed it or sent more than an
@@ -199,8 +189,6 @@ class BackendHTTP(Socket):
 
     def next_request(self, initial: bool = False) -> None:
         """Called when a request is done: close, or become idle. `initial`: it was the OPTIONS."""
-        if self.closed:
-            return
         self.exchange = None
         self.stats.lastresponse = int(time.time())
         if not initial:
@@ -231,7 +219,7 @@ class BackendHTTP(Socket):
                 self.left = 0 if head_only else head.length
                 self.kept_alive = head.kept_alive(head_only)
                 timeout = _TIMEOUT.search(head.values.get("keep-alive", ""))
-                self.keep_alive_seconds = int(timeout[1]) if timeout else 0
+                self.keep_alive_seconds = int(timeout[1]) if timeout else math.inf
                 return head, data
             # An interim response: another follows.
         self.inbox = data
@@ -290,7 +278,7 @@ class BackendHTTP(Socket):
     def event_write(self) -> None:
         super().event_write()
         exchange = self.exchange
-        if exchange is not None and not self.closed and not self.write_buf_size:
+        if exchange is not None and not self.write_buf_size:
             exchange.backend_drained(self)
 
     # --- ending -----------------------------------------------------------------------------------
@@ -304,10 +292,7 @@ class BackendHTTP(Socket):
         self.close("error")
 
     def event_hup(self) -> None:
-        # First read the data that is left. The end of input is handled there.
-        self.event_read()
-        if not self.closed and self.exchange is None:
-            self.close("after_hup")
+        self.event_read()  # There may be data left. The end of input is handled there.
 
     def close(self, reason: str | None = None) -> None:
         if self.closed:
@@ -317,8 +302,6 @@ class BackendHTTP(Socket):
             # in the next turn, as the exchange may ask another backend, whose write may fail too.
             broken = self.event_err if self.state != "sending_req" else self.close
             return self.loop.call_soon(broken)
-        if self.state == "verifying_backend":
-            self._verify_timer.cancel()
         self.state = "closed"
         super().close(reason)
         exchange, self.exchange = self.exchange, None
@@ -338,7 +321,7 @@ class BackendHTTP(Socket):
         self.local_addr_string()
         if self.local_port is not None:
             text += f": localport={self.local_port}"
-        if self.exchange is not None and not self.exchange.client.closed:
+        if self.exchange is not None:
             text += f"; client={self.exchange.client.fd}"
         text += f"; uses={self.use_count}; {self.state}"
         if self.service is not None and self.service.verify_backend:

@@ -140,19 +140,17 @@ class Balancer:
         self.spawn_backends()
 
     def _connect(self, pool: Pool, count: int) -> None:
-        taken = self.blocked | self.pending.keys()
-        free = [node for node in pool.nodes if node.name not in taken]
-        while free and count:
-            node = free.pop(random.randrange(len(free)))
-            if node.name in taken:
-                continue  # The pool has it twice.
-            taken.add(node.name)
+        for node in random.sample(pool.nodes, len(pool.nodes)):
+            if node.name in self.blocked or node.name in self.pending:
+                continue
             backend = BackendHTTP.open(self, node, GIVE_UP_SECONDS)
             if backend is None:
                 self._block(node.name)
             else:
                 self.pending[node.name] = backend
                 count -= 1
+                if not count:
+                    break
 
     def register_boredom(self, backend: BackendHTTP) -> None:
         self._no_longer_pending(backend)

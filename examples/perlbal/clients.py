@@ -106,6 +106,36 @@ class Exchange:
         return ""
 
 
+class SelectorExchange(Exchange):
+    """A request to a selector, which finds the service to answer it."""
+
+    takes_body = False  # The body goes to that service.
+
+    def start(self) -> None:
+        if self.service.latency:
+            self.client.watch_read(False)
+            self.later(self.service.latency / 1000, self._select_late)
+        else:
+            self._select()
+
+    def _select_late(self) -> None:
+        self.client.watch_read(True)
+        self._select()
+        self.client.go_on()
+
+    def _select(self) -> None:
+        if any(plugin.select(self) for plugin in self.service.plugins):
+            return
+        if self.service.default_service is not None:
+            self.hand_over(self.service.default_service)
+        else:
+            self.client.send_page(500, "No service selector configured.")
+
+    def hand_over(self, service: Service) -> None:
+        self.service.munge_headers(self.request)
+        self.client.hand_over(service, self.request)
+
+
 class Client(Socket):
     state = "reading_headers"
     inbox = b""
@@ -149,11 +179,10 @@ class Client(Socket):
                 self.exchange.end_of_input()
             else:
                 self.close("remote_closure")
-        elif self.exchange is None and self.state == "draining_res":
-            if self.decoder is None and self.body_left:
-                self.body_left -= len(data)
-                if self.body_left <= 0:
-                    self.close("no_keep_alive")
+        elif self._linger is not None:
+            if 0 < self.body_left <= len(data):
+                self.close("no_keep_alive")
+            self.body_left -= len(data)
         elif data:
             self.inbox += data
             self.go_on()
@@ -358,9 +387,9 @@ class Client(Socket):
             super().event_write()
         if self.file is not None:
             self.file.go_on()
-        if self.exchange is not None and not self.closed:
+        if self.exchange is not None:
             self.exchange.client_drained()
-        if self.exchange is None:
+        else:
             self.go_on()
 
     # --- ending -----------------------------------------------------------------------------------

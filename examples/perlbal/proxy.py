@@ -44,6 +44,8 @@ class ProxyExchange(Exchange):
     _dropping = True
     """Whether the rest of the body is discarded. This is so until `start` is called, which it isn't
     if a plugin answers."""
+    _next_service: Service | None = None
+    """The service that gets the request once its body has arrived."""
     _retries = 0
     _responded = False
     """Whether the client's socket has become writable after a part of the answer had to wait."""
@@ -80,9 +82,8 @@ class ProxyExchange(Exchange):
 
     def _buffer_to_disk(self, reason: str) -> None:
         service, client = self.service, self.client
-        name = f"{service.name}-{service.listen or ''}-client-{client.fd}"
-        number = random.randrange(0xFFFFFFFF)
-        self._body.file = f"{service.buffer_uploads_path or ''}/{name}-{number}"
+        name = f"{service.name}-{service.listen}-client-{client.fd}-{random.randrange(0xFFFFFFFF)}"
+        self._body.file = f"{service.buffer_uploads_path or ''}/{name}"
         if reason != "chunked":
             client.state = "buffering_upload"
             if _DEBUG_UPLOADS:
@@ -98,17 +99,16 @@ class ProxyExchange(Exchange):
         return "rate" if rate < service.buffer_upload_threshold_rate else None
 
     def body(self, data: bytes) -> None:
-        client, service, backend = self.client, self.service, self.backend
+        service, backend = self.service, self.backend
         if self._dropping:
             return
         if backend is not None:
             backend.write(data)
             return self._pace_client()
         self._keep(data)
-        enough = not client.body_left or self._body.size >= service.buffer_backend_connect
         if self.requested:
             self._pace_client()
-        elif self._body.file is not None or not enough:
+        elif self._body.file is not None or self._body.size < service.buffer_backend_connect:
             return
         elif service.buffer_uploads and (reason := self._reason_to_buffer()) is not None:
             self._buffer_to_disk(reason)
@@ -128,11 +128,25 @@ class ProxyExchange(Exchange):
         # The next request has to wait. This also keeps an end of input from being noticed: as in
         # the original, a client may shut down its side after it has sent a body.
         self.client.watch_read(False)
-        if self.requested or self._dropping:
-            return
+        if self._next_service is not None:
+            return self.hand_over(self._next_service)
         if self.request.chunked:
             self.request.set("Content-Length", str(self._body.size))
-        self.request_backend()
+        if not self.requested:
+            self.request_backend()
+
+    def hand_over(self, service: Service) -> None:
+        """Hand the request to another service, without its body, once that has arrived."""
+        client, request = self.client, self.request
+        self._next_service = service
+        if client.body_left:
+            return
+        if client.inbox:
+            self.overflow()
+        if request.length or request.chunked:
+            request.set("Content-Length", "0")
+            request.length, request.chunked = 0, False
+        client.hand_over(service, request)
 
     def drop_body(self) -> None:
         """Discard the body: what is stored, and what still arrives."""
@@ -225,11 +239,7 @@ class ProxyExchange(Exchange):
         """Called when everything written to the backend has been sent."""
         client, body = self.client, self._body
         if body.left:
-            try:
-                data = body.read(PIECE)
-            except OSError as error:
-                client.server.log(f"buffered upload {body.file}: {error}")
-                data = b""
+            data = body.read(PIECE)
             if not data:
                 return client.close("buffered upload is gone")
             client.last_active = time.monotonic()
@@ -252,16 +262,15 @@ class ProxyExchange(Exchange):
         self.backend_stalled = True
         backend.watch_read(False)
         self._pace_client()
-        client, since = self.client, self.client.last_active
-        if self._dropping or not client.body_left:
-            return
+        since = self.client.last_active
 
         def check() -> None:
             # A client that reads only after it has sent everything would wait forever.
-            if self.backend is backend and self.backend_stalled and client.last_active == since:
+            if self.client.last_active == since:
                 self.drop_body()
 
-        client.loop.add_timer(DEADLOCK_SECONDS, check)
+        if self.client.body_left:
+            self.later(DEADLOCK_SECONDS, check)
 
     def client_drained(self) -> None:
         self._responded = True
@@ -282,7 +291,7 @@ class ProxyExchange(Exchange):
         self.client.send_page(502)
 
     def backend_ended(self, backend: BackendHTTP) -> None:
-        if backend.head is None and backend.inbox:
+        if backend.inbox:
             self.backend_garbage(backend, "it closed in the midst of a head")
         elif backend.head is not None and backend.left is None:
             self.close_backend(backend, "backend_disconnect")
@@ -343,19 +352,14 @@ class ProxyExchange(Exchange):
         if (
             not service.enable_error_retries
             or request.method not in ("GET", "HEAD")
-            or request.length  # The body isn't kept.
-            or request.chunked
+            or self._body is not _NO_BODY  # It isn't kept.
             or self._retries >= len(service.error_retry_schedule)
         ):
             return False
-        delay = service.error_retry_schedule[self._retries]
+        self.later(service.error_retry_schedule[self._retries], self.request_backend)
         self._retries += 1
         self.close_backend(backend, "500")
         self.client.state = "draining_res"
-        if delay:
-            self.later(delay, self.request_backend)
-        else:
-            self.request_backend()
         return True
 
     # --- ending -----------------------------------------------------------------------------------

@@ -84,42 +84,15 @@ def send_file(exchange: ProxyExchange, path: bytes, head: Response) -> None:
     client.send_file(head, (fd, start, start if request.method == "HEAD" else end))
 
 
-class ReproxyExchange(ProxyExchange):
-    """Continues a request after the first backend has answered. It is never started, so the rest of
-    the request's body is discarded."""
-
-    def __init__(self, before: ProxyExchange) -> None:
-        super().__init__(before.client, before.service, before.request)
-        self.client.exchange = self
-        self.high_priority = before.high_priority
-
-
-class ServiceExchange(ReproxyExchange):
-    """A request that is handed to another service, without its body, once the body has arrived."""
-
-    def __init__(self, before: ProxyExchange, service: Service) -> None:
-        super().__init__(before)
-        self._next_service = service
-
-    def body_done(self) -> None:
-        super().body_done()
-        self.hand_over()
-
-    def hand_over(self) -> None:
-        if self.client.inbox:
-            self.overflow()
-        if self.request.length or self.request.chunked:
-            self.request.set("Content-Length", "0")
-            self.request.length, self.request.chunked = 0, False
-        self.client.hand_over(self._next_service, self.request)
-
-
-class UrlExchange(ReproxyExchange):
-    """A request that is answered with the body of the first URL whose response is as expected."""
+class UrlExchange(ProxyExchange):
+    """A request that is answered with the body of the first URL whose response is as expected. It
+    is never started, so the rest of the request's body is discarded."""
 
     def __init__(self, before: ProxyExchange, urls: str, primary: Response) -> None:
         """`primary`: the head of the response that named the URLs."""
-        super().__init__(before)
+        super().__init__(before.client, before.service, before.request)
+        self.client.exchange = self
+        self.high_priority = before.high_priority
         self._primary = primary
         self.urls = parse_urls(urls)
         """The URLs that are left to try, the current one first."""
@@ -176,9 +149,9 @@ class UrlExchange(ReproxyExchange):
         primary = self._primary
         for key in _HEADERS:
             primary.drop(f"x-reproxy-{key}")
+        lengths = head.values if head.code != 204 else {"content-length": "0"}
         for name in ("Content-Length", "Transfer-Encoding"):
-            value = head.get(name.lower()) if head.code != 204 else None
-            if value is not None:
+            if (value := lengths.get(name.lower())) is not None:
                 primary.set(name, value)
             else:
                 primary.drop(name.lower())
@@ -231,9 +204,7 @@ class Reproxying:
                 self._keep(_cache_key(exchange.request), cache_for, urls, head)
             UrlExchange(exchange, urls, head).ask()
         elif (service := client.server.services.get(values["x-reproxy-service"])) is not None:
-            other = ServiceExchange(exchange, service)
-            if not client.body_left:
-                other.hand_over()
+            exchange.hand_over(service)
         else:
             client.send_page(404, "Vhost twiddling not configured for requested pair.")
 
@@ -254,23 +225,16 @@ class Reproxying:
         while len(self._cache) > most:
             self._cache.popitem(last=False)
 
-    def _look_up(self, key: str) -> Cached | None:
-        self._requests += 1
-        found = self._cache.get(key)
-        if found is None:
-            return None
-        self._cache.move_to_end(key)
-        if time.monotonic() > found.until:
-            return None
-        self._hits += 1
-        return found
-
     def answer_from_cache(self, exchange: ProxyExchange) -> bool:
         """Answer without asking a backend, if the URLs are cached. Returns whether they were."""
         request = exchange.request
-        found = self._look_up(_cache_key(request))
-        if found is None:
+        key = _cache_key(request)
+        self._requests += 1
+        found = self._cache.get(key)
+        if found is None or found.until < time.monotonic():
             return False
+        self._hits += 1
+        self._cache.move_to_end(key)
         exchange.drop_body()
         head = Response(200)
         head.set("Date", http_date(int(time.time())))

@@ -102,7 +102,7 @@ class ReproxyHost:
         """Close connections that were idle too long. True if the host is no longer used."""
         self.refused = False
         self.serve()
-        return not (self.queue or self.connecting or self.connected)
+        return not self.connecting and not self.connected
 
 
 class ReproxyHosts(dict[Node, ReproxyHost]):

@@ -285,6 +285,20 @@ row(
     differs="the length of the new body",
     ours=("HTTP/1.0 200 OK\r\n", "Content-Length: 6", "from b"),
 )
+for what, fields, differs in (
+    ("says so", ("Content-Length: 0",), ""),
+    ("doesn't", (), "the length of the new body"),
+):
+    row(
+        PROXY,
+        f"the URL has no content, and {what}",
+        serve(reply("204 No Content", *fields), at="b"),
+        serve(to("http://@b@/")),
+        ask(get("/")),
+        ask(get("/2")),
+        differs=differs,
+        ours=("HTTP/1.0 200 OK\r\n", "Content-Length: 0\r\n", "Connection: keep-alive\r\n"),
+    )
 row(
     PROXY,
     "a URL with bytes that are no ASCII",
