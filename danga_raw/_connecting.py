@@ -147,14 +147,12 @@ class Connecting:
             obj.loop.call_soon(self._tell)
 
     def _tell(self) -> None:
-        """Report the outcome to the object, once, unless it was closed. If the outcome is unknown,
-        this is called by the timer."""
+        """Report the outcome to the object, once, unless it was closed. If none is known yet, this
+        is called by the timer."""
         obj = self._waiting()
         if obj is None:
             return
-        if not self._outcome:
-            self._outcome += (ETIMEDOUT,)
-        error: OSError | int | None = self._outcome[0]
+        error: OSError | int | None = self._outcome[0] if self._outcome else ETIMEDOUT
         if isinstance(error, int):
             error = OSError(error, os.strerror(error)) if error else None
         self.cancel()

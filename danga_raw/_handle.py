@@ -33,7 +33,7 @@ def still_has(obj: AnySocket, fd: int) -> bool:
         raise  # A signal's handler raised.
 
 
-def disown(sock: Handle, fd: int) -> None:
+def disown(sock: Handle | None, fd: int) -> None:
     """Prevent a handle from closing `fd` when it is dropped: the number belongs to another now."""
     if isinstance(sock, RawSocket) and sock.fileno() == fd:
         sock.detach()

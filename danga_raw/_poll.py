@@ -77,26 +77,20 @@ class Poll(Poller):
                 raise
             raise failure(f"poll(fd {fd})", error.errno or 0) from None
         mode = status.st_mode
-        if (S_ISREG(mode) or S_ISDIR(mode)) and not self._takes(fd):
-            raise failure(f"poll(fd {fd})", EPERM)
+        if S_ISREG(mode) or S_ISDIR(mode):
+            self._ask_epoll(fd)
         return status.st_dev, status.st_ino
 
-    def _takes(self, fd: int) -> bool:
-        """Whether a regular file or a directory can be polled: most can't, /proc/self/mounts can.
-        poll(2) accepts all, but epoll refuses those that can't: epoll_create1(2), once, and
-        epoll_ctl(2). Without epoll, none is accepted."""
+    def _ask_epoll(self, fd: int) -> None:
+        """Raise `OSError` (EPERM) for a regular file or a directory that can't be polled: most
+        can't, /proc/self/mounts can. poll(2) accepts all, but epoll refuses those that can't:
+        epoll_create1(2), once, and epoll_ctl(2). Without epoll, none is accepted."""
         if not hasattr(libc, "epoll_create1"):
-            return False
+            raise failure(f"poll(fd {fd})", EPERM)
         self._asked = self._asked or Epoll()
-        try:
-            self._asked.open()
-            self._asked.register(fd, 0)
-            self._asked.unregister(fd, 0)
-        except OSError as error:
-            if by_handler(error):
-                raise
-            return False
-        return True
+        self._asked.open()
+        self._asked.register(fd, 0)
+        self._asked.unregister(fd, 0)
 
     def holds(self, fd: int, events: int) -> bool:
         """fstat(2)."""
@@ -162,6 +156,6 @@ class Poll(Poller):
         self._found({fd: state for fd, state in ready if not state & POLLNVAL})
 
     def close(self) -> None:
-        """close(2) for the epoll of `_takes`, if there is one."""
+        """close(2) for the epoll of `_ask_epoll`, if there is one."""
         if self._asked is not None:
             self._asked.close()

@@ -28,11 +28,10 @@ from danga_raw._interrupt import alone, by_handler
 from danga_raw._log import complain, warn
 from danga_raw._poll import POLLIN
 from danga_raw._sockopt import set_cork
-from danga_raw.timers import heappop, heappush
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Final, TypeAlias
 
     from danga_raw._connecting import Connecting
@@ -75,8 +74,8 @@ class Registry:
         self.waker: Waker | None = None
         """Wakes the loop; made when first needed."""
         self.stale_entries: set[int] = set()
-        """Numbers under which the epoll may still have a file that was closed and could not be
-        unregistered. The poller is renewed before such a number is registered again."""
+        """Numbers under which the poller may still have a file that was closed and could not be
+        unregistered. It is renewed before such a number is registered again."""
         self.outer_batches: list[list[int]] = []
         """A handler may run the loop again. For each active run, the batch that was being
         dispatched when it began."""
@@ -94,10 +93,7 @@ class Registry:
         waiting, no `call_soon` is pending, no timer was cut short, `stop` was not called, and
         neither the poller nor profiling has changed. This one test saves 400 instructions."""
         # What few objects have, by fd, so that the others need no attribute for it:
-        self.pushed_back: dict[int, int] = {}  # has pushed-back data, in the order of these numbers
-        self.pushes: int = 0  # the last of these numbers
-        self.readable: set[int] = set()  # has pushed-back data and watches for reading
-        self.turned_on: set[int] = set()  # has pushed-back data, and has changed its event mask
+        self.readable: dict[int, None] = {}  # has pushed-back data and watches for reading
         self.post_loop_callbacks: dict[int, PostLoopCallback] = {}
         self.connecting: dict[int, Connecting] = {}
         self.paused: dict[int, Listener] = {}  # could not get a descriptor for a connection
@@ -154,16 +150,15 @@ class Registry:
             left.let_go()
         # An object that left and was initialized again has another descriptor, or is `new` itself.
         if holder is not None and holder is not new and self.receivers[fd] is holder:
-            sock, holder.closed = holder.sock, True
+            holder.closed = True
             self.receivers[fd] = None
-            if sock is not None:
-                disown(sock, fd)
+            disown(holder.sock, fd)
             holder.let_go()
             self._forget_callbacks(fd)
             warn("fd %d was closed behind the back of %s", fd, type(holder).__name__)
             lost = True
-        self.leaving.pop(fd, None)
         self.objects.pop(fd, None)
+        self.leaving.pop(fd, None)  # Behind it: if interrupted, `finish_leaving` does the rest.
         return self.other_fds.pop(fd, None) is not None or lost
 
     def _drop_events(self, fd: int) -> None:
@@ -236,14 +231,13 @@ class Registry:
                 (self.poller or self.open()).unregister(fd, obj.event_watch)
             except OSError as error:
                 trouble = self._refused(fd, error)
-            if self.pushed_back or self.post_loop_callbacks or self.paused or self.connecting:
+            if self.readable or self.post_loop_callbacks or self.paused or self.connecting:
                 self._forget_callbacks(fd)
         obj.let_go()
         return trouble
 
     def _forget_callbacks(self, fd: int) -> None:
-        self.readable.discard(fd)
-        self.pushed_back.pop(fd, None)
+        self.readable.pop(fd, None)
         self.post_loop_callbacks.pop(fd, None)
         self.paused.pop(fd, None)
         if (pending := self.connecting.pop(fd, None)) is not None:
@@ -266,8 +260,7 @@ class Registry:
         if by_handler(error):
             del error
             raise
-        if self.entries_outlive_fds:
-            self.stale_entries.add(fd)
+        self.stale_entries.add(fd)
         return str(error)
 
     def to_close(self) -> list[Handle]:
@@ -320,7 +313,7 @@ class Registry:
         """Handle an event for a descriptor without a holder, which every wait would report again.
         Unregisters and closes the descriptor, as the original does. If it can't be unregistered,
         because the number is free or belongs to another file now, renews the poller."""
-        if fd in self.leaving or fd in self.objects:
+        if fd in self.leaving:
             return
         what = f"{self.backend} returned fd {fd} with state {state}, of which nothing is known."
         if (trouble := self.unregister(fd, state)) is not None:
@@ -333,7 +326,7 @@ class Registry:
     def forget(self) -> None:
         """Forget everything, and close the poller and the waker: close(2) for each descriptor."""
         for known in (
-            *(self.objects, self.other_fds, self.pushed_back, self.readable),
+            *(self.objects, self.other_fds, self.readable),
             *(self.post_loop_callbacks, self.connecting, self.paused),
         ):
             known.clear()
@@ -343,29 +336,6 @@ class Registry:
             if self.waker is not None:
                 self.waker.close()
                 self.waker = None
-
-    # --- pushed-back data -------------------------------------------------------------------------
-
-    def who_reads_pushed_back(self) -> Iterator[AnySocket]:
-        """The objects with pushed-back data that watch for reading, in the order in which the data
-        was first pushed back. As in the original, one that starts watching during the round still
-        gets its turn in it, and one that gets pushed-back data during the round does not."""
-        told, newest = -1, self.pushes
-        turns: list[tuple[int, int]] = []
-        self.turned_on = {*self.readable}  # A copy: a signal's handler may close one of them.
-        while turns or self.turned_on:
-            new, self.turned_on = self.turned_on, set()
-            for fd in new:
-                heappush(turns, (self.pushed_back.get(fd, 0), fd))
-            number, fd = heappop(turns)
-            obj = self.objects.get(fd)
-            # Another one may have closed it, or a signal's handler may have come between a change
-            # of the object and its note here.
-            if obj is None or obj.closed or not obj.read_push_back:
-                self.readable.discard(fd)
-            elif told < number <= newest and fd in self.readable:
-                told = number
-                yield obj
 
     # --- other fds --------------------------------------------------------------------------------
 
@@ -493,7 +463,7 @@ class Registry:
                 lost = self._drop_holder(waker.fileno())
                 self._make_room(waker.fileno())
                 if self.poller is not None:
-                    if lost and self.entries_outlive_fds:
+                    if lost:
                         self.stale_entries.add(waker.fileno())
                     self.poller.register(waker.fileno(), POLLIN)
                 # Unless a signal's handler has just made one.

@@ -86,13 +86,12 @@ class Waker:
 
     def drain(self) -> None:
         """Read what was written: read(2). A later `wake` ends the next wait."""
-        self._woken = False  # First: an exception after the read could leave it true forever.
         try:
             libc.read(self._ends[0], 512)
         except BlockingIOError:
             pass
         finally:
-            # Again: another thread may have written before the read, which took that byte too.
+            # Behind the read, which takes what other threads have written before it, too.
             self._woken = False
 
     def add_signal(self, number: int, callback: Callback) -> None:

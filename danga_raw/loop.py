@@ -349,12 +349,18 @@ class Loop:
         return True
 
     def _read_pushed_back(self) -> None:
-        """Call event_read while objects that watch for reading have pushed-back data."""
-        registry = self._registry
-        while registry.readable:
-            for obj in registry.who_reads_pushed_back():
+        """Call event_read while objects that watch for reading have pushed-back data. As in the
+        original, one that gets some during a round waits for the next."""
+        receivers, readable = self._registry.receivers, self._registry.readable
+        while readable:
+            for fd in list(readable):
+                obj = receivers[fd]
                 try:
-                    obj.event_read()
+                    # A signal's handler may come between a change of the object and its note here.
+                    if obj is not None and obj.read_push_back and fd in readable:
+                        obj.event_read()
+                    else:
+                        readable.pop(fd, None)
                 except Exception as error:
                     if not self.handle_exception(error, obj):
                         raise

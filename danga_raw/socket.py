@@ -234,7 +234,7 @@ class Socket(Generic[HandleT]):
 
     def _withdraw(self) -> None:
         """Leave the loop, if the constructor got as far as joining it."""
-        if hasattr(self, "read_push_back") and self.__registered() is not None:
+        if hasattr(self, "read_push_back"):
             self.__registry.leave(self, None)
 
     # --- reading and writing ----------------------------------------------------------------------
@@ -277,13 +277,12 @@ class Socket(Generic[HandleT]):
             return data
         registry = self.__registry
         data = bytes(first)
-        waits = registry.objects.get(fd) is self and fd in registry.pushed_back
+        waits = registry.objects.get(fd) is self and fd in registry.readable
         # No call from here on: a signal's handler could raise after it, and lose the piece.
         del pieces[0]
         if not pieces and not self.closed:
             if waits:
-                registry.readable -= {fd}
-                del registry.pushed_back[fd]
+                del registry.readable[fd]
             # `_go_direct`, without the call.
             if not self.write_buf and self.writer_func is None and fd not in registry.connecting:
                 self.__direct = fd
@@ -322,7 +321,7 @@ class Socket(Generic[HandleT]):
         piece = (_piece(buf),)
         pieces = self.read_push_back or deque()
         # No call from here on: a signal's handler could close the object after it.
-        if self.fd is not None and not self.closed:
+        if not self.closed:
             self.__direct = None
             pieces += piece
             self.read_push_back = pieces
@@ -334,13 +333,11 @@ class Socket(Generic[HandleT]):
         # Conditions that fall through: after a jump a signal's handler could close the object.
         if fd is not None and self.read_push_back:
             registry = self.__registry
-            if fd not in registry.pushed_back:
-                registry.pushed_back[fd] = registry.pushes = registry.pushes + 1
             if self.event_watch & POLLIN:
                 registry.something_due = True
-                registry.readable |= {fd}
+                registry.readable[fd] = None
             else:
-                registry.readable -= {fd}
+                registry.readable.pop(fd, None)
 
     def __registered(self) -> int | None:
         """The descriptor, if the loop knows the object by it: after `Loop.reset` it doesn't."""
@@ -621,7 +618,6 @@ class Socket(Generic[HandleT]):
                 return
             raise
         if self.read_push_back:
-            registry.turned_on |= {fd}
             self.__heed_pushed_back()
 
     def tcp_cork(self, on: bool) -> None:
@@ -760,12 +756,10 @@ class Socket(Generic[HandleT]):
         """The peer's address (0) or the local one (1)."""
         if self.sock is None:
             return NOWHERE
-        peer, local = self.__addresses
-        if side == 0 and peer is NOWHERE:
-            peer = ask(libc.getpeername, self.sock)
-        elif side == 1 and local is NOWHERE:
-            local = ask(libc.getsockname, self.sock)
-        self.__addresses = both = peer, local
+        both = self.__addresses
+        if both[side] is NOWHERE:
+            answer = ask(libc.getsockname if side else libc.getpeername, self.sock)
+            self.__addresses = both = (both[0], answer) if side else (answer, both[1])
         return both[side]
 
     # --- describing -------------------------------------------------------------------------------

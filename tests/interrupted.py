@@ -230,7 +230,7 @@ class Story:
             self.loop.set_post_loop_callback(self.turn)
             self.loop.run()
             idle = not self.steps and not any(each.write_buf for each in self.objects)
-            if idle and not self.loop._registry.leaving and not self.loop._registry.pushed_back:
+            if idle and not self.loop._registry.leaving and not self.loop._registry.readable:
                 break
 
     def ending(self) -> list[str]:
@@ -255,7 +255,7 @@ class Story:
         if loop._registry.objects:  # It wasn't reset.
             self.check_loop()
         else:
-            asked = {**loop.other_fds, **loop._registry.pushed_back}
+            asked = {**loop.other_fds, **loop._registry.readable}
             callbacks = loop._registry.post_loop_callbacks.keys() - {LOOPS_OWN}
             if loop._timers.heap or asked or callbacks or registered(loop):
                 wrong.append("half reset")

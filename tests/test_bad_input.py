@@ -43,7 +43,7 @@ def state(loop: Loop) -> tuple[object, ...]:
         len(loop._timers.heap),
         loop._timers.timeout,
         dict(loop._registry.post_loop_callbacks),
-        dict(loop._registry.pushed_back),
+        list(loop._registry.readable),
         loop.on_exception,
         loop._stopping,
     )
@@ -353,6 +353,20 @@ def test_a_regular_file_is_refused(world: World, obj: Noted) -> None:
             world.loop.add_other_fds({file.fileno(): print})
         check(caught.value, EPERM, file.fileno(), world)
     assert world.is_open(file.fileno())
+
+
+def test_why_nobody_can_be_asked_whether_a_file_can_be_polled_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(flags: int) -> int:
+        ctypes.set_errno(EMFILE)
+        return -1
+
+    monkeypatch.setattr(libc, "epoll_create1", refuse, raising=False)
+    with Loop("poll") as loop, open(__file__) as file:
+        with pytest.raises(OSError) as caught:
+            loop.add_other_fds({file.fileno(): print})
+        assert caught.value.errno == EMFILE and loop.other_fds == {}
 
 
 @real_only

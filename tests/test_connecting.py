@@ -311,6 +311,38 @@ def test_who_is_told_of_a_failure_may_write_and_run_the_loop_before_it_is_closed
     assert len(client.told) == 1 and reasons == ["not connected"]
 
 
+def test_who_writes_what_is_queued_before_the_outcome_is_told_it_all_the_same(
+    loop: Loop, refused: SocketAddress
+) -> None:
+    """A write(2) would get the error, and nobody could ask for it again."""
+    client = Client.connect(refused, loop)
+    client.write(b"x")
+    assert not client.write(None) and not client.closed
+    loop.run()
+    assert client.told == [(ConnectionRefusedError, errno.ECONNREFUSED)]
+
+
+def test_the_outcome_is_told_also_while_handlers_are_profiled(loop: Loop) -> None:
+    loop.enable_profiling()
+    listener, fillers = full()
+    pending = Client.connect(listener.getsockname(), loop, False)
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    other = Client(near, loop, False)
+    other.watch_read(True)
+    far.sendall(b"x")
+    turn(loop)
+    assert other.told == ["read"] and pending.told == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = Client.connect(server.getsockname(), loop)
+        loop.run()
+        assert client.told == [None] and "Client-write" not in loop.profiling_data
+    for each in (pending, other, client):
+        each.close()
+    for end in (far, listener, *fillers):
+        end.close()
+
+
 def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
     listener, fillers = full()
     client = Client.connect(listener.getsockname(), loop, timeout=0.05)
@@ -639,6 +671,19 @@ def test_a_constructor_may_take_another_handle(loop: Loop) -> None:
         assert obj.write(b"x") and there.recv(1) == b"x"
         obj.close()
         there.close()
+
+
+def test_a_constructor_that_takes_another_handle_may_close_the_object(loop: Loop) -> None:
+    class Closed(Client):
+        def __init__(self, sock: socket.socket, loop: Loop) -> None:
+            super().__init__(sock.dup(), loop)
+            self.close("not wanted")
+            sock.close()
+            turn(loop)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Closed.connect(listener.getsockname(), loop, timeout=PATIENCE)
+        assert client.told == [] and loop._registry.connecting == {} == loop.descriptor_map
 
 
 def test_a_constructor_that_forgets_the_one_of_socket_is_told_so(loop: Loop) -> None:

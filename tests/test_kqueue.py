@@ -445,6 +445,15 @@ def test_a_descriptor_that_is_found_gone_is_watched_no_longer(
     assert "fd 5 gone" in caplog.text
 
 
+def test_an_error_about_a_descriptor_that_is_there_is_raised() -> None:
+    poller = KQueue(Told("darwin", [(5, -1, EV_ERROR, 0, ENOMEM)]), "darwin")
+    poller.open()
+    poller.register(5, SOCKET)
+    with pytest.raises(OSError, match=r"kevent\(fd 5\)") as caught:
+        poller.wait(0)
+    assert caught.value.errno == ENOMEM
+
+
 # --- libkqueue ------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from errno import EINTR, EINVAL
@@ -528,6 +529,33 @@ def test_run_goes_on_with_what_was_added_behind_a_reset(
     assert heard == [new]
 
 
+@real_only
+def test_run_goes_on_with_a_signal_handler_that_was_added_behind_a_reset(world: World) -> None:
+    one, two = world.socketpair()
+    two.send(b"x")
+    heard: list[str] = []
+
+    def heed() -> None:
+        heard.append("signal")
+        world.loop.stop()
+
+    def send() -> None:
+        time.sleep(0.05)  # By then the loop is most likely waiting.
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=send)
+
+    def forget(obj: Noted) -> None:
+        world.loop.reset()
+        world.loop.add_signal_handler(signal.SIGUSR1, heed)
+        thread.start()
+
+    Noted(one, world.loop, read=forget).watch_read(True)
+    world.loop.run()
+    thread.join()
+    assert heard == ["signal"]
+
+
 def test_on_exception_is_told_of_what_the_close_of_a_handle_raises(world: World) -> None:
     class Bad:
         def __init__(self, thing: Thing) -> None:
@@ -853,17 +881,47 @@ def test_on_exception_gets_both_closes_the_object_and_the_batch_goes_on(
 
 
 def test_on_exception_and_an_object_that_closed_itself(world: World) -> None:
-    def dies(obj: Noted) -> None:
-        obj.close("first")
-        raise KeyError
+    reasons: list[str | None] = []
+
+    class Dies(Socket[Thing]):
+        def event_read(self) -> None:
+            self.close("first")
+            raise KeyError
+
+        def close(self, reason: str | None = None) -> None:
+            reasons.append(reason)
+            super().close(reason)
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=dies)
-    obj.watch_read(True)
+    Dies(one, world.loop).watch_read(True)
     two.send(b"x")
     world.loop.on_exception = lambda o, e: None
     world.turn()
-    assert obj.events == ["read", "close first"]
+    assert reasons == ["first"]
+
+
+def test_on_exception_may_be_taken_off(world: World) -> None:
+    world.loop.on_exception = lambda o, e: None
+    world.loop.on_exception = None
+    one, two = world.socketpair()
+
+    def dies(obj: Noted) -> None:
+        raise ZeroDivisionError
+
+    Noted(one, world.loop, read=dies).watch_read(True)
+    two.send(b"x")
+    with pytest.raises(ZeroDivisionError):
+        world.turn()
+
+
+def test_an_other_fd_is_told_all_its_events_at_once_also_while_profiling(world: World) -> None:
+    one, _ = world.socketpair()
+    heard: list[int] = []
+    world.loop.add_other_fds({one.fileno(): heard.append})
+    world.loop.enable_profiling()
+    batch(world, (one.fileno(), IN | HUP))
+    world.turn()
+    assert heard == [IN | HUP] and world.loop.profiling_data == {}
 
 
 def test_on_exception_is_told_of_a_queued_callable(world: World) -> None:

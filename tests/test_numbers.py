@@ -311,6 +311,9 @@ def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
         new.watch_read(True)
         assert f"fd {fd} was closed behind the back of Noted" in caplog.text
         assert old.closed and not new.closed
+        with world.calls() as calls:
+            assert old.write(b"of the old one") and old.read(10) is None
+        assert only(calls, "read", "write") == []
         peer.send(b"x")
         world.until(lambda: new.got)
         assert old.events == [] and new.got == b"x"
@@ -586,6 +589,8 @@ def test_an_entry_of_an_other_fd_that_a_dup_keeps_is_dropped_too(
     with caplog.at_level(logging.WARNING, "danga_raw"):
         assert run_for(world, 0.02) < 10
     assert heard == [] and len(caplog.records) <= 1
+    if len(pollers) > 1:  # The real epoll's, whose entry nobody but the dup's owner could remove.
+        assert "opening a new poller" in caplog.text
 
 
 def test_many_entries_that_dups_keep_cost_one_new_poller_together(
@@ -605,6 +610,26 @@ def test_many_entries_that_dups_keep_cost_one_new_poller_together(
     with caplog.at_level(logging.WARNING, "danga_raw"):
         assert run_for(world, 0.02) < 10
     assert len(caplog.records) <= 1 and len(pollers) <= 2
+
+
+def test_a_poller_that_can_not_watch_all_for_lack_of_memory_is_closed_and_opened_again_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = world.socketpair()
+    obj = Noted(one, world.loop)
+    obj.watch_read(True)
+    world.loop._registry._drop_poller()
+    before = world.open_fds()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no memory"):
+        patch.setattr(POLLERS[world.backend], "register", refuse)
+        world.turn()
+    assert world.open_fds() == before
+    two.send(b"x")
+    world.until(lambda: obj.got)
 
 
 def test_who_is_stolen_and_wrapped_again_in_the_batch_costs_no_new_poller(

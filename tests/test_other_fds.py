@@ -363,9 +363,16 @@ def test_a_listener_is_accepted_from(world: World) -> None:
 # --- descriptors that nobody knows ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
+@pytest.mark.parametrize("woken", [False, True], ids=["no waker", "a waker"])
 def test_an_unknown_fd_is_warned_about_removed_and_closed(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, woken: bool, profiling: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if woken:
+        world.loop.call_soon_threadsafe(lambda: None)
+        world.turn()
+    if profiling:
+        world.loop.enable_profiling()
     one, two = world.socketpair()
     fd = one.fileno()
     world.loop._registry.open().register(fd, IN)
@@ -397,6 +404,28 @@ def test_a_fd_that_poll_finds_dead_is_warned_about_and_dropped(
     assert caplog.text == "" and obj.events == []
     obj.close()
     capfd.readouterr()
+
+
+def test_an_other_fd_that_is_taken_off_is_forgotten_behind_the_batch(world: World) -> None:
+    """Also in a turn in which nothing else is due."""
+    one, two = world.socketpair()
+    leaving: list[bool] = []
+
+    def take_off(state: int) -> None:
+        drain(one)
+        world.loop.other_fds = {}
+
+    def behind(*_: object) -> bool:
+        leaving.append(bool(world.loop._registry.leaving))
+        if len(leaving) == 2:
+            two.send(b"x")
+        return bool(world.loop.other_fds)
+
+    world.loop.add_other_fds({one.fileno(): take_off})
+    world.loop.set_loop_timeout(0)
+    world.loop.set_post_loop_callback(behind)
+    world.loop.run()
+    assert leaving == [False] * 3
 
 
 def test_a_number_is_unknown_again_after_the_run_in_which_it_left(

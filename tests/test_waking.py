@@ -3,6 +3,7 @@ doesn't need this doesn't pay for it."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -95,6 +96,20 @@ def test_a_callback_that_raises_loses_none_behind_it(loop: Loop) -> None:
     loop.call_soon(lambda: said.append("behind"))
     turn(loop)
     assert said == ["behind", "on purpose", "behind"]
+
+
+def test_a_callback_may_run_the_loop_which_runs_the_others(loop: Loop) -> None:
+    said: list[str] = []
+
+    def first() -> None:
+        loop.run()
+        said.append("first")
+
+    loop.call_soon(first)
+    loop.call_soon(lambda: said.append("second"))
+    loop.set_post_loop_callback(lambda *_: False)
+    loop.run()
+    assert said == ["second", "first"]
 
 
 @pytest.mark.parametrize("callback", [None, 5, "name"])
@@ -330,6 +345,7 @@ print("done")
 
 def test_signals_end_with_the_loop_and_are_as_they_were(loop: Loop) -> None:
     before = signal.getsignal(signal.SIGUSR1)
+    assert loop.remove_signal_handler(signal.SIGUSR1) is False
     loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     assert signal.getsignal(signal.SIGUSR1) != before
     assert loop.remove_signal_handler(signal.SIGUSR1) is True
@@ -430,6 +446,35 @@ def test_no_descriptor_for_a_waker_is_told_and_tried_again(
     loop.call_soon_threadsafe(lambda: said.append(1))
     turn(loop)
     assert said == [1]
+
+
+@pytest.mark.parametrize("name", ["pipe2", "pipe"])
+def test_a_pipe_that_the_kernel_refuses_is_told_as_the_kernel_says(
+    loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.ENFILE)
+        return -1
+
+    with monkeypatch.context() as patch:
+        if name == "pipe":
+            patch.delattr(libc, "pipe2")
+        patch.setattr(libc, name, refuse)
+        with pytest.raises(OSError, match=rf"{name}\(\)") as caught:
+            loop.call_soon_threadsafe(loop.stop)
+    assert caught.value.errno == errno.ENFILE and loop._registry.waker is None
+
+
+def test_where_there_is_no_pipe2_a_waker_neither_blocks_nor_outlives_an_exec(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(libc, "pipe2")
+    loop.call_soon_threadsafe(loop.stop)
+    waker = loop._registry.waker
+    assert waker is not None
+    for fd in waker._ends:
+        assert not os.get_inheritable(fd) and not os.get_blocking(fd)
+    loop.run()
 
 
 # --- never in the midst of a batch ----------------------------------------------------------------

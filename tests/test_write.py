@@ -5,19 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable
-from errno import ECONNRESET, EIO, EPIPE
+from errno import EAGAIN, ECONNRESET, EIO, EPIPE
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from danga_raw._libc import libc
 from danga_raw.types import Writable
 from tests.test_bad_input import unchanged
-from tests.world import OUT, Noted, Thing, World, drain, fill, only
+from tests.world import OUT, Noted, Thing, World, drain, fill, only, real_only
 
 BIG = bytes(range(256)) * 16384
 """More than fits into any socket's buffer."""
@@ -660,6 +661,49 @@ def test_a_writer_function_that_writes_to_its_object_is_told_so(world: World, qu
         obj.write(None if queued else b"abcd")
     assert list(obj.write_buf) == ([] if queued else [b"nested"]) and not obj.write_buf_offset
     assert obj.write_buf_size == sum(map(len, [] if queued else [b"nested"])) and not obj.closed
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(EAGAIN, "later"), OSError(EIO, "broken")])
+def test_a_writer_function_may_close_its_object_and_say_why(world: World, error: OSError) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+
+    def ends(data: bytes | memoryview, count: int, offset: int) -> int:
+        obj.close("by its writer")
+        raise error
+
+    obj.set_writer_func(ends)
+    assert obj.write(b"abc") is True
+    assert obj.events == ["close by its writer"] and obj.write_buf_size == 0
+
+
+@real_only
+@pytest.mark.skipif(libc.platform != "linux", reason="elsewhere it may be about to connect")
+def test_a_write_to_a_socket_that_is_not_connected_closes_it(world: World) -> None:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    obj = Noted(cast(Thing, sock), world.loop)
+    assert not obj.write(b"x")
+    assert obj.events == ["close write_error"]
+
+
+def test_a_writer_function_that_goes_on_with_the_block_it_is_to_write_is_told_so(
+    world: World,
+) -> None:
+    obj = Noted(world.socketpair()[0], world.loop)
+    given: list[int] = []
+
+    def writes(data: bytes | memoryview, count: int, offset: int) -> int:
+        given.append(offset)
+        if len(given) == 1:
+            obj.write(None)
+        return 1
+
+    obj.set_writer_func(Blocking())
+    obj.write(b"abcd")
+    obj.set_writer_func(writes)
+    with pytest.raises(RuntimeError, match="a writer function must not write to its own object"):
+        obj.write(None)
+    assert given == [0, 0] and (obj.write_buf_offset, obj.write_buf_size) == (1, 3)
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])

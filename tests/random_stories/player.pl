@@ -62,6 +62,19 @@ sub NEXTKEY { return shift @{$_[0]{left}} }
 
 sub SCALAR { return scalar @{$_[0]{keys}} }
 
+# The objects with pushed-back data, which the original goes through in any order, as it has them in
+# a hash: first those that don't watch for reading, then the others in the order in which they began.
+package PushedBack;
+
+our @ISA = ('Ordered');
+
+sub FIRSTKEY {
+    my $self = shift;
+    my $reads = sub { $self->{values}{$_[0]}{event_watch} & 1 };
+    $self->{left} = [sort { $reads->($a) <=> $reads->($b) } @{$self->{keys}}];
+    return shift @{$self->{left}};
+}
+
 # One story, and what the loop does in it.
 package Player;
 
@@ -83,7 +96,7 @@ sub new {
 sub tell {
     my $self = shift;
     clock(0);
-    tie %Danga::Socket::PushBackSet, 'Ordered';
+    tie %Danga::Socket::PushBackSet, 'PushedBack';
     tie %Danga::Socket::PLCMap, 'Ordered';
     tie %Danga::Socket::OtherFds, 'Ordered';
     Danga::Socket->SetLoopTimeout(0);
@@ -279,7 +292,11 @@ sub flush { $_[0]{actor}->put(undef) }
 
 sub watch_read {
     my ($self, $on) = @_;
-    $self->{actor}->watch_read($on ? 1 : 0);
+    my $actor = $self->{actor};
+    my $begins = $on && !($actor->{event_watch} & 1);
+    $actor->watch_read($on ? 1 : 0);
+    my $waiting = $begins && delete $Danga::Socket::PushBackSet{$actor->{fd} // ''};
+    $Danga::Socket::PushBackSet{$actor->{fd}} = $waiting if $waiting;
 }
 
 sub watch_write {

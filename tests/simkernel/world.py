@@ -448,7 +448,7 @@ class World:
             leaving = loop._registry.leaving.keys()
             if mapped - leaving != asked.keys() - leaving:
                 raise Broken(f"the map has {sorted(mapped)}, and {sorted(asked)} are open")
-        if not loop._registry.pushed_back.keys() <= asked.keys():
+        if not loop._registry.readable.keys() <= asked.keys():
             raise Broken("pushed-back data outlives its object")
         if not loop._registry.post_loop_callbacks.keys() <= asked.keys() | {LOOPS_OWN}:
             raise Broken("a callback outlives its object")
