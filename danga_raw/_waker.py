@@ -124,7 +124,10 @@ class Waker:
         _on_signals[:] = [*(each for each in _on_signals if each is not self), self]
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        self._handled[number]()
+        callback = self._handled.get(number)
+        # None if it was removed, but a handler that replaced this one still calls it.
+        if callback is not None:
+            callback()
 
     def remove_signal(self, number: int) -> bool:
         """Restore the default action of a signal (for SIGINT, Python's), unless somebody else has

@@ -26,7 +26,7 @@ from danga_raw.types import Block
 from examples.perlbal import pools, proxy
 from examples.perlbal.backends import KERNEL_BUFFER, BackendHTTP
 from examples.perlbal.balancer import MAX_UNUSED, RETRY_SECONDS, UNVERIFIED_SECONDS, Balancer
-from examples.perlbal.clients import Client, Exchange, SelectorExchange
+from examples.perlbal.clients import Client, Exchange
 from examples.perlbal.files import NewFile, open_file
 from examples.perlbal.heads import Head
 from examples.perlbal.language import Context
@@ -34,6 +34,7 @@ from examples.perlbal.management import ClientManage
 from examples.perlbal.plugins import Plugin
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxyhosts import KEPT_SECONDS, ReproxyHost
+from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.server import Server, write_line
 from examples.perlbal.uploads import Body
 from tests.perlbal.servers import OURS

@@ -18,8 +18,9 @@ from examples.perlbal.language import Call, Command
 from examples.perlbal.parameters import LanguageError, Netmask, Parameter, boolean, netmask
 
 if TYPE_CHECKING:
-    from examples.perlbal.clients import Exchange, SelectorExchange
+    from examples.perlbal.clients import Exchange
     from examples.perlbal.proxy import ProxyExchange
+    from examples.perlbal.selector import SelectorExchange
     from examples.perlbal.server import Server
     from examples.perlbal.services import Service
 

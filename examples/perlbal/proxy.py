@@ -240,7 +240,11 @@ class ProxyExchange(Exchange):
         """Called when everything written to the backend has been sent."""
         client, body = self.client, self._body
         if body.left:
-            data = body.read(PIECE)
+            try:
+                data = body.read(PIECE)
+            except OSError as error:
+                client.server.log(f"buffered upload {body.file}: {error}")
+                data = b""
             if not data:
                 return client.close("buffered upload is gone")
             client.last_active = time.monotonic()

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from danga_raw import Loop, Socket, log_exception
 from examples.perlbal.backends import BackendHTTP, Nodes
-from examples.perlbal.clients import Client, Exchange, IdleClients, SelectorExchange
+from examples.perlbal.clients import Client, Exchange, IdleClients
 from examples.perlbal.commands import COMMANDS
 from examples.perlbal.language import Command, Context, Language
 from examples.perlbal.parameters import PARAMETERS, LanguageError, Parameter
 from examples.perlbal.pools import Pool
 from examples.perlbal.proxy import ProxyExchange
 from examples.perlbal.reproxyhosts import ReproxyHosts
+from examples.perlbal.selector import SelectorExchange
 from examples.perlbal.services import Service, TCPListener
 from examples.perlbal.webserver import WebExchange
 
