@@ -52,7 +52,7 @@ TRIES: Final = 3
 """On a busy machine, a story may seem to wait in vain, and be cut short before the call that was to
 fail."""
 
-DEAD: Final = frozenset({"dead_descriptor", "dead_descriptor_watched"})
+CLOSES_BEHIND_THE_BACK: Final = frozenset({"dead_descriptor", "dead_descriptor_watched"})
 """Stories that close a descriptor behind its socket's back. If one is cut short, the socket's
 close(2) may hit a reused number, as with any Python socket."""
 
@@ -60,7 +60,7 @@ MORE_WAITS: Final = 20
 """This many waits more than without a failure are a spin: a pausing server makes one or two a
 second."""
 
-DEAF: Final = 3
+MOST_FRUITLESS_WAITS: Final = 3
 """More than this many waits in a row that report events and are followed by no call are a spin."""
 
 
@@ -188,7 +188,7 @@ class Fault(Exception):
     """An outcome that isn't allowed."""
 
 
-def came_true(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Call]) -> bool:
+def has_outcome(outcome: str, failed: Own, own: Sequence[Own], calls: Sequence[Call]) -> bool:
     """True if a call that failed had this outcome, as the calls after it show."""
     behind = [each for each in own if each.at > failed.at and each.fd == failed.fd]
     notes = [text for call in calls[failed.at + 1 :] if (text := note(call)) is not None]
@@ -227,7 +227,7 @@ def spin(calls: Iterable[Call]) -> bool:
     for call in calls:
         if call.name in ("epoll_wait", "epoll_pwait"):
             in_a_row = in_a_row + 1 if call.result else 0
-            if in_a_row > DEAF:
+            if in_a_row > MOST_FRUITLESS_WAITS:
                 return True
         else:
             in_a_row = 0
@@ -490,7 +490,7 @@ def check(run: Run, stage: Stage, clean: Told) -> str:
     if failed[0].kind == "epoll_ctl DEL":
         # An entry that could not be removed may still be in the epoll, which is replaced.
         others.discard("epoll")
-    if others and run.story not in DEAD:
+    if others and run.story not in CLOSES_BEHIND_THE_BACK:
         raise Fault(f"other connections were closed: {others}")
     # Every epoll has the same name here, and one with entries that can't be removed is replaced.
     pollers = sum(call.name == "epoll_create1" for call in told.calls)
@@ -498,7 +498,7 @@ def check(run: Run, stage: Stage, clean: Told) -> str:
         if kind == "close" and count > (pollers if fd == "epoll" else 1):
             raise Fault("a descriptor was closed twice")
     for outcome in ERRORS[run.own.kind][run.error]:
-        if came_true(outcome, failed[0], told.own, told.calls):
+        if has_outcome(outcome, failed[0], told.own, told.calls):
             return outcome
     raise Fault(f"it was not {' or '.join(ERRORS[run.own.kind][run.error])}")
 

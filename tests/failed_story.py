@@ -40,7 +40,7 @@ LOOK = 0.2
 LOOKS = 25
 """After this many checks that found something ready, the loop is deaf to it."""
 
-VAIN = 2
+FRUITLESS_LOOKS = 2
 """After this many checks in a row that found the loop waiting with nothing ready, it waits in vain;
 a single one may have happened in the middle of a step."""
 
@@ -53,7 +53,7 @@ TRIES = 100
 PACKAGE = os.path.dirname(os.path.abspath(danga_raw.__file__))
 
 
-class Waits(BaseException):
+class WaitsInVain(BaseException):
     """The scenario waits for something that won't happen."""
 
 
@@ -74,8 +74,8 @@ class Watchdog:
             waiting = frame is not None and frame.f_code is Epoll.wait_bare.__code__
             self.vain = self.vain + 1 if waiting else 0
             self.idle += 1
-            if self.vain == VAIN or self.idle == SPINS:
-                raise Waits
+            if self.vain == FRUITLESS_LOOKS or self.idle == SPINS:
+                raise WaitsInVain
             return
         self.vain = self.idle = 0
         self.looks += 1
@@ -98,7 +98,7 @@ def ready(loop: Loop) -> bool:
     return bool(poll.poll(0)) or pushed_back or due
 
 
-class Heard(Socket):
+class NewConnection(Socket):
     """The new connection."""
 
     __slots__ = ("got",)
@@ -112,11 +112,11 @@ class Heard(Socket):
         self.loop.stop()
 
 
-def prove() -> None:
+def check_new_connection() -> None:
     """Note "intact" after an event of a new connection."""
     Socket.SetPostLoopCallback(None)
     ours, theirs = stories.pair()
-    heard = Heard(ours)
+    heard = NewConnection(ours)
     heard.watch_read(True)
     theirs.send(b"still here")
     for _ in range(TRIES):
@@ -145,7 +145,7 @@ def story(tell: Callable[[], None]) -> None:
         finally:
             watchdog.watching = False
         note("told")
-    except Waits:
+    except WaitsInVain:
         note("waits")
     except Exception as error:
         if not in_package(error):
@@ -156,7 +156,7 @@ def story(tell: Callable[[], None]) -> None:
             traceback.print_exc()
             note("fault:", type(error).__name__, error)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    prove()
+    check_new_connection()
     note("end")
     os._exit(0)
 

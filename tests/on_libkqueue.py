@@ -17,7 +17,7 @@ import pytest
 from danga_raw import Loop
 from danga_raw._kqueue import KQueue
 from danga_raw._poll import POLLHUP, POLLIN, POLLOUT
-from tests.world import Noted, no_hanging
+from tests.world import Recorder, no_hanging
 
 if TYPE_CHECKING:
     from danga_raw._kqueue import KQueueLibrary
@@ -50,7 +50,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 Pair = tuple[socket.socket, socket.socket]
 
 
-def test_its_events_are_read_where_they_stand(untried: KQueueLibrary) -> None:
+def test_events_are_read_where_the_library_writes_them(untried: KQueueLibrary) -> None:
     poller = KQueue(untried, "libkqueue")
     poller.open()
     pairs = [socket.socketpair() for _ in range(150)]
@@ -72,7 +72,7 @@ def test_its_events_are_read_where_they_stand(untried: KQueueLibrary) -> None:
     poller.close()
 
 
-def test_it_switches_from_the_one_filter_to_the_other(untried: KQueueLibrary, pair: Pair) -> None:
+def test_filters_of_a_descriptor_can_be_switched(untried: KQueueLibrary, pair: Pair) -> None:
     one, two = pair
     fd = one.fileno()
     poller = KQueue(untried, "libkqueue")
@@ -89,9 +89,9 @@ def test_it_switches_from_the_one_filter_to_the_other(untried: KQueueLibrary, pa
     poller.close()
 
 
-def test_an_object_reads_to_the_end_and_is_hung_up_behind_it(loop: Loop, pair: Pair) -> None:
+def test_object_reads_to_the_end_and_is_then_hung_up(loop: Loop, pair: Pair) -> None:
     one, two = pair
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     obj.watch_read(True)
     obj.on["read"] = lambda obj: obj.got.extend(obj.read(2) or b"")
     two.sendall(b"abcde")
@@ -101,10 +101,10 @@ def test_an_object_reads_to_the_end_and_is_hung_up_behind_it(loop: Loop, pair: P
     assert obj.got == b"abcde" and obj.events == [*["read"] * 4, "hup", "close None"]
 
 
-def test_an_object_writes_what_it_queued(loop: Loop, pair: Pair) -> None:
+def test_object_writes_queued_data(loop: Loop, pair: Pair) -> None:
     one, two = pair
     two.setblocking(False)
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     sent = bytes(range(256)) * 8000
     assert obj.write(sent) is False
     received = bytearray()
@@ -122,7 +122,7 @@ def test_an_object_writes_what_it_queued(loop: Loop, pair: Pair) -> None:
     assert received == sent and not obj.write_buf
 
 
-def test_timers_and_other_fds_share_its_wait(loop: Loop, pair: Pair) -> None:
+def test_timers_and_other_fds_share_the_wait(loop: Loop, pair: Pair) -> None:
     one, two = pair
     heard: list[object] = []
     loop.add_other_fds({one.fileno(): lambda state: heard.append((state, one.recv(10)))})
@@ -133,7 +133,7 @@ def test_timers_and_other_fds_share_its_wait(loop: Loop, pair: Pair) -> None:
     assert heard == [(POLLIN, b"x"), (POLLIN | POLLHUP, b"")]
 
 
-def test_a_refused_descriptor_is_an_error_with_its_reason(loop: Loop) -> None:
+def test_rejected_descriptor_is_an_error_with_its_reason(loop: Loop) -> None:
     with open(os.devnull) as file:
         fd = file.fileno()
     with pytest.raises(OSError, match=rf"kevent\(.*fd {fd}\)"):

@@ -23,11 +23,11 @@ HERE = sys.platform.rstrip("0123456789")
 
 
 @pytest.mark.parametrize("triple", ANSWERS)
-def test_what_the_package_declares_is_what_the_headers_say(triple: str) -> None:
+def test_declarations_of_the_package_match_the_headers(triple: str) -> None:
     assert model.differences(BY_TRIPLE[triple], ANSWERS[triple]) == []
 
 
-def test_the_table_covers_every_platform_the_package_binds() -> None:
+def test_table_covers_every_platform_the_package_binds() -> None:
     assert len(ANSWERS) >= 35
     assert {BY_TRIPLE[triple].platform for triple in ANSWERS} == {
         "linux",
@@ -38,13 +38,13 @@ def test_the_table_covers_every_platform_the_package_binds() -> None:
     }
 
 
-def test_the_table_tells_about_each_target_or_why_not() -> None:
+def test_table_lists_each_target_or_says_why_not() -> None:
     page = PAGE.read_text()
     assert [target.triple for target in TARGETS if target.triple not in page] == []
 
 
 @pytest.mark.parametrize("triple", ["x86_64-linux-gnu", "x86-freebsd-none", "arm-openbsd-eabi"])
-def test_any_number_that_were_different_in_the_headers_is_reported(triple: str) -> None:
+def test_every_deviation_from_the_headers_is_reported(triple: str) -> None:
     target, answer = BY_TRIPLE[triple], ANSWERS[triple]
     declared = model.declared(target, answer.facts)
     # The facts about C types are the basis of the layouts, and are not compared themselves.
@@ -58,7 +58,7 @@ def test_any_number_that_were_different_in_the_headers_is_reported(triple: str) 
     assert ("kevent49" in line) == (target.platform != "linux")
 
 
-def test_a_number_that_the_headers_lack_is_reported() -> None:
+def test_number_missing_from_the_headers_is_reported() -> None:
     target, answer = BY_TRIPLE["x86_64-freebsd-none"], ANSWERS["x86_64-freebsd-none"]
     facts = {name: value for name, value in answer.facts.items() if name != "TCP_NOPUSH"}
     (line,) = model.differences(target, Answer(facts, answer.symbol))
@@ -69,9 +69,7 @@ def test_a_number_that_the_headers_lack_is_reported() -> None:
     "pack, places, size",
     [(0, [0, 8, 16, 24], 56), (1, [0, 1, 9, 11], 43), (2, [0, 2, 10, 12], 44)],
 )
-def test_the_layouts_are_worked_out_as_a_compiler_does(
-    pack: int, places: list[int], size: int
-) -> None:
+def test_layouts_are_computed_as_by_a_compiler(pack: int, places: list[int], size: int) -> None:
     types = {"sizeof(char)": 1, "alignof(char)": 1, "sizeof(uint64_t)": 8, "alignof(uint64_t)": 8}
     types |= {"sizeof(short)": 2, "alignof(short)": 2}
     fields = (("a", "char"), ("b", "uint64_t"), ("c", "short"), ("d", "uint64_t[4]"))
@@ -120,7 +118,7 @@ def test_this_machine_is_in_the_table() -> None:
     assert targets_like_this()
 
 
-def test_pollfd_is_laid_out_here_as_the_headers_say() -> None:
+def test_pollfd_is_laid_out_as_the_headers_say() -> None:
     mine = layout_here("pollfd", _poll.pollfd, _poll.POLLFD).items()
     assert targets_like_this()
     for triple in targets_like_this():
@@ -129,13 +127,13 @@ def test_pollfd_is_laid_out_here_as_the_headers_say() -> None:
 
 
 @pytest.mark.skipif(HERE != "linux", reason="epoll is Linux's")
-def test_epoll_event_is_laid_out_here_as_the_headers_say() -> None:
+def test_epoll_event_is_laid_out_as_the_headers_say() -> None:
     mine = layout_here("epoll_event", _epoll.epoll_event, _epoll.EPOLL_EVENT).items()
     assert any(mine <= ANSWERS[triple].facts.items() for triple in targets_like_this())
 
 
 @pytest.mark.skipif(HERE != "linux", reason="epoll is Linux's")
-def test_the_kernel_fills_epoll_events_where_the_package_reads_them() -> None:
+def test_kernel_fills_epoll_events_where_the_package_reads_them() -> None:
     # A wrong stride or offset would show from the second event on.
     pipes = [os.pipe() for _ in range(5)]
     poller = _epoll.Epoll()
@@ -153,7 +151,7 @@ def test_the_kernel_fills_epoll_events_where_the_package_reads_them() -> None:
             os.close(writer)
 
 
-def test_the_headers_installed_here_say_what_the_table_says(tmp_path: Path) -> None:
+def test_installed_headers_agree_with_the_table(tmp_path: Path) -> None:
     need("gcc")
     code, image = tmp_path / "probe.c", tmp_path / "probe.o"
     code.write_text(probe.source(table.TYPES))
@@ -163,7 +161,7 @@ def test_the_headers_installed_here_say_what_the_table_says(tmp_path: Path) -> N
     assert any(ANSWERS[triple].facts.items() <= mine for triple in targets_like_this())
 
 
-def test_an_object_file_without_the_whole_probe_is_refused() -> None:
+def test_object_file_without_the_whole_probe_is_rejected() -> None:
     _, asked = probe.questions(["int"])
     whole = probe.START + 9 * len(asked) * b"\0" + probe.END
     assert probe.read(b"ELF" + whole + b"\0kevent\0", ["int"]) == Answer({}, "kevent")
@@ -182,21 +180,21 @@ def constants(module: Any, prefix: str) -> dict[str, int]:
     "module, prefix",
     [(_epoll, "EPOLL"), (_poll, "POLL"), (_kqueue, "EV_"), (_kqueue, "EVFILT_")],
 )
-def test_constants_are_those_python_was_compiled_with(module: Any, prefix: str) -> None:
+def test_constants_match_those_that_python_was_compiled_with(module: Any, prefix: str) -> None:
     python = {name.replace("KQ_", ""): v for name, v in constants(select, "").items()}
     mine = constants(module, prefix)
     known = mine.keys() & python.keys()
     assert {name: mine[name] for name in known} == {name: python[name] for name in known}
 
 
-def test_epoll_and_poll_constants_were_there_to_compare() -> None:
+def test_epoll_and_poll_constants_were_available_for_comparison() -> None:
     assert len(constants(_poll, "POLL").keys() & constants(select, "").keys()) >= 5
     if HERE == "linux":
         assert len(constants(_epoll, "EPOLL").keys() & constants(select, "").keys()) >= 5
 
 
 @pytest.mark.parametrize("platform", sorted(_kqueue.ABIS))
-def test_kevent_of_every_platform_is_made_here_as_its_fields_say(platform: str) -> None:
+def test_kevent_of_every_platform_is_laid_out_as_its_fields_say(platform: str) -> None:
     fields = _kqueue.abi(platform).fields
     types = data_model()
     expected = model.layout("kevent", fields, 0, types)

@@ -289,7 +289,7 @@ def test_each_scenario_has_both_sides() -> None:
     assert set(DIFFERENCES) | set(REAL_CLOCK) <= set(NAMES)
 
 
-def test_a_difference_is_found_wherever_it_is() -> None:
+def test_difference_is_found_wherever_it_is() -> None:
     lines = ["write(fd1) = 1", "close(fd1) = 0", "close(fd2) = 0"]
     assert differences(lines, lines) == []
     assert differences(lines, lines[:2]) == [(["close(fd2) = 0"], [])]
@@ -302,7 +302,7 @@ def test_a_difference_is_found_wherever_it_is() -> None:
     ]
 
 
-def test_only_waits_of_the_real_clock_are_alike() -> None:
+def test_only_waits_of_the_real_clock_count_as_equal() -> None:
     waits = [f"epoll_wait(epoll, [], 1000, {ms}) = 0" for ms in (7, 3_599_990, 3_600_002)]
     assert alike(waits, "loop_timeout") == waits
     assert alike(waits, "timer_real_clock") == [
@@ -320,38 +320,38 @@ def one(line: str) -> Call:
     return call
 
 
-def test_a_call_and_its_result() -> None:
+def test_call_is_parsed_with_its_result() -> None:
     line = 'read(3, "a,b) = 1\\"(", 10)            = 9'
     assert one(line) == Call("read", ("3", '"a,b) = 1\\"("', "10"), 9, None, False, line)
     assert one(line).fd == 3
 
 
-def test_an_error_has_its_name() -> None:
+def test_error_is_parsed_by_name() -> None:
     call = one("read(3, 0x7ffe, 10) = -1 EAGAIN (Resource temporarily unavailable)")
     assert (call.result, call.errno, call.injected) == (-1, "EAGAIN", False)
 
 
-def test_an_injected_error_is_told_apart() -> None:
+def test_injected_error_is_marked() -> None:
     line = "epoll_wait(5, 0x55, 1000, -1) = -1 EINTR (Interrupted system call) (INJECTED)"
     assert (one(line).errno, one(line).injected) == ("EINTR", True)
 
 
-def test_a_result_with_its_meaning() -> None:
+def test_result_with_an_explanation_is_parsed() -> None:
     assert one("fcntl(5, F_GETFD) = 0x1 (flags FD_CLOEXEC)").result == 1
 
 
-def test_a_call_that_never_returned() -> None:
+def test_call_that_never_returned_has_no_result() -> None:
     assert one("exit_group(0) = ?").result is None
 
 
-def test_structs_stay_whole() -> None:
+def test_structs_are_not_split() -> None:
     call = one("epoll_ctl(5, EPOLL_CTL_ADD, 3, {events=EPOLLIN|0x40 /* EPOLL??? */, data=0x3}) = 0")
     assert call.args[:3] == ("5", "EPOLL_CTL_ADD", "3")
     assert len(call.args) == 4
     assert call.events == [("EPOLLIN|0x40 /* EPOLL??? */", 3)]
 
 
-def test_all_events_of_a_wait() -> None:
+def test_all_events_of_a_wait_are_parsed() -> None:
     call = one(
         "epoll_wait(5, [{events=EPOLLIN, data=0x3}, "
         "{events=EPOLLOUT|EPOLLHUP, data=0x7}], 1000, -1) = 2"
@@ -360,19 +360,19 @@ def test_all_events_of_a_wait() -> None:
     assert call.args[2:] == ("1000", "-1")
 
 
-def test_both_descriptors_of_a_pair() -> None:
+def test_both_descriptors_of_a_pair_are_parsed() -> None:
     assert one("socketpair(AF_UNIX, SOCK_STREAM|SOCK_CLOEXEC, 0, [3, 4]) = 0").descriptors == [3, 4]
     assert one("pipe2([5, 6], O_CLOEXEC) = 0").descriptors == [5, 6]
     assert one("accept4(3, NULL, NULL, SOCK_CLOEXEC) = 7").descriptors == [7]
     assert one("accept4(3, NULL, NULL, 0) = -1 EAGAIN (Try again)").descriptors == []
 
 
-def test_signals_and_exits_are_no_calls() -> None:
+def test_signals_and_exits_are_not_calls() -> None:
     lines = ["--- SIGPIPE {si_signo=SIGPIPE} ---", "+++ exited with 0 +++", ""]
     assert list(parse(lines)) == []
 
 
-def test_interrupted_lines_are_put_together_by_process() -> None:
+def test_interrupted_lines_are_joined_by_process() -> None:
     calls = list(
         parse(
             [
@@ -390,7 +390,7 @@ def test_interrupted_lines_are_put_together_by_process() -> None:
 @pytest.mark.parametrize(
     "line", ["nonsense", "read(3, ", "close(3)", "<... close resumed>) = 0", 'write(1, "a']
 )
-def test_a_line_that_is_no_call_is_an_error(line: str) -> None:
+def test_line_that_is_not_a_call_is_an_error(line: str) -> None:
     with pytest.raises(StraceError):
         list(parse([line]))
 
@@ -435,7 +435,7 @@ close(3) = 0
     ]
 
 
-def test_creating_the_poller_in_one_call_or_two_is_the_same() -> None:
+def test_creating_the_poller_in_one_call_or_two_is_equivalent() -> None:
     begin, end = 'write(1000, "begin", 5) = -1 EBADF (x)', 'write(1000, "end", 3) = -1 EBADF (x)'
     two = [begin, "epoll_create(1024) = 5", "fcntl(5, F_SETFD, FD_CLOEXEC) = 0", end]
     in_one = [begin, "epoll_create1(EPOLL_CLOEXEC) = 5", end]
@@ -444,12 +444,12 @@ def test_creating_the_poller_in_one_call_or_two_is_the_same() -> None:
     assert own_calls(parse(in_one)) != own_calls(parse(without))
 
 
-def test_a_trace_without_its_marks_is_an_error() -> None:
+def test_trace_without_its_marks_is_an_error() -> None:
     with pytest.raises(StraceError, match="marks"):
         own_calls(parse(["close(3) = 0"]))
 
 
 @pytest.mark.needs("strace")
-def test_a_command_that_fails_is_an_error_that_shows_what_it_said() -> None:
+def test_failing_command_is_an_error_that_shows_its_output() -> None:
     with pytest.raises(StraceError, match="oh dear"):
         run_under_strace(["sh", "-c", "echo oh dear >&2; exit 3"])

@@ -21,9 +21,9 @@ from danga_raw.types import AnySocket
 from tests.world import (
     IN,
     OUT,
+    AnyHandle,
     Descriptor,
-    Noted,
-    Thing,
+    Recorder,
     World,
     drain,
     only,
@@ -72,10 +72,10 @@ def unchanged(world: World, *objects: AnySocket, asking: bool = False) -> Iterat
 
 
 @pytest.fixture
-def obj(world: World) -> Noted:
+def obj(world: World) -> Recorder:
     one, two = world.socketpair()
     two.send(b"there")
-    return Noted(one, world.loop)
+    return Recorder(one, world.loop)
 
 
 # --- what goes through an object ------------------------------------------------------------------
@@ -83,8 +83,8 @@ def obj(world: World) -> Noted:
 
 @pytest.mark.parametrize("queue", [False, True], ids=["idle", "queue"])
 @pytest.mark.parametrize("data", ["text", 5, [b"x"], object(), 1.5, {}], ids=repr)
-def test_write_takes_only_bytes_callables_and_none(
-    world: World, obj: Noted, queue: bool, data: Any
+def test_write_accepts_only_bytes_callables_and_none(
+    world: World, obj: Recorder, queue: bool, data: Any
 ) -> None:
     if queue:
         obj.set_writer_func(_blocks)
@@ -101,15 +101,15 @@ def _blocks(data: object, count: int, offset: int) -> int:
     raise BlockingIOError
 
 
-def test_write_refuses_a_view_with_gaps(world: World, obj: Noted) -> None:
+def test_write_rejects_a_view_with_gaps(world: World, obj: Recorder) -> None:
     with unchanged(world, obj), pytest.raises(TypeError, match="contiguous"):
         obj.write(memoryview(b"abcdef")[::2])
 
 
 @pytest.mark.parametrize("count", [0, -1, -(1 << 70)])
 @pytest.mark.parametrize("pushed", [False, True])
-def test_read_wants_a_number_from_one_up(
-    world: World, obj: Noted, count: int, pushed: bool
+def test_read_rejects_counts_below_one(
+    world: World, obj: Recorder, count: int, pushed: bool
 ) -> None:
     if pushed:
         obj.push_back_read(b"x")
@@ -120,15 +120,15 @@ def test_read_wants_a_number_from_one_up(
 
 
 @pytest.mark.parametrize("count", ["1", None, b"1", 1e7, [1]])
-def test_read_wants_a_number(world: World, obj: Noted, count: Any) -> None:
+def test_read_rejects_what_is_not_a_number(world: World, obj: Recorder, count: Any) -> None:
     with unchanged(world, obj), pytest.raises(TypeError):
         obj.read(count)
 
 
 @pytest.mark.parametrize("count", [1.5, 0.5, 100.0])
 @pytest.mark.parametrize("pushed", [False, True])
-def test_read_of_a_fraction_is_refused_and_loses_nothing(
-    world: World, obj: Noted, count: Any, pushed: bool
+def test_read_of_a_fraction_is_rejected_and_loses_nothing(
+    world: World, obj: Recorder, count: Any, pushed: bool
 ) -> None:
     """It is refused at the door to the C library, before the call."""
     if pushed:
@@ -143,7 +143,7 @@ def test_read_of_a_fraction_is_refused_and_loses_nothing(
 
 
 @pytest.mark.parametrize("piece", ["text", 5, None, [1, 2], object()], ids=repr)
-def test_push_back_takes_only_bytes(world: World, obj: Noted, piece: Any) -> None:
+def test_push_back_read_accepts_only_bytes(world: World, obj: Recorder, piece: Any) -> None:
     with unchanged(world, obj), pytest.raises(TypeError) as caught:
         obj.push_back_read(piece)
     assert "push_back_read takes bytes" in str(caught.value)
@@ -167,15 +167,15 @@ def test_push_back_takes_only_bytes(world: World, obj: Noted, piece: Any) -> Non
     ids=["add_timer", "set_post_loop_callback", "add_other_fds", "other_fds", "on_exception",
          "set_writer_func", "SetPostLoopCallback"],
 )  # fmt: skip
-def test_a_callback_that_cannot_be_called_is_refused_when_it_is_set(
-    world: World, obj: Noted, setter: Callable[[World, Noted, object], object], wrong: object
+def test_callback_that_is_not_callable_is_rejected_when_it_is_set(
+    world: World, obj: Recorder, setter: Callable[[World, Recorder, object], object], wrong: object
 ) -> None:
     with unchanged(world, obj), pytest.raises(TypeError, match="callable"):
         setter(world, obj, wrong)
 
 
 @pytest.mark.parametrize("verb", ["AddTimer", "AddOtherFds", "OtherFds", "SetPostLoopCallback"])
-def test_the_class_methods_refuse_it_too(world: World, verb: str) -> None:
+def test_class_methods_reject_what_is_not_callable_too(world: World, verb: str) -> None:
     world.default_loop()
     arguments: dict[str, tuple[Any, ...]] = {
         "AddTimer": (1, "x"),
@@ -189,7 +189,7 @@ def test_the_class_methods_refuse_it_too(world: World, verb: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, 5])
-def test_timers_and_other_fds_want_a_callback(world: World, wrong: Any) -> None:
+def test_timers_and_other_fds_require_a_callback(world: World, wrong: Any) -> None:
     with unchanged(world):
         with pytest.raises(TypeError, match="callable"):
             world.loop.add_timer(1, wrong)
@@ -201,18 +201,18 @@ def test_timers_and_other_fds_want_a_callback(world: World, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("ms", [-2, -(2**31), 2**31, 2**32 - 1, 2**64])
-def test_a_loop_timeout_beyond_a_c_int_is_refused(world: World, ms: int) -> None:
+def test_loop_timeout_beyond_a_c_int_is_rejected(world: World, ms: int) -> None:
     with unchanged(world), pytest.raises(ValueError, match=f"loop timeout.*{ms}"):
         world.loop.set_loop_timeout(ms)
 
 
 @pytest.mark.parametrize("ms", [1.5, "1", None, math.nan])
-def test_a_loop_timeout_is_a_whole_number(world: World, ms: Any) -> None:
+def test_loop_timeout_that_is_not_an_integer_is_rejected(world: World, ms: Any) -> None:
     with unchanged(world), pytest.raises(TypeError):
         world.loop.set_loop_timeout(ms)
 
 
-def test_a_loop_timeout_may_be_anything_that_is_a_whole_number(world: World) -> None:
+def test_loop_timeout_may_be_any_integer_like_object(world: World) -> None:
     class Five:
         def __index__(self) -> int:
             return 5
@@ -226,19 +226,19 @@ def test_a_loop_timeout_may_be_anything_that_is_a_whole_number(world: World) -> 
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf])
-def test_a_timer_wants_a_finite_number_of_seconds(world: World, seconds: float) -> None:
+def test_timer_requires_a_finite_number_of_seconds(world: World, seconds: float) -> None:
     with unchanged(world), pytest.raises(ValueError, match=f"finite.*{seconds}"):
         world.loop.add_timer(seconds, print)
 
 
 @pytest.mark.parametrize("seconds", [10**400, -(10**400)], ids=["huge", "hugely negative"])
-def test_a_timer_wants_a_number_that_a_float_can_hold(world: World, seconds: int) -> None:
+def test_timer_requires_a_number_that_fits_into_a_float(world: World, seconds: int) -> None:
     with unchanged(world), pytest.raises(ValueError, match="finite number of seconds, not -?1000"):
         world.loop.add_timer(seconds, print)
 
 
 @pytest.mark.parametrize("seconds", ["1", None])
-def test_a_timer_wants_a_number(world: World, seconds: Any) -> None:
+def test_timer_requires_a_number(world: World, seconds: Any) -> None:
     with unchanged(world), pytest.raises(TypeError):
         world.loop.add_timer(seconds, print)
 
@@ -254,7 +254,7 @@ def check(error: OSError, number: int, fd: int, world: World) -> None:
     assert call in message and f"fd {fd}" in message and os.strerror(number) in message
 
 
-def test_a_dead_fd_is_refused(world: World, obj: Noted) -> None:
+def test_closed_fd_is_rejected(world: World, obj: Recorder) -> None:
     world.lenient()
     one, two = world.socketpair()
     fd = one.fileno()
@@ -279,13 +279,13 @@ def test_a_dead_fd_is_refused(world: World, obj: Noted) -> None:
     other, another = world.socketpair()
     thing, peer = (other, another) if other.fileno() == fd else (another, other)
     assert thing.fileno() == fd
-    new = Noted(thing, world.loop)
+    new = Recorder(thing, world.loop)
     new.watch_read(True)
     peer.send(b"x")
     world.until(lambda: new.got)
 
 
-def test_a_closed_socket_is_refused(world: World) -> None:
+def test_closed_socket_is_rejected(world: World) -> None:
     one, _ = world.socketpair()
     one.close()
     with unchanged(world), pytest.raises(OSError) as caught:
@@ -294,24 +294,24 @@ def test_a_closed_socket_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("fd", [-1, -5, 2**31, 2**32 + 1, 2**64])
-def test_a_number_that_no_descriptor_can_have_is_refused(world: World, fd: int) -> None:
+def test_impossible_fd_is_rejected(world: World, fd: int) -> None:
     with unchanged(world), pytest.raises(OSError) as caught:
         world.loop.add_other_fds({fd: print})
     check(caught.value, EBADF, fd, world)
 
 
-def test_a_number_that_would_be_cut_down_to_a_live_one_is_refused(world: World, obj: Noted) -> None:
+def test_fd_that_would_be_truncated_to_an_open_one_is_rejected(world: World, obj: Recorder) -> None:
     one, two = world.socketpair()
     with unchanged(world, obj), pytest.raises(OSError):
         world.loop.add_other_fds({2**32 + one.fileno(): print})
     world.loop.add_other_fds({one.fileno(): print})
 
 
-def test_the_same_fd_twice_is_refused(world: World, obj: Noted) -> None:
+def test_second_registration_of_an_fd_is_rejected(world: World, obj: Recorder) -> None:
     assert obj.sock is not None and obj.fd is not None
     with unchanged(world, obj):
         with pytest.raises(OSError) as caught:
-            Noted(obj.sock, world.loop)
+            Recorder(obj.sock, world.loop)
         check(caught.value, EEXIST, obj.fd, world)
         with pytest.raises(OSError) as caught:
             world.loop.add_other_fds({obj.fd: print})
@@ -321,11 +321,11 @@ def test_the_same_fd_twice_is_refused(world: World, obj: Noted) -> None:
     assert obj.got == b"there"
 
 
-def test_who_was_refused_closes_nothing(world: World, obj: Noted) -> None:
+def test_rejected_object_closes_nothing(world: World, obj: Recorder) -> None:
     """As a subclass's constructor may do if this one raises, or a `__del__`."""
 
-    class Tidy(Noted):
-        def __init__(self, sock: Thing) -> None:
+    class Tidy(Recorder):
+        def __init__(self, sock: AnyHandle) -> None:
             try:
                 super().__init__(sock, world.loop)
             except OSError:
@@ -343,7 +343,7 @@ def test_who_was_refused_closes_nothing(world: World, obj: Noted) -> None:
 
 
 @readiness_only
-def test_a_regular_file_is_refused(world: World, obj: Noted) -> None:
+def test_regular_file_is_rejected(world: World, obj: Recorder) -> None:
     file = world.file()
     with unchanged(world, obj):
         with pytest.raises(OSError) as caught:
@@ -370,11 +370,11 @@ def test_why_nobody_can_be_asked_whether_a_file_can_be_polled_is_told(
 
 
 @real_only
-def test_a_file_that_can_be_polled_is_taken_by_every_backend(world: World) -> None:
+def test_pollable_file_is_accepted_by_every_backend(world: World) -> None:
     """Its type is that of a regular file, but it can be polled: the kernel reports every mount."""
     mounts = Descriptor(os.open("/proc/self/mounts", os.O_RDONLY))
     world.stack.callback(mounts.close)
-    obj = Noted(mounts, world.loop)
+    obj = Recorder(mounts, world.loop)
     assert world.loop.descriptor_map == {mounts.fileno(): obj}
     obj.watch_read(True)
     world.until(lambda: obj.got)
@@ -382,7 +382,7 @@ def test_a_file_that_can_be_polled_is_taken_by_every_backend(world: World) -> No
 
 
 @pytest.mark.parametrize("key", ["x", None, 1.5])
-def test_other_fds_are_numbers(world: World, key: Any) -> None:
+def test_other_fd_that_is_not_an_integer_is_rejected(world: World, key: Any) -> None:
     one, two = world.socketpair()
     two.send(b"x")
     good: list[int] = []
@@ -394,7 +394,7 @@ def test_other_fds_are_numbers(world: World, key: Any) -> None:
     assert good == [IN] and drain(one) == b"x"
 
 
-def test_an_other_fd_may_be_anything_that_is_a_whole_number(world: World) -> None:
+def test_other_fd_may_be_any_integer_like_object(world: World) -> None:
     class Number:
         """Equal only to itself."""
 
@@ -414,7 +414,7 @@ def test_an_other_fd_may_be_anything_that_is_a_whole_number(world: World) -> Non
 
 
 @pytest.mark.parametrize("backend", sorted({"epoll", "kqueue"} & set(backends())))
-def test_a_poller_that_cannot_be_had_is_an_error_that_names_the_call(
+def test_failure_to_open_a_poller_names_the_call(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = {"epoll": "epoll_create1", "kqueue": "kqueue"}[backend]
@@ -433,13 +433,13 @@ def test_a_poller_that_cannot_be_had_is_an_error_that_names_the_call(
     loop.close()
 
 
-def test_what_is_no_handle_is_refused(world: World) -> None:
+def test_what_is_not_a_handle_is_rejected(world: World) -> None:
     wrong: Any = 5
     with unchanged(world), pytest.raises(AttributeError):
         Socket(wrong, world.loop)
 
 
-class Odd:
+class HandleWithOddFileno:
     """A handle whose fileno() is not a number."""
 
     def __init__(self, fd: object) -> None:
@@ -453,9 +453,9 @@ class Odd:
 
 
 @pytest.mark.parametrize("fd", [None, "5", 5.0, [], MagicMock()], ids=lambda fd: type(fd).__name__)
-def test_a_handle_whose_fileno_is_no_number_is_refused(world: World, fd: object) -> None:
+def test_handle_whose_fileno_is_not_a_number_is_rejected(world: World, fd: object) -> None:
     """Before anything else: ctypes would search a mock for ever, and a list can't be a key."""
     mock: Any = MagicMock(spec=socket.socket, fileno=lambda: fd)  # It says that it is a socket.
-    for handle in (Odd(fd), mock):
+    for handle in (HandleWithOddFileno(fd), mock):
         with unchanged(world), pytest.raises(TypeError, match=r"fileno\(\) is a number, not"):
             Socket(handle, world.loop)

@@ -26,14 +26,14 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_server_answers_each_request_on_each_connection(name: str, tmp_path: Path) -> None:
+def test_server_answers_each_request_on_each_connection(name: str, tmp_path: Path) -> None:
     with running(PEERS[name].command(tmp_path), environment(ROOT)) as server:
         with Client(server.port) as client:
             ask(client.connect(5), 3)
 
 
 @pytest.mark.parametrize("name", EARNEST)
-def test_a_fair_server_outlives_a_connection_that_is_reset(name: str, tmp_path: Path) -> None:
+def test_fair_server_survives_a_connection_reset(name: str, tmp_path: Path) -> None:
     with running(PEERS[name].command(tmp_path), environment(ROOT)) as server:
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", server.port)) as rude:
@@ -45,7 +45,7 @@ def test_a_fair_server_outlives_a_connection_that_is_reset(name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", EARNEST)
 @pytest.mark.parametrize("blocks", [1, 16])
-def test_a_fair_server_sends_later_what_was_not_taken_at_once(name: str, blocks: int) -> None:
+def test_fair_server_sends_later_what_did_not_fit_at_once(name: str, blocks: int) -> None:
     command = [PYTHON, str(SERVERS / slow.SERVERS[name]), str(MIB // blocks), str(blocks)]
     with running(command, environment(ROOT)) as server:
         with socket.create_connection(("127.0.0.1", server.port), 30) as late:
@@ -75,27 +75,27 @@ def test_a_fair_server_sends_later_what_was_not_taken_at_once(name: str, blocks:
         "select_epoll_fair.py 64",
     ],
 )
-def test_a_variant_answers_as_the_plain_server_does(file: str) -> None:
+def test_variant_answers_like_the_plain_server(file: str) -> None:
     name, *arguments = file.split()
     with running([PYTHON, str(SERVERS / name), *arguments], environment(ROOT)) as server:
         with Client(server.port) as client:
             ask(client.connect(5), 3)
 
 
-def test_a_limit_holds_when_it_does_at_both_seeds() -> None:
+def test_limit_holds_only_if_it_does_for_both_seeds() -> None:
     row = Row("", "ours", "theirs", must=1.2)
     assert row.verdict({"ours": (11.0, 12.0), "theirs": (10.0, 10.0)}) == "holds"
     assert row.verdict({"ours": (11.0, 13.0), "theirs": (10.0, 10.0)}) == "does not hold"
     assert row.verdict({"ours": (13.0, 11.0), "theirs": (10.0, 10.0)}) == "does not hold"
 
 
-def test_a_floor_holds_when_it_does_at_both_seeds() -> None:
+def test_floor_holds_only_if_it_does_for_both_seeds() -> None:
     row = Row("", "ours", must=2, at_least=True)
     assert row.verdict({"ours": (2.0, 3.0)}) == "holds"
     assert row.verdict({"ours": (3.0, 1.0)}) == "does not hold"
 
 
-def test_what_is_added_is_the_difference_at_each_seed() -> None:
+def test_added_cost_is_the_difference_for_each_seed() -> None:
     row = Row("", "with", beside="without", must=10, unit="instructions")
     figures = {"with": (110.0, 220.0), "without": (100.0, 211.0)}
     assert row.measured(figures) == (10.0, 9.0)
@@ -103,14 +103,14 @@ def test_what_is_added_is_the_difference_at_each_seed() -> None:
     assert row.verdict(figures) == "holds"
 
 
-def test_what_was_not_measured_is_left_out() -> None:
+def test_rows_without_measurements_are_left_out() -> None:
     assert Row("", "ours", "theirs", must=1).verdict({"ours": (1.0,)}) == "left out"
     assert Row("", "ours", beside="theirs", must=1).verdict({"ours": (1.0,)}) == "left out"
     assert Row("", "ours", must=1).verdict({"theirs": (1.0,)}) == "left out"
     assert numbers(None, "×") == ""
 
 
-def test_a_step_that_two_groups_need_runs_once() -> None:
+def test_step_that_two_groups_need_runs_once() -> None:
     ran: list[str] = []
 
     def step(label: str) -> Step:

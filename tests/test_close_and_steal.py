@@ -20,17 +20,19 @@ from danga_raw import Listener, Loop, Socket, _handle
 from danga_raw._libc import libc
 from danga_raw.trace import Trace
 from danga_raw.types import Handle
-from tests.world import POLLERS, Noted, Thing, World, drain, only, readiness_only, real_only
+from tests.world import POLLERS, AnyHandle, Recorder, World, drain, only, readiness_only, real_only
 
 
-def ready(world: World, count: int, **on: object) -> tuple[list[Noted], list[Thing], list[str]]:
+def ready(
+    world: World, count: int, **on: object
+) -> tuple[list[Recorder], list[AnyHandle], list[str]]:
     """Objects with something to read, in one log, and their other ends."""
     events: list[str] = []
     objects, others = [], []
     for _ in range(count):
         one, two = world.socketpair()
         two.send(b"x")
-        obj = Noted(one, world.loop, events=events)
+        obj = Recorder(one, world.loop, events=events)
         obj.on.update(on)  # type: ignore[arg-type]
         obj.watch_read(True)
         objects.append(obj)
@@ -38,18 +40,18 @@ def ready(world: World, count: int, **on: object) -> tuple[list[Noted], list[Thi
     return objects, others, events
 
 
-def test_close_leaves_the_poller_at_once_and_closes_after_the_batch(world: World) -> None:
+def test_close_unregisters_at_once_and_closes_the_descriptor_after_the_batch(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         obj.close("done")
         assert world.is_open(fd)
         assert world.loop.to_close == [one]
         assert world.loop.descriptor_map == {fd: obj}
         assert obj.closed and obj.sock is None and obj.fd is None
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     _.send(b"x")
     with world.calls() as calls:
@@ -61,19 +63,19 @@ def test_close_leaves_the_poller_at_once_and_closes_after_the_batch(world: World
 
 
 @real_only
-def test_close_is_one_close_of_the_kernel(world: World) -> None:
+def test_close_makes_exactly_one_close_call(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
-    Noted(one, world.loop).close()
+    Recorder(one, world.loop).close()
     with world.calls() as calls:
         world.turn()
     assert only(calls, "close") == [("close", fd)]
 
 
 @real_only
-def test_a_socket_that_was_closed_has_no_descriptor(world: World) -> None:
+def test_closed_socket_has_no_descriptor(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.close()
     world.turn()
     assert one.fileno() == -1 and "fd=-1" in repr(one)
@@ -81,7 +83,7 @@ def test_a_socket_that_was_closed_has_no_descriptor(world: World) -> None:
 
 def test_to_close_lists_the_sockets_in_order_of_closing(world: World) -> None:
     handles = [world.socketpair()[0] for _ in range(4)]
-    objects = [Noted(handle, world.loop) for handle in handles]
+    objects = [Recorder(handle, world.loop) for handle in handles]
     for n in (2, 0, 3, 1):
         objects[n].close()
     objects[1].close()
@@ -90,12 +92,12 @@ def test_to_close_lists_the_sockets_in_order_of_closing(world: World) -> None:
     assert world.loop.to_close == []
 
 
-def test_a_closed_fd_keeps_its_number_until_the_batch_is_over(world: World) -> None:
+def test_closed_fd_keeps_its_number_until_the_batch_is_over(world: World) -> None:
     (obj,), _, _ = ready(world, 1)
     fd = obj.fd
     numbers: list[int] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         obj.close()
         numbers.extend(thing.fileno() for thing in world.socketpair())
 
@@ -104,10 +106,10 @@ def test_a_closed_fd_keeps_its_number_until_the_batch_is_over(world: World) -> N
     assert fd not in numbers
 
 
-def test_objects_closing_each_other_in_one_batch(world: World) -> None:
+def test_objects_may_close_each_other_in_one_batch(world: World) -> None:
     objects, _, events = ready(world, 5)
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         for other in objects:
             if other is not obj:
                 other.close("by another")
@@ -120,9 +122,9 @@ def test_objects_closing_each_other_in_one_batch(world: World) -> None:
     assert world.loop.watched_sockets == 1
 
 
-def test_an_object_closed_by_its_own_event_read_hears_no_more(world: World) -> None:
+def test_object_closed_in_its_event_read_gets_no_further_events(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=lambda obj: obj.close("in read"))
+    obj = Recorder(one, world.loop, read=lambda obj: obj.close("in read"))
     obj.watch_read(True)
     obj.watch_write(True)
     two.send(b"x")
@@ -147,19 +149,19 @@ def test_closing_twice_does_nothing(world: World) -> None:
     assert world.loop.to_close == []
 
 
-def test_a_close_outside_the_loop_waits_for_the_next_batch(world: World) -> None:
+def test_close_outside_the_loop_takes_effect_after_the_next_batch(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
-    Noted(one, world.loop).close()
+    Recorder(one, world.loop).close()
     assert world.is_open(fd)
     world.turn()
     assert not world.is_open(fd)
 
 
-def test_a_close_in_a_post_loop_callback_waits_for_the_next_batch(world: World) -> None:
+def test_close_in_a_post_loop_callback_takes_effect_after_the_next_batch(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     seen: list[tuple[str, bool]] = []
 
     def after(sockets: object, others: object) -> bool:
@@ -176,9 +178,9 @@ def test_a_close_in_a_post_loop_callback_waits_for_the_next_batch(world: World) 
 
 
 @pytest.mark.parametrize("where", ["before run", "in a timer", "in a post-loop callback"])
-def test_no_wait_blocks_while_a_close_is_due(world: World, where: str) -> None:
+def test_wait_does_not_block_while_a_close_is_pending(world: World, where: str) -> None:
     """The wait comes before the close, as in the original, but doesn't block."""
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     kicked, kick = world.socketpair()
     fd = obj.fd
     assert fd is not None
@@ -202,8 +204,8 @@ def test_no_wait_blocks_while_a_close_is_due(world: World, where: str) -> None:
     assert only(calls, "wait") == [*first, ("wait", 0)] and not world.is_open(fd)
 
 
-def test_what_has_nothing_to_close_shortens_no_wait(world: World) -> None:
-    obj = Noted(world.socketpair()[0], world.loop)
+def test_wait_is_not_shortened_after_a_steal(world: World) -> None:
+    obj = Recorder(world.socketpair()[0], world.loop)
     assert obj.steal_socket() is not None
     world.loop.add_timer(0.01, world.loop.stop)
     with world.calls() as calls:
@@ -211,26 +213,26 @@ def test_what_has_nothing_to_close_shortens_no_wait(world: World) -> None:
     assert ("wait", 0) not in calls
 
 
-def test_reset_closes_what_still_waits(world: World) -> None:
+def test_reset_completes_pending_closes(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
-    Noted(one, world.loop).close()
+    Recorder(one, world.loop).close()
     world.loop.reset()
     assert not world.is_open(fd)
 
 
-def test_leaving_the_loop_as_a_context_manager_closes_what_still_waits(world: World) -> None:
+def test_leaving_the_context_of_a_loop_completes_pending_closes(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
     with Loop(world.backend) as loop:
-        Noted(one, loop).close()
+        Recorder(one, loop).close()
         assert world.is_open(fd)
     assert not world.is_open(fd)
 
 
 def test_close_uncorks(world: World) -> None:
     one, two = world.socketpair(tcp=True)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.tcp_cork(True)
     corked = obj.corked
     fd = one.fileno()
@@ -242,8 +244,8 @@ def test_close_uncorks(world: World) -> None:
     assert calls[-1][1] == fd and not obj.corked
 
 
-def test_a_close_that_puts_itself_off(world: World) -> None:
-    class Lingering(Noted):
+def test_close_override_may_postpone_the_close(world: World) -> None:
+    class Lingering(Recorder):
         __slots__ = ()
 
         def close(self, reason: str | None = None) -> None:
@@ -268,8 +270,8 @@ def test_a_close_that_puts_itself_off(world: World) -> None:
     assert len(got) == len(big)
 
 
-def test_a_close_override_may_be_called_from_the_inside_of_another(world: World) -> None:
-    class Pair(Noted):
+def test_close_overrides_may_call_each_other(world: World) -> None:
+    class Pair(Recorder):
         partner: Pair | None = None
 
         def close(self, reason: str | None = None) -> None:
@@ -287,12 +289,12 @@ def test_a_close_override_may_be_called_from_the_inside_of_another(world: World)
     assert world.loop.watched_sockets == 0
 
 
-def test_a_handle_closed_by_its_owner_is_not_closed_again(
+def test_handle_closed_by_its_owner_is_not_closed_again(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     fd = one.fileno()
     one.close()
     other, another = world.socketpair()
@@ -304,20 +306,20 @@ def test_a_handle_closed_by_its_owner_is_not_closed_again(
 
 
 @readiness_only
-def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
+def test_object_over_a_reused_fd_replaces_the_stale_one_with_a_warning(
     world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     world.lenient()
     one, two = world.socketpair()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     fd = one.fileno()
     one.close()
     world.turn()  # poll must notice first
     caplog.clear()
     three, four = world.socketpair()
     handle, peer = (three, four) if three.fileno() == fd else (four, three)
-    new = Noted(handle, world.loop)
-    assert f"fd {fd} was closed behind the back of Noted" in caplog.text
+    new = Recorder(handle, world.loop)
+    assert f"fd {fd} was closed behind the back of Recorder" in caplog.text
     new.watch_read(True)
     old.close()
     world.turn()
@@ -327,11 +329,9 @@ def test_an_object_over_a_number_used_again_says_so_and_takes_its_place(
     capfd.readouterr()
 
 
-def test_close_leaves_the_errno_of_a_call_that_failed_as_it_is(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_close_preserves_errno(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal's handler may call it after a call has failed and before its errno is read."""
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     poller = POLLERS[world.backend]
     unregister = getattr(poller, "unregister")  # noqa: B009
 
@@ -347,11 +347,11 @@ def test_close_leaves_the_errno_of_a_call_that_failed_as_it_is(
     ctypes.set_errno(0)
 
 
-def test_a_failing_close_is_warned_about_and_the_rest_is_closed(
+def test_failing_close_is_logged_and_the_remaining_objects_are_closed(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Bad:
-        def __init__(self, thing: Thing) -> None:
+        def __init__(self, thing: AnyHandle) -> None:
             self.thing = thing
 
         def fileno(self) -> int:
@@ -364,7 +364,7 @@ def test_a_failing_close_is_warned_about_and_the_rest_is_closed(
     one, two = world.socketpair()
     three, four = world.socketpair()
     fds = one.fileno(), three.fileno()
-    bad, good = Socket(Bad(one), world.loop), Noted(three, world.loop)
+    bad, good = Socket(Bad(one), world.loop), Recorder(three, world.loop)
     bad.close()
     good.close()
     with caplog.at_level(logging.WARNING):
@@ -375,7 +375,7 @@ def test_a_failing_close_is_warned_about_and_the_rest_is_closed(
 
 
 @real_only
-def test_a_close_that_fails_at_the_door_is_warned_about(
+def test_failing_close_call_is_logged(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     close = libc.close
@@ -385,7 +385,7 @@ def test_a_close_that_fails_at_the_door_is_warned_about(
         raise OSError(EIO, "bad disk")
 
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.close()
     with monkeypatch.context() as patch:
         patch.setattr(libc, "close", fails)
@@ -393,10 +393,10 @@ def test_a_close_that_fails_at_the_door_is_warned_about(
     assert "bad disk" in caplog.text and world.loop.watched_sockets == 0
 
 
-class Handling:
+class HandleWithCallback:
     """A handle that does something else when it is closed."""
 
-    def __init__(self, thing: Thing, then: Callable[[], object]) -> None:
+    def __init__(self, thing: AnyHandle, then: Callable[[], object]) -> None:
         self.thing = thing
         self.then = then
 
@@ -415,21 +415,21 @@ def raising(error: Exception) -> Callable[[], object]:
     return raises
 
 
-def test_a_handle_whose_close_fails_without_an_errno_is_warned_about(
+def test_error_without_errno_from_closing_a_handle_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, _ = world.socketpair()
-    Socket(Handling(one, raising(OSError("no more tape"))), world.loop).close()
+    Socket(HandleWithCallback(one, raising(OSError("no more tape"))), world.loop).close()
     world.turn()
     assert "no more tape" in caplog.text and world.loop.watched_sockets == 0
 
 
-def test_all_handles_whose_close_raises_do_not_keep_a_loop_from_being_closed(world: World) -> None:
+def test_loop_can_be_closed_even_if_the_close_of_every_handle_raises(world: World) -> None:
     fds = []
     for number in range(3):
         one, _ = world.socketpair()
         fds.append(one.fileno())
-        Socket(Handling(one, raising(ValueError(number))), world.loop).close()
+        Socket(HandleWithCallback(one, raising(ValueError(number))), world.loop).close()
     poller = world.loop._registry.open().fileno()
     with pytest.raises(ValueError, match="0"):
         world.loop.close()
@@ -437,7 +437,7 @@ def test_all_handles_whose_close_raises_do_not_keep_a_loop_from_being_closed(wor
     assert poller == -1 or not world.is_open(poller)
 
 
-def test_a_handle_may_reset_the_loop_when_it_is_closed(world: World) -> None:
+def test_handle_may_reset_the_loop_while_it_is_being_closed(world: World) -> None:
     def reset_and_stop() -> None:
         world.loop.reset()
         world.loop.stop()
@@ -445,18 +445,18 @@ def test_a_handle_may_reset_the_loop_when_it_is_closed(world: World) -> None:
     one, _ = world.socketpair()
     two, _ = world.socketpair()
     fds = one.fileno(), two.fileno()
-    Socket(Handling(one, reset_and_stop), world.loop).close()
-    Noted(two, world.loop).close()
+    Socket(HandleWithCallback(one, reset_and_stop), world.loop).close()
+    Recorder(two, world.loop).close()
     world.turn()
     assert not any(map(world.is_open, fds)) and not world.loop._registry.leaving
 
 
-def test_a_handle_whose_close_raises_leaves_the_loop_usable(world: World) -> None:
+def test_handle_whose_close_raises_leaves_the_loop_usable(world: World) -> None:
     one, two = world.socketpair()
     three, four = world.socketpair()
     fd = three.fileno()
-    Socket(Handling(one, raising(ValueError("broken"))), world.loop).close()
-    Noted(three, world.loop).close()
+    Socket(HandleWithCallback(one, raising(ValueError("broken"))), world.loop).close()
+    Recorder(three, world.loop).close()
     with pytest.raises(ValueError, match="broken"):
         world.turn()
     world.turn()
@@ -471,7 +471,7 @@ def test_a_handle_whose_close_raises_leaves_the_loop_usable(world: World) -> Non
 
 
 @real_only
-def test_the_own_close_of_a_socket_class_is_called(world: World) -> None:
+def test_close_override_of_a_socket_subclass_is_called(world: World) -> None:
     closed: list[int] = []
 
     class Own(socket.socket):
@@ -489,7 +489,7 @@ def test_the_own_close_of_a_socket_class_is_called(world: World) -> None:
 
 @real_only
 @pytest.mark.parametrize("method", ["close", "_real_close", "detach"])
-def test_a_class_of_sockets_that_does_more_than_close_is_closed_through_it(
+def test_socket_subclass_is_closed_through_whichever_close_method_it_overrides(
     world: World, method: str
 ) -> None:
     called: list[str] = []
@@ -510,7 +510,7 @@ def test_a_class_of_sockets_that_does_more_than_close_is_closed_through_it(
 
 
 @real_only
-def test_a_tls_socket_lets_go_of_its_session_with_its_descriptor(world: World) -> None:
+def test_tls_socket_drops_its_session_with_its_descriptor(world: World) -> None:
     """Otherwise it could write to the next descriptor with the same number."""
     ssl = pytest.importorskip("ssl")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -530,7 +530,7 @@ def test_a_tls_socket_lets_go_of_its_session_with_its_descriptor(world: World) -
 
 
 @real_only
-def test_a_bare_socket_of_the_c_module_is_closed(world: World) -> None:
+def test_bare_socket_of_the_c_module_is_closed(world: World) -> None:
     from _socket import socket as bare
 
     one, two = world.socketpair()
@@ -541,9 +541,9 @@ def test_a_bare_socket_of_the_c_module_is_closed(world: World) -> None:
     assert not world.is_open(fd) and sock.fileno() == -1
 
 
-def test_a_closed_object_is_let_go(world: World) -> None:
+def test_closed_object_is_garbage_collected(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.SetPostLoopCallback(lambda *_: True)
     obj.push_back_read(b"x")
     obj.write(obj.event_write)
@@ -559,7 +559,7 @@ def test_a_closed_object_is_let_go(world: World) -> None:
     assert reference() is None
 
 
-ON_THE_CLOSED: dict[str, Callable[[Noted], object]] = {
+ON_CLOSED_OBJECT: dict[str, Callable[[Recorder], object]] = {
     "read": lambda obj: obj.read(1),
     "push_back_read": lambda obj: obj.push_back_read(b"x"),
     "write": lambda obj: obj.write(b"x"),
@@ -579,43 +579,43 @@ ON_THE_CLOSED: dict[str, Callable[[Noted], object]] = {
 }
 
 
-@pytest.mark.parametrize("verb", ON_THE_CLOSED)
+@pytest.mark.parametrize("verb", ON_CLOSED_OBJECT)
 @pytest.mark.parametrize("end", ["close", "steal_socket"])
 @pytest.mark.parametrize("gone", [False, True], ids=["leaving", "gone"])
-def test_nothing_becomes_of_what_is_done_with_a_closed_object(
+def test_methods_of_a_closed_object_do_nothing(
     world: World, gone: bool, end: str, verb: str
 ) -> None:
     """It keeps nothing: a function that refers back to it would keep it alive."""
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     getattr(obj, end)()
     if gone:
         world.turn()
     names = [name for name in Socket.__slots__ if not name.startswith("_")]
     before = {name: getattr(obj, name) for name in names}
     with world.calls() as calls:
-        ON_THE_CLOSED[verb](obj)
+        ON_CLOSED_OBJECT[verb](obj)
     assert calls == [] and {name: getattr(obj, name) for name in names} == before
 
 
-class Weak(Noted):
+class Weak(Recorder):
     """Can be referred to weakly, to see that it is gone."""
 
     __slots__ = ("__weakref__",)
 
 
-counts_references = pytest.mark.skipif(
+needs_reference_counting = pytest.mark.skipif(
     sys.implementation.name != "cpython", reason="only CPython lets go of an object at once"
 )
 
 
-@counts_references
+@needs_reference_counting
 @pytest.mark.parametrize("nested", [False, True], ids=["by its loop", "by a run in its handler"])
-def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(
+def test_closed_object_is_freed_with_its_batch_without_the_garbage_collector(
     world: World, nested: bool
 ) -> None:
     """Without the garbage collector, which may run much later."""
 
-    def read(obj: Noted) -> None:
+    def read(obj: Recorder) -> None:
         obj.take()
         obj.close()
         if nested:
@@ -645,32 +645,32 @@ def test_who_was_closed_is_gone_with_its_batch_while_the_loop_waits(
     assert gone == [True]
 
 
-def dead(world: World) -> None:
+def is_closed_by_its_owner(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     one.close()
     obj.close()
 
 
-def refused(world: World) -> None:
+def is_registered_twice(world: World) -> None:
     one, _ = world.socketpair()
-    first = Noted(one, world.loop)
+    first = Recorder(one, world.loop)
     with pytest.raises(OSError):
-        Noted(one, world.loop)
+        Recorder(one, world.loop)
     first.close()
 
 
-def writes_by_a_function(world: World) -> None:
+def writes_through_a_function(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.set_writer_func(lambda data, count, offset: count if obj.closed else 0)
     obj.write(b"x")
     obj.close()
 
 
-def has_all_that_refers_back(world: World) -> None:
+def has_every_back_reference(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.set_own_callback(lambda *_: obj)
     obj.push_back_read(b"x")
     obj.set_writer_func(lambda data, count, offset: 0)
@@ -689,50 +689,50 @@ def fail(*_: object) -> int:
     raise OnPurpose
 
 
-def has_a_writer_function_that_raises(world: World) -> None:
+def has_a_raising_writer_function(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.set_writer_func(fail)
     with pytest.raises(OnPurpose):
         obj.write(b"x")
     obj.close()
 
 
-def reads_nothing(world: World) -> None:
+def makes_an_invalid_read(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with pytest.raises(ValueError, match="from 1 up"):
         obj.read(0)
     obj.close()
 
 
-class Stubborn:
+class Unclosable:
     # Not in the function below: the body of a class that is made in one is garbage that free-threaded
     # Python leaves to its collector.
-    def __init__(self, sock: Thing) -> None:
+    def __init__(self, sock: AnyHandle) -> None:
         self.fileno = sock.fileno
 
     def close(self) -> None:
         raise OnPurpose
 
 
-def cannot_be_closed(world: World) -> None:
+def has_a_handle_whose_close_raises(world: World) -> None:
     one, _ = world.socketpair()
     for end in (world.loop.run, world.loop.reset):
-        Socket(Stubborn(one), world.loop).close()
+        Socket(Unclosable(one), world.loop).close()
         with pytest.raises(OnPurpose):
             end()
 
 
-def is_traced_by_a_sink_that_raises(world: World) -> None:
+def is_traced_by_a_raising_sink(world: World) -> None:
     one, _ = world.socketpair()
     trace = Trace(fail)
     trace.start()
     with pytest.raises(OnPurpose):
-        Noted(one, world.loop)
+        Recorder(one, world.loop)
 
 
-def accepts_and_raises(world: World) -> None:
+def is_accepted_by_a_raising_callback(world: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         listener = Listener(sock, fail, world.loop)
         with socket.create_connection(sock.getsockname()), pytest.raises(OnPurpose):
@@ -740,17 +740,22 @@ def accepts_and_raises(world: World) -> None:
         listener.steal_socket()
 
 
-@counts_references
+@needs_reference_counting
 @real_only
 @pytest.mark.parametrize(
     "life",
     [
-        *(dead, refused, writes_by_a_function, has_all_that_refers_back),
-        *(has_a_writer_function_that_raises, reads_nothing, cannot_be_closed),
-        *(is_traced_by_a_sink_that_raises, accepts_and_raises),
+        *(
+            is_closed_by_its_owner,
+            is_registered_twice,
+            writes_through_a_function,
+            has_every_back_reference,
+        ),
+        *(has_a_raising_writer_function, makes_an_invalid_read, has_a_handle_whose_close_raises),
+        *(is_traced_by_a_raising_sink, is_accepted_by_a_raising_callback),
     ],
 )
-def test_a_connection_leaves_the_collector_nothing(
+def test_connection_leaves_no_reference_cycles(
     world: World, life: Callable[[World], object]
 ) -> None:
     """With a cycle for each, the collector would stop the loop, longer for many than for few."""
@@ -770,10 +775,10 @@ def test_a_connection_leaves_the_collector_nothing(
 # --- stealing -------------------------------------------------------------------------------------
 
 
-def test_steal_gives_the_socket_off_the_poller_and_open(world: World) -> None:
+def test_steal_socket_unregisters_the_socket_and_leaves_it_open(world: World) -> None:
     one, two = world.socketpair()
     fd = one.fileno()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     with world.calls() as calls:
         stolen = obj.steal_socket()
@@ -786,26 +791,26 @@ def test_steal_gives_the_socket_off_the_poller_and_open(world: World) -> None:
     assert world.loop.descriptor_map == {}
 
 
-def test_steal_does_not_call_close(world: World) -> None:
+def test_steal_socket_does_not_call_close(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.steal_socket()
     assert obj.events == []
     assert obj.steal_socket() is None
 
 
-def test_a_stolen_socket_can_be_wrapped_again_within_the_batch(world: World) -> None:
+def test_stolen_socket_can_be_wrapped_again_in_the_same_batch(world: World) -> None:
     one, two = world.socketpair()
-    second: list[Noted] = []
+    second: list[Recorder] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         assert obj.read(1) == b"a"
         sock = obj.steal_socket()
         assert sock is one
-        second.append(Noted(one, world.loop))
+        second.append(Recorder(one, world.loop))
         second[0].watch_read(True)
 
-    first = Noted(one, world.loop, read=act)
+    first = Recorder(one, world.loop, read=act)
     first.watch_read(True)
     two.send(b"abc")
     world.turn()
@@ -818,20 +823,22 @@ def test_a_stolen_socket_can_be_wrapped_again_within_the_batch(world: World) -> 
 
 
 @pytest.mark.parametrize("how", ["closed", "stolen", "stolen, another"])
-def test_an_object_is_made_anew_in_the_batch_in_which_it_has_left(world: World, how: str) -> None:
+def test_object_can_be_reopened_in_the_batch_in_which_it_was_closed_or_stolen(
+    world: World, how: str
+) -> None:
     one, two = world.socketpair()
     other, peer = (one, two) if how == "stolen" else world.socketpair()
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         obj.read(1)
         if how == "closed":
             obj.close("reconnects")
         else:
             obj.steal_socket()
-        Noted.__init__(obj, other, world.loop, events=obj.events)
+        Recorder.__init__(obj, other, world.loop, events=obj.events)
         obj.watch_read(True)
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
@@ -845,12 +852,12 @@ def test_an_object_is_made_anew_in_the_batch_in_which_it_has_left(world: World, 
     assert not world.is_open(other.fileno()) and world.loop.descriptor_map == {}
 
 
-def test_an_object_is_made_anew_on_another_loop(world: World) -> None:
+def test_object_can_be_reopened_on_another_loop(world: World) -> None:
     one, two = world.socketpair()
     other = world.new_loop()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.steal_socket()
-    Noted.__init__(obj, one, other)
+    Recorder.__init__(obj, one, other)
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
@@ -860,25 +867,23 @@ def test_an_object_is_made_anew_on_another_loop(world: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["here", "on another loop"])
-def test_who_is_made_anew_may_hand_the_socket_on_that_was_stolen_from_it(
-    world: World, where: str
-) -> None:
+def test_reopened_object_may_pass_on_the_socket_stolen_from_it(world: World, where: str) -> None:
     """The newcomer has its former number. The object was taken for one whose descriptor was closed
     behind the loop's back."""
     one, two = world.socketpair()
     other, peer = world.socketpair()
     loop = world.loop if where == "here" else world.new_loop()
-    newcomers: list[Noted] = []
+    newcomers: list[Recorder] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         obj.read(1)
         obj.steal_socket()
-        Noted.__init__(obj, other, loop, events=obj.events)
+        Recorder.__init__(obj, other, loop, events=obj.events)
         obj.watch_read(True)
-        newcomers.append(Noted(one, world.loop))
+        newcomers.append(Recorder(one, world.loop))
         newcomers[0].watch_read(True)
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
@@ -891,18 +896,18 @@ def test_who_is_made_anew_may_hand_the_socket_on_that_was_stolen_from_it(
     assert newcomers[0].got == b"old" and obj.got == b"new"
 
 
-def test_a_socket_stolen_and_wrapped_by_another_handler_of_the_batch(world: World) -> None:
+def test_socket_can_be_stolen_and_wrapped_by_another_handler_of_the_batch(world: World) -> None:
     objects, others, events = ready(world, 2)
-    wrapped: list[Noted] = []
+    wrapped: list[Recorder] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         if wrapped:
             obj.take()
             return
         victim = next(o for o in objects if o is not obj)
         handle = victim.steal_socket()
         assert handle is not None
-        wrapped.append(Noted(handle, world.loop))
+        wrapped.append(Recorder(handle, world.loop))
         wrapped[0].watch_read(True)
 
     for obj in objects:
@@ -914,12 +919,12 @@ def test_a_socket_stolen_and_wrapped_by_another_handler_of_the_batch(world: Worl
     assert world.loop.watched_sockets == 2
 
 
-def test_a_stolen_socket_can_go_to_another_loop(world: World) -> None:
+def test_stolen_socket_can_move_to_another_loop(world: World) -> None:
     one, two = world.socketpair()
     other = world.new_loop()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.steal_socket()
-    moved = Noted(one, other)
+    moved = Recorder(one, other)
     moved.watch_read(True)
     two.send(b"x")
     world.turn()
@@ -927,9 +932,9 @@ def test_a_stolen_socket_can_go_to_another_loop(world: World) -> None:
     assert moved.got == b"x"
 
 
-def test_stealing_drops_what_is_queued_and_uncorks(world: World) -> None:
+def test_steal_socket_drops_queued_data_and_uncorks(world: World) -> None:
     one, two = world.socketpair(tcp=True)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.tcp_cork(True)
     obj.set_writer_func(_blocks)
     obj.write(b"never")
@@ -944,20 +949,20 @@ def _blocks(data: object, count: int, offset: int) -> int:
     raise BlockingIOError
 
 
-def test_the_close_of_one_does_not_reach_what_is_wrapped_after_a_steal(world: World) -> None:
+def test_close_after_a_steal_does_not_affect_the_sockets_new_object(world: World) -> None:
     one, two = world.socketpair()
-    first = Noted(one, world.loop)
+    first = Recorder(one, world.loop)
     first.steal_socket()
-    second = Noted(one, world.loop)
+    second = Recorder(one, world.loop)
     first.close()
     world.turn()
     assert world.is_open(one.fileno()) and not second.closed
     assert isinstance(second.sock, type(one))
 
 
-def test_a_handle_with_only_fileno_and_close_will_do(world: World) -> None:
+def test_handle_needs_only_fileno_and_close(world: World) -> None:
     class Least:
-        def __init__(self, thing: Thing) -> None:
+        def __init__(self, thing: AnyHandle) -> None:
             self.thing = thing
 
         def fileno(self) -> int:
@@ -969,13 +974,13 @@ def test_a_handle_with_only_fileno_and_close_will_do(world: World) -> None:
     one, two = world.pipe()
     handle: Handle = Least(one)
     fd = one.fileno()
-    obj = Noted(handle, world.loop)  # type: ignore[arg-type]
+    obj = Recorder(handle, world.loop)  # type: ignore[arg-type]
     obj.watch_read(True)
     two.send(b"through a pipe")
     world.until(lambda: obj.got)
     assert obj.got == b"through a pipe"
     assert obj.peer_ip_string() is None and obj.local_ip_string() is None
-    assert obj.as_string() == "Noted(R): open"
+    assert obj.as_string() == "Recorder(R): open"
     two.close()
     world.until(lambda: obj.closed)
     world.turn()
@@ -983,7 +988,7 @@ def test_a_handle_with_only_fileno_and_close_will_do(world: World) -> None:
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["alone", "traced"])
-def test_a_timeout_that_a_signals_handler_raises_in_a_close_is_not_the_closes(traced: bool) -> None:
+def test_timeout_error_from_a_signal_handler_is_not_taken_for_a_failed_close(traced: bool) -> None:
     """It has no errno, unlike a failure of close(2), and is raised; the socket is closed anyway."""
     loop = Loop()
     one, two = socket.socketpair()

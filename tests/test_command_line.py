@@ -29,7 +29,7 @@ def run(*argv: str, command: list[str] | None = None) -> Ended:
     )  # fmt: skip
 
 
-def test_it_is_called_as_it_was_typed(tmp_path: Path) -> None:
+def test_usage_shows_the_command_as_it_was_typed(tmp_path: Path) -> None:
     # The script that an installation makes from the entry point in pyproject.toml.
     script = tmp_path / "danga-raw"
     script.write_text(
@@ -48,7 +48,7 @@ def test_it_is_called_as_it_was_typed(tmp_path: Path) -> None:
     assert (traced.stdout, traced.stderr, traced.returncode) == (once.stdout, "", 0)
 
 
-def test_it_says_its_version() -> None:
+def test_version_is_printed() -> None:
     assert run("--version").stdout == f"danga_raw {__version__}\n"
     assert run("info").stdout.startswith(f"version: {__version__}\n")
 
@@ -71,20 +71,20 @@ def test_it_says_its_version() -> None:
         ("trace -e signal=none x.py", ["trace="]),
     ],
 )
-def test_what_it_does_not_know_is_answered_with_what_it_knows(argv: str, known: list[str]) -> None:
+def test_unknown_argument_is_answered_with_the_known_ones(argv: str, known: list[str]) -> None:
     done = run(*argv.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert [word for word in known if word not in done.stderr] == []
     assert "Traceback" not in done.stderr
 
 
-def test_the_module_of_the_trace_says_what_runs_a_program_under_it() -> None:
+def test_trace_module_says_how_to_trace_a_program() -> None:
     done = run("x.py", command=[sys.executable, "-m", "danga_raw.trace"])
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "python3 -m danga_raw trace PROGRAM runs a program under the trace\n"
 
 
-def test_a_fault_of_the_trace_takes_no_other_command_down() -> None:
+def test_broken_trace_breaks_no_other_command() -> None:
     broken = (
         "import sys; sys.modules['danga_raw.trace'] = sys.modules['danga_raw._strace'] = None; "
         "import danga_raw.__main__ as line; sys.exit(line.main())"
@@ -119,7 +119,7 @@ def has(family: int, address: str) -> bool:
         ("::ffff:127.0.0.1", ["[::ffff:127.0.0.1]"]),
     ],
 )
-def test_echo_listens_where_it_is_told_to(host: str, shown: list[str]) -> None:
+def test_echo_listens_on_the_given_host(host: str, shown: list[str]) -> None:
     if ":" in host and not has(socket.AF_INET6, "::1"):
         pytest.skip("no IPv6 here")
     with subprocess.Popen(
@@ -147,7 +147,7 @@ def link_local() -> Iterator[str]:
         yield f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))}%{name}"
 
 
-def test_echo_names_the_interface_of_an_address_that_needs_it() -> None:
+def test_echo_prints_the_interface_of_an_address_that_needs_it() -> None:
     host = next(link_local(), None)
     if host is None:
         pytest.skip("no link-local address here")
@@ -170,14 +170,14 @@ def test_echo_names_the_interface_of_an_address_that_needs_it() -> None:
         ("a..b", "cannot listen on a..b:0: "),
     ],
 )
-def test_where_echo_cannot_listen_is_said_as_it_was_typed(host: str, said: str) -> None:
+def test_failure_to_listen_is_reported_with_the_host_as_typed(host: str, said: str) -> None:
     done = run("echo", "--host", host)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"danga_raw: {said}")
     assert done.stderr.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run("echo", "--port", str(port))

@@ -63,7 +63,7 @@ def turn(loop: Loop) -> None:
     loop.set_loop_timeout(-1)
 
 
-def full() -> tuple[socket.socket, list[socket.socket]]:
+def full_listener() -> tuple[socket.socket, list[socket.socket]]:
     """A listener with a full queue, so that the next connect has to wait, and what fills it."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=0)
     fillers = []
@@ -75,7 +75,7 @@ def full() -> tuple[socket.socket, list[socket.socket]]:
     return listener, fillers
 
 
-def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: Loop) -> None:
+def test_blocked_write_while_connecting_is_followed_by_event_write(loop: Loop) -> None:
     class Resumes(Client):
         def event_write(self) -> None:
             self.told.append(("write", self.write(None)))
@@ -92,7 +92,7 @@ def test_who_was_refused_a_write_while_connecting_is_told_when_it_goes_on(loop: 
         turn(loop)
 
 
-def test_methods_of_ones_own_hear_nothing_of_the_outcome(loop: Loop) -> None:
+def test_overridden_methods_are_not_called_for_the_outcome(loop: Loop) -> None:
     class Texts(Client):
         said: list[object]
 
@@ -121,7 +121,7 @@ def test_methods_of_ones_own_hear_nothing_of_the_outcome(loop: Loop) -> None:
 
 @pytest.mark.parametrize("when", ["in the constructor", "meanwhile", "when told"])
 @pytest.mark.parametrize("writes", [False, True], ids=["silent", "writes"])
-def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
+def test_write_interest_of_the_user_outlives_the_connect(
     loop: Loop, when: str, writes: bool
 ) -> None:
     class Watches(Client):
@@ -157,7 +157,7 @@ def test_a_watch_for_writability_of_ones_own_outlives_the_connect(
 
 @pytest.mark.parametrize("way", ["once", "on and off"])
 @pytest.mark.parametrize("says", [False, True], ids=["silent", "says something"])
-def test_who_watches_for_writing_no_longer_is_told_the_outcome_all_the_same(
+def test_dropping_write_interest_does_not_lose_the_outcome(
     loop: Loop, says: bool, way: str
 ) -> None:
     """Its watch is needed for the outcome, and ends with it. Other events come afterwards."""
@@ -179,9 +179,7 @@ def test_who_watches_for_writing_no_longer_is_told_the_outcome_all_the_same(
 
 
 @pytest.mark.parametrize("way", ["pushed back", "writer function"])
-def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
-    loop: Loop, way: str
-) -> None:
+def test_nothing_is_written_before_the_outcome_is_known(loop: Loop, way: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop)
         if way == "pushed back":
@@ -199,9 +197,7 @@ def test_who_connects_writes_nothing_before_the_outcome_whatever_comes_between(
 
 
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
-def test_connected_is_told_and_what_was_written_before_goes_out(
-    loop: Loop, profiling: bool
-) -> None:
+def test_success_is_reported_and_earlier_writes_are_sent(loop: Loop, profiling: bool) -> None:
     if profiling:
         loop.enable_profiling()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -221,7 +217,7 @@ def test_connected_is_told_and_what_was_written_before_goes_out(
 
 
 @pytest.mark.parametrize("family", ["::1", "unix"])
-def test_other_families_of_addresses(loop: Loop, family: str, tmp_path: Path) -> None:
+def test_connect_works_with_other_address_families(loop: Loop, family: str, tmp_path: Path) -> None:
     address: SocketAddress
     if family == "unix":
         listener = socket.socket(socket.AF_UNIX)
@@ -250,7 +246,7 @@ def refused() -> Iterator[SocketAddress]:
 
 
 @pytest.mark.parametrize("way", ["refused", "unreachable", "missing"])
-def test_a_failure_is_told_once_with_its_reason_and_closes(
+def test_failure_is_reported_once_with_its_reason_and_closes(
     loop: Loop, way: str, refused: SocketAddress, tmp_path: Path
 ) -> None:
     addresses: dict[str, tuple[SocketAddress, type[OSError], set[int]]] = {
@@ -270,9 +266,7 @@ def test_a_failure_is_told_once_with_its_reason_and_closes(
     assert len(client.told) == 1 and loop.watched_sockets == 0
 
 
-def test_a_failure_that_is_known_at_once_is_no_connection_in_the_wait_before_it_is_told(
-    loop: Loop, tmp_path: Path
-) -> None:
+def test_immediate_failure_is_not_mistaken_for_a_connection(loop: Loop, tmp_path: Path) -> None:
     """Linux reports a hang-up without an error for a socket that was never connected."""
     made: list[Client] = []
     loop.call_soon(lambda: made.append(Client.connect(str(tmp_path / "nobody"), loop)))
@@ -281,7 +275,7 @@ def test_a_failure_that_is_known_at_once_is_no_connection_in_the_wait_before_it_
     assert made[0].told == [(FileNotFoundError, errno.ENOENT)] and made[0].closed
 
 
-def test_a_failure_that_is_known_at_once_is_not_waited_for(loop: Loop, tmp_path: Path) -> None:
+def test_failure_that_is_known_at_once_is_not_waited_for(loop: Loop, tmp_path: Path) -> None:
     """Not every kernel reports an event for a socket that was never connected."""
     client = Client.connect(str(tmp_path / "nobody"), loop, timeout=PATIENCE)
     assert not client.event_watch & POLLOUT and waiting_timers(loop) == 1  # that of the fixture
@@ -290,7 +284,7 @@ def test_a_failure_that_is_known_at_once_is_not_waited_for(loop: Loop, tmp_path:
 
 
 @pytest.mark.parametrize("way", ["refused", "missing"])
-def test_who_is_told_of_a_failure_may_write_and_run_the_loop_before_it_is_closed(
+def test_failed_object_may_write_and_run_the_loop_before_it_is_closed(
     loop: Loop, way: str, refused: SocketAddress, tmp_path: Path
 ) -> None:
     reasons: list[str | None] = []
@@ -311,7 +305,7 @@ def test_who_is_told_of_a_failure_may_write_and_run_the_loop_before_it_is_closed
     assert len(client.told) == 1 and reasons == ["not connected"]
 
 
-def test_who_writes_what_is_queued_before_the_outcome_is_told_it_all_the_same(
+def test_connect_outcome_is_reported_even_after_write_none(
     loop: Loop, refused: SocketAddress
 ) -> None:
     """A write(2) would get the error, and nobody could ask for it again."""
@@ -322,9 +316,9 @@ def test_who_writes_what_is_queued_before_the_outcome_is_told_it_all_the_same(
     assert client.told == [(ConnectionRefusedError, errno.ECONNREFUSED)]
 
 
-def test_the_outcome_is_told_also_while_handlers_are_profiled(loop: Loop) -> None:
+def test_connect_outcome_is_reported_while_profiling(loop: Loop) -> None:
     loop.enable_profiling()
-    listener, fillers = full()
+    listener, fillers = full_listener()
     pending = Client.connect(listener.getsockname(), loop, False)
     near, far = socket.socketpair()
     near.setblocking(False)
@@ -343,8 +337,8 @@ def test_the_outcome_is_told_also_while_handlers_are_profiled(loop: Loop) -> Non
         end.close()
 
 
-def test_a_timeout_is_told_and_closes(loop: Loop) -> None:
-    listener, fillers = full()
+def test_timeout_is_reported_and_closes(loop: Loop) -> None:
+    listener, fillers = full_listener()
     client = Client.connect(listener.getsockname(), loop, timeout=0.05)
     loop.run()
     assert client.told == [(TimeoutError, errno.ETIMEDOUT)] and client.closed
@@ -356,9 +350,7 @@ def waiting_timers(loop: Loop) -> int:
     return sum(timer.callback is not None for _, _, timer in loop._timers.heap)
 
 
-def test_a_timeout_that_is_not_needed_is_not_kept(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timeout_is_dropped_once_connected(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(libc, "clock_gettime", lambda clock: now)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -373,8 +365,8 @@ def test_a_timeout_that_is_not_needed_is_not_kept(
         client.close()
 
 
-def test_who_is_closed_meanwhile_is_told_nothing(loop: Loop) -> None:
-    listener, fillers = full()
+def test_object_closed_while_connecting_gets_no_outcome(loop: Loop) -> None:
+    listener, fillers = full_listener()
     client = Client.connect(listener.getsockname(), loop, timeout=0.02)
     client.close("changed my mind")
     assert waiting_timers(loop) == 1  # that of the fixture
@@ -386,7 +378,7 @@ def test_who_is_closed_meanwhile_is_told_nothing(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("address", [("localhost", 80), ("", 80), ("127.0.0.1.example", 80)])
-def test_a_name_is_refused_and_not_looked_up(loop: Loop, address: tuple[str, int]) -> None:
+def test_host_name_is_rejected_and_not_looked_up(loop: Loop, address: tuple[str, int]) -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(ValueError, match="look it up first"):
         Client.connect(address, loop)
@@ -410,7 +402,7 @@ def test_a_name_is_refused_and_not_looked_up(loop: Loop, address: tuple[str, int
         ("\ud800", "surrogate"),
     ],
 )
-def test_an_address_that_cannot_be_is_a_value_error_that_names_it_and_makes_nothing(
+def test_impossible_address_raises_a_value_error_that_names_it_and_opens_nothing(
     loop: Loop, address: SocketAddress, named: str
 ) -> None:
     before = os.listdir("/proc/self/fd")
@@ -420,7 +412,7 @@ def test_an_address_that_cannot_be_is_a_value_error_that_names_it_and_makes_noth
 
 
 @pytest.mark.parametrize("name", ["x" * 107, b"\0" + b"x" * 107, "\0a\0b"])
-def test_a_path_of_the_greatest_length_and_an_abstract_name_are_addresses(
+def test_longest_path_and_abstract_name_are_valid_addresses(
     loop: Loop, name: SocketAddress
 ) -> None:
     with Client.connect(name, loop).sock or socket.socket() as sock:
@@ -429,7 +421,7 @@ def test_a_path_of_the_greatest_length_and_an_abstract_name_are_addresses(
 
 
 @pytest.mark.parametrize("path", ["localhost", b"localhost:80"])
-def test_a_path_where_nobody_listens_is_named_with_the_reason(
+def test_error_for_a_path_that_nobody_listens_on_names_path_and_reason(
     loop: Loop, path: str | bytes
 ) -> None:
     said: list[str] = []
@@ -444,7 +436,7 @@ def test_a_path_where_nobody_listens_is_named_with_the_reason(
     assert said == [f"[Errno {errno.ENOENT}] {os.strerror(errno.ENOENT)}: {path!r}"]
 
 
-def test_what_a_signals_handler_raises_is_no_outcome(
+def test_exception_from_a_signal_handler_is_not_an_outcome(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(sock: socket.socket, address: object) -> None:
@@ -458,12 +450,12 @@ def test_what_a_signals_handler_raises_is_no_outcome(
 
 
 @pytest.mark.parametrize("address", [None, 80, ("127.0.0.1",), ("127.0.0.1", "80")])
-def test_what_is_no_address_is_refused(loop: Loop, address: object) -> None:
+def test_connect_rejects_what_is_not_an_address(loop: Loop, address: object) -> None:
     with pytest.raises(TypeError, match="an address is"):
         Client.connect(address, loop)  # type: ignore[arg-type]  # what is asked here
 
 
-def test_a_constructor_that_raises_leaves_nothing(loop: Loop) -> None:
+def test_raising_constructor_leaves_nothing_behind(loop: Loop) -> None:
     class Broken(Client):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
             raise RuntimeError("on purpose")
@@ -475,7 +467,7 @@ def test_a_constructor_that_raises_leaves_nothing(loop: Loop) -> None:
     assert os.listdir("/proc/self/fd") == before and loop.watched_sockets == 0
 
 
-def test_a_close_that_fails_takes_nothing_from_what_a_constructor_raises(
+def test_failing_close_does_not_mask_the_exception_of_a_constructor(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Client):
@@ -496,7 +488,7 @@ def test_a_close_that_fails_takes_nothing_from_what_a_constructor_raises(
     assert "close(fd" in caplog.text
 
 
-def test_who_is_made_anew_when_refused_stays_open(loop: Loop) -> None:
+def test_object_reopened_when_refused_stays_open(loop: Loop) -> None:
     here, there = socket.socketpair()
     here.setblocking(False)
 
@@ -517,7 +509,7 @@ def test_who_is_made_anew_when_refused_stays_open(loop: Loop) -> None:
     assert client.told == [(ConnectionRefusedError, errno.ECONNREFUSED), "read"]
 
 
-def test_what_event_connect_raises_goes_the_way_of_a_handlers(loop: Loop) -> None:
+def test_exception_in_event_connect_is_treated_like_that_of_any_handler(loop: Loop) -> None:
     class Broken(Client):
         def event_connect(self, error: OSError | None) -> None:
             super().event_connect(error)
@@ -537,7 +529,7 @@ def test_what_event_connect_raises_goes_the_way_of_a_handlers(loop: Loop) -> Non
     assert loop.watched_sockets == 0
 
 
-def test_the_end_and_data_that_come_with_the_connection_are_read_after_it(loop: Loop) -> None:
+def test_data_and_end_of_file_that_arrive_with_the_connection_are_read_after_it(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = Client.connect(listener.getsockname(), loop, False)
         client.watch_read(True)
@@ -549,9 +541,7 @@ def test_the_end_and_data_that_come_with_the_connection_are_read_after_it(loop: 
 
 
 @pytest.mark.parametrize("when", ["before", "behind"])
-def test_a_constructor_that_raises_behind_its_own_is_watched_no_longer(
-    loop: Loop, when: str
-) -> None:
+def test_object_whose_constructor_raises_is_no_longer_watched(loop: Loop, when: str) -> None:
     class Broken(Client):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
             if when == "behind":
@@ -571,7 +561,7 @@ def test_a_constructor_that_raises_behind_its_own_is_watched_no_longer(
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_constructor_may_close_the_object(loop: Loop) -> None:
+def test_constructor_may_close_the_object(loop: Loop) -> None:
     class Closed(Client):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
             super().__init__(sock, loop)
@@ -586,7 +576,7 @@ def test_a_constructor_may_close_the_object(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), float("inf"), "1"])
-def test_a_timeout_that_cannot_be_is_refused_and_leaves_nothing(loop: Loop, timeout: float) -> None:
+def test_invalid_timeout_is_rejected_and_leaves_nothing_behind(loop: Loop, timeout: float) -> None:
     turn(loop)
     before = os.listdir("/proc/self/fd")
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -597,7 +587,7 @@ def test_a_timeout_that_cannot_be_is_refused_and_leaves_nothing(loop: Loop, time
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_watch_that_fails_leaves_nothing(loop: Loop) -> None:
+def test_failing_watch_leaves_nothing_behind(loop: Loop) -> None:
     class Unwatchable(Client):
         def _watch(self, event: int, on: bool) -> None:
             raise OSError(errno.ENOSPC, "no room")
@@ -612,7 +602,7 @@ def test_a_watch_that_fails_leaves_nothing(loop: Loop) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_what_else_the_constructor_takes_is_handed_on(loop: Loop) -> None:
+def test_extra_arguments_are_passed_to_the_constructor(loop: Loop) -> None:
     class Named(Client):
         def __init__(self, sock: socket.socket, name: str, *, on: Loop) -> None:
             super().__init__(sock, on)
@@ -626,7 +616,7 @@ def test_what_else_the_constructor_takes_is_handed_on(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("way", ["connected", "refused", "missing"])
-def test_what_the_constructor_writes_goes_out_first_and_costs_no_outcome(
+def test_writes_of_the_constructor_are_sent_first_and_do_not_affect_the_outcome(
     loop: Loop, way: str, refused: SocketAddress, tmp_path: Path
 ) -> None:
     class Greets(Client):
@@ -654,7 +644,7 @@ def test_what_the_constructor_writes_goes_out_first_and_costs_no_outcome(
             assert len(client.told) == 1 and client.told != [None] and client.closed
 
 
-def test_a_constructor_may_take_another_handle(loop: Loop) -> None:
+def test_constructor_may_use_another_handle(loop: Loop) -> None:
     class Copy(Client):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
             super().__init__(sock.dup(), loop)
@@ -673,7 +663,7 @@ def test_a_constructor_may_take_another_handle(loop: Loop) -> None:
         there.close()
 
 
-def test_a_constructor_that_takes_another_handle_may_close_the_object(loop: Loop) -> None:
+def test_constructor_that_takes_another_handle_may_close_the_object(loop: Loop) -> None:
     class Closed(Client):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
             super().__init__(sock.dup(), loop)
@@ -686,7 +676,7 @@ def test_a_constructor_that_takes_another_handle_may_close_the_object(loop: Loop
         assert client.told == [] and loop._registry.connecting == {} == loop.descriptor_map
 
 
-def test_a_constructor_that_forgets_the_one_of_socket_is_told_so(loop: Loop) -> None:
+def test_constructor_that_omits_super_init_is_named_in_the_error(loop: Loop) -> None:
     class Forgetful(Client):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
             pass

@@ -30,14 +30,14 @@ def files(root: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
-def test_a_client_is_served_out_of_a_root_with_nothing_else_in_it(backend: str, root: Path) -> None:
+def test_client_is_served_from_a_root_with_nothing_else_in_it(backend: str, root: Path) -> None:
     before = files(root)
     container.serve(root, DANGA_RAW_BACKEND=backend)
     assert files(root) == before
     print(container.figures(root))
 
 
-def test_there_is_no_file_without_which_it_would_serve(root: Path, tmp_path: Path) -> None:
+def test_every_file_in_the_root_is_needed(root: Path, tmp_path: Path) -> None:
     beside = tmp_path / "beside"
     needless = set()
     for path in files(root):

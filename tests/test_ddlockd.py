@@ -68,7 +68,7 @@ class Client:
         self.leave()
 
 
-def test_only_one_has_a_lock_and_only_the_holder_releases_it(server: Server) -> None:
+def test_lock_has_one_holder_and_only_the_holder_releases_it(server: Server) -> None:
     with Client(server) as one, Client(server) as other:
         assert one.ask(b"trylock lock=a\r\n") == OK
         assert other.ask(b"trylock lock=a\r\n").startswith(TAKEN)
@@ -81,7 +81,7 @@ def test_only_one_has_a_lock_and_only_the_holder_releases_it(server: Server) -> 
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_lock_dies_with_its_connection(server: Server, reset: bool) -> None:
+def test_lock_is_released_when_its_connection_ends(server: Server, reset: bool) -> None:
     with Client(server) as heir:
         with Client(server) as holder:
             assert holder.ask(b"trylock lock=mortal\r\n") == OK
@@ -118,7 +118,7 @@ def test_a_lock_dies_with_its_connection(server: Server, reset: bool) -> None:
         (b"\xff\xfe\0\r\n", b"ERR unknown_command "),
     ],
 )
-def test_a_line_has_its_answer(server: Server, line: bytes, answer: bytes) -> None:
+def test_each_line_gets_its_answer(server: Server, line: bytes, answer: bytes) -> None:
     with Client(server) as client:
         said = client.ask(line)
         assert said.startswith(answer) and said.endswith(b"\r\n")
@@ -135,7 +135,7 @@ def test_names_are_url_encoded(server: Server) -> None:
         assert other.ask(b"trylock lock=a%2Bb\r\n") == OK
 
 
-def test_locks_names_every_lock_and_its_holder() -> None:
+def test_locks_lists_every_lock_and_its_holder() -> None:
     with serving("ddlockd.py", "0") as server, Client(server) as one, Client(server) as other:
         assert one.locks(0) == []
         assert one.ask(b"trylock lock=the+second\r\n") == OK
@@ -150,7 +150,7 @@ def test_locks_names_every_lock_and_its_holder() -> None:
         ]
 
 
-def test_all_lines_of_a_packet_are_answered_however_they_are_split(server: Server) -> None:
+def test_lines_are_answered_however_they_are_split(server: Server) -> None:
     dialogue = [
         (b"trylock lock=s\r\n", b"OK "),
         (b"noop\n", b"OK "),
@@ -172,7 +172,7 @@ def test_all_lines_of_a_packet_are_answered_however_they_are_split(server: Serve
                 assert client.stream.readline().startswith(answer), (line, pieces)
 
 
-def test_a_line_without_an_end_closes_the_connection(server: Server) -> None:
+def test_line_without_an_end_closes_the_connection(server: Server) -> None:
     with Client(server) as client:
         assert client.ask(b"trylock lock=" + b"a" * 60_000 + b"\r\n") == OK
         # It may close the connection before everything is sent.
@@ -183,7 +183,7 @@ def test_a_line_without_an_end_closes_the_connection(server: Server) -> None:
         assert client.ask(b"noop\r\n") == OK
 
 
-def test_a_client_that_does_not_read_is_not_read_from() -> None:
+def test_client_that_does_not_read_is_not_read_from() -> None:
     with serving("ddlockd.py", "0") as server, Client(server) as client:
         assert client.ask(b"trylock lock=" + b"a" * 50_000 + b"\r\n") == OK
         assert len(client.locks(1)[0]) > 50_000
@@ -209,7 +209,7 @@ def hold_many(client: Client, count: int) -> None:
             assert client.stream.readline() == OK
 
 
-def test_a_long_table_is_sent_as_its_readers_take_it() -> None:
+def test_long_table_is_sent_at_the_pace_of_its_readers() -> None:
     count, askers, times = 30_000, 5, 10
     with serving("ddlockd.py", "0") as server, Client(server) as holder, Client(server) as other:
         hold_many(holder, count)
@@ -238,7 +238,7 @@ def turn() -> None:
     default_loop().run()
 
 
-def test_what_takes_long_leaves_the_others_their_turns() -> None:
+def test_long_work_does_not_starve_other_clients() -> None:
     """In the test's own process, where turns can be counted."""
     ddlockd = runpy.run_path(str(EXAMPLES / "ddlockd.py"))
     count = 50_000
@@ -284,7 +284,7 @@ def test_what_takes_long_leaves_the_others_their_turns() -> None:
                 each.close()
 
 
-def test_names_are_in_order_whatever_comes_and_goes() -> None:
+def test_names_stay_sorted_whatever_is_added_and_removed() -> None:
     names = runpy.run_path(str(EXAMPLES / "ddlockd.py"))["Names"]()
     names.RUN = 4
     chooser = random.Random(1)
@@ -322,7 +322,7 @@ def test_no_input_ends_the_server(server: Server) -> None:
 
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
-def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -> None:
+def test_connected_clients_are_served_at_the_descriptor_limit_and_others_wait(backend: str) -> None:
     limit = 24
     with serving("ddlockd.py", "0", backend=backend, descriptors=limit) as server:
         room = limit - server.descriptors()
@@ -352,14 +352,14 @@ def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_quietly(number: int) -> None:
+def test_server_ends_quietly(number: int) -> None:
     with serving("ddlockd.py", "0") as server, Client(server) as client:
         assert server.greeting == f"listening on 127.0.0.1:{server.port}"
         assert client.ask(b"noop\r\n") == OK
         assert server.stop(number) == -number
 
 
-def test_it_says_how_it_is_called() -> None:
+def test_help_shows_the_usage() -> None:
     for option in ("-h", "--help"):
         done = subprocess.run(
             [sys.executable, str(EXAMPLES / "ddlockd.py"), option],
@@ -372,14 +372,14 @@ def test_it_says_how_it_is_called() -> None:
 
 
 @pytest.mark.needs("strace")
-def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it() -> None:
+def test_lack_of_descriptors_and_of_poller_entries_does_not_end_the_server() -> None:
     for change in (3, 4):
         with serving("ddlockd.py", "0", wrapper=failing_twice(change)) as server:
             with children_end(server), Client(server) as client:
                 assert client.ask(b"noop\r\n") == OK
 
 
-def test_what_it_cannot_serve_is_said_in_one_line() -> None:
+def test_startup_error_is_reported_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for argument, reason in (

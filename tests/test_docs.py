@@ -157,7 +157,7 @@ def servers(language: str) -> list[Block]:
 # --- the blocks ----------------------------------------------------------------------------------
 
 
-def test_every_block_says_how_it_is_tried() -> None:
+def test_every_block_says_how_it_is_tested() -> None:
     for block in BLOCKS:
         known = {"runs", "stops on SIGTERM", "calls of echo", "table", *CONVERSATIONS}
         assert block.language in ("python", "perl", "text"), where(block)
@@ -233,13 +233,13 @@ def test_perl_block_serves(block: Block) -> None:
         CONVERSATIONS[block.how](address)
 
 
-def test_the_servers_to_compare_are_both_there() -> None:
+def test_porting_page_has_both_servers_to_compare() -> None:
     lines = [block for block in BLOCKS if (block.page, block.how) == ("porting.md", "lines")]
     both = [(block.language, "asynchat" in block.text) for block in lines]
     assert sorted(both) == [("perl", False), ("python", False), ("python", False), ("python", True)]
 
 
-def test_the_chat_of_the_porting_page_heeds_a_terminator_that_changes_in_what_has_come() -> None:
+def test_chat_on_the_porting_page_obeys_a_terminator_changed_by_a_message() -> None:
     """As asynchat does: smtpd and medusa change it when the rest has already been received."""
     (block,) = (b for b in blocks("python", how="lines") if "class Chat" in b.text)
     names: dict[str, Any] = {}
@@ -376,7 +376,7 @@ def test_manual_has_a_heading_for_every_public_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("owner", [Socket, Loop, Timer, Trace], ids=lambda owner: owner.__name__)
-def test_manual_names_every_verb(owner: type) -> None:
+def test_manual_names_every_method(owner: type) -> None:
     said = r"[`.]{}\b"
     missing = [name for name in public(owner) if not re.search(said.format(name), MANUAL)]
     assert missing == []
@@ -390,7 +390,7 @@ def test_manual_names_every_type() -> None:
     assert [name for name in names if f"`{name}`" not in MANUAL] == []
 
 
-def test_the_map_of_the_tests_has_them_all_and_no_others() -> None:
+def test_map_of_the_tests_is_complete() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     named = set(re.findall(r"`(?:tests/)?([\w*]+\.py)`", page))
     there = {path.name for path in (ROOT / "tests").glob("*.py")} - {"__init__.py"}
@@ -404,7 +404,7 @@ def test_manual_names_every_environment_variable() -> None:
         assert f"| `{variable}` |" in MANUAL
 
 
-def test_verbs_of_the_manual_exist() -> None:
+def test_methods_named_in_the_manual_exist() -> None:
     for owner, names in {
         Socket: re.findall(r"Socket\.(\w+)\(", MANUAL),
         Loop: re.findall(r"\bloop\.(\w+)\(", MANUAL),

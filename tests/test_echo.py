@@ -73,7 +73,7 @@ def silent(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -> None:
+def test_connected_clients_are_served_at_the_descriptor_limit_and_others_wait(backend: str) -> None:
     limit = 24
     with echoing(backend, limit) as server, contextlib.ExitStack() as stack:
         room = limit - server.descriptors()
@@ -97,7 +97,7 @@ def test_at_the_limit_who_is_connected_is_served_and_others_wait(backend: str) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_who_takes_no_echo_is_not_read_from(backend: str) -> None:
+def test_client_that_does_not_read_is_not_read_from(backend: str) -> None:
     with echoing(backend) as server, server.connect() as client, server.connect() as other:
         assert echoed(other, b"x" * 100_000)
         before = server.peak_memory()
@@ -108,7 +108,7 @@ def test_who_takes_no_echo_is_not_read_from(backend: str) -> None:
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("change", [4, 5])
-def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it(change: int) -> None:
+def test_lack_of_descriptors_and_of_poller_entries_does_not_end_the_server(change: int) -> None:
     with echoing("epoll", wrapper=failing_twice(change)) as server, children_end(server):
         with server.connect() as client:
             assert echoed(client, b"hello")
@@ -116,7 +116,7 @@ def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it(change: i
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_with_its_totals(backend: str, number: int) -> None:
+def test_server_prints_its_totals_at_the_end(backend: str, number: int) -> None:
     with echoing(backend) as server:
         with server.connect() as client:
             assert echoed(client, b"hello")

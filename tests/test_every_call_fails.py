@@ -27,7 +27,7 @@ SAMPLE = 300 if REQUIRED else 60
 
 
 @pytest.mark.needs("strace")
-def test_a_failing_call_costs_its_own_connection_at_most() -> None:
+def test_failing_call_costs_at_most_its_own_connection() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     clean = clean_runs([*NAMES, *SERVERS])
@@ -40,14 +40,14 @@ def test_a_failing_call_costs_its_own_connection_at_most() -> None:
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_whose_wait_fails_waits_again_and_loses_nobody(name: str) -> None:
+def test_server_whose_wait_fails_waits_again_and_loses_no_client(name: str) -> None:
     with closing(ServerStage()) as stage:
         told = stage.tell(name, ["epoll_wait,epoll_pwait:error=EBADF:when=2"])
         assert [call.errno for call in told.calls if call.injected] == ["EBADF"]
         assert stage.lost == 0
 
 
-def test_a_failing_call_of_what_wakes_accepts_and_connects_costs_what_it_may() -> None:
+def test_failing_call_while_waking_accepting_or_connecting_does_limited_harm() -> None:
     chosen = failing_parts.runs()
     assert {run.kind for run in chosen} == set(failing_parts.PART_ERRORS)
     assert len(chosen) > 1000
@@ -61,7 +61,7 @@ def calls(text: str) -> list[Call]:
     return list(parse(text.splitlines()))
 
 
-def test_only_the_packages_calls_are_made_to_fail() -> None:
+def test_only_calls_of_the_package_are_made_to_fail() -> None:
     found = own_calls(
         calls(
             """\
@@ -90,7 +90,7 @@ close(4) = 0"""
     ]
 
 
-def test_waits_of_which_nothing_comes_are_a_spin() -> None:
+def test_repeated_waits_without_effect_count_as_a_spin() -> None:
     wait = "epoll_wait(5, [{events=EPOLLIN, data=0x3}], 1000, -1) = 1\n"
     assert spin(calls(wait * 4))
     assert not spin(calls((wait * 3 + 'read(3, "x", 10) = 1\n') * 4))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from danga_raw import _epoll, _kqueue
-from tests.world import Noted, World, only, real_only
+from tests.world import Recorder, World, only, real_only
 
 TURNS = 100
 """A loop that takes this many turns in these tests is spinning."""
@@ -35,15 +35,15 @@ def run_for(world: World, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])
-def test_a_descriptor_that_was_closed_behind_the_back_is_told_of_once_and_wakes_nobody(
+def test_fd_closed_behind_the_loops_back_is_reported_once_and_does_not_spin(
     world: World, watched: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(watched)
     other, peer = world.socketpair()
-    heard = Noted(other, world.loop)
+    heard = Recorder(other, world.loop)
     heard.watch_read(True)
     one.close()
     with caplog.at_level(logging.WARNING, "danga_raw"), world.calls() as calls:
@@ -56,7 +56,7 @@ def test_a_descriptor_that_was_closed_behind_the_back_is_told_of_once_and_wakes_
 
 
 @pytest.mark.parametrize("room", [1, 1000])
-def test_a_connection_that_always_has_something_lets_the_others_and_the_timers_have_their_turn(
+def test_busy_connection_starves_neither_other_connections_nor_timers(
     world: World, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_epoll, "MAX_EVENTS", room)
@@ -71,7 +71,7 @@ def test_a_connection_that_always_has_something_lets_the_others_and_the_timers_h
             except BlockingIOError:
                 return
 
-    def take_everything(obj: Noted) -> None:
+    def take_everything(obj: Recorder) -> None:
         # One read in each turn, and it is full again.
         order.append("greedy")
         obj.read(1 << 30)
@@ -79,16 +79,16 @@ def test_a_connection_that_always_has_something_lets_the_others_and_the_timers_h
         if len(order) > TURNS:
             world.loop.stop()
 
-    Noted(one, world.loop, read=take_everything).watch_read(True)
+    Recorder(one, world.loop, read=take_everything).watch_read(True)
     others = []
     for name in "abc":
         here, there = world.socketpair()
 
-        def once(obj: Noted, name: str = name) -> None:
+        def once(obj: Recorder, name: str = name) -> None:
             order.append(name)
             obj.take()
 
-        other = Noted(here, world.loop, read=once)
+        other = Recorder(here, world.loop, read=once)
         other.watch_read(True)
         others.append((other, there))
     more()
@@ -104,10 +104,10 @@ def test_a_connection_that_always_has_something_lets_the_others_and_the_timers_h
     assert order.count("greedy") <= 4 and order.index("timer") == 0
 
 
-def test_one_read_takes_no_more_than_its_share(world: World) -> None:
+def test_single_read_is_limited_to_one_mebibyte(world: World) -> None:
     # To read everything from a socket with room for more than a mebibyte makes one read of 1 MiB.
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         obj.read(1 << 30)
     assert only(calls, "read") == [("read", one.fileno(), 1 << 20)]
@@ -131,35 +131,35 @@ def lines_run(action: Callable[[], object]) -> int:
     return lines
 
 
-def new_beside_many_that_leave(world: World, others: list[Noted]) -> Callable[[], object]:
+def new_object_beside_many_closing(world: World, others: list[Recorder]) -> Callable[[], object]:
     one, _ = world.socketpair()
     for each in others:
         each.close()
-    return lambda: Noted(one, world.loop)
+    return lambda: Recorder(one, world.loop)
 
 
-def new_beside_many_stolen(world: World, others: list[Noted]) -> Callable[[], object]:
+def new_object_beside_many_stolen(world: World, others: list[Recorder]) -> Callable[[], object]:
     one, _ = world.socketpair()
     for each in others:
         each.steal_socket()
-    return lambda: Noted(one, world.loop)
+    return lambda: Recorder(one, world.loop)
 
 
-def wrapped_again(world: World, others: list[Noted]) -> Callable[[], object]:
+def rewrapped_socket(world: World, others: list[Recorder]) -> Callable[[], object]:
     for each in others:
         each.steal_socket()
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.steal_socket()
-    return lambda: Noted(one, world.loop)
+    return lambda: Recorder(one, world.loop)
 
 
-def reading_what_was_pushed_back(world: World, others: list[Noted]) -> Callable[[], object]:
+def reading_pushed_back_data(world: World, others: list[Recorder]) -> Callable[[], object]:
     """The others have pushed-back data too, but don't watch for reading."""
     for each in others:
         each.push_back_read(b"x")
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     for piece in b"a", b"b", b"c":
         obj.push_back_read(piece)
     obj.watch_read(True)
@@ -175,21 +175,21 @@ def reading_what_was_pushed_back(world: World, others: list[Noted]) -> Callable[
 @pytest.mark.parametrize(
     "act",
     [
-        new_beside_many_that_leave,
-        new_beside_many_stolen,
-        wrapped_again,
-        reading_what_was_pushed_back,
+        new_object_beside_many_closing,
+        new_object_beside_many_stolen,
+        rewrapped_socket,
+        reading_pushed_back_data,
     ],
 )
-def test_what_one_does_costs_no_more_where_there_are_many_others(
-    world: World, act: Callable[[World, list[Noted]], Callable[[], object]]
+def test_cost_of_an_operation_does_not_grow_with_the_number_of_objects(
+    world: World, act: Callable[[World, list[Recorder]], Callable[[], object]]
 ) -> None:
     costs: list[int] = []
     # Whatever numbers they get, the loop has room for them.
     high = fcntl(world.socketpair()[0], F_DUPFD, 512)
-    Noted(socket.socket(fileno=high), world.loop).close()
+    Recorder(socket.socket(fileno=high), world.loop).close()
     for count in 50, 2, 50:  # The first includes what is done only once.
-        others = [Noted(world.socketpair()[0], world.loop) for _ in range(count)]
+        others = [Recorder(world.socketpair()[0], world.loop) for _ in range(count)]
         costs.append(lines_run(act(world, others)))
         for each in list(world.loop.descriptor_map.values()):
             each.close()
@@ -198,10 +198,10 @@ def test_what_one_does_costs_no_more_where_there_are_many_others(
 
 
 @real_only
-def test_who_turns_reading_on_among_many_pushed_back_costs_as_much_as_among_few(
+def test_cost_of_watch_read_does_not_grow_with_other_pushed_back_objects(
     world: World,
 ) -> None:
-    def read(obj: Noted) -> None:
+    def read(obj: Recorder) -> None:
         obj.watch_read(False)
         obj.take()
         obj.watch_read(True)
@@ -209,12 +209,12 @@ def test_who_turns_reading_on_among_many_pushed_back_costs_as_much_as_among_few(
     costs: list[int] = []
     for count in 20, 20, 40, 60:  # The first includes what is done only once.
         for _ in range(count):
-            obj = Noted(world.socketpair()[0], world.loop, read=read)
+            obj = Recorder(world.socketpair()[0], world.loop, read=read)
             obj.watch_read(True)
             obj.push_back_read(b"x")
         costs.append(lines_run(world.turn))
         for each in list(world.loop.descriptor_map.values()):
-            assert isinstance(each, Noted) and each.got == b"x"
+            assert isinstance(each, Recorder) and each.got == b"x"
             each.close()
         world.turn()
     # poll's table grows now and then.

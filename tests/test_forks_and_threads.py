@@ -83,7 +83,7 @@ class Forker(Echo):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_child_that_resets_the_loop_leaves_the_parents_registrations(backend: str) -> None:
+def test_child_that_resets_the_loop_leaves_the_parents_registrations_intact(backend: str) -> None:
     with Loop(backend) as loop:
         echo, far = echo_on(loop)
         near, forks = socket.socketpair()
@@ -162,7 +162,7 @@ def test_loops_in_threads_do_not_disturb_each_other(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_other_threads_may_switch_traces_while_loops_wait_and_run(backend: str) -> None:
+def test_tracing_may_be_toggled_by_other_threads_while_loops_run(backend: str) -> None:
     over = threading.Event()
     done: list[str] = []
 
@@ -183,7 +183,7 @@ def test_other_threads_may_switch_traces_while_loops_wait_and_run(backend: str) 
     assert len(done) == 2 and libc.read is os.read
 
 
-def test_a_loop_is_stopped_from_another_thread() -> None:
+def test_loop_can_be_stopped_from_another_thread() -> None:
     with Loop() as loop:
         loop.set_loop_timeout(10)
         stopper = threading.Timer(0.05, loop.stop)
@@ -192,7 +192,7 @@ def test_a_loop_is_stopped_from_another_thread() -> None:
         stopper.join()
 
 
-def test_a_trace_hands_over_each_threads_calls_in_that_thread_before_it_goes_on() -> None:
+def test_trace_reports_each_call_in_its_own_thread_before_that_thread_continues() -> None:
     told: dict[int, list[bytes]] = {}
     early: list[bool] = []
 
@@ -225,7 +225,7 @@ def test_a_trace_hands_over_each_threads_calls_in_that_thread_before_it_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_childs_reset_registers_and_changes_nothing_whatever_the_loop_was_at(
+def test_reset_in_a_child_changes_no_registration_whatever_the_loops_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A paused listener, a pending connect, pending closes, other fds, signals: all of this is in
@@ -273,7 +273,7 @@ def test_a_childs_reset_registers_and_changes_nothing_whatever_the_loop_was_at(
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("way", ["poller", "waker", "default loop"])
-def test_a_child_does_not_wait_for_a_thread_that_it_does_not_have(
+def test_child_does_not_wait_for_a_thread_that_was_not_forked(
     monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """At the fork, another thread may be opening something that any thread may open."""

@@ -28,7 +28,7 @@ def test_the_next_one():
 """
 
 
-def test_a_test_that_hangs_ends_by_itself_and_the_next_is_run(tmp_path: Path) -> None:
+def test_hanging_test_ends_by_itself_and_the_next_one_runs(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(HANGING)
     root = Path(__file__).parents[1]
     said = subprocess.run(

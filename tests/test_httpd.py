@@ -92,7 +92,7 @@ def ask(server: Server, *requests: bytes, heads: tuple[int, ...] = ()) -> list[A
     return answers(server.talk(b"".join(requests)), heads)
 
 
-def undated(data: bytes) -> bytes:
+def without_date(data: bytes) -> bytes:
     return re.sub(rb"\r\nDate: [^\r]*", b"", data)
 
 
@@ -117,7 +117,7 @@ def undated(data: bytes) -> bytes:
         ("/packed.tar.gz", "application/octet-stream", b"\x1f\x8b"),
     ],
 )
-def test_a_file_is_served(server: Server, path: str, kind: str, body: bytes) -> None:
+def test_file_is_served(server: Server, path: str, kind: str, body: bytes) -> None:
     (answer,) = ask(server, get(path))
     assert (answer.status, answer.body) == (200, body)
     assert answer.fields["content-type"] == kind
@@ -136,7 +136,9 @@ def test_a_file_is_served(server: Server, path: str, kind: str, body: bytes) -> 
         ("/sub//./deep%20er", "/sub/deep%20er/"),
     ],
 )
-def test_a_folder_is_found_behind_its_slash(server: Server, path: str, location: str) -> None:
+def test_folder_without_a_trailing_slash_is_redirected(
+    server: Server, path: str, location: str
+) -> None:
     """As nginx does, but without a host; never "//", which would be followed by one."""
     redirected, after = ask(server, get(path), get("/hello.txt"))
     assert redirected.status == 301 and redirected.fields["location"] == location
@@ -145,7 +147,7 @@ def test_a_folder_is_found_behind_its_slash(server: Server, path: str, location:
     assert redirected.status == 301 and redirected.fields["location"] == location
 
 
-def test_head_gets_the_head_of_get(server: Server) -> None:
+def test_head_returns_the_head_of_get(server: Server) -> None:
     for path in ("/hello.txt", "/middle.bin", "/nothing"):
         head, got, after = ask(
             server, get(path, method="HEAD"), get(path), get("/hello.txt"), heads=(0,)
@@ -158,7 +160,7 @@ def test_head_gets_the_head_of_get(server: Server) -> None:
         assert head.fields == got.fields
 
 
-def test_what_has_not_changed_is_not_sent_again(server: Server, tree: Path) -> None:
+def test_unmodified_file_is_not_sent_again(server: Server, tree: Path) -> None:
     (first,) = ask(server, get("/hello.txt"))
     modified = first.fields["last-modified"]
     assert email.utils.parsedate_to_datetime(modified).timestamp() == int(
@@ -189,7 +191,7 @@ def test_what_has_not_changed_is_not_sent_again(server: Server, tree: Path) -> N
         ("1.0", ["Connection: close"], False),
     ],
 )
-def test_a_connection_stays_as_long_as_its_client_wants(
+def test_connection_is_kept_alive_as_the_client_wants(
     server: Server, version: str, fields: list[str], stays: bool
 ) -> None:
     with server.connect() as client:
@@ -253,7 +255,7 @@ GOOD = "GET /hello.txt HTTP/1.1\r\nHost: here\r\n"
         (GOOD + "Many: 1\r\n" * 3_000, 431),
     ],
 )
-def test_a_bad_request_is_answered_and_ends_the_connection(
+def test_bad_request_is_answered_and_closes_the_connection(
     server: Server, request_text: str, status: int
 ) -> None:
     request = request_text.encode("latin-1")
@@ -265,7 +267,7 @@ def test_a_bad_request_is_answered_and_ends_the_connection(
             assert answer.fields["allow"] == "GET, HEAD"
 
 
-def test_a_head_may_be_as_long_as_it_says(server: Server) -> None:
+def test_head_may_be_up_to_16_kib_long(server: Server) -> None:
     """Exactly 16 KiB, however they arrive."""
     room = 16 * 1024 - len(GOOD + "Long: \r")
     fits, too_long = (f"{GOOD}Long: {'a' * n}\r\n\r\n".encode() for n in (room, room + 1))
@@ -294,7 +296,7 @@ def test_a_head_may_be_as_long_as_it_says(server: Server) -> None:
         ["transfer-encoding:\tchunked", "Content-Length: 0"],
     ],
 )
-def test_a_body_is_never_taken_for_a_request(server: Server, fields: list[str]) -> None:
+def test_body_is_never_taken_for_a_request(server: Server, fields: list[str]) -> None:
     for method in ("GET", "HEAD", "POST"):
         said = server.talk(get("/empty.txt", *fields, method=method) + get("/hello.txt"))
         assert said.count(b"HTTP/1.1 ") == 1
@@ -302,7 +304,7 @@ def test_a_body_is_never_taken_for_a_request(server: Server, fields: list[str]) 
         assert b"hello" not in said
 
 
-def test_an_answer_is_not_lost_to_a_client_that_is_still_sending(server: Server) -> None:
+def test_answer_is_not_lost_to_a_client_that_is_still_sending(server: Server) -> None:
     with server.connect() as client:
         client.sendall(get("/hello.txt", "Content-Length: 9999999", method="POST"))
         for _ in range(40):
@@ -350,14 +352,14 @@ def test_an_answer_is_not_lost_to_a_client_that_is_still_sending(server: Server)
         "/out.txt%00/../hello.txt",
     ],
 )
-def test_nothing_outside_the_folder_is_reached(server: Server, tree: Path, path: str) -> None:
+def test_nothing_outside_the_folder_is_served(server: Server, tree: Path, path: str) -> None:
     (answer,) = ask(server, get(path.format(outside=tree.parent)))
     assert answer.status in (404, 400)
     assert b"SECRET" not in answer.body and b"root:" not in answer.body
 
 
 @pytest.mark.needs("strace")
-def test_what_is_not_a_file_is_not_opened(tree: Path, tmp_path: Path) -> None:
+def test_special_files_are_not_opened(tree: Path, tmp_path: Path) -> None:
     log = tmp_path / "calls"
     tracer = ("strace", "-o", str(log), "-e", "trace=openat,open")
     with serving("httpd.py", str(tree), "--port", "0", wrapper=tracer) as server:
@@ -396,7 +398,7 @@ def test_pipelined_requests_are_answered_in_order(server: Server, tree: Path) ->
     assert bodies == expected
 
 
-def test_how_requests_are_split_makes_no_difference(server: Server) -> None:
+def test_splitting_of_requests_makes_no_difference(server: Server) -> None:
     requests = b"".join(
         [
             get("/hello.txt", "X-Long: " + "a" * 500),
@@ -407,16 +409,16 @@ def test_how_requests_are_split_makes_no_difference(server: Server) -> None:
             get("/hello.txt"),
         ]
     )
-    at_once = undated(server.talk(requests))
+    at_once = without_date(server.talk(requests))
     assert [a.status for a in answers(at_once, heads=(1,))] == [200, 200, 404, 200]
     one_by_one = [requests[i : i + 1] for i in range(len(requests))]
-    assert undated(server.talk(*one_by_one)) == at_once
+    assert without_date(server.talk(*one_by_one)) == at_once
     for seed in range(20):
         pieces = split(requests, random.Random(seed), 6)
-        assert undated(server.talk(*pieces)) == at_once, seed
+        assert without_date(server.talk(*pieces)) == at_once, seed
 
 
-def test_a_client_that_pipelines_and_does_not_read_is_not_read_from(tree: Path) -> None:
+def test_pipelining_client_that_does_not_read_is_not_read_from(tree: Path) -> None:
     """The server reads little, and answers everything once the client reads."""
     with serving("httpd.py", str(tree), "--port", "0") as server:
         assert ask(server, get("/middle.bin"))[0].status == 200
@@ -433,7 +435,7 @@ def test_a_client_that_pipelines_and_does_not_read_is_not_read_from(tree: Path) 
 # --- big files and slow clients -----------------------------------------------------------------
 
 
-def test_a_slow_reader_of_a_big_file_costs_no_memory(server: Server) -> None:
+def test_slow_reader_of_a_big_file_costs_no_memory(server: Server) -> None:
     ask(server, get("/middle.bin"))
     before = server.peak_memory()
     with server.connect(receive_buffer=8192) as client:
@@ -449,9 +451,7 @@ def test_a_slow_reader_of_a_big_file_costs_no_memory(server: Server) -> None:
     assert server.peak_memory() - before < LITTLE_MEMORY
 
 
-def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(
-    server: Server, tree: Path
-) -> None:
+def test_file_that_shrinks_while_being_sent_ends_the_connection(server: Server, tree: Path) -> None:
     shrinking = tree / "shrinking.bin"
     with shrinking.open("wb") as file:
         file.truncate(BIG)
@@ -463,7 +463,9 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(
     assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
 
 
-def test_a_file_that_grows_while_it_is_sent_is_sent_as_it_was(server: Server, tree: Path) -> None:
+def test_file_that_grows_while_being_sent_is_sent_with_its_old_length(
+    server: Server, tree: Path
+) -> None:
     growing = tree / "growing.bin"
     growing.write_bytes(b"a" * 8_000_000)  # more than is on its way while nobody reads
     with server.connect(receive_buffer=8192) as client:
@@ -476,7 +478,7 @@ def test_a_file_that_grows_while_it_is_sent_is_sent_as_it_was(server: Server, tr
 
 
 @pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", b"\r\n"])
-def test_a_head_without_an_end_costs_no_memory(server: Server, start: bytes) -> None:
+def test_head_without_an_end_costs_no_memory(server: Server, start: bytes) -> None:
     assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
     before = server.peak_memory()
     with server.connect() as client:
@@ -491,7 +493,7 @@ def test_a_head_without_an_end_costs_no_memory(server: Server, start: bytes) -> 
     assert server.peak_memory() - before < LITTLE_MEMORY
 
 
-def test_a_reader_that_takes_everything_leaves_the_others_their_turns(tree: Path) -> None:
+def test_fast_reader_does_not_starve_other_clients(tree: Path) -> None:
     """In the test's own process, with a kernel that accepts everything written to one of them."""
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
     with Loop() as loop, pytest.MonkeyPatch.context() as patch:
@@ -521,7 +523,7 @@ def test_a_reader_that_takes_everything_leaves_the_others_their_turns(tree: Path
         there.close()
 
 
-def test_a_slow_download_is_no_idle_connection(tree: Path) -> None:
+def test_slow_download_is_not_an_idle_connection(tree: Path) -> None:
     with serving("httpd.py", str(tree), "--port", "0", "--timeout", "1") as server:
         with server.connect(receive_buffer=8192) as client:
             client.sendall(get("/middle.bin"))
@@ -533,7 +535,7 @@ def test_a_slow_download_is_no_idle_connection(tree: Path) -> None:
                 got += len(piece)
 
 
-def test_a_last_answer_is_not_lingered_over_for_ever(tree: Path) -> None:
+def test_lingering_after_the_last_answer_is_limited(tree: Path) -> None:
     with serving("httpd.py", str(tree), "--port", "0", "--timeout", "0.3") as server:
         with server.connect() as client, pytest.raises(ConnectionError):
             client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n")
@@ -543,7 +545,7 @@ def test_a_last_answer_is_not_lingered_over_for_ever(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("stamp", [-99_999_999_999, 253_402_300_800, 4_000_000_000])
-def test_a_file_of_any_time_is_served(tree: Path, stamp: int) -> None:
+def test_file_with_any_timestamp_is_served(tree: Path, stamp: int) -> None:
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     try:
         (folder / "odd.txt").write_bytes(b"odd\n")
@@ -558,7 +560,7 @@ def test_a_file_of_any_time_is_served(tree: Path, stamp: int) -> None:
         shutil.rmtree(folder)
 
 
-def test_a_name_that_becomes_a_folder_costs_no_descriptor(tree: Path, tmp_path: Path) -> None:
+def test_name_that_becomes_a_folder_leaks_no_descriptor(tree: Path, tmp_path: Path) -> None:
     # os.stat sees a file, but what is opened is a folder.
     (tmp_path / "name").mkdir()
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
@@ -575,7 +577,7 @@ def test_a_name_that_becomes_a_folder_costs_no_descriptor(tree: Path, tmp_path: 
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_name_that_becomes_something_else_is_not_served(tmp_path: Path) -> None:
+def test_name_that_becomes_a_special_file_is_not_served(tmp_path: Path) -> None:
     """It was a file when it was checked, and is a pipe, a device or a link when it is opened."""
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
     (tmp_path / "file").write_text("abc")
@@ -605,7 +607,7 @@ def test_a_name_that_becomes_something_else_is_not_served(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("waits", [True, False], ids=["for a request", "for room to write"])
 @pytest.mark.parametrize("gone", [True, False], ids=["reset", "half"])
-def test_a_hang_up_is_told_by_reading_or_writing(tree: Path, waits: bool, gone: bool) -> None:
+def test_hang_up_is_resolved_by_reading_or_writing(tree: Path, waits: bool, gone: bool) -> None:
     """FreeBSD's poll reports a reset only as a hang-up, without an error or room to write; and on
     kqueue, a hang-up may be a client that has shut down its half and waits for an answer."""
     httpd = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "httpd.py"))
@@ -644,7 +646,7 @@ def test_a_hang_up_is_told_by_reading_or_writing(tree: Path, waits: bool, gone: 
         server.listener.close()
 
 
-def test_an_idle_connection_is_closed(tree: Path) -> None:
+def test_idle_connection_is_closed(tree: Path) -> None:
     with serving("httpd.py", str(tree), "--port", "0", "--timeout", "0.3") as server:
         with server.connect() as silent, server.connect() as halfway, server.connect() as deaf:
             halfway.sendall(b"GET /hello")
@@ -659,7 +661,7 @@ def test_an_idle_connection_is_closed(tree: Path) -> None:
 
 
 @pytest.mark.needs("curl")
-def test_curl_gets_every_file_as_it_is(tree: Path, tmp_path: Path) -> None:
+def test_curl_gets_every_file_unchanged(tree: Path, tmp_path: Path) -> None:
     root, copies = tmp_path / "root", tmp_path / "copies"
     root.mkdir()
     copies.mkdir()
@@ -724,13 +726,15 @@ def garbled(chooser: random.Random) -> bytes:
     return bytes(data) or b"x"
 
 
-def test_no_input_ends_the_server_and_no_split_changes_what_it_says(server: Server) -> None:
+def test_no_input_ends_the_server_and_no_split_changes_its_answers(server: Server) -> None:
     for seed in range(300):
         chooser = random.Random(seed)
         data = garbled(chooser)
-        said = undated(server.talk(data))
+        said = without_date(server.talk(data))
         assert b"SECRET" not in said, seed
-        assert said == undated(server.talk(*split(data, chooser, chooser.randrange(1, 12)))), seed
+        assert said == without_date(server.talk(*split(data, chooser, chooser.randrange(1, 12)))), (
+            seed
+        )
     assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
 
 
@@ -755,7 +759,7 @@ def test_clients_that_vanish_do_no_harm(server: Server) -> None:
 # --- the descriptor table full ------------------------------------------------------------------
 
 
-def rests(server: Server) -> None:
+def assert_idle(server: Server) -> None:
     """Fail if the server is busy while it has nothing to do."""
     before = server.cpu_seconds()
     time.sleep(1)
@@ -763,7 +767,9 @@ def rests(server: Server) -> None:
 
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
-def test_at_the_limit_who_is_connected_is_served_and_others_wait(tree: Path, backend: str) -> None:
+def test_connected_clients_are_served_at_the_descriptor_limit_and_others_wait(
+    tree: Path, backend: str
+) -> None:
     limit, room = 32, 12
     with serving(
         "httpd.py", str(tree), "--port", "0", backend=backend, descriptors=limit
@@ -774,7 +780,7 @@ def test_at_the_limit_who_is_connected_is_served_and_others_wait(tree: Path, bac
                 client.sendall(get("/hello.txt"))
             for client in clients[:room]:
                 assert read_answer(client).body == b"hello\n"
-            rests(server)
+            assert_idle(server)
             for client in clients[:room]:
                 client.sendall(get("/middle.bin"))
             for client in clients[:room]:
@@ -794,7 +800,7 @@ def test_at_the_limit_who_is_connected_is_served_and_others_wait(tree: Path, bac
 
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
-def test_at_the_limit_every_client_can_be_sent_a_file(tree: Path, backend: str) -> None:
+def test_every_client_can_be_sent_a_file_at_the_descriptor_limit(tree: Path, backend: str) -> None:
     limit, room = 64, 28
     with serving(
         "httpd.py", str(tree), "--port", "0", backend=backend, descriptors=limit
@@ -806,7 +812,7 @@ def test_at_the_limit_every_client_can_be_sent_a_file(tree: Path, backend: str) 
                 assert read_answer(client, body=False).status == 200
             with server.connect() as late:
                 late.sendall(get("/hello.txt"))
-                rests(server)
+                assert_idle(server)
                 late.setblocking(False)
                 with pytest.raises(BlockingIOError):
                     late.recv(1)
@@ -821,7 +827,7 @@ def test_at_the_limit_every_client_can_be_sent_a_file(tree: Path, backend: str) 
 
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("change", [3, 4])
-def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it(
+def test_lack_of_descriptors_and_of_poller_entries_does_not_end_the_server(
     tree: Path, change: int
 ) -> None:
     wrapper = failing_twice(change)
@@ -830,7 +836,7 @@ def test_no_room_for_a_connection_and_none_in_the_poller_do_not_end_it(
             assert ask(server, get("/hello.txt"))[0].body == b"hello\n"
 
 
-def test_a_file_that_finds_no_descriptor_is_unavailable_for_now(tree: Path) -> None:
+def test_file_without_a_free_descriptor_is_answered_with_503(tree: Path) -> None:
     # There are descriptors for one client, but not for a file.
     with serving("httpd.py", str(tree), "--port", "0", descriptors=FIRST + 4) as server:
         with server.connect() as client:
@@ -844,7 +850,7 @@ def test_a_file_that_finds_no_descriptor_is_unavailable_for_now(tree: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_quietly(tree: Path, number: int) -> None:
+def test_server_ends_quietly(tree: Path, number: int) -> None:
     with serving("httpd.py", str(tree), "--port", "0") as server, server.connect() as client:
         assert server.greeting == f"listening on http://127.0.0.1:{server.port}/"
         client.sendall(get("/big.bin"))
@@ -852,7 +858,7 @@ def test_it_ends_quietly(tree: Path, number: int) -> None:
         assert server.stop(number) == 0
 
 
-def test_it_listens_on_ipv6_too(tree: Path) -> None:
+def test_server_listens_on_ipv6(tree: Path) -> None:
     if not ipv6():
         pytest.skip("no IPv6 here")
     with serving("httpd.py", str(tree), "--port", "0", "--host", "::1") as server:
@@ -862,7 +868,7 @@ def test_it_listens_on_ipv6_too(tree: Path) -> None:
             assert read_answer(client).body == b"hello\n"
 
 
-def test_what_it_cannot_serve_is_said_in_one_line(tree: Path) -> None:
+def test_startup_error_is_reported_in_one_line(tree: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, reason in (
@@ -880,7 +886,7 @@ def test_what_it_cannot_serve_is_said_in_one_line(tree: Path) -> None:
             assert complaint.count("\n") == 1
 
 
-def test_an_unknown_backend_is_said_in_one_line(
+def test_unknown_backend_is_reported_in_one_line(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DANGA_RAW_BACKEND", "xyz")

@@ -48,7 +48,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def test_the_table_has_the_functions_of_the_stub_and_their_arguments() -> None:
+def test_table_has_the_functions_of_the_stub_and_their_arguments() -> None:
     assert set(SURFACE) == set(stub())
     for name, function in stub().items():
         documented = ast.get_docstring(function) or ""
@@ -59,7 +59,7 @@ def test_the_table_has_the_functions_of_the_stub_and_their_arguments() -> None:
         assert SURFACE[name].arguments == count, name
 
 
-def test_every_traced_function_has_the_name_of_the_table() -> None:
+def test_every_traced_function_is_named_as_in_the_table() -> None:
     for name, (printed, _) in CALLS.items():
         assert printed in (asked(name, HERE).name, in_c(name))
 
@@ -93,7 +93,7 @@ FACTS = [
 
 
 @pytest.mark.parametrize(("function", "place", "call"), FACTS)
-def test_a_function_is_the_call_that_was_seen(
+def test_function_makes_the_call_that_was_observed(
     function: str, place: Where, call: tuple[str, int]
 ) -> None:
     assert asked(function, place)[:2] == call
@@ -101,14 +101,14 @@ def test_a_function_is_the_call_that_was_seen(
 
 
 @pytest.mark.parametrize("place", [Where("", (), X86), Where(GLIBC, (2, 36), "alpha")])
-def test_where_nothing_is_known_the_names_are_those_of_c(place: Where) -> None:
+def test_unknown_platform_uses_the_names_of_c(place: Where) -> None:
     assert not known(place)
     for name, function in SURFACE.items():
         assert asked(name, place) == (in_c(name), function.arguments, ())
     assert all(printed == in_c(name) for name, (printed, _) in calls(place).items())
 
 
-def test_every_rule_is_of_a_function_and_of_machines_that_the_table_has() -> None:
+def test_every_rule_refers_to_functions_and_machines_in_the_table() -> None:
     for rule in RULES:
         assert rule.function in SURFACE and rule.machines <= MACHINES
         assert rule.since < rule.before
@@ -121,7 +121,7 @@ def test_every_rule_is_of_a_function_and_of_machines_that_the_table_has() -> Non
         assert [asked(rule.function, place) for place in places] == [rule.asked] * len(places)
 
 
-def test_musl_asks_again_behind_a_failed_fstat() -> None:
+def test_musl_makes_another_call_after_a_failed_fstat() -> None:
     failed = Call("fstat", (9, ""), -1, 9, 1.5)
     again = asked_again("fstat", failed, Where(MUSL, (1, 2, 3), X86))
     assert str(again) == "fcntl(9, F_GETFD)".ljust(40) + f"= -1 EBADF ({os.strerror(9)})"
@@ -173,7 +173,7 @@ def _written(call: Asked) -> str:
             return f"`{call.name}`"
 
 
-def test_the_page_has_the_rules_of_the_table() -> None:
+def test_page_has_the_rules_of_the_table() -> None:
     page = (ROOT / "docs" / "syscalls.md").read_text()
     _, _, behind = page.partition("| C function | where | system call |\n|---|---|---|\n")
     table, _, _ = behind.partition("\n\n")
@@ -240,7 +240,7 @@ for other in (fd, 9999):
 
 @pytest.mark.needs("strace")
 @pytest.mark.skipif(platform.machine() != X86, reason="the numbers are those of x86-64")
-def test_calls_of_other_machines_are_printed_as_strace_prints_them(tmp_path: Path) -> None:
+def test_calls_of_other_machines_are_printed_as_by_strace(tmp_path: Path) -> None:
     theirs, own = tmp_path / "theirs", tmp_path / "own"
     command = ["strace", "-qq", "-o", str(theirs), "-e", "trace=epoll_pwait,ppoll,%fstat,statx"]
     program = [sys.executable, "-c", FOREIGN, str(own)]
@@ -275,7 +275,7 @@ def test_calls_of_other_machines_are_printed_as_strace_prints_them(tmp_path: Pat
         ("loongarch64", 8, "loongarch64"),
     ],
 )
-def test_a_program_may_be_of_another_machine_than_its_kernel(
+def test_program_may_be_built_for_another_machine_than_its_kernel(
     kernels: str, pointer: int, machine: str
 ) -> None:
     if sys.byteorder == "little" or machine == "s390x":
@@ -283,18 +283,18 @@ def test_a_program_may_be_of_another_machine_than_its_kernel(
 
 
 @pytest.mark.parametrize("kernels", ["s390x", "ppc64le", "riscv64", "mips64"])
-def test_32_bit_programs_of_other_machines_are_not_taken_for_these(kernels: str) -> None:
+def test_32_bit_programs_of_other_machines_are_not_mistaken_for_known_ones(kernels: str) -> None:
     assert _clibrary._machine(kernels, 4) not in MACHINES
 
 
-def test_the_version_of_the_c_library_is_a_tuple_of_numbers() -> None:
+def test_version_of_the_c_library_is_a_tuple_of_numbers() -> None:
     assert _clibrary._numbers("2.36") == (2, 36)
     assert _clibrary._numbers("1.2.5-git-20-g0a1b2c3") == (1, 2, 5)
     assert _clibrary._numbers("") == ()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known")
-def test_this_c_library_is_known_and_its_image_is_found() -> None:
+def test_c_library_in_use_is_identified_and_its_image_is_found() -> None:
     assert where() == HERE and HERE.libc in (GLIBC, MUSL)
     image = b"".join(_clibrary._read_only_data(_clibrary._OF_LIBC))
     sign = {GLIBC: b"GNU C Library", MUSL: b"musl libc ("}[HERE.libc]
@@ -302,7 +302,7 @@ def test_this_c_library_is_known_and_its_image_is_found() -> None:
 
 
 @pytest.mark.skipif(HERE.libc != GLIBC, reason="a matter of glibc's")
-def test_python_is_found_to_be_built_on_an_old_glibc_by_the_function_it_calls(
+def test_python_built_on_an_old_glibc_is_identified_by_the_function_it_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = b"".join(_clibrary._read_only_data(_clibrary._OF_PYTHON))
@@ -327,7 +327,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("how", ["os.confstr = confstr", "del os.confstr"])
 @pytest.mark.skipif(HERE.libc != GLIBC, reason="where it is glibc without its answer")
-def test_a_c_library_that_tells_nothing_takes_no_command_down(how: str, tmp_path: Path) -> None:
+def test_unidentified_c_library_breaks_no_command(how: str, tmp_path: Path) -> None:
     code = NO_ANSWER.format(how=how)
     done = run("-c", code, "info")
     assert (done.returncode, done.stderr) == (0, "")
@@ -347,7 +347,7 @@ def test_a_c_library_that_tells_nothing_takes_no_command_down(how: str, tmp_path
 # --- info --syscalls --------------------------------------------------------------------------------
 
 
-def test_info_prints_the_whole_list_for_where_it_runs() -> None:
+def test_info_prints_the_complete_list_for_this_system() -> None:
     done = run("-m", "danga_raw", "info", "--syscalls")
     assert (done.returncode, done.stderr) == (0, "")
     head, title, *rows = done.stdout.splitlines()
@@ -373,7 +373,7 @@ def test_info_prints_the_same_list_as_json() -> None:
     assert list(rows[0]) == ["function", "call", "arguments", "when"]
 
 
-def test_what_kqueue_alone_needs_is_not_in_the_list_of_a_system_without_it() -> None:
+def test_calls_that_only_kqueue_needs_are_not_listed_without_it() -> None:
     def names(*kinds: str) -> set[str]:
         return {entry.function for entry in surface(HERE, kinds)}
 
@@ -382,7 +382,7 @@ def test_what_kqueue_alone_needs_is_not_in_the_list_of_a_system_without_it() -> 
     assert names("epoll", "kqueue", "poll") == set(map(in_c, SURFACE))
 
 
-def test_what_python_itself_asks_behind_a_call_is_in_the_list() -> None:
+def test_additional_calls_made_by_python_are_listed() -> None:
     for place, call in (
         (HERE, asked("fstat", HERE).name),
         (Where(MUSL, (1, 2, 5), "arm"), "statx"),
@@ -398,7 +398,7 @@ def test_info_names_the_c_library_and_its_version() -> None:
     assert facts["libc"] == str(where())
 
 
-def test_all_names_of_the_table_are_told() -> None:
+def test_every_call_returns_all_names_of_the_table() -> None:
     names = set(every_call())
     assert names > set(map(in_c, SURFACE))
     assert {"epoll_pwait", "ppoll", "statx", "newfstatat", "fcntl64", "socketcall"} <= names

@@ -16,7 +16,7 @@ from danga_raw._poll import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from tests.simkernel import SimKernel
 from tests.simkernel.kqueue import LAYOUTS
 from tests.simkernel.sockets import StreamSocket
-from tests.world import WORLDS, Kind, Noted, SimulatedWorld, Thing, World, fill
+from tests.world import WORLDS, AnyHandle, Kind, Recorder, SimulatedWorld, World, fill
 
 _KINDS = [kind for kind in WORLDS if kind.backend == "kqueue"]
 on_kqueue = pytest.mark.parametrize("world", _KINDS, indirect=True, ids=str)
@@ -30,8 +30,10 @@ SOCKET = POLLERR | POLLHUP | POLLNVAL
 """The mask with which a Socket is registered."""
 
 
-def watched(world: World, one: Thing, read: Callable[[Noted], object] = Noted.take) -> Noted:
-    obj = Noted(one, world.loop, read=read)
+def watched(
+    world: World, one: AnyHandle, read: Callable[[Recorder], object] = Recorder.take
+) -> Recorder:
+    obj = Recorder(one, world.loop, read=read)
     obj.watch_read(True)
     obj.watch_write(True)
     return obj
@@ -40,7 +42,7 @@ def watched(world: World, one: Thing, read: Callable[[Noted], object] = Noted.ta
 # --- hang-ups -------------------------------------------------------------------------------------
 
 
-def test_a_hang_up_in_the_batch_of_the_last_data_comes_behind_it(world: World) -> None:
+def test_hang_up_in_the_same_batch_as_the_last_data_is_reported_after_it(world: World) -> None:
     # The write filter fires before anything has arrived, so it comes before the read filter from
     # then on.
     one, two = world.socketpair()
@@ -55,8 +57,8 @@ def test_a_hang_up_in_the_batch_of_the_last_data_comes_behind_it(world: World) -
 
 
 @on_kqueue
-def test_no_hang_up_is_told_before_all_is_read(world: World) -> None:
-    def read_a_byte(obj: Noted) -> None:
+def test_hang_up_is_not_reported_before_all_data_is_read(world: World) -> None:
+    def read_a_byte(obj: Recorder) -> None:
         obj.got += obj.read(1) or b""
 
     one, two = world.socketpair()
@@ -70,15 +72,15 @@ def test_no_hang_up_is_told_before_all_is_read(world: World) -> None:
 
 
 @simulated
-def test_no_error_is_told_before_all_is_read(world: World) -> None:
-    def read_a_byte(obj: Noted) -> None:
+def test_error_is_not_reported_before_all_data_is_read(world: World) -> None:
+    def read_a_byte(obj: Recorder) -> None:
         obj.got += obj.read(1) or b""
 
     assert isinstance(world, SimulatedWorld)
     one, two = world.kernel.socketpair(tcp=True)
     one.setblocking(False)
     world.stack.callback(one.close)
-    obj = Noted(one, world.loop, read=read_a_byte)
+    obj = Recorder(one, world.loop, read=read_a_byte)
     obj.watch_read(True)
     two.send(b"abc")
     two.reset()
@@ -87,9 +89,9 @@ def test_no_error_is_told_before_all_is_read(world: World) -> None:
     assert obj.events[:3] == ["read"] * 3 and obj.events[-1] == "close None"
 
 
-def test_a_hang_up_is_told_to_who_does_not_read(world: World) -> None:
+def test_hang_up_is_reported_to_an_object_that_does_not_read(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_write(True)
     two.close()
     world.until(lambda: obj.closed)
@@ -97,7 +99,7 @@ def test_a_hang_up_is_told_to_who_does_not_read(world: World) -> None:
 
 
 @simulated
-def test_a_hang_up_that_the_write_filter_alone_tells_is_told(world: World) -> None:
+def test_hang_up_known_only_to_the_write_filter_is_reported(world: World) -> None:
     # As after a local shutdown(SHUT_WR), where the read filter reports nothing.
     one, _ = world.socketpair(tcp=True)
     obj = watched(world, one)
@@ -107,8 +109,8 @@ def test_a_hang_up_that_the_write_filter_alone_tells_is_told(world: World) -> No
 
 
 @on_kqueue
-def test_an_error_is_told_as_one_and_not_as_a_hang_up(world: World) -> None:
-    obj = Noted(world.reset_by_peer(), world.loop, read=lambda obj: None)
+def test_error_is_reported_as_an_error_and_not_as_a_hang_up(world: World) -> None:
+    obj = Recorder(world.reset_by_peer(), world.loop, read=lambda obj: None)
     obj.watch_read(True)
     world.turn()
     assert obj.events == ["read", "err", "close None"]
@@ -116,7 +118,7 @@ def test_an_error_is_told_as_one_and_not_as_a_hang_up(world: World) -> None:
 
 @on_kqueue
 @pytest.mark.parametrize("room", [2, 3, 5])
-def test_a_batch_that_is_full_loses_no_data_to_a_hang_up(
+def test_full_batch_loses_no_data_to_a_hang_up(
     world: World, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_kqueue, "MAX_EVENTS", room)
@@ -127,7 +129,7 @@ def test_a_batch_that_is_full_loses_no_data_to_a_hang_up(
         # These are ready before its read filter.
         for _ in range(number):
             noise, _ = world.socketpair()
-            Noted(noise, world.loop).watch_write(True)
+            Recorder(noise, world.loop).watch_write(True)
         world.turn()
         two.send(b"last words")
         two.close()
@@ -135,7 +137,7 @@ def test_a_batch_that_is_full_loses_no_data_to_a_hang_up(
     assert [bytes(obj.got) for obj in objects] == [b"last words"] * 5
 
 
-class Told:
+class ScriptedLibrary:
     """A library whose waits report the given batches, one after the other."""
 
     def __init__(self, platform: str, *batches: Sequence[tuple[int, ...]]) -> None:
@@ -159,8 +161,8 @@ class Told:
         return len(batch)
 
 
-def test_a_wait_tells_each_descriptor_once_and_holds_back_a_hang_up_for_data() -> None:
-    told = Told(
+def test_wait_reports_each_fd_once_and_delays_a_hang_up_until_data_is_read() -> None:
+    told = ScriptedLibrary(
         "darwin",
         [(5, -2, EV_EOF, 0, 0), (6, -1, 0, 0, 3), (5, -1, EV_EOF, 0, 3), (6, -2, 0, 0, 9)],
         # A write filter alone may have been checked before the data arrived, and the read filter
@@ -189,10 +191,12 @@ def test_a_wait_tells_each_descriptor_once_and_holds_back_a_hang_up_for_data() -
     assert list(poller.wait(0)) == [(5, POLLOUT | POLLHUP)], "nobody asks for the data"
 
 
-def test_a_filter_that_is_switched_off_and_speaks_all_the_same_tells_a_hang_up_alone() -> None:
+def test_disabled_filter_that_fires_anyway_reports_only_a_hang_up() -> None:
     # libkqueue 2.7 is built on epoll, which reports a hang-up unasked.
     poller = KQueue(
-        Told("libkqueue", [(5, -1, EV_EOF, 0, 3), (5, -2, EV_EOF, 0, 0)], [(5, -1, 0, 0, 3)]),
+        ScriptedLibrary(
+            "libkqueue", [(5, -1, EV_EOF, 0, 3), (5, -2, EV_EOF, 0, 0)], [(5, -1, 0, 0, 3)]
+        ),
         "libkqueue",
     )
     poller.open()
@@ -205,12 +209,12 @@ def test_a_filter_that_is_switched_off_and_speaks_all_the_same_tells_a_hang_up_a
     "world", [Kind("poll", "freebsd"), Kind("poll", "netbsd")], indirect=True, ids=str
 )
 @pytest.mark.parametrize("unread", [b"", b"last words"], ids=["nothing", "something"])
-def test_a_reset_is_found_by_reading_where_poll_tells_no_error(world: World, unread: bytes) -> None:
+def test_reset_is_found_by_reading_where_poll_reports_no_error(world: World, unread: bytes) -> None:
     assert isinstance(world, SimulatedWorld)
     one, two = world.kernel.socketpair(tcp=True)
     one.setblocking(False)
     world.stack.callback(one.close)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     two.send(unread)
     two.reset()
@@ -221,20 +225,20 @@ def test_a_reset_is_found_by_reading_where_poll_tells_no_error(world: World, unr
 # --- pipes whose other end is gone ----------------------------------------------------------------
 
 
-def hung_up(obj: Noted) -> bool:
+def hung_up(obj: Recorder) -> bool:
     """True if it was told as epoll tells the write end of a pipe, or the read end."""
     return "err" in obj.events or "hup" in obj.events
 
 
 @pytest.mark.parametrize("writes", [False, True], ids=["read end", "write end"])
-def test_a_pipe_whose_other_end_is_gone_is_an_object_as_any(world: World, writes: bool) -> None:
+def test_pipe_whose_other_end_is_closed_works_like_any_object(world: World, writes: bool) -> None:
     ends = world.pipe()
     one, other = ends[writes], ends[not writes]
     if not writes:
         other.send(b"what is left")
     other.close()
     # A program that must not lose the last data reads on in event_hup, since epoll calls only that.
-    obj = Noted(
+    obj = Recorder(
         one,
         world.loop,
         err=lambda obj: None,
@@ -254,12 +258,12 @@ def test_a_pipe_whose_other_end_is_gone_is_an_object_as_any(world: World, writes
 
 @pytest.mark.parametrize("writes", [False, True], ids=["read end", "write end"])
 @pytest.mark.parametrize("watched_before", [False, True], ids=["off", "on"])
-def test_a_pipe_whose_other_end_goes_later_is_hung_up(
+def test_pipe_whose_other_end_closes_later_is_hung_up(
     world: World, writes: bool, watched_before: bool
 ) -> None:
     ends = world.pipe()
     one, other = ends[writes], ends[not writes]
-    obj = Noted(one, world.loop, err=lambda obj: None, hup=lambda obj: None)
+    obj = Recorder(one, world.loop, err=lambda obj: None, hup=lambda obj: None)
     obj.watch_write(watched_before)
     world.turn()
     other.close()
@@ -278,10 +282,10 @@ def test_a_pipe_whose_other_end_goes_later_is_hung_up(
     assert not world.is_open(one.fileno())
 
 
-def test_a_full_pipe_whose_reader_goes_closes_who_writes(world: World) -> None:
+def test_writer_of_a_full_pipe_is_closed_when_the_reader_closes(world: World) -> None:
     reader, writer = world.pipe()
     fill(writer)
-    obj = Noted(writer, world.loop, err=lambda obj: obj.write(None))
+    obj = Recorder(writer, world.loop, err=lambda obj: obj.write(None))
     assert obj.write(b"queued") is False
     reader.close()
     world.until(lambda: obj.closed)
@@ -289,7 +293,7 @@ def test_a_full_pipe_whose_reader_goes_closes_who_writes(world: World) -> None:
 
 
 @on_kqueue
-def test_a_full_batch_loses_nothing_of_a_pipe_whose_write_filter_was_dropped(
+def test_full_batch_loses_no_data_of_a_pipe_whose_write_filter_was_dropped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_kqueue, "MAX_EVENTS", 2)
@@ -298,7 +302,7 @@ def test_a_full_batch_loses_nothing_of_a_pipe_whose_write_filter_was_dropped(
     world.turn()
     for _ in range(5):
         noise, _ = world.socketpair()
-        Noted(noise, world.loop).watch_write(True)
+        Recorder(noise, world.loop).watch_write(True)
     writer.send(b"last words")
     writer.close()
     world.until(lambda: obj.closed)
@@ -306,8 +310,8 @@ def test_a_full_batch_loses_nothing_of_a_pipe_whose_write_filter_was_dropped(
 
 
 @on_kqueue
-def test_what_is_left_in_a_pipe_is_read_before_its_hang_up(world: World) -> None:
-    def read_a_byte(obj: Noted) -> None:
+def test_remaining_data_of_a_pipe_is_read_before_its_hang_up(world: World) -> None:
+    def read_a_byte(obj: Recorder) -> None:
         obj.got += obj.read(1) or b""
 
     reader, writer = world.pipe()
@@ -319,7 +323,7 @@ def test_what_is_left_in_a_pipe_is_read_before_its_hang_up(world: World) -> None
 
 
 @on_kqueue
-def test_a_pipe_is_hung_up_also_where_it_is_registered_on_a_new_poller(world: World) -> None:
+def test_hang_up_of_a_pipe_is_reported_after_registration_on_a_new_poller(world: World) -> None:
     # With its whole mask, as by a loop that has opened another poller.
     reader, writer = world.pipe()
     reader.close()
@@ -333,10 +337,10 @@ def test_a_pipe_is_hung_up_also_where_it_is_registered_on_a_new_poller(world: Wo
     assert list(poller.wait(0)) == []
 
 
-def test_a_pipe_that_is_hung_up_and_let_go_of_keeps_nobody_awake(world: World) -> None:
+def test_hung_up_pipe_that_was_closed_does_not_spin(world: World) -> None:
     reader, writer = world.pipe()
     reader.close()
-    obj = Noted(writer, world.loop)
+    obj = Recorder(writer, world.loop)
     obj.watch_write(True)
     world.until(lambda: obj.closed)
     with world.calls() as calls:
@@ -346,7 +350,7 @@ def test_a_pipe_that_is_hung_up_and_let_go_of_keeps_nobody_awake(world: World) -
 
 
 @pytest.mark.parametrize("gone", ["freebsd", "netbsd", "darwin"])
-def test_the_changes_behind_one_that_is_refused_are_applied(gone: str) -> None:
+def test_changes_after_a_rejected_one_are_still_applied(gone: str) -> None:
     kernel = SimKernel(platform=gone)
     kernel.epipe_at_registration = True
     with kernel.installed():
@@ -360,7 +364,7 @@ def test_the_changes_behind_one_that_is_refused_are_applied(gone: str) -> None:
 
 
 @pytest.mark.parametrize("platform", LAYOUTS)
-def test_where_the_second_filter_is_refused_the_first_is_taken_back(
+def test_first_filter_is_removed_if_the_second_is_rejected(
     platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = SimKernel(platform=platform)
@@ -383,7 +387,9 @@ def test_where_the_second_filter_is_refused_the_first_is_taken_back(
 
 @simulated
 @pytest.mark.parametrize("events", [SOCKET, SOCKET | POLLIN, POLLIN])
-def test_a_number_that_was_closed_behind_the_back_is_free_again(world: World, events: int) -> None:
+def test_fd_closed_behind_the_pollers_back_can_be_registered_again(
+    world: World, events: int
+) -> None:
     poller = world.new_loop()._registry.open()
     one, _ = world.socketpair()
     fd = one.fileno()
@@ -405,7 +411,7 @@ def test_a_number_that_was_closed_behind_the_back_is_free_again(world: World, ev
 
 
 @simulated
-def test_a_dead_number_is_refused_also_where_it_was_watched(world: World) -> None:
+def test_closed_fd_is_rejected_even_if_it_was_watched_before(world: World) -> None:
     world.lenient()
     poller = world.new_loop()._registry.open()
     one, _ = world.socketpair()
@@ -419,9 +425,7 @@ def test_a_dead_number_is_refused_also_where_it_was_watched(world: World) -> Non
 
 @simulated
 @pytest.mark.parametrize("event", [POLLIN, POLLOUT])
-def test_a_watch_on_a_number_that_is_another_descriptors_by_now_is_refused(
-    world: World, event: int
-) -> None:
+def test_change_of_interest_on_a_reused_fd_is_rejected(world: World, event: int) -> None:
     poller = world.new_loop()._registry.open()
     one, _ = world.socketpair()
     fd = one.fileno()
@@ -435,18 +439,18 @@ def test_a_watch_on_a_number_that_is_another_descriptors_by_now_is_refused(
     assert list(poller.wait(0)) == []
 
 
-def test_a_descriptor_that_is_found_gone_is_watched_no_longer(
+def test_fd_that_is_found_gone_is_no_longer_watched(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    poller = KQueue(Told("darwin", [(5, -1, EV_ERROR, 0, ENOENT)], []), "darwin")
+    poller = KQueue(ScriptedLibrary("darwin", [(5, -1, EV_ERROR, 0, ENOENT)], []), "darwin")
     poller.open()
     poller.register(5, SOCKET)
     assert list(poller.wait(0)) == []
     assert "fd 5 gone" in caplog.text
 
 
-def test_an_error_about_a_descriptor_that_is_there_is_raised() -> None:
-    poller = KQueue(Told("darwin", [(5, -1, EV_ERROR, 0, ENOMEM)]), "darwin")
+def test_error_event_about_an_open_descriptor_is_raised() -> None:
+    poller = KQueue(ScriptedLibrary("darwin", [(5, -1, EV_ERROR, 0, ENOMEM)]), "darwin")
     poller.open()
     poller.register(5, SOCKET)
     with pytest.raises(OSError, match=r"kevent\(fd 5\)") as caught:
@@ -457,7 +461,7 @@ def test_an_error_about_a_descriptor_that_is_there_is_raised() -> None:
 # --- libkqueue ------------------------------------------------------------------------------------
 
 
-class OneFilter(Told):
+class OneFilterLibrary(ScriptedLibrary):
     """Like libkqueue 2.3.1: the second filter of a descriptor can't be enabled."""
 
     def kevent(
@@ -475,21 +479,21 @@ class OneFilter(Told):
         return 0
 
 
-def test_a_libkqueue_that_cannot_watch_for_both_is_refused_when_it_is_loaded(
+def test_libkqueue_that_cannot_watch_both_filters_is_rejected_when_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ctypes.CDLL", lambda path, use_errno: OneFilter("libkqueue"))
+    monkeypatch.setattr("ctypes.CDLL", lambda path, use_errno: OneFilterLibrary("libkqueue"))
     before = os.listdir("/dev/fd")
     with pytest.raises(OSError, match="no libkqueue to be used: /old.so .* 2.7.0 .*File exists"):
         load_libkqueue("/old.so")
     assert os.listdir("/dev/fd") == before
 
 
-def test_a_libkqueue_that_can_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Told] = []
+def test_usable_libkqueue_is_probed_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ScriptedLibrary] = []
 
-    def cdll(path: str, use_errno: bool) -> Told:
-        made.append(Told("libkqueue"))
+    def cdll(path: str, use_errno: bool) -> ScriptedLibrary:
+        made.append(ScriptedLibrary("libkqueue"))
         return made[-1]
 
     monkeypatch.setattr("ctypes.CDLL", cdll)
@@ -504,11 +508,11 @@ def test_a_libkqueue_that_can_is_tried_out_once(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "world", [kind for kind in WORLDS if kind.platform], indirect=True, ids=str
 )
-def test_what_is_written_while_connecting_waits_for_the_connection(world: World) -> None:
+def test_data_written_while_connecting_waits_for_the_connection(world: World) -> None:
     assert isinstance(world, SimulatedWorld)
     one, end = world.kernel.connecting()
     world.stack.callback(one.close)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.write(b"early ")
     obj.write(b"and late")
     world.turn()
@@ -523,11 +527,11 @@ def test_what_is_written_while_connecting_waits_for_the_connection(world: World)
 @pytest.mark.parametrize(
     "world", [kind for kind in WORLDS if kind.platform], indirect=True, ids=str
 )
-def test_what_is_written_to_a_connection_that_is_refused_closes_it(world: World) -> None:
+def test_data_written_to_a_refused_connection_closes_it(world: World) -> None:
     assert isinstance(world, SimulatedWorld)
     one, end = world.kernel.connecting()
     world.stack.callback(one.close)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.write(b"early")
     end(ECONNREFUSED)
     obj.write(b"late")
@@ -536,11 +540,11 @@ def test_what_is_written_to_a_connection_that_is_refused_closes_it(world: World)
 
 
 @simulated
-def test_a_refused_connection_is_an_error(world: World) -> None:
+def test_refused_connection_is_reported_as_an_error(world: World) -> None:
     assert isinstance(world, SimulatedWorld)
     one, end = world.kernel.connecting()
     world.stack.callback(one.close)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_write(True)
     world.turn()
     assert obj.events == []

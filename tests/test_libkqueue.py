@@ -41,7 +41,7 @@ def library() -> str:
     return str(next(root.glob("usr/lib/*/libkqueue.so.0")))
 
 
-def test_a_library_that_cannot_watch_for_both_is_refused_in_one_line(library: str) -> None:
+def test_library_that_cannot_watch_both_filters_is_rejected_in_one_line(library: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "danga_raw", "echo"],
         env={**os.environ, "DANGA_RAW_LIBKQUEUE": library},
@@ -55,7 +55,7 @@ def test_a_library_that_cannot_watch_for_both_is_refused_in_one_line(library: st
     assert library in line and "File exists" in line
 
 
-def test_on_what_it_can_do_the_package_is_right(library: str) -> None:
+def test_package_works_on_the_library_as_far_as_it_goes(library: str) -> None:
     # A separate process: the library closes a kqueue's descriptors at some later time.
     cases = Path(__file__).with_name("on_libkqueue.py")
     done = subprocess.run(

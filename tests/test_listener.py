@@ -41,7 +41,7 @@ def connected(listener: socket.socket) -> socket.socket:
     return client
 
 
-def test_a_listener_that_is_to_watch_no_longer_accepts_no_more_of_the_batch(loop: Loop) -> None:
+def test_watch_read_false_stops_accepting_within_the_batch(loop: Loop) -> None:
     got: list[socket.socket] = []
     sock = socket.create_server(("127.0.0.1", 0))
     clients = [connected(sock) for _ in range(4)]
@@ -67,7 +67,7 @@ def test_a_listener_that_is_to_watch_no_longer_accepts_no_more_of_the_batch(loop
 @pytest.mark.parametrize(
     ("number", "warned"), [(errno.EMFILE, False), (errno.ENOMEM, False), (errno.EIO, True)]
 )
-def test_a_server_at_its_limit_fills_no_log(
+def test_server_at_its_descriptor_limit_does_not_flood_the_log(
     number: int, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def accept(sock: socket.socket) -> None:
@@ -87,7 +87,7 @@ def test_a_server_at_its_limit_fills_no_log(
 
 
 @pytest.mark.parametrize("failing", ["off", "on", "both"])
-def test_a_listener_goes_on_where_its_own_watch_fails(
+def test_listener_goes_on_if_its_own_watch_fails(
     failing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No descriptor for a connection, and then no room in the poller for the change."""
@@ -122,7 +122,7 @@ def test_a_listener_goes_on_where_its_own_watch_fails(
         listener.close()
 
 
-def test_a_listener_that_cannot_watch_leaves_nothing_behind(
+def test_listener_that_cannot_be_watched_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(self: Listener, on: bool) -> None:
@@ -138,7 +138,7 @@ def test_a_listener_that_cannot_watch_leaves_nothing_behind(
         Listener(sock, lambda *_: None, loop).steal_socket()
 
 
-def test_it_accepts_all_but_leaves_the_others_their_turn(loop: Loop) -> None:
+def test_listener_accepts_all_connections_but_in_bounded_batches(loop: Loop) -> None:
     got: list[socket.socket] = []
     addresses: list[object] = []
 
@@ -161,9 +161,7 @@ def test_it_accepts_all_but_leaves_the_others_their_turn(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("on_exception", [True, False])
-def test_a_connection_whose_accepted_raises_is_closed_and_the_others_are_not(
-    loop: Loop, on_exception: bool
-) -> None:
+def test_exception_in_accepted_closes_that_connection_only(loop: Loop, on_exception: bool) -> None:
     class Quiet(Socket):
         def event_hup(self) -> None:
             self.close("hang-up")
@@ -205,7 +203,7 @@ def test_a_connection_whose_accepted_raises_is_closed_and_the_others_are_not(
         client.close()
 
 
-def test_a_close_that_fails_is_no_fault_of_the_listener(
+def test_failing_close_of_a_connection_does_not_affect_the_listener(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def accepted(connection: socket.socket, address: object) -> None:
@@ -228,9 +226,7 @@ def test_a_close_that_fails_is_no_fault_of_the_listener(
         listener.steal_socket()
 
 
-def test_a_listener_keeps_no_timer_that_it_has_no_use_for(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listener_keeps_no_unneeded_timers(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server at its limit pauses, and resumes whenever a client leaves."""
     room = True
 
@@ -261,7 +257,7 @@ def test_a_listener_keeps_no_timer_that_it_has_no_use_for(
         each.close()
 
 
-def test_a_listener_tells_once_how_long_ever_there_is_no_room(
+def test_lack_of_descriptors_is_reported_once_however_long_it_lasts(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusals: list[int] = []
@@ -292,7 +288,7 @@ def test_a_listener_tells_once_how_long_ever_there_is_no_room(
 @pytest.mark.parametrize(
     "name", "ECONNABORTED EPROTO ENETDOWN EHOSTUNREACH EPERM ETIMEDOUT".split()
 )
-def test_what_is_wrong_with_one_connection_is_passed_by(
+def test_accept_errors_of_a_single_connection_are_skipped(
     loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     got: list[socket.socket] = []
@@ -326,7 +322,7 @@ def refused_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("way", ["another closes", "the pause is over"])
-def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
+def test_watch_read_false_during_a_pause_is_obeyed(
     loop: Loop, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[socket.socket] = []
@@ -350,7 +346,9 @@ def test_who_has_it_accept_no_more_while_it_rests_is_obeyed(
         got[0].close()
 
 
-def test_a_watch_for_writing_ends_no_rest(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_interest_does_not_affect_a_pause(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It doesn't affect when the listener resumes."""
     got: list[socket.socket] = []
     refusals = refused_once(monkeypatch)
@@ -368,7 +366,7 @@ def test_a_watch_for_writing_ends_no_rest(loop: Loop, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"])
-def test_it_rests_while_there_is_no_room_and_begins_again_when_one_leaves(
+def test_listener_pauses_without_free_descriptors_and_resumes_when_one_is_freed(
     loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[socket.socket] = []
@@ -404,7 +402,7 @@ def test_it_rests_while_there_is_no_room_and_begins_again_when_one_leaves(
     there.close()
 
 
-def test_a_listener_that_cannot_accept_says_so_and_does_not_spin(
+def test_socket_that_cannot_accept_is_reported_and_does_not_spin(
     loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there = socket.socketpair()
@@ -417,7 +415,7 @@ def test_a_listener_that_cannot_accept_says_so_and_does_not_spin(
         end.close()
 
 
-def test_a_listener_that_is_shut_down_is_closed(loop: Loop) -> None:
+def test_listener_that_is_shut_down_is_closed(loop: Loop) -> None:
     sock = socket.create_server(("127.0.0.1", 0))
     listener = Listener(sock, lambda *_: None, loop)
     sock.shutdown(socket.SHUT_RDWR)
@@ -426,7 +424,7 @@ def test_a_listener_that_is_shut_down_is_closed(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("name", "EBADF EINVAL ENOTSOCK EFAULT EOPNOTSUPP".split())
-def test_one_accept_that_fails_costs_no_listener(
+def test_single_failing_accept_does_not_close_the_listener(
     loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     got: list[socket.socket] = []
@@ -448,14 +446,14 @@ def test_one_accept_that_fails_costs_no_listener(
         got[0].close()
 
 
-def test_what_it_cannot_take_is_refused(loop: Loop) -> None:
+def test_accepted_must_be_callable(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         with pytest.raises(TypeError, match="accepted is a callable, not None"):
             Listener(sock, None, loop)  # type: ignore[arg-type]  # what is asked here
     assert loop.watched_sockets == 0
 
 
-def test_a_listener_takes_what_hands_on_to_a_socket(loop: Loop) -> None:
+def test_wrapper_that_delegates_to_a_socket_is_accepted(loop: Loop) -> None:
     class Wrapper:
         def __init__(self, sock: socket.socket) -> None:
             self.sock = sock
@@ -476,7 +474,7 @@ def test_a_listener_takes_what_hands_on_to_a_socket(loop: Loop) -> None:
             connection.close()
 
 
-def test_a_socket_that_speaks_tls_itself_is_refused(loop: Loop) -> None:
+def test_tls_socket_is_rejected(loop: Loop) -> None:
     ssl = pytest.importorskip("ssl")
     with socket.create_server(("127.0.0.1", 0)) as sock:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -486,7 +484,7 @@ def test_a_socket_that_speaks_tls_itself_is_refused(loop: Loop) -> None:
     assert loop.watched_sockets == 0
 
 
-def test_it_listens_on_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
+def test_listener_works_on_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
     got: list[socket.socket] = []
     with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
         sock.bind(str(tmp_path / "door"))
@@ -500,7 +498,7 @@ def test_it_listens_on_a_unix_socket(loop: Loop, tmp_path: Path) -> None:
         listener.steal_socket()
 
 
-def test_it_listens_on_ipv6_and_hands_over_the_address_as_it_is(loop: Loop) -> None:
+def test_listener_works_on_ipv6_and_passes_the_address_unchanged(loop: Loop) -> None:
     got: list[tuple[socket.socket, object]] = []
     try:
         sock = socket.create_server(("::1", 0), family=socket.AF_INET6)
@@ -534,7 +532,7 @@ def test_accepted_may_close_the_listener(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("on_exception", [True, False])
-def test_a_connection_that_was_wrapped_and_closed_is_closed_once(
+def test_connection_wrapped_and_closed_by_accepted_is_closed_once(
     loop: Loop, on_exception: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept: list[socket.socket] = []
@@ -563,7 +561,7 @@ def test_a_connection_that_was_wrapped_and_closed_is_closed_once(
         listener.steal_socket()
 
 
-def test_on_exception_is_told_of_the_object_that_was_made(loop: Loop) -> None:
+def test_on_exception_receives_the_object_that_accepted_made(loop: Loop) -> None:
     made: list[Socket] = []
 
     def accepted(connection: socket.socket, address: object) -> None:
@@ -580,7 +578,7 @@ def test_on_exception_is_told_of_the_object_that_was_made(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_an_interrupt_in_accepted_leaves_no_connection_open(loop: Loop, wrapped: bool) -> None:
+def test_interrupt_in_accepted_leaves_no_connection_open(loop: Loop, wrapped: bool) -> None:
     made: list[Socket] = []
 
     def accepted(connection: socket.socket, address: object) -> None:
@@ -653,7 +651,7 @@ print(turns)
     [(3, 1000.0, 0), (0, 0.02, 2)],
     ids=["when one closes", "after the pause"],
 )
-def test_a_server_with_no_descriptor_left_serves_all_in_the_end(
+def test_server_out_of_descriptors_eventually_serves_every_client(
     backend: str, room: int, pause: float, held: int
 ) -> None:
     command = [sys.executable, "-c", FULL, backend, str(room), str(pause), str(held)]

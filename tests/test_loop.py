@@ -30,8 +30,8 @@ from tests.world import (
     OUT,
     PATIENCE,
     POLLERS,
-    Noted,
-    Thing,
+    AnyHandle,
+    Recorder,
     World,
     drain,
     only,
@@ -42,7 +42,7 @@ from tests.world import (
 ROOT = Path(__file__).parents[1]
 
 
-QUIET: Mapping[str, Callable[[Noted], object]] = {
+QUIET: Mapping[str, Callable[[Recorder], object]] = {
     event: lambda obj: None for event in ("read", "write", "err", "hup")
 }
 
@@ -75,9 +75,11 @@ def fd_of(obj: AnySocket) -> int:
 
 
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
-def test_events_of_one_fd_come_as_read_write_err_hup(world: World, profiling: bool) -> None:
+def test_events_of_one_fd_are_dispatched_in_order_read_write_err_hup(
+    world: World, profiling: bool
+) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop, actions=QUIET)
+    obj = Recorder(one, world.loop, actions=QUIET)
     if profiling:
         world.loop.enable_profiling()
     batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
@@ -87,12 +89,12 @@ def test_events_of_one_fd_come_as_read_write_err_hup(world: World, profiling: bo
 
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
 @pytest.mark.parametrize("closer", ["read", "write", "err", "hup"])
-def test_an_event_is_not_for_an_object_closed_by_one_before(
+def test_object_closed_by_its_handler_gets_no_further_events(
     world: World, closer: str, profiling: bool
 ) -> None:
     one, _ = world.socketpair()
     actions = {**QUIET, closer: lambda obj: obj.close("closer")}
-    obj = Noted(one, world.loop, actions=actions)
+    obj = Recorder(one, world.loop, actions=actions)
     if profiling:
         world.loop.enable_profiling()
     batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
@@ -103,18 +105,18 @@ def test_an_event_is_not_for_an_object_closed_by_one_before(
 
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
 @pytest.mark.parametrize("closer", ["read", "write", "err"])
-def test_an_event_is_not_for_an_object_made_anew_by_one_before(
+def test_object_reopened_by_its_handler_gets_no_events_of_its_old_descriptor(
     world: World, closer: str, profiling: bool
 ) -> None:
     """An object that connects again when it is refused would be hung up at once."""
     one, _ = world.socketpair()
     other, _ = world.socketpair()
 
-    def reconnect(obj: Noted) -> None:
+    def reconnect(obj: Recorder) -> None:
         obj.close("reconnects")
-        Noted.__init__(obj, other, world.loop, events=obj.events, actions=QUIET)
+        Recorder.__init__(obj, other, world.loop, events=obj.events, actions=QUIET)
 
-    obj = Noted(one, world.loop, actions={**QUIET, closer: reconnect})
+    obj = Recorder(one, world.loop, actions={**QUIET, closer: reconnect})
     if profiling:
         world.loop.enable_profiling()
     batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
@@ -126,21 +128,21 @@ def test_an_event_is_not_for_an_object_made_anew_by_one_before(
 
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
 @pytest.mark.parametrize("how", ["moved", "reset"])
-def test_an_event_is_not_for_an_object_that_the_loop_knows_no_more(
+def test_object_that_left_loop_in_handler_gets_no_further_events(
     world: World, how: str, profiling: bool
 ) -> None:
     """The other loop may run in another thread."""
     one, _ = world.socketpair()
     other = world.new_loop()
 
-    def leaves(obj: Noted) -> None:
+    def leaves(obj: Recorder) -> None:
         if how == "moved":
             obj.steal_socket()
-            Noted.__init__(obj, one, other, events=obj.events, actions=QUIET)
+            Recorder.__init__(obj, one, other, events=obj.events, actions=QUIET)
         else:
             world.loop.reset()
 
-    obj = Noted(one, world.loop, actions={**QUIET, "read": leaves})
+    obj = Recorder(one, world.loop, actions={**QUIET, "read": leaves})
     if profiling:
         world.loop.enable_profiling()
     batch(world, (fd_of(obj), IN | OUT | ERR | HUP))
@@ -150,14 +152,14 @@ def test_an_event_is_not_for_an_object_that_the_loop_knows_no_more(
 
 @pytest.mark.parametrize("mask", [IN, OUT, ERR, HUP, IN | HUP])
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
-def test_an_event_is_not_for_an_object_closed_by_another_of_the_batch(
+def test_object_closed_by_another_of_same_batch_gets_no_event(
     world: World, mask: int, profiling: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[str] = []
     one, _ = world.socketpair()
     three, _ = world.socketpair()
-    first = Noted(one, world.loop, events=events, read=lambda obj: second.close("by first"))
-    second = Noted(three, world.loop, events=events)
+    first = Recorder(one, world.loop, events=events, read=lambda obj: second.close("by first"))
+    second = Recorder(three, world.loop, events=events)
     if profiling:
         world.loop.enable_profiling()
     batch(world, (fd_of(first), IN), (fd_of(second), mask))
@@ -165,20 +167,20 @@ def test_an_event_is_not_for_an_object_closed_by_another_of_the_batch(
     assert events == ["read", "close by first"] and caplog.text == ""
 
 
-def test_events_come_in_the_order_in_which_the_poller_tells_them(world: World) -> None:
+def test_events_are_dispatched_in_order_of_poller(world: World) -> None:
     order: list[int] = []
-    objects: list[Noted] = []
+    objects: list[Recorder] = []
     for number in range(5):
         one, _ = world.socketpair()
-        objects.append(Noted(one, world.loop, read=lambda obj: order.append(objects.index(obj))))
+        objects.append(Recorder(one, world.loop, read=lambda obj: order.append(objects.index(obj))))
     batch(world, *((fd_of(objects[n]), IN) for n in (3, 0, 4, 1, 2)))
     world.turn()
     assert order == [3, 0, 4, 1, 2]
 
 
-def test_a_hang_up_is_told_without_being_asked_for(world: World) -> None:
+def test_hang_up_is_reported_without_interest_in_it(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     two.close()
     world.until(lambda: obj.closed)
@@ -186,26 +188,26 @@ def test_a_hang_up_is_told_without_being_asked_for(world: World) -> None:
 
 
 @readiness_only
-def test_a_hang_up_comes_to_an_object_that_watches_nothing(world: World) -> None:
+def test_hang_up_is_reported_to_object_with_no_interest_at_all(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     two.close()
     world.until(lambda: obj.closed)
     assert obj.events == ["hup", "close None"]
 
 
-def test_a_reset_connection_is_told(world: World) -> None:
-    obj = Noted(world.reset_by_peer(), world.loop)
+def test_connection_reset_by_peer_is_reported_as_readable(world: World) -> None:
+    obj = Recorder(world.reset_by_peer(), world.loop)
     obj.watch_read(True)
     world.until(lambda: obj.closed)
     assert "read" in obj.events
 
 
-def test_batches_of_many_are_all_handled(world: World) -> None:
+def test_all_events_of_large_batches_are_handled(world: World) -> None:
     objects, peers = [], []
     for _ in range(200):
         one, two = world.socketpair()
-        objects.append(Noted(one, world.loop))
+        objects.append(Recorder(one, world.loop))
         objects[-1].watch_read(True)
         peers.append(two)
         two.send(b"x")
@@ -217,10 +219,10 @@ def test_batches_of_many_are_all_handled(world: World) -> None:
 # --- post-loop callbacks --------------------------------------------------------------------------
 
 
-def test_the_post_loop_callback_gets_both_maps_and_false_ends_the_loop(world: World) -> None:
+def test_post_loop_callback_gets_both_maps_and_ends_loop_by_returning_false(world: World) -> None:
     one, _ = world.socketpair()
     two, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
 
     def other(state: int) -> None: ...
 
@@ -238,13 +240,13 @@ def test_the_post_loop_callback_gets_both_maps_and_false_ends_the_loop(world: Wo
 
 
 @pytest.mark.parametrize("false", [False, 0, None, "", []], ids=repr)
-def test_anything_false_ends_the_loop(world: World, false: object) -> None:
+def test_any_false_value_from_post_loop_callback_ends_loop(world: World, false: object) -> None:
     world.loop.set_loop_timeout(0)
     world.loop.set_post_loop_callback(lambda *_: false)
     world.loop.run()
 
 
-def test_callbacks_of_objects_come_first_and_false_skips_the_rest(world: World) -> None:
+def test_object_callbacks_run_before_loop_callback_and_false_skips_rest(world: World) -> None:
     order: list[str] = []
     answers = {"a": True, "b": True, "global": True}
     turns: list[int] = []
@@ -258,7 +260,7 @@ def test_callbacks_of_objects_come_first_and_false_skips_the_rest(world: World) 
 
     objects = {}
     for name in "ab":
-        objects[name] = Noted(world.socketpair()[0], world.loop)
+        objects[name] = Recorder(world.socketpair()[0], world.loop)
         objects[name].SetPostLoopCallback(callback(name))
     loop = world.loop
     loop.set_loop_timeout(0)
@@ -281,10 +283,10 @@ def test_callbacks_of_objects_come_first_and_false_skips_the_rest(world: World) 
     assert order == ["b"]
 
 
-def test_the_callback_of_an_object_goes_with_it(world: World) -> None:
+def test_post_loop_callback_of_object_is_dropped_when_it_is_closed_or_stolen(world: World) -> None:
     order: list[str] = []
     for end in ("close", "steal_socket"):
-        obj = Noted(world.socketpair()[0], world.loop)
+        obj = Recorder(world.socketpair()[0], world.loop)
         obj.SetPostLoopCallback(lambda *_: order.append("never"))
         getattr(obj, end)()
         obj.SetPostLoopCallback(lambda *_: order.append("never"))
@@ -292,10 +294,10 @@ def test_the_callback_of_an_object_goes_with_it(world: World) -> None:
     assert order == [] and not world.loop._registry.post_loop_callbacks
 
 
-def test_a_callback_may_close_the_object_whose_turn_is_next(world: World) -> None:
+def test_post_loop_callback_may_close_object_whose_callback_is_next(world: World) -> None:
     order: list[str] = []
-    a = Noted(world.socketpair()[0], world.loop)
-    b = Noted(world.socketpair()[0], world.loop)
+    a = Recorder(world.socketpair()[0], world.loop)
+    b = Recorder(world.socketpair()[0], world.loop)
 
     def closes(sockets: object, others: object) -> bool:
         order.append("a")
@@ -308,10 +310,10 @@ def test_a_callback_may_close_the_object_whose_turn_is_next(world: World) -> Non
     assert order == ["a"]
 
 
-def test_a_callback_may_set_callbacks(world: World) -> None:
+def test_post_loop_callback_may_set_post_loop_callbacks(world: World) -> None:
     order: list[str] = []
-    a = Noted(world.socketpair()[0], world.loop)
-    b = Noted(world.socketpair()[0], world.loop)
+    a = Recorder(world.socketpair()[0], world.loop)
+    b = Recorder(world.socketpair()[0], world.loop)
 
     def sets(sockets: object, others: object) -> bool:
         order.append("a")
@@ -329,7 +331,7 @@ def test_a_callback_may_set_callbacks(world: World) -> None:
     assert order == ["a", "b"]
 
 
-def test_a_callback_that_is_false_itself_is_called_all_the_same(world: World) -> None:
+def test_callable_that_is_falsy_is_still_called_as_post_loop_callback(world: World) -> None:
     class Falsy:
         calls = 0
 
@@ -344,16 +346,16 @@ def test_a_callback_that_is_false_itself_is_called_all_the_same(world: World) ->
     world.loop.set_loop_timeout(0)
     world.loop.set_post_loop_callback(overall)
     world.loop.run()
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     obj.SetPostLoopCallback(own)
     world.loop.run()
     assert (own.calls, overall.calls) == (1, 1)
 
 
-def test_callbacks_run_after_the_closes(world: World) -> None:
+def test_post_loop_callbacks_run_after_deferred_closes(world: World) -> None:
     one, two = world.socketpair()
     fd = one.fileno()
-    obj = Noted(one, world.loop, read=lambda obj: obj.close())
+    obj = Recorder(one, world.loop, read=lambda obj: obj.close())
     obj.watch_read(True)
     two.send(b"x")
     seen: list[bool] = []
@@ -367,7 +369,7 @@ def test_callbacks_run_after_the_closes(world: World) -> None:
     assert seen == [False]
 
 
-def test_the_class_sets_the_default_loops_callback_and_an_object_its_own(world: World) -> None:
+def test_class_sets_post_loop_callback_of_default_loop_and_instance_its_own(world: World) -> None:
     loop = world.default_loop()
     order: list[str] = []
 
@@ -378,8 +380,8 @@ def test_the_class_sets_the_default_loops_callback_and_an_object_its_own(world: 
 
         return after
 
-    obj = Noted(world.socketpair()[0], loop)
-    Noted.SetPostLoopCallback(ends("class"))
+    obj = Recorder(world.socketpair()[0], loop)
+    Recorder.SetPostLoopCallback(ends("class"))
     obj.SetPostLoopCallback(ends("object"))
     loop.set_loop_timeout(0)
     Socket.EventLoop()
@@ -393,12 +395,12 @@ def test_the_class_sets_the_default_loops_callback_and_an_object_its_own(world: 
 # --- stopping -------------------------------------------------------------------------------------
 
 
-def test_stop_in_a_handler_ends_the_loop_after_the_batch(world: World) -> None:
+def test_stop_in_handler_ends_loop_after_batch(world: World) -> None:
     events: list[str] = []
     for _ in range(3):
         one, two = world.socketpair()
         two.send(b"x")
-        Noted(one, world.loop, events=events, read=lambda obj: obj.loop.stop()).watch_read(True)
+        Recorder(one, world.loop, events=events, read=lambda obj: obj.loop.stop()).watch_read(True)
     called: list[int] = []
 
     def after(sockets: object, others: object) -> bool:
@@ -410,7 +412,7 @@ def test_stop_in_a_handler_ends_the_loop_after_the_batch(world: World) -> None:
     assert events == ["read"] * 3 and called == [1]
 
 
-def test_stop_in_a_post_loop_callback_ends_the_loop(world: World) -> None:
+def test_stop_in_post_loop_callback_ends_loop(world: World) -> None:
     turns: list[int] = []
 
     def after(sockets: object, others: object) -> bool:
@@ -424,7 +426,7 @@ def test_stop_in_a_post_loop_callback_ends_the_loop(world: World) -> None:
     assert turns == [1]
 
 
-def test_stop_before_run_ends_it_at_once_and_that_one_only(world: World) -> None:
+def test_stop_before_run_prevents_only_that_run(world: World) -> None:
     fired: list[int] = []
     world.loop.stop()
     world.loop.add_timer(0, lambda: fired.append(1))
@@ -436,7 +438,7 @@ def test_stop_before_run_ends_it_at_once_and_that_one_only(world: World) -> None
 
 
 @pytest.mark.parametrize("raises", ["a handler", "the wait"])
-def test_a_stop_is_not_lost_to_what_raises_in_the_same_batch(
+def test_stop_is_not_lost_when_same_batch_raises(
     world: World, raises: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -447,7 +449,7 @@ def test_a_stop_is_not_lost_to_what_raises_in_the_same_batch(
         fail()
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     if raises == "a handler":
         world.loop.call_soon(world.loop.stop)
@@ -466,7 +468,7 @@ def test_a_stop_is_not_lost_to_what_raises_in_the_same_batch(
 
 @pytest.mark.parametrize("verb", ["reset", "close"])
 @pytest.mark.parametrize("where", ["a handler", "a timer", "a post-loop callback", "an other fd"])
-def test_run_ends_where_a_reset_in_it_has_left_nothing_to_wait_for(
+def test_run_returns_when_reset_or_close_leaves_nothing_to_wait_for(
     world: World, verb: str, where: str
 ) -> None:
     one, two = world.socketpair()
@@ -479,7 +481,9 @@ def test_run_ends_where_a_reset_in_it_has_left_nothing_to_wait_for(
     if where == "an other fd":
         world.loop.add_other_fds({one.fileno(): forget})
     else:
-        Noted(one, world.loop, read=forget if where == "a handler" else drain_it).watch_read(True)
+        Recorder(one, world.loop, read=forget if where == "a handler" else drain_it).watch_read(
+            True
+        )
     if where == "a timer":
         world.loop.add_timer(0, forget)
     if where == "a post-loop callback":
@@ -488,13 +492,13 @@ def test_run_ends_where_a_reset_in_it_has_left_nothing_to_wait_for(
     assert world.loop.descriptor_map == {} == world.loop.other_fds
 
 
-def drain_it(obj: Noted) -> None:
+def drain_it(obj: Recorder) -> None:
     obj.read(1000)
 
 
 @pytest.mark.parametrize("new", ["a timer", "an object", "call_soon", "an other fd"])
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "by call_soon"])
-def test_run_goes_on_with_what_was_added_behind_a_reset(
+def test_run_continues_with_whatever_was_added_after_reset(
     world: World, new: str, later: bool
 ) -> None:
     one, two = world.socketpair()
@@ -507,7 +511,7 @@ def test_run_goes_on_with_what_was_added_behind_a_reset(
         heard.append(new)
         world.loop.stop()
 
-    def forget(obj: Noted) -> None:
+    def forget(obj: Recorder) -> None:
         world.loop.reset()
         if later:
             world.loop.call_soon(add)
@@ -518,13 +522,13 @@ def test_run_goes_on_with_what_was_added_behind_a_reset(
         if new == "a timer":
             world.loop.add_timer(0.001, stop)
         elif new == "an object":
-            Noted(three, world.loop, read=stop).watch_read(True)
+            Recorder(three, world.loop, read=stop).watch_read(True)
         elif new == "call_soon":
             world.loop.call_soon(stop)
         else:
             world.loop.add_other_fds({three.fileno(): stop})
 
-    Noted(one, world.loop, read=forget).watch_read(True)
+    Recorder(one, world.loop, read=forget).watch_read(True)
     world.loop.run()
     assert heard == [new]
 
@@ -545,20 +549,20 @@ def test_run_goes_on_with_a_signal_handler_that_was_added_behind_a_reset(world: 
 
     thread = threading.Thread(target=send)
 
-    def forget(obj: Noted) -> None:
+    def forget(obj: Recorder) -> None:
         world.loop.reset()
         world.loop.add_signal_handler(signal.SIGUSR1, heed)
         thread.start()
 
-    Noted(one, world.loop, read=forget).watch_read(True)
+    Recorder(one, world.loop, read=forget).watch_read(True)
     world.loop.run()
     thread.join()
     assert heard == ["signal"]
 
 
-def test_on_exception_is_told_of_what_the_close_of_a_handle_raises(world: World) -> None:
+def test_on_exception_receives_error_from_closing_handle(world: World) -> None:
     class Bad:
-        def __init__(self, thing: Thing) -> None:
+        def __init__(self, thing: AnyHandle) -> None:
             self.thing = thing
 
         def fileno(self) -> int:
@@ -571,7 +575,7 @@ def test_on_exception_is_told_of_what_the_close_of_a_handle_raises(world: World)
     world.loop.on_exception = lambda obj, error: told.append((obj, str(error)))
     for _ in range(2):
         Socket(Bad(world.socketpair()[0]), world.loop).close()
-    behind = Noted(world.socketpair()[0], world.loop)
+    behind = Recorder(world.socketpair()[0], world.loop)
     fd = fd_of(behind)
     behind.close()
     world.turn()
@@ -580,12 +584,12 @@ def test_on_exception_is_told_of_what_the_close_of_a_handle_raises(world: World)
 
 
 @pytest.mark.parametrize("reason", ["a handler", "a failing write"])
-def test_an_object_whose_own_close_raises_is_closed_all_the_same(world: World, reason: str) -> None:
-    class Unclosable(Noted):
+def test_object_whose_close_raises_is_closed_anyway(world: World, reason: str) -> None:
+    class Unclosable(Recorder):
         def close(self, reason: str | None = None) -> None:
             raise RuntimeError("close")
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         if reason == "a handler":
             raise KeyError("handler")
         obj.set_writer_func(refuse)
@@ -607,7 +611,7 @@ def test_an_object_whose_own_close_raises_is_closed_all_the_same(world: World, r
     assert world.loop.watched_sockets == 0 and not world.is_open(fd)
 
 
-def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
+def test_loop_dropped_unclosed_releases_its_poller_and_warns(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = world.open_fds()
@@ -639,7 +643,7 @@ def test_a_loop_that_was_dropped_unclosed_gives_its_poller_back_and_says_so(
         gc.collect()
 
 
-def test_a_stop_is_forgotten_by_reset(world: World) -> None:
+def test_reset_clears_pending_stop(world: World) -> None:
     world.loop.stop()
     world.loop.reset()
     fired: list[int] = []
@@ -648,7 +652,7 @@ def test_a_stop_is_forgotten_by_reset(world: World) -> None:
     assert fired == [1]
 
 
-def test_a_stop_ends_the_innermost_run(world: World) -> None:
+def test_stop_ends_only_innermost_run(world: World) -> None:
     order: list[str] = []
     loop = world.loop
 
@@ -668,38 +672,38 @@ def test_a_stop_ends_the_innermost_run(world: World) -> None:
 # --- a run within a run ---------------------------------------------------------------------------
 
 
-def test_a_handler_may_run_the_loop_until_something_has_come(world: World) -> None:
+def test_handler_may_run_loop_until_data_arrives(world: World) -> None:
     one, two = world.socketpair()
     three, four = world.socketpair()
-    inner = Noted(three, world.loop)
+    inner = Recorder(three, world.loop)
     inner.watch_read(True)
 
-    def waits(obj: Noted) -> None:
+    def waits(obj: Recorder) -> None:
         obj.take()
         four.send(b"answer")
         while not inner.got:
             world.turn()
         obj.got += inner.got
 
-    outer = Noted(one, world.loop, read=waits)
+    outer = Recorder(one, world.loop, read=waits)
     outer.watch_read(True)
     two.send(b"question ")
     world.turn()
     assert outer.got == b"question answer"
 
 
-def test_what_an_inner_run_closed_is_not_unknown_to_the_outer(
+def test_object_closed_in_nested_run_is_not_reported_unknown_by_outer_run(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = world.socketpair()
     three, four = world.socketpair()
 
-    def closes(obj: Noted) -> None:
+    def closes(obj: Recorder) -> None:
         second.close()
         world.turn()
 
-    first = Noted(one, world.loop, read=closes)
-    second = Noted(three, world.loop)
+    first = Recorder(one, world.loop, read=closes)
+    second = Recorder(three, world.loop)
     fd = fd_of(second)
     batch(world, (fd_of(first), IN), (fd, IN))
     with world.calls() as calls:
@@ -708,34 +712,34 @@ def test_what_an_inner_run_closed_is_not_unknown_to_the_outer(
     assert not world.is_open(fd)
 
 
-def test_an_event_of_an_outer_batch_is_not_for_who_got_the_number_in_an_inner_run(
+def test_event_of_outer_batch_is_not_delivered_to_new_owner_of_fd(
     world: World,
 ) -> None:
     one, two = world.socketpair()
     three, four = world.socketpair()
     fd = three.fileno()
-    newcomers: list[Noted] = []
+    newcomers: list[Recorder] = []
 
-    def closes(obj: Noted) -> None:
+    def closes(obj: Recorder) -> None:
         second.close()
         world.turn()
         for thing in world.socketpair():
             if thing.fileno() == fd:
-                newcomers.append(Noted(thing, world.loop))
+                newcomers.append(Recorder(thing, world.loop))
 
-    first = Noted(one, world.loop, read=closes)
-    second = Noted(three, world.loop)
+    first = Recorder(one, world.loop, read=closes)
+    second = Recorder(three, world.loop)
     batch(world, (fd_of(first), IN), (fd, HUP))
     world.turn()
     assert len(newcomers) == 1
     assert newcomers[0].events == [] and not newcomers[0].closed
 
 
-def test_an_event_of_an_outer_batch_is_dropped_by_a_second_inner_run_too(world: World) -> None:
-    newcomers: list[Noted] = []
-    objects: list[Noted] = []
+def test_second_nested_run_also_drops_events_of_outer_batch(world: World) -> None:
+    newcomers: list[Recorder] = []
+    objects: list[Recorder] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         other = objects[obj is objects[0]]
         fd = fd_of(other)
         for each in objects:
@@ -743,25 +747,25 @@ def test_an_event_of_an_outer_batch_is_dropped_by_a_second_inner_run_too(world: 
         for _ in range(2):
             one, two = world.socketpair()
             two.send(b"y")
-            Noted(one, world.loop).watch_read(True)
+            Recorder(one, world.loop).watch_read(True)
         world.turn()  # has its own batch, and closes nothing
         other.close()
         world.turn()
         for thing in world.socketpair():
             if thing.fileno() == fd:
-                newcomers.append(Noted(thing, world.loop))
+                newcomers.append(Recorder(thing, world.loop))
 
     for _ in range(2):
         one, two = world.socketpair()
         two.send(b"x")
-        objects.append(Noted(one, world.loop, read=act))
+        objects.append(Recorder(one, world.loop, read=act))
     for obj in objects:
         obj.watch_read(True)
     world.turn()
     assert len(newcomers) == 1 and newcomers[0].events == []
 
 
-def test_an_exception_in_an_inner_run_goes_up_through_the_outer(world: World) -> None:
+def test_exception_in_nested_run_propagates_through_outer_run(world: World) -> None:
     loop = world.loop
 
     def dies() -> None:
@@ -778,23 +782,23 @@ def test_an_exception_in_an_inner_run_goes_up_through_the_outer(world: World) ->
 
 
 @pytest.mark.parametrize("what", ["pushed-back data", "timers"])
-def test_what_an_exception_left_undone_in_an_inner_run_the_outer_does(
+def test_outer_run_finishes_what_exception_interrupted_in_nested_run(
     world: World, what: str
 ) -> None:
     done: list[str] = []
 
-    def dies(obj: Noted | None = None) -> None:
+    def dies(obj: Recorder | None = None) -> None:
         done.append("dies")
         if obj is not None:
             obj.take()
         raise ZeroDivisionError
 
-    def goes_on(obj: Noted | None = None) -> None:
+    def goes_on(obj: Recorder | None = None) -> None:
         done.append("goes on")
         if obj is not None:
             obj.take()
 
-    def nested(obj: Noted) -> None:
+    def nested(obj: Recorder) -> None:
         obj.take()
         if what == "timers":
             world.loop.add_timer(-2, dies)
@@ -806,11 +810,11 @@ def test_what_an_exception_left_undone_in_an_inner_run_the_outer_does(
             world.turn()
         assert done == ["dies"]
 
-    others = [Noted(world.socketpair()[0], world.loop, read=each) for each in (dies, goes_on)]
+    others = [Recorder(world.socketpair()[0], world.loop, read=each) for each in (dies, goes_on)]
     for each in others:
         each.watch_read(True)
     one, two = world.socketpair()
-    Noted(one, world.loop, read=nested).watch_read(True)
+    Recorder(one, world.loop, read=nested).watch_read(True)
     two.send(b"x")
     world.turn()
     if what == "timers":
@@ -823,19 +827,19 @@ def test_what_an_exception_left_undone_in_an_inner_run_the_outer_does(
 
 @pytest.mark.parametrize("event", ["read", "write", "err", "hup"])
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
-def test_an_exception_leaves_run_with_the_closes_done_and_nothing_lost(
+def test_exception_leaves_run_after_deferred_closes_and_loses_no_event(
     world: World, event: str, profiling: bool
 ) -> None:
-    def dies(obj: Noted) -> None:
+    def dies(obj: Recorder) -> None:
         closed.close()
         raise ZeroDivisionError
 
-    closed = Noted(world.socketpair()[0], world.loop)
+    closed = Recorder(world.socketpair()[0], world.loop)
     fd = fd_of(closed)
     one, _ = world.socketpair()
     three, four = world.socketpair()
-    obj = Noted(one, world.loop, actions={event: dies})
-    last = Noted(three, world.loop)
+    obj = Recorder(one, world.loop, actions={event: dies})
+    last = Recorder(three, world.loop)
     last.watch_read(True)
     four.send(b"x")
     if profiling:
@@ -852,20 +856,20 @@ def test_an_exception_leaves_run_with_the_closes_done_and_nothing_lost(
 
 @pytest.mark.parametrize("event", ["read", "write", "err", "hup"])
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
-def test_on_exception_gets_both_closes_the_object_and_the_batch_goes_on(
+def test_on_exception_gets_object_and_error_and_batch_continues_after_its_close(
     world: World, event: str, profiling: bool
 ) -> None:
     told: list[tuple[object, Exception, bool]] = []
     error = ZeroDivisionError()
 
-    def dies(obj: Noted) -> None:
+    def dies(obj: Recorder) -> None:
         raise error
 
     one, _ = world.socketpair()
     three, four = world.socketpair()
     fd = one.fileno()
-    obj = Noted(one, world.loop, actions={event: dies})
-    last = Noted(three, world.loop)
+    obj = Recorder(one, world.loop, actions={event: dies})
+    last = Recorder(three, world.loop)
     last.watch_read(True)
     four.send(b"x")
     if profiling:
@@ -880,10 +884,10 @@ def test_on_exception_gets_both_closes_the_object_and_the_batch_goes_on(
     assert not world.is_open(fd)
 
 
-def test_on_exception_and_an_object_that_closed_itself(world: World) -> None:
+def test_object_that_closed_itself_before_raising_keeps_its_close_reason(world: World) -> None:
     reasons: list[str | None] = []
 
-    class Dies(Socket[Thing]):
+    class Dies(Socket[AnyHandle]):
         def event_read(self) -> None:
             self.close("first")
             raise KeyError
@@ -905,16 +909,16 @@ def test_on_exception_may_be_taken_off(world: World) -> None:
     world.loop.on_exception = None
     one, two = world.socketpair()
 
-    def dies(obj: Noted) -> None:
+    def dies(obj: Recorder) -> None:
         raise ZeroDivisionError
 
-    Noted(one, world.loop, read=dies).watch_read(True)
+    Recorder(one, world.loop, read=dies).watch_read(True)
     two.send(b"x")
     with pytest.raises(ZeroDivisionError):
         world.turn()
 
 
-def test_an_other_fd_is_told_all_its_events_at_once_also_while_profiling(world: World) -> None:
+def test_other_fd_gets_its_whole_event_mask_even_while_profiling(world: World) -> None:
     one, _ = world.socketpair()
     heard: list[int] = []
     world.loop.add_other_fds({one.fileno(): heard.append})
@@ -924,14 +928,14 @@ def test_an_other_fd_is_told_all_its_events_at_once_also_while_profiling(world: 
     assert heard == [IN | HUP] and world.loop.profiling_data == {}
 
 
-def test_on_exception_is_told_of_a_queued_callable(world: World) -> None:
+def test_on_exception_receives_error_from_queued_callable(world: World) -> None:
     told: list[object] = []
 
     def dies() -> None:
         raise KeyError
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     while obj.write(bytes(65536)):
         pass
     obj.write(dies)
@@ -945,12 +949,12 @@ def test_on_exception_is_told_of_a_queued_callable(world: World) -> None:
     assert told == [obj] and obj.closed
 
 
-def test_on_exception_is_told_of_pushed_back_reads_and_of_post_loop_callbacks(
+def test_on_exception_gets_errors_of_pushed_back_reads_and_post_loop_callbacks(
     world: World,
 ) -> None:
     told: list[tuple[object, str]] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         if obj.read(10) == b"x":
             obj.push_back_read(b"y")
         else:
@@ -963,11 +967,11 @@ def test_on_exception_is_told_of_pushed_back_reads_and_of_post_loop_callbacks(
         return after
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     two.send(b"x")
     three, _ = world.socketpair()
-    own = Noted(three, world.loop)
+    own = Recorder(three, world.loop)
     own.SetPostLoopCallback(callback("own"))
     loop = world.loop
 
@@ -986,11 +990,11 @@ def test_on_exception_is_told_of_pushed_back_reads_and_of_post_loop_callbacks(
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool) -> None:
+def test_exception_in_post_loop_callback_leaves_run(world: World, own: bool) -> None:
     def dies(sockets: object, others: object) -> object:
         raise KeyError
 
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     (obj.SetPostLoopCallback if own else world.loop.set_post_loop_callback)(dies)
     world.loop.set_loop_timeout(0)
     with pytest.raises(KeyError):
@@ -1000,17 +1004,17 @@ def test_an_exception_in_a_post_loop_callback_leaves_run(world: World, own: bool
     world.turn()
 
 
-def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World) -> None:
+def test_no_exception_of_user_code_leaves_run_when_on_exception_is_set(world: World) -> None:
     """Whether a handler raises, a `close`, a handle's close, a callback or a writer function."""
 
-    class Unclosable(Noted):
+    class Unclosable(Recorder):
         def close(self, reason: str | None = None) -> None:
             raise RuntimeError("close")
 
         def event_read(self) -> None:
             raise RuntimeError("handler")
 
-    class Writes(Noted):
+    class Writes(Recorder):
         def event_read(self) -> None:
             super().event_read()
             self.set_writer_func(lambda data, count, offset: 1 // 0)
@@ -1033,15 +1037,15 @@ def test_nothing_of_the_users_leaves_run_where_on_exception_is_set(world: World)
     assert world.loop.watched_sockets == 0
 
 
-def test_an_exception_in_on_exception_leaves_run_and_the_object_is_closed(world: World) -> None:
+def test_exception_raised_by_on_exception_leaves_run_and_object_is_closed(world: World) -> None:
     def dies(obj: object, error: Exception) -> None:
         raise LookupError from error
 
-    def first(obj: Noted) -> None:
+    def first(obj: Recorder) -> None:
         raise KeyError
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=first)
+    obj = Recorder(one, world.loop, read=first)
     obj.watch_read(True)
     two.send(b"x")
     world.loop.on_exception = dies
@@ -1051,14 +1055,14 @@ def test_an_exception_in_on_exception_leaves_run_and_the_object_is_closed(world:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_on_exception_is_not_for_what_ends_the_program(
+def test_on_exception_does_not_receive_keyboard_interrupt_or_system_exit(
     world: World, kind: type[BaseException]
 ) -> None:
-    def dies(obj: Noted) -> None:
+    def dies(obj: Recorder) -> None:
         raise kind
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=dies)
+    obj = Recorder(one, world.loop, read=dies)
     obj.watch_read(True)
     two.send(b"x")
     world.loop.on_exception = lambda o, e: None
@@ -1067,8 +1071,8 @@ def test_on_exception_is_not_for_what_ends_the_program(
     assert not obj.closed
 
 
-def test_an_event_that_a_class_lacks_names_class_and_event(world: World) -> None:
-    class Bare(Socket[Thing]):
+def test_missing_handler_error_names_class_and_event(world: World) -> None:
+    class Bare(Socket[AnyHandle]):
         pass
 
     one, two = world.socketpair()
@@ -1106,7 +1110,7 @@ def failing_wait(world: World, number: int) -> pytest.MonkeyPatch:
     return patch
 
 
-def test_a_signal_during_the_wait_is_an_empty_batch(world: World) -> None:
+def test_signal_during_wait_yields_empty_batch(world: World) -> None:
     turns: list[int] = []
 
     def after(sockets: object, others: object) -> bool:
@@ -1119,7 +1123,7 @@ def test_a_signal_during_the_wait_is_an_empty_batch(world: World) -> None:
     assert turns == [1]
 
 
-def test_any_other_failure_of_the_wait_is_raised(world: World) -> None:
+def test_any_other_failure_of_wait_is_raised(world: World) -> None:
     failing_wait(world, EINVAL)
     called: list[int] = []
     world.loop.set_post_loop_callback(lambda *_: called.append(1))
@@ -1131,7 +1135,7 @@ def test_any_other_failure_of_the_wait_is_raised(world: World) -> None:
 
 
 @real_only
-def test_a_signals_handler_has_run_when_the_callbacks_do(world: World) -> None:
+def test_signal_handler_runs_before_post_loop_callbacks(world: World) -> None:
     order: list[str] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -1176,7 +1180,7 @@ class Repeating:
 
 
 @real_only
-def test_stop_in_a_signals_handler_ends_the_loop(world: World) -> None:
+def test_stop_in_signal_handler_ends_loop(world: World) -> None:
     def handler(number: int, frame: FrameType | None) -> None:
         world.loop.stop()
 
@@ -1190,7 +1194,7 @@ def test_stop_in_a_signals_handler_ends_the_loop(world: World) -> None:
 
 
 @real_only
-def test_an_exception_out_of_a_signals_handler_leaves_run_with_the_closes_done(
+def test_exception_from_signal_handler_leaves_run_after_deferred_closes(
     world: World,
 ) -> None:
     class Stop(BaseException):
@@ -1205,7 +1209,7 @@ def test_an_exception_out_of_a_signals_handler_leaves_run_with_the_closes_done(
 
     one, _ = world.socketpair()
     fd = one.fileno()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     world.loop.add_timer(0, obj.close)
     me = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, handler)
@@ -1222,10 +1226,10 @@ def test_an_exception_out_of_a_signals_handler_leaves_run_with_the_closes_done(
 # --- several loops --------------------------------------------------------------------------------
 
 
-def test_two_loops_know_nothing_of_each_other(world: World) -> None:
+def test_two_loops_are_independent(world: World) -> None:
     first, second = world.new_loop(), world.new_loop()
     one, two = world.socketpair()
-    a, b = Noted(one, first), Noted(two, second)
+    a, b = Recorder(one, first), Recorder(two, second)
     for obj in (a, b):
         obj.watch_read(True)
     a.write(b"to b")
@@ -1242,12 +1246,12 @@ def test_two_loops_know_nothing_of_each_other(world: World) -> None:
 
 
 @real_only
-def test_a_loop_a_thread(world: World) -> None:
+def test_each_thread_can_run_its_own_loop(world: World) -> None:
     def ping_pong(result: list[int]) -> None:
         with Loop(world.backend) as loop:
             one, two = world.socketpair()
 
-            class Player(Noted):
+            class Player(Recorder):
                 def event_read(self) -> None:
                     self.take()
                     if len(self.got) >= 100:
@@ -1275,11 +1279,11 @@ def test_a_loop_a_thread(world: World) -> None:
 # --- reset, close, context manager ----------------------------------------------------------------
 
 
-def test_reset_makes_the_loop_as_new(world: World) -> None:
+def test_reset_returns_loop_to_its_initial_state(world: World) -> None:
     loop = world.loop
     one, two = world.socketpair()
     three, four = world.socketpair()
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     obj.watch_read(True)
     obj.push_back_read(b"pushed")
     obj.SetPostLoopCallback(lambda *_: fired.append("own"))
@@ -1309,7 +1313,7 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
     assert fired == [] and only(calls, "wait") != [("wait", 5)]
     assert world.is_open(one.fileno()) and world.is_open(three.fileno())
     # The descriptors can be watched again.
-    again = Noted(one, loop)
+    again = Recorder(one, loop)
     again.watch_read(True)
     world.turn()
     assert again.got == b"x"
@@ -1318,9 +1322,7 @@ def test_reset_makes_the_loop_as_new(world: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["handler", "timer", "call_soon", "post-loop callback"])
-def test_profiling_is_switched_for_the_next_batch_wherever_it_is_done(
-    world: World, where: str
-) -> None:
+def test_profiling_toggled_anywhere_takes_effect_with_next_batch(world: World, where: str) -> None:
     one, two = world.socketpair()
     two.send(b"1234")
     loop = world.loop
@@ -1332,7 +1334,7 @@ def test_profiling_is_switched_for_the_next_batch_wherever_it_is_done(
     ]
     counts: list[int] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         obj.read(1)
         counts.append(sum(calls for _, _, calls in loop.profiling_data.values()))
         if where == "handler":
@@ -1347,17 +1349,17 @@ def test_profiling_is_switched_for_the_next_batch_wherever_it_is_done(
             switches.pop(0)()
         return len(counts) < 4
 
-    Noted(one, loop, read=act).watch_read(True)
+    Recorder(one, loop, read=act).watch_read(True)
     loop.set_post_loop_callback(after)
     loop.run()
     assert counts == [0, 0, 1, 2]
 
 
-def test_reset_takes_off_profiling(world: World) -> None:
+def test_reset_disables_profiling(world: World) -> None:
     world.loop.enable_profiling()
     world.loop.reset()
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     two.send(b"x")
     world.until(lambda: obj.got)
@@ -1365,17 +1367,17 @@ def test_reset_takes_off_profiling(world: World) -> None:
 
 
 def test_reset_unregisters_nothing(world: World) -> None:
-    Noted(world.socketpair()[0], world.loop)
+    Recorder(world.socketpair()[0], world.loop)
     world.loop.add_other_fds({world.socketpair()[0].fileno(): lambda state: None})
     with world.calls() as calls:
         world.loop.reset()
     assert only(calls, "unregister", "modify", "register") == []
 
 
-def test_an_object_from_before_a_reset_can_be_closed(world: World) -> None:
+def test_object_from_before_reset_can_still_be_closed(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     world.loop.reset()
     with world.calls() as calls:
         obj.close()
@@ -1385,14 +1387,14 @@ def test_an_object_from_before_a_reset_can_be_closed(world: World) -> None:
 
 
 @pytest.mark.parametrize("close_first", [False, True], ids=["open", "closed in the batch"])
-def test_reset_in_a_handler_ends_the_batch_in_peace(
+def test_reset_in_handler_abandons_rest_of_batch_cleanly(
     world: World, close_first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[str] = []
-    objects: list[Noted] = []
+    objects: list[Recorder] = []
     things = [world.socketpair() for _ in range(3)]
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         if close_first:
             for each in objects:
                 each.close("reset")
@@ -1400,7 +1402,7 @@ def test_reset_in_a_handler_ends_the_batch_in_peace(
         world.loop.stop()
 
     for one, two in things:
-        objects.append(Noted(one, world.loop, events=events, read=act))
+        objects.append(Recorder(one, world.loop, events=events, read=act))
         objects[-1].watch_read(True)
         two.send(b"x")
     fds = [one.fileno() for one, two in things]
@@ -1414,19 +1416,19 @@ def test_reset_in_a_handler_ends_the_batch_in_peace(
     assert [world.is_open(fd) for fd in fds] == [not close_first] * 3
 
 
-def test_a_closed_loop_can_be_used_again(world: World) -> None:
+def test_closed_loop_can_be_used_again(world: World) -> None:
     loop = world.loop
     loop.close()
     loop.close()
     one, two = world.socketpair()
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
     assert obj.got == b"x"
 
 
-def test_the_context_manager_closes_the_poller_even_after_an_exception(world: World) -> None:
+def test_context_manager_closes_poller_even_after_exception(world: World) -> None:
     with pytest.raises(KeyError):
         with Loop(world.backend) as loop:
             fd = loop._registry.open().fileno()
@@ -1435,12 +1437,12 @@ def test_the_context_manager_closes_the_poller_even_after_an_exception(world: Wo
 
 
 @real_only
-def test_a_program_run_by_this_one_does_not_get_the_poller(world: World) -> None:
+def test_child_program_does_not_inherit_poller(world: World) -> None:
     fd = world.loop._registry.open().fileno()
     assert fd == -1 or not os.get_inheritable(fd)
 
 
-def test_a_new_loop_makes_no_descriptor_until_it_is_used(world: World) -> None:
+def test_new_loop_opens_no_descriptor_until_it_is_used(world: World) -> None:
     before = world.open_fds()
     loop = world.new_loop()
     loop.set_loop_timeout(0)
@@ -1455,11 +1457,11 @@ def test_a_new_loop_makes_no_descriptor_until_it_is_used(world: World) -> None:
 
 
 @real_only
-def test_after_a_fork_reset_leaves_the_parents_registrations_alone(world: World) -> None:
+def test_reset_after_fork_leaves_parents_registrations_alone(world: World) -> None:
     loop = world.loop
     one, two = world.socketpair()
     three, four = world.socketpair()
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     obj.watch_read(True)
     hit: list[int] = []
     loop.add_other_fds({three.fileno(): lambda state: hit.append(len(drain(three)))})
@@ -1471,7 +1473,7 @@ def test_after_a_fork_reset_leaves_the_parents_registrations_alone(world: World)
         status = 1
         try:
             loop.reset()
-            mine = Noted(one, loop)
+            mine = Recorder(one, loop)
             mine.watch_read(True)
             two.send(b"x")
             world.until(lambda: mine.got)
@@ -1506,7 +1508,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_backend_that_was_asked_for_is_used(world: World) -> None:
+def test_requested_backend_is_used(world: World) -> None:
     loop = world.loop
     assert loop.backend == world.backend
     assert isinstance(loop._registry.open(), POLLERS[world.backend])
@@ -1514,7 +1516,7 @@ def test_the_backend_that_was_asked_for_is_used(world: World) -> None:
     assert loop.have_kqueue is (world.backend == "kqueue")
 
 
-def test_the_preferred_backend_is_kqueue_then_epoll_then_poll(
+def test_backends_are_preferred_in_order_kqueue_epoll_poll(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DANGA_RAW_BACKEND", raising=False)
@@ -1525,7 +1527,7 @@ def test_the_preferred_backend_is_kqueue_then_epoll_then_poll(
     assert Loop().backend == names[0]
 
 
-def test_the_environment_forces_a_backend(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_forces_backend(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DANGA_RAW_BACKEND", world.backend)
     assert Loop().backend == world.backend
     monkeypatch.setenv("DANGA_RAW_BACKEND", "")
@@ -1537,9 +1539,7 @@ def test_the_environment_forces_a_backend(world: World, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["select", "EPOLL", " poll", "kqueue "])
-def test_an_unknown_backend_is_refused_with_the_names_of_those_there_are(
-    world: World, name: str
-) -> None:
+def test_unknown_backend_is_rejected_with_list_of_available_ones(world: World, name: str) -> None:
     with pytest.raises(ValueError) as caught:
         Loop(name)
     assert repr(name) in str(caught.value)
@@ -1547,18 +1547,18 @@ def test_an_unknown_backend_is_refused_with_the_names_of_those_there_are(
         assert there in str(caught.value)
 
 
-def test_a_backend_that_is_not_of_this_system_is_refused(world: World) -> None:
+def test_backend_of_another_system_is_rejected(world: World) -> None:
     absent = "epoll" if "epoll" not in backends() else "kqueue"
     with pytest.raises(ValueError, match=f"no backend '{absent}' here"):
         Loop(absent)
 
 
-def test_the_default_loop_takes_the_backend_of_the_environment() -> None:
+def test_default_loop_takes_backend_from_environment() -> None:
     code = "import danga_raw; print(danga_raw.default_loop().backend, danga_raw.Socket.HaveEpoll())"
     assert run(code, DANGA_RAW_BACKEND="poll").stdout == "poll False\n"
 
 
-def test_threads_that_ask_for_the_default_loop_at_once_get_the_same(
+def test_threads_asking_for_default_loop_at_once_get_same_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     theirs: list[Loop] = []
@@ -1577,7 +1577,7 @@ def test_threads_that_ask_for_the_default_loop_at_once_get_the_same(
     assert theirs == [mine]
 
 
-def test_importing_the_package_makes_no_descriptor_and_does_not_import_socket() -> None:
+def test_importing_package_opens_no_descriptor_and_does_not_import_socket() -> None:
     code = """
 import os, sys
 made = []
@@ -1603,7 +1603,7 @@ assert made == [], made
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("other", [False, True], ids=["object", "other fd"])
-def test_fd_0_is_a_descriptor_like_any_other(backend: str, other: bool) -> None:
+def test_fd_0_works_like_any_other_descriptor(backend: str, other: bool) -> None:
     code = """
 import os, socket, sys
 import danga_raw
@@ -1654,11 +1654,11 @@ there.close()
 # --- profiling ------------------------------------------------------------------------------------
 
 
-def test_profiling_is_refused_where_python_has_no_resource(
+def test_profiling_is_refused_where_python_lacks_resource_module(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     monkeypatch.setitem(sys.modules, "resource", None)
     with pytest.raises(ImportError, match="resource"):
@@ -1668,7 +1668,7 @@ def test_profiling_is_refused_where_python_has_no_resource(
     assert obj.got == b"x" and not obj.closed and world.loop.profiling_data == {}
 
 
-def test_profiling_counts_each_handler_by_class_and_event(
+def test_profiling_counts_handlers_by_class_and_event(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -1679,48 +1679,48 @@ def test_profiling_counts_each_handler_by_class_and_event(
 
     monkeypatch.setattr(libc, "getrusage", getrusage)
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop, actions=QUIET)
+    obj = Recorder(one, world.loop, actions=QUIET)
     assert world.loop.enable_profiling() is True
     for mask in (IN, IN | OUT, IN | OUT | ERR | HUP):
         with batch(world, (fd_of(obj), mask)).context():
             world.turn()
     data = world.loop.profiling_data
     assert data == {
-        "Noted-read": (1.5, 0.75, 3),
-        "Noted-write": (1.0, 0.5, 2),
-        "Noted-err": (0.5, 0.25, 1),
-        "Noted-hup": (0.5, 0.25, 1),
+        "Recorder-read": (1.5, 0.75, 3),
+        "Recorder-write": (1.0, 0.5, 2),
+        "Recorder-err": (0.5, 0.25, 1),
+        "Recorder-hup": (0.5, 0.25, 1),
     }
     assert len(calls) == 14
     world.loop.disable_profiling()
     with batch(world, (fd_of(obj), IN)).context():
         world.turn()
-    assert world.loop.profiling_data["Noted-read"] == (1.5, 0.75, 3) and len(calls) == 14
+    assert world.loop.profiling_data["Recorder-read"] == (1.5, 0.75, 3) and len(calls) == 14
     world.loop.enable_profiling()
     assert world.loop.profiling_data == {}
 
 
-def test_profiling_can_be_switched_in_a_handler(world: World) -> None:
+def test_profiling_can_be_enabled_in_handler(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=lambda obj: obj.loop.enable_profiling())
+    obj = Recorder(one, world.loop, read=lambda obj: obj.loop.enable_profiling())
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
     world.turn()
-    assert obj.events == ["read", "read"] and "Noted-read" in world.loop.profiling_data
+    assert obj.events == ["read", "read"] and "Recorder-read" in world.loop.profiling_data
 
 
-def test_nothing_is_profiled_unless_asked(world: World) -> None:
+def test_nothing_is_profiled_unless_enabled(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
     assert obj.got == b"x" and world.loop.profiling_data == {}
 
 
-def test_things_are_what_the_fixture_says(world: World) -> None:
-    one: Thing
+def test_fixture_reports_open_descriptors_and_drains_sockets(world: World) -> None:
+    one: AnyHandle
     one, two = world.socketpair()
     assert world.is_open(one.fileno()) and not world.is_open(999_999)
     assert drain(two) == b""

@@ -12,7 +12,7 @@ import pytest
 
 import danga_raw
 from danga_raw import Loop, Socket, Timer, default_loop
-from tests.world import IN, Noted, World, drain
+from tests.world import IN, Recorder, World, drain
 
 CLASS_METHODS = (
     "Reset HaveEpoll HaveKQueue WatchedSockets EnableProfiling DisableProfiling ProfilingData "
@@ -53,7 +53,7 @@ def check_typed(function: Callable[..., object]) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in CLASS_METHODS if n != "SetPostLoopCallback"])
-def test_a_class_method_of_the_manual_is_documented_and_typed(name: str) -> None:
+def test_class_method_of_the_manual_is_documented_and_typed(name: str) -> None:
     assert isinstance(inspect.getattr_static(Socket, name), (classmethod, staticmethod))
     assert inspect.getdoc(getattr(Socket, name))
     check_typed(getattr(Socket, name))
@@ -61,54 +61,54 @@ def test_a_class_method_of_the_manual_is_documented_and_typed(name: str) -> None
 
 def test_set_post_loop_callback_is_typed_both_ways(world: World) -> None:
     check_typed(Socket.SetPostLoopCallback)
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     check_typed(obj.SetPostLoopCallback)
     assert inspect.getdoc(Socket.SetPostLoopCallback) and inspect.getdoc(obj.SetPostLoopCallback)
 
 
 @pytest.mark.parametrize("name", OBJECT_METHODS)
-def test_an_object_method_of_the_manual_is_documented_and_typed(name: str) -> None:
+def test_object_method_of_the_manual_is_documented_and_typed(name: str) -> None:
     method = inspect.getattr_static(Socket, name)
     assert inspect.isfunction(method) and inspect.getdoc(method)
     check_typed(method)
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_the_fields_of_the_original_are_attributes(world: World, name: str) -> None:
+def test_fields_of_the_original_are_attributes(world: World, name: str) -> None:
     obj = Socket(world.socketpair()[0], world.loop)
     getattr(obj, name)
 
 
 @pytest.mark.parametrize("name", LOOP)
-def test_a_method_of_the_loop_is_documented_and_typed(name: str) -> None:
+def test_method_of_the_loop_is_documented_and_typed(name: str) -> None:
     method = inspect.getattr_static(Loop, name)
     assert inspect.getdoc(method)
     check_typed(method)
 
 
 @pytest.mark.parametrize("name", LOOP_PROPERTIES)
-def test_a_property_of_the_loop_is_documented_and_typed(name: str) -> None:
+def test_property_of_the_loop_is_documented_and_typed(name: str) -> None:
     prop = inspect.getattr_static(Loop, name)
     assert isinstance(prop, property) and prop.fget and inspect.getdoc(prop)
     check_typed(prop.fget)
 
 
 @pytest.mark.parametrize("cls", [Socket, Loop, Timer])
-def test_all_that_is_public_is_documented_and_typed(cls: type) -> None:
+def test_everything_public_is_documented_and_typed(cls: type) -> None:
     for name in public(cls):
         if name != "SetPostLoopCallback":
             assert inspect.getdoc(getattr(cls, name)), name
             check_typed(getattr(cls, name))
 
 
-def test_the_package_hands_on_what_it_names() -> None:
+def test_package_documents_every_name_that_it_exports() -> None:
     assert {"Loop", "Socket", "Timer", "default_loop"} <= set(danga_raw.__all__)
     assert len(set(danga_raw.__all__)) == len(danga_raw.__all__)
     for name in danga_raw.__all__:
         assert inspect.getdoc(getattr(danga_raw, name)), name
 
 
-def test_no_class_method_is_hidden_by_an_alias_of_its_own_name() -> None:
+def test_no_annotation_is_shadowed_by_a_class_method() -> None:
     # Inside the class body OtherFds would mean the method, and be Any to a type checker.
     for name in CLASS_METHODS:
         for method in CLASS_METHODS:
@@ -121,7 +121,7 @@ def test_no_class_method_is_hidden_by_an_alias_of_its_own_name() -> None:
 # --- the class methods at work --------------------------------------------------------------------
 
 
-def test_the_class_methods_act_on_the_default_loop(world: World) -> None:
+def test_class_methods_act_on_the_default_loop(world: World) -> None:
     loop = world.default_loop()
     assert default_loop() is loop
     one, two = world.socketpair()
@@ -129,9 +129,9 @@ def test_the_class_methods_act_on_the_default_loop(world: World) -> None:
     assert Socket.HaveEpoll() is (world.backend == "epoll")
     assert Socket.HaveKQueue() is (world.backend == "kqueue")
     assert Socket.WatchedSockets() == 0 and Socket.DescriptorMap() == {}
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     obj.watch_read(True)
-    assert Socket.WatchedSockets() == 1 and Noted.DescriptorMap() == {one.fileno(): obj}
+    assert Socket.WatchedSockets() == 1 and Recorder.DescriptorMap() == {one.fileno(): obj}
 
     hit: list[object] = []
     assert Socket.OtherFds() == {}
@@ -148,12 +148,12 @@ def test_the_class_methods_act_on_the_default_loop(world: World) -> None:
     assert Socket.EnableProfiling() is True
     Socket.EventLoop()
     assert hit == ["timer", IN] and obj.got == b"x" and drain(three) == b"y"
-    assert list(Socket.ProfilingData()) == ["Noted-read"]
-    assert len(Socket.ProfilingData()["Noted-read"]) == 3
+    assert list(Socket.ProfilingData()) == ["Recorder-read"]
+    assert len(Socket.ProfilingData()["Recorder-read"]) == 3
     Socket.DisableProfiling()
     two.send(b"x")
     Socket.EventLoop()
-    assert Socket.ProfilingData()["Noted-read"][2] == 1
+    assert Socket.ProfilingData()["Recorder-read"][2] == 1
 
     assert list(Socket.OtherFds({four.fileno(): hit.append})) == [four.fileno()]
     obj.close()
@@ -164,7 +164,7 @@ def test_the_class_methods_act_on_the_default_loop(world: World) -> None:
     assert not world.is_open(one.fileno()) and world.is_open(three.fileno())
 
 
-def test_the_annotations_can_be_evaluated() -> None:
+def test_annotations_can_be_evaluated() -> None:
     for name in OBJECT_METHODS:
         assert inspect.get_annotations(getattr(Socket, name))
     assert typing.get_type_hints(Timer.cancel) == {"return": type(None)}

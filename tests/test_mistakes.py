@@ -53,7 +53,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 # --- help -----------------------------------------------------------------------------------------
 
 
-def test_the_class_methods_are_those_of_the_manual() -> None:
+def test_class_methods_are_those_of_the_manual() -> None:
     assert {name for name in CLASS_METHODS if name[0].isupper()} == set(
         "AddOtherFds AddTimer DebugMsg DescriptorMap DisableProfiling EnableProfiling EventLoop "
         "HaveEpoll HaveKQueue OtherFds ProfilingData Reset SetLoopTimeout ToClose "
@@ -62,13 +62,13 @@ def test_the_class_methods_are_those_of_the_manual() -> None:
 
 
 @pytest.mark.parametrize("name", CLASS_METHODS)
-def test_help_says_what_a_class_method_does(name: str) -> None:
+def test_help_describes_each_class_method(name: str) -> None:
     text = inspect.getdoc(getattr(Socket, name)) or ""
     assert len(text.split()) >= 6 and not re.match(r"`?Loop\.", text), text
-    assert text in "\n".join(line.removeprefix("    ") for line in helped(Socket, name))
+    assert text in "\n".join(line.removeprefix("    ") for line in help_text(Socket, name))
 
 
-def helped(kind: type, name: str) -> list[str]:
+def help_text(kind: type, name: str) -> list[str]:
     return pydoc.plain(pydoc.render_doc(getattr(kind, name))).splitlines()
 
 
@@ -93,13 +93,13 @@ def test_help_names_types_units_errors_and_calls(name: str, words: str) -> None:
     assert [word for word in words.split() if word not in text] == []
 
 
-def test_help_of_a_listener_says_what_its_own_handlers_do() -> None:
+def test_help_of_a_listener_describes_its_own_methods() -> None:
     for name, method in vars(Listener).items():
         if not name.startswith("_") and inspect.isfunction(method):
             assert inspect.getdoc(method) != inspect.getdoc(getattr(Socket, name, None)), name
 
 
-def test_help_says_what_a_post_loop_callback_of_an_object_is(
+def test_help_describes_the_post_loop_callback_of_an_object(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     text = inspect.getdoc(Socket(pair[0], loop).SetPostLoopCallback) or ""
@@ -108,7 +108,7 @@ def test_help_says_what_a_post_loop_callback_of_an_object_is(
 
 
 @pytest.mark.parametrize("kind", [Socket, Listener, Timer, Trace])
-def test_every_attribute_is_documented_at_the_prompt(kind: type) -> None:
+def test_every_attribute_has_a_docstring(kind: type) -> None:
     slots: object = vars(kind)["__slots__"]
     assert isinstance(slots, dict)
     for name, text in slots.items():
@@ -117,12 +117,12 @@ def test_every_attribute_is_documented_at_the_prompt(kind: type) -> None:
             assert text[:30] in pydoc.plain(pydoc.render_doc(kind)), name
 
 
-def test_a_call_says_what_its_fields_are() -> None:
+def test_docstring_of_a_call_names_its_fields() -> None:
     text = inspect.getdoc(Call) or ""
     assert [name for name in Call._fields if f"`{name}`" not in text] == []
 
 
-def test_what_a_loop_has_is_documented_at_the_prompt(loop: Loop) -> None:
+def test_loop_has_no_undocumented_attributes(loop: Loop) -> None:
     assert [name for name in vars(loop) if not name.startswith("_")] == []
     assert loop.backend in ("epoll", "poll") and inspect.getdoc(Loop.backend)
 
@@ -137,7 +137,7 @@ def test_every_public_method_and_property_is_documented(kind: type) -> None:
 # --- repr -----------------------------------------------------------------------------------------
 
 
-def test_repr_of_a_socket_says_what_is_watched_queued_and_to_whom(loop: Loop) -> None:
+def test_repr_of_a_socket_shows_interest_queue_and_peer(loop: Loop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         there = socket.create_connection(server.getsockname())
         here, _ = server.accept()
@@ -164,11 +164,11 @@ def test_repr_of_a_socket_says_what_is_watched_queued_and_to_whom(loop: Loop) ->
     there.close()
 
 
-def test_repr_of_what_is_not_made_yet_raises_nothing() -> None:
+def test_repr_of_an_object_without_init_does_not_raise() -> None:
     assert repr(Socket.__new__(Socket)) == "<Socket, not made>"
 
 
-def test_repr_of_a_loop_counts_what_it_has(
+def test_repr_of_a_loop_counts_its_contents(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     assert repr(loop) == f"<Loop on {loop.backend}: 0 sockets, 0 other fds, 0 timers>"
@@ -178,14 +178,14 @@ def test_repr_of_a_loop_counts_what_it_has(
     assert repr(loop) == f"<Loop on {loop.backend}: 1 sockets, 1 other fds, 1 timers>"
 
 
-def test_repr_of_a_timer_says_what_it_calls_or_that_it_is_spent(loop: Loop) -> None:
+def test_repr_of_a_timer_shows_its_callback_or_that_it_is_spent(loop: Loop) -> None:
     timer = loop.add_timer(60, print)
     assert repr(timer) == f"<Timer of {print!r}>"
     timer.cancel()
     assert repr(timer) == "<Timer spent>"
 
 
-def test_repr_of_a_listener_says_where_it_listens_to_who_asks(loop: Loop) -> None:
+def test_repr_of_a_listener_shows_interest_and_fd(loop: Loop) -> None:
     listener = Listener(socket.create_server(("127.0.0.1", 0)), lambda *_: None, loop)
     assert repr(listener) == f"<Listener(R): open, fd {listener.fd}>"
     listener.close()
@@ -199,7 +199,7 @@ class Plain(Socket):
 # --- common mistakes ------------------------------------------------------------------------------
 
 
-def test_a_socket_that_blocks_is_warned_of_once_and_without_a_call() -> None:
+def test_blocking_socket_is_warned_about_once_and_without_a_call() -> None:
     code = """
 import socket
 from danga_raw import Loop, Socket
@@ -222,7 +222,7 @@ with Loop() as loop:
     "how", [copy.copy, copy.deepcopy, pickle.dumps, partial(pickle.dumps, protocol=0)]
 )
 @pytest.mark.parametrize("what", ["Socket", "Plain", "Listener", "Loop", "Timer", "Trace"])
-def test_what_the_kernel_or_a_loop_knows_is_not_copied(
+def test_objects_tied_to_the_kernel_or_a_loop_cannot_be_copied_or_pickled(
     loop: Loop,
     pair: tuple[socket.socket, socket.socket],
     what: str,
@@ -247,7 +247,7 @@ def test_what_the_kernel_or_a_loop_knows_is_not_copied(
         assert loop.watched_sockets == 3
 
 
-def test_a_call_of_a_trace_can_be_copied_and_pickled(
+def test_call_of_a_trace_can_be_copied_and_pickled(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     obj = Socket(pair[0], loop)
@@ -256,7 +256,7 @@ def test_a_call_of_a_trace_can_be_copied_and_pickled(
     assert calls == copy.deepcopy(calls) == pickle.loads(pickle.dumps(calls))
 
 
-def test_a_socket_that_does_not_block_is_not_warned_of(
+def test_non_blocking_socket_is_not_warned_about(
     loop: Loop,
     pair: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
@@ -269,7 +269,7 @@ def test_a_socket_that_does_not_block_is_not_warned_of(
     assert caplog.records == []
 
 
-def test_a_number_is_no_socket_and_is_told_what_would_do(loop: Loop) -> None:
+def test_number_is_rejected_as_a_socket_with_advice(loop: Loop) -> None:
     with pytest.raises(
         TypeError, match=r"not 5: socket\.socket\(fileno=5\).*AddOtherFds"
     ) as caught:
@@ -284,7 +284,7 @@ def test_a_number_is_no_socket_and_is_told_what_would_do(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("given", ["epoll", 5, Loop])
-def test_what_is_no_loop_is_refused(
+def test_what_is_not_a_loop_is_rejected(
     pair: tuple[socket.socket, socket.socket], given: object
 ) -> None:
     hint = "; Loop('epoll') makes one" if given == "epoll" else ""
@@ -314,14 +314,14 @@ class Mixed(Mixin, Socket):  # whose constructor is the mixin's, which calls no 
     pass
 
 
-class Deaf(Listener):
+class ForgetfulListener(Listener):
     def __init__(self) -> None:
         pass
 
 
-FORGETFUL: list[Callable[[], Socket]] = [Forgetful, Slotted, Mixed, Deaf]
+WITHOUT_SUPER_INIT: list[Callable[[], Socket]] = [Forgetful, Slotted, Mixed, ForgetfulListener]
 
-USES: dict[str, Callable[[Socket], object]] = {
+FIRST_USES: dict[str, Callable[[Socket], object]] = {
     "read": lambda obj: obj.read(10),
     "write": lambda obj: obj.write(b"x"),
     "write nothing": lambda obj: obj.write(None),
@@ -353,25 +353,25 @@ USES: dict[str, Callable[[Socket], object]] = {
 """The first use of an object."""
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("kind", FORGETFUL)
-def test_who_forgot_super_init_is_told_so(kind: Callable[[], Socket], use: str) -> None:
+@pytest.mark.parametrize("use", FIRST_USES)
+@pytest.mark.parametrize("kind", WITHOUT_SUPER_INIT)
+def test_missing_super_init_is_named_in_the_error(kind: Callable[[], Socket], use: str) -> None:
     obj = kind()
     name = type(obj).__name__
     with pytest.raises(AttributeError, match=rf"{name}.__init__ has not called super\(\)"):
-        USES[use](obj)
+        FIRST_USES[use](obj)
     assert repr(obj) == f"<{name}, not made>"
 
 
 @pytest.mark.parametrize(
     "use", ["read", "write", "watch_read", "watch_write", "watch_write no longer", "close"]
 )
-def test_who_uses_an_object_before_it_is_made_is_told_so(
+def test_use_before_super_init_is_named_in_the_error(
     loop: Loop, pair: tuple[socket.socket, socket.socket], use: str
 ) -> None:
     class Hasty(Socket):
         def __init__(self, sock: socket.socket, loop: Loop) -> None:
-            USES[use](self)
+            FIRST_USES[use](self)
             super().__init__(sock, loop)
 
     with pytest.raises(AttributeError, match=r"Hasty.__init__ has not called super\(\)"):
@@ -383,10 +383,10 @@ def test_who_uses_an_object_before_it_is_made_is_told_so(
         name: str = ""
 
     with pytest.raises(AttributeError, match=r"Generated.__init__ has not called super\(\)"):
-        USES[use](Generated())
+        FIRST_USES[use](Generated())
 
 
-def test_who_sets_the_attributes_instead_is_told_so(
+def test_setting_attributes_instead_of_calling_super_init_is_named_in_the_error(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     class Setting(Socket):
@@ -395,10 +395,10 @@ def test_who_sets_the_attributes_instead_is_told_so(
 
     for use in ("read", "write", "watch_read", "close", "steal_socket", "peer_ip_string", "closed"):
         with pytest.raises(AttributeError, match=r"Setting.__init__ has not called super\(\)"):
-            USES[use](Setting(pair[0], loop))
+            FIRST_USES[use](Setting(pair[0], loop))
 
 
-def test_a_constructor_that_has_another_call_super_init_is_as_good(
+def test_super_init_may_be_called_by_another_method(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """A missing attribute gives Python's usual error, even if it is missing inside a property."""
@@ -423,7 +423,7 @@ def test_a_constructor_that_has_another_call_super_init_is_as_good(
     obj.close()
 
 
-def test_who_calls_super_init_pays_for_no_look_at_what_is_missing() -> None:
+def test_class_that_calls_super_init_gets_no_getattr_hook() -> None:
     class Plain(Socket):
         pass
 
@@ -458,22 +458,22 @@ def plain_generator(*_: object) -> Iterator[None]:
     yield
 
 
-class Awaited:
+class AsyncCallable:
     async def __call__(self, *_: object) -> None: ...
 
 
-IDLE: dict[str, Callable[..., object]] = {
+INEFFECTIVE: dict[str, Callable[..., object]] = {
     "coroutine": coroutine,
     "asynchronous generator": generator,
     "generator": plain_generator,
     "partial": partial(partial(coroutine, 1), 2),
-    "object": Awaited(),
-    "partial of an object": partial(Awaited()),
+    "object": AsyncCallable(),
+    "partial of an object": partial(AsyncCallable()),
 }
 """Callables that do nothing when called."""
 
 
-GIVES: dict[str, Callable[[Loop, object], object]] = {
+CALLBACK_SETTERS: dict[str, Callable[[Loop, object], object]] = {
     "add_timer": lambda loop, given: loop.add_timer(1, given),  # type: ignore[arg-type]
     "call_soon": lambda loop, given: loop.call_soon(given),  # type: ignore[arg-type]
     "call_soon_threadsafe": lambda loop, given: loop.call_soon_threadsafe(given),  # type: ignore[arg-type]
@@ -484,29 +484,29 @@ GIVES: dict[str, Callable[[Loop, object], object]] = {
 }
 
 
-@pytest.mark.parametrize("way", GIVES)
-@pytest.mark.parametrize("kind", IDLE)
-def test_what_does_nothing_when_it_is_called_is_refused_as_a_callback(
+@pytest.mark.parametrize("way", CALLBACK_SETTERS)
+@pytest.mark.parametrize("kind", INEFFECTIVE)
+def test_callback_that_would_return_a_coroutine_or_generator_is_rejected(
     loop: Loop, way: str, kind: str
 ) -> None:
     with pytest.raises(
         TypeError, match="called and not awaited.*is a coroutine function or a generator"
     ):
-        GIVES[way](loop, IDLE[kind])
+        CALLBACK_SETTERS[way](loop, INEFFECTIVE[kind])
 
 
-@pytest.mark.parametrize("way", sorted({*GIVES} - {"add_other_fds"}))
-def test_what_holds_a_coroutine_function_may_do_something_with_it(loop: Loop, way: str) -> None:
+@pytest.mark.parametrize("way", sorted({*CALLBACK_SETTERS} - {"add_other_fds"}))
+def test_callable_that_merely_holds_a_coroutine_function_is_accepted(loop: Loop, way: str) -> None:
     class Starts:
         func = staticmethod(coroutine)
 
         def __call__(self, *_: object) -> None: ...
 
     for fine in (Starts(), partial(print), Starts, print):
-        GIVES[way](loop, fine)
+        CALLBACK_SETTERS[way](loop, fine)
 
 
-def test_a_coroutine_function_is_refused_where_objects_take_callbacks(
+def test_objects_reject_coroutine_functions_as_callbacks(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     obj = Socket(pair[0], loop)
@@ -520,7 +520,7 @@ def test_a_coroutine_function_is_refused_where_objects_take_callbacks(
     assert obj.writer_func is None and loop.watched_sockets == 1
 
 
-def test_a_timer_looks_at_each_method_that_is_not_the_last_one(loop: Loop) -> None:
+def test_add_timer_checks_each_method_that_differs_from_the_last_one(loop: Loop) -> None:
     class Things(dict[str, int]):
         def call(self) -> None: ...
 
@@ -539,7 +539,7 @@ def test_a_timer_looks_at_each_method_that_is_not_the_last_one(loop: Loop) -> No
 
 
 @pytest.mark.parametrize("name", "event_read event_write event_err event_hup event_connect".split())
-def test_a_class_whose_handler_is_a_coroutine_function_cannot_be_made(name: str) -> None:
+def test_class_with_a_coroutine_handler_cannot_be_defined(name: str) -> None:
     with pytest.raises(
         TypeError, match=rf"Hasty\.{name} is called and not awaited: no async def or yield"
     ):
@@ -548,7 +548,7 @@ def test_a_class_whose_handler_is_a_coroutine_function_cannot_be_made(name: str)
 
 
 @pytest.mark.parametrize("name", ["close", "close_as", "event_connect"])
-def test_a_class_whose_handler_does_not_take_what_it_is_given_is_warned_of(
+def test_handler_with_the_wrong_signature_is_warned_about(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Such as asyncore's `close(self)`, which would fail when a write does."""
@@ -569,14 +569,16 @@ def test_a_class_whose_handler_does_not_take_what_it_is_given_is_warned_of(
 @pytest.mark.parametrize(
     "way", ["add_timer", "call_soon", "call_soon_threadsafe", "add_signal_handler", "add_other_fds"]
 )
-def test_who_called_the_callback_instead_of_giving_it_is_told_so(loop: Loop, way: str) -> None:
+def test_callback_that_was_called_instead_of_passed_is_named_in_the_error(
+    loop: Loop, way: str
+) -> None:
     called = print(end="")
     with pytest.raises(TypeError, match=r"not None; give the function itself, f and not f\(\)"):
-        GIVES[way](loop, called)
+        CALLBACK_SETTERS[way](loop, called)
     assert "0 other fds, 0 timers" in repr(loop) and loop._registry.waker is None
 
 
-def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
+def test_socket_given_as_an_other_fd_is_rejected_with_advice(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     for give in (loop.add_other_fds, partial(setattr, loop, "other_fds")):
@@ -585,7 +587,7 @@ def test_a_socket_as_an_other_fd_is_told_to_give_its_number(
     assert dict(loop.other_fds) == {}
 
 
-def test_who_changes_what_a_loop_knows_by_hand_is_refused(
+def test_mappings_of_a_loop_are_read_only(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """If only removed from the dict, a descriptor gets events without an owner, and is closed."""
@@ -605,7 +607,7 @@ def test_who_changes_what_a_loop_knows_by_hand_is_refused(
     assert given == [loop.descriptor_map, loop.other_fds]
 
 
-SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
+INVALID_ARGUMENTS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
     "seconds for milliseconds": (
         lambda loop, obj: loop.set_loop_timeout(0.5),  # type: ignore[arg-type]
         "a loop timeout is a number of milliseconds, an int, not 0.5",
@@ -695,22 +697,22 @@ SLIPS: dict[str, tuple[Callable[[Loop, Socket], object], str]] = {
         "called and not awaited.*is a coroutine function or a generator",
     ),
 }
-"""A slip, and the message for it."""
+"""A mistake, and the message for it."""
 
 
-@pytest.mark.parametrize("slip", SLIPS)
-def test_a_slip_is_named_with_its_value_and_what_would_do(
-    loop: Loop, pair: tuple[socket.socket, socket.socket], slip: str
+@pytest.mark.parametrize("mistake", INVALID_ARGUMENTS)
+def test_invalid_argument_is_named_with_its_value_and_a_remedy(
+    loop: Loop, pair: tuple[socket.socket, socket.socket], mistake: str
 ) -> None:
     obj = Socket(pair[0], loop)
     obj.watch_read(True)
-    made, (make, said) = repr(obj), SLIPS[slip]
+    made, (make, said) = repr(obj), INVALID_ARGUMENTS[mistake]
     with pytest.raises((TypeError, ValueError, OSError), match=said):
         make(loop, obj)
     assert repr(obj) == made and dict(loop.other_fds) == {} and loop.watched_sockets == 1
 
 
-def test_a_signals_handler_is_refused_in_another_thread(loop: Loop) -> None:
+def test_signal_handler_added_in_another_thread_is_rejected(loop: Loop) -> None:
     said: list[str] = []
 
     def add() -> None:
@@ -738,7 +740,7 @@ class Late:
         ((Socket,), {"event_read": plain_generator}, "event_read"),
     ],
 )
-def test_a_coroutine_function_is_no_handler_wherever_it_comes_from(
+def test_coroutine_handler_is_rejected_wherever_it_is_defined(
     bases: tuple[type, ...], body: dict[str, object], name: str
 ) -> None:
     with pytest.raises(
@@ -747,7 +749,7 @@ def test_a_coroutine_function_is_no_handler_wherever_it_comes_from(
         type("Hasty", bases, body)
 
 
-def test_who_forgot_to_listen_is_told(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_call_of_listen_is_reported(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         listener = Listener(sock, lambda *_: None, loop)
@@ -757,5 +759,5 @@ def test_who_forgot_to_listen_is_told(loop: Loop, caplog: pytest.LogCaptureFixtu
     assert "no listening socket" in caplog.text
 
 
-def test_the_version_is_said() -> None:
+def test_version_has_three_numbers() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", danga_raw.__version__)

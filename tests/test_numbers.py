@@ -24,9 +24,9 @@ from tests.world import (
     IN,
     OUT,
     POLLERS,
+    AnyHandle,
     Descriptor,
-    Noted,
-    Thing,
+    Recorder,
     World,
     drain,
     only,
@@ -36,13 +36,13 @@ from tests.world import (
 T = TypeVar("T")
 
 
-def taking(world: World, fd: int, tcp: bool = False) -> tuple[Thing, Thing]:
+def socket_with_fd(world: World, fd: int, tcp: bool = False) -> tuple[AnyHandle, AnyHandle]:
     """A new socket with the number `fd`, which must be free, and its other end."""
     one, two = world.socketpair(tcp)
     if fd not in (one.fileno(), two.fileno()):  # With real TCP, the listener got the number.
         os.dup2(one.fileno(), fd, inheritable=False)
         one.close()
-        one = cast(Thing, socket.socket(fileno=fd))
+        one = cast(AnyHandle, socket.socket(fileno=fd))
         world.stack.callback(one.close)
     if one.fileno() != fd:
         one, two = two, one
@@ -50,14 +50,14 @@ def taking(world: World, fd: int, tcp: bool = False) -> tuple[Thing, Thing]:
     return one, two
 
 
-def dup(world: World, thing: Thing) -> Thing:
+def dup(world: World, thing: AnyHandle) -> AnyHandle:
     """Another descriptor of the same file, such as a forked child's."""
     copy = thing.dup() if isinstance(thing, SimulatedHandle) else cast(socket.socket, thing).dup()
     world.stack.callback(copy.close)
-    return cast(Thing, copy)
+    return cast(AnyHandle, copy)
 
 
-def hear(heard: list[T], what: T, thing: Thing) -> None:
+def record_and_drain(heard: list[T], what: T, thing: AnyHandle) -> None:
     heard.append(what)
     drain(thing)
 
@@ -65,51 +65,51 @@ def hear(heard: list[T], what: T, thing: Thing) -> None:
 # --- within a batch -------------------------------------------------------------------------------
 
 
-def steal(world: World, obj: Noted, thing: Thing) -> None:
+def steal(world: World, obj: Recorder, thing: AnyHandle) -> None:
     obj.steal_socket()
     thing.close()
 
 
-def close_behind_the_back(world: World, obj: Noted, thing: Thing) -> None:
+def close_behind_the_back(world: World, obj: Recorder, thing: AnyHandle) -> None:
     thing.close()
 
 
-def steal_behind_a_close(world: World, obj: Noted, thing: Thing) -> None:
+def close_then_close_handle(world: World, obj: Recorder, thing: AnyHandle) -> None:
     obj.close()
     thing.close()
 
 
-LEAVES = [steal, close_behind_the_back, steal_behind_a_close]
+WAYS_TO_LEAVE = [steal, close_behind_the_back, close_then_close_handle]
 
 
-@pytest.mark.parametrize("leaves", LEAVES)
+@pytest.mark.parametrize("leaves", WAYS_TO_LEAVE)
 @pytest.mark.parametrize("becomes", ["an object", "an other fd"])
 @pytest.mark.parametrize("state", [IN, HUP, IN | OUT | HUP])
-def test_a_number_given_out_again_in_the_batch_in_which_an_object_left_it_hears_only_its_own(
+def test_fd_reused_in_the_batch_after_an_object_left_gets_only_its_own_events(
     world: World,
-    leaves: Callable[[World, Noted, Thing], None],
+    leaves: Callable[[World, Recorder, AnyHandle], None],
     becomes: str,
     state: int,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     world.lenient()
     heard: list[int] = []
-    newcomers: list[Noted] = []
-    peers: list[Thing] = []
+    newcomers: list[Recorder] = []
+    peers: list[AnyHandle] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         leaves(world, old, three)
-        thing, peer = taking(world, fd)
+        thing, peer = socket_with_fd(world, fd)
         peers.append(peer)
         if becomes == "an object":
-            newcomers.append(Noted(thing, world.loop))
+            newcomers.append(Recorder(thing, world.loop))
             newcomers[0].watch_read(True)
         else:
-            world.loop.add_other_fds({fd: lambda state: hear(heard, state, thing)})
+            world.loop.add_other_fds({fd: lambda state: record_and_drain(heard, state, thing)})
 
     one, _ = world.socketpair()
     three, _ = world.socketpair()
-    first, old = Noted(one, world.loop, read=act), Noted(three, world.loop)
+    first, old = Recorder(one, world.loop, read=act), Recorder(three, world.loop)
     fd = fd_of(old)
     batch(world, (fd_of(first), IN), (fd, state))
     world.turn()
@@ -130,30 +130,30 @@ def test_a_number_given_out_again_in_the_batch_in_which_an_object_left_it_hears_
 
 @pytest.mark.parametrize("taken_off", [True, False], ids=["taken off", "closed behind the back"])
 @pytest.mark.parametrize("becomes", ["an object", "an other fd"])
-def test_a_number_given_out_again_in_the_batch_in_which_an_other_fd_left_it_hears_only_its_own(
+def test_fd_reused_in_the_batch_after_an_other_fd_left_gets_only_its_own_events(
     world: World, taken_off: bool, becomes: str
 ) -> None:
     world.lenient()
     heard: list[str] = []
-    newcomers: list[Noted] = []
-    peers: list[Thing] = []
+    newcomers: list[Recorder] = []
+    peers: list[AnyHandle] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         if taken_off:
             world.loop.other_fds = {}
         three.close()
-        thing, peer = taking(world, fd)
+        thing, peer = socket_with_fd(world, fd)
         peers.append(peer)
         if becomes == "an object":
-            newcomers.append(Noted(thing, world.loop))
+            newcomers.append(Recorder(thing, world.loop))
             newcomers[0].watch_read(True)
         else:
-            world.loop.add_other_fds({fd: lambda state: hear(heard, "new", thing)})
+            world.loop.add_other_fds({fd: lambda state: record_and_drain(heard, "new", thing)})
 
     one, _ = world.socketpair()
     three, _ = world.socketpair()
     fd = three.fileno()
-    first = Noted(one, world.loop, read=act)
+    first = Recorder(one, world.loop, read=act)
     world.loop.add_other_fds({fd: lambda state: heard.append("old")})
     batch(world, (fd_of(first), IN), (fd, HUP))
     world.turn()
@@ -171,7 +171,7 @@ def test_a_number_given_out_again_in_the_batch_in_which_an_other_fd_left_it_hear
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["", "from before a reset"])
-def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
+def test_former_owner_of_an_fd_does_not_affect_the_new_one(
     world: World, reset: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     world.lenient()
@@ -182,7 +182,7 @@ def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
         return True
 
     one, _ = world.socketpair(tcp=True)
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     old.watch_read(True)
     old.tcp_cork(True)
     old.SetPostLoopCallback(callback)
@@ -191,8 +191,8 @@ def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
     if reset:
         world.loop.reset()
     one.close()
-    thing, peer = taking(world, fd, tcp=True)
-    new = Noted(thing, world.loop)
+    thing, peer = socket_with_fd(world, fd, tcp=True)
+    new = Recorder(thing, world.loop)
     new.watch_read(True)
     new.tcp_cork(True)
     corked = new.corked  # NetBSD has no cork.
@@ -218,16 +218,16 @@ def test_who_had_the_number_before_touches_nothing_of_who_has_it_now(
 
 
 @pytest.mark.parametrize("first", ["new", "old"])
-def test_an_object_from_before_a_reset_and_who_has_its_number_now_may_leave_in_one_batch(
+def test_object_from_before_a_reset_and_new_owner_of_its_fd_may_close_together(
     world: World, first: str
 ) -> None:
     one, _ = world.socketpair()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     fd = fd_of(old)
     world.loop.reset()
     one.close()
-    thing, _ = taking(world, fd)
-    new = Noted(thing, world.loop)
+    thing, _ = socket_with_fd(world, fd)
+    new = Recorder(thing, world.loop)
     for obj in (new, old) if first == "new" else (old, new):
         obj.close()
     assert [each for each in world.loop.to_close if each is thing] == [thing]
@@ -235,12 +235,12 @@ def test_an_object_from_before_a_reset_and_who_has_its_number_now_may_leave_in_o
     assert not world.is_open(fd) and world.loop.descriptor_map == {}
 
 
-def test_an_object_that_was_refused_changes_nothing_of_the_order_of_closing(world: World) -> None:
+def test_rejected_object_does_not_change_the_order_of_closing(world: World) -> None:
     one, _ = world.socketpair()
     two, _ = world.socketpair()
-    objects = [Noted(one, world.loop), Noted(two, world.loop)]
+    objects = [Recorder(one, world.loop), Recorder(two, world.loop)]
     with pytest.raises(FileExistsError):
-        Noted(two, world.loop)
+        Recorder(two, world.loop)
     for obj in objects:
         obj.close()
     assert world.loop.to_close == [one, two]
@@ -249,7 +249,7 @@ def test_an_object_that_was_refused_changes_nothing_of_the_order_of_closing(worl
 
 @real_only
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed in the batch"])
-def test_a_handle_whose_number_is_anothers_closes_it_neither_by_a_close_nor_when_it_is_dropped(
+def test_stale_handle_never_closes_a_reused_fd(
     world: World, closed: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The owner has closed the number, without the handle's knowledge."""
@@ -259,8 +259,8 @@ def test_a_handle_whose_number_is_anothers_closes_it_neither_by_a_close_nor_when
     if closed:
         old.close()
     os.close(fd)
-    thing, peer = taking(world, fd)
-    new = Noted(thing, world.loop)
+    thing, peer = socket_with_fd(world, fd)
+    new = Recorder(thing, world.loop)
     new.watch_read(True)
     old.close()
     world.turn()
@@ -273,15 +273,15 @@ def test_a_handle_whose_number_is_anothers_closes_it_neither_by_a_close_nor_when
     capfd.readouterr()
 
 
-def test_what_is_pushed_back_after_a_reset_calls_nobody(world: World) -> None:
-    def act(obj: Noted) -> None:
+def test_data_pushed_back_after_a_reset_causes_no_event(world: World) -> None:
+    def act(obj: Recorder) -> None:
         obj.take()
         world.loop.reset()
         obj.push_back_read(b"again")
         obj.close()
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
@@ -292,7 +292,7 @@ def test_what_is_pushed_back_after_a_reset_calls_nobody(world: World) -> None:
 # --- who has it now -------------------------------------------------------------------------------
 
 
-def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
+def test_fd_closed_behind_the_loops_back_can_be_reused_with_a_warning(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether or not the loop has had a turn in between."""
@@ -300,16 +300,16 @@ def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
     for turns in (0, 1):
         caplog.clear()
         one, _ = world.socketpair()
-        old = Noted(one, world.loop)
+        old = Recorder(one, world.loop)
         old.watch_read(True)
         fd = fd_of(old)
         one.close()
         for _ in range(turns):
             world.turn()
-        thing, peer = taking(world, fd)
-        new = Noted(thing, world.loop)
+        thing, peer = socket_with_fd(world, fd)
+        new = Recorder(thing, world.loop)
         new.watch_read(True)
-        assert f"fd {fd} was closed behind the back of Noted" in caplog.text
+        assert f"fd {fd} was closed behind the back of Recorder" in caplog.text
         assert old.closed and not new.closed
         with world.calls() as calls:
             assert old.write(b"of the old one") and old.read(10) is None
@@ -321,26 +321,26 @@ def test_a_number_that_was_closed_behind_the_back_is_taken_and_warned_about(
         world.turn()
 
 
-def another_handle(thing: Thing) -> Thing:
+def another_handle(thing: AnyHandle) -> AnyHandle:
     """Another handle of the same descriptor."""
     fd = thing.fileno()
     if isinstance(thing, SimulatedHandle):
-        return cast(Thing, SimulatedHandle(thing.kernel, fd))
-    return cast(Thing, socket.socket(fileno=fd))
+        return cast(AnyHandle, SimulatedHandle(thing.kernel, fd))
+    return cast(AnyHandle, socket.socket(fileno=fd))
 
 
-def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
+def test_detached_handle_no_longer_owns_its_fd(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Although the file is still registered with the kernel."""
     one, two = world.socketpair()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     old.watch_read(True)
     again = another_handle(one)
     one.detach()
-    new = Noted(again, world.loop)
+    new = Recorder(again, world.loop)
     new.watch_read(True)
-    assert "was closed behind the back of Noted" in caplog.text and old.closed
+    assert "was closed behind the back of Recorder" in caplog.text and old.closed
     two.send(b"x")
     world.until(lambda: new.got)
     assert new.got == b"x" and not old.events
@@ -348,10 +348,10 @@ def test_a_handle_that_has_given_its_descriptor_up_has_the_number_no_more(
     world.turn()
 
 
-class Closed:
+class RaisesOnceClosed:
     """A handle whose fileno() raises once it is closed, like multiprocessing's connections."""
 
-    def __init__(self, thing: Thing, says: Exception) -> None:
+    def __init__(self, thing: AnyHandle, says: Exception) -> None:
         self.thing, self.says = thing, says
 
     def fileno(self) -> int:
@@ -366,14 +366,14 @@ class Closed:
 @pytest.mark.parametrize(
     "says", [ValueError("closed file"), OSError("handle is closed"), RuntimeError("gone")], ids=repr
 )
-def test_what_a_handle_says_that_its_owner_has_closed_is_nobody_elses_trouble(
+def test_error_from_fileno_of_a_closed_handle_affects_no_other_object(
     world: World, says: Exception
 ) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    old = Socket(Closed(one, says), world.loop)
+    old = Socket(RaisesOnceClosed(one, says), world.loop)
     three, four = world.socketpair()
-    other = Noted(three, world.loop)
+    other = Recorder(three, world.loop)
     other.watch_read(True)
     one.close()
     world.loop._registry.renew_poller()
@@ -384,11 +384,11 @@ def test_what_a_handle_says_that_its_owner_has_closed_is_nobody_elses_trouble(
     assert other.got == b"x" and [*world.loop.descriptor_map] == [other.fd]
 
 
-def test_what_a_signals_handler_raises_is_not_what_a_handle_says(world: World) -> None:
+def test_exception_of_a_signal_handler_during_fileno_propagates(world: World) -> None:
     """It leaves, and no other object is forgotten because of it."""
     raises: list[Exception] = []
 
-    class Interrupted(Closed):
+    class Interrupted(RaisesOnceClosed):
         def fileno(self) -> int:
             if raises:
                 raise raises.pop()
@@ -414,47 +414,47 @@ def test_what_a_signals_handler_raises_is_not_what_a_handle_says(world: World) -
 
 
 @real_only
-def test_a_number_is_taken_anew_for_a_file_that_can_not_be_told_from_the_former(
+def test_fd_reused_by_an_indistinguishable_file_is_registered_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """poll knows a file by its inode, which the ends of a pipe share."""
     one, two = world.pipe()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     fd = one.fileno()
     one.close()
     os.dup2(two.fileno(), fd, inheritable=False)
     other_end = Descriptor(fd)
-    new = Noted(other_end, world.loop, write=lambda obj: obj.close())
-    assert "was closed behind the back of Noted" in caplog.text and old.closed
+    new = Recorder(other_end, world.loop, write=lambda obj: obj.close())
+    assert "was closed behind the back of Recorder" in caplog.text and old.closed
     new.watch_write(True)
     world.until(lambda: new.closed)
     world.turn()
     assert "write" in new.events or "err" in new.events
 
 
-def test_an_other_fd_that_was_closed_opened_and_added_again_is_heard(world: World) -> None:
+def test_other_fd_that_was_closed_reopened_and_added_again_gets_events(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
     fd = one.fileno()
     heard: list[str] = []
     world.loop.add_other_fds({fd: lambda state: heard.append("before")})
     one.close()
-    thing, peer = taking(world, fd)
-    world.loop.add_other_fds({fd: lambda state: hear(heard, "behind", thing)})
+    thing, peer = socket_with_fd(world, fd)
+    world.loop.add_other_fds({fd: lambda state: record_and_drain(heard, "behind", thing)})
     peer.send(b"x")
     world.until(lambda: heard)
     assert heard == ["behind"]
 
 
-def test_other_fds_that_were_closed_and_opened_again_can_be_set_again(world: World) -> None:
+def test_other_fds_that_were_closed_and_reopened_can_be_assigned_again(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
     fd = one.fileno()
     heard: list[str] = []
     world.loop.other_fds = {fd: lambda state: heard.append("before")}
     one.close()
-    thing, peer = taking(world, fd)
-    world.loop.other_fds = {fd: lambda state: hear(heard, "behind", thing)}
+    thing, peer = socket_with_fd(world, fd)
+    world.loop.other_fds = {fd: lambda state: record_and_drain(heard, "behind", thing)}
     peer.send(b"x")
     world.until(lambda: heard)
     assert heard == ["behind"]
@@ -477,19 +477,19 @@ def pollers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return made
 
 
-def test_an_entry_that_a_dup_keeps_costs_one_new_poller_and_one_warning_and_no_spin(
+def test_registration_kept_alive_by_a_dup_costs_one_new_poller_and_one_warning(
     world: World, pollers: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
     world.lenient()
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     three, four = world.socketpair()
-    other = Noted(three, world.loop)
+    other = Recorder(three, world.loop)
     other.watch_read(True)
     five, six = world.socketpair()
     heard: list[int] = []
-    world.loop.add_other_fds({five.fileno(): lambda state: hear(heard, state, five)})
+    world.loop.add_other_fds({five.fileno(): lambda state: record_and_drain(heard, state, five)})
     before = world.open_fds()
     copy = dup(world, one)
     two.send(b"x")
@@ -509,7 +509,7 @@ def test_an_entry_that_a_dup_keeps_costs_one_new_poller_and_one_warning_and_no_s
 
 @pytest.mark.parametrize("told", [True, False], ids=["closed too", "closed behind the back only"])
 @pytest.mark.parametrize("becomes", ["an object", "an other fd"])
-def test_what_a_dup_still_hears_is_not_told_to_who_has_the_number_now(
+def test_events_of_a_dup_are_not_delivered_to_the_new_owner_of_the_fd(
     world: World,
     told: bool,
     becomes: str,
@@ -519,10 +519,10 @@ def test_what_a_dup_still_hears_is_not_told_to_who_has_the_number_now(
 ) -> None:
     world.lenient()
     one, two = world.socketpair()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     old.watch_read(True)
     three, four = world.socketpair()
-    other = Noted(three, world.loop)
+    other = Recorder(three, world.loop)
     other.watch_read(True)
     fd = fd_of(old)
     dup(world, one)
@@ -530,14 +530,14 @@ def test_what_a_dup_still_hears_is_not_told_to_who_has_the_number_now(
     if told:
         old.close()
     two.send(b"of the dup")
-    thing, peer = taking(world, fd)
+    thing, peer = socket_with_fd(world, fd)
     heard: list[int] = []
-    new: Noted | None = None
+    new: Recorder | None = None
     if becomes == "an object":
-        new = Noted(thing, world.loop)
+        new = Recorder(thing, world.loop)
         new.watch_read(True)
     else:
-        world.loop.add_other_fds({fd: lambda state: hear(heard, state, thing)})
+        world.loop.add_other_fds({fd: lambda state: record_and_drain(heard, state, thing)})
     with caplog.at_level(logging.WARNING, "danga_raw"):
         assert run_for(world, 0.02) < 10
     assert heard == [] and (new is None or new.events == [])
@@ -550,21 +550,21 @@ def test_what_a_dup_still_hears_is_not_told_to_who_has_the_number_now(
     capfd.readouterr()
 
 
-def test_what_a_dup_hears_later_is_not_told_to_who_has_had_the_number_since(
+def test_later_events_of_a_dup_are_not_delivered_to_the_new_owner_of_the_fd(
     world: World, pollers: list[object], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Between the two, the loop has forgotten the first owner."""
     world.lenient()
     one, two = world.socketpair()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     old.watch_read(True)
     fd = fd_of(old)
     dup(world, one)
     one.close()
     old.close()
     world.turn()
-    thing, peer = taking(world, fd)
-    new = Noted(thing, world.loop)
+    thing, peer = socket_with_fd(world, fd)
+    new = Recorder(thing, world.loop)
     new.watch_read(True)
     two.send(b"of the dup")
     assert run_for(world, 0.02) < 10
@@ -575,7 +575,7 @@ def test_what_a_dup_hears_later_is_not_told_to_who_has_had_the_number_since(
     capfd.readouterr()
 
 
-def test_an_entry_of_an_other_fd_that_a_dup_keeps_is_dropped_too(
+def test_registration_of_an_other_fd_kept_alive_by_a_dup_is_dropped_too(
     world: World, pollers: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
     world.lenient()
@@ -593,13 +593,13 @@ def test_an_entry_of_an_other_fd_that_a_dup_keeps_is_dropped_too(
         assert "opening a new poller" in caplog.text
 
 
-def test_many_entries_that_dups_keep_cost_one_new_poller_together(
+def test_many_registrations_kept_alive_by_dups_cost_one_new_poller_in_total(
     world: World, pollers: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
     world.lenient()
     pairs = [world.socketpair() for _ in range(5)]
     for one, two in pairs:
-        Noted(one, world.loop).watch_read(True)
+        Recorder(one, world.loop).watch_read(True)
         dup(world, one)
         two.send(b"x")
     objects = list(world.loop.descriptor_map.values())
@@ -612,11 +612,11 @@ def test_many_entries_that_dups_keep_cost_one_new_poller_together(
     assert len(caplog.records) <= 1 and len(pollers) <= 2
 
 
-def test_a_poller_that_can_not_watch_all_for_lack_of_memory_is_closed_and_opened_again_later(
+def test_poller_that_lacks_memory_to_watch_everything_is_closed_and_reopened(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     world.loop._registry._drop_poller()
     before = world.open_fds()
@@ -632,20 +632,20 @@ def test_a_poller_that_can_not_watch_all_for_lack_of_memory_is_closed_and_opened
     world.until(lambda: obj.got)
 
 
-def test_who_is_stolen_and_wrapped_again_in_the_batch_costs_no_new_poller(
+def test_socket_stolen_and_wrapped_again_in_the_batch_costs_no_new_poller(
     world: World, pollers: list[object]
 ) -> None:
     """Its entry has been removed, so nothing is left of it."""
     one, two = world.socketpair()
-    Noted(one, world.loop).steal_socket()
-    new = Noted(one, world.loop)
+    Recorder(one, world.loop).steal_socket()
+    new = Recorder(one, world.loop)
     new.watch_read(True)
     two.send(b"x")
     world.until(lambda: new.got)
     assert len(pollers) == 1
 
 
-def test_a_new_poller_does_without_what_was_closed_behind_the_back(
+def test_new_poller_omits_what_was_closed_behind_the_loops_back(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.lenient()
@@ -653,7 +653,7 @@ def test_a_new_poller_does_without_what_was_closed_behind_the_back(
     one, _ = world.socketpair()
     world.loop.add_other_fds({one.fileno(): lambda state: None})
     three, four = world.socketpair()
-    obj = Noted(three, world.loop)
+    obj = Recorder(three, world.loop)
     obj.watch_read(True)
     world.loop._registry._drop_poller()
     gap.close()  # The new poller is to have this number, and not that of the other fd.
@@ -663,11 +663,11 @@ def test_a_new_poller_does_without_what_was_closed_behind_the_back(
     assert os.strerror(errno.EBADF) in caplog.text
 
 
-def test_two_loops_may_watch_one_number_after_a_reset(world: World) -> None:
+def test_two_loops_may_watch_one_fd_after_a_reset(world: World) -> None:
     one, two = world.socketpair()
     loop: Loop = world.new_loop()
-    Noted(one, world.loop)
-    new = Noted(one, loop)
+    Recorder(one, world.loop)
+    new = Recorder(one, loop)
     new.watch_read(True)
     world.loop.reset()
     two.send(b"x")
@@ -680,7 +680,7 @@ def test_two_loops_may_watch_one_number_after_a_reset(world: World) -> None:
 
 @pytest.mark.parametrize("opened", [True, False], ids=["poller open", "poller not open yet"])
 @pytest.mark.parametrize("who", ["an object", "an other fd"])
-def test_a_number_that_the_loops_own_pipe_is_given_is_nobody_elses(
+def test_fd_reused_by_the_loops_own_pipe_is_taken_from_its_former_owner(
     world: World, who: str, opened: bool
 ) -> None:
     world.lenient()
@@ -689,7 +689,7 @@ def test_a_number_that_the_loops_own_pipe_is_given_is_nobody_elses(
     heard: list[int] = []
     obj = None
     if who == "an object":
-        obj = Noted(one, world.loop)
+        obj = Recorder(one, world.loop)
         obj.watch_read(True)
     else:
         world.loop.add_other_fds({fd: heard.append})
@@ -710,10 +710,10 @@ def test_a_number_that_the_loops_own_pipe_is_given_is_nobody_elses(
     assert fd not in world.loop.descriptor_map and fd not in world.loop.other_fds
 
 
-def test_who_had_the_number_of_a_new_poller_does_not_close_it(world: World) -> None:
+def test_former_owner_of_a_new_pollers_fd_does_not_close_it(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     fd = fd_of(obj)
     world.loop._registry._drop_poller()
     one.close()
@@ -726,21 +726,21 @@ def test_who_had_the_number_of_a_new_poller_does_not_close_it(world: World) -> N
         assert fd not in world.loop.descriptor_map
 
 
-def test_who_was_refused_in_between_leaves_a_handle_to_who_has_it_next(
+def test_rejected_object_leaves_a_handle_to_its_next_owner(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was to be closed, but is not, as its descriptor has been wrapped again."""
     one, _ = world.socketpair()
     again = another_handle(one)
-    Noted(one, world.loop).close()
+    Recorder(one, world.loop).close()
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOMEM, "no memory")
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(POLLERS[world.backend], "register", refuse)
-        Noted(again, world.loop)
-    new = Noted(again, world.loop)
+        Recorder(again, world.loop)
+    new = Recorder(again, world.loop)
     world.turn()
     assert not new.closed and world.is_open(fd_of(new))
     new.close()
@@ -748,11 +748,11 @@ def test_who_was_refused_in_between_leaves_a_handle_to_who_has_it_next(
     one.detach()
 
 
-def test_a_handle_that_waits_to_be_closed_is_its_next_owners_to_close(world: World) -> None:
+def test_handle_waiting_to_be_closed_is_left_to_its_next_owner(world: World) -> None:
     one, two = world.socketpair()
     fd = one.fileno()
-    Noted(one, world.loop).close()
-    new = Noted(one, world.loop)
+    Recorder(one, world.loop).close()
+    new = Recorder(one, world.loop)
     new.watch_read(True)
     two.send(b"x")
     world.until(lambda: new.got)
@@ -761,15 +761,15 @@ def test_a_handle_that_waits_to_be_closed_is_its_next_owners_to_close(world: Wor
     assert not world.is_open(fd)
 
 
-def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
+def test_former_owner_of_an_fd_is_dropped_even_if_the_new_one_is_rejected(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     fd = fd_of(obj)
     one.close()
-    thing, _ = taking(world, fd)
+    thing, _ = socket_with_fd(world, fd)
 
     def renew_poller(self: _registry.Registry) -> None:
         raise OSError(errno.EMFILE, "no room")
@@ -778,45 +778,47 @@ def test_who_lost_a_number_is_gone_also_where_the_newcomer_is_refused(
         patched.setattr(_registry.Registry, "renew_poller", renew_poller)
         if world.backend == "epoll":
             with pytest.raises(OSError, match="no room"):
-                Noted(thing, world.loop)
+                Recorder(thing, world.loop)
             assert world.loop.watched_sockets == 0
         else:
-            Noted(thing, world.loop).steal_socket()
+            Recorder(thing, world.loop).steal_socket()
     assert obj.closed
 
 
-def test_a_newcomer_that_there_is_no_memory_to_watch_is_told_so(
+def test_object_that_cannot_be_watched_for_lack_of_memory_gets_the_error(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not that the lost holder's entry, which left with its descriptor, isn't there."""
     world.lenient()
     one, _ = world.socketpair()
-    fd = fd_of(Noted(one, world.loop))
+    fd = fd_of(Recorder(one, world.loop))
     one.close()
-    thing, _ = taking(world, fd)
+    thing, _ = socket_with_fd(world, fd)
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOMEM, "no memory")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no memory"):
         patch.setattr(POLLERS[world.backend], "register", refuse)
-        Noted(thing, world.loop)
+        Recorder(thing, world.loop)
 
 
 @pytest.mark.parametrize(
     ("holder", "newcomer"),
     [("an object", "an object"), ("an object", "an other fd"), ("an other fd", "an object")],
 )
-def test_a_registration_that_was_interrupted_before_it_began_takes_nothing_from_the_holder(
+def test_interrupted_registration_takes_nothing_from_the_fds_owner(
     world: World, holder: str, newcomer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = world.socketpair()
     fd = one.fileno()
     heard: list[object] = []
     if holder == "an object":
-        Noted(one, world.loop, read=lambda obj: hear(heard, "read", one)).watch_read(True)
+        Recorder(one, world.loop, read=lambda obj: record_and_drain(heard, "read", one)).watch_read(
+            True
+        )
     else:
-        world.loop.add_other_fds({fd: lambda state: hear(heard, state, one)})
+        world.loop.add_other_fds({fd: lambda state: record_and_drain(heard, state, one)})
     again = another_handle(one)
 
     def interrupted(*_: object) -> None:
@@ -825,7 +827,7 @@ def test_a_registration_that_was_interrupted_before_it_began_takes_nothing_from_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(POLLERS[world.backend], "register", interrupted)
         if newcomer == "an object":
-            Noted(again, world.loop)
+            Recorder(again, world.loop)
         else:
             world.loop.add_other_fds({fd: lambda state: None})
     again.detach()
@@ -834,11 +836,11 @@ def test_a_registration_that_was_interrupted_before_it_began_takes_nothing_from_
     assert len(heard) == 1
 
 
-def test_an_other_fd_whose_adding_was_interrupted_is_not_watched_under_who_has_just_left(
+def test_interrupted_other_fd_is_not_watched_in_place_of_its_former_owner(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = world.socketpair()
-    Noted(one, world.loop).steal_socket()
+    Recorder(one, world.loop).steal_socket()
     poller = POLLERS[world.backend]
     register = poller.register
 
@@ -855,12 +857,12 @@ def test_an_other_fd_whose_adding_was_interrupted_is_not_watched_under_who_has_j
     assert world.is_open(one.fileno()) and caplog.text == ""
 
 
-def test_who_was_kept_from_leaving_whole_writes_nothing_to_who_has_its_number_next(
+def test_object_interrupted_in_close_writes_nothing_to_the_new_owner_of_its_fd(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     fd = fd_of(old)
 
     def interrupted(*_: object) -> None:
@@ -870,8 +872,8 @@ def test_who_was_kept_from_leaving_whole_writes_nothing_to_who_has_its_number_ne
         patch.setattr(POLLERS[world.backend], "unregister", interrupted)
         old.close()
     one.close()
-    thing, _ = taking(world, fd)
-    new = Noted(thing, world.loop)
+    thing, _ = socket_with_fd(world, fd)
+    new = Recorder(thing, world.loop)
     with world.calls() as calls:
         old.write(b"x")
     assert only(calls, "write") == [] and old.fd is None
@@ -879,16 +881,16 @@ def test_who_was_kept_from_leaving_whole_writes_nothing_to_who_has_its_number_ne
     assert not new.closed and world.is_open(fd)
 
 
-def test_a_number_that_came_back_while_no_poller_was_open_is_the_newcomers(world: World) -> None:
+def test_fd_reused_while_no_poller_was_open_belongs_to_the_new_object(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    old = Noted(one, world.loop)
+    old = Recorder(one, world.loop)
     old.watch_read(True)
     fd = fd_of(old)
     world.loop._registry._drop_poller()  # As if another could not be opened.
     one.close()
-    thing, far = taking(world, fd)
-    obj = Noted(thing, world.loop)
+    thing, far = socket_with_fd(world, fd)
+    obj = Recorder(thing, world.loop)
     obj.watch_read(True)
     far.send(b"x")
     world.turn()

@@ -9,10 +9,10 @@ import pytest
 
 from danga_raw import Loop
 from danga_raw.types import Poller
-from tests.world import HUP, IN, POLLERS, Noted, World, drain, only, readiness_only
+from tests.world import HUP, IN, POLLERS, Recorder, World, drain, only, readiness_only
 
 
-def test_an_other_fd_is_registered_at_once_and_its_callback_gets_the_state(world: World) -> None:
+def test_other_fd_is_registered_at_once_and_its_callback_gets_the_event_mask(world: World) -> None:
     one, two = world.socketpair()
     states: list[int] = []
 
@@ -34,7 +34,7 @@ def test_an_other_fd_is_registered_at_once_and_its_callback_gets_the_state(world
     assert len(states) == 2 and states[1] & IN
 
 
-def test_a_second_run_registers_nothing_again(world: World) -> None:
+def test_second_run_registers_nothing_again(world: World) -> None:
     one, two = world.socketpair()
     calls_made: list[int] = []
     world.loop.add_other_fds({one.fileno(): calls_made.append})
@@ -54,7 +54,7 @@ def test_other_fds_can_be_added_while_the_loop_runs(world: World) -> None:
     assert hit == [IN]
 
 
-def test_adding_keeps_and_setting_replaces(world: World) -> None:
+def test_add_other_fds_adds_and_assignment_replaces(world: World) -> None:
     a, b, c = (world.socketpair()[0].fileno() for _ in range(3))
     loop = world.loop
 
@@ -73,7 +73,7 @@ def test_adding_keeps_and_setting_replaces(world: World) -> None:
     assert loop.other_fds == {}
 
 
-def test_a_new_callback_for_a_watched_fd_takes_no_call(world: World) -> None:
+def test_new_callback_for_a_watched_fd_makes_no_call(world: World) -> None:
     one, two = world.socketpair()
     two.send(b"x")
     hit: list[str] = []
@@ -96,7 +96,7 @@ def test_replaced_fds_are_never_closed(world: World) -> None:
     assert drain(one) == b"x"
 
 
-def test_reset_forgets_other_fds_and_leaves_them_open(world: World) -> None:
+def test_reset_drops_other_fds_and_leaves_them_open(world: World) -> None:
     one, two = world.socketpair()
     hit: list[int] = []
     world.loop.add_other_fds({one.fileno(): hit.append})
@@ -107,7 +107,7 @@ def test_reset_forgets_other_fds_and_leaves_them_open(world: World) -> None:
     assert hit == [] and world.is_open(one.fileno())
 
 
-def test_one_that_is_replaced_while_its_event_is_pending_hears_no_more_and_stays_open(
+def test_other_fd_removed_while_its_event_is_pending_gets_none_and_stays_open(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     things = [world.socketpair() for _ in range(4)]
@@ -129,14 +129,14 @@ def test_one_that_is_replaced_while_its_event_is_pending_hears_no_more_and_stays
     assert hit == [IN]
 
 
-def test_one_that_becomes_an_object_while_its_event_is_pending(world: World) -> None:
+def test_other_fd_may_become_an_object_while_its_event_is_pending(world: World) -> None:
     pairs = [world.socketpair() for _ in range(3)]
-    objects: list[Noted] = []
+    objects: list[Recorder] = []
 
     def adopt(state: int) -> None:
         world.loop.other_fds = {}
         for one, _ in pairs:
-            objects.append(Noted(one, world.loop))
+            objects.append(Recorder(one, world.loop))
             objects[-1].watch_read(True)
 
     world.loop.add_other_fds({one.fileno(): adopt for one, _ in pairs})
@@ -147,9 +147,9 @@ def test_one_that_becomes_an_object_while_its_event_is_pending(world: World) -> 
     assert len(objects) == 3 and not any(obj.closed for obj in objects)
 
 
-def test_a_fd_that_an_object_has_is_refused(world: World) -> None:
+def test_fd_of_an_object_is_rejected(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with pytest.raises(FileExistsError):
         world.loop.add_other_fds({one.fileno(): lambda state: None})
     assert world.loop.other_fds == {}
@@ -158,19 +158,19 @@ def test_a_fd_that_an_object_has_is_refused(world: World) -> None:
     world.until(lambda: obj.got)
 
 
-def test_an_object_over_a_fd_that_is_watched_as_other_is_refused(world: World) -> None:
+def test_object_over_an_other_fd_is_rejected(world: World) -> None:
     one, two = world.socketpair()
     hit: list[int] = []
     world.loop.add_other_fds({one.fileno(): hit.append})
     with pytest.raises(FileExistsError):
-        Noted(one, world.loop)
+        Recorder(one, world.loop)
     assert world.loop.watched_sockets == 0
     two.send(b"x")
     world.turn()
     assert hit == [IN]
 
 
-def test_if_one_of_many_cannot_be_added_none_is(world: World) -> None:
+def test_add_other_fds_adds_none_if_one_cannot_be_added(world: World) -> None:
     world.lenient()
     good, peer = world.socketpair()
     hit: list[int] = []
@@ -185,7 +185,7 @@ def test_if_one_of_many_cannot_be_added_none_is(world: World) -> None:
     assert hit == [IN]
 
 
-def test_if_one_of_many_cannot_be_set_all_stays_as_it_was(world: World) -> None:
+def test_assignment_changes_nothing_if_one_fd_cannot_be_added(world: World) -> None:
     world.lenient()
     old, peer = world.socketpair()
     new, _ = world.socketpair()
@@ -200,7 +200,7 @@ def test_if_one_of_many_cannot_be_set_all_stays_as_it_was(world: World) -> None:
     assert hit == [IN]
 
 
-def test_if_one_that_is_there_cannot_be_watched_again_the_others_stay(world: World) -> None:
+def test_assignment_changes_nothing_if_a_kept_fd_cannot_be_watched_again(world: World) -> None:
     world.lenient()
     gone, _ = world.socketpair()
     other, peer = world.socketpair()
@@ -218,7 +218,7 @@ def test_if_one_that_is_there_cannot_be_watched_again_the_others_stay(world: Wor
 
 
 @readiness_only
-def test_one_whose_number_is_a_regular_files_now_is_refused_and_none_is_added(world: World) -> None:
+def test_fd_reused_by_a_regular_file_is_rejected_and_none_is_added(world: World) -> None:
     gone, _ = world.socketpair()
     other, _ = world.socketpair()
     fd = gone.fileno()
@@ -232,14 +232,14 @@ def test_one_whose_number_is_a_regular_files_now_is_refused_and_none_is_added(wo
     assert world.loop.other_fds == {fd: print}
 
 
-def test_one_that_is_added_before_one_for_which_the_poller_is_renewed_is_heard(
+def test_fd_added_before_one_that_rebuilds_the_poller_is_still_watched(
     world: World,
 ) -> None:
     world.lenient()
     one, _ = world.socketpair()
     first, peer = world.socketpair()
     fd = one.fileno()
-    Noted(one, world.loop)
+    Recorder(one, world.loop)
     one.close()
     second, another = world.socketpair()
     if second.fileno() != fd:
@@ -258,7 +258,7 @@ def test_one_that_is_added_before_one_for_which_the_poller_is_renewed_is_heard(
 
 
 @readiness_only
-def test_a_number_that_an_object_has_got_since_is_left_to_it(world: World) -> None:
+def test_fd_taken_over_by_an_object_is_left_to_it(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
     fd = one.fileno()
@@ -268,7 +268,7 @@ def test_a_number_that_an_object_has_got_since_is_left_to_it(world: World) -> No
     three, four = world.socketpair()
     handle, peer = (three, four) if three.fileno() == fd else (four, three)
     assert handle.fileno() == fd
-    obj = Noted(handle, world.loop)
+    obj = Recorder(handle, world.loop)
     obj.watch_read(True)
     world.loop.other_fds = {}
     peer.send(b"x")
@@ -276,7 +276,7 @@ def test_a_number_that_an_object_has_got_since_is_left_to_it(world: World) -> No
     assert obj.got == b"x"
 
 
-def test_an_other_fd_closed_by_its_owner_can_be_taken_out(world: World) -> None:
+def test_other_fd_closed_by_its_owner_can_be_removed(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
     world.loop.add_other_fds({one.fileno(): lambda state: None})
@@ -286,7 +286,7 @@ def test_an_other_fd_closed_by_its_owner_can_be_taken_out(world: World) -> None:
     world.turn()
 
 
-def test_a_callable_that_is_false_is_a_callback_all_the_same(world: World) -> None:
+def test_falsy_callable_is_a_valid_callback(world: World) -> None:
     class Falsy:
         hits = 0
 
@@ -304,7 +304,7 @@ def test_a_callable_that_is_false_is_a_callback_all_the_same(world: World) -> No
     assert callback.hits == 1 and world.is_open(one.fileno())
 
 
-def test_an_exception_in_a_callback_leaves_the_loop_which_runs_again(world: World) -> None:
+def test_exception_in_a_callback_leaves_run_which_can_run_again(world: World) -> None:
     one, two = world.socketpair()
     hit: list[int] = []
 
@@ -322,7 +322,7 @@ def test_an_exception_in_a_callback_leaves_the_loop_which_runs_again(world: Worl
     assert hit == [IN, IN]
 
 
-def test_on_exception_is_told_of_a_callback_which_stays(world: World) -> None:
+def test_on_exception_receives_a_callbacks_error_and_the_callback_stays(world: World) -> None:
     one, two = world.socketpair()
     told: list[tuple[object, type[Exception]]] = []
 
@@ -338,10 +338,10 @@ def test_on_exception_is_told_of_a_callback_which_stays(world: World) -> None:
     assert world.is_open(one.fileno())
 
 
-def test_a_listener_is_accepted_from(world: World) -> None:
+def test_callback_may_accept_connections_and_make_objects(world: World) -> None:
     # Like servers do: the callback makes objects while the loop runs.
     one, two = world.socketpair()
-    made: list[Noted] = []
+    made: list[Recorder] = []
     pairs = []
 
     def accept(state: int) -> None:
@@ -349,7 +349,7 @@ def test_a_listener_is_accepted_from(world: World) -> None:
         here, there = world.socketpair()
         there.send(b"hello")
         pairs.append(there)
-        made.append(Noted(here, world.loop))
+        made.append(Recorder(here, world.loop))
         made[-1].watch_read(True)
 
     world.loop.add_other_fds({one.fileno(): accept})
@@ -365,7 +365,7 @@ def test_a_listener_is_accepted_from(world: World) -> None:
 
 @pytest.mark.parametrize("profiling", [False, True], ids=["plain", "profiling"])
 @pytest.mark.parametrize("woken", [False, True], ids=["no waker", "a waker"])
-def test_an_unknown_fd_is_warned_about_removed_and_closed(
+def test_unknown_fd_is_reported_removed_and_closed(
     world: World, woken: bool, profiling: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     if woken:
@@ -388,12 +388,12 @@ def test_an_unknown_fd_is_warned_about_removed_and_closed(
     assert caplog.text == ""
 
 
-def test_a_fd_that_poll_finds_dead_is_warned_about_and_dropped(
+def test_fd_that_poll_finds_closed_is_reported_and_dropped(
     world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     world.lenient()
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     one.close()
     world.turn()
@@ -406,7 +406,7 @@ def test_a_fd_that_poll_finds_dead_is_warned_about_and_dropped(
     capfd.readouterr()
 
 
-def test_an_other_fd_that_is_taken_off_is_forgotten_behind_the_batch(world: World) -> None:
+def test_removed_other_fd_is_forgotten_after_the_batch(world: World) -> None:
     """Also in a turn in which nothing else is due."""
     one, two = world.socketpair()
     leaving: list[bool] = []
@@ -428,18 +428,18 @@ def test_an_other_fd_that_is_taken_off_is_forgotten_behind_the_batch(world: Worl
     assert leaving == [False] * 3
 
 
-def test_a_number_is_unknown_again_after_the_run_in_which_it_left(
+def test_fd_is_unknown_again_after_the_run_in_which_it_left(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = world.socketpair()
     inner: list[int] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         obj.close()
         world.turn()
         inner.append(1)
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     two.send(b"x")
     fd = one.fileno()
@@ -454,7 +454,7 @@ def test_a_number_is_unknown_again_after_the_run_in_which_it_left(
     assert f"returned fd {fd}" in caplog.text and not world.is_open(fd)
 
 
-def test_a_pipe_that_is_hung_up_says_so(world: World) -> None:
+def test_hang_up_of_a_pipe_is_reported(world: World) -> None:
     one, two = world.pipe()
     states: list[int] = []
     loop: Loop = world.loop
@@ -464,7 +464,7 @@ def test_a_pipe_that_is_hung_up_says_so(world: World) -> None:
     assert states and states[0] & HUP
 
 
-def test_an_other_fd_that_a_signals_handler_kept_from_being_added_is_unregistered_once(
+def test_other_fd_is_unregistered_once_if_a_signal_interrupts_its_addition(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = world.socketpair()

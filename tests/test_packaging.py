@@ -20,25 +20,25 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 
 
-def test_nothing_is_needed_at_run_time() -> None:
+def test_nothing_is_required_at_run_time() -> None:
     assert re.search(r"^dependencies = \[\]$", PYPROJECT, re.MULTILINE)
     assert re.search(r'^requires-python = ">=3\.10"$', PYPROJECT, re.MULTILINE)
 
 
-def test_the_licence_is_that_of_the_original() -> None:
+def test_licence_is_that_of_the_original() -> None:
     assert 'license = "Artistic-1.0-Perl OR GPL-1.0-or-later"' in PYPROJECT
     text = (ROOT / "LICENSE").read_text()
     assert "Artistic" in text and "GNU GENERAL PUBLIC LICENSE" in text.upper()
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_package_is_marked_as_typed() -> None:
     assert danga_raw.__file__
     assert (Path(danga_raw.__file__).parent / "py.typed").exists()
     assert 'danga_raw = ["py.typed"]' in PYPROJECT
 
 
 @pytest.mark.parametrize("source", [None, "https://example.org/danga_raw"])
-def test_the_page_on_pypi_has_no_link_that_leads_nowhere(
+def test_pypi_page_has_no_broken_links(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str | None
 ) -> None:
     given: dict[str, str] = {}
@@ -57,11 +57,11 @@ def test_the_page_on_pypi_has_no_link_that_leads_nowhere(
     assert "docs/manual.md" in page and "```python" in page
 
 
-def test_the_changelog_knows_the_version() -> None:
+def test_changelog_mentions_the_version() -> None:
     assert danga_raw.__version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_folder_alone_can_be_copied_and_used(tmp_path: Path) -> None:
+def test_folder_alone_can_be_copied_and_used(tmp_path: Path) -> None:
     shutil.copytree(
         ROOT / "danga_raw", tmp_path / "danga_raw", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -88,7 +88,7 @@ print(got)
     assert (result.stdout, result.stderr) == ("[b'alone']\n", "")
 
 
-def test_nothing_but_the_standard_library_is_loaded() -> None:
+def test_only_the_standard_library_is_loaded() -> None:
     code = """
 import sys
 import danga_raw
@@ -109,11 +109,13 @@ print(outside)
 
 
 @pytest.mark.parametrize("name", danga_raw.__all__)
-def test_what_is_named_can_be_imported(name: str) -> None:
+def test_every_exported_name_can_be_imported(name: str) -> None:
     assert getattr(importlib.import_module("danga_raw"), name) is not None
 
 
-OLD = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/[23].*"))
+PYENV_PYTHONS = sorted(
+    Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/[23].*")
+)
 """pyenv's Pythons; the tests below use the older ones."""
 
 
@@ -122,8 +124,10 @@ def too_old(python: Path) -> bool:
     return minor.isdecimal() and (int(major), int(minor)) < (3, 10)
 
 
-@pytest.mark.parametrize("python", [path for path in OLD if too_old(path)], ids=lambda p: p.name)
-def test_an_older_python_is_told_what_is_needed_in_one_line(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "python", [path for path in PYENV_PYTHONS if too_old(path)], ids=lambda p: p.name
+)
+def test_older_python_gets_a_one_line_explanation(python: Path, tmp_path: Path) -> None:
     version = ".".join(python.name.split(".")[:2])
     line = f"danga_raw needs Python 3.10 or later; this is Python {version}"
     imported = "try:\n    import danga_raw.trace\nexcept ImportError as error:\n    print(error)"
@@ -143,5 +147,5 @@ def test_an_older_python_is_told_what_is_needed_in_one_line(python: Path, tmp_pa
         assert (done.stdout, done.stderr, done.returncode) == (out, err, status)
 
 
-def test_the_version_is_in_the_package() -> None:
+def test_version_is_in_the_package() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", danga_raw.__version__)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import REQUIRED
-from tests.perlbal.compare import TABLES, Town, fault, told, town
+from tests.perlbal.compare import TABLES, ServerPool, fault, server_pool, told
 from tests.perlbal.differences import DIFFERENCES
 from tests.perlbal.proxying import PLAIN, TABLE
 from tests.perlbal.servers import ORIGINAL, OURS
@@ -21,19 +21,19 @@ from tests.perlbal.tables import Conversation
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "perlbal.md"
 
 ROWS = {f"{subject}: {row.name}": row for subject, rows in TABLES.items() for row in rows}
-SOME = ROWS if REQUIRED else dict([*ROWS.items()][::4])
+SAMPLE = ROWS if REQUIRED else dict([*ROWS.items()][::4])
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Town]:
-    with town() as opened:
+def place() -> Iterator[ServerPool]:
+    with server_pool() as opened:
         yield opened
 
 
 @pytest.mark.needs("perlbal")
-@pytest.mark.parametrize("row", SOME.values(), ids=SOME.keys())
-def test_a_conversation_is_the_same_or_differs_as_it_is_said_to(
-    place: Town, row: Conversation
+@pytest.mark.parametrize("row", SAMPLE.values(), ids=SAMPLE.keys())
+def test_conversation_is_the_same_or_differs_as_documented(
+    place: ServerPool, row: Conversation
 ) -> None:
     if found := place.fault(row):
         pytest.fail(found, pytrace=False)
@@ -43,22 +43,22 @@ def test_a_conversation_is_the_same_or_differs_as_it_is_said_to(
 @pytest.mark.parametrize(
     "refusal", REFUSALS if REQUIRED else REFUSALS[::3], ids=lambda refusal: str(refusal.name)
 )
-def test_a_configuration_is_refused_in_the_same_words(refusal: Refusal, tmp_path: Path) -> None:
+def test_configuration_is_rejected_in_the_same_words(refusal: Refusal, tmp_path: Path) -> None:
     original = refused(ORIGINAL, refusal.configuration, tmp_path / "original")
     assert original[0]
     assert refused(OURS, refusal.configuration, tmp_path / "ours") == original
 
 
-def test_there_are_conversations_enough_and_each_has_its_name() -> None:
+def test_conversations_are_numerous_and_have_unique_names() -> None:
     assert len(ROWS) == sum(len(rows) for rows in TABLES.values()) >= 200
 
 
-def test_every_difference_is_shown_and_every_one_shown_is_named() -> None:
+def test_every_named_difference_is_shown_and_every_shown_one_is_named() -> None:
     assert {row.differs for row in ROWS.values()} - {""} == set(DIFFERENCES)
     assert not [row.name for row in ROWS.values() if row.differs and not row.ours]
 
 
-def test_the_docs_name_the_same_differences() -> None:
+def test_docs_name_the_same_differences() -> None:
     _, found, text = DOCS.read_text().partition("\n## What differs\n")
     assert found, "docs/perlbal.md has no chapter 'What differs'"
     table = text.partition("| 1 |")[2].partition("\n\n")[0]
@@ -66,7 +66,7 @@ def test_the_docs_name_the_same_differences() -> None:
 
 
 @pytest.mark.needs("perlbal")
-def test_a_server_that_says_something_else_is_found(place: Town) -> None:
+def test_server_that_answers_differently_is_detected(place: ServerPool) -> None:
     row = Conversation(PLAIN, "two ends of one", (ask(get("/")),))
     found = place.hold(row)
     assert found["original"] == found["ours"]
@@ -78,6 +78,6 @@ def test_a_server_that_says_something_else_is_found(place: Town) -> None:
 
 
 @pytest.mark.needs("perlbal")
-def test_a_request_that_no_backend_answers_is_told(place: Town) -> None:
+def test_request_that_no_backend_answers_is_shown(place: ServerPool) -> None:
     row = TABLE.rows[0]
     assert "X-Forwarded-For: 127.0.0.1" in told(place.hold(row)["original"])

@@ -14,7 +14,7 @@ from http.client import HTTPConnection
 import pytest
 
 from tests.perlbal.backends import Answer
-from tests.perlbal.conversation import House, house
+from tests.perlbal.conversation import Deployment, deployment
 from tests.perlbal.reproxying import REPROXIES
 from tests.perlbal.servers import OURS, PATIENCE
 from tests.perlbal.steps import closing, reply
@@ -26,8 +26,8 @@ URL_CODES = ("200 OK", "204 None", "206 Part", "416 Not Here")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house(REPROXIES, OURS, tmp_path_factory.mktemp("framing") / "ours") as opened:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployment(REPROXIES, OURS, tmp_path_factory.mktemp("framing") / "ours") as opened:
         yield opened
 
 
@@ -46,8 +46,8 @@ def framed(method: str, code: str, frame: str, body: bytes, *fields: str) -> Ans
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("code", CODES)
-def test_a_file_or_a_url_in_the_place_of_an_answer_ends_where_it_is_said_to(
-    place: House, code: str, method: str
+def test_reproxied_file_or_url_ends_where_its_head_says(
+    place: Deployment, code: str, method: str
 ) -> None:
     file = f"X-REPROXY-FILE: {place.folder}/docs/file.txt"
     url = f"X-REPROXY-URL: http://127.0.0.1:{place.server.ports['b']}/"

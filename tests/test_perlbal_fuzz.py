@@ -30,12 +30,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzz]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_that_is_sent_ends_the_server_or_harms_another(target: Fuzz, kind: str) -> None:
+def test_no_input_ends_the_server_or_harms_another_client(target: Fuzz, kind: str) -> None:
     target.run(kind, range(CASES[kind]))
     assert target.settled() == []
 
 
-def test_a_case_is_the_same_each_time() -> None:
+def test_case_is_the_same_each_time() -> None:
     for number in range(50):
         one, other = (random.Random(f"1 clients {number}") for _ in range(2))
         data = fuzz.input_of(fuzz.REQUESTS, one)
@@ -43,15 +43,17 @@ def test_a_case_is_the_same_each_time() -> None:
         assert b"".join(fuzz.pieces(data, one)) == data
 
 
-def test_the_witness_tells_when_he_is_harmed(target: Fuzz) -> None:
+def test_witness_reports_when_it_is_harmed(target: Fuzz) -> None:
     target.testify()
-    target.management.ask("POOL apart REMOVE 127.0.0.1:%d" % target.house.backends["witness"].port)
+    target.management.ask(
+        "POOL apart REMOVE 127.0.0.1:%d" % target.deployment.backends["witness"].port
+    )
     target.witness.sendall(get("/") + get("/"))
     with pytest.raises(AssertionError):
         target.testify()
 
 
-def test_an_end_is_told(tmp_path: Path) -> None:
+def test_end_of_the_server_is_reported(tmp_path: Path) -> None:
     with fuzzing(1, tmp_path / "f") as opened:
         opened.server.process.kill()
         opened.server.process.wait()
@@ -64,7 +66,7 @@ def test_an_end_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("seed", range(WORLDS))
-def test_no_kernel_and_no_input_ends_the_server_or_harms_another(
+def test_no_kernel_and_no_input_ends_the_server_or_harms_another_client(
     seed: int, backend: Backend
 ) -> None:
     World(seed, backend).run()
@@ -97,7 +99,7 @@ def never_connect(monkeypatch: pytest.MonkeyPatch) -> None:
         (never_connect, "hung up on after 0 answers"),
     ],
 )
-def test_a_fault_of_the_server_is_found(
+def test_fault_of_the_server_is_detected(
     spoil: Callable[[pytest.MonkeyPatch], None], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Chance decides which world first shows the fault, and how.

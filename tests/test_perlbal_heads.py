@@ -33,13 +33,13 @@ END = "\r\n\r\n"
         (b"\n\n", b""),
     ],
 )
-def test_a_head_ends_at_the_first_empty_line(head: bytes, rest: bytes) -> None:
+def test_head_ends_at_the_first_empty_line(head: bytes, rest: bytes) -> None:
     assert take_head(head + rest) == (head.decode(), rest)
     for cut in range(len(head)):
         assert take_head(head[:cut]) is None
 
 
-def test_a_head_is_bounded_whether_its_end_is_there_or_not() -> None:
+def test_head_is_bounded_with_or_without_an_end() -> None:
     assert take_head(b"x" * (MAX_HEAD - 1)) is None
     for end in b"\r\n\r\n", b"\n\n":
         assert take_head(b"x" * (MAX_HEAD - len(end)) + end + b"more") is not None
@@ -48,7 +48,7 @@ def test_a_head_is_bounded_whether_its_end_is_there_or_not() -> None:
             take_head(data)
 
 
-def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
+def test_names_keep_case_and_order_and_repeated_fields_are_joined() -> None:
     request = Request(f"{FIRST}\r\nX-B: 1\r\nx-a:  2 \r\nX-b: 3\r\nCookie: c{END}")
     assert request.to_bytes(request.values) == (
         b"GET / HTTP/1.0\r\nHost: a\r\nX-B: 1, 3\r\nx-a: 2\r\nCookie: c\r\n\r\n"
@@ -56,12 +56,12 @@ def test_names_keep_case_and_order_and_doubled_fields_are_joined() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
-def test_a_length_counts_whatever_the_method(method: str) -> None:
+def test_content_length_counts_whatever_the_method(method: str) -> None:
     assert Request(f"{method} / HTTP/1.0\r\nContent-Length: 4{END}").length == 4
 
 
 @pytest.mark.parametrize(("count", "length"), [(200, 50_000), (5_000, 100)])
-def test_names_that_a_client_makes_up_are_not_all_remembered(count: int, length: int) -> None:
+def test_names_made_up_by_a_client_are_not_all_cached(count: int, length: int) -> None:
     tracemalloc.start()
     try:
         for number in range(count):
@@ -86,7 +86,7 @@ def test_set_cookie_is_never_joined() -> None:
         ("/http://other.com/", "/http://other.com/", "a"),
     ],
 )
-def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str) -> None:
+def test_absolute_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str) -> None:
     request = Request(f"GET {uri} HTTP/1.1\r\nHost: a{END}")
     assert (request.uri, request.get("host")) == (path, host)
 
@@ -129,14 +129,14 @@ def test_a_whole_url_becomes_a_path_and_sets_host(uri: str, path: str, host: str
         (400, f"{FIRST}\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
     ],
 )
-def test_what_could_be_read_in_two_ways_is_refused(status: int, text: str) -> None:
+def test_ambiguous_request_is_rejected(status: int, text: str) -> None:
     with pytest.raises(Refused) as refused:
         Request(text + END)
     assert refused.value.status == status
 
 
 @pytest.mark.parametrize("end", ["\r\n\n", "\n\r\n", "\n\n"])
-def test_the_empty_line_of_a_request_ends_as_the_others_do(end: str) -> None:
+def test_empty_line_of_a_request_must_end_as_the_other_lines_do(end: str) -> None:
     with pytest.raises(Refused) as refused:
         Request(FIRST + end)
     assert refused.value.status == 400
@@ -159,12 +159,14 @@ def test_the_empty_line_of_a_request_ends_as_the_others_do(end: str) -> None:
         ("1.0", "keep-alive\xe9", True),
     ],
 )
-def test_who_wants_to_be_kept_alive(version: str, connection: str | None, keep_alive: bool) -> None:
+def test_request_asks_to_be_kept_alive(
+    version: str, connection: str | None, keep_alive: bool
+) -> None:
     field = f"\r\nConnection: {connection}" if connection else ""
     assert Request(f"GET / HTTP/{version}\r\nHost: a{field}{END}").keep_alive is keep_alive
 
 
-def test_a_connection_is_not_kept_after_chunks_of_1_0() -> None:
+def test_connection_is_not_kept_alive_after_chunks_of_http_1_0() -> None:
     fields = "Connection: keep-alive\r\nTransfer-Encoding: chunked"
     assert not Request(f"POST / HTTP/1.0\r\n{fields}{END}").keep_alive
 
@@ -205,11 +207,11 @@ def test_ranges_of_ten_bytes(asked: str, expected: tuple[int, int, int]) -> None
         ("HTTP/1.0 200 OK\r\nConnection: keep-alive, close\r\nContent-Length: 3", False),
     ],
 )
-def test_which_backends_stay(text: str, kept: bool) -> None:
+def test_backend_connection_is_kept_alive(text: str, kept: bool) -> None:
     assert parse_response(text + END).kept_alive(head_only=False) is kept
 
 
-def test_a_length_beside_a_transfer_encoding_is_not_believed() -> None:
+def test_length_beside_a_transfer_encoding_is_ignored() -> None:
     response = parse_response(
         "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked" + END
     )
@@ -219,29 +221,29 @@ def test_a_length_beside_a_transfer_encoding_is_not_believed() -> None:
 @pytest.mark.parametrize(
     "text", ["Content-Length: 3\r\ncontent-length: 3", "Content-Length: 3 ,3,\t3"]
 )
-def test_a_backends_length_that_is_said_again_is_one(text: str) -> None:
+def test_length_that_a_backend_repeats_counts_once(text: str) -> None:
     response = parse_response(f"HTTP/1.1 200 OK\r\n{text}{END}")
     assert (response.length, response.get("content-length")) == (3, "3")
 
 
 @pytest.mark.parametrize("fold", ["\r\n ", "\n\t \t"])
-def test_a_backends_folded_line_is_one_line(fold: str) -> None:
+def test_folded_line_of_a_backend_is_one_line(fold: str) -> None:
     response = parse_response(f"HTTP/1.1 200 OK\r\nA: b{fold}c: d{END}")
     assert response.values == {"a": "b c: d"}
 
 
 @pytest.mark.parametrize("text", ["", "200 OK", "HTTP/1.0 OK", "HTTP/1.0 200 OK\r\nA: b\rc"])
-def test_a_backends_nonsense_is_refused(text: str) -> None:
+def test_malformed_head_of_a_backend_is_rejected(text: str) -> None:
     with pytest.raises(Refused):
         parse_response(text + END)
 
 
-def test_an_answer_of_ours_has_a_reason_if_there_is_one() -> None:
+def test_own_answer_has_a_reason_if_one_is_known() -> None:
     assert Response(404).to_bytes() == b"HTTP/1.0 404 Not Found\r\n\r\n"
     assert Response(201).to_bytes() == b"HTTP/1.0 201 \r\n\r\n"
 
 
-def test_dates_are_those_of_http() -> None:
+def test_dates_have_the_format_of_http() -> None:
     assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
@@ -254,14 +256,16 @@ def test_dates_are_those_of_http() -> None:
         (1 << 62, "Fri, 31 Dec 9999 23:59:59 GMT"),
     ],
 )
-def test_a_date_that_http_can_not_write_is_the_closest_that_it_can(seconds: int, date: str) -> None:
+def test_date_that_http_cannot_express_becomes_the_closest_one_it_can(
+    seconds: int, date: str
+) -> None:
     assert http_date(seconds) == date
 
 
 CHUNKED = b"4\r\nwiki\r\n5;a=b\r\npedia\r\nE\r\n in\r\n\r\nchunks.\r\n0\r\nA: b\r\n\r\n"
 
 
-def test_chunks_come_apart_wherever_they_are_cut() -> None:
+def test_chunks_are_decoded_wherever_they_are_cut() -> None:
     for seed in range(200):
         cuts = random.Random(seed)
         decoder, got, left = ChunkDecoder(), b"", CHUNKED + b"next"
@@ -289,7 +293,7 @@ def test_chunks_come_apart_wherever_they_are_cut() -> None:
         b"0\r\n" + b"A: b\r\n" * 5000,
     ],
 )
-def test_odd_chunks_are_refused(data: bytes) -> None:
+def test_malformed_chunks_are_rejected(data: bytes) -> None:
     with pytest.raises(Refused):
         ChunkDecoder().feed(data)
     with pytest.raises(Refused):

@@ -17,11 +17,11 @@ from examples.perlbal.server import Server
 from examples.perlbal.services import Service
 from tests.world import no_hanging
 
-BETWEEN = "Expecting integer value between 0 and 100, inclusive."
-LISTEN = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
+RANGE_ERROR = "Expecting integer value between 0 and 100, inclusive."
+LISTEN_ERROR = "Listen argument must be ip:port or port. e.g. 192.168.0.1:80 or 81"
 
 
-class Said:
+class ServerConsole:
     """A server, and its answers."""
 
     def __init__(self, loop: Loop) -> None:
@@ -36,22 +36,22 @@ class Said:
 
 
 @pytest.fixture
-def say() -> Iterator[Said]:
+def say() -> Iterator[ServerConsole]:
     with Loop() as loop:
-        yield Said(loop)
+        yield ServerConsole(loop)
 
 
-def full(path: str) -> list[str]:
+def out_of_descriptors(path: str) -> list[str]:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-def test_case_spaces_and_comments_do_not_matter(say: Said) -> None:
+def test_case_spaces_and_comments_do_not_matter(say: ServerConsole) -> None:
     assert say("  CREATE \t SERVICE   Foo # a comment", "", "# nothing") == ["OK"]
     assert say("set ROLE=web_server", "SET foo persist_client = YES") == ["OK", "OK"]
     assert say.server.services["foo"].persist_client == 1
 
 
-def test_services_and_pools_have_one_space_of_names(say: Said) -> None:
+def test_services_and_pools_share_one_namespace(say: ServerConsole) -> None:
     say("CREATE POOL a", "CREATE SERVICE b")
     assert say("CREATE SERVICE a", "CREATE POOL b") == [
         "ERROR: pool 'a' already exists",
@@ -59,7 +59,7 @@ def test_services_and_pools_have_one_space_of_names(say: Said) -> None:
     ]
 
 
-def test_a_role_brings_its_defaults_and_those_of_default(say: Said) -> None:
+def test_role_brings_its_defaults_and_those_set_by_default(say: ServerConsole) -> None:
     say("DEFAULT buffer_size = 10k", "CREATE SERVICE p", "SET role = reverse_proxy")
     service = say.server.services["p"]
     assert (service.buffer_size, service.buffer_backend_connect) == (10_240, 102_400)
@@ -80,9 +80,9 @@ def refused_by_stat(path: str) -> str:
         ("SET p.docroot = /", "The 'docroot' option can only be set on a 'web_server' service"),
         ("SET p.persist_client = 2", "Expecting boolean value for parameter 'persist_client'"),
         ("SET p.connect_ahead = -1", "Expecting integer value for parameter 'connect_ahead'"),
-        ("SET p.queue_relief_chance = 101", BETWEEN),
-        ("SET p.listen = 1.2.3.4", LISTEN),
-        ("SET p.listen = 99999", LISTEN),
+        ("SET p.queue_relief_chance = 101", RANGE_ERROR),
+        ("SET p.listen = 1.2.3.4", LISTEN_ERROR),
+        ("SET p.listen = 99999", LISTEN_ERROR),
         ("SET p.pool = q", "Pool 'q' not found"),
         ("POOL q ADD 1.2.3.4", "Pool 'q' not found"),
         ("POOL a ADD 1.2.3.444", "'1.2.3.444' is no address"),
@@ -117,10 +117,10 @@ def refused_by_stat(path: str) -> str:
         ("FD", f"[Errno 24] {os.strerror(errno.EMFILE)}"),
     ],
 )
-def test_an_error_is_told_and_changes_nothing(
-    say: Said, line: str, answer: str, monkeypatch: pytest.MonkeyPatch
+def test_error_is_reported_and_changes_nothing(
+    say: ServerConsole, line: str, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.listdir", full)
+    monkeypatch.setattr("os.listdir", out_of_descriptors)
     say("LOAD include", "CREATE POOL a", "CREATE SERVICE p", "SET role = reverse_proxy")
     say("SET pool = a", "LOAD vhosts", "LOAD redirect", "LOAD accesscontrol")
     say("SET plugins = accesscontrol", "ACCESS policy deny")
@@ -129,13 +129,13 @@ def test_an_error_is_told_and_changes_nothing(
     assert say("DUMPCONFIG") == before
 
 
-def test_a_node_that_is_added_again_moves_to_the_end(say: Said) -> None:
+def test_node_added_again_moves_to_the_end(say: ServerConsole) -> None:
     say("CREATE POOL a", "POOL a ADD 1.1.1.1", "POOL ADD a 2.2.2.2:81", "POOL a ADD 1.1.1.1:80")
     say("POOL a ADD [0:0::1]:82", "POOL a REMOVE 9.9.9.9")
     assert say("SHOW POOL a") == ["2.2.2.2:81 0", "1.1.1.1:80 0", "[::1]:82 0", "."]
 
 
-def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
+def test_dumped_configuration_can_be_loaded_again(say: ServerConsole, tmp_path: Path) -> None:
     say("LOAD vhosts", "LOAD accesscontrol", "LOAD xffextras", "LOAD redirect")
     (tmp_path / "nodes").touch()
     say("CREATE POOL f", f"SET nodefile = {tmp_path / 'nodes'}")
@@ -155,23 +155,23 @@ def test_what_is_dumped_can_be_read_in_again(say: Said, tmp_path: Path) -> None:
     file = tmp_path / "again.conf"
     file.write_text("\n".join(dumped), encoding="utf-8")
     with Loop() as loop:
-        again = Said(loop)
+        again = ServerConsole(loop)
         again.server.language.load_file(str(file), print)
         assert again("DUMPCONFIG") == [*dumped, "OK"]
 
 
-def test_what_was_set_of_a_plugin_is_not_dumped_where_it_is_used_no_longer(say: Said) -> None:
+def test_settings_of_a_plugin_no_longer_used_are_not_dumped(say: ServerConsole) -> None:
     say("LOAD accesscontrol", "CREATE SERVICE p", "SET plugins = accesscontrol")
     say("SET p.AccessControl.use_observed_ip = 1", "SET plugins = none")
     assert not [line for line in say("DUMPCONFIG") if "use_observed_ip" in line]
 
 
-def test_a_list_may_be_empty_and_is_dumped_as_one(say: Said) -> None:
+def test_list_may_be_empty_and_is_dumped_as_an_empty_list(say: ServerConsole) -> None:
     say("CREATE SERVICE w", "SET role = web_server", "SET index_files = ,")
     assert "  SET index_files = ," in say("DUMPCONFIG")
 
 
-def test_a_plugins_parameters_are_there_for_services_of_before_and_later(say: Said) -> None:
+def test_parameters_of_a_plugin_exist_for_earlier_and_later_services(say: ServerConsole) -> None:
     say("CREATE SERVICE before", "LOAD xffextras", "CREATE SERVICE later")
     for name in say.server.services:
         say(f"SET {name}.role = reverse_proxy", f"SET {name}.send_backend_proto = off")
@@ -180,7 +180,9 @@ def test_a_plugins_parameters_are_there_for_services_of_before_and_later(say: Sa
     assert dumped == 2 * ["  SET send_backend_port = on"]
 
 
-def test_another_role_has_its_defaults_and_what_has_none_stays(say: Said, tmp_path: Path) -> None:
+def test_change_of_role_resets_to_its_defaults_and_keeps_settings_without_one(
+    say: ServerConsole, tmp_path: Path
+) -> None:
     say("DEFAULT idle_timeout = 7", "CREATE SERVICE a", "SET listen = 127.0.0.1:1")
     say("SET idle_timeout = 5", "SET role = web_server", f"SET docroot = {tmp_path}")
     say("SET persist_client = on", "SET dirindexing = on", "SET role = reverse_proxy")
@@ -191,7 +193,7 @@ def test_another_role_has_its_defaults_and_what_has_none_stays(say: Said, tmp_pa
     assert service.listen == "127.0.0.1:1"
 
 
-def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -> None:
+def test_file_is_read_up_to_its_first_error(say: ServerConsole, tmp_path: Path) -> None:
     file = tmp_path / "bad.conf"
     file.write_text("CREATE POOL a\nNOPE\nCREATE POOL b\n")
     answers: list[str] = []
@@ -201,12 +203,14 @@ def test_the_first_error_of_a_file_is_where_it_ends(say: Said, tmp_path: Path) -
     assert list(say.server.pools) == ["a"]
 
 
-def test_a_file_that_has_no_end_is_refused(say: Said) -> None:
+def test_endless_file_is_rejected(say: ServerConsole) -> None:
     (answer,) = say("LOAD include", "INCLUDE = /dev/zero")[1:]
     assert answer == "ERROR: /dev/zero is longer than 10000000 characters"
 
 
-def test_a_file_that_would_make_a_running_server_wait_is_refused(say: Said, tmp_path: Path) -> None:
+def test_file_that_would_block_a_running_server_is_rejected(
+    say: ServerConsole, tmp_path: Path
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     say.server.running = True
@@ -215,7 +219,9 @@ def test_a_file_that_would_make_a_running_server_wait_is_refused(say: Said, tmp_
     assert answer == f"ERROR: Error opening config file ({pipe}): Not a file"
 
 
-def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_come_from_the_environment(
+    say: ServerConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("POOL_NAME", "from_outside")
     say("CREATE POOL $POOL_NAME")
     assert list(say.server.pools) == ["from_outside"]
@@ -223,19 +229,19 @@ def test_variables_are_those_of_the_environment(say: Said, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the address is that of Linux's ioctl")
-def test_an_interface_stands_for_its_address(say: Said) -> None:
+def test_interface_stands_for_its_address(say: ServerConsole) -> None:
     assert say("CREATE SERVICE p", "SET listen = ${ip:lo}:80") == ["OK", "OK"]
     assert say.server.services["p"].listen == "127.0.0.1:80"
 
 
-def test_a_file_that_includes_itself_is_an_error(say: Said, tmp_path: Path) -> None:
+def test_file_that_includes_itself_is_an_error(say: ServerConsole, tmp_path: Path) -> None:
     file = tmp_path / "round.conf"
     file.write_text(f"INCLUDE = {file}\n")
     answers = say("LOAD include", f"INCLUDE = {file}")
     assert answers[1] == f"ERROR: INCLUDE within INCLUDE, 10 deep: {file}"
 
 
-def test_the_closest_pattern_counts(say: Said) -> None:
+def test_closest_pattern_wins(say: ServerConsole) -> None:
     service = Service(say.server, "")
     vhosts = Vhosts(say.server)
     maps = vhosts.maps[service] = dict.fromkeys(
@@ -249,7 +255,7 @@ def test_the_closest_pattern_counts(say: Said) -> None:
     assert vhosts.find(service, "a.b.com") == []
 
 
-def test_a_host_of_very_many_labels_costs_no_more_than_its_length(say: Said) -> None:
+def test_host_with_very_many_labels_costs_no_more_than_its_length(say: ServerConsole) -> None:
     service = Service(say.server, "")
     vhosts = Vhosts(say.server)
     vhosts.maps[service] = {"*.b.c": "x"}
@@ -262,13 +268,13 @@ def test_a_host_of_very_many_labels_costs_no_more_than_its_length(say: Said) -> 
         tracemalloc.stop()
 
 
-def test_a_pattern_that_is_too_deep_is_an_error(say: Said) -> None:
+def test_pattern_that_is_too_deep_is_an_error(say: ServerConsole) -> None:
     (answer,) = say("LOAD include", f"INCLUDE = {'*/' * 5000}")[1:]
     assert answer.startswith("ERROR: maximum recursion depth")
 
 
 @pytest.mark.parametrize("items", ["1," * 50 + "x", ", " * 50 + "x", "1 , " * 50 + "x"])
-def test_a_schedule_that_nearly_fits_is_refused(say: Said, items: str) -> None:
+def test_schedule_that_is_almost_valid_is_rejected_quickly(say: ServerConsole, items: str) -> None:
     say("CREATE SERVICE p", "SET role = reverse_proxy")
     with no_hanging(30):  # Exponential backtracking would take years.
         (answer,) = say(f"SET p.error_retry_schedule = {items}")
@@ -284,8 +290,8 @@ def test_a_schedule_that_nearly_fits_is_refused(say: Said, items: str) -> None:
         (".", (0,)),
     ],
 )
-def test_a_schedule_has_seconds_with_commas_between(
-    say: Said, text: str, seconds: tuple[float, ...]
+def test_schedule_is_seconds_separated_by_commas(
+    say: ServerConsole, text: str, seconds: tuple[float, ...]
 ) -> None:
     assert schedule(Service(say.server, ""), "", text) == seconds
 
@@ -304,8 +310,8 @@ def test_a_schedule_has_seconds_with_commas_between(
         ("netmask 10.0.0.0/8", "what an upstream says", False),
     ],
 )
-def test_a_rule_fits_an_address_however_it_is_written(
-    say: Said, rule: str, ip: str, fits: bool
+def test_rule_matches_an_address_however_it_is_written(
+    say: ServerConsole, rule: str, ip: str, fits: bool
 ) -> None:
     say("LOAD accesscontrol", "CREATE SERVICE w", f"ACCESS deny {rule}")
     control = say.server.plugins["accesscontrol"]

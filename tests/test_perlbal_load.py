@@ -19,14 +19,14 @@ import pytest
 from tests import needs
 from tests.clients import serving as example
 from tests.perlbal.backends import Answer
-from tests.perlbal.conversation import House, Setting, house
+from tests.perlbal.conversation import Deployment, Setting, deployment
 from tests.perlbal.nginx import FILES, nginx
 from tests.perlbal.servers import OURS, PATIENCE, Perlbal, serving
 from tests.perlbal.steps import get, good, request
 
 PIECE = 1 << 20
 BIG = 200 * PIECE
-FLAT = 6 * PIECE
+MAX_MEMORY_GROWTH = 6 * PIECE
 """How much the memory may grow with any traffic: the buffers, with data held twice."""
 
 PROXY = """
@@ -130,7 +130,9 @@ def test_wrk_gets_only_good_answers_on_64_connections(server: Perlbal, service: 
 
 
 @pytest.mark.needs("curl")
-def test_200_mb_come_through_as_they_are_and_in_flat_memory(server: Perlbal, tree: Path) -> None:
+def test_download_of_200_mb_arrives_unchanged_in_constant_memory(
+    server: Perlbal, tree: Path
+) -> None:
     url = f"http://127.0.0.1:{server.ports['proxy']}/big.bin"
     run("curl", "-sf", "-o", "/dev/null", url.replace("big.bin", "small.txt"))
     before = server.memory("VmRSS")
@@ -142,11 +144,11 @@ def test_200_mb_come_through_as_they_are_and_in_flat_memory(server: Perlbal, tre
             found.update(piece)
         assert curl.wait() == 0
     assert found.digest() == hashlib.sha256((tree / "big.bin").read_bytes()).digest()
-    assert server.memory("VmHWM") - before < FLAT
+    assert server.memory("VmHWM") - before < MAX_MEMORY_GROWTH
 
 
 @pytest.mark.needs("curl", "nginx")
-def test_200_mb_are_sent_as_they_are_and_in_flat_memory(tree: Path, tmp_path: Path) -> None:
+def test_upload_of_200_mb_arrives_unchanged_in_constant_memory(tree: Path, tmp_path: Path) -> None:
     with nginx(tmp_path / "nginx", FILES.format(tree=tree)) as far:
         with proxying(far.port, tmp_path / "ours") as server:
             url = f"http://127.0.0.1:{server.ports['proxy']}/put/up.bin"
@@ -155,26 +157,26 @@ def test_200_mb_are_sent_as_they_are_and_in_flat_memory(tree: Path, tmp_path: Pa
             run("curl", "-sf", "--max-time", "100", "-T", str(tree / "big.bin"), url)
             assert (tree / "put" / "up.bin").read_bytes() == (tree / "big.bin").read_bytes()
             (tree / "put" / "up.bin").unlink()
-            assert server.memory("VmHWM") - before < FLAT
+            assert server.memory("VmHWM") - before < MAX_MEMORY_GROWTH
 
 
-def test_a_client_that_does_not_read_costs_no_more_than_the_buffers(server: Perlbal) -> None:
+def test_client_that_does_not_read_costs_no_more_than_the_buffers(server: Perlbal) -> None:
     with server.connect("proxy", buffer=4096) as lazy, server.connect("proxy") as other:
         before = server.memory()
         lazy.sendall(get("/big.bin"))
         for _ in range(200):
             ask(other, "/small.txt")
-        assert server.memory() - before < FLAT
+        assert server.memory() - before < MAX_MEMORY_GROWTH
         spent = server.cpu_seconds()
         time.sleep(0.5)
         assert server.cpu_seconds() - spent < 0.2, "it spins"
         taken = 0
         while taken < PIECE:
             taken += len(lazy.recv(1 << 16))
-    ask_anew(server)
+    ask_on_new_connection(server)
 
 
-def test_a_backend_that_does_not_read_costs_no_more_than_the_buffers(tmp_path: Path) -> None:
+def test_backend_that_does_not_read_costs_no_more_than_the_buffers(tmp_path: Path) -> None:
     with socket.socket() as lazy, contextlib.ExitStack() as stack:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.settimeout(PATIENCE)
@@ -190,7 +192,7 @@ def test_a_backend_that_does_not_read_costs_no_more_than_the_buffers(tmp_path: P
             while sent < BIG:
                 sent += client.send(b"x" * 65536)
         assert sent < BIG, "all of it was read"
-        assert server.memory() - before < FLAT
+        assert server.memory() - before < MAX_MEMORY_GROWTH
         spent = server.cpu_seconds()
         time.sleep(0.5)
         assert server.cpu_seconds() - spent < 0.2, "it spins"
@@ -203,7 +205,7 @@ def test_a_backend_that_does_not_read_costs_no_more_than_the_buffers(tmp_path: P
             with contextlib.suppress(BlockingIOError):
                 client.send(b"x" * 65536)
             taken += len(backend.recv(1 << 16))
-        assert server.memory() - before < FLAT
+        assert server.memory() - before < MAX_MEMORY_GROWTH
 
 
 def ask(client: socket.socket, path: str) -> None:
@@ -217,7 +219,7 @@ def ask(client: socket.socket, path: str) -> None:
     assert heard.startswith(b"HTTP/1.0 200 "), heard[:200]
 
 
-def ask_anew(server: Perlbal) -> None:
+def ask_on_new_connection(server: Perlbal) -> None:
     with server.connect("proxy") as client:
         ask(client, "/small.txt")
 
@@ -266,7 +268,7 @@ def uploaded(server: Perlbal, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("disk", ["off", "on"])
-def test_a_backend_that_answers_as_it_reads_gets_all_of_the_body(tmp_path: Path, disk: str) -> None:
+def test_backend_that_answers_while_it_reads_gets_the_whole_body(tmp_path: Path, disk: str) -> None:
     def echo(connection: socket.socket, length: int) -> None:
         connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % length)
         while length > 0 and (piece := connection.recv(1 << 16)):
@@ -282,7 +284,7 @@ def test_a_backend_that_answers_as_it_reads_gets_all_of_the_body(tmp_path: Path,
 
 
 @pytest.mark.parametrize("size", [10, 10_000])
-def test_an_answer_comes_whole_where_the_backend_closes_in_the_midst_of_the_body(
+def test_answer_is_complete_if_the_backend_closes_in_the_middle_of_the_body(
     tmp_path: Path, size: int
 ) -> None:
     def refuse(connection: socket.socket, length: int) -> None:
@@ -295,7 +297,7 @@ def test_an_answer_comes_whole_where_the_backend_closes_in_the_midst_of_the_body
             assert len(body) == size
 
 
-def test_1000_idle_clients_cost_little_and_hinder_nobody(server: Perlbal) -> None:
+def test_1000_idle_clients_cost_little_and_hinder_no_one(server: Perlbal) -> None:
     descriptors = server.descriptors()
     with many_descriptors(), contextlib.ExitStack() as idle:
         warm = [idle.enter_context(server.connect("proxy")) for _ in range(100)]
@@ -307,17 +309,17 @@ def test_1000_idle_clients_cost_little_and_hinder_nobody(server: Perlbal) -> Non
             if number % 100 == 99:
                 ask(client, "/small.txt")  # the server has accepted it and all before it
         assert server.memory("RssAnon") - before < 1000 * 3 * 1024
-        ask_anew(server)
+        ask_on_new_connection(server)
     limit = time.monotonic() + 20
     while server.descriptors() > descriptors + 2 and time.monotonic() < limit:
         time.sleep(0.05)  # one or two kept backend connections may be new
     assert server.descriptors() <= descriptors + 2
-    ask_anew(server)
+    ask_on_new_connection(server)
 
 
 # --- faulty backends ------------------------------------------------------------------------------
 
-TWO = Setting(
+TWO_BACKENDS = Setting(
     "two",
     """
     CREATE POOL both
@@ -353,12 +355,12 @@ GOOD = good(b"x" * 1024)
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[House]:
-    with house(TWO, OURS, tmp_path / "h") as opened:
+def two(tmp_path: Path) -> Iterator[Deployment]:
+    with deployment(TWO_BACKENDS, OURS, tmp_path / "h") as opened:
         yield opened
 
 
-def test_a_slow_backend_hinders_nobody_and_is_heard_to_the_end(two: House) -> None:
+def test_slow_backend_hinders_no_one_and_is_read_to_the_end(two: Deployment) -> None:
     bad = two.backends["bad"]
     body = bytes(range(256)) * 8
     answer = good(body)
@@ -381,7 +383,7 @@ def test_a_slow_backend_hinders_nobody_and_is_heard_to_the_end(two: House) -> No
             assert heard.endswith(b"\r\n\r\n" + body)
 
 
-def test_a_backend_that_dies_in_the_midst_takes_only_its_own_clients_along(two: House) -> None:
+def test_backend_that_dies_in_the_middle_fails_only_its_own_clients(two: Deployment) -> None:
     """One of two backends dies while it has requests, and its address then refuses connections."""
     bad = two.backends["bad"]
     answer = good(b"x" * 1024)

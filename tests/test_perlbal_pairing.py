@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.perlbal.backends import receive
-from tests.perlbal.conversation import Step, house
+from tests.perlbal.conversation import Step, deployment
 from tests.perlbal.reproxying import REPROXIES, to
 from tests.perlbal.servers import OURS, PATIENCE, Perlbal, serving
 from tests.perlbal.steps import (
@@ -243,7 +243,7 @@ def backends() -> Iterator[Backends]:
     opened.close()
 
 
-def test_each_answer_and_each_body_is_of_the_request_that_it_is_for(
+def test_each_answer_and_each_body_belongs_to_its_own_request(
     backends: Backends, tmp_path: Path
 ) -> None:
     folder = tmp_path / "files"
@@ -265,10 +265,10 @@ def test_each_answer_and_each_body_is_of_the_request_that_it_is_for(
     assert not list(folder.iterdir())
 
 
-GATHERED = b"x" * 110_000
+BUFFERED_PART = b"x" * 110_000
 """More than the server buffers before it asks a backend."""
 REST = b"GET /of-the-body HTTP/1.0\r\n\r\n"
-UPLOAD = request("POST", "/", f"Content-Length: {len(GATHERED + REST)}") + GATHERED
+UPLOAD = request("POST", "/", f"Content-Length: {len(BUFFERED_PART + REST)}") + BUFFERED_PART
 
 
 @pytest.mark.parametrize(
@@ -318,10 +318,10 @@ UPLOAD = request("POST", "/", f"Content-Length: {len(GATHERED + REST)}") + GATHE
         "with CRLF",
     ],
 )
-def test_the_rest_of_a_body_that_was_answered_is_sent_to_nobody_else(
+def test_rest_of_a_body_already_answered_is_sent_to_no_one_else(
     steps: list[Step], tmp_path: Path
 ) -> None:
-    with house(REPROXIES, OURS, tmp_path / "ours") as opened:
+    with deployment(REPROXIES, OURS, tmp_path / "ours") as opened:
         heard = opened.hold(steps, "proxy")
     assert "lost" not in heard
     assert heard["client"][0].startswith("HTTP/1.0 200 OK\r\n")
@@ -329,7 +329,7 @@ def test_the_rest_of_a_body_that_was_answered_is_sent_to_nobody_else(
     assert not any("of-the-body" in each for who in heard for each in heard[who])
 
 
-def test_a_urls_connection_is_kept_also_where_a_body_that_it_never_had_is_to_come(
+def test_connection_to_a_url_is_kept_while_a_body_it_never_got_is_still_to_come(
     tmp_path: Path,
 ) -> None:
     steps = [
@@ -339,7 +339,7 @@ def test_a_urls_connection_is_kept_also_where_a_body_that_it_never_had_is_to_com
         hear(),
         ask(get("/"), by="other"),
     ]
-    with house(REPROXIES, OURS, tmp_path / "ours") as opened:
+    with deployment(REPROXIES, OURS, tmp_path / "ours") as opened:
         heard = opened.hold(steps, "proxy")
     assert "lost" not in heard
     asked_for = [each.partition(" HTTP")[0] for each in heard["backend b"]]

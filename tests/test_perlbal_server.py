@@ -56,7 +56,7 @@ def server() -> Iterator[Server]:
 
 def balancer(server: Server, port: int) -> Balancer:
     """The balancer of a proxy to this port, before its first request."""
-    carry_out(
+    run_commands(
         server,
         f"CREATE POOL a\nPOOL a ADD 127.0.0.1:{port}\nCREATE SERVICE p\nSET role = reverse_proxy"
         "\nSET pool = a\nSET listen = 127.0.0.1:0\nENABLE p",
@@ -64,20 +64,20 @@ def balancer(server: Server, port: int) -> Balancer:
     return server.services["p"].balancer
 
 
-def carry_out(server: Server, lines: str) -> None:
+def run_commands(server: Server, lines: str) -> None:
     said: list[str] = []
     context = Context(verbose=False)
     for line in lines.split("\n"):
         assert server.language.run(line, said.append, context), said
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     pass
 
 
 def turn(server: Server, until: Callable[[], bool]) -> None:
     """Run the loop until the condition holds, for at least one turn."""
-    server.loop.call_soon(nothing)  # There may be nothing else to wake it.
+    server.loop.call_soon(do_nothing)  # There may be nothing else to wake it.
     limit = server.loop.add_timer(PATIENCE, server.loop.stop)
     server.loop.set_post_loop_callback(lambda *_: not until())
     server.loop.run()
@@ -85,7 +85,7 @@ def turn(server: Server, until: Callable[[], bool]) -> None:
     assert until()
 
 
-def test_as_many_connections_are_made_ahead_as_are_asked_for(server: Server) -> None:
+def test_connect_ahead_opens_that_many_connections(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as backend:
         queues = balancer(server, backend.getsockname()[1])
         server.services["p"].set("connect_ahead", "3")
@@ -94,7 +94,7 @@ def test_as_many_connections_are_made_ahead_as_are_asked_for(server: Server) -> 
 
 
 @pytest.mark.parametrize("verify", ["on", "off"])
-def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
+def test_node_that_closes_new_connections_at_once_is_left_alone_for_a_second(
     server: Server, verify: str
 ) -> None:
     backend = socket.create_server(("127.0.0.1", 0))
@@ -109,7 +109,7 @@ def test_a_node_that_ends_new_connections_at_once_is_left_alone_for_a_second(
     assert stats.attempts == MAX_UNUSED + 1
 
 
-def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
+def test_node_that_closes_only_some_new_connections_is_tried_again_at_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restarting process does this: its other connections end before they are verified. The
@@ -132,22 +132,22 @@ def test_a_node_that_ends_some_new_connections_is_tried_again_at_once(
         Listener(backend, enter, server.loop)
         for count in range(1, rounds + 1):
             client = client_of(server, stack)
-            turn(server, lambda: any(each.exchange for each in used(server)))
+            turn(server, lambda: any(each.exchange for each in backend_connections(server)))
             accepted[-1].sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
-            turn(server, lambda: not used(server))
+            turn(server, lambda: not backend_connections(server))
             client.settimeout(PATIENCE)
             assert client.recv(1000).startswith(b"HTTP/1.0 200 OK\r\n")
             assert stats.requests == count
         assert stats.attempts == rounds * (before_one_is_used + 1)
 
 
-def used(server: Server) -> list[BackendHTTP]:
+def backend_connections(server: Server) -> list[BackendHTTP]:
     """The connections to backends."""
     return [each for each in server.sockets() if isinstance(each, BackendHTTP)]
 
 
 @pytest.mark.parametrize("verify", ["on", "off"])
-def test_who_waits_for_a_node_that_is_silent_is_served_by_another(
+def test_request_that_waits_for_a_silent_node_is_served_by_another(
     server: Server, monkeypatch: pytest.MonkeyPatch, verify: str
 ) -> None:
     """The silent node is a stopped process or a dead machine. The request used to wait for it until
@@ -181,7 +181,7 @@ def test_who_waits_for_a_node_that_is_silent_is_served_by_another(
         assert [each.age() for each in queues.pending.values()] == [0]
 
 
-def test_a_node_that_refuses_counts_as_one_that_was_connected_to(server: Server) -> None:
+def test_refused_connection_counts_as_connected(server: Server) -> None:
     """As in the original, which counts at the first event of any kind."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and doesn't listen
@@ -207,7 +207,7 @@ def client_of(
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["has its answer", "has half of it"])
-def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
+def test_kept_alive_client_that_asks_again_during_a_graceful_stop_is_answered(
     server: Server, begun: bool
 ) -> None:
     """It was told "keep-alive", and its request is on its way when the server starts to end."""
@@ -216,7 +216,7 @@ def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
         balancer(server, backend.getsockname()[1])
         server.services["p"].set("persist_client", "on")
         client = client_of(server, stack, "/", "Connection: keep-alive")
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         asked = stack.enter_context(backend.accept()[0])
         asked.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nha")
         (taken,) = (each for each in server.sockets() if isinstance(each, Client))
@@ -228,7 +228,7 @@ def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
         if not begun:
             server.shut_down_gracefully()
         client.sendall(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         stack.enter_context(backend.accept()[0]).sendall(
             b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nmore"
         )
@@ -239,8 +239,12 @@ def test_a_kept_client_that_asks_again_as_the_server_ends_is_answered(
 
 
 @pytest.mark.parametrize("end", [b"quit\n", b""])
-def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> None:
-    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m")
+def test_management_client_that_quits_or_ends_gets_all_answers_first(
+    server: Server, end: bytes
+) -> None:
+    run_commands(
+        server, "CREATE SERVICE m\nSET role = management\nSET listen = 127.0.0.1:0\nENABLE m"
+    )
     listener = server.services["m"].listener
     assert listener is not None and listener.sock is not None
     with socket.socket() as client:
@@ -271,7 +275,7 @@ def test_who_quits_or_ends_has_all_answers_first(server: Server, end: bytes) -> 
     assert heard.endswith(b"\r\nversion\r\n.\r\n.\r\n")
 
 
-def test_telling_waits_for_nobody_who_reads_it() -> None:
+def test_write_line_does_not_block_on_a_full_pipe() -> None:
     """Standard error may be a pipe. Once it was full, no client was served any more."""
     read, write = os.pipe()
     try:
@@ -287,7 +291,7 @@ def test_telling_waits_for_nobody_who_reads_it() -> None:
     write_line("not there", write)
 
 
-def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
+def test_changed_nodefile_is_read_again_and_waiting_clients_are_served(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", 0.01)
@@ -319,13 +323,13 @@ def test_a_nodefile_is_read_again_when_it_has_changed_and_who_waits_is_served(
         assert list(pool.used) == [f"127.0.0.1:{new}"]
 
 
-def test_a_nodefile_that_became_a_pipe_is_not_waited_for(
+def test_nodefile_replaced_by_a_pipe_does_not_block(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "NODEFILE_CHECK_SECONDS", 0.01)
     file = tmp_path / "nodes"
     file.write_text("127.0.0.1:80\n")
-    carry_out(server, f"CREATE POOL a\nSET nodefile = {file}")
+    run_commands(server, f"CREATE POOL a\nSET nodefile = {file}")
     file.unlink()
     os.mkfifo(file)
     server.loop.add_timer(5 * pools.NODEFILE_CHECK_SECONDS, server.loop.stop)
@@ -335,7 +339,7 @@ def test_a_nodefile_that_became_a_pipe_is_not_waited_for(
 
 
 @pytest.mark.parametrize("node", ["127.0.0.1:99999", "999.0.0.1:80"])
-def test_a_node_of_a_nodefile_that_can_not_be_connected_to_harms_no_other(
+def test_unreachable_node_of_a_nodefile_affects_no_other(
     server: Server, tmp_path: Path, node: str
 ) -> None:
     with ExitStack() as stack:
@@ -349,15 +353,15 @@ def test_a_node_of_a_nodefile_that_can_not_be_connected_to_harms_no_other(
         assert server.nodes[good].attempts == 1
 
 
-def test_services_that_lead_in_a_circle_are_told(server: Server) -> None:
-    carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET default_service = p")
-    carry_out(server, "USE p\nSET listen = 127.0.0.1:0\nENABLE p")
+def test_circular_services_are_reported(server: Server) -> None:
+    run_commands(server, "CREATE SERVICE p\nSET role = selector\nSET default_service = p")
+    run_commands(server, "USE p\nSET listen = 127.0.0.1:0\nENABLE p")
     with ExitStack() as stack:
         answer = answer_to(server, client_of(server, stack))
     assert answer.startswith(b"HTTP/1.0 500 ") and answer.endswith(b"Services lead in a circle")
 
 
-def test_a_signal_has_the_status_logged(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_signal_logs_the_status(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     balancer(server, 1)
     server.install_signal_handlers()
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -367,7 +371,7 @@ def test_a_signal_has_the_status_logged(server: Server, capfd: pytest.CaptureFix
     assert "SERVICE p\n" in logged and "\np-normal.count 0\n" in logged
 
 
-def test_a_pidfile_that_can_not_be_written_is_logged(
+def test_pidfile_that_cannot_be_written_is_logged(
     server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.pidfile = pidfile = str(tmp_path / "no" / "pid")
@@ -376,7 +380,7 @@ def test_a_pidfile_that_can_not_be_written_is_logged(
     assert capfd.readouterr().err.startswith(f"couldn't create pidfile '{pidfile}': ")
 
 
-def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
+def test_removed_node_is_not_waited_for(server: Server) -> None:
     with ExitStack() as stack:
         slow, quick = (
             stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
@@ -391,7 +395,7 @@ def test_a_node_that_is_taken_out_is_not_waited_for(server: Server) -> None:
         assert list(queues.pending) == [f"127.0.0.1:{quick}"]
 
 
-def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) -> None:
+def test_verified_connection_that_has_ended_is_garbage_collected(server: Server) -> None:
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         queues = balancer(server, backend.getsockname()[1])
@@ -421,7 +425,7 @@ def test_a_verified_connection_that_has_ended_is_held_by_nobody(server: Server) 
     ],
     ids=["in pieces", "with a body", "too much", "closing", "nonsense"],
 )
-def test_a_backend_is_verified_by_a_whole_answer_after_which_it_stays(
+def test_backend_is_verified_by_a_complete_answer_that_keeps_it_alive(
     server: Server, pieces: list[str], verified: bool
 ) -> None:
     with ExitStack() as stack:
@@ -444,7 +448,7 @@ def test_a_backend_is_verified_by_a_whole_answer_after_which_it_stays(
 
 
 @pytest.mark.parametrize("verified", [True, False])
-def test_a_connection_that_was_not_used_for_long_is_used_only_if_it_was_verified(
+def test_long_idle_connection_is_used_only_if_it_was_verified(
     server: Server, verified: bool
 ) -> None:
     with ExitStack() as stack:
@@ -456,22 +460,22 @@ def test_a_connection_that_was_not_used_for_long_is_used_only_if_it_was_verified
         first.has_attention = verified
         client_of(server, stack)
         first.created -= UNVERIFIED_SECONDS
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         assert (first.exchange is not None) is verified and first.closed is not verified
 
 
-def test_a_backend_that_changes_the_protocol_unasked_is_garbage(server: Server) -> None:
+def test_unrequested_protocol_switch_of_a_backend_is_malformed(server: Server) -> None:
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         balancer(server, backend.getsockname()[1])
         client = client_of(server, stack)
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\nwhatever"
         stack.enter_context(backend.accept()[0]).sendall(answer)
         assert answer_to(server, client).startswith(b"HTTP/1.0 502 ")
 
 
-def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
+def test_client_and_backend_that_both_send_before_reading_do_not_deadlock(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proxy, "DEADLOCK_SECONDS", 0.05)
@@ -494,7 +498,7 @@ def test_client_and_backend_that_send_all_before_they_read_are_not_deadlocked(
         def ask() -> None:
             client.sendall(bytes(whole))
             came.append(sum(map(len, iter(lambda: client.recv(1 << 16), b""))))
-            server.loop.call_soon_threadsafe(nothing)
+            server.loop.call_soon_threadsafe(do_nothing)
 
         came: list[int] = []
         threads = [threading.Thread(target=each) for each in (answer, ask)]
@@ -517,7 +521,7 @@ def ask_for_url(server: Server, stack: ExitStack, first: socket.socket, port: in
     backend.sendall(f"HTTP/1.0 200 OK\r\nX-REPROXY-URL: http://127.0.0.1:{port}/\r\n\r\n".encode())
 
 
-def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end(
+def test_reproxy_host_that_refuses_a_second_connection_is_not_retried_endlessly(
     server: Server,
 ) -> None:
     with ExitStack() as stack:
@@ -541,7 +545,7 @@ def test_a_reproxy_host_that_takes_no_second_connection_is_not_asked_without_end
         turn(server, lambda: stats.attempts > 2)
 
 
-def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) -> None:
+def test_any_number_of_expired_reproxy_connections_can_be_dropped(server: Server) -> None:
     many = 100
     with ExitStack() as stack:
         first, listener = (
@@ -565,12 +569,14 @@ def test_any_number_of_reproxy_connections_may_be_kept_too_long(server: Server) 
         assert len(host.connected) == 1
 
 
-def reads_nothing(server: Server, stack: ExitStack, folder: Path) -> tuple[socket.socket, Client]:
+def client_that_reads_nothing(
+    server: Server, stack: ExitStack, folder: Path
+) -> tuple[socket.socket, Client]:
     """A client that has asked for a big file and reads nothing of it, and the server's end of the
     connection. Returns when the kernel's buffers are full."""
     with open(folder / "file", "wb") as file:
         file.truncate(100 * KERNEL_BUFFER)
-    carry_out(
+    run_commands(
         server,
         f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {folder}"
         "\nSET listen = 127.0.0.1:0\nENABLE p",
@@ -588,12 +594,12 @@ def reads_nothing(server: Server, stack: ExitStack, folder: Path) -> tuple[socke
 @pytest.mark.skipif(
     not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the kernel's buffer can't be told its size"
 )
-def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
+def test_little_of_an_answer_is_buffered_by_the_kernel_for_a_slow_reader(
     server: Server, tmp_path: Path
 ) -> None:
     """Otherwise the socket becomes writable so rarely that the client counts as idle."""
     with ExitStack() as stack:
-        reader, client = reads_nothing(server, stack, tmp_path)
+        reader, client = client_that_reads_nothing(server, stack, tmp_path)
         assert client.sock is not None
         client.sock.shutdown(socket.SHUT_WR)  # The kernel still delivers its data and the end.
         reader.settimeout(PATIENCE)
@@ -604,12 +610,12 @@ def test_little_of_an_answer_waits_in_the_kernel_for_a_client_that_reads_slowly(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when something was taken")
-def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_is(
+def test_client_is_idle_only_if_it_takes_nothing_of_its_answer(
     server: Server, tmp_path: Path
 ) -> None:
     """Even if it reads too little for the kernel to report the socket as writable."""
     with ExitStack() as stack:
-        _, client = reads_nothing(server, stack, tmp_path)
+        _, client = client_that_reads_nothing(server, stack, tmp_path)
         client.last_active -= 2000
         assert not client.is_idle(1000, time.monotonic())
         server.services["p"].idle_timeout = 1
@@ -618,7 +624,9 @@ def test_who_takes_some_of_an_answer_in_time_is_not_idle_and_who_takes_nothing_i
 
 
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "with nobody who reads"])
-def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bool) -> None:
+def test_sigterm_during_startup_ends_the_server_once_it_has_started(
+    tmp_path: Path, heard: bool
+) -> None:
     slow, pidfile = tmp_path / "slow.conf", tmp_path / "pid"
     os.mkfifo(slow)
     file = tmp_path / "perlbal.conf"
@@ -647,10 +655,10 @@ def test_a_sigterm_while_it_starts_ends_it_once_it_has(tmp_path: Path, heard: bo
 
 
 @pytest.mark.parametrize("role", ["web_server", "selector"])
-def test_a_kept_connection_that_is_at_its_next_request_is_not_idle(
+def test_kept_alive_connection_is_not_idle_during_its_next_request(
     server: Server, tmp_path: Path, role: str
 ) -> None:
-    carry_out(
+    run_commands(
         server,
         f"CREATE SERVICE w\nSET role = web_server\nSET docroot = {tmp_path}\nSET enable_put = on"
         f"\nCREATE SERVICE p\nSET role = {role}\nSET persist_client = on"
@@ -676,11 +684,11 @@ def test_a_kept_connection_that_is_at_its_next_request_is_not_idle(
     assert answers.count(b"HTTP/1.0 200 ") == 2 and (tmp_path / "file").read_bytes() == b"half"
 
 
-def test_a_pidfile_that_somebody_took_away_is_no_fault_at_the_end(
+def test_pidfile_removed_by_someone_else_is_not_an_error_at_the_end(
     server: Server, tmp_path: Path
 ) -> None:
     pidfile = tmp_path / "pid"
-    carry_out(server, "CREATE SERVICE m\nSET role = management\nSET listen = 0\nENABLE m")
+    run_commands(server, "CREATE SERVICE m\nSET role = management\nSET listen = 0\nENABLE m")
     server.pidfile = str(pidfile)
 
     def end() -> None:
@@ -692,7 +700,7 @@ def test_a_pidfile_that_somebody_took_away_is_no_fault_at_the_end(
     assert not list(server.sockets())
 
 
-def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> None:
+def test_put_can_create_more_nested_folders_than_the_recursion_limit(tmp_path: Path) -> None:
     (tmp_path / "stays").touch()
     folder = f"{tmp_path}{'/d' * 1200}"
     new = NewFile(f"{folder}/x", "")
@@ -705,8 +713,8 @@ def test_a_put_makes_more_folders_than_python_calls_itself(tmp_path: Path) -> No
         os.removedirs(folder)  # The cleanup after the test makes calls too.
 
 
-def web(server: Server, docroot: Path) -> None:
-    carry_out(
+def start_web_server(server: Server, docroot: Path) -> None:
+    run_commands(
         server,
         f"CREATE SERVICE p\nSET role = web_server\nSET docroot = {docroot}\nSET dirindexing = on"
         "\nSET enable_concatenate_get = on\nSET listen = 127.0.0.1:0\nENABLE p",
@@ -720,7 +728,7 @@ def answer_to(server: Server, client: socket.socket) -> bytes:
 
     def read() -> None:
         came.append(b"".join(iter(lambda: client.recv(1 << 16), b"")))
-        server.loop.call_soon_threadsafe(nothing)
+        server.loop.call_soon_threadsafe(do_nothing)
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -729,11 +737,11 @@ def answer_to(server: Server, client: socket.socket) -> bytes:
     return came[0]
 
 
-def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
+def test_client_that_left_before_its_body_was_read_is_garbage_collected(
     server: Server, tmp_path: Path
 ) -> None:
     """Its time limit ends with it."""
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
     with ExitStack() as stack:
         client = client_of(server, stack, "/", "Content-Length: 9")
         turn(server, lambda: any(isinstance(each, Client) for each in server.sockets()))
@@ -753,11 +761,11 @@ def test_a_client_that_has_left_before_its_body_was_read_is_held_by_nobody(
     ],
     ids=["behind GET", "behind a body"],
 )
-def test_an_empty_line_behind_the_last_request_is_nothing_to_wait_for(
+def test_empty_line_after_the_last_request_is_not_waited_for(
     server: Server, tmp_path: Path, data: bytes
 ) -> None:
-    web(server, tmp_path)
-    carry_out(server, "SET p.enable_put = on")
+    start_web_server(server, tmp_path)
+    run_commands(server, "SET p.enable_put = on")
     with ExitStack() as stack:
         client = client_of(server, stack, method="")
         client.sendall(data)
@@ -765,7 +773,7 @@ def test_an_empty_line_behind_the_last_request_is_nothing_to_wait_for(
         assert server.clients == 0
 
 
-def replace_once_looked_at(
+def replace_after_stat(
     monkeypatch: pytest.MonkeyPatch, file: Path, replace: Callable[[], object]
 ) -> None:
     """Replace a file right after its stat."""
@@ -784,19 +792,19 @@ def replace_once_looked_at(
 
 
 @pytest.mark.parametrize("content", ["a longer one", "short", "x" * 1_000_000])
-def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
+def test_file_replaced_while_it_is_requested_is_served_consistently(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     """The head used to have the old file's length, so the new one was cut, or broken off."""
     file = tmp_path / "file"
     file.write_text("the file")
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
 
     def replace() -> None:
         file.write_text(content)
         os.utime(file, (0, 0))
 
-    replace_once_looked_at(monkeypatch, file, replace)
+    replace_after_stat(monkeypatch, file, replace)
     with ExitStack() as stack:
         head, _, body = answer_to(server, client_of(server, stack, "/file")).partition(b"\r\n\r\n")
     assert f"Content-Length: {len(content)}\r\n".encode() in head
@@ -805,9 +813,9 @@ def test_a_file_that_is_replaced_as_it_is_asked_for_is_the_old_or_the_new_one(
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_pipe_is_no_file(server: Server, tmp_path: Path, method: str) -> None:
+def test_pipe_in_the_docroot_is_not_a_file(server: Server, tmp_path: Path, method: str) -> None:
     os.mkfifo(tmp_path / "pipe")
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
     with ExitStack() as stack, no_hanging():
         answer = answer_to(server, client_of(server, stack, "/pipe", method=method))
     assert answer.startswith(b"HTTP/1.0 404 ")
@@ -815,13 +823,13 @@ def test_a_pipe_is_no_file(server: Server, tmp_path: Path, method: str) -> None:
 
 @pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("pieces", [1, 2])
-def test_a_put_that_the_disk_has_no_room_for_is_told(
+def test_put_without_disk_space_gets_an_error(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, checked: bool
 ) -> None:
     def no_room(fd: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
     server.services["p"].set("enable_put", "on")
     monkeypatch.setattr("examples.perlbal.files.write_all", no_room)
     field = "Content-Length: 4" + "\r\nContent-MD5: x" * checked
@@ -837,13 +845,13 @@ def test_a_put_that_the_disk_has_no_room_for_is_told(
 
 @pytest.mark.parametrize("path", ["/file", "/??file"])
 @pytest.mark.parametrize("kind", ["pipe", "nothing"])
-def test_a_pipe_that_has_taken_the_place_of_a_file_is_not_waited_for(
+def test_pipe_that_replaced_a_file_does_not_block(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
 ) -> None:
     file = tmp_path / "file"
     file.write_text("the file")
-    web(server, tmp_path)
-    replace_once_looked_at(
+    start_web_server(server, tmp_path)
+    replace_after_stat(
         monkeypatch, file, (lambda: os.mkfifo(file)) if kind == "pipe" else (lambda: None)
     )
     with ExitStack() as stack, no_hanging():
@@ -851,22 +859,22 @@ def test_a_pipe_that_has_taken_the_place_of_a_file_is_not_waited_for(
     assert answer.startswith(b"HTTP/1.0 404 ")
 
 
-def test_a_file_of_several_in_one_that_is_replaced_is_not_cut_to_the_old_ones_length(
+def test_replaced_file_among_concatenated_ones_is_not_cut_to_its_old_length(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The length of all files is promised when the first one is sent."""
     (tmp_path / "one").write_text("one")
     two = tmp_path / "two"
     two.write_text("two")
-    web(server, tmp_path)
-    replace_once_looked_at(monkeypatch, two, lambda: two.write_text("three"))
+    start_web_server(server, tmp_path)
+    replace_after_stat(monkeypatch, two, lambda: two.write_text("three"))
     with ExitStack() as stack:
         answer = answer_to(server, client_of(server, stack, "/??one,two"))
     assert b"\r\nContent-Length: 6\r\n" in answer and answer.endswith(b"\r\n\r\none")
 
 
 @pytest.mark.parametrize("path", ["/file", "/", "/??file,file", "reproxied"])
-def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
+def test_lack_of_descriptors_for_a_file_is_answered_with_503(
     server: Server, tmp_path: Path, path: str
 ) -> None:
     (tmp_path / "file").write_text("the file")
@@ -881,12 +889,12 @@ def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
             backend = stack.enter_context(first.accept()[0])
             backend.sendall(f"HTTP/1.0 200 OK\r\nX-REPROXY-FILE: {tmp_path}/file\r\n\r\n".encode())
         else:
-            web(server, tmp_path)
+            start_web_server(server, tmp_path)
             client = client_of(server, stack, path)
             listener = server.services["p"].listener
             assert listener is not None
             listener.event_read()
-        server.loop.call_soon_threadsafe(nothing)  # The pipe that wakes it takes a descriptor.
+        server.loop.call_soon_threadsafe(do_nothing)  # The pipe that wakes it takes a descriptor.
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
         free = os.dup(client.fileno())
@@ -897,12 +905,10 @@ def test_where_no_descriptor_is_left_it_is_said_that_a_file_may_be_had_later(
 
 
 @pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="no leases of files here")
-def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(
-    server: Server, tmp_path: Path
-) -> None:
+def test_file_with_a_lease_does_not_block(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("the file")
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
     with ExitStack() as stack, open(file, "r+b") as held, no_hanging():
         # The holder gets a signal that another process wants it.
         stack.callback(signal.signal, signal.SIGIO, signal.signal(signal.SIGIO, signal.SIG_IGN))
@@ -914,22 +920,22 @@ def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(
     assert answer.startswith(b"HTTP/1.0 503 ")
 
 
-def test_a_file_was_modified_in_the_second_that_it_was(server: Server, tmp_path: Path) -> None:
+def test_last_modified_is_rounded_down_to_the_second(server: Server, tmp_path: Path) -> None:
     """As a float, the last moments of a second are rounded to the next one."""
     file = tmp_path / "file"
     file.touch()
     last = 1_700_000_000 * 10**9 - 1
     os.utime(file, ns=(last, last))
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
     for path in "/file", "/??file":
         with ExitStack() as stack:
             answer = answer_to(server, client_of(server, stack, path))
         assert b"\r\nLast-Modified: Tue, 14 Nov 2023 22:13:19 GMT\r\n" in answer
 
 
-def test_a_client_that_sends_no_more_gets_the_whole_file(server: Server, tmp_path: Path) -> None:
+def test_half_closed_client_gets_the_whole_file(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 60_000)
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
     server.services["p"].set("client_sndbuf_size", "4k")
     with ExitStack() as stack:
         client = client_of(server, stack, "/file")
@@ -941,7 +947,7 @@ def test_a_client_that_sends_no_more_gets_the_whole_file(server: Server, tmp_pat
         assert answer_to(server, client).endswith(b"x" * 60_000)
 
 
-class Failing(Plugin):
+class FailingPlugin(Plugin):
     def backend_client_assigned(self, exchange: ProxyExchange, head: Head) -> None:
         raise ValueError("a plugin's fault")
 
@@ -950,7 +956,7 @@ class Failing(Plugin):
 
 
 @pytest.mark.parametrize("ahead", ["0", "1"], ids=["that connects", "that is there"])
-def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_none_that_waits(
+def test_failing_plugin_closes_its_client_and_backend_and_leaves_none_waiting(
     server: Server, ahead: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.loop.on_exception = log_exception
@@ -960,7 +966,7 @@ def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_non
         service = server.services["p"]
         service.set("connect_ahead", ahead)
         turn(server, lambda: len(queues.bored) == int(ahead))
-        service.plugins.append(Failing(server))
+        service.plugins.append(FailingPlugin(server))
         first = list(queues.bored)
         client = client_of(server, stack)
         service.connect_ahead = 0
@@ -971,21 +977,21 @@ def test_a_plugin_that_fails_takes_its_client_and_a_backend_along_and_leaves_non
     assert "a plugin's fault" in caplog.text
 
 
-def test_a_plugin_that_fails_behind_the_latency_takes_its_client_along(
+def test_plugin_that_fails_after_the_latency_closes_its_client(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.loop.on_exception = log_exception
-    carry_out(
+    run_commands(
         server,
         "CREATE SERVICE p\nSET role = selector\nSET latency = 1\nSET listen = 127.0.0.1:0\nENABLE p",
     )
-    server.services["p"].plugins.append(Failing(server))
+    server.services["p"].plugins.append(FailingPlugin(server))
     with ExitStack() as stack:
         assert answer_to(server, client_of(server, stack)) == b""
     assert "a plugin's fault" in caplog.text
 
 
-def test_a_plugin_that_fails_as_a_backend_is_asked_again_takes_its_client_along(
+def test_plugin_that_fails_when_a_backend_is_retried_closes_its_client(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.loop.on_exception = log_exception
@@ -996,28 +1002,30 @@ def test_a_plugin_that_fails_as_a_backend_is_asked_again_takes_its_client_along(
         service.set("enable_error_retries", "on")
         service.set("error_retry_schedule", "0.01")
         client = client_of(server, stack)
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         service.set("connect_ahead", "1")
         turn(server, lambda: len(queues.bored) == 1)
-        service.plugins.append(Failing(server))
+        service.plugins.append(FailingPlugin(server))
         stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
         assert answer_to(server, client) == b""
     assert "a plugin's fault" in caplog.text
 
 
-def test_idle_backends_are_closed_as_the_end_begins_and_others_are_not(server: Server) -> None:
+def test_graceful_stop_closes_idle_backends_only(server: Server) -> None:
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         queues = balancer(server, backend.getsockname()[1])
         client_of(server, stack)
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         server.services["p"].set("connect_ahead", "1")
         turn(server, lambda: len(queues.bored) == 1)
         server.shut_down_gracefully()
-        assert [each.state for each in used(server)] == ["wait_res"] and not queues.bored
+        assert [each.state for each in backend_connections(server)] == [
+            "wait_res"
+        ] and not queues.bored
 
 
-def test_a_url_of_a_host_that_is_unknown_is_not_waited_for(
+def test_url_of_an_unknown_host_is_not_waited_for(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*_: object, **__: object) -> None:
@@ -1028,14 +1036,14 @@ def test_a_url_of_a_host_that_is_unknown_is_not_waited_for(
         balancer(server, backend.getsockname()[1])
         server.services["p"].set("enable_reproxy", "on")
         client = client_of(server, stack)
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
         answer = b"HTTP/1.0 200 OK\r\nX-REPROXY-URL: http://no.such/\r\n\r\n"
         stack.enter_context(backend.accept()[0]).sendall(answer)
         assert answer_to(server, client).startswith(b"HTTP/1.0 503 ")
 
 
-def test_a_plugin_that_fails_behind_a_backend_takes_its_client_along(
+def test_plugin_that_fails_after_a_backend_closes_its_client(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.loop.on_exception = log_exception
@@ -1043,21 +1051,21 @@ def test_a_plugin_that_fails_behind_a_backend_takes_its_client_along(
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         balancer(server, backend.getsockname()[1])
         server.services["p"].set("enable_reproxy", "on")
-        carry_out(server, "CREATE SERVICE s\nSET role = selector")
-        server.services["s"].plugins.append(Failing(server))
+        run_commands(server, "CREATE SERVICE s\nSET role = selector")
+        server.services["s"].plugins.append(FailingPlugin(server))
         client = client_of(server, stack)
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         answer = b"HTTP/1.0 200 OK\r\nX-REPROXY-SERVICE: s\r\n\r\n"
         stack.enter_context(backend.accept()[0]).sendall(answer)
         assert answer_to(server, client) == b""
     assert "a plugin's fault" in caplog.text
 
 
-def full(data: Block, count: int, offset: int) -> int:
+def raise_would_block(data: Block, count: int, offset: int) -> int:
     raise BlockingIOError
 
 
-class Refusing(Plugin):
+class RejectingPlugin(Plugin):
     def start_http_request(self, exchange: Exchange) -> bool:
         if exchange.request.method == "POST":
             exchange.client.send_page(403)
@@ -1076,20 +1084,20 @@ class Refusing(Plugin):
     ],
     ids=["without a length", "refused by a plugin", "with a broken chunk"],
 )
-def test_the_body_of_a_request_that_was_refused_goes_nowhere(
+def test_body_of_a_rejected_request_is_not_forwarded(
     server: Server, settings: str, pieces: list[bytes], tmp_path: Path
 ) -> None:
     """While the client reads no answer, its request still exists, and could be given the body."""
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         balancer(server, backend.getsockname()[1])
-        carry_out(server, "USE p\n" + settings.format(folder=tmp_path))
+        run_commands(server, "USE p\n" + settings.format(folder=tmp_path))
         if b"Content-Length" in pieces[0]:
-            server.services["p"].plugins.append(Refusing(server))
+            server.services["p"].plugins.append(RejectingPlugin(server))
         client = client_of(server, stack, method="")
         turn(server, lambda: server.clients == 1)
         (taken,) = (each for each in server.sockets() if isinstance(each, Client))
-        taken.set_writer_func(full)
+        taken.set_writer_func(raise_would_block)
         client.sendall(b"POST / HTTP/1.1\r\nHost: h\r\n")
         for piece in pieces:
             client.sendall(piece)
@@ -1097,20 +1105,20 @@ def test_the_body_of_a_request_that_was_refused_goes_nowhere(
                 turn(server, lambda: True)
         assert taken.write_buf_size
         client_of(server, stack)
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         asked = stack.enter_context(backend.accept()[0])
         asked.settimeout(PATIENCE)
         assert re.fullmatch(rb"GET / HTTP/1.0\r\n([^\r\n]+\r\n)+\r\n", asked.recv(1 << 16))
 
 
 @pytest.mark.parametrize("when", ["before it is there", "as it is sent"])
-def test_a_body_that_the_disk_loses_is_told(server: Server, tmp_path: Path, when: str) -> None:
+def test_body_lost_by_the_disk_is_reported(server: Server, tmp_path: Path, when: str) -> None:
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         queues = balancer(server, backend.getsockname()[1])
         folder = tmp_path / "uploads"
         folder.mkdir()
-        carry_out(server, f"USE p\nSET buffer_uploads_path = {folder}\nSET buffer_uploads = on")
+        run_commands(server, f"USE p\nSET buffer_uploads_path = {folder}\nSET buffer_uploads = on")
         server.services["p"].set("buffer_upload_threshold_size", "1")
         if when == "before it is there":
             folder.rmdir()
@@ -1122,31 +1130,33 @@ def test_a_body_that_the_disk_loses_is_told(server: Server, tmp_path: Path, when
             turn(server, lambda: any(folder.iterdir()))
             os.truncate(next(folder.iterdir()), 0)
             client.sendall(b"c")
-            turn(server, lambda: any(each.exchange for each in used(server)))
+            turn(server, lambda: any(each.exchange for each in backend_connections(server)))
             os.truncate(next(folder.iterdir()), 0)
             assert answer_to(server, client) == b""
             assert not any(folder.iterdir())
         assert not queues.waiting()
 
 
-def test_a_client_that_takes_no_answer_of_a_selector_is_not_read_from(server: Server) -> None:
+def test_client_that_does_not_read_a_selectors_answer_is_not_read_from(server: Server) -> None:
     """Everything that it sent used to be kept for the service to be found, and there is none."""
-    carry_out(server, "CREATE SERVICE p\nSET role = selector\nSET listen = 127.0.0.1:0\nENABLE p")
+    run_commands(
+        server, "CREATE SERVICE p\nSET role = selector\nSET listen = 127.0.0.1:0\nENABLE p"
+    )
     with ExitStack() as stack:
         client = client_of(server, stack, method="")
         turn(server, lambda: server.clients == 1)
         (taken,) = (each for each in server.sockets() if isinstance(each, Client))
-        taken.set_writer_func(full)
+        taken.set_writer_func(raise_would_block)
         client.sendall(b"POST / HTTP/1.0\r\nContent-Length: 99\r\n\r\nsome")
         turn(server, lambda: taken.write_buf_size > 0)
         assert not taken.event_watch & select.POLLIN
 
 
-def reset(data: Block, count: int, offset: int) -> int:
+def raise_reset(data: Block, count: int, offset: int) -> int:
     raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
 
-def test_no_backend_is_asked_for_who_is_gone_before_his_body_was_asked_for(server: Server) -> None:
+def test_no_backend_is_asked_for_a_client_that_left_before_sending_its_body(server: Server) -> None:
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         queues = balancer(server, backend.getsockname()[1])
@@ -1154,39 +1164,37 @@ def test_no_backend_is_asked_for_who_is_gone_before_his_body_was_asked_for(serve
         client = client_of(server, stack, method="")
         turn(server, lambda: server.clients == 1)
         (taken,) = (each for each in server.sockets() if isinstance(each, Client))
-        taken.set_writer_func(reset)
+        taken.set_writer_func(raise_reset)
         fields = b"Host: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
         client.sendall(b"POST / HTTP/1.1\r\n" + fields)
         turn(server, lambda: not server.clients)
-        assert not queues.waiting() and not used(server)
+        assert not queues.waiting() and not backend_connections(server)
 
 
-def test_who_was_refused_before_the_next_try_is_not_tried_for(server: Server) -> None:
+def test_client_that_was_rejected_before_the_next_retry_is_not_retried(server: Server) -> None:
     with ExitStack() as stack:
         backend = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         queues = balancer(server, backend.getsockname()[1])
         server.services["p"].set("enable_error_retries", "on")
         server.services["p"].set("error_retry_schedule", "0.5")
         client = client_of(server, stack)
-        turn(server, lambda: any(each.exchange for each in used(server)))
+        turn(server, lambda: any(each.exchange for each in backend_connections(server)))
         (taken,) = (each for each in server.sockets() if isinstance(each, Client))
         stack.enter_context(backend.accept()[0]).sendall(b"HTTP/1.0 500 No\r\n\r\n")
-        turn(server, lambda: not used(server))
-        taken.set_writer_func(full)
+        turn(server, lambda: not backend_connections(server))
+        taken.set_writer_func(raise_would_block)
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         turn(server, lambda: taken.write_buf_size > 0)
         server.loop.set_post_loop_callback(None)
         server.loop.add_timer(0.6, server.loop.stop)
         server.loop.run()
-        assert not queues.waiting() and not used(server)
+        assert not queues.waiting() and not backend_connections(server)
 
 
-def test_a_client_whose_body_the_disk_has_no_room_for_is_told_so(
-    server: Server, tmp_path: Path
-) -> None:
+def test_buffered_upload_without_disk_space_gets_an_error(server: Server, tmp_path: Path) -> None:
     with ExitStack() as stack:
         balancer(server, 1)
-        carry_out(
+        run_commands(
             server,
             f"USE p\nSET buffer_uploads = on\nSET buffer_uploads_path = {tmp_path}"
             "\nSET buffer_upload_threshold_size = 1",
@@ -1202,14 +1210,14 @@ def test_a_client_whose_body_the_disk_has_no_room_for_is_told_so(
 
 
 @pytest.mark.parametrize("path", ["/small", "/large", "/??small,large"])
-def test_an_answer_is_whole_though_closing_its_file_reports_a_failure(
+def test_answer_is_complete_even_if_closing_its_file_fails(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """A file system may report what became of another write, as those do that are served over a
     network."""
     (tmp_path / "small").write_bytes(b"s")
     (tmp_path / "large").write_bytes(b"l" * 100_000)
-    web(server, tmp_path)
+    start_web_server(server, tmp_path)
     server.services["p"].set("enable_concatenate_get", "on")
     close = os.close
 
@@ -1225,7 +1233,7 @@ def test_an_answer_is_whole_though_closing_its_file_reports_a_failure(
     assert length is not None and len(answer.partition(b"\r\n\r\n")[2]) == int(length[1])
 
 
-def test_a_file_is_discarded_though_closing_it_reports_a_failure(tmp_path: Path) -> None:
+def test_file_is_discarded_even_if_closing_it_fails(tmp_path: Path) -> None:
     unchecked = NewFile(str(tmp_path / "file"), "md5")
     os.close(unchecked._file.fileno())
     unchecked.abandon()
@@ -1237,7 +1245,7 @@ def test_a_file_is_discarded_though_closing_it_reports_a_failure(tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_looked_at_is_not_left_open(
+def test_file_whose_fstat_fails_is_not_left_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stale(fd: int) -> os.stat_result:

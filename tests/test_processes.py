@@ -97,7 +97,7 @@ def lines(file: Path) -> list[str]:
     return file.read_text().splitlines()
 
 
-def test_the_same_is_told_by_several_as_by_one(tmp_path: Path) -> None:
+def test_several_processes_report_the_same_as_one(tmp_path: Path) -> None:
     said: list[list[str]] = []
     remembered: list[set[str]] = []
     for processes in (1, 3):
@@ -125,7 +125,7 @@ def test_the_same_is_told_by_several_as_by_one(tmp_path: Path) -> None:
     assert any("needs a tool that nobody has. On Debian:" in line for line in said[1])
 
 
-def test_with_x_the_first_failure_is_the_last_test(tmp_path: Path) -> None:
+def test_option_x_stops_at_the_first_failure(tmp_path: Path) -> None:
     failing = "def test_fails(): assert False\n"
     passing = "".join(f"def test_{n}(): pass\n" for n in range(1000))
     (tmp_path / "test_it.py").write_text(failing + passing)
@@ -134,7 +134,7 @@ def test_with_x_the_first_failure_is_the_last_test(tmp_path: Path) -> None:
     assert text.count("PASSED") < 1000
 
 
-def test_a_process_that_dies_is_told_with_its_test(tmp_path: Path) -> None:
+def test_process_that_dies_is_reported_with_its_test(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import os, signal\n"
         "def test_before(): pass\n"
@@ -158,7 +158,7 @@ def test_the_last():
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_what_goes_wrong_when_all_is_over_is_a_failure(tmp_path: Path, processes: str) -> None:
+def test_error_after_the_last_test_is_a_failure(tmp_path: Path, processes: str) -> None:
     (tmp_path / "test_it.py").write_text(LEFT)
     text, status = told(tmp_path, "--processes", processes, "-W", "error")
     assert status != 0 and "left to the collector" in text
@@ -184,7 +184,7 @@ def test_that_waits(made, number):
 """
 
 
-def test_an_interruption_ends_all_and_each_cleans_up(tmp_path: Path) -> None:
+def test_interrupt_ends_all_processes_and_each_cleans_up(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(WAITING)
     os.mkfifo(tmp_path / "alive")
     with started(tmp_path, "--processes", "2") as process:
@@ -235,7 +235,7 @@ def run_sh(
         ("exit 1", "exit 2", 2),
     ],
 )
-def test_all_tests_and_the_types_are_told_one_behind_the_other(
+def test_output_of_all_tests_is_printed_before_that_of_the_type_check(
     tmp_path: Path, mypy: str, pytest: str, status: int
 ) -> None:
     with run_sh(tmp_path, mypy=mypy, pytest=pytest) as process:
@@ -244,14 +244,14 @@ def test_all_tests_and_the_types_are_told_one_behind_the_other(
     assert sorted(lines(tmp_path / "asked")) == ["-m mypy", "-m pytest --processes 3"]
 
 
-def test_some_tests_are_run_in_one_process_behind_the_types(tmp_path: Path) -> None:
+def test_selected_tests_run_in_one_process_after_the_type_check(tmp_path: Path) -> None:
     with run_sh(tmp_path, "--all", "tests/test_x.py", "-k", "y z", pytest="exit 5") as process:
         assert process.communicate()[0] == "types looked at\ntests run\n"
     assert process.returncode == 5
     assert lines(tmp_path / "asked") == ["-m mypy", "-m pytest tests/test_x.py -k y z"]
 
 
-def test_an_interruption_ends_the_tests_and_the_types(tmp_path: Path) -> None:
+def test_interrupt_ends_the_tests_and_the_type_check(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "alive")
     forever = "exec 3>$VENV/alive; echo waits >&3; exec sleep 1000"
     with run_sh(tmp_path, mypy=forever, pytest=forever) as process:

@@ -42,7 +42,7 @@ main()
     "sabotage",
     ["forget_the_offset", "fire_early"],
 )
-def test_a_fault_in_the_package_is_found(sabotage: str) -> None:
+def test_fault_in_the_package_is_detected(sabotage: str) -> None:
     player = (sys.executable, "-c", BROKEN_PLAYER.format(sabotage=sabotage))
     assert compare(range(20), player).mismatches
 
@@ -58,14 +58,14 @@ player.main()
 
 
 @pytest.mark.needs("perl", "danga", "strace")
-def test_a_story_that_never_ends_differs_from_one_that_does() -> None:
+def test_story_that_never_ends_differs_from_one_that_does() -> None:
     player = (sys.executable, "-c", STUCK_PLAYER)
     (mismatch,) = compare([1], player).mismatches
     assert mismatch.here[-1] == "# never ended"
 
 
 @pytest.mark.needs("perl", "danga", "strace")
-def test_a_story_counts_if_it_differs_twice(tmp_path: Path) -> None:
+def test_story_counts_only_if_it_differs_twice(tmp_path: Path) -> None:
     # The first time this player is started, it plays none of the stories.
     once = f"""\
 from pathlib import Path
@@ -79,7 +79,7 @@ player.main()
 
 
 @pytest.mark.needs("perl", "danga", "strace")
-def test_the_command_tells_the_seed_the_stories_and_the_lines(
+def test_command_prints_the_seed_the_stories_and_the_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command.main(["--seed", "7", "--stories", "3"]) == 0
@@ -88,7 +88,7 @@ def test_the_command_tells_the_seed_the_stories_and_the_lines(
     assert out.endswith(" lines compared, 0 differ\n")
 
 
-def test_the_command_tells_what_differs_and_how_to_repeat_it(
+def test_command_prints_what_differs_and_how_to_repeat_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = Comparison(4, [Mismatch(8, ["# begin", "close(fd1) = 0"], ["# begin", "# died"])])
@@ -121,7 +121,7 @@ def acts_of(story: Story) -> list[Act]:
     return [story["before"], *story["acts"], *batches, *(run["after"] for run in story["runs"])]
 
 
-def test_a_seed_makes_one_story_and_many_make_every_kind_of_operation() -> None:
+def test_seed_determines_a_story_and_many_seeds_cover_every_operation() -> None:
     assert made_up(3) == made_up(3) != made_up(4)
     names = {
         operation[0] for seed in range(100) for act in acts_of(made_up(seed)) for operation in act
@@ -129,7 +129,7 @@ def test_a_seed_makes_one_story_and_many_make_every_kind_of_operation() -> None:
     assert names == set(OF_THE_LOOP) | set(OF_A_CONNECTION)
 
 
-def test_where_waits_are_exact_nothing_makes_them_differ() -> None:
+def test_stories_with_exact_waits_contain_nothing_that_changes_them() -> None:
     stories = [made_up(seed) for seed in range(200)]
     exact = [story for story in stories if story["exact_waits"]]
     assert 40 < len(exact) < 100
@@ -138,7 +138,7 @@ def test_where_waits_are_exact_nothing_makes_them_differ() -> None:
         assert not names & {"cancel_timer", "push_back"}
 
 
-def test_only_timeouts_are_passed_over_and_only_where_they_may_differ() -> None:
+def test_only_timeouts_are_ignored_and_only_where_they_may_differ() -> None:
     story = made_up(0)
     one = ["epoll_wait(epoll, [], 1000, 5) = 0", "read(fd1, 1000, 5) = 0"]
     two = ["epoll_wait(epoll, [], 1000, -1) = 0", "read(fd1, 1000, 5) = 0"]
@@ -149,7 +149,7 @@ def test_only_timeouts_are_passed_over_and_only_where_they_may_differ() -> None:
     assert comparable(story, one, two) == (one, two)
 
 
-def test_where_the_original_dies_of_a_lost_callback_the_comparison_ends() -> None:
+def test_comparison_ends_where_the_original_dies_of_a_lost_callback() -> None:
     story = made_up(0)
     original = ["# own callback 1", "# lost callback"]
     assert comparable(story, original, ["# own callback 1", "# batch 3"]) == (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from danga_raw import Socket
-from tests.world import IN, Noted, World, drain, only
+from tests.world import IN, Recorder, World, drain, only
 
 
-def test_read_gives_at_most_what_was_asked_for_in_one_call(world: World) -> None:
+def test_read_returns_at_most_the_requested_bytes_with_one_call(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     two.send(b"abcdef")
     with world.calls() as calls:
         assert obj.read(4) == b"abcd"
@@ -18,9 +18,9 @@ def test_read_gives_at_most_what_was_asked_for_in_one_call(world: World) -> None
     assert obj.read(4) == b"ef"
 
 
-def test_read_asks_for_no_more_than_a_mebibyte(world: World) -> None:
+def test_read_requests_at_most_one_mebibyte(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     two.send(b"x")
     with world.calls() as calls:
         assert obj.read(1 << 30) == b"x"
@@ -29,9 +29,9 @@ def test_read_asks_for_no_more_than_a_mebibyte(world: World) -> None:
     assert [call[2] for call in calls] == [1_048_576] * 3
 
 
-def test_read_tells_nothing_there_from_the_end(world: World) -> None:
+def test_read_distinguishes_no_data_from_end_of_file(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     assert obj.read(10) == b""
     two.send(b"x")
     two.close()
@@ -41,15 +41,15 @@ def test_read_tells_nothing_there_from_the_end(world: World) -> None:
     assert not obj.closed
 
 
-def test_read_of_a_reset_connection_is_none(world: World) -> None:
-    obj = Noted(world.reset_by_peer(), world.loop)
+def test_read_of_a_reset_connection_returns_none(world: World) -> None:
+    obj = Recorder(world.reset_by_peer(), world.loop)
     assert obj.read(10) is None
 
 
-def test_read_of_a_closed_object_is_none_and_makes_no_call(world: World) -> None:
+def test_read_of_a_closed_object_returns_none_without_a_call(world: World) -> None:
     one, two = world.socketpair()
     two.send(b"x")
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.push_back_read(b"pushed")
     obj.close()
     with world.calls() as calls:
@@ -60,10 +60,10 @@ def test_read_of_a_closed_object_is_none_and_makes_no_call(world: World) -> None
 # --- push-back ------------------------------------------------------------------------------------
 
 
-def test_what_was_pushed_back_comes_first_and_without_a_call(world: World) -> None:
+def test_pushed_back_data_is_read_first_and_without_a_call(world: World) -> None:
     one, two = world.socketpair()
     two.send(b"socket")
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.push_back_read(b"pushed")
     with world.calls() as calls:
         assert obj.read(100) == b"pushed"
@@ -71,10 +71,10 @@ def test_what_was_pushed_back_comes_first_and_without_a_call(world: World) -> No
     assert obj.read(100) == b"socket"
 
 
-def test_pieces_come_back_first_in_first_out_one_a_read(world: World) -> None:
+def test_pushed_back_pieces_are_read_in_order_one_per_read(world: World) -> None:
     one, two = world.socketpair()
     two.send(b"socket")
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.push_back_read(b"one")
     obj.push_back_read(b"two")
     assert obj.read(100) == b"one"
@@ -82,18 +82,18 @@ def test_pieces_come_back_first_in_first_out_one_a_read(world: World) -> None:
     assert obj.read(100) == b"socket"
 
 
-def test_a_piece_too_long_is_split_and_the_rest_comes_next(world: World) -> None:
+def test_pushed_back_piece_longer_than_requested_is_split(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.push_back_read(b"abcde")
     obj.push_back_read(b"f")
     assert [obj.read(2) for _ in range(4)] == [b"ab", b"cd", b"e", b"f"]
     assert obj.read(2) == b""
 
 
-def test_what_is_pushed_back_after_a_split_comes_last(world: World) -> None:
+def test_data_pushed_back_after_a_split_is_read_last(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.push_back_read(b"abc")
     assert obj.read(1) == b"a"
     obj.push_back_read(b"d")
@@ -107,33 +107,33 @@ def test_what_is_pushed_back_after_a_split_comes_last(world: World) -> None:
 )
 def test_any_buffer_can_be_pushed_back(world: World, piece: bytearray | memoryview) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.push_back_read(piece)
     assert obj.read(3) == b"abc"
     assert obj.read(3) == b"d"
 
 
-def test_a_pushed_back_bytearray_may_be_changed(world: World) -> None:
+def test_pushed_back_bytearray_may_be_modified_afterwards(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     piece = bytearray(b"abc")
     obj.push_back_read(piece)
     piece[:] = b"changed"
     assert obj.read(9) == b"abc"
 
 
-def test_event_read_runs_again_after_the_batch_until_nothing_is_left(world: World) -> None:
+def test_event_read_repeats_after_the_batch_until_no_pushed_back_data_is_left(world: World) -> None:
     one, two = world.socketpair()
     two.send(b"abc")
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         data = obj.read(10)
         assert data is not None
         obj.got += data[:1]
         if data[1:]:
             obj.push_back_read(data[1:])
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     with world.calls() as calls:
         world.turn()
@@ -141,16 +141,16 @@ def test_event_read_runs_again_after_the_batch_until_nothing_is_left(world: Worl
     assert len(only(calls, "wait")) == 1 and len(only(calls, "read")) == 1
 
 
-def test_pushed_back_data_waits_for_an_object_that_does_not_watch(world: World) -> None:
+def test_pushed_back_data_waits_until_the_object_is_watched_for_reading(world: World) -> None:
     one, two = world.socketpair()
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         obj.got += obj.read(10) or b""
         if obj.got == b"abc":
             obj.watch_read(False)
             obj.push_back_read(b"later")
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     two.send(b"abc")
     world.turn()
@@ -161,19 +161,19 @@ def test_pushed_back_data_waits_for_an_object_that_does_not_watch(world: World) 
     assert obj.got == b"abclater"
 
 
-def test_pushed_back_reads_come_before_the_closes_and_the_callbacks(world: World) -> None:
+def test_pushed_back_reads_run_before_closes_and_post_loop_callbacks(world: World) -> None:
     one, two = world.socketpair()
     two.send(b"abc")
     order: list[str] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         order.append(f"read {obj.read(10)!r}")
         if len(order) == 1:
             obj.push_back_read(b"again")
         else:
             obj.close()
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
 
     def after(sockets: object, others: object) -> bool:
@@ -186,13 +186,13 @@ def test_pushed_back_reads_come_before_the_closes_and_the_callbacks(world: World
     assert order == ["read b'abc'", "read b'again'", "callback, closed"]
 
 
-def test_who_turns_reading_on_or_is_given_data_in_a_round_of_pushed_back_reads_waits_for_the_next(
+def test_pushed_back_reads_of_objects_added_during_a_round_wait_for_the_next(
     world: World,
 ) -> None:
     order: list[str] = []
-    objects: dict[str, Noted] = {}
+    objects: dict[str, Recorder] = {}
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         (name,) = [name for name, each in objects.items() if each is obj]
         order.append(f"{name} {obj.read(1)!r}")
         objects["b"].watch_read(True)
@@ -200,7 +200,7 @@ def test_who_turns_reading_on_or_is_given_data_in_a_round_of_pushed_back_reads_w
             objects["d"].push_back_read(b"4")
 
     for name in "abcd":
-        objects[name] = Noted(world.socketpair()[0], world.loop, read=act)
+        objects[name] = Recorder(world.socketpair()[0], world.loop, read=act)
         objects[name].watch_read(name != "b")
     for name, piece in ("a", b"11"), ("b", b"22"), ("c", b"33"):
         objects[name].push_back_read(piece)
@@ -209,11 +209,11 @@ def test_who_turns_reading_on_or_is_given_data_in_a_round_of_pushed_back_reads_w
     assert order == [*first, *second, "b b'2'"]
 
 
-def test_an_object_closed_by_anothers_pushed_back_read_gets_none(world: World) -> None:
+def test_object_closed_by_anothers_pushed_back_read_gets_no_event(world: World) -> None:
     events: list[str] = []
-    objects: list[Noted] = []
+    objects: list[Recorder] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         if data := obj.read(10):
             if data == b"x":
                 obj.push_back_read(b"y")
@@ -225,7 +225,7 @@ def test_an_object_closed_by_anothers_pushed_back_read_gets_none(world: World) -
     for _ in range(3):
         one, two = world.socketpair()
         two.send(b"x")
-        obj = Noted(one, world.loop, events=events, read=act)
+        obj = Recorder(one, world.loop, events=events, read=act)
         obj.watch_read(True)
         objects.append(obj)
     world.turn()
@@ -233,9 +233,9 @@ def test_an_object_closed_by_anothers_pushed_back_read_gets_none(world: World) -
     assert sum(obj.closed for obj in objects) == 2
 
 
-def test_push_back_on_a_closed_object_is_forgotten(world: World) -> None:
+def test_push_back_on_a_closed_object_is_ignored(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     obj.push_back_read(b"x")
     obj.close()
@@ -247,11 +247,11 @@ def test_push_back_on_a_closed_object_is_forgotten(world: World) -> None:
 
 def test_pushed_back_data_does_not_follow_a_stolen_socket(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     obj.push_back_read(b"x")
     assert obj.steal_socket() is one
-    again = Noted(one, world.loop)
+    again = Recorder(one, world.loop)
     again.watch_read(True)
     world.turn()
     assert obj.events == again.events == []
@@ -261,9 +261,9 @@ def test_pushed_back_data_does_not_follow_a_stolen_socket(world: World) -> None:
     assert again.got == b"new"
 
 
-def test_reading_all_that_was_pushed_back_ends_the_extra_events(world: World) -> None:
+def test_reading_all_pushed_back_data_ends_the_extra_events(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     obj.push_back_read(b"x")
     assert obj.read(1) == b"x"
@@ -277,14 +277,14 @@ def test_reading_all_that_was_pushed_back_ends_the_extra_events(world: World) ->
 def test_pushed_back_data_is_not_lost_by_an_exception(world: World) -> None:
     one, two = world.socketpair()
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         data = obj.read(10)
         if data == b"x":
             obj.push_back_read(b"later")
             raise KeyError
         obj.got += data or b""
 
-    obj = Noted(one, world.loop, read=act)
+    obj = Recorder(one, world.loop, read=act)
     obj.watch_read(True)
     two.send(b"x")
     with pytest.raises(KeyError):
@@ -296,18 +296,18 @@ def test_pushed_back_data_is_not_lost_by_an_exception(world: World) -> None:
 
 def test_data_pushed_back_before_the_loop_runs_is_read(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     obj.push_back_read(b"early")
     world.until(lambda: obj.got)
     assert obj.got == b"early"
 
 
-def test_an_exception_in_a_pushed_back_read_leaves_the_others_theirs(world: World) -> None:
+def test_exception_in_a_pushed_back_read_leaves_other_objects_theirs(world: World) -> None:
     events: list[str] = []
     failed: list[int] = []
 
-    def act(obj: Noted) -> None:
+    def act(obj: Recorder) -> None:
         if obj.read(10) == b"x":
             obj.push_back_read(b"y")
         elif not failed:
@@ -320,7 +320,7 @@ def test_an_exception_in_a_pushed_back_read_leaves_the_others_theirs(world: Worl
     for _ in range(3):
         one, two = world.socketpair()
         two.send(b"x")
-        objects.append(Noted(one, world.loop, events=events, read=act))
+        objects.append(Recorder(one, world.loop, events=events, read=act))
         objects[-1].watch_read(True)
     with pytest.raises(KeyError):
         world.loop.run()
@@ -330,9 +330,9 @@ def test_an_exception_in_a_pushed_back_read_leaves_the_others_theirs(world: Worl
 # --- watching -------------------------------------------------------------------------------------
 
 
-def test_events_come_only_while_watched(world: World) -> None:
+def test_events_arrive_only_while_watched(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop, read=lambda obj: None)
+    obj = Recorder(one, world.loop, read=lambda obj: None)
     two.send(b"x")
     world.turn()
     assert obj.events == []
@@ -351,9 +351,9 @@ def test_events_come_only_while_watched(world: World) -> None:
     assert obj.events == ["read", "read", "write"]
 
 
-def test_no_call_is_made_for_what_is_the_case_already(world: World) -> None:
+def test_watching_what_is_already_watched_makes_no_call(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     fd = obj.fd
     with world.calls() as calls:
         for on in (False, True, True, False, False):
@@ -368,9 +368,9 @@ def test_no_call_is_made_for_what_is_the_case_already(world: World) -> None:
     ]
 
 
-def test_watching_on_a_closed_object_does_nothing(world: World) -> None:
+def test_watching_a_closed_object_does_nothing(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.close()
     before = obj.event_watch
     with world.calls() as calls:
@@ -382,20 +382,20 @@ def test_watching_on_a_closed_object_does_nothing(world: World) -> None:
     assert obj.events == ["close None"]
 
 
-def test_a_watch_that_fails_leaves_the_mask_as_it_was(world: World) -> None:
+def test_failing_watch_leaves_the_event_mask_unchanged(world: World) -> None:
     world.lenient()
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     world.loop._registry.open().unregister(one.fileno(), 56)
     with pytest.raises(OSError):
         obj.watch_read(True)
     assert not obj.event_watch & IN
 
 
-def test_an_event_read_that_reads_nothing_is_called_again(world: World) -> None:
+def test_event_read_that_reads_nothing_is_called_again(world: World) -> None:
     one, two = world.socketpair()
     two.send(b"x")
-    obj = Noted(one, world.loop, read=lambda obj: None)
+    obj = Recorder(one, world.loop, read=lambda obj: None)
     obj.watch_read(True)
     for n in range(1, 4):
         world.turn()

@@ -81,7 +81,7 @@ def running(
         assert process.stderr.read() == ""
 
 
-def test_every_recipe_is_tried_here() -> None:
+def test_every_recipe_is_tested_here() -> None:
     source = Path(__file__).read_text()
     assert [name for name in RECIPES if f'"{name}"' not in source] == []
 
@@ -89,7 +89,7 @@ def test_every_recipe_is_tried_here() -> None:
 # --- many processes -------------------------------------------------------------------------------
 
 
-def who(server: Running) -> int:
+def answering_process(server: Running) -> int:
     """The process that answers a new connection."""
     with server.connect() as client:
         client.sendall(b"who?\n")
@@ -104,7 +104,7 @@ def test_processes_share_a_port_and_end_together(name: str, backend: str) -> Non
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         born = {int(child) for child in children.read_text().split()}
         assert len(born) == 4
-        first = who(server)
+        first = answering_process(server)
         assert first in born
         os.kill(first, signal.SIGKILL)
         # Where each has its own queue, the dead one's may still exist for a moment.
@@ -112,7 +112,7 @@ def test_processes_share_a_port_and_end_together(name: str, backend: str) -> Non
         while True:
             assert time.monotonic() < deadline
             with contextlib.suppress(OSError, ValueError):
-                if who(server) != first:
+                if answering_process(server) != first:
                     break
         if name == "forked":
             while len(set(map(int, children.read_text().split())) - {first}) < 4:
@@ -124,11 +124,11 @@ def test_processes_share_a_port_and_end_together(name: str, backend: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["forked", "reuseport"])
-def test_processes_end_with_a_parent_that_is_killed(name: str) -> None:
+def test_processes_end_when_their_parent_is_killed(name: str) -> None:
     with running(RECIPES[name], ends=-signal.SIGKILL) as server:
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         born = [int(child) for child in children.read_text().split()]
-        who(server)
+        answering_process(server)
         server.process.kill()
         # They all share its standard output, so this is the end of the last.
         assert server.process.stdout is not None and server.process.stdout.read() == ""
@@ -136,7 +136,7 @@ def test_processes_end_with_a_parent_that_is_killed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["forked", "reuseport"])
-def test_a_process_that_fails_says_why(name: str) -> None:
+def test_failing_process_says_why(name: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", RECIPES[name].replace("loop.add_other_fds", "loop.nothing")],
         env=ENVIRONMENT,
@@ -155,7 +155,7 @@ def test_a_process_that_fails_says_why(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
+def test_graceful_stop_loses_no_answer(backend: str) -> None:
     with running(RECIPES["graceful"], backend=backend, ends=0) as server:
         with server.connect() as idle, server.connect() as asking:
             asking.sendall(b"one\ntwo\n")
@@ -172,7 +172,7 @@ def test_a_graceful_stop_loses_no_answer(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graceful_stop_resets_nobody(backend: str) -> None:
+def test_graceful_stop_resets_no_client(backend: str) -> None:
     """Neither a client whose request is still unread, nor one that keeps sending requests."""
     with running(RECIPES["graceful"], backend=backend, ends=0) as server:
         with server.connect() as asking, server.connect() as idle:
@@ -205,7 +205,7 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_reload_loses_nobody(backend: str, tmp_path: Path) -> None:
+def test_reload_loses_no_client(backend: str, tmp_path: Path) -> None:
     """Neither who keeps a connection, nor who has not asked yet, nor who comes meanwhile."""
     text = tmp_path / "text"
     text.write_text("one\n")
@@ -235,7 +235,7 @@ def test_a_reload_loses_nobody(backend: str, tmp_path: Path) -> None:
     assert answers and set(answers) <= {b"one\n", b"two\n"}
 
 
-def test_a_reload_that_fails_changes_nothing_and_who_dies_is_replaced(tmp_path: Path) -> None:
+def test_failing_reload_changes_nothing_and_dead_workers_are_replaced(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("one\n")
     with running(RECIPES["reload"], str(text), ends=0) as server:
@@ -252,7 +252,7 @@ def test_a_reload_that_fails_changes_nothing_and_who_dies_is_replaced(tmp_path: 
         assert told(server) == b"two\n"
 
 
-def test_workers_end_with_a_parent_that_is_killed_and_a_parent_without_one_ends(
+def test_workers_end_with_a_killed_parent_and_a_parent_ends_without_workers(
     tmp_path: Path,
 ) -> None:
     text = tmp_path / "text"
@@ -273,7 +273,7 @@ def test_workers_end_with_a_parent_that_is_killed_and_a_parent_without_one_ends(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_idle_connections_are_swept_and_others_are_not(backend: str) -> None:
+def test_only_idle_connections_are_closed(backend: str) -> None:
     text = (
         RECIPES["idle"].replace("IDLE = 60.0", "IDLE = 2.0").replace("EVERY = 1.0", "EVERY = 0.1")
     )
@@ -303,7 +303,7 @@ def test_idle_connections_are_swept_and_others_are_not(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_proxy_passes_everything_on_and_keeps_nothing(backend: str) -> None:
+def test_proxy_forwards_everything_in_bounded_memory(backend: str) -> None:
     (echo,) = (block for block in servers("python") if block.how == "echo")
     with running(echo.text, backend=backend) as target:
         with running(RECIPES["proxy"], str(target.port), backend=backend) as proxy:
@@ -331,7 +331,7 @@ def test_a_proxy_passes_everything_on_and_keeps_nothing(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_proxy_passes_on_halves_ends_and_failures(backend: str) -> None:
+def test_proxy_forwards_half_closes_ends_and_failures(backend: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as target:
         target.settimeout(PATIENCE)
         port = str(target.getsockname()[1])
@@ -366,7 +366,7 @@ def test_a_proxy_passes_on_halves_ends_and_failures(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_lines_are_answered_bounded_and_as_they_are_taken(backend: str) -> None:
+def test_lines_are_answered_with_bounded_length_and_memory(backend: str) -> None:
     with running(RECIPES["lines"], backend=backend) as server:
         talk_lines(("127.0.0.1", server.port))
         with server.connect() as client, contextlib.suppress(ConnectionError):
@@ -386,7 +386,7 @@ def test_lines_are_answered_bounded_and_as_they_are_taken(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_datagrams_are_answered_whatever_comes(backend: str) -> None:
+def test_datagrams_are_answered_whatever_arrives(backend: str) -> None:
     with running(RECIPES["datagrams"], backend=backend, ends=0) as server:
         with (
             socket.socket(type=socket.SOCK_DGRAM) as client,
@@ -428,7 +428,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.mark.needs("openssl", "curl")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
-def test_tls_speaks_with_curl_and_openssl(
+def test_tls_works_with_curl_and_openssl(
     certificate: tuple[str, str], version: str, backend: str
 ) -> None:
     with running(RECIPES["tls"], *certificate, backend=backend) as server:
@@ -453,7 +453,7 @@ def test_tls_speaks_with_curl_and_openssl(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("piece", [1, 7, 5000])
-def test_tls_takes_pieces_of_any_size_and_says_its_end(
+def test_tls_accepts_pieces_of_any_size_and_ends_properly(
     certificate: tuple[str, str], piece: int, backend: str
 ) -> None:
     """Our proxy cuts the stream; if TLS did not end it before, SSLEOFError is raised."""
@@ -488,7 +488,7 @@ def test_tls_takes_pieces_of_any_size_and_says_its_end(
 
 
 @pytest.mark.parametrize("greeting", [b"", b"welcome\n"])
-def test_tls_goes_on_after_who_does_not_speak_it(
+def test_tls_server_survives_clients_that_do_not_speak_tls(
     certificate: tuple[str, str], greeting: bytes
 ) -> None:
     import ssl
@@ -524,7 +524,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_socket_of_systemd_is_taken(backend: str) -> None:
+def test_socket_from_systemd_is_used(backend: str) -> None:
     with running(RECIPES["systemd"], backend=backend, ends=0) as server:
         talk_echo(("127.0.0.1", server.port))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -546,7 +546,7 @@ def test_a_socket_of_systemd_is_taken(backend: str) -> None:
                 process.kill()
 
 
-def test_a_unix_socket_of_systemd_is_taken(tmp_path: Path) -> None:
+def test_unix_socket_from_systemd_is_used(tmp_path: Path) -> None:
     with socket.create_server(str(tmp_path / "door"), family=socket.AF_UNIX) as listener:
         fd = listener.fileno()
         with subprocess.Popen(
@@ -583,7 +583,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 
 @pytest.mark.needs("seccomp")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_container_needs_no_more_than_its_profile(backend: str) -> None:
+def test_container_needs_no_calls_beyond_its_profile(backend: str) -> None:
     """A call that isn't allowed kills it here, while under Docker it only fails."""
     profile = json.loads(
         subprocess.run(

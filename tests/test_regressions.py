@@ -50,7 +50,7 @@ def raiser() -> None:
     raise ZeroDivisionError
 
 
-def test_what_is_queued_behind_a_callable_that_raises_still_goes_out(kernel: SimKernel) -> None:
+def test_data_queued_behind_a_raising_callable_is_still_sent(kernel: SimKernel) -> None:
     """python -m tests.simkernel --seed 7 --connections 12 --backend epoll"""
     loop = Loop()
     near, peer = kernel.socketpair()
@@ -67,7 +67,7 @@ def test_what_is_queued_behind_a_callable_that_raises_still_goes_out(kernel: Sim
 
 
 @pytest.mark.parametrize("last", [raiser, lambda: None])
-def test_callables_behind_one_that_raises_leave_no_watch_for_writing(
+def test_callables_behind_a_raising_one_leave_no_write_interest(
     kernel: SimKernel, last: Callable[[], object]
 ) -> None:
     """python -m tests.simkernel --seed 61 --connections 16 --backend poll"""
@@ -110,7 +110,7 @@ class Reader(Socket[Handle]):
 
 
 @pytest.mark.parametrize("platform", BACKENDS)
-def test_a_run_within_a_handler_leaves_no_event_for_a_number_that_came_back(platform: str) -> None:
+def test_nested_run_leaves_no_event_for_a_reused_fd(platform: str) -> None:
     """python -m tests.simkernel --seed 11 --connections 16 --backend kqueue-freebsd"""
     backend, _, form = platform.partition(" ")
     kernel = SimKernel(platform=form or None)
@@ -140,7 +140,7 @@ def test_a_run_within_a_handler_leaves_no_event_for_a_number_that_came_back(plat
 
 
 @pytest.mark.parametrize("platform", BACKENDS)
-def test_a_second_run_within_a_handler_leaves_no_event_for_what_it_closed(platform: str) -> None:
+def test_second_nested_run_leaves_no_event_for_an_object_it_closed(platform: str) -> None:
     """python -m tests.simkernel --seed 2002643 --connections 16 --backend epoll"""
     backend, _, form = platform.partition(" ")
     kernel = SimKernel(platform=form or None)

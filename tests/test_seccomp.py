@@ -109,7 +109,7 @@ def environment(backend: str) -> Mapping[str, str]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES if needs.REQUIRED else NAMES[::3])
-def test_a_scenario_makes_no_call_beside_the_list(guard: Guard, name: str, backend: str) -> None:
+def test_scenario_makes_no_call_beyond_the_list(guard: Guard, name: str, backend: str) -> None:
     script = str(SCENARIOS / f"{name}.py")
     source = (SCENARIOS / f"{name}.pl").read_text()
     inject = re.findall(r"^# inject epoll_wait:(\S+)$", source, re.MULTILINE)
@@ -126,7 +126,7 @@ def test_a_scenario_makes_no_call_beside_the_list(guard: Guard, name: str, backe
 
 @pytest.mark.needs("ab", "curl")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_file_server_under_load_makes_no_call_beside_the_list(
+def test_file_server_under_load_makes_no_call_beyond_the_list(
     guard: Guard, backend: str, tmp_path: Path
 ) -> None:
     (tmp_path / "small").write_bytes(b"a small file\n")
@@ -148,7 +148,7 @@ def test_the_file_server_under_load_makes_no_call_beside_the_list(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_lock_server_makes_no_call_beside_the_list(guard: Guard, backend: str) -> None:
+def test_lock_server_makes_no_call_beyond_the_list(guard: Guard, backend: str) -> None:
     with guard.serving(backend, str(ROOT / "examples" / "ddlockd.py"), "0") as server:
         for turn in range(40):
             locks = "".join(f"trylock lock={turn}-{n}\r\nlocks\r\n" for n in range(9))
@@ -158,7 +158,7 @@ def test_the_lock_server_makes_no_call_beside_the_list(guard: Guard, backend: st
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_echo_server_makes_no_call_beside_the_list(guard: Guard, backend: str) -> None:
+def test_echo_server_makes_no_call_beyond_the_list(guard: Guard, backend: str) -> None:
     data = bytes(range(256)) * 8192  # more than the buffers hold: the queue is used
     with guard.serving(backend, "echo") as server:
         for _ in range(5):
@@ -201,7 +201,7 @@ ALONE = {"epoll": ["epoll_create1", "epoll_ctl", "epoll_wait"], "poll": ["poll",
     [(backend, call, name) for backend in BACKENDS for call, name in NEEDED.items()]
     + [(backend, call, "cork") for backend, calls in ALONE.items() for call in calls],
 )
-def test_with_one_call_of_the_package_taken_off_the_list_it_dies(
+def test_program_dies_if_any_call_of_the_package_is_not_listed(
     backend: str, call: str, name: str
 ) -> None:
     script = str(SCENARIOS / f"{name}.py")
@@ -210,24 +210,24 @@ def test_with_one_call_of_the_package_taken_off_the_list_it_dies(
 
 
 @pytest.mark.parametrize("call", ["fstat", "fcntl"])
-def test_without_what_python_asks_of_the_pipe_of_a_signal_a_server_dies(call: str) -> None:
+def test_server_dies_if_the_calls_of_python_on_a_signal_pipe_are_not_listed(call: str) -> None:
     assert LISTED.ended("epoll", "echo", without=seccomp.kernels_name(call)) == -signal.SIGSYS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_with_a_call_of_its_own_taken_off_the_list_a_program_dies(backend: str) -> None:
+def test_program_dies_if_a_call_of_its_own_is_not_listed(backend: str) -> None:
     status = LISTED.ended(backend, str(SCENARIOS / "end_of_file.py"), without="socketpair")
     assert status == -signal.SIGSYS
 
 
 @pytest.mark.parametrize("call", ["epoll_wait", "mmap", "rt_sigaction", "execve"])
-def test_with_one_call_taken_off_the_profile_a_program_dies(profiled: Guard, call: str) -> None:
+def test_program_dies_if_a_call_is_not_in_the_profile(profiled: Guard, call: str) -> None:
     call = seccomp.kernels_name(call)
     status = profiled.ended("epoll", str(SCENARIOS / "end_of_file.py"), without=call)
     assert status == -signal.SIGSYS
 
 
-def test_a_call_that_is_nobodys_is_the_last_of_a_program() -> None:
+def test_unlisted_call_kills_the_program() -> None:
     names = sorted(seccomp.allowed("epoll", "scenarios"))
     code = f"import os; from tests.seccomp import install; install({names})\n"
     for last, status in (("os.getpid()", 0), ("os.getppid()", -signal.SIGSYS)):

@@ -41,7 +41,7 @@ def test_info_prints_the_profile_as_json() -> None:
     assert json.loads(done.stdout) == profile()
 
 
-def test_the_profile_has_the_form_that_docker_takes() -> None:
+def test_profile_has_the_format_that_docker_accepts() -> None:
     seccomp = profile()
     assert seccomp["defaultAction"] == "SCMP_ACT_ERRNO"
     assert seccomp["defaultErrnoRet"] == ENOSYS == 38
@@ -56,12 +56,12 @@ def test_the_profile_has_the_form_that_docker_takes() -> None:
         assert entry["names"] == sorted(map(str, _list(entry["names"])))
 
 
-def test_each_name_stands_in_the_profile_once() -> None:
+def test_each_name_is_in_the_profile_once() -> None:
     assert len(names()) == len(set(names())) and set(names()) == allowed()
     assert all(re.fullmatch(r"[a-z_][a-z0-9_]+", name) for name in names())
 
 
-def test_the_profile_has_each_machine_of_the_table() -> None:
+def test_profile_has_each_machine_of_the_table() -> None:
     have = {
         name.removeprefix("SCMP_ARCH_").lower()
         for machine, others in ARCHITECTURES.items()
@@ -71,13 +71,13 @@ def test_the_profile_has_each_machine_of_the_table() -> None:
     assert have == {kernels.get(machine, machine) for machine in MACHINES}
 
 
-def test_the_profile_allows_the_surface_everywhere() -> None:
+def test_profile_allows_the_surface_everywhere() -> None:
     asked = {rule.asked.name for rule in RULES} | {rule.asked.name for rule in ASKED_AGAIN}
     asked |= {in_c(name) for name in SURFACE}
     assert asked - allowed() == {"kqueue", "kevent", "sigaction"}
 
 
-def test_a_process_can_do_nothing_there_but_serve() -> None:
+def test_profile_allows_nothing_dangerous() -> None:
     dangerous = """
         ptrace process_vm_readv process_vm_writev mount umount2 pivot_root chroot unshare setns
         bpf perf_event_open init_module finit_module kexec_load reboot keyctl userfaultfd
@@ -87,7 +87,7 @@ def test_a_process_can_do_nothing_there_but_serve() -> None:
     assert set(dangerous.split()) & allowed() == set()
 
 
-def test_a_name_is_in_one_group_for_one_reason() -> None:
+def test_each_name_is_in_one_group_only() -> None:
     told: list[str] = []
     for group in INTERPRETER.values():
         told += group.split()
@@ -98,7 +98,9 @@ def test_a_name_is_in_one_group_for_one_reason() -> None:
 
 @pytest.mark.needs("strace")
 @pytest.mark.skipif("epoll" not in backends(), reason="a matter of Linux")
-def test_the_profile_allows_all_that_this_python_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_allows_everything_that_this_python_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     seen = measure([sys.executable])
     with capsys.disabled():
         counts = ", ".join(f"{doing} {len(made)}" for doing, made in seen.items())

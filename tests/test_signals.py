@@ -46,7 +46,7 @@ from tests.interrupted import (
 )
 from tests.interrupted_parts import PARTS, cut_short
 from tests.needs import REQUIRED
-from tests.world import IN, PATIENCE, POLLERS, Noted, World
+from tests.world import IN, PATIENCE, POLLERS, Recorder, World
 
 BACKENDS = ["epoll", "poll"]
 
@@ -74,7 +74,7 @@ def places(count: int, most: int | None) -> Sequence[int]:
     return random.Random(seed).sample(range(count), most)
 
 
-def harm(
+def faults_by_place(
     backend: str, most: int | None, anywhere: bool = False
 ) -> tuple[dict[str, list[str]], int]:
     """What was wrong after the story was interrupted, by place, at all places or a sample of
@@ -99,16 +99,16 @@ def harm(
 
 @not_on_3_12
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_exception_at_any_place_leaves_nothing_half_done(backend: str) -> None:
-    found, count = harm(backend, None if REQUIRED else 120)
+def test_exception_anywhere_leaves_nothing_half_done(backend: str) -> None:
+    found, count = faults_by_place(backend, None if REQUIRED else 120)
     assert found == {}
     assert count > 200
 
 
 @not_on_3_12
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_exception_before_any_instruction_leaves_nothing_half_done(backend: str) -> None:
-    found, count = harm(backend, 1000 if REQUIRED else 100, anywhere=True)
+def test_exception_before_any_instruction_leaves_nothing_half_done(backend: str) -> None:
+    found, count = faults_by_place(backend, 1000 if REQUIRED else 100, anywhere=True)
     assert found == {}
     assert count > 2000
 
@@ -116,7 +116,7 @@ def test_an_exception_before_any_instruction_leaves_nothing_half_done(backend: s
 @pytest.mark.skipif(
     sys.version_info < (3, 11), reason="3.10 has no table of what a `try` holds for"
 )
-def test_no_jump_back_is_left_out_of_the_try_that_it_stands_in() -> None:
+def test_every_backward_jump_is_covered_by_its_enclosing_try() -> None:
     """CPython 3.13 and 3.14 leave some out, and a signal's handler may raise there."""
     codes = [compile(path.read_text(), str(path), "exec") for path in Path(PACKAGE).glob("*.py")]
     assert codes
@@ -126,7 +126,7 @@ def test_no_jump_back_is_left_out_of_the_try_that_it_stands_in() -> None:
 @pytest.mark.skipif(
     sys.version_info[:2] not in ((3, 13), (3, 14)), reason="the fault of 3.13, 3.14"
 )
-def test_a_jump_back_that_is_left_out_is_found() -> None:
+def test_backward_jump_that_is_not_covered_is_detected() -> None:
     loop = "def f():\n try:\n  for each in many:\n   if each:\n    each()\n finally: end()\n"
     assert len(left_out_of_a_try(compile(loop, "loop", "exec"))) == 1
     plain = loop.replace(" finally", "   each()\n finally")
@@ -137,7 +137,7 @@ def test_a_jump_back_that_is_left_out_is_found() -> None:
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # Made by an interrupted call.
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("story", PARTS)
-def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_nothing_half_done(
+def test_exception_while_waking_accepting_or_connecting_leaves_nothing_half_done(
     story: str, backend: str
 ) -> None:
     cut_short(story, -1, backend)
@@ -153,7 +153,7 @@ def test_an_exception_at_any_place_of_what_wakes_accepts_and_connects_leaves_not
     assert found == {}
 
 
-def soon(at: int) -> tuple[Interrupter, list[str]]:
+def run_call_soon_callbacks(at: int) -> tuple[Interrupter, list[str]]:
     """Run three `call_soon` callbacks, interrupted at the `at`th place; which were called."""
     interrupter = Interrupter(at)
     called: list[str] = []
@@ -178,20 +178,20 @@ def soon(at: int) -> tuple[Interrupter, list[str]]:
     sys.version_info >= (3, 12),
     reason="from 3.12 on a trace function hears of no instruction of what runs but once",
 )
-def test_an_exception_at_any_place_loses_no_callback_and_calls_none_twice() -> None:
-    soon(-1)
-    count = soon(-1)[0].count
+def test_exception_anywhere_neither_loses_nor_repeats_a_callback() -> None:
+    run_call_soon_callbacks(-1)
+    count = run_call_soon_callbacks(-1)[0].count
     assert count > 10
     for at in range(count):
-        interrupter, called = soon(at)
+        interrupter, called = run_call_soon_callbacks(at)
         assert called == ["a", "b", "c"], interrupter.where
 
 
-def forget_what_an_earlier_run_did_not_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_unfinished_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "resume", lambda self: None)
 
 
-def take_callbacks_off_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def remove_callbacks_before_calling_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_soon(self: Loop) -> None:
         for _ in range(len(self._soon)):
             callback = self._soon.popleft()
@@ -202,7 +202,7 @@ def take_callbacks_off_before_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loop, "_run_soon", run_soon)
 
 
-def note_signals_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def record_signals_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Waker.add_signal
 
     def add_signal(self: Waker, number: int, callback: Callback) -> None:
@@ -220,12 +220,12 @@ def note_signals_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("story", "sabotage"),
     [
-        ("connect: silent", forget_what_an_earlier_run_did_not_finish),
-        ("waking", take_callbacks_off_before_the_call),
-        ("signals", note_signals_too_late),
+        ("connect: silent", forget_unfinished_steps),
+        ("waking", remove_callbacks_before_calling_them),
+        ("signals", record_signals_too_late),
     ],
 )
-def test_what_would_be_left_half_done_is_found(
+def test_sabotage_that_leaves_something_half_done_is_detected(
     story: str, sabotage: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sabotage(monkeypatch)
@@ -239,7 +239,7 @@ def test_what_would_be_left_half_done_is_found(
 @not_on_3_12
 @pytest.mark.parametrize("handler", [*map(closes, range(5)), adds_a_timer])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_handler_may_close_sockets_and_add_timers_at_any_place(
+def test_signal_handler_may_close_sockets_and_add_timers_anywhere(
     backend: str, handler: Callable[[Story], None]
 ) -> None:
     handled(-1, backend, handler)
@@ -254,7 +254,7 @@ def test_a_handler_may_close_sockets_and_add_timers_at_any_place(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
+def test_real_signal_leaves_nothing_half_done(backend: str) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chooser = random.Random(seed)
@@ -271,7 +271,7 @@ def test_a_real_signal_leaves_nothing_half_done(backend: str) -> None:
     assert hits > 20
 
 
-def test_a_real_signal_leaves_the_lock_of_all_threads_free() -> None:
+def test_real_signal_does_not_leave_the_lock_of_all_threads_held() -> None:
     """CPython 3.14 may run a handler after taking a lock and before its `with` begins."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -286,7 +286,7 @@ def test_a_real_signal_leaves_the_lock_of_all_threads_free() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_story_that_was_interrupted_in_logging_leaves_other_threads_to_log() -> None:
+def test_story_interrupted_in_logging_leaves_other_threads_able_to_log() -> None:
     with suppress(KeyboardInterrupt), complaints():
         vars(logging)["_lock"].acquire()
         raise KeyboardInterrupt
@@ -335,7 +335,7 @@ def send_all(end: socket.socket, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_byte_arrives_under_a_thousand_signals_a_second(backend: str) -> None:
+def test_every_byte_arrives_despite_a_thousand_signals_a_second(backend: str) -> None:
     alarms = 0
 
     def count(number: int, frame: FrameType | None) -> None:
@@ -373,7 +373,7 @@ def test_every_byte_arrives_under_a_thousand_signals_a_second(backend: str) -> N
     assert [bytes(each) for each in got] == sent
 
 
-def test_a_signal_ends_a_wait_and_its_handler_may_stop_the_loop() -> None:
+def test_signal_ends_a_wait_and_its_handler_may_stop_the_loop() -> None:
     with Loop() as loop:
         before = signal.signal(signal.SIGALRM, lambda *_: loop.stop())
         try:
@@ -384,7 +384,7 @@ def test_a_signal_ends_a_wait_and_its_handler_may_stop_the_loop() -> None:
             signal.signal(signal.SIGALRM, before)
 
 
-def test_an_exception_of_a_handler_leaves_a_wait() -> None:
+def test_exception_of_a_signal_handler_leaves_the_wait() -> None:
     with Loop() as loop:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         # Not before the loop runs, however busy the machine is: nothing else handles it.
@@ -405,16 +405,16 @@ def test_an_exception_of_a_handler_leaves_a_wait() -> None:
             assert os.read(far.fileno(), 100) == b"still here"
 
 
-def test_who_is_made_anew_and_leaves_again_in_the_batch_leaves_whole(
+def test_reopened_object_interrupted_in_its_second_close_is_closed_completely(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The remaining steps for its second descriptor were done for its first, which it had lost."""
     one, _ = world.socketpair()
     other, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     first, second = one.fileno(), other.fileno()
     obj.close("reconnects")
-    Noted.__init__(obj, other, world.loop)
+    Recorder.__init__(obj, other, world.loop)
     poller = POLLERS[world.backend]
     call = poller.unregister
     unregistered: list[int] = []
@@ -436,7 +436,7 @@ def test_who_is_made_anew_and_leaves_again_in_the_batch_leaves_whole(
 
 @pytest.mark.parametrize("behind", [True, False], ids=["behind the call", "before the call"])
 @pytest.mark.parametrize("verb", ["register", "modify", "unregister"])
-def test_a_timeout_error_of_a_handler_is_no_failure_of_the_call(
+def test_timeout_error_of_a_signal_handler_is_not_taken_for_a_failed_call(
     world: World, verb: str, behind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is an OSError, but from a handler, which may run before or after the call."""
@@ -454,11 +454,11 @@ def test_a_timeout_error_of_a_handler_is_no_failure_of_the_call(
             call(*arguments)
         raise TimeoutError("a handler's")
 
-    obj = None if verb == "register" else Noted(one, world.loop)
+    obj = None if verb == "register" else Recorder(one, world.loop)
     monkeypatch.setattr(poller, verb, interrupted)
     with pytest.raises(TimeoutError, match="a handler's"):
         if obj is None:
-            Noted(one, world.loop)
+            Recorder(one, world.loop)
         elif verb == "modify":
             obj.watch_read(True)
         else:
@@ -471,7 +471,7 @@ def test_a_timeout_error_of_a_handler_is_no_failure_of_the_call(
         assert world.loop.watched_sockets == 0 and not world.is_open(fd)
         return
     # It has had no effect, and can be done again.
-    obj = obj or Noted(one, world.loop)
+    obj = obj or Recorder(one, world.loop)
     assert not obj.event_watch & IN
     two.send(b"x")
     world.turn()

@@ -104,8 +104,8 @@ def netbsd(bench: Bench) -> bool:
 
 
 @lp64
-class TestWhatTheKernelsDo:
-    def test_a_change_in_a_foreign_layout_is_ignored_by_freebsd_and_refused_by_netbsd(
+class TestKernelBehaviour:
+    def test_change_in_a_foreign_layout_is_ignored_by_freebsd_and_rejected_by_netbsd(
         self, bench: Bench
     ) -> None:
         lax = Bench(bench.kernel.platform, strict=False)
@@ -119,7 +119,7 @@ class TestWhatTheKernelsDo:
         assert lax.call((one.fileno(), lax.read, EV_ENABLE)) == -1
         assert lax.errno == ENOENT
 
-    def test_flags_of_an_event_are_empty_on_freebsd_and_the_first_add_on_netbsd(
+    def test_event_flags_are_empty_on_freebsd_and_those_of_the_first_add_on_netbsd(
         self, bench: Bench
     ) -> None:
         one, two = bench.kernel.socketpair()
@@ -133,7 +133,7 @@ class TestWhatTheKernelsDo:
         bench.call((fd, bench.read, EV_ENABLE))
         assert bench.events() == [(fd, bench.read, 9 if netbsd(bench) else 0, 0, 1, 0)]
 
-    def test_a_closing_peer_is_eof_with_the_unread_bytes_and_again_after_each_read(
+    def test_closing_peer_is_eof_with_the_unread_bytes_again_after_each_read(
         self, bench: Bench
     ) -> None:
         one, two = bench.kernel.socketpair(tcp=True)
@@ -145,7 +145,7 @@ class TestWhatTheKernelsDo:
             assert (flags & EV_EOF, fflags, data) == (EV_EOF, 0, left)
             one.recv(2)
 
-    def test_a_bare_fin_is_nothing_to_a_tcp_write_filter_and_eof_to_a_unix_one(
+    def test_fin_alone_is_no_event_for_a_tcp_write_filter_but_eof_for_a_unix_one(
         self, bench: Bench
     ) -> None:
         for tcp in (True, False):
@@ -156,14 +156,14 @@ class TestWhatTheKernelsDo:
             assert flags & EV_EOF == (0 if tcp else EV_EOF)
             one.close()
 
-    def test_a_closed_reader_is_eof_to_the_write_filter_of_a_pipe(self, bench: Bench) -> None:
+    def test_closed_reader_is_eof_for_the_write_filter_of_a_pipe(self, bench: Bench) -> None:
         reader, writer = bench.kernel.pipe()
         bench.call((writer.fileno(), bench.write, EV_ADD))
         reader.close()
         [(_, _, flags, *_)] = bench.events()
         assert flags & EV_EOF
 
-    def test_a_reset_is_eof_with_econnreset_on_both_filters_until_the_error_is_taken(
+    def test_reset_is_eof_with_econnreset_on_both_filters_until_the_error_is_read(
         self, bench: Bench
     ) -> None:
         one, two = bench.kernel.socketpair(tcp=True)
@@ -177,7 +177,7 @@ class TestWhatTheKernelsDo:
         assert one.take_error() == ECONNRESET
         assert all(e[2] & EV_EOF and e[3] == 0 for e in bench.events())
 
-    def test_nothing_is_told_while_both_filters_are_disabled(self, bench: Bench) -> None:
+    def test_nothing_is_reported_while_both_filters_are_disabled(self, bench: Bench) -> None:
         for end in (Handle.close, Handle.reset):
             one, two = bench.kernel.socketpair(tcp=True)
             fd = one.fileno()
@@ -196,13 +196,13 @@ class TestWhatTheKernelsDo:
         bench.call((fd, bench.write, EV_ADD))
         assert bench.events() == []
 
-    def test_enable_with_disable_is_refused_by_freebsd_alone(self, bench: Bench) -> None:
+    def test_enable_with_disable_is_rejected_by_freebsd_only(self, bench: Bench) -> None:
         one, _ = bench.kernel.socketpair()
         bench.call((one.fileno(), bench.read, EV_ADD))
         count = bench.call((one.fileno(), bench.read, EV_ENABLE | EV_DISABLE))
         assert (count, bench.errno) == ((0, 0) if netbsd(bench) else (-1, EINVAL))
 
-    def test_udata_of_a_later_change_is_taken_by_freebsd_and_not_by_netbsd(
+    def test_udata_of_a_later_change_is_stored_by_freebsd_but_not_by_netbsd(
         self, bench: Bench
     ) -> None:
         one, two = bench.kernel.socketpair()
@@ -212,16 +212,14 @@ class TestWhatTheKernelsDo:
         bench.call((fd, bench.read, EV_DISABLE, 8), (fd, bench.read, EV_ENABLE, 9))
         assert bench.events()[0][5] == (7 if netbsd(bench) else 9)
 
-    def test_a_change_for_an_absent_filter_is_enoent_and_ebadf_once_closed(
-        self, bench: Bench
-    ) -> None:
+    def test_change_of_an_absent_filter_is_enoent_and_ebadf_once_closed(self, bench: Bench) -> None:
         one, _ = bench.kernel.socketpair()
         fd = one.fileno()
         assert (bench.call((fd, bench.read, EV_DELETE)), bench.errno) == (-1, ENOENT)
         one.close()
         assert (bench.call((fd, bench.read, EV_DELETE)), bench.errno) == (-1, EBADF)
 
-    def test_without_room_a_failing_change_keeps_the_later_ones_from_being_applied(
+    def test_failing_change_without_room_for_events_prevents_the_later_ones(
         self, bench: Bench
     ) -> None:
         one, _ = bench.kernel.socketpair()
@@ -230,7 +228,7 @@ class TestWhatTheKernelsDo:
         assert (bench.call(*changes), bench.errno) == (-1, ENOENT)
         assert bench.events() == []
 
-    def test_with_room_a_failing_change_is_told_and_the_later_ones_are_applied(
+    def test_failing_change_with_room_for_events_is_reported_and_later_ones_applied(
         self, bench: Bench
     ) -> None:
         one, _ = bench.kernel.socketpair()
@@ -239,7 +237,7 @@ class TestWhatTheKernelsDo:
         assert bench.told == [(fd, bench.write, EV_ERROR, 0, ENOENT, 0)]
         assert [event[:2] for event in bench.events()] == [(fd, bench.write)]
 
-    def test_closing_a_descriptor_takes_its_filters_from_every_kqueue_a_dup_notwithstanding(
+    def test_closing_an_fd_removes_its_filters_from_every_kqueue_despite_a_dup(
         self, bench: Bench
     ) -> None:
         one, two = bench.kernel.socketpair()
@@ -256,12 +254,12 @@ class TestWhatTheKernelsDo:
             assert bench.events() == []
         assert dup.recv(1) == b"x"
 
-    def test_a_timeout_that_is_no_time_is_refused(self, bench: Bench) -> None:
+    def test_invalid_timeout_is_rejected(self, bench: Bench) -> None:
         lax = Bench(bench.kernel.platform, strict=False)
         for wrong in (timespec(-1), timespec(0, 10**9)):
             assert (lax.call(room=1, timeout=wrong), lax.errno) == (-1, EINVAL)
 
-    def test_macos_adds_the_filter_and_says_epipe_where_the_other_end_is_gone(self) -> None:
+    def test_macos_adds_the_filter_but_returns_epipe_if_the_other_end_is_closed(self) -> None:
         bench = Bench("darwin")
         bench.kernel.epipe_at_registration = True
         reader, writer = bench.kernel.pipe()
@@ -270,7 +268,7 @@ class TestWhatTheKernelsDo:
         assert (bench.call((fd, bench.write, EV_ADD)), bench.errno) == (-1, EPIPE)
         assert [event[0] for event in bench.events()] == [fd]
 
-    def test_filters_come_in_the_order_of_their_activation(self, bench: Bench) -> None:
+    def test_filters_are_reported_in_the_order_of_their_activation(self, bench: Bench) -> None:
         one, two = bench.kernel.socketpair()
         fd = one.fileno()
         bench.call((fd, bench.read, EV_ADD), (fd, bench.write, EV_ADD))
@@ -282,7 +280,7 @@ class TestWhatTheKernelsDo:
         ]
         assert [event[1] for event in bench.events()] == [bench.write, bench.read]
 
-    def test_what_a_full_batch_has_no_room_for_stands_in_front_of_the_next(
+    def test_events_that_did_not_fit_into_a_batch_come_first_in_the_next(
         self, bench: Bench
     ) -> None:
         fds = []
@@ -297,7 +295,7 @@ class TestWhatTheKernelsDo:
         assert told == fds * 2
 
     @pytest.mark.parametrize("platform", LAYOUTS)
-    def test_the_write_filter_of_a_pipe_whose_other_end_is_gone(self, platform: str) -> None:
+    def test_write_filter_of_a_pipe_whose_other_end_is_closed(self, platform: str) -> None:
         bench = Bench(platform)
         for writes in (False, True):
             ends = bench.kernel.pipe()
@@ -313,7 +311,7 @@ class TestWhatTheKernelsDo:
 
     @pytest.mark.parametrize("platform", LAYOUTS)
     @pytest.mark.parametrize("enabled", [False, True])
-    def test_the_write_filter_of_a_pipe_whose_other_end_goes_later(
+    def test_write_filter_of_a_pipe_whose_other_end_closes_later(
         self, platform: str, enabled: bool
     ) -> None:
         bench = Bench(platform)
@@ -332,9 +330,7 @@ class TestWhatTheKernelsDo:
         bench.call((fd, bench.write, EV_DISABLE))
         assert bench.errno == (ENOENT if once else 0)
 
-    def test_the_write_filter_of_a_pipes_read_end_fires_on_freebsd_alone(
-        self, bench: Bench
-    ) -> None:
+    def test_write_filter_of_a_pipes_read_end_fires_on_freebsd_only(self, bench: Bench) -> None:
         reader, writer = bench.kernel.pipe()
         bench.call((reader.fileno(), bench.write, EV_ADD))
         assert len(bench.events()) == (0 if netbsd(bench) else 1)
@@ -342,7 +338,7 @@ class TestWhatTheKernelsDo:
         [(_, _, flags, *_)] = bench.events()
         assert flags & EV_EOF
 
-    def test_a_closing_peer_with_unread_data_sends_a_fin_and_answers_data_by_a_reset(
+    def test_peer_closing_with_unread_data_sends_a_fin_and_answers_data_with_a_reset(
         self, bench: Bench
     ) -> None:
         one, two = bench.kernel.socketpair(tcp=True)
@@ -353,7 +349,7 @@ class TestWhatTheKernelsDo:
         with pytest.raises(ConnectionResetError):
             one.recv(1)
 
-    def test_a_write_after_a_reset_is_epipe(self, bench: Bench) -> None:
+    def test_write_after_a_reset_is_epipe(self, bench: Bench) -> None:
         one, two = bench.kernel.socketpair(tcp=True)
         two.reset()
         for _ in range(2):
@@ -361,14 +357,14 @@ class TestWhatTheKernelsDo:
                 one.send(b"x")
         assert one.take_error() == ECONNRESET, "a write leaves it to a reader"
 
-    def test_a_unix_socket_closed_with_unread_data_is_no_reset(self, bench: Bench) -> None:
+    def test_unix_socket_closed_with_unread_data_is_not_reset(self, bench: Bench) -> None:
         one, two = bench.kernel.socketpair()
         one.send(b"unread")
         two.close()
         assert one.recv(1) == b""
         assert one.take_error() == 0
 
-    def test_a_shut_read_side_drops_what_is_unread_and_the_peer_goes_on_writing(
+    def test_shut_read_side_discards_unread_data_and_the_peer_can_still_write(
         self, bench: Bench
     ) -> None:
         for tcp in (True, False):
@@ -381,14 +377,16 @@ class TestWhatTheKernelsDo:
                 assert two.send(bytes(3000)) == 3000
             assert one.recv(10) == b""
 
-    def test_one_s_own_shutdown_is_eof_to_the_write_filter(self, bench: Bench) -> None:
+    def test_local_shutdown_is_eof_for_the_write_filter(self, bench: Bench) -> None:
         one, _ = bench.kernel.socketpair(tcp=True)
         bench.call((one.fileno(), bench.write, EV_ADD))
         one.shutdown(SHUT_WR)
         [(_, _, flags, *_)] = bench.events()
         assert flags & EV_EOF
 
-    def test_a_netbsd_unix_socket_is_silent_below_its_low_water_mark(self, bench: Bench) -> None:
+    def test_netbsd_unix_socket_is_not_writable_below_its_low_water_mark(
+        self, bench: Bench
+    ) -> None:
         one, _ = bench.kernel.socketpair()
         one.setblocking(False)
         bench.call((one.fileno(), bench.write, EV_ADD))
@@ -398,7 +396,7 @@ class TestWhatTheKernelsDo:
         assert len(bench.events()) == (0 if netbsd(bench) else 1)
         assert one.send(b"it takes more all the same") > 0
 
-    def test_setsockopt_on_a_connection_that_is_gone(self) -> None:
+    def test_setsockopt_on_a_lost_connection(self) -> None:
         answers = {}
         for platform, option in CORK_OPTION.items():
             kernel = SimKernel(platform=platform)
@@ -410,7 +408,7 @@ class TestWhatTheKernelsDo:
         gone = dict.fromkeys(("freebsd", "dragonfly", "openbsd"), ECONNRESET)
         assert answers == {"linux": 0, "darwin": EINVAL, **gone}
 
-    def test_a_connection_in_the_making(self, bench: Bench) -> None:
+    def test_pending_connection(self, bench: Bench) -> None:
         one, end = bench.kernel.connecting()
         fd = one.fileno()
         for filter in (bench.read, bench.write):
@@ -431,7 +429,7 @@ class TestWhatTheKernelsDo:
         if not netbsd(bench):
             assert far.recv(10) == b"early"
 
-    def test_a_refused_connection_is_eof_with_the_error_on_both_filters(self, bench: Bench) -> None:
+    def test_refused_connection_is_eof_with_the_error_on_both_filters(self, bench: Bench) -> None:
         one, end = bench.kernel.connecting()
         for filter in (bench.read, bench.write):
             bench.call((one.fileno(), filter, EV_ADD))
@@ -440,7 +438,7 @@ class TestWhatTheKernelsDo:
         assert {event[1] for event in told} == {bench.read, bench.write}
         assert all(event[2] & EV_EOF and event[3] == ECONNREFUSED for event in told)
 
-    def test_a_listener_is_written_to_and_read_in_vain(self, bench: Bench) -> None:
+    def test_listener_can_be_neither_written_nor_read(self, bench: Bench) -> None:
         listener = bench.kernel.listener()
         bench.call((listener.fileno(), bench.write, EV_ADD))
         bench.kernel.connect(listener)
@@ -450,7 +448,7 @@ class TestWhatTheKernelsDo:
                 call()
             assert refused.value.errno == ENOTCONN
 
-    def test_poll_after_a_reset_tells_no_error(self, bench: Bench) -> None:
+    def test_poll_reports_no_error_after_a_reset(self, bench: Bench) -> None:
         with bench.kernel.installed():
             one, two = bench.kernel.socketpair(tcp=True)
             two.reset()
@@ -459,7 +457,7 @@ class TestWhatTheKernelsDo:
             [(_, mask)] = poller.wait(0)
         assert mask == (POLLIN | POLLOUT if netbsd(bench) else POLLIN | POLLHUP)
 
-    def test_a_wait_takes_whole_ticks_of_netbsds_clock(self, bench: Bench) -> None:
+    def test_wait_takes_whole_ticks_of_netbsds_clock(self, bench: Bench) -> None:
         clock = bench.kernel.clock
         for start in (0, 4_000_000):
             clock.now_ns += start
@@ -472,14 +470,14 @@ class TestWhatTheKernelsDo:
                 assert waited == pytest.approx(1_000_000, abs=2_000)
 
 
-class TestStrictness:
+class TestMisuse:
     @pytest.fixture
     def kernel(self) -> Iterator[SimKernel]:
         kernel = SimKernel()
         with kernel.installed():
             yield kernel
 
-    def test_a_closed_descriptor_used(self, kernel: SimKernel) -> None:
+    def test_use_of_a_closed_descriptor_is_an_error(self, kernel: SimKernel) -> None:
         one, _ = kernel.socketpair()
         fd = one.fileno()
         one.close()
@@ -496,20 +494,20 @@ class TestStrictness:
             with pytest.raises(SimError, match="closed"):
                 use()
 
-    def test_a_buffer_that_is_too_small(self, kernel: SimKernel) -> None:
+    def test_buffer_that_is_too_small_is_an_error(self, kernel: SimKernel) -> None:
         epfd = libc.epoll_create1(0x80000)
         with pytest.raises(SimError, match="24 bytes are used of a buffer that has 12|32 .* 16"):
             libc.epoll_wait(epfd, byref(epoll_event()), 2, 0)
         with pytest.raises(SimError, match="16 bytes are used of a buffer that has 8"):
             libc.poll(byref((pollfd * 1)()), c_ulong(2), 0)
 
-    def test_a_struct_of_the_wrong_size(self, kernel: SimKernel) -> None:
+    def test_struct_of_the_wrong_size_is_an_error(self, kernel: SimKernel) -> None:
         epfd = libc.epoll_create1(0x80000)
         one, _ = kernel.socketpair()
         with pytest.raises(SimError, match="bytes"):
             libc.epoll_ctl(epfd, 1, one.fileno(), bytes(36))
 
-    def test_unknown_numbers(self, kernel: SimKernel) -> None:
+    def test_unknown_constants_are_errors(self, kernel: SimKernel) -> None:
         epfd = libc.epoll_create1(0x80000)
         one, _ = kernel.socketpair()
         uses: list[Callable[[], object]] = [
@@ -527,7 +525,7 @@ class TestStrictness:
 
     @lp64
     @pytest.mark.parametrize("platform", LAYOUTS)
-    def test_what_kevent_is_handed(self, platform: str) -> None:
+    def test_misuse_of_kevent_is_an_error(self, platform: str) -> None:
         bench = Bench(platform)
         one, _ = bench.kernel.socketpair()
         fd = one.fileno()
@@ -551,7 +549,7 @@ class TestStrictness:
             with pytest.raises(SimError):
                 use()
 
-    def test_a_wait_that_nothing_can_end(self, kernel: SimKernel) -> None:
+    def test_wait_that_nothing_can_end_is_an_error(self, kernel: SimKernel) -> None:
         with pytest.raises(SimError, match="deadlock"):
             Poll().wait(-1)
         one, _ = kernel.socketpair()
@@ -559,8 +557,8 @@ class TestStrictness:
             one.recv(1)
 
 
-class TestTheWorld:
-    def test_the_clock_moves_only_when_somebody_waits(self) -> None:
+class TestSimulator:
+    def test_clock_advances_only_during_waits(self) -> None:
         kernel = SimKernel()
         with kernel.installed():
             poller = Epoll()
@@ -575,7 +573,7 @@ class TestTheWorld:
             assert list(poller.wait(-1)) == [(one.fileno(), 1)]
             assert libc.clock_gettime(1) - before == pytest.approx(0.030, abs=1e-5)
 
-    def test_the_door_is_as_before_afterwards(self) -> None:
+    def test_real_functions_are_restored_afterwards(self) -> None:
         before = dict(vars(libc))
         for platform in (None, *LAYOUTS):
             with SimKernel(platform=platform).installed():
@@ -583,7 +581,7 @@ class TestTheWorld:
                 assert hasattr(libc, "epoll_wait") == (platform is None)
             assert vars(libc) == before
 
-    def test_one_seed_decides_everything(self) -> None:
+    def test_seed_determines_everything(self) -> None:
         def course(seed: int) -> list[object]:
             kernel = SimKernel(seed, noise=0.5, harm=0.1)
             seen: list[object] = []
@@ -601,7 +599,7 @@ class TestTheWorld:
 
         assert course(1) == course(1) != course(2)
 
-    def test_the_lowest_free_number_comes_next_up_to_the_limit(self) -> None:
+    def test_lowest_free_descriptor_is_used_up_to_the_limit(self) -> None:
         kernel = SimKernel(first_fd=0, limit=4)
         handles = [*kernel.socketpair(), *kernel.pipe()]
         assert [handle.fileno() for handle in handles] == [0, 1, 2, 3]
@@ -611,7 +609,7 @@ class TestTheWorld:
         assert full.value.errno == EMFILE
         assert kernel.dup(0) == 1
 
-    def test_a_corked_socket_holds_back_what_is_less_than_a_segment(self) -> None:
+    def test_corked_socket_holds_back_partial_segments(self) -> None:
         kernel = SimKernel()
         one, two = kernel.socketpair(tcp=True)
         two.setblocking(False)
@@ -623,7 +621,7 @@ class TestTheWorld:
         kernel.setsockopt(one.fileno(), 6, 3, byref(c_int(0)), 4)
         assert two.recv(10) == b"held"
 
-    def test_a_listener_that_closes_resets_who_waits(self) -> None:
+    def test_closing_listener_resets_pending_connections(self) -> None:
         kernel = SimKernel()
         listener = kernel.listener()
         client = kernel.connect(listener)
@@ -632,7 +630,7 @@ class TestTheWorld:
             client.recv(1)
 
     @lp64
-    def test_the_library_serves_a_poller_of_its_own(self) -> None:
+    def test_library_can_serve_a_poller_of_its_own(self) -> None:
         kernel = SimKernel(platform="openbsd")
         with kernel.installed():
             poller = KQueue(kernel.entry_points, "openbsd")
@@ -645,7 +643,7 @@ class TestTheWorld:
 
     @lp64
     @pytest.mark.parametrize("has_close", [True, False], ids=["with close", "without close"])
-    def test_a_poller_on_a_library_closes_no_descriptor_of_this_process(
+    def test_poller_on_a_library_closes_no_descriptor_of_this_process(
         self, has_close: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kernel = SimKernel(platform="freebsd")
@@ -659,7 +657,7 @@ class TestTheWorld:
         assert (fd in kernel.table.files) != has_close
 
 
-def test_a_shut_write_side_still_reads() -> None:
+def test_socket_whose_write_side_is_shut_down_can_still_read() -> None:
     one, two = SimKernel().socketpair(tcp=True)
     one.shutdown(SHUT_WR)
     assert two.recv(1) == b""

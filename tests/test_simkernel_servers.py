@@ -31,18 +31,18 @@ lp64 = pytest.mark.skipif(HERE != BACKENDS, reason="its kqueue has the layouts o
 
 
 @pytest.mark.parametrize("seed", range(WORLDS))
-def test_a_world_of_random_servers_keeps_every_promise_with_the_same_bytes_on_every_backend(
+def test_random_servers_keep_every_promise_with_the_same_bytes_on_every_backend(
     seed: int,
 ) -> None:
     told, fine = run_all(HERE, seed, 16)
     assert fine, told
 
 
-def test_one_seed_repeats_a_run_to_the_last_call() -> None:
+def test_same_seed_repeats_a_run_exactly() -> None:
     assert World(3, "epoll").run() == World(3, "epoll").run() != World(4, "epoll").run()
 
 
-def test_the_command_tells_the_seed_the_calls_and_the_faults(
+def test_command_prints_the_seed_the_calls_and_the_faults(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--seed", "5", "--connections", "40", "--backend", HERE[-1]]) == 0
@@ -144,7 +144,7 @@ def lose_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
         (lose_a_timer, "timers wait"),
     ],
 )
-def test_a_fault_in_the_package_is_found(
+def test_fault_in_the_package_is_detected(
     sabotage: Callable[[pytest.MonkeyPatch], None],
     complaint: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -169,7 +169,7 @@ def wake_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Waker, "wake", wake)
 
 
-def hear_and_leave_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def leave_the_byte_in_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     def drain(self: Waker) -> None:
         self._woken = False
 
@@ -186,7 +186,7 @@ def call_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loop, "_run_soon", run_soon)
 
 
-def call_what_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_new_callbacks_in_the_same_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Loop._run_soon
 
     def run_soon(self: Loop) -> None:
@@ -218,7 +218,7 @@ def forget_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loop, "_run_soon", run_soon)
 
 
-def forget_callbacks_behind_one_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def lose_callbacks_behind_a_raising_one(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Loop._run_soon
 
     def run_soon(self: Loop) -> None:
@@ -231,11 +231,11 @@ def forget_callbacks_behind_one_that_raises(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Loop, "_run_soon", run_soon)
 
 
-def handle_signals_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def never_remove_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Waker, "remove_signal", lambda self, number: number in self._handled)
 
 
-def let_signals_write_to_it_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def never_restore_the_wakeup_fd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Waker, "_leave_signals", lambda self: None)
 
 
@@ -243,7 +243,7 @@ def leave_the_waker_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Waker, "close", lambda self: None)
 
 
-def take_a_hang_up_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def mistake_a_hang_up_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(self: Connecting) -> None:
         self._outcome = [0]
         self._tell()
@@ -251,7 +251,7 @@ def take_a_hang_up_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connecting, "finish", finish)
 
 
-def tell_at_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def report_the_outcome_repeatedly(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Connecting._tell
 
     def tell(self: Connecting) -> None:
@@ -264,7 +264,7 @@ def tell_at_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connecting, "_tell", tell)
 
 
-def never_tell_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def never_report_immediate_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Connecting.start
 
     def start(self: Connecting, timeout: float | None) -> None:
@@ -283,7 +283,7 @@ def keep_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connecting, "cancel", lambda self: None)
 
 
-def let_events_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def deliver_events_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(self: Connecting) -> None:
         if self._obj is not None:
             self._obj.event_hup()
@@ -291,7 +291,7 @@ def let_events_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connecting, "finish", finish)
 
 
-def leave_what_did_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_failed_connections_open(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Socket.close_as
 
     def close_as(self: AnySocket, reason: str) -> None:
@@ -301,19 +301,19 @@ def leave_what_did_not_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Socket, "close_as", close_as)
 
 
-def leave_what_a_constructor_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_objects_whose_constructor_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Socket, "_withdraw", lambda self: None)
 
 
-def drop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_dropped_sockets_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(danga_socket, "drop", lambda sock: None)
 
 
-def refuse_and_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_rejected_connections_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "drop", lambda sock: None)
 
 
-def hand_over_by(monkeypatch: pytest.MonkeyPatch, hand_over: Callable[..., None]) -> None:
+def replace_accepted(monkeypatch: pytest.MonkeyPatch, hand_over: Callable[..., None]) -> None:
     """Have each listener call `hand_over(accepted, connection, address)` for each connection."""
     original = listener.Listener.__init__
 
@@ -328,18 +328,18 @@ def lose_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         if connection.fileno() % 5:
             accepted(connection, address)
 
-    hand_over_by(monkeypatch, hand_over)
+    replace_accepted(monkeypatch, hand_over)
 
 
-def hand_over_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def pass_connections_on_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     def hand_over(accepted: Accepted, connection: socket.socket, address: object) -> None:
         accepted(connection, address)
         accepted(connection, address)
 
-    hand_over_by(monkeypatch, hand_over)
+    replace_accepted(monkeypatch, hand_over)
 
 
-def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def resume_only_after_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     original = listener.Listener.begin_again
 
     def begin_again(self: listener.Listener) -> None:
@@ -349,19 +349,19 @@ def begin_again_after_the_pause_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener.Listener, "begin_again", begin_again)
 
 
-def never_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def never_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener.Listener, "begin_again", lambda self: None)
 
 
-def never_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def never_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener.Listener, "_Listener__pause", lambda self, error: None)
 
 
-def leave_the_number_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def share_an_fd_between_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Registry, "_drop_holder", lambda *_: False)
 
 
-def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_stale_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Registry.__init__
 
     def init(self: Registry, backend: str) -> None:
@@ -371,7 +371,7 @@ def keep_entries_that_cannot_be_removed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Registry, "__init__", init)
 
 
-def refuse_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def reject_reused_fds(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Registry.register
 
     def register(self: Registry, fd: int, events: int, obj: AnySocket | None = None) -> None:
@@ -385,40 +385,40 @@ def refuse_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
-        (leave_the_number_to_both, "takes it for its own"),
-        (keep_entries_that_cannot_be_removed, "is another's|nothing comes of|hang-up of another"),
-        (refuse_the_number, "it is there"),
+        (share_an_fd_between_objects, "takes it for its own"),
+        (keep_stale_entries, "is another's|nothing comes of|hang-up of another"),
+        (reject_reused_fds, "it is there"),
         (never_wake, "ms late"),
         (wake_each_time, "several wake-ups have cost more than one"),
         (
-            hear_and_leave_it_there,
+            leave_the_byte_in_the_pipe,
             "several wake-ups have cost more than one|of which nothing comes",
         ),
         (call_backwards, "callbacks ran out of order"),
-        (call_what_comes_meanwhile, "in the pass in which it was given"),
+        (run_new_callbacks_in_the_same_pass, "in the pass in which it was given"),
         (call_twice, "nobody had given, or twice"),
         (forget_a_callback, "out of order|ms late"),
-        (forget_callbacks_behind_one_that_raises, "out of order|ms late"),
-        (handle_signals_for_ever, "handled still"),
-        (let_signals_write_to_it_for_ever, "a signal writes to|signals write to"),
+        (lose_callbacks_behind_a_raising_one, "out of order|ms late"),
+        (never_remove_signal_handlers, "handled still"),
+        (never_restore_the_wakeup_fd, "a signal writes to|signals write to"),
         (leave_the_waker_open, "left open"),
-        (take_a_hang_up_for_a_connection, "told to be connected, and it is not"),
-        (tell_at_each_event, "told twice"),
+        (mistake_a_hang_up_for_a_connection, "told to be connected, and it is not"),
+        (report_the_outcome_repeatedly, "told twice"),
         (never_time_out, "did not time out|timers of connects"),
         (keep_the_timeout, "timers of connects"),
-        (let_events_by, "before the outcome of a connect"),
-        (leave_what_did_not_connect, "has failed, and its object is open"),
-        (leave_what_a_constructor_made, "the map has"),
-        (drop_nothing, "has left its socket"),
-        (refuse_and_leave_open, "left open"),
+        (deliver_events_while_connecting, "before the outcome of a connect"),
+        (keep_failed_connections_open, "has failed, and its object is open"),
+        (keep_objects_whose_constructor_raised, "the map has"),
+        (keep_dropped_sockets_open, "has left its socket"),
+        (keep_rejected_connections_open, "left open"),
         (lose_a_connection, "accepted and lost"),
-        (hand_over_twice, "handed over twice"),
-        (begin_again_after_the_pause_only, "though something was closed"),
-        (never_begin_again, "does not begin again"),
-        (never_rest, "does not rest"),
+        (pass_connections_on_twice, "handed over twice"),
+        (resume_only_after_the_pause, "though something was closed"),
+        (never_resume, "does not begin again"),
+        (never_pause, "does not rest"),
     ],
 )
-def test_a_fault_in_waking_connecting_listening_or_numbers_is_found(
+def test_fault_in_waking_connecting_listening_or_fd_reuse_is_detected(
     sabotage: Callable[[pytest.MonkeyPatch], None],
     complaint: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -434,13 +434,13 @@ def test_a_fault_in_waking_connecting_listening_or_numbers_is_found(
     pytest.fail(f"a hundred worlds found no more than this: {others[:3]}")
 
 
-def tell_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def report_hang_ups_before_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         _kqueue.KQueue, "_in_time", lambda self, found: {fd: s & 31 for fd, s in found.items()}
     )
 
 
-def forget_what_the_kernel_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_dropped_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     original = _kqueue.KQueue.wait_bare
 
     def wait_bare(self: _kqueue.KQueue, timeout_ms: int) -> None:
@@ -450,7 +450,7 @@ def forget_what_the_kernel_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kqueue.KQueue, "wait_bare", wait_bare)
 
 
-def raise_what_a_reset_says_of_a_cork(monkeypatch: pytest.MonkeyPatch) -> None:
+def raise_cork_errors_after_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sockopt, "CONNECTION_GONE", set())
 
 
@@ -458,13 +458,13 @@ def raise_what_a_reset_says_of_a_cork(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
-        (tell_ends_early, "before the data"),
-        (forget_what_the_kernel_dropped, "told but once|has no end"),
-        (raise_what_a_reset_says_of_a_cork, "Connection reset"),
-        (never_tell_what_is_known, "was not told|did not time out"),
+        (report_hang_ups_before_the_data, "before the data"),
+        (forget_dropped_filters, "told but once|has no end"),
+        (raise_cork_errors_after_a_reset, "Connection reset"),
+        (never_report_immediate_outcomes, "was not told|did not time out"),
     ],
 )
-def test_a_fault_in_the_kqueue_backend_is_found(
+def test_fault_in_the_kqueue_backend_is_detected(
     sabotage: Callable[[pytest.MonkeyPatch], None],
     complaint: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -478,7 +478,7 @@ def test_a_fault_in_the_kqueue_backend_is_found(
     pytest.fail("a hundred worlds found nothing")
 
 
-def test_a_failure_tells_the_shortest_prefix_that_repeats_it(
+def test_failure_prints_the_shortest_prefix_that_reproduces_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     never_unwatch(monkeypatch)

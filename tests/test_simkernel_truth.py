@@ -38,7 +38,7 @@ Step = tuple[str, int, int]
 """A call, its descriptor (counted in the order of opening), and a number."""
 Result = object
 """What a call returned, or the name of its errno."""
-Told = tuple[Step, Result, Result]
+StepRecord = tuple[Step, Result, Result]
 """A step, its result, and the masks of all descriptors after it."""
 
 _shutdown = ctypes.CDLL(None, use_errno=True).shutdown
@@ -276,13 +276,15 @@ class Run:
         self.poller.close()
 
 
-def run(world: World, steps: list[Step], expected: list[Told] | None = None) -> list[Told]:
+def run(
+    world: World, steps: list[Step], expected: list[StepRecord] | None = None
+) -> list[StepRecord]:
     """The results of all steps.
 
     If the masks are not as `expected`, a packet may still be on its way: they are polled until they
     agree, for at most SETTLE.
     """
-    told: list[Told] = []
+    told: list[StepRecord] = []
     with world.installed():
         running = Run(world)
         try:
@@ -329,7 +331,7 @@ def difference(seed: int) -> str | None:
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_random_programs_give_the_same_results_on_the_simulated_and_the_real_kernel(
+def test_random_programs_behave_the_same_on_the_simulated_and_the_real_kernel(
     batch: int,
 ) -> None:
     each = PROGRAMS // BATCHES

@@ -37,14 +37,14 @@ import pytest
 from danga_raw import Loop, Socket, default_loop
 from danga_raw._libc import libc
 from danga_raw.types import AnySocket
-from tests.world import ERR, HUP, IN, OUT, Noted, Thing, World, drain, only, real_only
+from tests.world import ERR, HUP, IN, OUT, AnyHandle, Recorder, World, drain, only, real_only
 
 ROOT = Path(__file__).parents[1]
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's TCP_CORK")
 
 
-def test_a_new_object_is_as_the_original_makes_it(world: World) -> None:
+def test_new_object_starts_in_the_same_state_as_the_originals(world: World) -> None:
     one, _ = world.socketpair()
     fd = one.fileno()
     with world.calls() as calls:
@@ -61,7 +61,7 @@ def test_a_new_object_is_as_the_original_makes_it(world: World) -> None:
     assert world.loop.descriptor_map == {fd: obj} and world.loop.watched_sockets == 1
 
 
-def test_an_object_goes_on_the_default_loop_unless_told_otherwise(world: World) -> None:
+def test_object_joins_the_default_loop_unless_given_another(world: World) -> None:
     loop = world.default_loop()
     assert default_loop() is loop
     one, two = world.socketpair()
@@ -71,8 +71,8 @@ def test_an_object_goes_on_the_default_loop_unless_told_otherwise(world: World) 
     assert loop.watched_sockets == other.watched_sockets == 1
 
 
-def test_a_subclass_may_have_slots_and_then_has_no_dict(world: World) -> None:
-    class Slotted(Socket[Thing]):
+def test_subclass_with_slots_has_no_dict(world: World) -> None:
+    class Slotted(Socket[AnyHandle]):
         __slots__ = ("mine",)
         mine: int
 
@@ -83,20 +83,20 @@ def test_a_subclass_may_have_slots_and_then_has_no_dict(world: World) -> None:
         obj.other = 2  # type: ignore[attr-defined]
 
 
-def test_a_subclass_with_an_init_of_its_own_calls_up(world: World) -> None:
-    class Mine(Socket[Thing]):
-        def __init__(self, sock: Thing, loop: Loop, name: str) -> None:
+def test_subclass_may_define_its_own_init(world: World) -> None:
+    class Mine(Socket[AnyHandle]):
+        def __init__(self, sock: AnyHandle, loop: Loop, name: str) -> None:
             super().__init__(sock, loop)
             self.name = name
 
     assert Mine(world.socketpair()[0], world.loop, "x").name == "x"
 
 
-def test_a_subclass_may_have_private_names_of_its_own(world: World) -> None:
+def test_subclass_may_use_private_names_of_its_own(world: World) -> None:
     """Such as `self._queue`, which once replaced a method of `Socket`."""
 
-    class Chat(Noted):
-        def __init__(self, sock: Thing) -> None:
+    class Chat(Recorder):
+        def __init__(self, sock: AnyHandle) -> None:
             super().__init__(sock, world.loop)
             names = [
                 name.partition("__")[2] for name in dir(Socket) if name.startswith("_Socket__")
@@ -121,17 +121,17 @@ def test_a_subclass_may_have_private_names_of_its_own(world: World) -> None:
     world.until(lambda: obj.closed)
 
 
-def test_objects_have_queues_of_their_own(world: World) -> None:
-    a, b = (Noted(thing, world.loop) for thing in world.socketpair())
+def test_objects_have_separate_queues(world: World) -> None:
+    a, b = (Recorder(thing, world.loop) for thing in world.socketpair())
     a.push_back_read(b"x")
     while a.write(bytes(65536)):
         pass
     assert not b.read_push_back and not b.write_buf and b.write_buf_size == 0
-    c = Noted(world.socketpair()[0], world.loop)
+    c = Recorder(world.socketpair()[0], world.loop)
     assert not c.read_push_back and not c.write_buf
 
 
-def test_event_write_writes_what_is_queued(world: World) -> None:
+def test_event_write_writes_queued_data(world: World) -> None:
     one, two = world.socketpair()
     obj = Socket(one, world.loop)
 
@@ -150,7 +150,7 @@ def test_event_write_writes_what_is_queued(world: World) -> None:
 
 @real_only
 @linux_only
-def test_tcp_cork_sets_the_option_once_and_takes_it_off(world: World) -> None:
+def test_tcp_cork_sets_and_clears_the_option_once(world: World) -> None:
     one, _ = world.socketpair(tcp=True)
     assert isinstance(one, socket.socket)
 
@@ -158,7 +158,7 @@ def test_tcp_cork_sets_the_option_once_and_takes_it_off(world: World) -> None:
         assert isinstance(one, socket.socket)
         return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
 
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         obj.tcp_cork(True)
         obj.tcp_cork(True)
@@ -172,23 +172,23 @@ def test_tcp_cork_sets_the_option_once_and_takes_it_off(world: World) -> None:
 
 @real_only
 @linux_only
-def test_corked_data_waits_for_the_cork_to_go(world: World) -> None:
+def test_corked_data_is_held_until_uncorked(world: World) -> None:
     one, two = world.socketpair(tcp=True)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.tcp_cork(True)
     obj.write(b"header ")
     obj.write(b"body")
     obj.tcp_cork(False)
-    peer = Noted(two, world.loop)
+    peer = Recorder(two, world.loop)
     peer.watch_read(True)
     world.until(lambda: len(peer.got) == 11)
     assert peer.events == ["read"]
 
 
 @real_only
-def test_corking_a_socketpair_is_refused_and_tried_again_each_time(world: World) -> None:
+def test_cork_refused_by_a_socketpair_is_tried_again_each_time(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         for _unused in range(3):
             obj.tcp_cork(True)
@@ -198,14 +198,14 @@ def test_corking_a_socketpair_is_refused_and_tried_again_each_time(world: World)
 
 
 @real_only
-def test_corking_a_pipe_is_no_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_corking_a_pipe_is_silently_ignored(world: World, caplog: pytest.LogCaptureFixture) -> None:
     one, _ = world.pipe()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.tcp_cork(True)
     assert not obj.corked and not obj.closed and caplog.text == ""
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+def failing_setsockopt(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Let setsockopt fail with this errno, and record the values that it is called with."""
     import ctypes
 
@@ -223,35 +223,35 @@ def refusing(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, EINVAL])
-def test_a_kind_of_descriptor_that_cannot_be_corked_is_left_alone(
+def test_descriptor_that_cannot_be_corked_is_left_alone(
     world: World, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    values = refusing(monkeypatch, number)
-    obj = Noted(world.socketpair()[0], world.loop)
+    values = failing_setsockopt(monkeypatch, number)
+    obj = Recorder(world.socketpair()[0], world.loop)
     obj.tcp_cork(True)
     obj.tcp_cork(True)
     assert not obj.closed and not obj.corked and caplog.text == ""
     assert values in ([1, 1], [])  # no call if the platform has no such option
 
 
-GONE = [ECONNRESET, ECONNABORTED, ECONNREFUSED, ENOTCONN, EPIPE, ESHUTDOWN, ETIMEDOUT, ENETDOWN,
+LOST_CONNECTION_ERRORS = [ECONNRESET, ECONNABORTED, ECONNREFUSED, ENOTCONN, EPIPE, ESHUTDOWN, ETIMEDOUT, ENETDOWN,
         ENETUNREACH, ENETRESET, EHOSTDOWN, EHOSTUNREACH]  # fmt: skip
 """The errors that a socket may get for a connection that is gone."""
 
 
-@pytest.mark.parametrize("number", GONE, ids=errorcode.__getitem__)
+@pytest.mark.parametrize("number", LOST_CONNECTION_ERRORS, ids=errorcode.__getitem__)
 @pytest.mark.parametrize("on", [True, False], ids=["cork", "uncork"])
-def test_a_connection_that_is_gone_is_no_fault_of_who_corks_it(
+def test_corking_a_lost_connection_is_not_an_error(
     world: World,
     number: int,
     on: bool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    obj = Noted(world.socketpair(tcp=True)[0], world.loop)
+    obj = Recorder(world.socketpair(tcp=True)[0], world.loop)
     if not on:
         obj.tcp_cork(True)
-    refusing(monkeypatch, number)
+    failing_setsockopt(monkeypatch, number)
     obj.tcp_cork(on)
     assert not obj.closed
     obj.close()
@@ -259,17 +259,17 @@ def test_a_connection_that_is_gone_is_no_fault_of_who_corks_it(
 
 
 @pytest.mark.parametrize("corked", [False, True], ids=["corked after it", "corked before it"])
-def test_a_client_that_resets_ends_no_loop_by_a_cork(
+def test_corking_after_a_client_reset_does_not_end_the_loop(
     world: World, corked: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def answer(obj: Noted) -> None:
+    def answer(obj: Recorder) -> None:
         obj.tcp_cork(not corked)
         obj.write(b"an answer")
         obj.tcp_cork(corked)
         obj.close()
 
     one, reset = world.reset_when_told()
-    obj = Noted(one, world.loop, read=answer, err=answer)
+    obj = Recorder(one, world.loop, read=answer, err=answer)
     obj.tcp_cork(corked)
     obj.watch_read(True)
     reset()
@@ -283,8 +283,8 @@ def test_a_client_that_resets_ends_no_loop_by_a_cork(
 def test_corking_a_dead_descriptor_warns_and_closes(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refusing(monkeypatch, EBADF)
-    obj = Noted(world.socketpair()[0], world.loop)
+    failing_setsockopt(monkeypatch, EBADF)
+    obj = Recorder(world.socketpair()[0], world.loop)
     with caplog.at_level(logging.WARNING, "danga_raw"):
         obj.tcp_cork(True)
     assert obj.events == ["close tcp_cork_failed"]
@@ -293,9 +293,9 @@ def test_corking_a_dead_descriptor_warns_and_closes(
 
 @linux_only
 @real_only
-def test_another_failure_to_cork_is_raised(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing(monkeypatch, EIO)
-    obj = Noted(world.socketpair()[0], world.loop)
+def test_any_other_failure_to_cork_is_raised(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_setsockopt(monkeypatch, EIO)
+    obj = Recorder(world.socketpair()[0], world.loop)
     with pytest.raises(OSError, match="setsockopt.*TCP_CORK") as caught:
         obj.tcp_cork(True)
     assert caught.value.errno == EIO and not obj.closed and not obj.corked
@@ -303,15 +303,15 @@ def test_another_failure_to_cork_is_raised(world: World, monkeypatch: pytest.Mon
 
 @linux_only
 @real_only
-def test_a_close_goes_on_where_uncorking_fails(
+def test_close_completes_even_if_uncorking_fails(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, _ = world.socketpair(tcp=True)
     fd = one.fileno()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.tcp_cork(True)
     with monkeypatch.context() as patch:
-        refusing(patch, EIO)
+        failing_setsockopt(patch, EIO)
         obj.close()
     world.turn()
     assert obj.closed and not world.is_open(fd) and "setsockopt" in caplog.text
@@ -327,80 +327,80 @@ def tcp(family: socket.AddressFamily, host: str) -> tuple[socket.socket, socket.
 
 
 @real_only
-def test_the_addresses_of_an_ipv4_socket(world: World) -> None:
+def test_ipv4_socket_reports_its_addresses(world: World) -> None:
     one, two = tcp(socket.AF_INET, "127.0.0.1")
     with one, two:
-        obj = Noted(one, world.loop)
+        obj = Recorder(one, world.loop)
         here, there = one.getsockname()[1], two.getsockname()[1]
         assert obj.peer_ip_string() == obj.local_ip_string() == "127.0.0.1"
         assert obj.peer_addr_string() == f"127.0.0.1:{there}"
         assert obj.local_addr_string() == f"127.0.0.1:{here}"
         assert (obj.peer_ip, obj.peer_port) == ("127.0.0.1", there)
         assert (obj.local_ip, obj.local_port) == ("127.0.0.1", here)
-        assert obj.as_string() == f"Noted(): open to 127.0.0.1:{there}"
+        assert obj.as_string() == f"Recorder(): open to 127.0.0.1:{there}"
         obj.close()
         world.loop.reset()
 
 
 @real_only
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
-def test_the_addresses_of_an_ipv6_socket_stand_in_brackets(world: World) -> None:
+def test_ipv6_addresses_are_formatted_with_brackets(world: World) -> None:
     try:
         one, two = tcp(socket.AF_INET6, "::1")
     except OSError:
         pytest.skip("needs IPv6 on the loopback")
     with one, two:
-        obj = Noted(one, world.loop)
+        obj = Recorder(one, world.loop)
         assert obj.peer_ip_string() == obj.local_ip_string() == "::1"
         assert obj.peer_addr_string() == f"[::1]:{two.getsockname()[1]}"
         assert obj.local_addr_string() == f"[::1]:{one.getsockname()[1]}"
         obj.watch_read(True)
-        assert obj.as_string() == f"Noted(R): open to [::1]:{two.getsockname()[1]}"
+        assert obj.as_string() == f"Recorder(R): open to [::1]:{two.getsockname()[1]}"
         obj.close()
         world.loop.reset()
 
 
-def test_the_scope_of_an_ipv6_address_is_left_out(
+def test_ipv6_scope_is_left_out_of_the_address(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libc, "getpeername", lambda sock: ("fe80::1%eth0", 80, 0, 2))
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     assert obj.peer_ip_string() == "fe80::1" and obj.peer_addr_string() == "[fe80::1]:80"
 
 
 @pytest.mark.parametrize("answer", ["", b"\0name", "/run/x", (1, 2), ("eth0", 1, 2, 3, b"")])
-def test_an_address_without_ip_and_port_is_none(
+def test_address_without_ip_and_port_is_none(
     world: World, answer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for call in ("getpeername", "getsockname"):
         monkeypatch.setattr(libc, call, lambda sock: answer)
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     assert obj.peer_ip_string() is None and obj.peer_addr_string() is None
     assert obj.local_ip_string() is None and obj.local_addr_string() is None
-    assert obj.as_string() == "Noted(): open"
+    assert obj.as_string() == "Recorder(): open"
 
 
-def test_a_unix_socket_has_no_address(world: World) -> None:
-    obj = Noted(world.socketpair()[0], world.loop)
+def test_unix_socket_has_no_address(world: World) -> None:
+    obj = Recorder(world.socketpair()[0], world.loop)
     assert obj.peer_ip_string() is None and obj.peer_addr_string() is None
     assert obj.local_ip_string() is None and obj.local_addr_string() is None
-    assert obj.as_string() == "Noted(): open"
+    assert obj.as_string() == "Recorder(): open"
 
 
 @real_only
-def test_a_named_unix_socket_has_no_address_either(world: World, tmp_path: Any) -> None:
+def test_named_unix_socket_has_no_address_either(world: World, tmp_path: Any) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         client.connect(str(tmp_path / "s"))
-        obj = Noted(client, world.loop)
-        assert obj.peer_addr_string() is None and obj.as_string() == "Noted(): open"
+        obj = Recorder(client, world.loop)
+        assert obj.peer_addr_string() is None and obj.as_string() == "Recorder(): open"
         obj.close()
         world.loop.reset()
 
 
 @real_only
-def test_the_peer_is_asked_for_until_it_answers_and_then_remembered(world: World) -> None:
+def test_peer_address_is_queried_until_known_and_then_cached(world: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         asked: list[object] = []
         getpeername = libc.getpeername
@@ -411,8 +411,8 @@ def test_the_peer_is_asked_for_until_it_answers_and_then_remembered(world: World
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(libc, "getpeername", counted)
-            obj = Noted(client, world.loop)
-            assert obj.peer_ip_string() is None and obj.as_string() == "Noted(): open"
+            obj = Recorder(client, world.loop)
+            assert obj.peer_ip_string() is None and obj.as_string() == "Recorder(): open"
             client.connect(listener.getsockname())
             port = listener.getsockname()[1]
             assert obj.peer_addr_string() == f"127.0.0.1:{port}"
@@ -425,12 +425,12 @@ def test_the_peer_is_asked_for_until_it_answers_and_then_remembered(world: World
         assert obj.peer_addr_string() == f"127.0.0.1:{port}"
         obj.close()
         assert obj.peer_addr_string() is None and obj.local_addr_string() is None
-        assert obj.as_string() == "Noted(): closed"
+        assert obj.as_string() == "Recorder(): closed"
         world.loop.reset()
 
 
-def test_as_string_tells_what_is_watched_and_whether_it_is_open(world: World) -> None:
-    obj = Noted(world.socketpair()[0], world.loop)
+def test_as_string_shows_watched_events_and_whether_the_object_is_open(world: World) -> None:
+    obj = Recorder(world.socketpair()[0], world.loop)
     said = [obj.as_string()]
     obj.watch_read(True)
     said.append(obj.as_string())
@@ -441,11 +441,11 @@ def test_as_string_tells_what_is_watched_and_whether_it_is_open(world: World) ->
     obj.close()
     said.append(obj.as_string())
     assert said == [
-        "Noted(): open",
-        "Noted(R): open",
-        "Noted(RW): open",
-        "Noted(W): open",
-        "Noted(W): closed",
+        "Recorder(): open",
+        "Recorder(R): open",
+        "Recorder(RW): open",
+        "Recorder(W): open",
+        "Recorder(W): closed",
     ]
 
 
@@ -455,17 +455,17 @@ def test_as_string_tells_what_is_watched_and_whether_it_is_open(world: World) ->
 def test_debug_messages_go_to_standard_error(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     obj.debugmsg("plain 100%")
     obj.debugmsg("number %d of %s\n", 3, "x")
     Socket.DebugMsg("class %05.1f", 2.25)
-    Noted.DebugMsg("a line end\n")
+    Recorder.DebugMsg("a line end\n")
     out, err = capsys.readouterr()
     assert out == ""
     assert err == ">>> plain 100%\n>>> number 3 of x\n>>> class 002.2\n>>> a line end\n"
 
 
-def test_dump_error_prints_the_message_the_object_and_the_calls(
+def test_dump_error_prints_the_message_the_object_and_the_call_stack(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def inner(obj: AnySocket) -> None:
@@ -474,12 +474,12 @@ def test_dump_error_prints_the_message_the_object_and_the_calls(
     def outer(obj: AnySocket) -> None:
         inner(obj)
 
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     outer(obj)
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == "" and lines[0] == "ERROR: what went wrong"
-    assert "Noted object" in lines[1] and lines[1].endswith(" = Noted(): open")
+    assert "Recorder object" in lines[1] and lines[1].endswith(" = Recorder(): open")
     callers = [line.rsplit(" called ", 1)[1] for line in lines[2:]]
     assert callers[:3] == ["inner", "outer", sys._getframe().f_code.co_name]
     assert lines[2].startswith(f"\t{__file__}:")
@@ -504,23 +504,23 @@ def test_dump_error_opens_no_file() -> None:
     assert "<string>:6 called <module>" in done.stderr
 
 
-def test_a_failure_to_unregister_is_dumped_and_the_close_goes_on(
+def test_failure_to_unregister_is_dumped_and_the_close_completes(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.lenient()
     one, _ = world.socketpair()
     fd = one.fileno()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     world.loop._registry.open().unregister(fd, obj.event_watch)
     obj.close()
     world.turn()
     assert obj.closed and not world.is_open(fd)
     err = capsys.readouterr().err
     # On a kqueue, removing a filter that is already gone is no error.
-    assert ("ERROR: " in err and "Noted(): closed" in err) == (world.backend != "kqueue")
+    assert ("ERROR: " in err and "Recorder(): closed" in err) == (world.backend != "kqueue")
 
 
-def test_warnings_reach_standard_error_where_nothing_is_configured() -> None:
+def test_warnings_reach_standard_error_without_any_logging_configuration() -> None:
     from tests.test_loop import run
 
     code = """
@@ -537,18 +537,18 @@ loop.run()
     assert "of which nothing is known. removing." in result.stderr
 
 
-def test_a_close_tells_its_reason_to_the_debugging_log(
+def test_close_reason_is_logged_at_debug_level(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     fd = obj.fd
     with caplog.at_level(logging.DEBUG, "danga_raw"):
         obj.close("my reason")
     assert f"fd {fd}" in caplog.text and "my reason" in caplog.text
 
 
-def test_reading_events_of_the_mask_are_those_of_poll(world: World) -> None:
+def test_watch_read_sets_the_read_bit_of_the_event_mask(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_read(True)
     assert obj.event_watch & IN

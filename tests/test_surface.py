@@ -16,7 +16,7 @@ from tests import surface
 from tests.surface import stub
 
 
-def test_the_stub_declares_just_what_is_bound() -> None:
+def test_stub_declares_exactly_what_is_bound() -> None:
     declared = set(stub())
     bound = {name for name, value in vars(libc).items() if callable(value)}
     assert bound <= declared
@@ -27,7 +27,7 @@ def test_the_stub_declares_just_what_is_bound() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(stub()))
-def test_a_function_of_the_stub_is_documented_by_its_prototype(name: str) -> None:
+def test_function_of_the_stub_is_documented_by_its_prototype(name: str) -> None:
     function = stub()[name]
     documentation = ast.get_docstring(function)
     assert documentation and f"({'' if name != 'poll' else 'struct pollfd'}" in documentation
@@ -40,7 +40,7 @@ def test_a_function_of_the_stub_is_documented_by_its_prototype(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["read", "write", "close", "fstat", "getrusage", "getpid"])
-def test_a_wrapper_of_python_takes_what_the_stub_says(name: str) -> None:
+def test_python_wrapper_takes_the_arguments_that_the_stub_declares(name: str) -> None:
     try:
         parameters = inspect.signature(getattr(libc, name)).parameters
     except ValueError:
@@ -50,5 +50,5 @@ def test_a_wrapper_of_python_takes_what_the_stub_says(name: str) -> None:
 
 
 @pytest.mark.last_of_all
-def test_all_tests_together_were_seen_to_call_just_what_the_stub_declares() -> None:
+def test_all_tests_together_make_exactly_the_calls_that_the_stub_declares() -> None:
     assert surface.seen == set(stub())

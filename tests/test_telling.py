@@ -18,11 +18,11 @@ import pytest
 from danga_raw import Socket, log_exception
 from danga_raw._backends import backends
 from danga_raw._libc import libc
-from tests.world import Noted, Thing, World
+from tests.world import AnyHandle, Recorder, World
 
 
 @pytest.fixture
-def unheard() -> Iterator[logging.Logger]:
+def logger_without_handlers() -> Iterator[logging.Logger]:
     """The package's logger without any handler, at the level that logs everything."""
     logger = logging.getLogger("danga_raw")
     level, handlers, propagate = logger.level, logger.handlers[:], logger.propagate
@@ -35,14 +35,14 @@ def unheard() -> Iterator[logging.Logger]:
     logger.setLevel(level)
 
 
-class Raising(logging.Handler):
+class RaisingLogHandler(logging.Handler):
     """A log handler that raises."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise RuntimeError("no log")
 
 
-class Nameless(Noted):
+class ObjectWithoutRepr(Recorder):
     """An object that can't say what it is."""
 
     def as_string(self) -> str:
@@ -55,7 +55,7 @@ class Nameless(Noted):
 
 
 @contextmanager
-def stderr(kind: str) -> Iterator[None]:
+def unwritable_stderr(kind: str) -> Iterator[None]:
     """A standard error that can't be written to."""
     stream: io.TextIOBase | None
     if kind == "none":
@@ -83,20 +83,24 @@ def refuse(fd: int, *_: object) -> None:
     raise OSError(EBADF, "on purpose")
 
 
-KINDS = ["none", "closed", "full", "broken"]
+STDERR_STATES = ["none", "closed", "full", "broken"]
 """The possible states of standard error."""
 
 
 @pytest.mark.parametrize("logs", [False, True], ids=["no log", "a log that raises"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_is_closed_though_nobody_can_be_told_that_it_failed(
-    world: World, kind: str, logs: bool, unheard: logging.Logger, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", STDERR_STATES)
+def test_all_objects_are_closed_even_if_failures_cannot_be_reported(
+    world: World,
+    kind: str,
+    logs: bool,
+    logger_without_handlers: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The poller fails to unregister one, which `dump_error` prints, and close(2) fails for all."""
     if logs:
-        unheard.addHandler(Raising())
+        logger_without_handlers.addHandler(RaisingLogHandler())
     things = [world.socketpair() for _ in range(3)]
-    objects = [Nameless(one, world.loop) for one, _ in things]
+    objects = [ObjectWithoutRepr(one, world.loop) for one, _ in things]
     closed: list[int] = []
     close = libc.close
 
@@ -106,7 +110,7 @@ def test_all_is_closed_though_nobody_can_be_told_that_it_failed(
         refuse(fd)
 
     fds = [one.fileno() for one, _ in things]
-    with stderr(kind):
+    with unwritable_stderr(kind):
         poller = world.loop._registry.open()
         with monkeypatch.context() as patch:
             patch.setattr(type(poller), "unregister", lambda self, fd, events: refuse(fd))
@@ -122,59 +126,59 @@ def test_all_is_closed_though_nobody_can_be_told_that_it_failed(
         world.loop.reset()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_dump_error_and_debugmsg_raise_nothing(world: World, kind: str) -> None:
-    obj = Nameless(world.socketpair()[0], world.loop)
-    with stderr(kind):
+@pytest.mark.parametrize("kind", STDERR_STATES)
+def test_dump_error_and_debugmsg_never_raise(world: World, kind: str) -> None:
+    obj = ObjectWithoutRepr(world.socketpair()[0], world.loop)
+    with unwritable_stderr(kind):
         obj.dump_error("something")
         obj.debugmsg("%d of %s", "no number")
         Socket.DebugMsg("%d", "no number")
-        for message in (5, b"bytes", None, Nameless):
+        for message in (5, b"bytes", None, ObjectWithoutRepr):
             Socket.DebugMsg(message)  # type: ignore[arg-type]
             obj.debugmsg(message, 1)  # type: ignore[arg-type]
     assert not obj.closed
 
 
-def test_dump_error_tells_all_it_can_of_who_cannot_say_what_it_is(
+def test_dump_error_prints_what_it_can_of_an_object_whose_repr_raises(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    Nameless(world.socketpair()[0], world.loop).dump_error("something")
+    ObjectWithoutRepr(world.socketpair()[0], world.loop).dump_error("something")
     said = capfd.readouterr().err
-    assert "ERROR: something" in said and "Nameless" in said
-    assert "called test_dump_error_tells_all_it_can_of_who_cannot_say_what_it_is" in said
+    assert "ERROR: something" in said and "ObjectWithoutRepr" in said
+    assert "called test_dump_error_prints_what_it_can_of_an_object_whose_repr_raises" in said
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STDERR_STATES)
 @pytest.mark.parametrize("logs", [False, True], ids=["no log", "a log that raises"])
-def test_a_fault_that_cannot_be_logged_is_the_end_of_its_own_connection_alone(
-    world: World, kind: str, logs: bool, unheard: logging.Logger
+def test_error_that_cannot_be_logged_closes_only_its_own_connection(
+    world: World, kind: str, logs: bool, logger_without_handlers: logging.Logger
 ) -> None:
-    def fail(obj: Noted) -> None:
+    def fail(obj: Recorder) -> None:
         raise KeyError("on purpose")
 
     if logs:
-        unheard.addHandler(Raising())
+        logger_without_handlers.addHandler(RaisingLogHandler())
     one, two = world.socketpair()
-    faulty = Nameless(one, world.loop, read=fail)
+    faulty = ObjectWithoutRepr(one, world.loop, read=fail)
     three, four = world.socketpair()
-    other = Noted(three, world.loop)
+    other = Recorder(three, world.loop)
     world.loop.on_exception = log_exception
     for obj, there in ((faulty, two), (other, four)):
         obj.watch_read(True)
         there.send(b"x")
-    with stderr(kind):
+    with unwritable_stderr(kind):
         world.until(lambda: other.got)
         world.turn()
     assert faulty.closed and not other.closed and other.got == b"x"
 
 
-def test_a_log_handler_that_writes_to_a_socket_is_not_told_of_that(
-    world: World, unheard: logging.Logger
+def test_log_handler_that_writes_to_a_socket_is_not_called_recursively(
+    world: World, logger_without_handlers: logging.Logger
 ) -> None:
     """Its peer is gone, so that the write itself leads to a log entry, for the close."""
     one, gone = world.socketpair()
-    shipper = Noted(one, world.loop)
-    others = [Noted(world.socketpair()[0], world.loop) for _ in range(2)]
+    shipper = Recorder(one, world.loop)
+    others = [Recorder(world.socketpair()[0], world.loop) for _ in range(2)]
     shipped: list[str] = []
 
     class Ship(logging.Handler):
@@ -182,7 +186,7 @@ def test_a_log_handler_that_writes_to_a_socket_is_not_told_of_that(
             shipped.append(record.getMessage())
             shipper.write(record.getMessage().encode())
 
-    unheard.addHandler(Ship())
+    logger_without_handlers.addHandler(Ship())
     gone.close()
     fds = [obj.fd for obj in others]
     for obj in others:
@@ -193,10 +197,10 @@ def test_a_log_handler_that_writes_to_a_socket_is_not_told_of_that(
     assert world.loop.watched_sockets == 0
 
 
-def test_a_log_handler_may_close_the_next_and_run_the_loop(
-    world: World, unheard: logging.Logger
+def test_log_handler_may_close_objects_and_run_the_loop(
+    world: World, logger_without_handlers: logging.Logger
 ) -> None:
-    objects = [Noted(world.socketpair()[0], world.loop) for _ in range(3)]
+    objects = [Recorder(world.socketpair()[0], world.loop) for _ in range(3)]
 
     class Closes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -204,14 +208,14 @@ def test_a_log_handler_may_close_the_next_and_run_the_loop(
                 obj.close("by the log")
             world.turn()
 
-    unheard.addHandler(Closes())
+    logger_without_handlers.addHandler(Closes())
     objects[0].close("first")
     world.turn()
     assert all(obj.closed for obj in objects) and world.loop.watched_sockets == 0
 
 
-def test_what_a_log_handler_is_told_after_it_has_raised_is_all_there_is(
-    world: World, unheard: logging.Logger
+def test_log_handler_that_raised_is_called_again(
+    world: World, logger_without_handlers: logging.Logger
 ) -> None:
     """A call that raises does not silence later ones."""
     heard: list[str] = []
@@ -222,17 +226,17 @@ def test_what_a_log_handler_is_told_after_it_has_raised_is_all_there_is(
             if len(heard) == 1:
                 raise RuntimeError("no log")
 
-    unheard.addHandler(Once())
+    logger_without_handlers.addHandler(Once())
     for reason in ("first", "second"):
-        Noted(world.socketpair()[0], world.loop).close(reason)
+        Recorder(world.socketpair()[0], world.loop).close(reason)
     assert [message.split()[-1] for message in heard] == ["(first)", "(second)"]
 
 
-def test_bad_entries_at_the_head_of_the_closes_keep_none_behind_it_waiting(
+def test_failing_closes_do_not_hold_up_those_behind_them(
     world: World,
 ) -> None:
     class Bad:
-        def __init__(self, thing: Thing) -> None:
+        def __init__(self, thing: AnyHandle) -> None:
             self.thing = thing
 
         def fileno(self) -> int:
@@ -243,7 +247,7 @@ def test_bad_entries_at_the_head_of_the_closes_keep_none_behind_it_waiting(
 
     for _ in range(3):
         Socket(Bad(world.socketpair()[0]), world.loop).close()
-    others = [Noted(world.socketpair()[0], world.loop) for _ in range(2)]
+    others = [Recorder(world.socketpair()[0], world.loop) for _ in range(2)]
     fds = [obj.fd for obj in others]
     for obj in others:
         obj.close()
@@ -254,7 +258,7 @@ def test_bad_entries_at_the_head_of_the_closes_keep_none_behind_it_waiting(
     world.turn()
 
 
-def test_a_close_while_another_thread_has_imported_half_of_logging() -> None:
+def test_close_does_not_deadlock_while_another_thread_imports_logging() -> None:
     program = """
         import importlib.abc, socket, sys, threading
         from danga_raw import Loop, Socket
@@ -287,7 +291,7 @@ def test_a_close_while_another_thread_has_imported_half_of_logging() -> None:
 
 
 @pytest.mark.parametrize("backend", [name for name in backends() if name != "kqueue"])
-def test_all_is_closed_where_no_descriptor_is_left_to_tell_it_with(backend: str) -> None:
+def test_all_objects_are_closed_even_without_a_free_descriptor_for_reporting(backend: str) -> None:
     """Logging can't be imported then, nor the sources of a traceback be read."""
     program = f"""
         import os, resource, socket, sys
@@ -332,15 +336,15 @@ def run_program(program: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_keyboard_interrupt_leaves_a_loop_whose_standard_error_is_broken(world: World) -> None:
-    obj = Nameless(world.socketpair()[0], world.loop)
+def test_keyboard_interrupt_leaves_run_even_if_standard_error_is_broken(world: World) -> None:
+    obj = ObjectWithoutRepr(world.socketpair()[0], world.loop)
 
     def interrupt() -> None:
         obj.close()
         raise KeyboardInterrupt
 
     world.loop.add_timer(0, interrupt)
-    with stderr("broken"), pytest.raises(KeyboardInterrupt), world.loop:
+    with unwritable_stderr("broken"), pytest.raises(KeyboardInterrupt), world.loop:
         world.loop._registry.open().unregister(obj.fd or 0, obj.event_watch)
         world.loop.run()
     assert obj.closed and world.loop.watched_sockets == 0

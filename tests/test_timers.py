@@ -17,7 +17,7 @@ import pytest
 from danga_raw import Loop, Timer
 from danga_raw._libc import libc
 from danga_raw.timers import Timers
-from tests.world import REAL, Noted, World, real_only
+from tests.world import REAL, Recorder, World, real_only
 
 
 class FakeTime:
@@ -54,7 +54,7 @@ def fake(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTime]:
 
 
 @real_only
-def test_a_timer_fires_once_at_its_time(world: World, fake: FakeTime) -> None:
+def test_timer_fires_once_when_it_is_due(world: World, fake: FakeTime) -> None:
     fired: list[float] = []
     world.loop.add_timer(0.25, lambda: fired.append(fake.now))
     world.loop.add_timer(1, world.loop.stop)
@@ -67,7 +67,7 @@ def test_a_timer_fires_once_at_its_time(world: World, fake: FakeTime) -> None:
     ("seconds", "ms"),
     [(0.25, 251), (2**-14, 1), (2**-7, 8), (0.125, 126), (1, 1001), (0.0625, 63), (60.5, 60501)],
 )
-def test_the_wait_is_rounded_up_past_the_deadline(
+def test_wait_is_rounded_up_past_the_deadline(
     world: World, fake: FakeTime, seconds: float, ms: int
 ) -> None:
     fake.now = 1024.0
@@ -78,7 +78,7 @@ def test_the_wait_is_rounded_up_past_the_deadline(
 
 @real_only
 @pytest.mark.parametrize("seconds", [2.0**31, 1e300, sys.float_info.max])
-def test_the_wait_for_a_distant_timer_is_no_longer_than_a_c_int(
+def test_wait_for_a_distant_timer_is_capped_at_the_largest_c_int(
     world: World, fake: FakeTime, seconds: float
 ) -> None:
     world.loop.add_timer(seconds, lambda: None)
@@ -96,7 +96,7 @@ def test_the_wait_for_a_distant_timer_is_no_longer_than_a_c_int(
     [(-1, None, -1), (0, None, 0), (70, None, 70), (-1, 0.25, 251), (0, 0.25, 0), (70, 0.25, 70),
      (70, 0.0625, 63), (2**31 - 1, 0.25, 251), (-1, -5.0, 0), (70, -5.0, 0)],
 )  # fmt: skip
-def test_the_wait_is_the_lesser_of_loop_timeout_and_next_timer(
+def test_wait_is_the_lesser_of_loop_timeout_and_next_timer(
     world: World, fake: FakeTime, loop_timeout: int, timer: float | None, wait: int
 ) -> None:
     fake.now = 1024.0
@@ -113,16 +113,14 @@ def test_the_wait_is_the_lesser_of_loop_timeout_and_next_timer(
 
 
 @real_only
-def test_the_default_is_to_wait_for_ever(world: World, fake: FakeTime) -> None:
+def test_loop_waits_forever_by_default(world: World, fake: FakeTime) -> None:
     world.loop.set_post_loop_callback(lambda *_: False)
     world.loop.run()
     assert fake.waits == [-1]
 
 
 @real_only
-def test_a_timer_that_takes_long_shortens_the_wait_for_the_next(
-    world: World, fake: FakeTime
-) -> None:
+def test_slow_timer_shortens_the_wait_for_the_next(world: World, fake: FakeTime) -> None:
     fake.now = 1024.0
 
     def slow() -> None:
@@ -135,7 +133,7 @@ def test_a_timer_that_takes_long_shortens_the_wait_for_the_next(
 
 
 @real_only
-def test_a_timer_never_fires_early(world: World, fake: FakeTime) -> None:
+def test_timer_never_fires_early(world: World, fake: FakeTime) -> None:
     dice = random.Random(1)
     loop = world.loop
     late: list[float] = []
@@ -153,7 +151,7 @@ def test_a_timer_never_fires_early(world: World, fake: FakeTime) -> None:
     assert all(wait > 0 for wait in fake.waits)
 
 
-def test_timers_fire_in_order_of_deadline_and_equal_ones_in_order_of_adding(world: World) -> None:
+def test_timers_fire_by_deadline_and_equal_ones_in_order_of_adding(world: World) -> None:
     dice = random.Random(2)
     fired: list[tuple[float, int]] = []
     loop = world.loop
@@ -171,11 +169,11 @@ def test_timers_fire_in_order_of_deadline_and_equal_ones_in_order_of_adding(worl
     assert fired == sorted(wanted)
 
 
-def test_timers_run_before_the_wait_and_post_loop_callbacks_after(world: World) -> None:
+def test_timers_run_before_the_wait_and_post_loop_callbacks_after_it(world: World) -> None:
     order: list[str] = []
     one, two = world.socketpair()
     two.send(b"x")
-    obj = Noted(one, world.loop, read=lambda obj: order.append("read"))
+    obj = Recorder(one, world.loop, read=lambda obj: order.append("read"))
     obj.watch_read(True)
 
     def after(sockets: object, others: object) -> bool:
@@ -188,7 +186,7 @@ def test_timers_run_before_the_wait_and_post_loop_callbacks_after(world: World) 
     assert order == ["timer", "read", "callback"]
 
 
-def test_a_callback_is_given_no_argument(world: World) -> None:
+def test_timer_callback_gets_no_arguments(world: World) -> None:
     given: list[tuple[object, ...]] = []
     world.loop.add_timer(0, lambda *arguments: given.append(arguments))
     world.turn()
@@ -202,7 +200,7 @@ def test_stop_in_a_timer_ends_the_loop_before_it_waits_again(world: World) -> No
     assert calls == []
 
 
-def test_all_that_is_due_fires_though_the_first_stops_the_loop(world: World) -> None:
+def test_all_due_timers_fire_even_if_the_first_stops_the_loop(world: World) -> None:
     fired: list[int] = []
     world.loop.add_timer(0, world.loop.stop)
     world.loop.add_timer(0, lambda: fired.append(1))
@@ -210,7 +208,7 @@ def test_all_that_is_due_fires_though_the_first_stops_the_loop(world: World) -> 
     assert fired == [1]
 
 
-def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
+def test_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
     loop = world.loop
     fired: list[int] = []
     turns: list[int] = []
@@ -231,7 +229,7 @@ def test_a_timer_added_by_a_timer_waits_for_the_next_turn(world: World) -> None:
 
 
 @pytest.mark.parametrize("by", ["a timer", "call_soon"])
-def test_a_loop_timeout_that_is_set_before_the_wait_is_heeded_by_it(world: World, by: str) -> None:
+def test_loop_timeout_set_before_the_wait_applies_to_it(world: World, by: str) -> None:
     loop = world.loop
 
     def limit() -> None:
@@ -247,14 +245,14 @@ def test_a_loop_timeout_that_is_set_before_the_wait_is_heeded_by_it(world: World
     assert calls == ([("wait", 3)] * 2 if by == "a timer" else [("wait", 0), ("wait", 3)])
 
 
-def test_a_timer_that_call_soon_adds_is_not_waited_over(world: World) -> None:
+def test_timer_added_by_call_soon_limits_the_next_wait(world: World) -> None:
     loop = world.loop
     loop.call_soon(lambda: loop.add_timer(0.001, loop.stop))
     loop.run()
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -1e9])
-def test_a_timer_that_always_adds_itself_lets_the_others_and_the_events_have_their_turn(
+def test_timer_that_keeps_adding_itself_starves_neither_timers_nor_events(
     world: World, seconds: float
 ) -> None:
     loop = world.loop
@@ -269,7 +267,7 @@ def test_a_timer_that_always_adds_itself_lets_the_others_and_the_events_have_the
     again()
     loop.add_timer(0, lambda: fired.append("other"))
     one, two = world.socketpair()
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     obj.watch_read(True)
     two.send(b"x")
     world.turn()
@@ -277,7 +275,7 @@ def test_a_timer_that_always_adds_itself_lets_the_others_and_the_events_have_the
     assert obj.got == b"x"
 
 
-def test_a_timer_can_cancel_one_that_is_due_in_the_same_turn(world: World) -> None:
+def test_timer_can_cancel_another_that_is_due_in_the_same_turn(world: World) -> None:
     fired: list[str] = []
     loop = world.loop
     timers: list[Timer] = []
@@ -288,7 +286,7 @@ def test_a_timer_can_cancel_one_that_is_due_in_the_same_turn(world: World) -> No
     assert fired == ["last"]
 
 
-def test_cancel_in_the_callback_itself_and_after_it_and_twice_does_nothing(world: World) -> None:
+def test_cancel_during_or_after_the_callback_or_twice_does_nothing(world: World) -> None:
     loop = world.loop
     fired: list[str] = []
     timers: list[Timer] = []
@@ -306,7 +304,7 @@ def test_cancel_in_the_callback_itself_and_after_it_and_twice_does_nothing(world
     assert fired == ["own", "other"]
 
 
-def test_a_cancelled_timer_never_fires_and_nothing_waits_for_it(world: World) -> None:
+def test_cancelled_timer_neither_fires_nor_shortens_the_wait(world: World) -> None:
     fired: list[int] = []
     loop = world.loop
     timer = loop.add_timer(0.001, lambda: fired.append(1))
@@ -318,11 +316,11 @@ def test_a_cancelled_timer_never_fires_and_nothing_waits_for_it(world: World) ->
     assert fired == [] and calls == [("wait", 5)]
 
 
-def test_cancel_lets_go_of_the_callback_at_once(world: World) -> None:
-    class Thing:
+def test_cancel_releases_the_callback_at_once(world: World) -> None:
+    class Owner:
         def method(self) -> None: ...
 
-    thing = Thing()
+    thing = Owner()
     gone = weakref.ref(thing)
     timer = world.loop.add_timer(3600, thing.method)
     del thing
@@ -332,11 +330,11 @@ def test_cancel_lets_go_of_the_callback_at_once(world: World) -> None:
     assert gone() is None
 
 
-def test_a_fired_timer_lets_go_of_its_callback(world: World) -> None:
-    class Thing:
+def test_fired_timer_releases_its_callback(world: World) -> None:
+    class Owner:
         def method(self) -> None: ...
 
-    thing = Thing()
+    thing = Owner()
     gone = weakref.ref(thing)
     timer = world.loop.add_timer(0, thing.method)
     del thing
@@ -346,7 +344,7 @@ def test_a_fired_timer_lets_go_of_its_callback(world: World) -> None:
     timer.cancel()
 
 
-def test_timers_cancelled_and_added_again_for_ever_take_bounded_room(world: World) -> None:
+def test_timers_cancelled_and_added_endlessly_use_bounded_memory(world: World) -> None:
     timers = world.loop._timers
     alive = [world.loop.add_timer(3600, print) for _ in range(50)]
     for _ in range(10_000):
@@ -355,7 +353,7 @@ def test_timers_cancelled_and_added_again_for_ever_take_bounded_room(world: Worl
     assert len(timers.heap) < 400
 
 
-def test_timers_that_fired_do_not_keep_cancelled_ones_from_being_cleared_out(world: World) -> None:
+def test_fired_timers_do_not_prevent_removal_of_cancelled_ones(world: World) -> None:
     for _ in range(1000):
         world.loop.add_timer(-1, lambda: None)
     world.turn()
@@ -365,7 +363,7 @@ def test_timers_that_fired_do_not_keep_cancelled_ones_from_being_cleared_out(wor
 
 
 @pytest.mark.parametrize("world", REAL[:1], indirect=True, ids=str)
-def test_a_hundred_thousand_timers_fire_in_order(world: World) -> None:
+def test_hundred_thousand_timers_fire_in_order(world: World) -> None:
     dice = random.Random(3)
     loop = world.loop
     fired: list[int] = []
@@ -382,7 +380,7 @@ def test_a_hundred_thousand_timers_fire_in_order(world: World) -> None:
     assert fired == sorted(order[1::2])
 
 
-def test_adding_timers_takes_little_more_for_each_the_more_there_are(world: World) -> None:
+def test_cost_of_adding_a_timer_grows_little_with_their_number(world: World) -> None:
     class Counted(float):
         compared = 0
 
@@ -402,7 +400,7 @@ def test_adding_timers_takes_little_more_for_each_the_more_there_are(world: Worl
     assert Counted.compared < 20 * 20_000
 
 
-def test_an_exception_in_a_timer_leaves_the_rest_for_the_next_run(world: World) -> None:
+def test_exception_in_a_timer_leaves_the_rest_for_the_next_run(world: World) -> None:
     fired: list[str] = []
     loop = world.loop
 
@@ -419,7 +417,7 @@ def test_an_exception_in_a_timer_leaves_the_rest_for_the_next_run(world: World) 
     assert fired == ["dies", "second"]
 
 
-def test_on_exception_is_told_of_a_timer_and_the_others_fire_in_the_same_turn(
+def test_on_exception_receives_a_timers_error_and_others_fire_in_the_same_turn(
     world: World,
 ) -> None:
     fired: list[str] = []
@@ -437,7 +435,7 @@ def test_on_exception_is_told_of_a_timer_and_the_others_fire_in_the_same_turn(
     assert told == [(None, KeyError)] and fired == ["second"]
 
 
-def test_reset_in_a_timer_forgets_the_others(world: World) -> None:
+def test_reset_in_a_timer_drops_the_others(world: World) -> None:
     fired: list[int] = []
     loop = world.loop
 
@@ -468,7 +466,7 @@ def clear_outs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_cancels_behind_a_clear_out_cost_no_other_until_half_are_spent_again(
+def test_cancels_after_a_clear_out_trigger_no_other_until_half_are_spent(
     world: World, clear_outs: list[int]
 ) -> None:
     added = [world.loop.add_timer(3600, print) for _ in range(1000)]
@@ -477,7 +475,7 @@ def test_cancels_behind_a_clear_out_cost_no_other_until_half_are_spent_again(
     assert 1 <= len(clear_outs) <= 10
 
 
-def test_spent_timers_in_front_of_as_many_others_go_in_one_pass(
+def test_spent_timers_ahead_of_as_many_others_are_removed_in_one_pass(
     world: World, clear_outs: list[int]
 ) -> None:
     early = [world.loop.add_timer(3600, print) for _ in range(40)]
@@ -489,7 +487,7 @@ def test_spent_timers_in_front_of_as_many_others_go_in_one_pass(
 
 
 @pytest.mark.parametrize("cancelled", ["before", "behind"])
-def test_timers_from_before_a_reset_cost_those_behind_it_nothing(
+def test_timers_from_before_a_reset_cost_later_ones_nothing(
     world: World, cancelled: str, clear_outs: list[int]
 ) -> None:
     old = [world.loop.add_timer(3600, print) for _ in range(2000)]
@@ -505,7 +503,7 @@ def test_timers_from_before_a_reset_cost_those_behind_it_nothing(
     assert clear_outs == [] and all(timer.callback is None for timer in old)
 
 
-def test_many_timers_cancelled_by_a_timer_while_it_fires(world: World) -> None:
+def test_timer_may_cancel_many_others_as_it_fires(world: World) -> None:
     loop = world.loop
     fired: list[int] = []
     timers: list[Timer] = []
@@ -522,19 +520,19 @@ def test_many_timers_cancelled_by_a_timer_while_it_fires(world: World) -> None:
     assert fired == [999]
 
 
-def test_a_timer_may_close_and_add_objects(world: World) -> None:
+def test_timer_may_close_and_add_objects(world: World) -> None:
     one, two = world.socketpair()
     three, four = world.socketpair()
     loop = world.loop
-    obj = Noted(one, loop)
+    obj = Recorder(one, loop)
     obj.watch_read(True)
     two.send(b"x")
     four.send(b"y")
-    later: list[Noted] = []
+    later: list[Recorder] = []
 
     def swap() -> None:
         obj.close()
-        later.append(Noted(three, loop))
+        later.append(Recorder(three, loop))
         later[0].watch_read(True)
 
     loop.add_timer(0, swap)
@@ -542,7 +540,7 @@ def test_a_timer_may_close_and_add_objects(world: World) -> None:
     assert obj.events == ["close None"] and later[0].got == b"y"
 
 
-def test_a_loop_with_neither_timers_nor_descriptors_ends_by_its_timeout(world: World) -> None:
+def test_wait_of_a_loop_without_timers_or_descriptors_ends_by_its_timeout(world: World) -> None:
     loop: Loop = world.loop
     loop.set_loop_timeout(1)
     loop.set_post_loop_callback(lambda *_: False)
@@ -551,7 +549,7 @@ def test_a_loop_with_neither_timers_nor_descriptors_ends_by_its_timeout(world: W
     assert calls == [("wait", 1)]
 
 
-def test_with_nothing_to_watch_the_loop_waits_for_its_timers_and_does_not_spin(
+def test_loop_with_only_timers_waits_for_them_without_spinning(
     world: World,
 ) -> None:
     loop = world.loop
@@ -562,7 +560,7 @@ def test_with_nothing_to_watch_the_loop_waits_for_its_timers_and_does_not_spin(
     assert len(calls) <= 4  # one per timer, and a wait may end a little early
 
 
-def test_a_timer_that_raises_in_a_later_turn_leaves_none_due_behind(world: World) -> None:
+def test_timer_raising_in_a_later_turn_does_not_delay_others_that_are_due(world: World) -> None:
     """Only a timer that an exception cut short is left: the heap is empty."""
     loop = world.loop
     order: list[str] = []

@@ -75,7 +75,7 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def real_functions_are_restored() -> Iterator[None]:
     """However a test ends, the door has the very same objects as before."""
     before = dict(vars(libc))
     yield
@@ -116,7 +116,9 @@ def test_calls_are_recorded_in_order_with_their_arguments(pair: Pair, loop: Loop
     assert str(read) == f'read({fd}, "hello", 100)'.ljust(40) + "= 5"
 
 
-def test_a_failing_call_has_its_error_and_the_caller_its_errno(pair: Pair, loop: Loop) -> None:
+def test_failing_call_records_its_error_and_the_caller_gets_its_errno(
+    pair: Pair, loop: Loop
+) -> None:
     near, _ = pair
     taker = Taker(near, loop)
     with Trace() as calls:
@@ -134,7 +136,7 @@ def test_a_failing_call_has_its_error_and_the_caller_its_errno(pair: Pair, loop:
     assert taker.fd is not None and not taker.corked
 
 
-def test_a_record_does_not_change(pair: Pair, loop: Loop) -> None:
+def test_record_does_not_change(pair: Pair, loop: Loop) -> None:
     near, far = pair
     taker = Taker(near, loop)
     buffer = bytearray(b"first")
@@ -153,7 +155,7 @@ def test_a_record_does_not_change(pair: Pair, loop: Loop) -> None:
     assert hash(wait)
 
 
-def test_the_clock_is_no_system_call(loop: Loop) -> None:
+def test_reading_the_clock_is_not_a_system_call(loop: Loop) -> None:
     loop._registry.open()
     with Trace() as calls:
         loop.add_timer(0, loop.stop)
@@ -179,7 +181,7 @@ def test_all_loops_and_threads_are_traced(pair: Pair) -> None:
     assert calls[0].args[0] == near.fileno() or near.fileno() == -1
 
 
-def test_the_simulated_kqueue_gives_the_same_records() -> None:
+def test_simulated_kqueue_gives_the_same_records() -> None:
     for platform, read, write in [("freebsd", -1, -2), ("netbsd", 0, 1), ("netbsd9", 0, 1)]:
         kernel = SimKernel(0, platform=platform)
         with kernel.installed(), Trace() as calls, Loop("kqueue") as loop:
@@ -229,7 +231,7 @@ def test_the_simulated_kqueue_gives_the_same_records() -> None:
         assert (told[0].ident, told[0].filter, told[0].data) == (fd, read, 3)
 
 
-def test_what_no_text_of_strace_shows() -> None:
+def test_values_that_strace_never_shows_are_formatted() -> None:
     change = KernelEvent(3, -1, 0x4041, 54, -7)
     assert str(change) == (
         "{ident=3, filter=EVFILT_READ, flags=EV_ADD|EV_ERROR|0x40, "
@@ -245,7 +247,7 @@ def test_what_no_text_of_strace_shows() -> None:
 # --- on and off ---------------------------------------------------------------------------------
 
 
-def test_a_trace_starts_and_stops_in_a_running_loop(pair: Pair) -> None:
+def test_trace_can_start_and_stop_in_a_running_loop(pair: Pair) -> None:
     near, far = pair
     trace = Trace()
     turns: list[bool] = []
@@ -269,7 +271,7 @@ def test_a_trace_starts_and_stops_in_a_running_loop(pair: Pair) -> None:
         assert taker.got == b"x" * 6
 
 
-def test_starting_and_stopping_twice_is_no_error() -> None:
+def test_starting_or_stopping_twice_is_not_an_error() -> None:
     trace = Trace()
     trace.stop()
     trace.start()
@@ -279,7 +281,7 @@ def test_starting_and_stopping_twice_is_no_error() -> None:
     trace.stop()
 
 
-def test_of_several_traces_each_gets_every_call(pair: Pair, loop: Loop) -> None:
+def test_each_of_several_traces_gets_every_call(pair: Pair, loop: Loop) -> None:
     near, _ = pair
     streamed: list[Call] = []
     with Trace() as outer:
@@ -303,7 +305,7 @@ def test_of_several_traces_each_gets_every_call(pair: Pair, loop: Loop) -> None:
     assert names(outer) == ["epoll_create1", "epoll_ctl", "epoll_ctl", "read", "read", "read"]
 
 
-def test_what_replaced_the_door_meanwhile_stays() -> None:
+def test_function_replaced_during_a_trace_stays_replaced() -> None:
     before = libc.getpid
     with Trace():
         vars(libc)["getpid"] = other = lambda: 5
@@ -311,7 +313,7 @@ def test_what_replaced_the_door_meanwhile_stays() -> None:
     vars(libc)["getpid"] = before
 
 
-def test_an_error_leaves_the_trace_off(pair: Pair, loop: Loop) -> None:
+def test_exception_in_the_block_ends_the_trace(pair: Pair, loop: Loop) -> None:
     trace = Trace()
     with pytest.raises(ZeroDivisionError), trace:
         1 / 0
@@ -321,7 +323,7 @@ def test_an_error_leaves_the_trace_off(pair: Pair, loop: Loop) -> None:
 # --- sinks --------------------------------------------------------------------------------------
 
 
-def test_a_sink_is_a_callable() -> None:
+def test_sink_must_be_callable() -> None:
     with pytest.raises(TypeError, match="takes a callable or None, not 5"):
         Trace(5)  # type: ignore[arg-type]
 
@@ -331,9 +333,7 @@ class Boom(Exception):
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_a_sink_that_raises_takes_its_trace_off_and_leaves_the_loop_whole(
-    number: int, pair: Pair
-) -> None:
+def test_raising_sink_ends_its_trace_and_leaves_the_loop_intact(number: int, pair: Pair) -> None:
     near, far = pair
     seen: list[Call] = []
 
@@ -379,7 +379,7 @@ def boom_at(name: str) -> Trace:
     return trace
 
 
-def test_what_was_read_when_a_sink_raised_is_still_to_be_read(pair: Pair, loop: Loop) -> None:
+def test_data_read_when_a_sink_raised_can_still_be_read(pair: Pair, loop: Loop) -> None:
     near, far = pair
     taker = Taker(near, loop)
     far.send(b"hello")
@@ -395,7 +395,7 @@ def test_what_was_read_when_a_sink_raised_is_still_to_be_read(pair: Pair, loop: 
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
-def test_what_was_written_when_a_sink_raised_is_not_written_again(
+def test_data_written_when_a_sink_raised_is_not_written_again(
     pair: Pair, loop: Loop, queued: bool
 ) -> None:
     near, far = pair
@@ -416,7 +416,7 @@ def test_what_was_written_when_a_sink_raised_is_not_written_again(
 
 
 @pytest.mark.parametrize("backend", ["epoll", "kqueue"])
-def test_a_sink_that_raises_leaves_no_poller_open(backend: str) -> None:
+def test_raising_sink_leaves_no_poller_open(backend: str) -> None:
     kernel = SimKernel(0, "freebsd" if backend == "kqueue" else "linux")
     with kernel.installed():
         with Loop(backend) as loop:
@@ -428,7 +428,7 @@ def test_a_sink_that_raises_leaves_no_poller_open(backend: str) -> None:
         assert not kernel.table.files
 
 
-def test_an_interrupted_sink_takes_its_trace_off(pair: Pair, loop: Loop) -> None:
+def test_interrupted_sink_ends_its_trace(pair: Pair, loop: Loop) -> None:
     def interrupted(call: Call) -> None:
         raise KeyboardInterrupt
 
@@ -440,7 +440,7 @@ def test_an_interrupted_sink_takes_its_trace_off(pair: Pair, loop: Loop) -> None
     assert not trace.on and not taker.closed and pair[1].recv(10) == b"x"
 
 
-def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
+def test_signal_handler_may_toggle_a_trace_at_any_time() -> None:
     trace = Trace(lambda call: None)
 
     going_on = True
@@ -465,7 +465,7 @@ def test_a_signals_handler_may_switch_a_trace_at_any_time() -> None:
     assert getattr(libc.poll, "errcheck") is None
 
 
-def test_what_a_call_has_begun_with_outlives_its_trace() -> None:
+def test_errcheck_of_a_call_in_progress_outlives_its_trace() -> None:
     """Another thread may turn a trace off while a loop waits. When the wait ends, ctypes calls the
     errcheck that was set when it began, without holding a reference to it."""
     with Trace():
@@ -475,7 +475,7 @@ def test_what_a_call_has_begun_with_outlives_its_trace() -> None:
     assert reference() is not None
 
 
-def test_a_child_forked_while_a_thread_switches_can_end_its_trace() -> None:
+def test_child_forked_while_a_thread_toggles_traces_can_end_its_own() -> None:
     trace = Trace()
     over = threading.Event()
 
@@ -502,7 +502,7 @@ def test_a_child_forked_while_a_thread_switches_can_end_its_trace() -> None:
         thread.join()
 
 
-def test_an_os_error_of_a_sink_is_not_taken_for_the_calls_own(pair: Pair, loop: Loop) -> None:
+def test_os_error_of_a_sink_is_not_taken_for_that_of_the_call(pair: Pair, loop: Loop) -> None:
     near, _ = pair
     taker = Taker(near, loop)
 
@@ -515,7 +515,7 @@ def test_an_os_error_of_a_sink_is_not_taken_for_the_calls_own(pair: Pair, loop: 
     assert taker.fd is not None and not taker.closed
 
 
-def test_what_a_sink_has_the_package_call_is_not_traced(pair: Pair, loop: Loop) -> None:
+def test_calls_made_by_a_sink_are_not_traced(pair: Pair, loop: Loop) -> None:
     near, far = pair
     far.setblocking(False)
     taker, other = Taker(near, loop), Taker(far, loop)
@@ -525,7 +525,7 @@ def test_what_a_sink_has_the_package_call_is_not_traced(pair: Pair, loop: Loop) 
     assert near.recv(10) == b"!"
 
 
-def test_a_sink_may_change_errno(pair: Pair, loop: Loop) -> None:
+def test_sink_may_change_errno(pair: Pair, loop: Loop) -> None:
     near, _ = pair
     Taker(near, loop)
 
@@ -604,7 +604,7 @@ with Loop("epoll") as loop:
 
 
 @pytest.mark.needs("valgrind")
-def test_a_trace_that_is_off_costs_no_instruction(
+def test_trace_that_is_off_costs_no_instructions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Starting takes long, so both are counted in one run, which getppid divides.
@@ -633,14 +633,14 @@ assert not {"socket", "selectors", "threading", "asyncio"} & new, new
 """
 
 
-def test_importing_makes_no_descriptor_and_no_thread() -> None:
+def test_importing_opens_no_descriptor_and_starts_no_thread() -> None:
     # ctypes imports threading from 3.14 on, and its libffi keeps its own file open from 3.8 on.
     code = "import ctypes, sys; had = list(sys.modules)\n" + IMPORT
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.needs("strace")
-def test_importing_makes_none_in_passing_either(tmp_path: Path) -> None:
+def test_importing_opens_none_even_temporarily(tmp_path: Path) -> None:
     out = tmp_path / "calls"
     births = (
         "epoll_create epoll_create1 socket socketpair pipe pipe2 eventfd2 clone clone3 fork vfork"
@@ -652,7 +652,7 @@ def test_importing_makes_none_in_passing_either(tmp_path: Path) -> None:
     assert out.read_text() == ""
 
 
-def test_every_call_of_the_door_but_the_clock_is_traced() -> None:
+def test_every_function_but_the_clock_is_traced() -> None:
     functions = {name for name, value in vars(libc).items() if callable(value)}
     assert functions - set(CALLS) == {"clock_gettime"}
 
@@ -662,7 +662,7 @@ if __name__ == "__main__":
         print(f"{kind}: {microseconds_a_call(kind):.2f} microseconds a call")
 
 
-def test_a_child_forked_in_a_sink_traces_on_behind_it_and_not_within(
+def test_child_forked_in_a_sink_is_traced_after_the_sink_but_not_within_it(
     pair: Pair, loop: Loop
 ) -> None:
     near, _ = pair
@@ -686,9 +686,7 @@ def test_a_child_forked_in_a_sink_traces_on_behind_it_and_not_within(
     assert os.waitpid(pids[0], 0)[1] == 0 and told == ["write", "write"]
 
 
-def test_a_child_does_not_take_its_threads_for_those_that_were_in_a_sink(
-    pair: Pair, loop: Loop
-) -> None:
+def test_child_does_not_mistake_its_threads_for_those_in_a_sink(pair: Pair, loop: Loop) -> None:
     """The number of a thread that has ended may be reused."""
     near, _ = pair
     taker = Taker(near, loop)
@@ -718,7 +716,7 @@ WAITS = {"epoll_wait", "epoll_pwait", "poll", "ppoll", "ppoll_time64"}
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
 @pytest.mark.parametrize("timeout", [0x7FFFFFFF, 0x7FFFFFFE, -1, 0])
-def test_the_longest_timeout_is_told_as_it_is(pair: Pair, backend: str, timeout: int) -> None:
+def test_longest_timeout_is_recorded_unchanged(pair: Pair, backend: str, timeout: int) -> None:
     near, far = pair
     with Loop(backend) as loop, Trace() as calls:
         Taker(near, loop).watch_read(True)

@@ -29,7 +29,7 @@ from danga_raw._strace import CALLS, Event, KernelEvent, PollFd
 from danga_raw.trace import Call, Trace
 from danga_raw.types import SocketAddress
 from tests.simkernel import Handle, SimKernel
-from tests.world import Thing
+from tests.world import AnyHandle
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "syscalls.md"
@@ -89,10 +89,10 @@ def _change(change: object) -> str:
     return f"{'READ' if change.filter == -1 else 'WRITE'} {_FLAGS[change.flags]}"
 
 
-# --- the ground on which a row is tried -----------------------------------------------------------
+# --- the setup on which a row is tried -----------------------------------------------------------
 
 
-class Client(Socket[Thing]):
+class Client(Socket[AnyHandle]):
     """The object of a row: each handler does the least possible."""
 
     __slots__ = ("reads",)
@@ -115,7 +115,7 @@ def close_all(sockets: list[socket.socket]) -> None:
         sock.close()
 
 
-class Ground:
+class Setup:
     """A loop on one backend with an open poller, and a TCP connection. The kqueue is simulated."""
 
     def __init__(self, backend: str, stack: ExitStack) -> None:
@@ -143,9 +143,9 @@ class Ground:
         self.loop._registry.open()
         self.near, self.far = self.pair(tcp=True)
 
-    def pair(self, tcp: bool = False) -> tuple[Thing, Thing]:
-        one: Thing
-        two: Thing
+    def pair(self, tcp: bool = False) -> tuple[AnyHandle, AnyHandle]:
+        one: AnyHandle
+        two: AnyHandle
         if self.kernel is not None:
             one, two = self.kernel.socketpair(tcp)
         elif tcp:
@@ -171,7 +171,7 @@ class Ground:
         listener = Listener(sock, lambda connection, _: accepted.append(connection), self.loop)
         self.stack.callback(close_all, accepted)
         if self.kernel is not None:
-            client: Thing = self.kernel.connect(cast(Handle, sock))
+            client: AnyHandle = self.kernel.connect(cast(Handle, sock))
         else:
             client = socket.create_connection(sock.getsockname())
         self.stack.callback(client.close)
@@ -202,7 +202,7 @@ class Ground:
         self.loop.set_loop_timeout(-1)
         self.loop.run()
 
-    def client(self, sock: Thing | None = None, watch: bool = False) -> Client:
+    def client(self, sock: AnyHandle | None = None, watch: bool = False) -> Client:
         client = Client(self.near if sock is None else sock, self.loop)
         client.watch_read(watch)
         return client
@@ -228,7 +228,7 @@ class Ground:
 
 
 Steps = Iterator[None]
-Row = Callable[[Ground], Steps]
+Row = Callable[[Setup], Steps]
 """Prepares up to its `yield`; the row describes the calls after that."""
 
 ROWS: dict[str, Row] = {}
@@ -253,14 +253,14 @@ RUNNING, OTHERS, LAST = "Running the loop", "Other descriptors", "Closing the lo
 
 
 @row(MAKING, "`Loop()`, `default_loop()`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     Loop(g.backend)
     danga_raw.default_loop()
 
 
 @row(MAKING, "the first use of the poller")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     loop = Loop(g.backend)
     g.stack.callback(loop.close)
     yield
@@ -269,13 +269,13 @@ def _(g: Ground) -> Steps:
 
 
 @row(MAKING, "`Socket(sock)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     Client(g.near, g.loop)
 
 
 @row(MAKING, "`Socket(sock)` of a descriptor that is already watched")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.client()
     yield
     with pytest.raises(FileExistsError):
@@ -283,7 +283,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(CONNECTING, "`Listener(sock, accepted)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     sock = g.listener()
     yield
     Listener(sock, lambda connection, address: None, g.loop)
@@ -293,7 +293,7 @@ def _(g: Ground) -> Steps:
     CONNECTING,
     "the turn in which it accepts one connection (`Listener.event_read()`, `Listener.event_err()`)",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     _, accepted = g.listen()
     yield
     g.turn()
@@ -301,7 +301,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(CONNECTING, "the turn in which no descriptor is free for it")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     _, accepted = g.listen()
     again = g.leave_no_room()
     g.stack.callback(again)
@@ -314,7 +314,7 @@ def _(g: Ground) -> Steps:
     CONNECTING,
     "the next turn in which a socket closes (`Listener.begin_again()`); if none does, it tries again after half a second (`Listener.resume()`)",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     g.listen()
     again = g.leave_no_room()
@@ -326,27 +326,27 @@ def _(g: Ground) -> Steps:
 
 
 @row(CONNECTING, "`Listener.event_hup()`: `close`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     listener, _ = g.listen()
     yield
     listener.event_hup()
 
 
 @row(CONNECTING, "`Socket.connect(address)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     address = g.listener().getsockname()
     yield
     g.connect(address)
 
 
 @row(CONNECTING, "`Socket.connect(address)` that fails at once: the next turn reports it")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     g.connect("/nowhere/at/all")
 
 
 @row(CONNECTING, "the turn in which it is connected (`Socket.event_connect(error)`)")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.connect(g.listener().getsockname())
     yield
     g.turn()
@@ -354,7 +354,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(CONNECTING, "the turn in which it is refused")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     listener = g.listener()
     address = listener.getsockname()
     listener.close()
@@ -365,7 +365,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(READING, "`Socket.read(n)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     g.far.send(b"abc")
     if g.kernel is None:
@@ -375,14 +375,14 @@ def _(g: Ground) -> Steps:
 
 
 @row(READING, "`Socket.read(n)` with nothing there")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     assert client.read(10) == b""
 
 
 @row(READING, "`Socket.read(n)` of pushed-back data")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     client.push_back_read(b"abc")
     yield
@@ -390,28 +390,28 @@ def _(g: Ground) -> Steps:
 
 
 @row(READING, "`Socket.push_back_read(data)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     client.push_back_read(b"abc")
 
 
 @row(WRITING, "`Socket.write(data)` that goes out whole")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     assert client.write(b"abc")
 
 
 @row(WRITING, "`Socket.write(data)` of which only a part goes out (`Socket.on_incomplete_write()`)")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(g.pair()[0])
     yield
     assert not client.write(bytes(10_000_000))
 
 
 @row(WRITING, "`Socket.write(data)` of which nothing goes out")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.full().steal_socket()
     g.loop.run()
     client = g.client()
@@ -420,14 +420,14 @@ def _(g: Ground) -> Steps:
 
 
 @row(WRITING, "`Socket.write(data)` while something is queued")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.full()
     yield
     assert not client.write(b"abc")
 
 
 @row(WRITING, "`Socket.write(None)`, `Socket.event_write()`: two queued blocks go out")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.full().steal_socket()
     g.loop.run()
     client = g.client()
@@ -440,7 +440,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(WRITING, "`Socket.write(None)` with nothing queued, `Socket.write(callable)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     client.write(None)
@@ -451,7 +451,7 @@ def _(g: Ground) -> Steps:
     WRITING,
     "`Socket.write(data)` with `Socket.set_writer_func(func)`: only the function's own calls",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     client.set_writer_func(lambda data, count, offset: count)
@@ -459,7 +459,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(WRITING, "`Socket.write(data)` to a peer that is gone; close(2) follows as below")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     near, far = g.pair()
     client = g.client(near)
     far.close()
@@ -468,7 +468,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(WRITING, "any of these on a closed object")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     client.close()
     yield
@@ -482,28 +482,28 @@ def _(g: Ground) -> Steps:
 
 
 @row(WATCHING, "`Socket.watch_read(True)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     client.watch_read(True)
 
 
 @row(WATCHING, "`Socket.watch_read(False)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(watch=True)
     yield
     client.watch_read(False)
 
 
 @row(WATCHING, "`Socket.watch_write(True)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(watch=True)
     yield
     client.watch_write(True)
 
 
 @row(WATCHING, "`Socket.watch_write(False)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(watch=True)
     client.watch_write(True)
     yield
@@ -511,7 +511,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(WATCHING, "either, if it changes nothing")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(watch=True)
     yield
     client.watch_read(True)
@@ -519,7 +519,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(WATCHING, "`Socket.tcp_cork(True)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     client.tcp_cork(True)
@@ -527,7 +527,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(WATCHING, "`Socket.tcp_cork(False)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     client.tcp_cork(True)
     yield
@@ -536,28 +536,28 @@ def _(g: Ground) -> Steps:
 
 
 @row(WATCHING, "`Socket.tcp_cork(True)` of a UNIX socket, each time")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(g.pair()[0])
     yield
     client.tcp_cork(True)
 
 
 @row(CLOSING, "`Socket.close()`, `Socket.close_as(reason)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(watch=True)
     yield
     client.close()
 
 
 @row(CLOSING, "`Socket.steal_socket()`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client(watch=True)
     yield
     client.steal_socket()
 
 
 @row(CLOSING, "either while corked")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     client.tcp_cork(True)
     yield
@@ -565,7 +565,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(CLOSING, "the turn in which a closed object is removed")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     client.close()
     yield
@@ -573,7 +573,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(CLOSING, "the turn in which a stolen one is removed")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     client.steal_socket()
     yield
@@ -583,7 +583,7 @@ def _(g: Ground) -> Steps:
 @row(
     ADDRESSES, "`Socket.peer_ip_string()`, `Socket.peer_addr_string()`, `Socket.as_string()`: once"
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     for _ in range(2):
@@ -591,7 +591,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(ADDRESSES, "`Socket.local_ip_string()`, `Socket.local_addr_string()`: once")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     for _ in range(2):
@@ -599,7 +599,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(ADDRESSES, "`Socket.dump_error(text)`: the call of `as_string`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     client.dump_error("text")
@@ -610,7 +610,7 @@ def _(g: Ground) -> Steps:
     "`Socket.peer_ip`, `Socket.peer_port`, `Socket.local_ip`, `Socket.local_port`, "
     "`Socket.debugmsg(text)`, `Socket.DebugMsg(text)`",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     assert (client.peer_ip, client.peer_port, client.local_ip, client.local_port) == (None,) * 4
@@ -619,14 +619,14 @@ def _(g: Ground) -> Steps:
 
 
 @row(RUNNING, "a turn of `Loop.run()`, `Socket.EventLoop()` with nothing ready")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.client(watch=True)
     yield
     Socket.EventLoop()
 
 
 @row(RUNNING, "the first turn of a loop while other threads exist, which may want to wake it")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
     thread.start()
@@ -637,7 +637,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(RUNNING, "a turn in which timers fire: reading the clock is no system call")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     g.loop.add_timer(0, lambda: None)
     Socket.AddTimer(0, lambda: None).cancel()
@@ -645,14 +645,14 @@ def _(g: Ground) -> Steps:
 
 
 @row(RUNNING, "a turn that a timer has stopped before its wait")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     g.loop.add_timer(0, g.loop.stop)
     g.loop.run()
 
 
 @row(RUNNING, "a turn in which an object reads (`Socket.event_read()` is the subclass's own)")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.client(watch=True)
     g.far.send(b"x")
     yield
@@ -661,7 +661,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(RUNNING, "the same, profiled (`Loop.enable_profiling()`, `Socket.EnableProfiling()`)")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.client(watch=True)
     g.far.send(b"x")
     yield
@@ -674,7 +674,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(RUNNING, "a turn with an event for an unknown descriptor")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.far.send(b"x")
     g.loop._registry.open().register(g.near.detach(), 1)
     yield
@@ -687,7 +687,7 @@ def _(g: Ground) -> Steps:
     "a turn with an event for a number that was closed while another descriptor of its file is open: "
     "epoll is opened anew",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     number = g.near.fileno()
     g.far.send(b"x")
     g.loop._registry.open().register(number, 1)
@@ -709,7 +709,7 @@ def _(g: Ground) -> Steps:
     "`Loop.disable_profiling()`, `Socket.DisableProfiling()`, `Loop.call_soon()`, "
     "`Loop.handle_exception()` (except the object's `close`), `Socket.let_go()`, `Listener.let_go()`",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     client = g.client()
     yield
     g.loop.add_timer(5, print).cancel()
@@ -736,7 +736,7 @@ def _(g: Ground) -> Steps:
     "`Socket.ProfilingData()`, `Loop.have_epoll`, `Socket.HaveEpoll()`, `Loop.have_kqueue`, "
     "`Socket.HaveKQueue()`, `Loop.other_fds`, `Loop.on_exception`",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     one = (g.loop.descriptor_map, g.loop.watched_sockets, g.loop.to_close, g.loop.profiling_data)
     assert one == (
@@ -751,20 +751,20 @@ def _(g: Ground) -> Steps:
     WAKING,
     "the first `Loop.call_soon_threadsafe(callback)`, or `Loop.stop()` from another thread",
 )
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     g.loop.call_soon_threadsafe(lambda: None)
 
 
 @row(WAKING, "the same where there is no pipe2 (macOS)")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.stack.enter_context(pytest.MonkeyPatch.context()).delattr(libc, "pipe2")
     yield
     g.loop.call_soon_threadsafe(lambda: None)
 
 
 @row(WAKING, "`Loop.call_soon_threadsafe(callback)`, `Loop.stop()` later on")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.call_soon_threadsafe(lambda: None)
     g.loop.run()
     yield
@@ -772,7 +772,7 @@ def _(g: Ground) -> Steps:
 
 
 @row(WAKING, "the same, before the loop has handled the wake-up")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.call_soon_threadsafe(lambda: None)
     yield
     g.loop.call_soon_threadsafe(lambda: None)
@@ -780,54 +780,54 @@ def _(g: Ground) -> Steps:
 
 
 @row(WAKING, "the turn of a loop that was woken")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.call_soon_threadsafe(lambda: None)
     yield
     g.turn()
 
 
 @row(WAKING, "`Loop.add_signal_handler(number, callback)`, after the calls of a first wake-up")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.call_soon_threadsafe(lambda: None)
     yield
     g.loop.add_signal_handler(signal.SIGUSR1, lambda: None)
 
 
 @row(WAKING, "`Loop.remove_signal_handler(number)`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     yield
     assert g.loop.remove_signal_handler(signal.SIGUSR1)
 
 
 @row(WAKING, "the same for a signal without a handler")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     assert not g.loop.remove_signal_handler(signal.SIGUSR1)
 
 
 @row(OTHERS, "`Loop.add_other_fds(fds)`, `Socket.AddOtherFds(fds)`: for each new descriptor")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     yield
     g.loop.add_other_fds({g.near.fileno(): print})
 
 
 @row(OTHERS, "any of these: for each that is already watched, to check that it still is")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.add_other_fds({g.near.fileno(): print})
     yield
     Socket.OtherFds({g.near.fileno(): print})
 
 
 @row(OTHERS, "`Loop.other_fds = fds`, `Socket.OtherFds(fds)`: for each that is left out")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.add_other_fds({g.near.fileno(): print})
     yield
     Socket.OtherFds({})
 
 
 @row(LAST, "`Loop.reset()`, `Loop.close()`, `Socket.Reset()`, the end of `with loop`")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.client()
     yield
     with g.loop:
@@ -837,14 +837,14 @@ def _(g: Ground) -> Steps:
 
 
 @row(LAST, "the same, with a closed object waiting")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.client().close()
     yield
     g.loop.close()
 
 
 @row(LAST, "the same, for a loop that was woken once and handles a signal")
-def _(g: Ground) -> Steps:
+def _(g: Setup) -> Steps:
     g.loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     yield
     g.loop.close()
@@ -856,12 +856,12 @@ def _(g: Ground) -> Steps:
 def measured(title: str, backend: str) -> str:
     """The correct cell of a row."""
     with ExitStack() as stack:
-        ground = Ground(backend, stack)
-        steps = ROWS[title](ground)
+        setup = Setup(backend, stack)
+        steps = ROWS[title](setup)
         next(steps)
-        ground.calls.clear()
+        setup.calls.clear()
         assert next(steps, "ended") == "ended"
-        return ", ".join(map(written, ground.calls)) or NOTHING
+        return ", ".join(map(written, setup.calls)) or NOTHING
 
 
 def table_rows() -> dict[str, list[str]]:
@@ -877,7 +877,7 @@ def table_rows() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("title", ROWS)
-def test_a_row_of_the_page_is_true(title: str, backend: str) -> None:
+def test_row_of_the_page_matches_the_trace(title: str, backend: str) -> None:
     if backend == "epoll" and not hasattr(libc, "epoll_wait"):
         pytest.skip("this system has no epoll")
     page = table_rows()
@@ -885,7 +885,7 @@ def test_a_row_of_the_page_is_true(title: str, backend: str) -> None:
     assert measured(title, backend) == page[title][BACKENDS.index(backend)]
 
 
-def test_the_page_has_no_other_rows() -> None:
+def test_page_has_no_other_rows() -> None:
     assert list(table_rows()) == list(ROWS)
 
 
@@ -903,7 +903,7 @@ def test_every_method_has_a_row(cls: type) -> None:
     assert {name for name in named if not hasattr(cls, name)} == set()
 
 
-def test_the_rows_make_every_call_that_the_stub_declares() -> None:
+def test_rows_make_every_call_that_the_stub_declares() -> None:
     stub = ast.parse((ROOT / "typestubs" / "libc.pyi").read_text())
     declared = {f.name: f for f in stub.body if isinstance(f, ast.FunctionDef)}
     given: dict[str, set[int]] = {}

@@ -107,7 +107,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_program_ends_as_it_would_and_no_line_is_lost(
+def test_program_ends_as_it_would_untraced_and_no_line_is_lost(
     ending: str, program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program.write_text(START + ENDINGS[ending] + "\n")
@@ -127,7 +127,7 @@ def test_a_program_ends_as_it_would_and_no_line_is_lost(
     assert called(out.read_text()) == [*start, *["write"] * writes, *more]
 
 
-def test_a_syntax_error_is_the_programs(program: Path) -> None:
+def test_syntax_error_is_reported_as_without_a_trace(program: Path) -> None:
     program.write_text("def f(:\n    pass\n")
     alone, traced = run([sys.executable, str(program)]), run([*TRACE, str(program)])
     assert (traced.returncode, traced.stderr) == (alone.returncode, alone.stderr)
@@ -174,7 +174,7 @@ elif sys.argv[-1] != "ends":
 
 WAYS = ["file.py", "./file.py", "../here/file.py", "link.py", "folder", "./folder/", "zip.pyz"]
 WAYS += ["compiled.pyc", "compiled", "-m file", "-m package", "-m package.inner", "-", "/dev/stdin"]
-IN_VAIN = ["nowhere", "empty", "-m nowhere", "-m package.nowhere", "-m empty", "bad.pyc"]
+FAILING_WAYS = ["nowhere", "empty", "-m nowhere", "-m package.nowhere", "-m empty", "bad.pyc"]
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +213,15 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
 
 
 RUNS = [
-    (way, options) for options in OPTIONS for way in [*WAYS, *IN_VAIN]
+    (way, options) for options in OPTIONS for way in [*WAYS, *FAILING_WAYS]
     if not options or way in ("file.py", "folder", "zip.pyz", "-m file", "-m package", "-")
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("way", "options"), RUNS if REQUIRED else RUNS[::2])
-def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> None:
+def test_program_sees_the_same_surroundings_as_without_a_trace(
+    way: str, options: str, ways: Path
+) -> None:
     plain, trace = OPTIONS[options]
     for end in ("ends", "raises", "in so many words") if options == "" else ("raises",):
         alone, traced = (
@@ -234,7 +236,7 @@ def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> Non
             )
             for before in (plain, [*trace, "-o", os.devnull])
         )
-        found = way not in IN_VAIN and (options, way[:3]) not in [("-I", "-m ")]
+        found = way not in FAILING_WAYS and (options, way[:3]) not in [("-I", "-m ")]
         assert (alone.returncode == 0) == (end == "ends" and found)
         assert traced.stdout == alone.stdout
         said = alone.stderr
@@ -243,14 +245,14 @@ def test_a_program_sees_what_it_would(way: str, options: str, ways: Path) -> Non
         assert (traced.stderr, traced.returncode) == (said, alone.returncode)
 
 
-def test_the_programs_descriptors_have_the_numbers_they_would_have(program: Path) -> None:
+def test_program_gets_the_same_descriptor_numbers_as_without_a_trace(program: Path) -> None:
     program.write_text(START + "print(fd, epfd, os.open('/', os.O_RDONLY))")
     alone = run([sys.executable, str(program)])
     assert run([*TRACE, str(program)]).stdout == alone.stdout
     assert run([*TRACE, "-o", str(program.parent / "x"), str(program)]).stdout == alone.stdout
 
 
-def test_what_the_program_does_to_standard_error_is_no_matter(program: Path) -> None:
+def test_trace_survives_the_program_closing_standard_error(program: Path) -> None:
     program.write_text(START + "os.close(2)\nwrote(b'more')\nos._exit(0)")
     assert run([*TRACE, str(program)]).stderr.count("write(") == 2
 
@@ -258,7 +260,7 @@ def test_what_the_program_does_to_standard_error_is_no_matter(program: Path) -> 
 # --- the options --------------------------------------------------------------------------------
 
 
-def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
+def test_lines_go_to_standard_error_or_to_a_file(program: Path) -> None:
     out = program.parent / "calls"
     out.write_text("what was there before " * 100)
     to_stderr, to_file = run([*TRACE, str(program)]), run([*TRACE, "-o", str(out), str(program)])
@@ -283,7 +285,7 @@ def test_lines_go_to_standard_error_or_into_a_file(program: Path) -> None:
         ("trace=!none", {"write", "epoll_ctl", "epoll_create1"}),
     ],
 )
-def test_e_picks_calls(expression: str, names: set[str], program: Path) -> None:
+def test_option_e_selects_calls(expression: str, names: set[str], program: Path) -> None:
     done = run([*TRACE, "-e", expression, str(program)])
     assert set(called(done.stderr)) == names
 
@@ -298,7 +300,7 @@ def test_e_picks_calls(expression: str, names: set[str], program: Path) -> None:
         (["write,epoll_ctl", "!write", "epoll_create1"], {"epoll_ctl", "epoll_create1"}),
     ],
 )
-def test_a_second_e_adds_or_takes_away(
+def test_second_option_e_adds_or_removes_calls(
     expressions: list[str], names: set[str], program: Path
 ) -> None:
     options = [option for expression in expressions for option in ("-e", expression)]
@@ -310,7 +312,7 @@ def test_a_second_e_adds_or_takes_away(
     "options",
     ["-co FILE", "-coFILE", "-cewrite -oFILE", "-tto FILE", "-o FILE -tce write"],
 )
-def test_letters_stand_together_as_everywhere(options: str, program: Path) -> None:
+def test_short_options_can_be_combined(options: str, program: Path) -> None:
     out = program.parent / "calls"
     words = options.replace("FILE", str(out)).split()
     for way in (["--", str(program)], ["-mprogram"]):
@@ -353,11 +355,11 @@ def test_trace_runs_the_other_commands_and_itself(program: Path) -> None:
 @pytest.mark.parametrize(
     "expression", ["write,epoll_ctl", "trace=write", "t=close", "!write", "none", "!none", "fstat"]
 )
-def test_strace_takes_the_same_expressions(expression: str) -> None:
+def test_strace_accepts_the_same_expressions(expression: str) -> None:
     subprocess.run(["strace", "-qq", "-o", os.devnull, "-e", expression, "true"], check=True)
 
 
-def test_e_knows_fstat_by_both_its_names(program: Path) -> None:
+def test_option_e_knows_fstat_by_both_its_names(program: Path) -> None:
     program.write_text("import danga_raw\ndanga_raw.Loop('poll').add_other_fds({0: print})\n")
     for name in ("fstat", FSTAT):
         assert run([*TRACE, "-e", name, str(program)]).stderr.startswith(f"{FSTAT}(0, ")
@@ -369,7 +371,7 @@ def test_e_knows_fstat_by_both_its_names(program: Path) -> None:
     ("option", "form"),
     [("-t", r"\d\d:\d\d:\d\d "), ("-tt", r"\d\d:\d\d:\d\d\.\d{6} "), ("-ttt", r"\d{10}\.\d{6} ")],
 )
-def test_t_stamps_lines_as_strace_does(option: str, form: str, program: Path) -> None:
+def test_option_t_stamps_lines_as_strace_does(option: str, form: str, program: Path) -> None:
     out = program.parent / "calls"
     strace = ["strace", "-qq", option, "-o", str(out), "-e", "trace=epoll_ctl,write"]
     done = run([*strace, *TRACE, option, "-e", "epoll_ctl,write", str(program)])
@@ -382,7 +384,7 @@ def test_t_stamps_lines_as_strace_does(option: str, form: str, program: Path) ->
 
 
 @pytest.mark.needs("strace")
-def test_c_counts_in_straces_columns(program: Path) -> None:
+def test_option_c_counts_in_straces_columns(program: Path) -> None:
     program.write_text(START + "for _ in range(3): obj.read(5)\nobj.close()\nloop.close()\n")
     out = program.parent / "calls"
     columns = ["-S", "calls", "-U", "calls,errors,name", "-e", "trace=epoll_create1,epoll_ctl"]
@@ -400,7 +402,7 @@ def test_c_counts_in_straces_columns(program: Path) -> None:
     assert f"{'2':>9} {'':>9} epoll_ctl" in ours
 
 
-def test_c_counts_to_the_end_of_the_interpreter(program: Path) -> None:
+def test_option_c_counts_until_the_interpreter_ends(program: Path) -> None:
     program.write_text("import atexit\n" + START + "atexit.register(wrote, b'x')\nsys.exit(1)")
     done = run([*TRACE, "-c", "-e", "write", str(program)])
     assert (done.returncode, done.stderr.splitlines()[-1].split()) == (1, ["2", "total"])
@@ -408,7 +410,7 @@ def test_c_counts_to_the_end_of_the_interpreter(program: Path) -> None:
     assert run([*TRACE, "-c", str(program)]).stderr == ""
 
 
-def test_json_is_one_object_a_line(program: Path) -> None:
+def test_option_json_prints_one_object_per_line(program: Path) -> None:
     program.write_text(START + "obj.read(5)\n")
     done = run([*TRACE, "--json", "-e", "write,read", str(program)])
     write, read = map(json.loads, done.stderr.splitlines())
@@ -430,7 +432,7 @@ def test_json_is_one_object_a_line(program: Path) -> None:
         (["-o", "/nowhere/calls", __file__], "danga_raw trace: /nowhere/calls: No such file"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(arguments: list[str], message: str) -> None:
+def test_usage_error_is_reported_in_one_line(arguments: list[str], message: str) -> None:
     done = run([*TRACE, *arguments])
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
@@ -455,7 +457,7 @@ class Pair:
 
 
 @pytest.mark.needs("strace")
-def test_threads_are_told_apart_as_strace_does(program: Path) -> None:
+def test_threads_are_distinguished_as_by_strace(program: Path) -> None:
     program.write_text(
         START + "import threading\nturn, done = threading.Event(), threading.Event()\n"
         "def other():\n    wrote(b'other')\n    turn.set()\n    done.wait()\n    wrote(b'ends')\n"
@@ -480,7 +482,7 @@ def test_threads_are_told_apart_as_strace_does(program: Path) -> None:
 
 
 @pytest.mark.parametrize("output", ["a file", "a pipe"])
-def test_each_thread_prints_its_own_calls_before_it_goes_on(output: str, program: Path) -> None:
+def test_each_thread_prints_its_own_calls_before_it_continues(output: str, program: Path) -> None:
     out = program.parent / "calls"
     program.write_text(
         THREADS + "sys.setswitchinterval(1e-6)\nlate = 0\n"
@@ -503,7 +505,7 @@ def test_each_thread_prints_its_own_calls_before_it_goes_on(output: str, program
     assert all(re.match(PID, line) for line in lines.splitlines())
 
 
-def test_a_terminal_that_takes_only_so_much_gets_whole_lines(program: Path) -> None:
+def test_terminal_with_short_writes_gets_whole_lines(program: Path) -> None:
     program.write_text(
         THREADS + "os.set_blocking(2, False)\n"
         "def work():\n    pair = Pair()\n    for _ in range(300): pair.write(b'of a thread')\n"
@@ -528,9 +530,7 @@ def test_a_terminal_that_takes_only_so_much_gets_whole_lines(program: Path) -> N
 
 
 @pytest.mark.parametrize("ending", ["os._exit(0)", "os.kill(os.getpid(), 15)", "sys.exit()", "1/0"])
-def test_nothing_is_lost_at_the_end_of_a_process_with_busy_threads(
-    ending: str, program: Path
-) -> None:
+def test_nothing_is_lost_when_a_process_with_busy_threads_ends(ending: str, program: Path) -> None:
     program.write_text(
         THREADS + "def work():\n    pair = Pair()\n    while True: pair.write(b'more')\n"
         "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
@@ -543,7 +543,7 @@ def test_nothing_is_lost_at_the_end_of_a_process_with_busy_threads(
         assert '"the last"' in text and text.endswith("\n")
 
 
-AMID = """
+DURING_A_LINE = """
 real, count = os.fstat, 0
 def fstat(fd):
     global count
@@ -559,10 +559,10 @@ def amid(call):
 """A signal's handler that runs at the worst moment: while a line is printed."""
 
 
-def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:
+def test_signal_handler_that_forks_in_the_middle_of_a_line_prints_it_once(program: Path) -> None:
     for end in ("os._exit(0)", "sys.exit()", "None"):
         program.write_text(
-            START + AMID + "def handler():\n    pid = os.fork()\n"
+            START + DURING_A_LINE + "def handler():\n    pid = os.fork()\n"
             f"    if pid == 0: {end}\n    else: os.waitpid(pid, 0)\n"
             "amid(lambda: obj.write(b'printed'))\nobj.write(b'behind')\n"
         )
@@ -584,11 +584,11 @@ def test_a_handler_that_forks_amid_a_line_prints_it_once(program: Path) -> None:
         ("os.close(99)", "OSError"),
     ],
 )
-def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(
+def test_signal_handler_in_the_middle_of_a_line_does_not_damage_it(
     raises: str, named: str, program: Path
 ) -> None:
     program.write_text(
-        START + AMID + f"def handler():\n    obj.write(b'handler')\n    {raises}\n"
+        START + DURING_A_LINE + f"def handler():\n    obj.write(b'handler')\n    {raises}\n"
         "try:\n    amid(lambda: obj.watch_write(True))\nexcept Exception as error:\n"
         "    print(type(error).__name__, obj.closed)\n"
     )
@@ -598,7 +598,7 @@ def test_what_a_handler_calls_or_raises_amid_a_line_takes_nothing_from_it(
     assert called(done.stderr)[:4] == ["epoll_ctl", "write", "write", "epoll_ctl"]
 
 
-def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -> None:
+def test_thread_that_forks_prints_no_line_of_other_threads_twice(program: Path) -> None:
     program.write_text(
         THREADS + "sys.setswitchinterval(1e-6)\non = True\n"
         "def work():\n    pair, count = Pair(), 0\n"
@@ -616,14 +616,14 @@ def test_a_thread_that_forks_prints_no_line_of_the_others_twice(program: Path) -
 
 # --- an exec ------------------------------------------------------------------------------------
 
-AGAIN = """
+EXECS_ITSELF = """
 import os, sys, danga_raw
 loop = danga_raw.Loop("epoll")
 loop.set_loop_timeout(0)
 loop.set_post_loop_callback(lambda sockets, others: False)
 loop.run()
-if "AGAIN" not in os.environ:
-    os.environ["AGAIN"] = "1"
+if "EXECS_ITSELF" not in os.environ:
+    os.environ["EXECS_ITSELF"] = "1"
     {}
 """
 """A program that makes two calls and then, in its first life, something else."""
@@ -641,8 +641,8 @@ EXECS = {
 
 
 @pytest.mark.parametrize("how", EXECS)
-def test_a_program_that_execs_itself_goes_on_in_the_same_file(how: str, program: Path) -> None:
-    program.write_text(AGAIN.format(EXECS[how]))
+def test_program_that_execs_itself_continues_in_the_same_file(how: str, program: Path) -> None:
+    program.write_text(EXECS_ITSELF.format(EXECS[how]))
     out = program.parent / "calls"
     for options in (["-o", str(out)], [f"-to{out}"]):
         out.write_text("what was there before\n" * 10)
@@ -653,10 +653,10 @@ def test_a_program_that_execs_itself_goes_on_in_the_same_file(how: str, program:
         assert len(lines) == 4, lines
 
 
-def test_a_child_by_the_same_command_leaves_its_parents_lines(program: Path) -> None:
+def test_child_that_runs_the_same_command_keeps_its_parents_lines(program: Path) -> None:
     for start in ("subprocess.run(sys.orig_argv)",
                   "if os.fork(): os.wait()\n    else: os.execv(sys.executable, sys.orig_argv)"):  # fmt: skip
-        program.write_text("import subprocess\n" + AGAIN.format(start))
+        program.write_text("import subprocess\n" + EXECS_ITSELF.format(start))
         out = program.parent / "calls"
         out.write_text("what was there before\n")
         done = run([*TRACE, "-o", str(out), str(program)])
@@ -664,14 +664,14 @@ def test_a_child_by_the_same_command_leaves_its_parents_lines(program: Path) -> 
         assert called(out.read_text()) == 2 * ["epoll_create1", asked("epoll_wait", HERE).name]
 
 
-def test_c_counts_each_life(program: Path) -> None:
-    program.write_text(AGAIN.format(EXECS["execv"]))
+def test_option_c_counts_each_exec_separately(program: Path) -> None:
+    program.write_text(EXECS_ITSELF.format(EXECS["execv"]))
     done = run([*TRACE, "-c", str(program)])
     assert done.stderr.count("syscall") == 2
     assert done.stderr.count(asked("epoll_wait", HERE).name) == 2
 
 
-def test_nothing_is_left_to_another_program_or_after_an_exec_that_failed(program: Path) -> None:
+def test_nothing_is_inherited_by_another_program_or_left_by_a_failed_exec(program: Path) -> None:
     shown = 'import os; print(sorted(map(int, os.listdir("/dev/fd"))))'
     program.write_text(
         "import os, sys, danga_raw\ntry:\n    os.execv('/nowhere', sys.orig_argv)\n"
@@ -702,7 +702,7 @@ def test_only_the_process_itself_is_traced(program: Path) -> None:
     assert table.count("syscall") == 1 and table.splitlines()[-1].split() == ["2", "total"]
 
 
-def test_a_signal_that_ends_the_wait_for_ever(program: Path) -> None:
+def test_signal_that_ends_an_infinite_wait_loses_no_line(program: Path) -> None:
     program.write_text(START + "print('waiting', flush=True)\nloop.run()\n")
     out = program.parent / "calls"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -717,14 +717,14 @@ def test_a_signal_that_ends_the_wait_for_ever(program: Path) -> None:
     assert out.read_text().endswith("= 5\n")
 
 
-def test_a_file_that_takes_no_more_ends_the_trace_not_the_program(program: Path) -> None:
+def test_full_output_file_ends_the_trace_but_not_the_program(program: Path) -> None:
     program.write_text(START + "wrote(b'more')\nprint(obj.closed)\nsys.exit(5)\n")
     done = run([*TRACE, "-o", "/dev/full", str(program)])
     assert (done.returncode, done.stdout) == (5, "False\n")
     assert done.stderr == "danga_raw trace: /dev/full: No space left on device\n"
 
 
-def test_the_programs_own_files_are_not_written_into(program: Path) -> None:
+def test_files_of_the_program_are_never_written_to(program: Path) -> None:
     program.write_text(
         START + "kept = loop, obj\nos.closerange(fd + 1, 4096)\n"
         "while os.open('mine', os.O_RDWR | os.O_CREAT) < 1023: pass\n"
@@ -737,13 +737,13 @@ def test_the_programs_own_files_are_not_written_into(program: Path) -> None:
     assert (program.parent / "calls").read_text().count("\n") == 7
 
 
-def test_without_standard_error_the_program_runs_all_the_same(program: Path) -> None:
+def test_program_runs_without_standard_error(program: Path) -> None:
     program.write_text(START + "print('out')\nsys.exit(4)\n")
     done = run(["sh", "-c", 'exec "$@" 2>&-', "sh", *TRACE, str(program)])
     assert (done.returncode, done.stdout) == (4, "out\n")
 
 
-def test_what_a_signals_handler_raises_is_the_programs(program: Path) -> None:
+def test_exception_of_a_signal_handler_reaches_the_program(program: Path) -> None:
     program.write_text(
         START + "class Late(TimeoutError): pass\ndef late(*a): raise Late\n"
         "signal.signal(signal.SIGALRM, late)\nlates = 0\nfor _ in range(50):\n"
@@ -759,7 +759,7 @@ def test_what_a_signals_handler_raises_is_the_programs(program: Path) -> None:
 
 
 @pytest.mark.needs("strace")
-def test_what_a_signals_handler_calls_is_traced_though_a_line_is_being_written(
+def test_calls_of_a_signal_handler_are_traced_while_a_line_is_written(
     program: Path,
 ) -> None:
     program.write_text(
@@ -778,7 +778,7 @@ def test_what_a_signals_handler_calls_is_traced_though_a_line_is_being_written(
     assert sorted(own.read_text().splitlines()) == sorted(told.splitlines())
 
 
-def test_an_address_of_another_family_is_no_matter(program: Path) -> None:
+def test_address_of_an_unknown_family_does_not_break_the_trace(program: Path) -> None:
     program.write_text(
         START + "link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)\n"
         "link.setblocking(False)\nobj = Socket(link, loop)\n"
@@ -789,7 +789,7 @@ def test_an_address_of_another_family_is_no_matter(program: Path) -> None:
     assert re.fullmatch(r"getsockname\(\d, 0x\.\.\., \[\d+\]\) += 0\n", done.stderr)
 
 
-def test_large_rests_are_traced_at_a_bounded_price(program: Path) -> None:
+def test_large_remainders_are_traced_at_a_bounded_cost(program: Path) -> None:
     program.write_text(
         START + "import tracemalloc\nobj.write(bytes(20 << 20))\ntracemalloc.start()\n"
         "while obj.write_buf_size:\n    far.recv(1 << 20)\n    obj.write(None)\n"

@@ -103,7 +103,7 @@ def served(folder: Path, backend: str, *argv: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_scenario_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
+def test_scenario_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
     source = (SCENARIOS / f"{name}.pl").read_text()
     inject = re.findall(r"^# inject epoll_wait:(\S+)$", source, re.MULTILINE)
     inject = [f"{CALLS['epoll_wait'][0]}:{expression}" for expression in inject]
@@ -113,7 +113,7 @@ def test_a_scenario_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES if REQUIRED else NAMES[::3])
-def test_a_scenario_on_poll_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
+def test_scenario_on_poll_is_traced_as_by_strace(name: str, tmp_path: Path) -> None:
     source = (SCENARIOS / f"{name}.pl").read_text()
     inject = re.findall(r"^# inject epoll_wait:(\S+)$", source, re.MULTILINE)
     inject = [f"{CALLS['poll'][0]}:{expression}" for expression in inject]
@@ -123,7 +123,7 @@ def test_a_scenario_on_poll_is_traced_as_by_strace(name: str, tmp_path: Path) ->
 
 @pytest.mark.needs("ab", "curl")
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
-def test_the_file_server_under_load_is_traced_as_by_strace(backend: str, tmp_path: Path) -> None:
+def test_file_server_under_load_is_traced_as_by_strace(backend: str, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "small").write_bytes(b"a small file\n")
@@ -143,7 +143,7 @@ def test_the_file_server_under_load_is_traced_as_by_strace(backend: str, tmp_pat
 
 
 @pytest.mark.parametrize("backend", ["epoll", "poll"])
-def test_the_lock_server_under_load_is_traced_as_by_strace(backend: str, tmp_path: Path) -> None:
+def test_lock_server_under_load_is_traced_as_by_strace(backend: str, tmp_path: Path) -> None:
     with served(tmp_path, backend, str(ROOT / "examples" / "ddlockd.py"), "0") as port:
         for turn in range(40 if REQUIRED else 10):
             with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
@@ -168,7 +168,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("name", "error"), FAILURES if REQUIRED else FAILURES[::2])
-def test_a_failing_call_is_traced_as_by_strace(name: str, error: str, tmp_path: Path) -> None:
+def test_failing_call_is_traced_as_by_strace(name: str, error: str, tmp_path: Path) -> None:
     pump = tmp_path / "pump.py"
     pump.write_text(PUMP)
     backend = "poll" if name == "poll" else "epoll"
@@ -223,7 +223,7 @@ def test_listeners_connections_wakers_and_signals_are_traced_as_by_strace(
         ("setblocking", "ENOMEM"),
     ],
 )
-def test_a_failing_call_of_a_listener_or_a_client_is_traced_as_by_strace(
+def test_failing_call_of_a_listener_or_a_client_is_traced_as_by_strace(
     name: str, error: str, tmp_path: Path
 ) -> None:
     parts = tmp_path / "parts.py"
@@ -243,7 +243,7 @@ def test_a_failing_call_of_a_listener_or_a_client_is_traced_as_by_strace(
     assert any(f"= -1 {error}" in line for line in lines) is not (error == "EINTR")
 
 
-def test_a_long_run_is_traced_as_by_strace(tmp_path: Path) -> None:
+def test_long_run_is_traced_as_by_strace(tmp_path: Path) -> None:
     pump = tmp_path / "pump.py"
     pump.write_text(PUMP)
     for backend in ("epoll", "poll"):
@@ -251,7 +251,7 @@ def test_a_long_run_is_traced_as_by_strace(tmp_path: Path) -> None:
         compare(f"a long run on {backend}", theirs, own)
 
 
-def test_a_wait_with_more_events_than_strace_prints(tmp_path: Path) -> None:
+def test_wait_with_more_events_than_strace_prints_is_abbreviated_alike(tmp_path: Path) -> None:
     pump = tmp_path / "pump.py"
     pump.write_text(PUMP.replace("range(20)", "range(50)"))
     for backend in ("epoll", "poll"):
@@ -261,7 +261,7 @@ def test_a_wait_with_more_events_than_strace_prints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("events", ["POLLIN", "POLLIN | POLLOUT"])
 @pytest.mark.parametrize("first", [40, 400])
-def test_a_poll_finds_as_many_as_strace_has_room_for(
+def test_ready_descriptors_of_poll_are_abbreviated_as_by_strace(
     events: str, first: int, tmp_path: Path
 ) -> None:
     program = tmp_path / "ready.py"

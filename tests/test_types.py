@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "danga_raw"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
-FLOORS = [
+LAYERS = [
     {"_interrupt", "_libc", "_log", "_mistakes", "_poller", "_structs", "_typing"},
     {
         "_addresses",
@@ -48,7 +48,7 @@ FLOORS = [
     {"__init__"},
     {"__main__"},
 ]
-"""The modules of the package by floor; a module may import those of its own floor and below."""
+"""The modules of the package by layer; a module may import those of its own layer and below."""
 
 
 def tree(module: str) -> ast.Module:
@@ -84,34 +84,34 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def rooms(module: str) -> set[str]:
+def imported_modules(module: str) -> set[str]:
     """The modules of the package that a module imports."""
     names = [name.split(".") for name in imports(module)]
     found = {parts[1] if parts[1:] else "__init__" for parts in names if parts[0] == "danga_raw"}
     return found - {"__init__"} if module == "__init__" else found  # `from danga_raw import types`
 
 
-def floor(module: str) -> int:
-    return next((n for n, floor in enumerate(FLOORS) if module in floor), len(FLOORS))
+def layer(module: str) -> int:
+    return next((n for n, layer in enumerate(LAYERS) if module in layer), len(LAYERS))
 
 
-def test_every_room_has_its_floor() -> None:
-    assert set(MODULES) == set().union(*FLOORS)
+def test_every_module_has_a_layer() -> None:
+    assert set(MODULES) == set().union(*LAYERS)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_room_knows_none_above_it(module: str) -> None:
-    for room in rooms(module):
-        assert floor(room) <= floor(module), f"{module} imports {room}"
+def test_module_imports_nothing_from_a_higher_layer(module: str) -> None:
+    for submodule in imported_modules(module):
+        assert layer(submodule) <= layer(module), f"{module} imports {submodule}"
 
 
-def test_the_rooms_stand_in_no_circle() -> None:
+def test_modules_have_no_import_cycle() -> None:
     seen: set[str] = set()
 
     def reach(module: str, way: tuple[str, ...]) -> None:
         assert module not in way, " -> ".join((*way, module))
         if module not in seen:
-            for other in rooms(module):
+            for other in imported_modules(module):
                 reach(other, (*way, module))
             seen.add(module)
 
@@ -126,7 +126,7 @@ def test_only_the_standard_library_is_imported(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_any_and_no_checker_is_told_to_look_away(module: str) -> None:
+def test_no_module_uses_any_or_type_ignore(module: str) -> None:
     source = (PACKAGE / f"{module}.py").read_text()
     assert "type: ignore" not in source
     names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
@@ -134,7 +134,7 @@ def test_nothing_is_any_and_no_checker_is_told_to_look_away(module: str) -> None
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_function_says_its_types(module: str) -> None:
+def test_every_function_is_fully_annotated(module: str) -> None:
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -145,7 +145,7 @@ def test_every_function_says_its_types(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_is_public_is_documented(module: str) -> None:
+def test_public_names_are_documented(module: str) -> None:
     body = tree(module)
     assert ast.get_docstring(body)
     for node in body.body:
@@ -229,11 +229,11 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_a_users_program_checks_strictly(tmp_path: Path, at_root: None) -> None:
+def test_program_of_a_user_passes_strict_checking(tmp_path: Path, at_root: None) -> None:
     assert check(tmp_path, USER) == ("", 0)
 
 
-def test_each_misuse_is_seen_by_the_checker(tmp_path: Path, at_root: None) -> None:
+def test_type_checker_reports_each_misuse(tmp_path: Path, at_root: None) -> None:
     out, status = check(tmp_path, WRONG)
     lines = {int(found) for found in re.findall(r"user\.py:(\d+): error", out)}
     assert lines == set(range(3, len(WRONG.splitlines()) + 1)), out
@@ -331,17 +331,19 @@ text: str = Socket(a).steal_socket()
 """
 
 
-def test_a_strict_users_program_needs_no_cast(tmp_path: Path, at_root: None) -> None:
+def test_strict_program_of_a_user_needs_no_cast(tmp_path: Path, at_root: None) -> None:
     assert check(tmp_path, STRICT) == ("", 0)
 
 
-def test_each_misuse_of_what_a_program_is_built_of_is_seen(tmp_path: Path, at_root: None) -> None:
+def test_type_checker_reports_each_misuse_in_a_strict_program(
+    tmp_path: Path, at_root: None
+) -> None:
     out, _ = check(tmp_path, STRICTLY_WRONG)
     lines = {int(found) for found in re.findall(r"user\.py:(\d+): error", out)}
     assert lines == set(range(5, len(STRICTLY_WRONG.splitlines()) + 1)), out
 
 
-def test_a_program_written_for_strict_checkers_runs() -> None:
+def test_program_written_for_strict_checkers_runs() -> None:
     """`mypy` and `pyright` check it with the rest."""
     command = [sys.executable, "-W", "error", "-m", "tests.strict_program"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -358,7 +360,7 @@ def look(socket: Socket, pipe: Socket[FileIO], listener: Listener, loop: Loop, t
 """
 
 
-def test_nothing_is_any_where_the_stub_of_libc_is_not_installed(tmp_path: Path) -> None:
+def test_nothing_is_any_without_the_stub_of_libc_installed(tmp_path: Path) -> None:
     """A user's type checker doesn't see the stub, which is not installed."""
     api = pytest.importorskip("mypy.api")
     shutil.copytree(PACKAGE, tmp_path / "danga_raw")
@@ -384,8 +386,8 @@ HINTS = """
 import importlib, inspect, sys, typing
 import danga_raw
 got = []
-for room in ("listener", "loop", "socket", "timers", "trace", "types"):
-    module = importlib.import_module(f"danga_raw.{room}")
+for submodule in ("listener", "loop", "socket", "timers", "trace", "types"):
+    module = importlib.import_module(f"danga_raw.{submodule}")
     for name, value in vars(module).items():
         if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
             continue
@@ -407,8 +409,8 @@ for room in ("listener", "loop", "socket", "timers", "trace", "types"):
                 hints = typing.get_type_hints(thing)
                 if inspect.isfunction(thing):
                     unsaid = set(inspect.signature(thing).parameters) - set(hints) - {"self", "cls"}
-                    assert not unsaid, (room, each, unsaid)
-                    assert "return" in hints, (room, each)
+                    assert not unsaid, (submodule, each, unsaid)
+                    assert "return" in hints, (submodule, each)
                 got.append(each)
 for each in danga_raw.__all__:
     typing.get_type_hints(getattr(danga_raw, each))
@@ -423,7 +425,7 @@ print(len(got))
 """
 
 
-def test_type_hints_can_be_had_of_all_that_is_public() -> None:
+def test_type_hints_of_everything_public_can_be_resolved() -> None:
     """In a separate process, in which nothing has imported `typing` before."""
     command = [sys.executable, "-W", "error", "-c", HINTS]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -431,7 +433,7 @@ def test_type_hints_can_be_had_of_all_that_is_public() -> None:
     assert int(result.stdout) > 100
 
 
-def test_a_socket_takes_brackets_at_run_time() -> None:
+def test_socket_class_can_be_subscripted_at_run_time() -> None:
     class Pipe(Socket[FileIO]):
         def event_read(self) -> None:
             got.append(self.read(10))

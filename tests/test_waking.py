@@ -54,7 +54,7 @@ def descriptors() -> set[str]:
 # --- call_soon ------------------------------------------------------------------------------------
 
 
-def test_call_soon_is_called_in_the_next_turn_in_order_and_once(loop: Loop) -> None:
+def test_call_soon_callbacks_run_once_and_in_order_in_the_next_turn(loop: Loop) -> None:
     said: list[int] = []
     for number in range(3):
         loop.call_soon(partial(said.append, number))
@@ -65,7 +65,7 @@ def test_call_soon_is_called_in_the_next_turn_in_order_and_once(loop: Loop) -> N
     assert said == [0, 1, 2]
 
 
-def test_what_call_soon_adds_to_itself_waits_for_the_next_turn(loop: Loop) -> None:
+def test_callback_added_by_a_call_soon_callback_waits_for_the_next_turn(loop: Loop) -> None:
     said: list[str] = []
 
     def again() -> None:
@@ -78,7 +78,7 @@ def test_what_call_soon_adds_to_itself_waits_for_the_next_turn(loop: Loop) -> No
         assert said == ["soon"] * turns
 
 
-def test_a_callback_that_raises_loses_none_behind_it(loop: Loop) -> None:
+def test_raising_callback_does_not_lose_those_behind_it(loop: Loop) -> None:
     said: list[str] = []
 
     def broken() -> None:
@@ -98,7 +98,7 @@ def test_a_callback_that_raises_loses_none_behind_it(loop: Loop) -> None:
     assert said == ["behind", "on purpose", "behind"]
 
 
-def test_a_callback_may_run_the_loop_which_runs_the_others(loop: Loop) -> None:
+def test_call_soon_callback_may_run_the_loop_which_runs_the_others(loop: Loop) -> None:
     said: list[str] = []
 
     def first() -> None:
@@ -113,7 +113,7 @@ def test_a_callback_may_run_the_loop_which_runs_the_others(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("callback", [None, 5, "name"])
-def test_what_cannot_be_called_is_refused_where_it_is_given(loop: Loop, callback: object) -> None:
+def test_what_is_not_callable_is_rejected_where_it_is_given(loop: Loop, callback: object) -> None:
     for give in (
         loop.call_soon,
         loop.call_soon_threadsafe,
@@ -127,7 +127,7 @@ def test_what_cannot_be_called_is_refused_where_it_is_given(loop: Loop, callback
 # --- other threads --------------------------------------------------------------------------------
 
 
-def test_another_thread_ends_the_wait(loop: Loop) -> None:
+def test_call_soon_threadsafe_ends_the_wait(loop: Loop) -> None:
     said: list[int] = []
 
     def work() -> None:
@@ -141,7 +141,7 @@ def test_another_thread_ends_the_wait(loop: Loop) -> None:
     assert said == [threading.get_ident()]
 
 
-def test_a_loop_that_waits_already_is_woken_for_the_first_time(loop: Loop) -> None:
+def test_loop_that_is_already_waiting_is_woken_by_the_first_threadsafe_call(loop: Loop) -> None:
     """On poll nothing added later could end a wait in progress."""
     waits = threading.Event()
     here, there = socket.socketpair()
@@ -162,7 +162,7 @@ def test_a_loop_that_waits_already_is_woken_for_the_first_time(loop: Loop) -> No
     there.close()
 
 
-def test_every_call_of_many_threads_arrives_once_and_in_its_threads_order(loop: Loop) -> None:
+def test_calls_of_many_threads_arrive_once_and_in_each_threads_order(loop: Loop) -> None:
     threads, calls = 4, 500
     got: list[tuple[int, int]] = []
 
@@ -185,7 +185,7 @@ def test_every_call_of_many_threads_arrives_once_and_in_its_threads_order(loop: 
         assert [number for thread, number in got if thread == own] == list(range(calls))
 
 
-def test_who_wakes_while_the_loop_looks_leaves_it_to_be_woken_again(
+def test_wake_up_that_arrives_while_the_waker_is_read_is_not_lost(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte that another thread writes just before the loop reads is read with the rest."""
@@ -215,7 +215,7 @@ def test_who_wakes_while_the_loop_looks_leaves_it_to_be_woken_again(
     assert select.select([waker.fileno()], [], [], 0)[0], "nothing ends the next wait"
 
 
-def test_any_number_of_calls_before_the_loop_looks_cost_one_write(loop: Loop) -> None:
+def test_many_threadsafe_calls_before_the_next_turn_cost_one_write(loop: Loop) -> None:
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
     turn(loop)
@@ -246,7 +246,7 @@ def test_stop_from_another_thread_ends_a_wait(backend: str, used: bool) -> None:
     assert all(call.result for call in waits), waits
 
 
-def test_stop_makes_nothing_for_a_loop_that_ends_meanwhile() -> None:
+def test_stop_opens_no_waker_for_a_loop_that_ends_meanwhile() -> None:
     for _ in range(100):
         loop, runs = Loop(), threading.Event()
 
@@ -266,7 +266,7 @@ def test_stop_makes_nothing_for_a_loop_that_ends_meanwhile() -> None:
         assert loop._registry.waker is None
 
 
-def test_stop_on_the_loops_own_thread_makes_nothing_that_wakes_it(loop: Loop) -> None:
+def test_stop_on_the_loops_own_thread_opens_no_waker(loop: Loop) -> None:
     loop.call_soon(loop.stop)
     with Trace() as calls:
         loop.stop()
@@ -282,7 +282,7 @@ def test_stop_on_the_loops_own_thread_makes_nothing_that_wakes_it(loop: Loop) ->
 # --- signals --------------------------------------------------------------------------------------
 
 
-def test_a_signals_callback_runs_between_two_batches(loop: Loop) -> None:
+def test_signal_callback_runs_between_two_batches(loop: Loop) -> None:
     said: list[str] = []
     ends = [socket.socketpair() for _ in range(2)]
 
@@ -310,7 +310,7 @@ def test_a_signals_callback_runs_between_two_batches(loop: Loop) -> None:
         there.close()
 
 
-def test_a_signal_ends_the_wait_whenever_it_comes() -> None:
+def test_signal_ends_the_wait_whenever_it_arrives() -> None:
     """Even between the last check and the wait, which a Python signal handler would not end."""
     code = """
 import os, signal, sys, threading
@@ -343,7 +343,7 @@ print("done")
                 process.kill()
 
 
-def test_signals_end_with_the_loop_and_are_as_they_were(loop: Loop) -> None:
+def test_signal_handlers_are_restored_when_removed_and_when_the_loop_closes(loop: Loop) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     assert loop.remove_signal_handler(signal.SIGUSR1) is False
     loop.add_signal_handler(signal.SIGUSR1, lambda: None)
@@ -357,7 +357,7 @@ def test_signals_end_with_the_loop_and_are_as_they_were(loop: Loop) -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_signal_that_cannot_be_handled_is_refused(loop: Loop) -> None:
+def test_signal_that_cannot_be_handled_is_rejected(loop: Loop) -> None:
     for number, kind in ((signal.SIGKILL, OSError), (0, ValueError), (1000, ValueError)):
         with pytest.raises(kind):
             loop.add_signal_handler(number, loop.stop)
@@ -385,7 +385,7 @@ def test_a_signal_that_cannot_be_handled_is_refused(loop: Loop) -> None:
 # --- nobody else pays -----------------------------------------------------------------------------
 
 
-def test_a_waker_is_invisible_and_goes_with_reset(loop: Loop) -> None:
+def test_waker_is_invisible_and_removed_by_reset(loop: Loop) -> None:
     before = descriptors()
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
@@ -400,7 +400,7 @@ def test_a_waker_is_invisible_and_goes_with_reset(loop: Loop) -> None:
     assert said == [1]
 
 
-def test_a_program_that_wakes_no_loop_has_no_waker(loop: Loop) -> None:
+def test_program_that_wakes_no_loop_opens_no_waker(loop: Loop) -> None:
     with Trace() as calls:
         loop.call_soon(lambda: None)
         loop.add_timer(0, lambda: None)
@@ -410,7 +410,7 @@ def test_a_program_that_wakes_no_loop_has_no_waker(loop: Loop) -> None:
     assert loop._registry.waker is None
 
 
-def test_a_child_makes_a_waker_of_its_own_after_reset(loop: Loop) -> None:
+def test_forked_child_opens_its_own_waker_after_reset(loop: Loop) -> None:
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
     child = os.fork()
@@ -430,7 +430,7 @@ def test_a_child_makes_a_waker_of_its_own_after_reset(loop: Loop) -> None:
     assert said == [1]
 
 
-def test_no_descriptor_for_a_waker_is_told_and_tried_again(
+def test_failure_to_open_a_waker_is_raised_and_the_next_attempt_succeeds(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -449,7 +449,7 @@ def test_no_descriptor_for_a_waker_is_told_and_tried_again(
 
 
 @pytest.mark.parametrize("name", ["pipe2", "pipe"])
-def test_a_pipe_that_the_kernel_refuses_is_told_as_the_kernel_says(
+def test_refused_pipe_is_reported_with_the_kernels_reason(
     loop: Loop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> int:
@@ -481,7 +481,7 @@ def test_where_there_is_no_pipe2_a_waker_neither_blocks_nor_outlives_an_exec(
 
 
 @pytest.mark.parametrize("way", ["soon", "thread", "signal"])
-def test_what_is_asked_for_in_a_batch_runs_behind_it(loop: Loop, way: str) -> None:
+def test_callback_requested_during_a_batch_runs_after_it(loop: Loop, way: str) -> None:
     said: list[str] = []
     ends = [socket.socketpair() for _ in range(3)]
 
@@ -529,7 +529,7 @@ def usual_usr1() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "first use"])
-def test_a_handler_of_pythons_own_may_ask_for_a_call(
+def test_python_signal_handler_may_use_call_soon_threadsafe(
     loop: Loop, used: bool, usual_usr1: None
 ) -> None:
     """It interrupts the wait, and runs before the wait resumes, so even its first use ends it."""
@@ -553,7 +553,7 @@ def test_a_handler_of_pythons_own_may_ask_for_a_call(
     assert said == [main]
 
 
-def test_stop_in_a_signals_callback_and_handler_ends_the_wait(loop: Loop, usual_usr1: None) -> None:
+def test_stop_in_a_python_signal_handler_ends_the_wait(loop: Loop, usual_usr1: None) -> None:
     main = threading.main_thread().ident
     assert main is not None
     loop.call_soon_threadsafe(lambda: None)
@@ -568,7 +568,7 @@ def test_stop_in_a_signals_callback_and_handler_ends_the_wait(loop: Loop, usual_
 # --- signals, and what was there before -----------------------------------------------------------
 
 
-def test_sigint_is_pythons_again_when_its_handler_is_taken_off(loop: Loop) -> None:
+def test_default_sigint_handler_is_restored_on_removal(loop: Loop) -> None:
     said: list[str] = []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     loop.add_signal_handler(signal.SIGINT, lambda: said.append("interrupt"))
@@ -584,7 +584,7 @@ def test_sigint_is_pythons_again_when_its_handler_is_taken_off(loop: Loop) -> No
 
 @pytest.mark.parametrize("end", ["remove", "reset"])
 @pytest.mark.parametrize("set_since", ["a program's own", "another loop's"])
-def test_a_handler_that_was_set_since_outlives_the_loop(
+def test_signal_handler_set_later_outlives_the_loop(
     loop: Loop, usual_usr1: None, set_since: str, end: str
 ) -> None:
     """A forked child that sets its signals, and then calls `reset`, has them."""
@@ -608,7 +608,7 @@ def test_a_handler_that_was_set_since_outlives_the_loop(
 
 
 @pytest.mark.parametrize("way", ["remove", "reset", "close"])
-def test_the_descriptor_that_signals_wrote_to_before_has_them_back(loop: Loop, way: str) -> None:
+def test_previous_wakeup_fd_is_restored(loop: Loop, way: str) -> None:
     theirs, written = os.pipe()
     os.set_blocking(written, False)
     os.set_blocking(theirs, False)
@@ -633,7 +633,7 @@ def test_the_descriptor_that_signals_wrote_to_before_has_them_back(loop: Loop, w
         os.close(written)
 
 
-def test_a_wakeup_descriptor_set_meanwhile_by_another_stays(loop: Loop) -> None:
+def test_wakeup_fd_set_by_someone_else_meanwhile_is_left_alone(loop: Loop) -> None:
     theirs, written = os.pipe()
     os.set_blocking(written, False)
     try:
@@ -649,7 +649,9 @@ def test_a_wakeup_descriptor_set_meanwhile_by_another_stays(loop: Loop) -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("theirs", [True, False])
-def test_loops_with_signals_may_end_in_any_order(loop: Loop, first: int, theirs: bool) -> None:
+def test_loops_with_signal_handlers_may_close_in_any_order(
+    loop: Loop, first: int, theirs: bool
+) -> None:
     """The descriptor that signals wrote to before may belong to a loop that is closed by now."""
     ends = os.pipe()
     os.set_blocking(ends[1], False)
@@ -678,7 +680,7 @@ def test_loops_with_signals_may_end_in_any_order(loop: Loop, first: int, theirs:
             os.close(end)
 
 
-def test_a_descriptor_that_signals_wrote_to_and_that_is_closed_is_left_alone(loop: Loop) -> None:
+def test_previous_wakeup_fd_is_not_restored_once_it_is_closed(loop: Loop) -> None:
     ends = os.pipe()
     os.set_blocking(ends[1], False)
     signal.set_wakeup_fd(ends[1])
@@ -692,7 +694,7 @@ def test_a_descriptor_that_signals_wrote_to_and_that_is_closed_is_left_alone(loo
         assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_waker_that_there_was_no_memory_to_watch_is_watched_in_the_next_run(
+def test_waker_that_could_not_be_registered_is_registered_in_the_next_run(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop.call_soon_threadsafe(lambda: None)
@@ -713,7 +715,7 @@ def test_a_waker_that_there_was_no_memory_to_watch_is_watched_in_the_next_run(
     thread.join()
 
 
-def test_the_pipe_of_a_waker_is_closed_once_also_where_that_fails(
+def test_waker_pipe_is_closed_exactly_once_even_if_close_fails(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = descriptors()
@@ -732,7 +734,7 @@ def test_the_pipe_of_a_waker_is_closed_once_also_where_that_fails(
     assert caplog.text.count("close(") == len(closed)
 
 
-def test_a_handler_refused_in_another_thread_leaves_the_one_there_is_to_end_with_the_loop(
+def test_signal_handler_rejected_in_another_thread_leaves_the_existing_one(
     loop: Loop, usual_usr1: None
 ) -> None:
     loop.add_signal_handler(signal.SIGUSR1, lambda: None)
@@ -750,7 +752,7 @@ def test_a_handler_refused_in_another_thread_leaves_the_one_there_is_to_end_with
     assert refused and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_who_wakes_a_loop_whose_pipe_signals_have_filled_is_heard(loop: Loop) -> None:
+def test_loop_whose_pipe_is_filled_by_signals_can_still_be_woken(loop: Loop) -> None:
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
     waker = loop._registry.waker
@@ -764,7 +766,7 @@ def test_who_wakes_a_loop_whose_pipe_signals_have_filled_is_heard(loop: Loop) ->
     assert said == [1]
 
 
-def test_a_run_within_a_handler_may_be_the_first_to_look_what_has_woken_the_loop(
+def test_nested_run_may_be_the_first_to_handle_a_wake_up(
     loop: Loop,
 ) -> None:
     class Nested(Socket):
@@ -786,7 +788,7 @@ def test_a_run_within_a_handler_may_be_the_first_to_look_what_has_woken_the_loop
     far.close()
 
 
-def test_a_handler_that_is_given_anew_takes_the_place_of_the_old(loop: Loop) -> None:
+def test_new_signal_handler_replaces_the_old_one(loop: Loop) -> None:
     said: list[str] = []
     loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("old"))
     loop.add_signal_handler(signal.SIGUSR1, lambda: said.append("new"))
@@ -800,7 +802,7 @@ def test_a_handler_that_is_given_anew_takes_the_place_of_the_old(loop: Loop) -> 
 
 @pytest.mark.parametrize("way", ["soon", "thread", "signal"])
 @pytest.mark.parametrize("on_exception", [True, False])
-def test_what_a_callback_raises_goes_the_way_of_a_handlers(
+def test_exception_in_a_callback_is_treated_like_that_of_any_handler(
     loop: Loop, way: str, on_exception: bool
 ) -> None:
     def broken() -> None:
@@ -832,7 +834,7 @@ def test_what_a_callback_raises_goes_the_way_of_a_handlers(
 # --- forks, and closing ---------------------------------------------------------------------------
 
 
-def test_what_wakes_a_child_does_not_wake_its_parent(loop: Loop) -> None:
+def test_waking_a_child_does_not_wake_its_parent(loop: Loop) -> None:
     heard: list[int] = []
     loop.add_signal_handler(signal.SIGUSR1, lambda: heard.append(os.getpid()))
     turn(loop)
@@ -862,7 +864,7 @@ def test_what_wakes_a_child_does_not_wake_its_parent(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("way", ["reset", "close"])
-def test_who_is_closed_keeps_neither_pipe_nor_call(loop: Loop, way: str) -> None:
+def test_reset_and_close_drop_the_waker_and_pending_callbacks(loop: Loop, way: str) -> None:
     before = descriptors()
     said: list[str] = []
     loop.call_soon(lambda: said.append("soon"))
@@ -875,7 +877,7 @@ def test_who_is_closed_keeps_neither_pipe_nor_call(loop: Loop, way: str) -> None
     assert said == []
 
 
-def test_a_waker_makes_the_loop_neither_wait_for_nor_count_anything(loop: Loop) -> None:
+def test_waker_is_not_counted_and_survives_the_replacement_of_other_fds(loop: Loop) -> None:
     """Nor do the manual's class methods count it."""
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
@@ -898,7 +900,7 @@ def test_a_waker_makes_the_loop_neither_wait_for_nor_count_anything(loop: Loop) 
     assert woken == [1], "what replaces all other fds leaves it alone"
 
 
-def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop: Loop) -> None:
+def test_waking_a_closed_loop_never_writes_to_a_reused_fd(loop: Loop) -> None:
     """The number of the pipe's end may belong to another file by then."""
     loop.call_soon_threadsafe(lambda: None)
     turn(loop)
@@ -914,7 +916,7 @@ def test_who_wakes_a_loop_that_is_closed_writes_to_nobody_elses_descriptor(loop:
         os.close(end)
 
 
-def test_who_is_about_to_write_when_the_loop_is_closed_writes_to_nobody_else(
+def test_wake_up_that_races_with_close_never_writes_to_a_reused_fd(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the check that the pipe is open and the write, another thread may close it."""
@@ -943,7 +945,7 @@ def test_who_is_about_to_write_when_the_loop_is_closed_writes_to_nobody_else(
     assert descriptors() <= before, "who came last has closed the pipe"
 
 
-def test_a_loop_is_reset_before_or_after_another_thread_has_its_waker_watched(
+def test_reset_waits_for_another_thread_that_is_registering_the_waker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watches, was_reset = threading.Event(), threading.Event()
@@ -968,7 +970,7 @@ def test_a_loop_is_reset_before_or_after_another_thread_has_its_waker_watched(
         assert not failures
 
 
-def test_who_wakes_a_loop_that_is_reset_meanwhile_and_runs_on_is_heard(
+def test_wake_up_that_races_with_a_reset_is_not_lost(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The waker that it uses is closed, and nothing checks for callbacks added after the reset."""
@@ -1012,7 +1014,7 @@ def test_who_wakes_a_loop_that_is_reset_meanwhile_and_runs_on_is_heard(
     late.close()
 
 
-def test_a_waker_whose_number_was_another_objects_ends_the_wait_that_goes_on() -> None:
+def test_waker_that_reuses_the_fd_of_an_object_still_ends_the_wait() -> None:
     """The poller may have an old entry for the number, but only the loop's own thread, which waits
     on that poller, may repair this."""
     near, far = socket.socketpair()
@@ -1046,7 +1048,7 @@ def test_a_waker_whose_number_was_another_objects_ends_the_wait_that_goes_on() -
     os.close(kept[0])
 
 
-def test_who_is_closed_in_another_thread_leaves_signals_no_number_that_may_be_anothers(
+def test_close_in_another_thread_leaves_no_wakeup_fd_that_may_be_reused(
     loop: Loop, usual_usr1: None
 ) -> None:
     """Only the main thread can tell Python to write to another descriptor when a signal comes."""
@@ -1066,7 +1068,7 @@ def test_who_is_closed_in_another_thread_leaves_signals_no_number_that_may_be_an
     assert written >= 0 and stat.S_ISFIFO(os.fstat(written).st_mode)
 
 
-def test_a_program_that_uses_no_new_part_imports_and_calls_nothing_for_it() -> None:
+def test_unused_features_cost_no_imports_and_no_calls() -> None:
     code = """
 import socket, sys
 from danga_raw import Loop, Socket

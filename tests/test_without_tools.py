@@ -57,7 +57,7 @@ def backends() -> list[str]:
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_a_byte_is_echoed_where_no_program_can_be_run(backend: str, tmp_path: Path) -> None:
+def test_byte_is_echoed_where_no_program_can_be_run(backend: str, tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     if "LD_LIBRARY_PATH" in os.environ:  # in case this Python itself needs it
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
@@ -72,7 +72,7 @@ def test_a_byte_is_echoed_where_no_program_can_be_run(backend: str, tmp_path: Pa
     assert done.stdout == f"{backend} b'!' b''\n"
 
 
-def test_the_guard_of_this_test_sees_find_library(tmp_path: Path) -> None:
+def test_guard_of_this_test_detects_find_library(tmp_path: Path) -> None:
     guard = ECHO.partition("import danga_raw")[0]
     # On Linux, find_library runs one program and falls back to another; both end here.
     code = f"{guard}\nimport ctypes.util\nctypes.util.find_library('c')\n"
@@ -127,7 +127,7 @@ print("done")
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_a_program_that_gives_its_files_up_imports_nothing_more(backend: str) -> None:
+def test_program_without_access_to_its_files_imports_nothing_more(backend: str) -> None:
     """As the manual says: after a chroot(2), or in a sandbox, an import finds no files."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_FILES, backend],

@@ -18,13 +18,13 @@ import pytest
 from danga_raw._libc import libc
 from danga_raw.types import Writable
 from tests.test_bad_input import unchanged
-from tests.world import OUT, Noted, Thing, World, drain, fill, only, real_only
+from tests.world import OUT, AnyHandle, Recorder, World, drain, fill, only, real_only
 
 BIG = bytes(range(256)) * 16384
 """More than fits into any socket's buffer."""
 
 
-class Blocking:
+class BlockingWriter:
     """A writer function that accepts as much as it has room for, and then blocks."""
 
     def __init__(self, room: int = 0) -> None:
@@ -42,9 +42,9 @@ class Blocking:
         return n
 
 
-def test_what_fits_goes_out_at_once_in_one_call(world: World) -> None:
+def test_data_that_fits_is_sent_at_once_in_one_call(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         assert obj.write(b"hello") is True
     assert calls == [("write", obj.fd, b"hello")]
@@ -66,9 +66,9 @@ def test_what_fits_goes_out_at_once_in_one_call(world: World) -> None:
 )
 def test_any_buffer_is_written_byte_for_byte(world: World, data: bytearray | memoryview) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     assert obj.write(data) is True
-    writer = Blocking()
+    writer = BlockingWriter()
     obj.set_writer_func(writer)
     assert obj.write(data) is False
     assert obj.write_buf_size == 6
@@ -78,29 +78,29 @@ def test_any_buffer_is_written_byte_for_byte(world: World, data: bytearray | mem
 
 
 @pytest.mark.parametrize("empty", [b"", bytearray(), memoryview(b"")], ids=["", "array", "view"])
-def test_an_empty_string_is_a_write_of_no_bytes(
+def test_empty_buffer_makes_a_zero_length_write(
     world: World, empty: bytes | bytearray | memoryview
 ) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         assert obj.write(empty) is True
     assert calls == [("write", obj.fd, b"")]
     assert not obj.write_buf
 
 
-def test_an_empty_view_of_two_dimensions_is_a_write_of_no_bytes(world: World) -> None:
+def test_empty_two_dimensional_view_makes_a_zero_length_write(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     view = memoryview((ctypes.c_char * 0 * 3)())
     with world.calls() as calls:
         assert obj.write(view) is True
     assert calls == [("write", obj.fd, b"")]
 
 
-def test_a_partial_write_queues_the_rest_and_tries_no_second_time(world: World) -> None:
+def test_partial_write_queues_the_rest_without_a_second_attempt(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         assert obj.write(BIG) is False
     assert len(only(calls, "write")) == 1
@@ -122,10 +122,10 @@ def test_a_partial_write_queues_the_rest_and_tries_no_second_time(world: World) 
     assert not obj.event_watch & OUT and not obj.write_set_watch
 
 
-def test_a_write_that_would_block_queues_all_and_resumes(world: World) -> None:
+def test_blocked_write_queues_everything_and_resumes(world: World) -> None:
     one, two = world.socketpair()
     filled = fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         assert obj.write(b"later") is False
     assert only(calls, "write", "modify") == [
@@ -148,8 +148,8 @@ def test_a_write_that_would_block_queues_all_and_resumes(world: World) -> None:
     assert obj.events == ["write"]
 
 
-def test_on_incomplete_write_is_for_partial_writes_only(world: World) -> None:
-    class Counting(Noted):
+def test_on_incomplete_write_is_called_for_partial_writes_only(world: World) -> None:
+    class Counting(Recorder):
         incomplete = 0
 
         def on_incomplete_write(self) -> None:
@@ -166,8 +166,8 @@ def test_on_incomplete_write_is_for_partial_writes_only(world: World) -> None:
     assert obj.event_watch & OUT
 
 
-def test_an_on_incomplete_write_of_ones_own_decides_about_the_watch(world: World) -> None:
-    class Patient(Noted):
+def test_overridden_on_incomplete_write_decides_about_write_interest(world: World) -> None:
+    class Patient(Recorder):
         def on_incomplete_write(self) -> None:
             pass
 
@@ -179,10 +179,10 @@ def test_an_on_incomplete_write_of_ones_own_decides_about_the_watch(world: World
     assert not obj.write_set_watch
 
 
-def test_the_watch_is_dropped_after_every_block_and_begun_again(world: World) -> None:
+def test_write_interest_is_dropped_after_each_block_and_set_again(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     fd = obj.fd
     obj.write(b"1")
     obj.write(b"22")
@@ -204,10 +204,10 @@ def test_the_watch_is_dropped_after_every_block_and_begun_again(world: World) ->
     assert seen == [False]
 
 
-def test_a_watch_that_the_subclass_began_is_left_to_it(world: World) -> None:
+def test_write_interest_set_by_the_subclass_is_left_alone(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.watch_write(True)
     with world.calls() as calls:
         assert obj.write(b"x") is False
@@ -220,10 +220,10 @@ def test_a_watch_that_the_subclass_began_is_left_to_it(world: World) -> None:
     assert not obj.event_watch & OUT
 
 
-def test_watch_write_while_queued_takes_the_watch_over(world: World) -> None:
+def test_watch_write_while_data_is_queued_takes_over_the_write_interest(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     assert obj.write(b"x") is False
     obj.watch_write(True)
     assert not obj.write_set_watch
@@ -232,19 +232,19 @@ def test_watch_write_while_queued_takes_the_watch_over(world: World) -> None:
     assert obj.event_watch & OUT
 
 
-def test_a_callable_runs_at_once_when_nothing_is_queued(world: World) -> None:
+def test_callable_runs_at_once_when_nothing_is_queued(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     ran: list[int] = []
     with world.calls() as calls:
         assert obj.write(lambda: ran.append(1)) is True
     assert ran == [1] and calls == []
 
 
-def test_a_callable_runs_when_what_was_queued_before_it_has_gone(world: World) -> None:
+def test_callable_runs_once_the_data_queued_before_it_is_sent(world: World) -> None:
     one, two = world.socketpair()
     filled = fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     seen: list[tuple[bytes, int]] = []
     obj.write(b"first")
     assert obj.write(lambda: seen.append((drain(two), obj.write_buf_size))) is False
@@ -257,10 +257,10 @@ def test_a_callable_runs_when_what_was_queued_before_it_has_gone(world: World) -
     assert drain(two) == b"second"
 
 
-def test_a_callable_may_write_and_that_goes_to_the_end_of_the_queue(world: World) -> None:
+def test_data_written_by_a_callable_goes_to_the_end_of_the_queue(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.write(b"1")
     obj.write(lambda: obj.write(b"3"))
     obj.write(b"2")
@@ -270,19 +270,19 @@ def test_a_callable_may_write_and_that_goes_to_the_end_of_the_queue(world: World
     assert drain(two) == b"1234"
 
 
-def test_a_callable_may_write_when_nothing_else_waits(world: World) -> None:
+def test_callable_may_write_when_nothing_else_is_queued(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     assert obj.write(lambda: obj.write(b"x")) is True
     assert drain(two) == b"x"
     assert obj.write(lambda: obj.write(BIG)) is False
     assert obj.write_buf_size > 0 and obj.write_set_watch
 
 
-def test_a_callable_that_writes_more_than_goes_out_blocks_what_follows(world: World) -> None:
+def test_callable_that_writes_more_than_fits_blocks_what_follows(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.write(b"1")
     obj.write(lambda: obj.write(BIG))
     obj.write(b"2")
@@ -299,9 +299,9 @@ def test_a_callable_that_writes_more_than_goes_out_blocks_what_follows(world: Wo
     assert got == b"12" + BIG
 
 
-def test_none_writes_what_is_queued(world: World) -> None:
+def test_write_of_none_flushes_the_queue(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with world.calls() as calls:
         assert obj.write(None) is True
     assert calls == []
@@ -313,10 +313,10 @@ def test_none_writes_what_is_queued(world: World) -> None:
     assert drain(two) == b"x"
 
 
-def test_the_rest_of_the_queue_survives_a_callable_that_raises(world: World) -> None:
+def test_rest_of_the_queue_survives_a_raising_callable(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     ran: list[str] = []
 
     def dies() -> None:
@@ -335,19 +335,19 @@ def test_the_rest_of_the_queue_survives_a_callable_that_raises(world: World) -> 
     assert ran == ["dies", "lives"]
 
 
-def test_a_raising_callable_is_not_run_again_when_nothing_was_queued(world: World) -> None:
+def test_raising_callable_is_not_run_again_when_nothing_was_queued(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     with pytest.raises(ZeroDivisionError):
         obj.write(lambda: 1 // 0)
     assert not obj.write_buf and obj.write_buf_size == 0
     assert obj.write(None) is True
 
 
-def test_a_callable_may_close_the_object(world: World) -> None:
+def test_callable_may_close_the_object(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.write(b"1")
     obj.write(obj.close)
     obj.write(b"never")
@@ -358,10 +358,10 @@ def test_a_callable_may_close_the_object(world: World) -> None:
     assert drain(two) == b"1"
 
 
-def test_a_callable_that_closes_ends_what_write_asks_of_the_object(world: World) -> None:
+def test_write_does_not_watch_an_object_closed_by_a_callable(world: World) -> None:
     """After one that raised, what is still queued gets a watch, which ends with the close."""
 
-    class Watcher(Noted):
+    class Watcher(Recorder):
         def watch_write(self, on: bool) -> None:
             assert not self.closed
             super().watch_write(on)
@@ -370,7 +370,7 @@ def test_a_callable_that_closes_ends_what_write_asks_of_the_object(world: World)
         raise KeyError
 
     obj = Watcher(world.socketpair()[0], world.loop)
-    writer = Blocking()
+    writer = BlockingWriter()
     obj.set_writer_func(writer)
     obj.write(b"abc")
     obj.write(dies)
@@ -382,17 +382,17 @@ def test_a_callable_that_closes_ends_what_write_asks_of_the_object(world: World)
     assert obj.write(None) is True and obj.closed
 
 
-def test_a_callable_may_make_the_object_anew(world: World) -> None:
+def test_callable_may_reopen_the_object(world: World) -> None:
     one, two = world.socketpair()
     other, peer = world.socketpair()
     filled, filled_other = fill(one), fill(other)
 
     def reconnect() -> None:
         obj.close("reconnects")
-        Noted.__init__(obj, other, world.loop, events=obj.events)
+        Recorder.__init__(obj, other, world.loop, events=obj.events)
         assert obj.write(b"hello") is False
 
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.write(b"end")
     obj.write(reconnect)
     assert len(drain(two)) == filled
@@ -403,10 +403,10 @@ def test_a_callable_may_make_the_object_anew(world: World) -> None:
     assert drain(peer) == b"hello"
 
 
-def test_a_callable_may_steal_the_socket(world: World) -> None:
+def test_callable_may_steal_the_socket(world: World) -> None:
     one, two = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     stolen: list[object] = []
     obj.write(b"1")
     obj.write(lambda: stolen.append(obj.steal_socket()))
@@ -420,9 +420,9 @@ def test_a_callable_may_steal_the_socket(world: World) -> None:
     assert drain(two) == b"alive"
 
 
-def test_writing_to_a_closed_object_does_nothing_and_says_true(world: World) -> None:
+def test_write_to_a_closed_object_does_nothing_and_returns_true(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.close()
     ran: list[int] = []
     with world.calls() as calls:
@@ -432,10 +432,10 @@ def test_writing_to_a_closed_object_does_nothing_and_says_true(world: World) -> 
     assert calls == [] and ran == []
 
 
-def test_close_drops_what_is_queued(world: World) -> None:
+def test_close_discards_queued_data(world: World) -> None:
     one, two = world.socketpair()
     filled = fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     ran: list[int] = []
     obj.write(b"x")
     obj.write(lambda: ran.append(1))
@@ -445,8 +445,8 @@ def test_close_drops_what_is_queued(world: World) -> None:
     assert len(drain(two)) == filled and ran == []
 
 
-class _Reasons(Noted):
-    def __init__(self, sock: Thing, world: World) -> None:
+class RecordsReasons(Recorder):
+    def __init__(self, sock: AnyHandle, world: World) -> None:
         super().__init__(sock, world.loop)
         self.reasons: list[str | None] = []
 
@@ -455,16 +455,16 @@ class _Reasons(Noted):
         super().close(reason)
 
 
-def test_epipe_closes_by_the_subclasss_own_close(world: World) -> None:
+def test_epipe_closes_through_the_overridden_close(world: World) -> None:
     one, two = world.socketpair()
-    obj = _Reasons(one, world)
+    obj = RecordsReasons(one, world)
     two.close()
     assert obj.write(b"x") is False
     assert obj.reasons == ["EPIPE"] and obj.closed
 
 
-def test_a_reset_closes_with_econnreset_and_on_the_bsds_with_epipe(world: World) -> None:
-    obj = _Reasons(world.reset_by_peer(), world)
+def test_write_after_reset_closes_with_econnreset_or_on_bsd_with_epipe(world: World) -> None:
+    obj = RecordsReasons(world.reset_by_peer(), world)
     assert obj.write(b"x") is False
     linux = world.kind.platform in (None, "linux")
     assert obj.reasons == ["ECONNRESET" if linux else "EPIPE"] and obj.closed
@@ -474,37 +474,37 @@ def test_a_reset_closes_with_econnreset_and_on_the_bsds_with_epipe(world: World)
     ("number", "reason"), [(EPIPE, "EPIPE"), (ECONNRESET, "ECONNRESET"), (EIO, "write_error")]
 )
 @pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
-def test_a_failing_write_closes_with_its_reason(
+def test_failing_write_closes_with_its_reason(
     world: World, number: int, reason: str, queued: bool
 ) -> None:
     def fails(data: object, count: int, offset: int) -> int:
         raise OSError(number, "no more")
 
     one, _ = world.socketpair()
-    obj = _Reasons(one, world)
+    obj = RecordsReasons(one, world)
     if queued:
-        obj.set_writer_func(Blocking())
+        obj.set_writer_func(BlockingWriter())
         assert obj.write(b"a") is False
     obj.set_writer_func(fails)
     assert obj.write(None if queued else b"a") is False
     assert obj.reasons == [reason] and obj.closed and not obj.write_buf
 
 
-def test_a_failing_write_of_the_door_closes_with_write_error(
+def test_failing_write_call_closes_with_write_error(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(fd: int, data: object) -> int:
         raise OSError(EIO, os.strerror(EIO))
 
     one, _ = world.socketpair()
-    obj = _Reasons(one, world)
+    obj = RecordsReasons(one, world)
     monkeypatch.setattr(libc, "write", fails)
     assert obj.write(b"a") is False
     assert obj.reasons == ["write_error"]
 
 
-def test_a_failing_write_to_an_object_that_puts_its_close_off(world: World) -> None:
-    class Reluctant(Noted):
+def test_failing_write_clears_the_queue_of_an_object_that_postpones_its_close(world: World) -> None:
+    class Reluctant(Recorder):
         __slots__ = ("wanted",)
 
         def close(self, reason: str | None = None) -> None:
@@ -525,10 +525,10 @@ def test_a_failing_write_to_an_object_that_puts_its_close_off(world: World) -> N
 # --- writer functions -----------------------------------------------------------------------------
 
 
-def test_a_writer_function_gets_data_count_and_offset(world: World) -> None:
+def test_writer_function_gets_data_count_and_offset(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
-    writer = Blocking(4)
+    obj = Recorder(one, world.loop)
+    writer = BlockingWriter(4)
     obj.set_writer_func(writer)
     data = b"0123456789"
     with world.calls() as calls:
@@ -542,9 +542,9 @@ def test_a_writer_function_gets_data_count_and_offset(world: World) -> None:
     assert only(calls, "write") == []
 
 
-def test_a_writer_function_is_given_the_very_block(world: World) -> None:
+def test_writer_function_gets_the_original_block(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     given: list[object] = []
 
     def writer(data: object, count: int, offset: int) -> int:
@@ -558,14 +558,14 @@ def test_a_writer_function_is_given_the_very_block(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_a_block_goes_on_where_write_and_a_writer_function_take_turns(
+def test_block_continues_where_write_and_writer_function_alternate(
     world: World, kind: Callable[[bytes], bytes | bytearray | memoryview]
 ) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     block = kind(BIG)
     got = bytearray()
-    writer = Blocking(1000)
+    writer = BlockingWriter(1000)
     obj.write(block)
     for turn in range(6):
         got += drain(two)
@@ -580,32 +580,32 @@ def test_a_block_goes_on_where_write_and_a_writer_function_take_turns(
     assert got == BIG[: len(got)]
 
 
-def test_a_writer_function_is_given_the_very_block_again_when_it_goes_on(world: World) -> None:
+def test_writer_function_gets_the_same_block_on_each_continuation(world: World) -> None:
     given: list[object] = []
 
     def writer(data: object, count: int, offset: int) -> int:
         given.append(data)
         return 3
 
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     obj.set_writer_func(writer)
     block = b"the block"
     assert [obj.write(data) for data in (block, None, None)] == [False, False, True]
     assert all(each is block for each in given) and len(given) == 3
 
 
-def test_a_writer_function_that_would_block_queues(world: World) -> None:
+def test_blocked_writer_function_queues_the_data(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
-    obj.set_writer_func(Blocking())
+    obj = Recorder(one, world.loop)
+    obj.set_writer_func(BlockingWriter())
     assert obj.write(b"abc") is False
     assert obj.write_buf_size == 3 and obj.write_set_watch and obj.event_watch & OUT
 
 
 @pytest.mark.parametrize("answer", [-1, 4], ids=["less than none", "more than all"])
-def test_a_writer_function_that_says_the_impossible_is_told_so(world: World, answer: int) -> None:
+def test_impossible_result_of_a_writer_function_is_rejected(world: World, answer: int) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     obj.set_writer_func(lambda data, count, offset: answer)
     with unchanged(world, obj), pytest.raises(ValueError, match="writer function"):
         obj.write(b"abc")
@@ -613,11 +613,11 @@ def test_a_writer_function_that_says_the_impossible_is_told_so(world: World, ans
 
 @pytest.mark.parametrize("answer", [1.0, None, "3", b"abc"], ids=repr)
 @pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
-def test_a_writer_function_whose_answer_is_no_number_is_refused_where_it_is_given(
+def test_non_integer_result_of_a_writer_function_is_rejected(
     world: World, answer: Any, queued: bool
 ) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     if queued:
         obj.set_writer_func(lambda data, count, offset: 0)
         obj.write(b"abc")
@@ -640,10 +640,12 @@ def test_a_writer_function_whose_answer_is_no_number_is_refused_where_it_is_give
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
-def test_a_writer_function_that_writes_to_its_object_is_told_so(world: World, queued: bool) -> None:
+def test_writer_function_that_writes_to_its_own_object_is_rejected(
+    world: World, queued: bool
+) -> None:
     """Its result is for a block that is no longer at that place in the queue."""
-    obj = Noted(world.socketpair()[0], world.loop)
-    blocks, given = Blocking(), list[int]()
+    obj = Recorder(world.socketpair()[0], world.loop)
+    blocks, given = BlockingWriter(), list[int]()
 
     def writes(data: bytes | memoryview, count: int, offset: int) -> int:
         given.append(count)
@@ -664,8 +666,8 @@ def test_a_writer_function_that_writes_to_its_object_is_told_so(world: World, qu
 
 
 @pytest.mark.parametrize("error", [BlockingIOError(EAGAIN, "later"), OSError(EIO, "broken")])
-def test_a_writer_function_may_close_its_object_and_say_why(world: World, error: OSError) -> None:
-    obj = Noted(world.socketpair()[0], world.loop)
+def test_writer_function_may_close_its_object_with_a_reason(world: World, error: OSError) -> None:
+    obj = Recorder(world.socketpair()[0], world.loop)
 
     def ends(data: bytes | memoryview, count: int, offset: int) -> int:
         obj.close("by its writer")
@@ -678,18 +680,18 @@ def test_a_writer_function_may_close_its_object_and_say_why(world: World, error:
 
 @real_only
 @pytest.mark.skipif(libc.platform != "linux", reason="elsewhere it may be about to connect")
-def test_a_write_to_a_socket_that_is_not_connected_closes_it(world: World) -> None:
+def test_write_to_an_unconnected_socket_closes_it(world: World) -> None:
     sock = socket.socket(socket.AF_UNIX)
     sock.setblocking(False)
-    obj = Noted(cast(Thing, sock), world.loop)
+    obj = Recorder(cast(AnyHandle, sock), world.loop)
     assert not obj.write(b"x")
     assert obj.events == ["close write_error"]
 
 
-def test_a_writer_function_that_goes_on_with_the_block_it_is_to_write_is_told_so(
+def test_writer_function_that_writes_the_queue_of_its_own_object_is_rejected(
     world: World,
 ) -> None:
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     given: list[int] = []
 
     def writes(data: bytes | memoryview, count: int, offset: int) -> int:
@@ -698,7 +700,7 @@ def test_a_writer_function_that_goes_on_with_the_block_it_is_to_write_is_told_so
             obj.write(None)
         return 1
 
-    obj.set_writer_func(Blocking())
+    obj.set_writer_func(BlockingWriter())
     obj.write(b"abcd")
     obj.set_writer_func(writes)
     with pytest.raises(RuntimeError, match="a writer function must not write to its own object"):
@@ -708,13 +710,13 @@ def test_a_writer_function_that_goes_on_with_the_block_it_is_to_write_is_told_so
 
 @pytest.mark.parametrize("queued", [False, True], ids=["idle", "queued"])
 @pytest.mark.parametrize("base", [bytes, bytearray])
-def test_bytes_that_can_be_called_are_bytes(
+def test_callable_bytes_are_treated_as_bytes(
     world: World, queued: bool, base: type[bytes] | type[bytearray]
 ) -> None:
     called: list[int] = []
     kind = type("Called", (base,), {"__call__": lambda self: called.append(1)})
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     if queued:
         obj.set_writer_func(lambda data, count, offset: 0)
         obj.write(b"first ")
@@ -724,13 +726,13 @@ def test_bytes_that_can_be_called_are_bytes(
     assert drain(two) == (b"first these" if queued else b"these") and called == []
 
 
-def test_a_writer_function_that_raises_lets_that_through_and_keeps_the_queue(world: World) -> None:
+def test_exception_in_a_writer_function_propagates_and_keeps_the_queue(world: World) -> None:
     def dies(data: object, count: int, offset: int) -> int:
         raise KeyError
 
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
-    obj.set_writer_func(Blocking())
+    obj = Recorder(one, world.loop)
+    obj.set_writer_func(BlockingWriter())
     obj.write(b"abc")
     obj.set_writer_func(dies)
     with pytest.raises(KeyError):
@@ -741,15 +743,13 @@ def test_a_writer_function_that_raises_lets_that_through_and_keeps_the_queue(wor
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
-def test_a_writer_function_that_is_interrupted_closes_the_object(
-    world: World, queued: bool
-) -> None:
+def test_interrupted_writer_function_closes_the_object(world: World, queued: bool) -> None:
     def interrupted(data: object, count: int, offset: int) -> int:
         raise KeyboardInterrupt
 
-    obj = Noted(world.socketpair()[0], world.loop)
+    obj = Recorder(world.socketpair()[0], world.loop)
     if queued:
-        obj.set_writer_func(Blocking())
+        obj.set_writer_func(BlockingWriter())
         obj.write(b"abc")
     obj.set_writer_func(interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -759,8 +759,8 @@ def test_a_writer_function_that_is_interrupted_closes_the_object(
 
 @pytest.mark.parametrize("answer", [0, 1, 3], ids=["nothing", "a part", "all"])
 @pytest.mark.parametrize("queued", [False, True], ids=["new", "queued"])
-def test_a_writer_function_may_close_the_object(world: World, answer: int, queued: bool) -> None:
-    class Own(Noted):
+def test_writer_function_may_close_the_object(world: World, answer: int, queued: bool) -> None:
+    class Own(Recorder):
         def on_incomplete_write(self) -> None:
             if self.closed:
                 self.events.append("incomplete")
@@ -769,7 +769,7 @@ def test_a_writer_function_may_close_the_object(world: World, answer: int, queue
     one, _ = world.socketpair()
     obj = Own(one, world.loop)
     if queued:
-        obj.set_writer_func(Blocking())
+        obj.set_writer_func(BlockingWriter())
         obj.write(b"abc")
         obj.write(b"def")
 
@@ -783,9 +783,9 @@ def test_a_writer_function_may_close_the_object(world: World, answer: int, queue
     assert obj.events == ["close from the writer"]
 
 
-def test_a_writer_function_may_close_the_object_and_raise(world: World) -> None:
+def test_writer_function_may_close_the_object_and_raise(world: World) -> None:
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
 
     def closes(data: object, count: int, offset: int) -> int:
         obj.close()
@@ -799,10 +799,10 @@ def test_a_writer_function_may_close_the_object_and_raise(world: World) -> None:
 # --- no copies ------------------------------------------------------------------------------------
 
 
-def test_queued_bytes_are_the_object_that_was_given(world: World) -> None:
+def test_queued_bytes_are_the_same_object_that_was_given(world: World) -> None:
     one, _ = world.socketpair()
     fill(one)
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     data = b"this one"
     obj.write(data)
     assert obj.write_buf[0] is data
@@ -811,7 +811,7 @@ def test_queued_bytes_are_the_object_that_was_given(world: World) -> None:
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_queued_data_is_not_copied(world: World, kind: Callable[[bytes], Writable]) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     data = kind(BIG)
     tracemalloc = pytest.importorskip("tracemalloc", exc_type=ImportError)  # PyPy has none
     tracemalloc.start()
@@ -836,9 +836,9 @@ def test_queued_data_is_not_copied(world: World, kind: Callable[[bytes], Writabl
 @pytest.mark.skipif(
     sys.implementation.name == "pypy", reason="PyPy lets go of a buffer when it next collects"
 )
-def test_a_bytearray_is_free_again_once_it_is_out(world: World) -> None:
+def test_bytearray_is_released_once_it_is_written(world: World) -> None:
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     data = bytearray(b"abc")
     obj.write(data)
     data.append(1)
@@ -901,8 +901,8 @@ class Model:
 def test_random_writes_agree_with_the_model(world: World, seed: int) -> None:
     dice = random.Random(seed)
     one, _ = world.socketpair()
-    obj = Noted(one, world.loop)
-    writer = Blocking()
+    obj = Recorder(one, world.loop)
+    writer = BlockingWriter()
     obj.set_writer_func(writer)
     model = Model()
     ran: list[int] = []
@@ -926,10 +926,10 @@ def test_random_writes_agree_with_the_model(world: World, seed: int) -> None:
         assert bool(obj.event_watch & OUT) is model.watching is obj.write_set_watch
 
 
-def test_many_pieces_through_a_real_buffer_arrive_in_order(world: World) -> None:
+def test_many_writes_through_a_real_buffer_arrive_in_order(world: World) -> None:
     dice = random.Random(4)
     one, two = world.socketpair()
-    obj = Noted(one, world.loop)
+    obj = Recorder(one, world.loop)
     sent, got = bytearray(), bytearray()
     marks: list[int] = []
     for number in range(300):

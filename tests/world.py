@@ -34,7 +34,7 @@ PATIENCE = float(os.environ.get("DANGA_RAW_PATIENCE", "60"))
 POLLERS = {"epoll": Epoll, "poll": Poll, "kqueue": KQueue}
 
 
-class Thing(Protocol):
+class AnyHandle(Protocol):
     """A handle of any kernel."""
 
     def fileno(self) -> int: ...
@@ -168,15 +168,15 @@ class World:
 
     # --- descriptors ------------------------------------------------------------------------------
 
-    def socketpair(self, tcp: bool = False) -> tuple[Thing, Thing]:
+    def socketpair(self, tcp: bool = False) -> tuple[AnyHandle, AnyHandle]:
         """Two connected, non-blocking sockets."""
         raise NotImplementedError
 
-    def pipe(self) -> tuple[Thing, Thing]:
+    def pipe(self) -> tuple[AnyHandle, AnyHandle]:
         """The read end and the write end of a pipe, both non-blocking."""
         raise NotImplementedError
 
-    def file(self) -> Thing:
+    def file(self) -> AnyHandle:
         """A regular file."""
         raise NotImplementedError
 
@@ -187,20 +187,20 @@ class World:
     def is_open(self, fd: int) -> bool:
         return fd in self.open_fds()
 
-    def reset_by_peer(self) -> Thing:
+    def reset_by_peer(self) -> AnyHandle:
         """A TCP socket whose peer has reset the connection."""
         one, reset = self.reset_when_told()
         reset()
         return one
 
-    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
+    def reset_when_told(self) -> tuple[AnyHandle, Callable[[], object]]:
         """A TCP socket, and a function that has its peer reset the connection."""
         raise NotImplementedError
 
     def lenient(self) -> None:
         """Answer calls on dead descriptors with EBADF, instead of failing the test."""
 
-    def _kept(self, *things: Thing) -> None:
+    def _kept(self, *things: AnyHandle) -> None:
         for thing in things:
             self.stack.callback(thing.close)
 
@@ -242,7 +242,7 @@ def only(calls: list[Call], *names: str) -> list[Call]:
 class RealWorld(World):
     """The machine's own kernel."""
 
-    def socketpair(self, tcp: bool = False) -> tuple[Thing, Thing]:
+    def socketpair(self, tcp: bool = False) -> tuple[AnyHandle, AnyHandle]:
         one, two = self._tcp() if tcp else socket.socketpair()
         for end in (one, two):
             end.setblocking(False)
@@ -254,14 +254,14 @@ class RealWorld(World):
             one = socket.create_connection(listener.getsockname())
             return one, listener.accept()[0]
 
-    def pipe(self) -> tuple[Thing, Thing]:
+    def pipe(self) -> tuple[AnyHandle, AnyHandle]:
         ends = [Descriptor(fd) for fd in os.pipe()]
         for end in ends:
             end.setblocking(False)
         self._kept(*ends)
         return ends[0], ends[1]
 
-    def file(self) -> Thing:
+    def file(self) -> AnyHandle:
         file = Descriptor(os.open(__file__, os.O_RDONLY))
         self._kept(file)
         return file
@@ -277,7 +277,7 @@ class RealWorld(World):
             return False
         return True
 
-    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
+    def reset_when_told(self) -> tuple[AnyHandle, Callable[[], object]]:
         one, two = self._tcp()
         one.setblocking(False)
         self._kept(one, two)
@@ -293,21 +293,21 @@ class SimulatedWorld(World):
         self.kernel = SimKernel(0, platform=kind.platform)
         self.stack.enter_context(self.kernel.installed())
 
-    def socketpair(self, tcp: bool = False) -> tuple[Thing, Thing]:
+    def socketpair(self, tcp: bool = False) -> tuple[AnyHandle, AnyHandle]:
         one, two = self.kernel.socketpair(tcp)
         for end in (one, two):
             end.setblocking(False)
         self._kept(one, two)
         return one, two
 
-    def pipe(self) -> tuple[Thing, Thing]:
+    def pipe(self) -> tuple[AnyHandle, AnyHandle]:
         one, two = self.kernel.pipe()
         for end in (one, two):
             end.setblocking(False)
         self._kept(one, two)
         return one, two
 
-    def file(self) -> Thing:
+    def file(self) -> AnyHandle:
         file = self.kernel.file()
         self._kept(file)
         return file
@@ -315,7 +315,7 @@ class SimulatedWorld(World):
     def open_fds(self) -> set[int]:
         return set(self.kernel.table.files)
 
-    def reset_when_told(self) -> tuple[Thing, Callable[[], object]]:
+    def reset_when_told(self) -> tuple[AnyHandle, Callable[[], object]]:
         one, two = self.kernel.socketpair(tcp=True)
         one.setblocking(False)
         self._kept(one)
@@ -358,7 +358,7 @@ def no_hanging(seconds: float = PATIENCE) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def drain(thing: Thing) -> bytes:
+def drain(thing: AnyHandle) -> bytes:
     """Everything that can be read from `thing` now."""
     pieces = []
     try:
@@ -369,7 +369,7 @@ def drain(thing: Thing) -> bytes:
     return b"".join(pieces)
 
 
-def fill(thing: Thing) -> int:
+def fill(thing: AnyHandle) -> int:
     """Write until not a single byte more is accepted; returns how many were written."""
     total = 0
     for size in (65536, 1):
@@ -381,7 +381,7 @@ def fill(thing: Thing) -> int:
     return total
 
 
-class Noted(Socket[Thing]):
+class Recorder(Socket[AnyHandle]):
     """Records its events in `events`, and what it has read in `got`.
 
     An event with an action (`read=`, `write=`, `err=`, `hup=`) does only that; otherwise it reads
@@ -392,12 +392,12 @@ class Noted(Socket[Thing]):
 
     def __init__(
         self,
-        sock: Thing,
+        sock: AnyHandle,
         loop: Loop,
         *,
         events: list[str] | None = None,
-        actions: Mapping[str, Callable[[Noted], object]] | None = None,
-        **on: Callable[[Noted], object],
+        actions: Mapping[str, Callable[[Recorder], object]] | None = None,
+        **on: Callable[[Recorder], object],
     ) -> None:
         super().__init__(sock, loop)
         self.events = [] if events is None else events

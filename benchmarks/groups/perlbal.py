@@ -75,7 +75,7 @@ def present() -> list[Peer]:
 
 
 @dataclass
-class House:
+class Deployment:
     """A running peer, with a port for each of its services."""
 
     pid: int
@@ -85,7 +85,7 @@ class House:
 @contextmanager
 def proxying(
     bench: Bench, peer: Peer, wrapper: tuple[str, ...] = (), pinned: bool = False
-) -> Iterator[House]:
+) -> Iterator[Deployment]:
     """Start a peer in its own folder with a backend, both on our processor if `pinned`."""
     env = environment(bench.package)
     with ExitStack() as stack:
@@ -115,7 +115,7 @@ def proxying(
         )
         try:
             wait_for(process, ports["management"], peer.title)
-            yield House(process.pid, ports)
+            yield Deployment(process.pid, ports)
         finally:
             finish(process, peer, ports["management"])
 
@@ -199,8 +199,8 @@ def a_request(bench: Bench, peer: Peer, service: str) -> float:
     def served(requests: int) -> int:
         with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
             out = f"{folder}/callgrind.out"
-            with proxying(bench, peer, tuple(instructions.valgrind(out))) as house:
-                with Client(house.ports[service], path_of(service)) as client:
+            with proxying(bench, peer, tuple(instructions.valgrind(out))) as deployment:
+                with Client(deployment.ports[service], path_of(service)) as client:
                     client.ask(requests)
             return instructions.total(out)
 
@@ -209,12 +209,12 @@ def a_request(bench: Bench, peer: Peer, service: str) -> float:
 
 def under_wrk(bench: Bench, peer: Peer, service: str) -> float:
     """Microseconds of user CPU per request, 64 connections."""
-    with proxying(bench, peer) as house:
-        url = f"http://127.0.0.1:{house.ports[service]}{path_of(service)}"
-        before = user_seconds(house.pid)
+    with proxying(bench, peer) as deployment:
+        url = f"http://127.0.0.1:{deployment.ports[service]}{path_of(service)}"
+        before = user_seconds(deployment.pid)
         command = ["wrk", "-t1", "-c64", f"-d{bench.count(2, 1)}s", "--timeout", "30s", url]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        used = user_seconds(house.pid) - before
+        used = user_seconds(deployment.pid) - before
     found = REQUESTS.search(done.stdout)
     if not found or "Non-2xx" in done.stdout or not int(found[1]):
         raise RuntimeError(f"{peer.title} under wrk: {done.stdout}")
@@ -224,18 +224,18 @@ def under_wrk(bench: Bench, peer: Peer, service: str) -> float:
 def an_idle_client(bench: Bench, peer: Peer) -> float:
     """Bytes of anonymous resident memory per client that has sent no request yet."""
     fewer, more = 500, bench.count(2500, 1500)
-    with proxying(bench, peer) as house, ExitStack() as clients:
+    with proxying(bench, peer) as deployment, ExitStack() as clients:
 
         def connect(count: int) -> None:
             for number in range(1, count + 1):
-                client = clients.enter_context(Client(house.ports["proxy"], "/"))
+                client = clients.enter_context(Client(deployment.ports["proxy"], "/"))
                 if number % 250 == 0:
                     client.ask()  # the server has accepted it and all before it
 
         connect(fewer)
-        before = memory(house.pid, "RssAnon")
+        before = memory(deployment.pid, "RssAnon")
         connect(more - fewer)
-        return (memory(house.pid, "RssAnon") - before) / (more - fewer)
+        return (memory(deployment.pid, "RssAnon") - before) / (more - fewer)
 
 
 def plan(bench: Bench) -> list[Step]:

@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 
-from tests.perlbal.compare import TABLES, told, town
+from tests.perlbal.compare import TABLES, server_pool, told
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     options = parser.parse_args()
     only = [name for name in ("original", "ours") if getattr(options, name)]
     count = faults = 0
-    with town(*only) as place:
+    with server_pool(*only) as place:
         for subject, rows in TABLES.items():
             for row in rows:
                 if not all(word in f"{subject}: {row.name}" for word in options.words):

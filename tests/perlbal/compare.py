@@ -19,7 +19,7 @@ from tests.perlbal import (
     uploads,
     webserving,
 )
-from tests.perlbal.conversation import House, Transcript, house
+from tests.perlbal.conversation import Deployment, Transcript, deployment
 from tests.perlbal.servers import ORIGINAL, OURS
 from tests.perlbal.tables import Conversation
 
@@ -45,14 +45,14 @@ FOLDERS = {"original": "orig", "ours": "ours"}
 """Names of equal length, because otherwise answers that name a file would differ in length."""
 
 
-class Town:
+class ServerPool:
     """The running servers: one for each setting and command, kept until the end."""
 
     def __init__(self, folder: Path, commands: tuple[str, ...] = ("original", "ours")) -> None:
         self.folder = folder
         self.commands = commands
         self.stack = contextlib.ExitStack()
-        self.houses: dict[tuple[str, str], House] = {}
+        self.deployments: dict[tuple[str, str], Deployment] = {}
         self.pool = ThreadPoolExecutor(len(commands))
         self.count = 0
 
@@ -88,14 +88,14 @@ class Town:
         place.parent.mkdir(parents=True, exist_ok=True)
         setting, service = conversation.place.setting, conversation.place.service
         if conversation.alone:
-            with house(setting, COMMANDS[command], place) as own:
+            with deployment(setting, COMMANDS[command], place) as own:
                 found = own.hold(conversation.steps, service)
         else:
             key = setting.name, command
-            if key not in self.houses:
-                opened = house(setting, COMMANDS[command], place)
-                self.houses[key] = self.stack.enter_context(opened)
-            found = self.houses[key].hold(conversation.steps, service)
+            if key not in self.deployments:
+                opened = deployment(setting, COMMANDS[command], place)
+                self.deployments[key] = self.stack.enter_context(opened)
+            found = self.deployments[key].hold(conversation.steps, service)
         if conversation.any_order:
             found = {who: [ordered(each) for each in got] for who, got in found.items()}
         return found
@@ -109,9 +109,9 @@ def ordered(text: str) -> str:
 
 
 @contextlib.contextmanager
-def town(*commands: str) -> Iterator[Town]:
+def server_pool(*commands: str) -> Iterator[ServerPool]:
     with tempfile.TemporaryDirectory() as folder:
-        opened = Town(Path(folder), commands or ("original", "ours"))
+        opened = ServerPool(Path(folder), commands or ("original", "ours"))
         try:
             yield opened
         finally:

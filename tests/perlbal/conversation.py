@@ -36,12 +36,12 @@ class Setting:
     files: Mapping[str, bytes] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def at(self, service: str) -> Place:
-        return Place(self, service)
+    def at(self, service: str) -> ServiceSetting:
+        return ServiceSetting(self, service)
 
 
 @dataclass(frozen=True)
-class Place:
+class ServiceSetting:
     """A setting, and the service that clients talk to by default."""
 
     setting: Setting
@@ -52,13 +52,13 @@ class Lost(Exception):
     """Expected data did not arrive."""
 
 
-class Talk:
+class LiveConversation:
     """One conversation with one server, while it runs."""
 
-    def __init__(self, house: House, service: str) -> None:
-        self.house = house
+    def __init__(self, deployment: Deployment, service: str) -> None:
+        self.deployment = deployment
         self.service = service
-        self.server = house.server
+        self.server = deployment.server
         self.transcript: Transcript = {}
         self.clients: dict[str, Client] = {}
         self._management: Management | None = None
@@ -73,7 +73,7 @@ class Talk:
         return self.clients[name]
 
     def backend(self, name: str) -> Backend:
-        return self.house.backends[name]
+        return self.deployment.backends[name]
 
     def management(self) -> Management:
         if self._management is None:
@@ -92,7 +92,7 @@ class Talk:
     def end(self) -> None:
         for client in self.clients.values():
             client.end()
-        for name, backend in self.house.backends.items():
+        for name, backend in self.deployment.backends.items():
             backend.end()
             if backend.script.got:
                 self.transcript[f"backend {name}"] = backend.script.told()
@@ -102,7 +102,7 @@ class Talk:
             self._management.socket.close()
 
 
-Step = Callable[[Talk], None]
+Step = Callable[[LiveConversation], None]
 
 
 class Client:
@@ -110,7 +110,7 @@ class Client:
 
     def __init__(
         self,
-        talk: Talk,
+        talk: LiveConversation,
         name: str,
         service: str = "",
         source: str = "127.0.0.1",
@@ -192,7 +192,7 @@ class Client:
         self.socket.close()
 
 
-class House:
+class Deployment:
     """A server with some configuration, and everything around it."""
 
     def __init__(
@@ -207,7 +207,7 @@ class House:
         """Run a conversation, and return what each participant received."""
         for backend in self.backends.values():
             backend.begin()
-        talk = Talk(self, service)
+        talk = LiveConversation(self, service)
         try:
             for step in steps:
                 step(talk)
@@ -229,9 +229,9 @@ class House:
 
 
 @contextlib.contextmanager
-def house(
+def deployment(
     setting: Setting, command: Sequence[str], folder: Path, wrapper: Sequence[str] = ()
-) -> Iterator[House]:
+) -> Iterator[Deployment]:
     """Start the backends and the server of a setting. The server must have printed no traceback at
     the end."""
     folder.mkdir(parents=True)
@@ -260,7 +260,7 @@ def house(
                 wrapper,
             )
         )
-        yield House(setting, server, backends, folder)
+        yield Deployment(setting, server, backends, folder)
         assert "Traceback" not in server.said(), server.said()
 
 

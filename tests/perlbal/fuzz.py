@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.perlbal.backends import Answer
-from tests.perlbal.conversation import House, Setting, house
+from tests.perlbal.conversation import Deployment, Setting, deployment
 from tests.perlbal.servers import OURS, Management, ended, quick_recv, reserved_ports
 from tests.perlbal.smuggling import POST
 from tests.perlbal.starting import REFUSALS
@@ -215,8 +215,8 @@ ENDS: tuple[Literal["stay", "close", "reset"], ...] = ("stay", "close", "reset")
 class Fuzz:
     """A server that gets the input."""
 
-    def __init__(self, place: House, seed: int) -> None:
-        self.house = place
+    def __init__(self, place: Deployment, seed: int) -> None:
+        self.deployment = place
         self.server = place.server
         self.seed = seed
         self.witness = self.server.connect("bystander")
@@ -266,8 +266,8 @@ class Fuzz:
         self.talk(service, input_of(REQUESTS, dice), dice)
 
     def backends(self, dice: random.Random) -> None:
-        odd = self.house.backends["odd"]
-        folder = str(self.house.folder).encode()
+        odd = self.deployment.backends["odd"]
+        folder = str(self.deployment.folder).encode()
         for _ in range(3):
             data = input_of(ANSWERS, dice)
             data = data.replace(b"@folder@", folder).replace(
@@ -290,7 +290,7 @@ class Fuzz:
             self._file(dice, {name: f"127.0.0.1:{port}" for name, port in ports.items()})
 
     def _file(self, dice: random.Random, addresses: dict[str, str]) -> None:
-        whole = SETTING.configuration.format(folder=self.house.folder, **addresses)
+        whole = SETTING.configuration.format(folder=self.deployment.folder, **addresses)
         lines = whole.splitlines(keepends=True)
         lines += dice.choice(REFUSALS).configuration.splitlines(keepends=True)
         start = dice.randrange(len(lines))
@@ -299,14 +299,14 @@ class Fuzz:
         data += input_of(["".join(chosen).encode(), *COMMANDS], dice)
         if any(word in data.lower() for word in HARMFUL):
             return
-        file = self.house.folder / "fuzz.conf"
+        file = self.deployment.folder / "fuzz.conf"
         file.write_bytes(data)
         with subprocess.Popen(
             [*OURS, str(file)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=self.house.folder,
+            cwd=self.deployment.folder,
         ) as process:
             try:
                 started = not ended(process, 0.6)
@@ -334,7 +334,7 @@ class Fuzz:
 
     def settled(self) -> list[str]:
         """What is wrong at the end, once all clients are gone; empty if nothing is."""
-        self.house.backends["odd"].end()
+        self.deployment.backends["odd"].end()
         limit = time.monotonic() + 20  # idle connections are closed every few seconds
         while self.server.descriptors() > self.before and time.monotonic() < limit:
             time.sleep(0.1)
@@ -352,7 +352,7 @@ class Fuzz:
 
 @contextlib.contextmanager
 def fuzzing(seed: int, folder: Path) -> Iterator[Fuzz]:
-    with house(SETTING, OURS, folder) as place:
+    with deployment(SETTING, OURS, folder) as place:
         fuzz = Fuzz(place, seed)
         try:
             yield fuzz

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from tests.perlbal.conversation import Setting, Talk
+from tests.perlbal.conversation import LiveConversation, Setting
 from tests.perlbal.steps import (
     answered,
     ask,
@@ -763,7 +763,7 @@ for name, half in (
     )
 
 
-def urls(talk: Talk) -> None:
+def urls(talk: LiveConversation) -> None:
     """Keep only the URLs of what the manager received."""
     talk.transcript["manager"] = re.findall(r"http://[^;\r]*", talk.transcript["manager"][-1])
 
@@ -785,7 +785,7 @@ row(PROXY, "HELP names the commands", manage("HELP", blur=r"(?s).*"))
 # --- the protocol ---------------------------------------------------------------------------------
 
 
-def said(*pieces: bytes) -> tuple[Callable[[Talk], None], ...]:
+def said(*pieces: bytes) -> tuple[Callable[[LiveConversation], None], ...]:
     """Send these bytes to the port, and read its answer to the end."""
     return (connect("raw", "management"), send(*pieces, by="raw"), hear("raw"))
 
@@ -882,7 +882,7 @@ row(
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def status(talk: Talk) -> None:
+def status(talk: LiveConversation) -> None:
     """Compare only the first line of a page: the rest is for people."""
     heard = talk.transcript["page"]
     talk.transcript["page"] = [heard[0].partition("\r\n")[0], *heard[1:]]

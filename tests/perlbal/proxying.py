@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from functools import partial
 
-from tests.perlbal.conversation import Setting, Step, Talk
+from tests.perlbal.conversation import LiveConversation, Setting, Step
 from tests.perlbal.steps import (
     ask,
     asked,
@@ -798,7 +798,7 @@ row(
 def ask_later(request: bytes, by: str) -> Step:
     """Send, and wait until the server has it."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         talk.client(by).send(request)
         talk.barrier()
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from tests.perlbal.backends import Answer
-from tests.perlbal.conversation import Client, Lost, Step, Talk, write
+from tests.perlbal.conversation import Client, LiveConversation, Lost, Step, write
 from tests.perlbal.servers import PATIENCE, ended
 
 # --- bytes ----------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def in_two(gate: str, answer: Answer, at: int) -> Answer:
 def connect(by: str = "client", to: str = "", source: str = "127.0.0.1", buffer: int = 0) -> Step:
     """Open a connection under this name. The default service doesn't need it."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         if by in talk.clients:
             talk.clients[by].end()
         talk.clients[by] = Client(talk, by, to, source, buffer)
@@ -97,7 +97,7 @@ def connect(by: str = "client", to: str = "", source: str = "127.0.0.1", buffer:
 def send(*pieces: bytes, by: str = "client") -> Step:
     """Send each piece by itself, after the server has received the one before."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         for number, piece in enumerate(pieces):
             if number:
                 talk.barrier()
@@ -107,7 +107,7 @@ def send(*pieces: bytes, by: str = "client") -> Step:
 
 
 def hear(by: str = "client", times: int = 1) -> Step:
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         for _ in range(times):
             talk.client(by).hear()
 
@@ -117,7 +117,7 @@ def hear(by: str = "client", times: int = 1) -> Step:
 def hear_or_wait(seconds: float = 0.3, by: str = "client") -> Step:
     """Read one answer if it comes in time; otherwise note that there was none."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         client = talk.client(by)
         client.socket.settimeout(seconds)
         try:
@@ -132,7 +132,7 @@ def hear_or_wait(seconds: float = 0.3, by: str = "client") -> Step:
 def ask(*pieces: bytes, by: str = "client", to: str = "") -> Step:
     """Send, and read one answer."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         if to and by not in talk.clients:
             connect(by, to)(talk)
         send(*pieces, by=by)(talk)
@@ -144,7 +144,7 @@ def ask(*pieces: bytes, by: str = "client", to: str = "") -> Step:
 def silence(by: str = "client") -> Step:
     """Note whether anything has arrived, once the server has handled everything before."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         talk.barrier()
         client = talk.client(by)
         client.socket.setblocking(False)
@@ -166,7 +166,7 @@ def leave(by: str = "client") -> Step:
 
 
 def reset(by: str = "client") -> Step:
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         client = talk.clients.pop(by)
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.socket.close()
@@ -187,9 +187,9 @@ def serve(*answers: Answer, at: str = "a") -> Step:
 
     In an answer, @name@ stands for an address, and @folder@ for the folder."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         for answer in answers:
-            data = answer.data.replace(b"@folder@", str(talk.house.folder).encode())
+            data = answer.data.replace(b"@folder@", str(talk.deployment.folder).encode())
             for name, port in talk.server.ports.items():
                 data = data.replace(f"@{name}@".encode(), f"127.0.0.1:{port}".encode())
             talk.backend(at).script.answers.append(replace(answer, data=data))
@@ -209,7 +209,7 @@ def opens(gate: str, at: str = "a") -> Step:
 def asked(times: int = 1, at: str = "a") -> Step:
     """Wait until the backend has received this many requests in all."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         if not talk.backend(at).wait(lambda script: len(script.got) >= times):
             talk.note(f"backend {at}", f"<not asked {times} times>")
 
@@ -220,7 +220,7 @@ def not_asked(times: int, at: str = "a") -> Step:
     """Note how many requests the backend has received, once the server has handled everything
     before. `times` is the expected number, for the reader."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         talk.barrier()
         talk.note(f"backend {at}, so far", str(len(talk.backend(at).script.got)))
 
@@ -230,7 +230,7 @@ def not_asked(times: int, at: str = "a") -> Step:
 def connections(count: int, at: str = "a") -> Step:
     """Wait until the backend has had this many connections in all."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         talk.backend(at).wait(lambda script: len(script.connections) >= count)
         talk.barrier()
         talk.note(f"backend {at}, connections", str(len(talk.backend(at).script.connections)))
@@ -241,7 +241,7 @@ def connections(count: int, at: str = "a") -> Step:
 def dropped(count: int = 1, at: str = "a") -> Step:
     """Wait until this many of the backend's connections have ended."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         if not talk.backend(at).wait(lambda script: script.ended >= count):
             talk.note(f"backend {at}, ended", str(talk.backend(at).script.ended))
 
@@ -252,7 +252,7 @@ def begun(times: int = 1, at: str = "a") -> Step:
     """Wait until the backend has sent the first parts of this many answers, and the server has
     received them."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         talk.backend(at).wait(lambda script: script.begun >= times)
         talk.barrier()
 
@@ -262,7 +262,7 @@ def begun(times: int = 1, at: str = "a") -> Step:
 def answered(times: int, at: str = "a") -> Step:
     """Wait until the backend has sent this many answers."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         talk.backend(at).wait(lambda script: script.given >= times)
         talk.barrier()
 
@@ -276,15 +276,15 @@ def manage(*lines: str, order: Literal["kept", "any"] = "kept", blur: str = "") 
     """Send lines to the management port. `order` is "any" if the original's order is that of a
     hash. `blur` is a regular expression for what differs each time."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         for line in lines:
             line = line.format(
-                folder=talk.house.folder,
+                folder=talk.deployment.folder,
                 **{name: f"127.0.0.1:{port}" for name, port in talk.server.ports.items()},
             )
             answer = talk.management().ask(line)
             # Before the lines are sorted, because ports differ.
-            answer = talk.house.plain(answer)
+            answer = talk.deployment.plain(answer)
             if order == "any":
                 answer = "\r\n".join(sorted(answer.split("\r\n")))
             if blur:
@@ -294,9 +294,9 @@ def manage(*lines: str, order: Literal["kept", "any"] = "kept", blur: str = "") 
     return step
 
 
-def sockets(talk: Talk) -> None:
+def sockets(talk: LiveConversation) -> None:
     """Note the list of connections, without what differs each time."""
-    answer = talk.house.plain(talk.management().ask("SOCKS"))
+    answer = talk.deployment.plain(talk.management().ask("SOCKS"))
     each_time = r"^ *\d+ +\d+s |\([RW]*\)|(?<=localport=)\d+|(?<=client=)\d+|(?<=\d:)\d+"
     rows = (re.sub(each_time, "~", line) for line in answer.split("\r\n"))
     talk.note("manager", "SOCKS\n" + "\r\n".join(sorted(rows)))
@@ -305,9 +305,9 @@ def sockets(talk: Talk) -> None:
 def quietly(*lines: str) -> Step:
     """Send lines to the management port, and leave their answers out of the transcript."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         for line in lines:
-            talk.management().ask(line.format(folder=talk.house.folder))
+            talk.management().ask(line.format(folder=talk.deployment.folder))
 
     return step
 
@@ -315,8 +315,8 @@ def quietly(*lines: str) -> Step:
 def shows(name: str) -> Step:
     """Note the content of a file in the folder."""
 
-    def step(talk: Talk) -> None:
-        file = talk.house.folder / name
+    def step(talk: LiveConversation) -> None:
+        file = talk.deployment.folder / name
         if file.is_dir():
             text = f"a folder: {sorted(each.name for each in file.iterdir())}"
         else:
@@ -327,7 +327,7 @@ def shows(name: str) -> Step:
 
 
 def file(name: str, content: bytes) -> Step:
-    return lambda talk: write(talk.house.folder / name, content)
+    return lambda talk: write(talk.deployment.folder / name, content)
 
 
 def pause(seconds: float) -> Step:
@@ -342,7 +342,7 @@ def settled() -> Step:
 def exits(within: float = PATIENCE) -> Step:
     """Wait until the server's process ends by itself, and note its status."""
 
-    def step(talk: Talk) -> None:
+    def step(talk: LiveConversation) -> None:
         if ended(talk.server.process, within):
             talk.note("server", f"exit {talk.server.process.returncode}")
         else:

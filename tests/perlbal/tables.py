@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.perlbal.conversation import Place, Step
+from tests.perlbal.conversation import ServiceSetting, Step
 
 
 @dataclass(frozen=True)
 class Conversation:
     """A row of a table."""
 
-    place: Place
+    place: ServiceSetting
     name: str
     steps: tuple[Step, ...]
     alone: bool = False
@@ -32,7 +32,7 @@ class Table:
 
     def row(
         self,
-        place: Place,
+        place: ServiceSetting,
         name: str,
         *steps: Step,
         alone: bool = False,

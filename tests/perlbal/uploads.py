@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.perlbal.conversation import Setting, Talk
+from tests.perlbal.conversation import LiveConversation, Setting
 from tests.perlbal.steps import (
     ask,
     asked,
@@ -90,10 +90,12 @@ TABLE = Table()
 row = TABLE.row
 
 
-def spool(talk: Talk) -> None:
+def spool(talk: LiveConversation) -> None:
     """Note the files on disk, by name, without the parts that vary."""
     talk.barrier()
-    names = [each.name for each in (talk.house.folder / "spool").iterdir() if each.name != ".keep"]
+    names = [
+        each.name for each in (talk.deployment.folder / "spool").iterdir() if each.name != ".keep"
+    ]
     talk.note("spool", f"{len(names)} files: {[name.partition('-')[0] for name in names]}")
 
 
