@@ -293,7 +293,7 @@ def test_failed_object_may_write_and_run_the_loop_before_it_is_closed(
         def event_connect(self, error: OSError | None) -> None:
             super().event_connect(error)
             self.write(b"x")
-            turn(self.loop)
+            self.loop.run()  # A turn, as that around it.
 
         def close(self, reason: str | None = None) -> None:
             reasons.append(reason)

@@ -772,7 +772,7 @@ def test_nested_run_may_be_the_first_to_handle_a_wake_up(
     class Nested(Socket):
         def event_read(self) -> None:
             self.read(10)
-            turn(loop)
+            loop.run()  # A turn, as that around it.
 
     near, far = socket.socketpair()
     near.setblocking(False)
