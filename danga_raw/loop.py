@@ -350,7 +350,7 @@ class Loop:
 
     def _read_pushed_back(self) -> None:
         """Call event_read while objects that watch for reading have pushed-back data. As in the
-        original, one that gets some during a round waits for the next."""
+        original, one that gets some during a round waits for the next; there it comes first."""
         receivers, readable = self._registry.receivers, self._registry.readable
         while readable:
             for fd in list(readable):
@@ -359,6 +359,9 @@ class Loop:
                     # A signal's handler may come between a change of the object and its note here.
                     if obj is not None and obj.read_push_back and fd in readable:
                         obj.event_read()
+                        if fd in readable:  # To the end, behind those added meanwhile.
+                            del readable[fd]
+                            readable[fd] = None
                     else:
                         readable.pop(fd, None)
                 except Exception as error:

@@ -63,7 +63,8 @@ sub NEXTKEY { return shift @{$_[0]{left}} }
 sub SCALAR { return scalar @{$_[0]{keys}} }
 
 # The objects with pushed-back data, which the original goes through in any order, as it has them in
-# a hash: first those that don't watch for reading, then the others in the order in which they began.
+# a hash: first those that don't watch for reading, then the others in the order in which they began,
+# or were last read in a round (`event_read`).
 package PushedBack;
 
 our @ISA = ('Ordered');
@@ -456,6 +457,14 @@ sub reacts {
 }
 
 sub event_read {
+    my $self = shift;
+    my $in_round = (caller(1))[3] eq 'Danga::Socket::PostEventLoop';
+    $self->read_event;
+    my $waiting = $in_round && delete $Danga::Socket::PushBackSet{$self->{fd} // ''};
+    $Danga::Socket::PushBackSet{$self->{fd}} = $waiting if $waiting;
+}
+
+sub read_event {
     my $self = shift;
     $self->said("event_read");
     return if !$self->reacts("read") || $self->{closed};
