@@ -23,7 +23,7 @@ from tests.every_call_fails import (
 from tests.needs import REQUIRED
 from tests.strace import Call, parse
 
-SAMPLE = 300 if REQUIRED else 60
+SAMPLE = 300 if REQUIRED else 40
 
 
 @pytest.mark.needs("strace")

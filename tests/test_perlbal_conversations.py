@@ -21,7 +21,7 @@ from tests.perlbal.tables import Conversation
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "perlbal.md"
 
 ROWS = {f"{subject}: {row.name}": row for subject, rows in TABLES.items() for row in rows}
-SAMPLE = ROWS if REQUIRED else dict([*ROWS.items()][::4])
+SAMPLE = ROWS if REQUIRED else dict([*ROWS.items()][::8])
 
 
 @pytest.fixture(scope="module")

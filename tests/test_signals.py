@@ -245,7 +245,7 @@ def test_signal_handler_may_close_sockets_and_add_timers_anywhere(
     handled(-1, backend, handler)
     count = handled(-1, backend, handler)[0].count
     found: dict[str, list[str]] = {}
-    for at in places(count, 250 if REQUIRED else 25):
+    for at in places(count, 250 if REQUIRED else 15):
         interrupter, wrong = handled(at, backend, handler)
         if wrong:
             found[interrupter.where or "nowhere"] = wrong

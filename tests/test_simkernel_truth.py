@@ -28,7 +28,7 @@ from tests.simkernel.sockets import StreamSocket
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the truth held against is Linux")
 
-PROGRAMS = 10_000 if REQUIRED else 1_000
+PROGRAMS = 10_000 if REQUIRED else 500
 BATCHES = 10
 STEPS = 35
 SETTLE = 10.0

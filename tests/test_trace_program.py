@@ -218,7 +218,7 @@ RUNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("way", "options"), RUNS if REQUIRED else RUNS[::2])
+@pytest.mark.parametrize(("way", "options"), RUNS if REQUIRED else RUNS[::3])
 def test_program_sees_the_same_surroundings_as_without_a_trace(
     way: str, options: str, ways: Path
 ) -> None:
